@@ -1,0 +1,381 @@
+"""Find a model, read it, write it: Hugging Face's directory layout and peft's adapters, safetensors only.
+
+A model is named by a Hub id (`gpt2`), a directory with config.json, or a peft adapter directory, whose base is found
+through `base_model_name_or_path`.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanomed import tokenizer
+from nanomed.errors import UserError
+from nanomed.lora import LoRAConfig, adapter_state, inject, lora_layers
+from nanomed.models.gpt2 import GPT2
+
+ARCHITECTURES = {"gpt2": GPT2}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
+CONNECT_SECONDS = 5
+
+# Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other heads.
+INERT = set(
+    """architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype transformers_version use_cache n_ctx
+    output_attentions output_hidden_states output_past return_dict torchscript id2label label2id num_labels finetuning_task
+    problem_type task_specific_params summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout gradient_checkpointing use_bfloat16 tokenizer_class prefix max_length min_length do_sample
+    early_stopping num_beams num_beam_groups temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate diversity_penalty forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id sep_token_id
+    tf_legacy_loss""".split()
+)
+# Keys that would change what is computed, with the only value that is supported.
+FIXED = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+    "cross_attention_hidden_size": None,
+    "chunk_size_feed_forward": 0,
+    "pruned_heads": {},
+}
+# The same for adapter_config.json: what LoRAConfig holds or is bookkeeping; all else must be unset.
+ADAPTER_INERT = set(
+    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha
+    lora_dropout target_modules fan_in_fan_out megatron_core qalora_group_size runtime_config loftq_config""".split()
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files lie. name: what others find it by (Hub id or absolute path); directory: its config,
+    weights and tokenizer; adapter: the adapter's directory, `name` and `directory` being its base's."""
+
+    name: str
+    directory: Path
+    adapter: Path | None = None
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        own = self.adapter is not None and any((self.adapter / f).exists() for f in tokenizer.FILES[:2])
+        return self.adapter if own else self.directory
+
+
+def find(name: str, weights: bool = True) -> Source:
+    """Locate a model, downloading what is not there yet: config, safetensors and tokenizer files, nothing else.
+
+    Raises UserError if it is neither a directory nor a Hub id, or cannot be had; within 10 seconds if there is no network.
+    """
+    path = Path(name).expanduser()
+    if (path / ADAPTER_CONFIG).exists():
+        base = _read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not base:
+            raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
+        try:
+            source = find(base, weights)
+        except UserError as e:
+            raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
+        if source.adapter:
+            raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
+        return Source(source.name, source.directory, path.resolve())
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"{path}: not a model directory (no config.json, no {ADAPTER_CONFIG})")
+        return Source(str(path.resolve()), path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such model directory")
+    return _download(name, weights)
+
+
+@cache
+def online() -> bool:
+    """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it gives up."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception:
+        return False
+    return True
+
+
+def explain(repo: str, error: Exception, what: str) -> UserError:
+    """One line for whatever huggingface_hub or datasets raised about a repository."""
+    endpoint = huggingface_hub.constants.ENDPOINT
+    local = f"; or give a local {what}"
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    if any(isinstance(e, GatedRepoError) for e in chain):
+        return UserError(f"{repo}: gated on {endpoint}; accept its terms there and run `hf auth login`{local}")
+    if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
+        return UserError(f"{repo}: no such repository on {endpoint}, and no such directory here{local}")
+    if not online():
+        why = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else f"no network: {endpoint} is out of reach"
+        return UserError(f"{repo}: {why}, and it is not in the cache{local}")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")
+
+
+def _download(repo: str, weights: bool) -> Source:
+    def get(filename: str) -> Path | None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, filename, local_files_only=not online()))
+        except LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
+            if online():
+                raise
+            return None
+        except EntryNotFoundError:
+            return None
+
+    try:
+        config = get("config.json")
+        if config is None:
+            raise explain(repo, FileNotFoundError("it has no config.json"), "directory")
+        if weights and get(WEIGHTS) is None:
+            index = get(INDEX)
+            if index is None:
+                raise explain(repo, FileNotFoundError("it has no safetensors weights"), "directory")
+            for shard in sorted(set(_read_json(index)["weight_map"].values())):
+                get(shard)
+        if get("tokenizer.json") is None:
+            get("vocab.json"), get("merges.txt")
+        get("tokenizer_config.json")
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
+        raise explain(repo, e, "directory") from e
+    return Source(repo, config.parent)
+
+
+def read_config(directory: Path) -> tuple[dict, object]:
+    """config.json as it stands, and the architecture's own config made from it. Raises UserError for an unknown
+    architecture, or a flag that the model here would not honour."""
+    path = Path(directory) / "config.json"
+    raw = _read_json(path)
+    if raw.get("model_type") not in ARCHITECTURES:
+        raise UserError(f"{path}: unknown architecture {raw.get('model_type')!r}; known: {', '.join(ARCHITECTURES)}")
+    config_class = ARCHITECTURES[raw["model_type"]].config_class
+    known = {f.name for f in fields(config_class)}
+    for key, value in raw.items():
+        if key in FIXED and value != FIXED[key]:
+            raise UserError(f"{path}: {key} = {value!r} is not supported")
+        if key not in known | INERT | FIXED.keys() | {"model_type"} and not key.startswith("_"):
+            raise UserError(f"{path}: {key!r} is not supported; if it changes nothing, take it out of the file")
+    try:
+        return raw, config_class(**{k: v for k, v in raw.items() if k in known})
+    except (UserError, TypeError, ZeroDivisionError) as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def load_model(source: Source, from_scratch: bool = False) -> torch.nn.Module:
+    """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
+
+    Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
+    """
+    raw, config = read_config(source.directory)
+    model_class = ARCHITECTURES[raw["model_type"]]
+    if from_scratch:
+        model = model_class(config)
+        model.init_weights()
+    else:
+        with torch.device("meta"):
+            model = model_class(config)
+        model.load_state_dict(_model_state(model, source.directory), assign=True)
+        model.tie_weights()
+    model.hf_config = raw
+    if source.adapter:
+        _load_adapter(model, source.adapter)
+    return model.train()
+
+
+def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
+    """The files' tensors under the model's own names and orientation, checked both ways."""
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    state, origin = {}, {}
+    for file, key, tensor in _read_weights(directory):
+        name = key if key.startswith(("transformer.", "lm_head.")) else "transformer." + key
+        if re.fullmatch(r"transformer\.h\.\d+", name.removesuffix(".attn.bias").removesuffix(".attn.masked_bias")):
+            continue  # the causal mask, which old files store as a buffer
+        if name in state:
+            raise UserError(f"{file}: {key} is stored twice, with and without the prefix `transformer.`")
+        if name not in expected:
+            raise UserError(f"{file}: unexpected tensor {key}")
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UserError(f"{file}: {key} is stored as {tensor.dtype}; fp32, fp16 and bf16 are supported")
+        if name.endswith(model.conv1d) and tensor.dim() == 2:
+            tensor = tensor.t()
+        if tensor.shape != expected[name]:
+            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}")
+        state[name], origin[name] = tensor.float().contiguous(), file
+    head, embedding = "lm_head.weight", "transformer.wte.weight"
+    if model.config.tie_word_embeddings and embedding in state:
+        if head in state and not torch.equal(state[head], state[embedding]):
+            raise UserError(f"{origin[head]}: {head} differs from the embedding that config.json ties it to")
+        state[head] = state[embedding]
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise UserError(f"{directory}: tensor {missing[0]} is missing" + f" (and {len(missing) - 1} more)" * (len(missing) > 1))
+    return state
+
+
+def _read_weights(directory: Path) -> Iterable[tuple[Path, str, torch.Tensor]]:
+    """(file, key, tensor) of model.safetensors, or of every shard that the index names."""
+    directory = Path(directory)
+    if (directory / WEIGHTS).exists():
+        shards = {WEIGHTS: None}
+    elif (directory / INDEX).exists():
+        shards = {}
+        for key, file in _read_json(directory / INDEX)["weight_map"].items():
+            shards.setdefault(file, set()).add(key)
+    else:
+        pickled = sorted(p.name for p in directory.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle, which could run any code and is never loaded: convert it to safetensors" if pickled else ""
+        raise UserError(f"{directory}: no {WEIGHTS} there{hint}")
+    for file, keys in shards.items():
+        state = read_safetensors(directory / file)
+        if keys is not None and keys != state.keys():
+            odd = sorted(keys ^ state.keys())[0]
+            raise UserError(f"{directory / file}: tensor {odd} is {'missing' if odd in keys else 'not in the index'}")
+        for key, tensor in state.items():
+            yield directory / file, key, tensor
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, "pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file") from e
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
+
+
+def _load_adapter(model, directory: Path) -> None:
+    path = directory / ADAPTER_CONFIG
+    config = _read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; LORA is")
+    for key, value in config.items():
+        harmless = not value or value == "none" or (key == "init_lora_weights" and value in (True, "gaussian"))
+        if key not in ADAPTER_INERT and not harmless:
+            raise UserError(f"{path}: {key} = {value!r} is not supported")
+    targets = config["target_modules"]
+    lora = LoRAConfig(
+        r=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        targets=targets if isinstance(targets, str) else tuple(targets),
+    )
+    inject(model, lora)
+    file = directory / ADAPTER
+    if not file.exists():
+        raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded")
+    state = {k.removeprefix(PEFT_PREFIX): v.float() for k, v in read_safetensors(file).items()}
+    expected = {k: v.shape for k, v in adapter_state(model).items()}
+    for key in sorted(expected.keys() | state.keys()):
+        if key not in state or key not in expected:
+            raise UserError(f"{file}: tensor {key} is {'missing' if key not in state else 'unexpected'}")
+        if state[key].shape != expected[key]:
+            raise UserError(f"{file}: {key} has shape {tuple(state[key].shape)}, not {tuple(expected[key])}")
+    model.load_state_dict(state, strict=False)
+
+
+def save_model(model, directory: Path, tokenizer_from: Path) -> None:
+    """Write a full model in Hugging Face's layout: config.json, model.safetensors in fp32, and the tokenizer's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    state = {k: v.detach().float() for k, v in state.items()}
+    state = {k: (v.t() if k.endswith(model.conv1d) else v).contiguous() for k, v in state.items()}
+    head = {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
+    config = {k: v for k, v in model.hf_config.items() if k != "torch_dtype"} | head
+    write_safetensors(state, directory / WEIGHTS)
+    write_json(config, directory / "config.json")
+    _copy_tokenizer(tokenizer_from, directory)
+
+
+def save_adapter(model, directory: Path, lora: LoRAConfig, base: str, tokenizer_from: Path) -> None:
+    """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from anywhere."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        "fan_in_fan_out": bool(model.conv1d),  # Conv1D keeps (in, out); A and B are r x in and out x r all the same
+        "bias": "none",
+    }
+    state = {PEFT_PREFIX + k: v.detach().contiguous() for k, v in adapter_state(model).items()}
+    write_safetensors(state, directory / ADAPTER)
+    write_json(config, directory / ADAPTER_CONFIG)
+    _copy_tokenizer(tokenizer_from, directory)
+
+
+def adapter_config(model, targets) -> LoRAConfig | None:
+    """The LoRA settings of a loaded model, None if it has no adapter."""
+    layers = list(lora_layers(model).values())
+    if not layers:
+        return None
+    r = layers[0].lora_A.out_features
+    return LoRAConfig(r, layers[0].scale * r, layers[0].dropout.p, targets)
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    for name in tokenizer.FILES:
+        if (source / name).exists() and source.resolve() != directory.resolve():
+            shutil.copyfile(source / name, directory / name)
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not valid JSON ({e})") from e
+
+
+def write_json(value, path: Path) -> None:
+    _replace(path, lambda tmp: tmp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+
+
+def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    _replace(path, lambda tmp: save_file(state, tmp, metadata={"format": "pt"} | (metadata or {})))
+
+
+def _replace(path: Path, write) -> None:
+    """Write beside `path`, force it to the disk, then rename over it: a reader sees the old file or the new one, and
+    a full disk or a lost power supply costs the new one only."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        write(tmp)
+        with open(tmp, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except (OSError, SafetensorError) as e:
+        tmp.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({e})") from e

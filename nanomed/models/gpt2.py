@@ -1,0 +1,186 @@
+"""GPT-2, DistilGPT-2 and BioMedLM: one page, Hugging Face's parameter names.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: a decoder-only transformer
+with the layer norms moved to the input of each sub-block, one more after the last block, and learned positions.
+
+Letters in the shape comments: B batch, T time, C channels (n_embd), nh heads, hs head size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from nanomed.errors import UserError
+
+ACTIVATIONS = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),  # GPT-2's own: the tanh form, not the exact erf
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The fields of Hugging Face's `config.json` that change what the model computes, with its defaults."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # width of the MLP; None means 4 * n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.activation_function not in ACTIVATIONS:
+            raise UserError(
+                f"activation_function {self.activation_function!r} is not supported; known: {', '.join(ACTIVATIONS)}"
+            )
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.attn_pdrop = config.attn_pdrop
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.upcast = config.reorder_and_upcast_attn
+        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:  # BioMedLM, after Mistral (Stanford CRFM)
+            self.scale /= layer + 1
+
+    def forward(self, x, mask=None):
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, nh, T, hs)
+        dropout = self.attn_pdrop if self.training else 0.0
+        attend = partial(
+            F.scaled_dot_product_attention, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale
+        )
+        if self.upcast:  # scores, softmax and average in fp32, whatever autocast says
+            with torch.autocast(x.device.type, enabled=False):
+                y = attend(q.float(), k.float(), v.float()).to(v.dtype)
+        else:
+            y = attend(q, k, v)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, inner)
+        self.c_proj = nn.Linear(inner, config.n_embd)
+        self.act = ACTIVATIONS[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x, mask=None):
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Everything below the head: token ids (B, T) in, hidden states (B, T, C) after the last layer norm out."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_positions = config.n_positions
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
+
+    def forward(self, idx, pos=None, mask=None):
+        B, T = idx.shape
+        if T > self.n_positions:
+            raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
+        if pos is None:
+            pos = torch.arange(T, device=idx.device)
+        x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C); wpe is fp32, and so is the residual stream
+        for block in self.h:
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
+        return self.ln_f(x)
+
+
+class GPT2(nn.Module):
+    """GPT-2 with its language-model head.
+
+    `forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T) their
+    positions if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key; without a mask
+    attention is causal. Training and evaluation call `transformer` alone and leave the head to `nanomed.loss`, which
+    never holds all logits at once.
+    """
+
+    config_class = GPT2Config
+    # What Hugging Face's files call otherwise, or store besides: Conv1D keeps (in, out), and old files hold the
+    # causal mask as a buffer.
+    conv1d = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    buffers = (".attn.bias", ".attn.masked_bias")
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self):
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def forward(self, idx, pos=None, mask=None):
+        return self.lm_head(self.transformer(idx, pos, mask))
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Random weights for training from scratch: normal(0, 0.02), biases zero, and the projections that write to
+        the residual stream divided by sqrt(2 * n_layer) (GPT-2 paper, section 2.3)."""
+        std = self.config.initializer_range
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer))
+            elif p.dim() >= 2:
+                nn.init.normal_(p, std=std)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(p)
+            else:
+                nn.init.ones_(p)  # layer-norm gains
