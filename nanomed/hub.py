@@ -4,9 +4,6 @@ A model is named by a Hub id (`gpt2`), a directory with config.json, or a peft a
 through `base_model_name_or_path`.
 """
 
-import json
-import os
-import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -23,12 +20,11 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nanomed import tokenizer
 from nanomed.errors import UserError
-from nanomed.lora import LoRAConfig, adapter_state, inject, lora_layers
+from nanomed.files import read_json, read_safetensors, write_json, write_safetensors
+from nanomed.lora import LoRAConfig, adapter_state, inject
 from nanomed.models.gpt2 import GPT2
 
 ARCHITECTURES = {"gpt2": GPT2}
@@ -88,7 +84,7 @@ def find(name: str, weights: bool = True) -> Source:
     """
     path = Path(name).expanduser()
     if (path / ADAPTER_CONFIG).exists():
-        base = _read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
         if not base:
             raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
         try:
@@ -131,7 +127,11 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
     if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
         return UserError(f"{repo}: no such repository on {endpoint}, and no such directory here{local}")
     if not online():
-        why = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else f"no network: {endpoint} is out of reach"
+        why = (
+            "HF_HUB_OFFLINE is set"
+            if huggingface_hub.constants.HF_HUB_OFFLINE
+            else f"no network: {endpoint} is out of reach"
+        )
         return UserError(f"{repo}: {why}, and it is not in the cache{local}")
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")
@@ -156,7 +156,7 @@ def _download(repo: str, weights: bool) -> Source:
             index = get(INDEX)
             if index is None:
                 raise explain(repo, FileNotFoundError("it has no safetensors weights"), "directory")
-            for shard in sorted(set(_read_json(index)["weight_map"].values())):
+            for shard in sorted(set(read_json(index)["weight_map"].values())):
                 get(shard)
         if get("tokenizer.json") is None:
             get("vocab.json"), get("merges.txt")
@@ -170,7 +170,7 @@ def read_config(directory: Path) -> tuple[dict, object]:
     """config.json as it stands, and the architecture's own config made from it. Raises UserError for an unknown
     architecture, or a flag that the model here would not honour."""
     path = Path(directory) / "config.json"
-    raw = _read_json(path)
+    raw = read_json(path)
     if raw.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{path}: unknown architecture {raw.get('model_type')!r}; known: {', '.join(ARCHITECTURES)}")
     config_class = ARCHITECTURES[raw["model_type"]].config_class
@@ -213,8 +213,8 @@ def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
     state, origin = {}, {}
     for file, key, tensor in _read_weights(directory):
         name = key if key.startswith(("transformer.", "lm_head.")) else "transformer." + key
-        if re.fullmatch(r"transformer\.h\.\d+", name.removesuffix(".attn.bias").removesuffix(".attn.masked_bias")):
-            continue  # the causal mask, which old files store as a buffer
+        if name.endswith(model.mask_buffers):
+            continue
         if name in state:
             raise UserError(f"{file}: {key} is stored twice, with and without the prefix `transformer.`")
         if name not in expected:
@@ -224,7 +224,9 @@ def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
         if name.endswith(model.conv1d) and tensor.dim() == 2:
             tensor = tensor.t()
         if tensor.shape != expected[name]:
-            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}")
+            raise UserError(
+                f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}"
+            )
         state[name], origin[name] = tensor.float().contiguous(), file
     head, embedding = "lm_head.weight", "transformer.wte.weight"
     if model.config.tie_word_embeddings and embedding in state:
@@ -233,7 +235,9 @@ def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
         state[head] = state[embedding]
     missing = sorted(expected.keys() - state.keys())
     if missing:
-        raise UserError(f"{directory}: tensor {missing[0]} is missing" + f" (and {len(missing) - 1} more)" * (len(missing) > 1))
+        raise UserError(
+            f"{directory}: tensor {missing[0]} is missing" + f" (and {len(missing) - 1} more)" * (len(missing) > 1)
+        )
     return state
 
 
@@ -244,11 +248,15 @@ def _read_weights(directory: Path) -> Iterable[tuple[Path, str, torch.Tensor]]:
         shards = {WEIGHTS: None}
     elif (directory / INDEX).exists():
         shards = {}
-        for key, file in _read_json(directory / INDEX)["weight_map"].items():
+        for key, file in read_json(directory / INDEX)["weight_map"].items():
             shards.setdefault(file, set()).add(key)
     else:
         pickled = sorted(p.name for p in directory.glob("*.bin"))
-        hint = f"; {pickled[0]} is a pickle, which could run any code and is never loaded: convert it to safetensors" if pickled else ""
+        hint = (
+            f"; {pickled[0]} is a pickle, which could run any code and is never loaded: convert it to safetensors"
+            if pickled
+            else ""
+        )
         raise UserError(f"{directory}: no {WEIGHTS} there{hint}")
     for file, keys in shards.items():
         state = read_safetensors(directory / file)
@@ -259,19 +267,9 @@ def _read_weights(directory: Path) -> Iterable[tuple[Path, str, torch.Tensor]]:
             yield directory / file, key, tensor
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, "pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file") from e
-    except (SafetensorError, OSError) as e:
-        raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
-
-
 def _load_adapter(model, directory: Path) -> None:
     path = directory / ADAPTER_CONFIG
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; LORA is")
     for key, value in config.items():
@@ -314,9 +312,10 @@ def save_model(model, directory: Path, tokenizer_from: Path) -> None:
     _copy_tokenizer(tokenizer_from, directory)
 
 
-def save_adapter(model, directory: Path, lora: LoRAConfig, base: str, tokenizer_from: Path) -> None:
+def save_adapter(model, directory: Path, base: str, tokenizer_from: Path) -> None:
     """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from anywhere."""
     directory.mkdir(parents=True, exist_ok=True)
+    lora = model.lora
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -335,47 +334,7 @@ def save_adapter(model, directory: Path, lora: LoRAConfig, base: str, tokenizer_
     _copy_tokenizer(tokenizer_from, directory)
 
 
-def adapter_config(model, targets) -> LoRAConfig | None:
-    """The LoRA settings of a loaded model, None if it has no adapter."""
-    layers = list(lora_layers(model).values())
-    if not layers:
-        return None
-    r = layers[0].lora_A.out_features
-    return LoRAConfig(r, layers[0].scale * r, layers[0].dropout.p, targets)
-
-
 def _copy_tokenizer(source: Path, directory: Path) -> None:
     for name in tokenizer.FILES:
         if (source / name).exists() and source.resolve() != directory.resolve():
             shutil.copyfile(source / name, directory / name)
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from e
-
-
-def write_json(value, path: Path) -> None:
-    _replace(path, lambda tmp: tmp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
-
-
-def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    _replace(path, lambda tmp: save_file(state, tmp, metadata={"format": "pt"} | (metadata or {})))
-
-
-def _replace(path: Path, write) -> None:
-    """Write beside `path`, force it to the disk, then rename over it: a reader sees the old file or the new one, and
-    a full disk or a lost power supply costs the new one only."""
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        write(tmp)
-        with open(tmp, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except (OSError, SafetensorError) as e:
-        tmp.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not be written ({e})") from e

@@ -6,7 +6,7 @@ with A (r, in) random and B (out, r) zero, so that training starts at the pretra
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -74,13 +74,16 @@ class LoRALinear(nn.Module):
 
 
 def inject(model: nn.Module, config: LoRAConfig) -> None:
-    """Freeze every parameter of a loaded model and wrap the target linears, in place.
+    """Freeze every parameter of a loaded model and wrap the target linears, in place; `model.lora` says how.
 
     Raises UserError if a target matches nothing, or something that is not a linear layer.
     """
     linears = {n: m for n, m in model.named_modules() if config.matches(n)}
-    unused = [t for t in [config.targets] if isinstance(t, str) and not linears] or [
-        t for t in config.targets if not isinstance(config.targets, str) and not any(n.endswith(t) for n in linears)
+    targets = [config.targets] if isinstance(config.targets, str) else config.targets
+    unused = [
+        t
+        for t in targets
+        if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
     ]
     names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
     if unused:
@@ -89,6 +92,7 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
         if not isinstance(module, nn.Linear):
             raise UserError(f"LoRA target {name} is a {type(module).__name__}; linear layers here: {', '.join(names)}")
     model.requires_grad_(False)
+    model.lora = config
     for name, module in linears.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, LoRALinear(module, config))
@@ -105,6 +109,7 @@ def merge_and_unwrap(model: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.base_layer)
     model.requires_grad_(True)
+    model.lora = None
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,7 +19,14 @@ from nanomed.errors import UserError
 # Possessive quantifiers and the split-off `\s++$` change no result; they keep long runs of blanks linear.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 EOT = "<|endoftext|>"
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 def _byte_characters() -> dict[str, int]:
@@ -106,7 +113,9 @@ def _check_spec(spec: dict, where: Path):
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise UserError(f"{where}: a {model.get('type')} tokenizer; only byte-level BPE is supported")
     byte_level = pre.get("type") == "ByteLevel" and not pre.get("add_prefix_space") and pre.get("use_regex", True)
-    changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)]
+    changed = [
+        k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)
+    ]
     if not byte_level or spec.get("normalizer") or changed:
         what = f"model.{changed[0]}" if changed else "normalizer" if spec.get("normalizer") else f"pre_tokenizer {pre}"
         raise UserError(f"{where}: not GPT-2's pre-tokenisation: {what} is not supported")
@@ -160,5 +169,7 @@ def _check_reachable(pair_rank: dict[tuple[bytes, bytes], int], where) -> None:
         while len(parts) > 1:
             best = min(range(len(parts) - 1), key=lambda i: pair_rank.get((parts[i], parts[i + 1]), rank + 1))
             if pair_rank.get((parts[best], parts[best + 1]), rank + 1) > rank:
-                raise UserError(f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it")
+                raise UserError(
+                    f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it"
+                )
             parts[best : best + 2] = [parts[best] + parts[best + 1]]

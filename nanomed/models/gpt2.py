@@ -127,8 +127,8 @@ class Transformer(nn.Module):
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 
     def forward(self, idx, pos=None, mask=None):
-        B, T = idx.shape
-        if T > self.n_positions:
+        T = idx.size(1)
+        if self.n_positions < T:
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
         if pos is None:
             pos = torch.arange(T, device=idx.device)
@@ -154,11 +154,12 @@ class GPT2(nn.Module):
     # What Hugging Face's files call otherwise, or store besides: Conv1D keeps (in, out), and old files hold the
     # causal mask as a buffer.
     conv1d = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-    buffers = (".attn.bias", ".attn.masked_bias")
+    mask_buffers = (".attn.bias", ".attn.masked_bias")
 
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
+        self.lora = None  # the LoRAConfig once nanomed.lora has wrapped some of the linears
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie_weights()

@@ -1,0 +1,400 @@
+"""Documents to token ids: read, encode once into a memory-mapped file, select, pack into blocks.
+
+    file rows -> read_documents -> encode_corpus -> Corpus -> Selection -> Stream -> Mixture -> fit
+                                                          \\-> Selection -> perplexity
+
+A corpus on disk is never held in memory: its tokens are mapped, and only the table of its documents is an array.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nanomed import hub
+from nanomed.errors import UserError
+from nanomed.files import read_json, write_json
+from nanomed.loss import IGNORE
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+FORMAT = "1"  # of the cached token file; part of its key
+
+# One row a document: where its tokens start, how many there are (the leading <|endoftext|> counted), and of its text
+# the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
+DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("n_words", "<i8"), ("digest", "V16")])
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class BadRow(Exception):
+    """One row that cannot be used; the reader goes on after it if the user asked for that."""
+
+
+def split_weight(name: str) -> tuple[str, float | None]:
+    """`general.jsonl:0.1` is that file with a weight; a name that exists as it stands has none."""
+    path, colon, weight = name.rpartition(":")
+    if not colon or Path(name).exists() or not re.fullmatch(r"\d*\.?\d+", weight):
+        return name, None
+    if float(weight) <= 0:
+        raise UserError(f"{name}: a weight must be more than 0")
+    return path, float(weight)
+
+
+def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:
+    """The texts of a file or of `hub:REPO[:CONFIG[:SPLIT]]`, in order; None for a bad row that is skipped.
+
+    Raises UserError with file and row for the first bad row, unless `skip_bad`.
+    """
+    rows = _rows(name)
+    for number, make in islice(enumerate(rows, 1), limit):
+        try:
+            yield _text(make(), text_field, name)
+        except BadRow as e:
+            if not skip_bad:
+                raise UserError(f"{name}, row {number}: {e} (--skip-bad-rows leaves such rows out)") from e
+            yield None
+
+
+def _rows(name: str) -> Iterator:
+    """One function a row, which gives the row's value or raises BadRow."""
+    if name.startswith("hub:"):
+        yield from (partial(lambda row: row, row) for row in _hub_rows(name))
+        return
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{name}: not a data file ({', '.join(SUFFIXES)}) and not hub:REPO[:CONFIG[:SPLIT]]")
+    if not path.is_file():
+        raise UserError(f"{name}: no such file")
+    if suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif suffix == ".json":
+        rows = read_json(path)
+        if not isinstance(rows, list):
+            raise UserError(f"{name}: a .json file must hold a list of objects; one object a line is .jsonl")
+        yield from (partial(lambda row: row, row) for row in rows)
+    else:
+        with open(path, "rb") as f:
+            lines = (partial(_decode, line) for line in f)
+            if suffix == ".csv":
+                yield from _csv_rows(path, lines)
+            elif suffix == ".txt":
+                yield from (partial(_plain, line) for line in lines if _decode_lenient(line).strip())
+            else:
+                yield from (partial(_json_line, line) for line in lines if _decode_lenient(line).strip())
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise BadRow(f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start})") from e
+
+
+def _decode_lenient(line) -> str:
+    return line.args[0].decode("utf-8", errors="replace")
+
+
+def _plain(line) -> dict:
+    return {"text": line().rstrip("\r\n")}
+
+
+def _json_line(line):
+    try:
+        return json.loads(line())
+    except ValueError as e:
+        raise BadRow(f"not valid JSON ({e})") from e
+
+
+def _csv_rows(path: Path, lines) -> Iterator:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(line() for line in lines)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except (BadRow, csv.Error) as e:  # where the next row starts is unknown then
+            raise UserError(f"{path}, line {reader.line_num + 1}: {e}") from e
+        yield partial(lambda row: row, row)
+
+
+def _parquet_rows(path: Path) -> Iterator:
+    import pyarrow.parquet  # datasets brings it
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            yield from (partial(lambda row: row, row) for row in batch.to_pylist())
+    except (pyarrow.ArrowException, OSError) as e:
+        raise UserError(f"{path}: truncated, corrupt or not Parquet ({e})") from e
+
+
+def _hub_rows(name: str):
+    repo, config, split, *rest = [*name.removeprefix("hub:").split(":"), None, None]
+    if not repo or any(rest):
+        raise UserError(f"{name}: must be hub:REPO[:CONFIG[:SPLIT]]")
+    import datasets
+
+    if not hub.online():  # else datasets would retry for half a minute
+        datasets.config.HF_HUB_OFFLINE = hub.huggingface_hub.constants.HF_HUB_OFFLINE = True
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(repo, config, split=split or "train")
+    except Exception as e:  # datasets raises a dozen kinds, all about what was asked for
+        raise hub.explain(repo, e, "file") from e
+
+
+def _text(row, field: str, name: str) -> str:
+    """The text at a dotted path of a row; a list of texts becomes lines."""
+    value = row
+    for key in field.split("."):
+        if not isinstance(value, dict) or key not in value:
+            fields = ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+            raise BadRow(f"no field {field!r} (fields: {fields}; --text-field names another)")
+        value = value[key]
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = "\n".join(value)
+    if not isinstance(value, str):
+        raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
+    return value
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Encoded documents. tokens: uint16 or uint32, mapped, each document led by <|endoftext|>; documents: their table;
+    sha256: of the texts in order, each followed by a NUL byte; bad_rows: how many rows were left out."""
+
+    name: str
+    tokens: np.ndarray
+    documents: np.ndarray
+    sha256: str
+    bad_rows: int
+
+    def all(self) -> "Selection":
+        return Selection(self, np.arange(len(self.documents)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some documents of a corpus, by index."""
+
+    corpus: Corpus
+    indices: np.ndarray
+
+    def table(self) -> np.ndarray:
+        return self.corpus.documents[self.indices]
+
+    def ids(self, k: int) -> np.ndarray:
+        """<|endoftext|> and the tokens of the k-th selected document."""
+        d = self.corpus.documents[self.indices[k]]
+        return self.corpus.tokens[d["start"] : d["start"] + d["length"]]
+
+
+def cache_directory() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomed"
+    return Path(os.environ.get("NANOMED_CACHE") or default)
+
+
+def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows=False) -> Corpus:
+    """Encode the documents of `names`, in order, into a token file in the cache, or map the one that is there.
+
+    The key is a hash of the files' contents and of the tokenizer, so neither a change nor a renaming goes wrong.
+    `limit` takes the first documents of each name. Raises UserError for a bad row, before anything is kept.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, text_field, str(limit), str(skip_bad_rows)]).encode())
+    for name in names:
+        key.update(_content_hash(name, text_field, limit).encode())
+    directory = cache_directory() / key.hexdigest()[:32]
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(dir=directory.parent, prefix="encoding-"))
+        try:
+            _encode_into(tmp, names, tokenizer, text_field, limit, skip_bad_rows)
+            if not directory.exists():  # another process may have been faster
+                os.replace(tmp, directory)
+        except OSError as e:
+            raise UserError(f"{directory.parent}: the encoded corpus could not be written ({e})") from e
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+    meta = read_json(directory / "meta.json")
+    documents = np.fromfile(directory / "documents.bin", DOCUMENT)
+    tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
+    return Corpus(" + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"])
+
+
+def _content_hash(name: str, text_field: str, limit: int | None) -> str:
+    if name.startswith("hub:"):  # no file of its own: hash what it gives
+        digest = hashlib.sha256()
+        for text in read_documents(name, text_field, limit, skip_bad=True):
+            digest.update((text or "").encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+    next(_rows(name), None)  # says what is wrong with a missing file before it is opened
+    with open(name, "rb") as f:
+        return Path(name).suffix.lower() + hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    sha, start, count, bad = hashlib.sha256(), 0, 0, 0
+
+    def encode(batch):
+        """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at once."""
+        out = []
+        for number, text in batch:
+            try:
+                raw = text.encode("utf-8")
+                ids = tokenizer.encode(text).astype(dtype)
+            except UnicodeEncodeError:
+                out.append((number, "a lone surrogate, which is no valid Unicode", None, None))
+            except ValueError as e:  # a run of a million blanks overflows the pre-tokeniser's stack
+                out.append((number, str(e), None, None))
+            else:
+                row = (0, 1 + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
+                out.append((number, raw, ids, row))
+        return out
+
+    with (
+        open(directory / "tokens.bin", "wb") as tokens,
+        open(directory / "documents.bin", "wb") as documents,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(desc="encoding", unit=" documents", leave=False, disable=None) as bar,
+    ):
+        for name in names:
+            rows = enumerate(read_documents(name, text_field, limit, skip_bad_rows), 1)
+            pending = deque()
+            while True:
+                batch = list(islice(rows, 64))
+                bad += sum(text is None for _, text in batch)
+                if batch:
+                    pending.append(pool.submit(encode, [(n, t) for n, t in batch if t is not None]))
+                if not pending:
+                    break
+                if batch and len(pending) < 4 * pool._max_workers:  # a few batches ahead, and no more
+                    continue
+                for number, raw, ids, row in pending.popleft().result():
+                    if ids is None:
+                        if not skip_bad_rows:
+                            raise UserError(f"{name}, row {number}: {raw} (--skip-bad-rows leaves such rows out)")
+                        bad += 1
+                        continue
+                    sha.update(raw + b"\0")
+                    tokens.write(np.array([tokenizer.eot], dtype).tobytes() + ids.tobytes())
+                    documents.write(np.array([(start, *row[1:])], DOCUMENT).tobytes())
+                    start += row[1]
+                    count += 1
+                    bar.update()
+    if count == 0:
+        raise UserError(f"{', '.join(names)}: no documents there")
+    write_json(
+        {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "names": names}, directory / "meta.json"
+    )
+
+
+# --- selecting --------------------------------------------------------------------------------------------------------
+
+
+def split(corpus: Corpus, fraction: float, seed: int) -> tuple[Selection, Selection]:
+    """(training, validation) documents of a corpus, drawn by document. Raises UserError if there are too few."""
+    n = len(corpus.documents)
+    n_val = max(1, round(fraction * n)) if fraction > 0 else 0
+    if n_val >= n:
+        raise UserError(f"{corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0")
+    order = np.random.default_rng(seed).permutation(n)
+    return Selection(corpus, np.sort(order[n_val:])), Selection(corpus, np.sort(order[:n_val]))
+
+
+def without(selection: Selection, held_out: list[Selection]) -> tuple[Selection, int]:
+    """The documents whose text is nowhere in `held_out`, and how many were taken out."""
+    seen = [s.table()["digest"] for s in held_out]
+    if not seen:
+        return selection, 0
+    keep = ~np.isin(selection.table()["digest"].view("S16"), np.concatenate(seen).view("S16"))
+    return Selection(selection.corpus, selection.indices[keep]), int((~keep).sum())
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """The selected documents one after another, cut into blocks of `context` predicted tokens, as GPT-2 was trained.
+
+    Each pass shuffles the documents before cutting and the blocks after it, by a seed of its own, so that block i of
+    pass p is the same whenever it is asked for: the position in the data is a number.
+    """
+
+    def __init__(self, selection: Selection, context: int, seed):
+        self.selection, self.context, self.seed = selection, context, seed
+        self.lengths = selection.table()["length"]
+        self.n_tokens = int(self.lengths.sum()) - 1  # predicted ones: the first has no predecessor
+        self.n_blocks = -(-self.n_tokens // context)
+        self._pass = None
+
+    def block(self, passed: int, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of block i, both (context,); the last block of the stream is filled up with IGNORE."""
+        if passed != self._pass:
+            rng = np.random.default_rng([*self.seed, passed])
+            self._documents = rng.permutation(len(self.lengths))
+            self._ends = np.cumsum(self.lengths[self._documents])
+            self._blocks = rng.permutation(self.n_blocks)
+            self._pass = passed
+        start = int(self._blocks[i]) * self.context
+        stop = min(start + self.context + 1, self.n_tokens + 1)
+        parts, d = [], int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            ids = self.selection.ids(self._documents[d])
+            begin = int(self._ends[d]) - len(ids)
+            parts.append(ids[start - begin : stop - begin])
+            start, d = int(self._ends[d]), d + 1
+        ids = np.concatenate(parts).astype(np.int64)
+        idx, targets = np.zeros(self.context, np.int64), np.full(self.context, IGNORE)
+        idx[: len(ids) - 1], targets[: len(ids) - 1] = ids[:-1], ids[1:]
+        return idx, targets
+
+
+class Mixture:
+    """Blocks of one or more streams, dealt into the windows of optimiser updates.
+
+    Without weights there is one stream, and an epoch is one pass over it. With weights, they are the streams' shares of
+    the blocks, and an epoch ends where the first stream has been read once, so that none is repeated within it; the
+    next epoch reads the longer ones on from there.
+    """
+
+    def __init__(self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed):
+        self.streams = [Stream(s, context, (seed, k)) for k, s in enumerate(selections)]
+        shares = np.array(weights) / np.sum(weights)
+        epoch = min(s.n_blocks / share for s, share in zip(self.streams, shares, strict=True))
+        self.counts = [max(1, round(epoch * share)) for share in shares]
+        self.batch_size, self.window_size, self.seed = batch_size, batch_size * grad_accum, seed
+        self.windows_per_epoch = -(-sum(self.counts) // self.window_size)
+
+    def window(self, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The micro-batches of the k-th update: (inputs, targets), each (up to batch_size, context)."""
+        epoch, w = divmod(k, self.windows_per_epoch)
+        which = np.repeat(np.arange(len(self.streams)), self.counts)
+        nth = np.concatenate([np.arange(c) for c in self.counts])
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(which)) if len(self.counts) > 1 else nth
+        blocks = []
+        for j in order[w * self.window_size : (w + 1) * self.window_size]:
+            stream, count = self.streams[which[j]], self.counts[which[j]]
+            blocks.append(stream.block(*divmod(epoch * count + nth[j], stream.n_blocks)))
+        batches = [blocks[i : i + self.batch_size] for i in range(0, len(blocks), self.batch_size)]
+        return [tuple(torch.from_numpy(np.stack(side)) for side in zip(*b, strict=True)) for b in batches]

@@ -1,0 +1,140 @@
+"""Perplexity that can be trusted: every token of every document counts once, in float64, and nothing else does.
+
+A document is `<|endoftext|>` and its tokens. Windows of `context` ids start at 0, stride, 2 x stride, ... until one
+reaches the end; each scores the tokens that no earlier window scored. So a document within the context is scored in one
+piece, and a longer one with at least `context - stride` tokens of history (after the strided evaluation in
+transformers' guide). Documents never see each other.
+"""
+
+import math
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nanomed.data import Selection
+from nanomed.errors import UserError
+from nanomed.loss import token_nll
+from nanomed.precision import autocast
+
+
+def perplexity(model, documents: list[Selection], context, stride, batch_size, device, dtype, pad="right", bar=True):
+    """Score `documents`; returns a dict: loss (nats a token), ppl = exp(loss), nll = loss x tokens_scored, bits_per_byte,
+    word_ppl (per whitespace-separated word), ppl_ci95 (bootstrap over documents; None for a single one), and the counts.
+
+    Neither batch_size, nor the order of documents, nor the side of the padding changes the result, rounding apart.
+    Raises UserError unless 1 <= stride < context <= n_positions, for nothing to score, and for a non-finite loss.
+    """
+    if not 1 <= stride < context:
+        raise UserError(f"stride {stride} must be at least 1 and less than the context {context}, so that every token "
+                        "has a predecessor in its window")  # fmt: skip
+    if context > model.config.n_positions:
+        raise UserError(f"context {context} is more than the model's {model.config.n_positions} positions")
+    table = np.concatenate([s.table() for s in documents])
+    tokens = table["length"] - 1
+    if tokens.sum() == 0:
+        raise UserError(f"{documents[0].corpus.name}: no tokens to score; every document is empty")
+    windows = _windows(table["length"], context, stride)
+    nll = np.zeros(len(table))  # float64, a document each
+    was_training, start = model.training, time.perf_counter()
+    model.eval()
+    try:
+        with tqdm(
+            total=int(tokens.sum()), desc="perplexity", unit=" tokens", leave=False, disable=not bar or None
+        ) as t:
+            for i in range(0, len(windows), batch_size):
+                batch = windows[i : i + batch_size]
+                for document, values in _score(model, documents, batch, device, dtype, pad):
+                    nll[document] += values.sum()
+                    t.update(len(values))
+    finally:
+        model.train(was_training)
+    if not np.isfinite(nll).all():
+        raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; "
+                        "try --dtype fp32")  # fmt: skip
+    seconds = time.perf_counter() - start
+    total, n = float(nll.sum()), int(tokens.sum())
+    loss = total / n
+    return {
+        "loss": loss,
+        "ppl": math.exp(loss),
+        "nll": total,
+        "tokens_scored": n,
+        "bits_per_byte": total / math.log(2) / int(table["n_bytes"].sum()),
+        "word_ppl": math.exp(total / int(table["n_words"].sum())),
+        "documents": len(table),
+        "words": int(table["n_words"].sum()),
+        "bytes": int(table["n_bytes"].sum()),
+        "ppl_ci95": bootstrap_ppl(nll, tokens),
+        "context": context,
+        "stride": stride,
+        "dtype": dtype,
+        "device": str(device),
+        "seconds": seconds,
+        "tokens_per_s": n / seconds,
+    }
+
+
+def _windows(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, int, int, int]]:
+    """(document, start, end, first scored position) of every window, longest first, so that batches pad little."""
+    windows = []
+    for document, length in enumerate(lengths.tolist()):
+        scored = 1  # position 0 is the <|endoftext|>, which is context only
+        for start in range(0, length, stride):
+            end = min(start + context, length)
+            if scored < end:
+                windows.append((document, start, end, scored))
+            scored = end
+            if end == length:
+                break
+    return sorted(windows, key=lambda w: (w[1] - w[2], w[0], w[1]))
+
+
+@torch.no_grad()
+def _score(model, documents, batch, device, dtype, pad):
+    """(document, nll of its newly scored tokens in float64) of each window of a batch."""
+    T = max(end - start for _, start, end, _ in batch) - 1  # the last id is predicted, never an input
+    idx = torch.zeros(len(batch), T, dtype=torch.long)
+    targets = torch.zeros_like(idx)
+    keep = torch.zeros_like(idx, dtype=torch.bool)
+    real = torch.zeros_like(keep)
+    for row, (document, start, end, scored) in enumerate(batch):
+        ids = torch.from_numpy(_ids(documents, document)[start:end].astype(np.int64))
+        at = T - len(ids) + 1 if pad == "left" else 0
+        idx[row, at : at + len(ids) - 1] = ids[:-1]
+        targets[row, at : at + len(ids) - 1] = ids[1:]
+        real[row, at : at + len(ids) - 1] = True
+        keep[row, at + scored - start - 1 : at + end - start - 1] = True
+    pos = mask = None  # padding on the right is behind every query, where causal attention does not look
+    if pad == "left":
+        pos = (real.long().cumsum(1) - 1).clamp(min=0).to(device)
+        mask = torch.ones(T, T, dtype=torch.bool).tril() & real[:, None, :] | torch.eye(T, dtype=torch.bool)
+        mask = mask[:, None].to(device)
+    with autocast(device, dtype):
+        x = model.transformer(idx.to(device), pos, mask)
+    nll = token_nll(x[keep.to(device)], model.lm_head.weight, targets[keep].to(device)).double().cpu().numpy()
+    counts = keep.sum(1).tolist()
+    return [(w[0], v) for w, v in zip(batch, np.split(nll, np.cumsum(counts)[:-1]), strict=True)]
+
+
+def _ids(documents: list[Selection], k: int) -> np.ndarray:
+    for selection in documents:
+        if k < len(selection.indices):
+            return selection.ids(k)
+        k -= len(selection.indices)
+    raise IndexError(k)
+
+
+def bootstrap_ppl(nll: np.ndarray, tokens: np.ndarray, samples: int = 1000, seed: int = 0) -> list[float] | None:
+    """95 % percentile interval of the corpus perplexity, drawing whole documents with replacement (Efron 1979):
+    tokens of one document are not independent, documents are."""
+    if len(nll) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(samples):
+        chosen = rng.integers(len(nll), size=len(nll))
+        if (n := tokens[chosen].sum()) > 0:
+            draws.append(math.exp(nll[chosen].sum() / n))
+    return [float(q) for q in np.percentile(draws, [2.5, 97.5])]

@@ -1,0 +1,41 @@
+"""Where the numbers live and how wide they are: device, dtype, autocast, and frozen weights in the compute dtype."""
+
+import torch
+from torch import nn
+
+from nanomed.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises UserError if CUDA is asked for and missing."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp16 on CUDA and fp32 on the CPU."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+def autocast(device: torch.device, dtype: str):
+    """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32."""
+    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
+
+
+def store_frozen(model: nn.Module, dtype: str, head: bool = True) -> None:
+    """Keep the frozen linear layers in the compute dtype, in place: half the memory, and nothing to cast at each step.
+    What is trained stays fp32. `head=False` leaves the head (and the embedding tied to it) in fp32."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad and (head or name != "lm_head"):
+            for p in module.parameters(recurse=False):
+                p.data = p.data.to(DTYPES[dtype])  # .data: a tied embedding keeps being the same parameter
