@@ -1,5 +1,13 @@
-"""What the user can mend is a UserError: one line on stderr, exit status 2, no traceback."""
+"""How a run can end before its end, other than by a bug."""
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file, the row or the setting, and says how."""
+    """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit status 2."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after what could be saved was saved. Exit status 128 + signum."""
+
+    def __init__(self, signum: int, message: str = "interrupted"):
+        super().__init__(message)
+        self.signum = signum

@@ -54,7 +54,7 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
         raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; "
                         "try --dtype fp32")  # fmt: skip
     seconds = time.perf_counter() - start
-    total, n = float(nll.sum()), int(tokens.sum())
+    total, n, words = float(nll.sum()), int(tokens.sum()), int(table["n_words"].sum())
     loss = total / n
     return {
         "loss": loss,
@@ -62,9 +62,9 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
         "nll": total,
         "tokens_scored": n,
         "bits_per_byte": total / math.log(2) / int(table["n_bytes"].sum()),
-        "word_ppl": math.exp(total / int(table["n_words"].sum())),
+        "word_ppl": math.exp(total / words) if words else None,
         "documents": len(table),
-        "words": int(table["n_words"].sum()),
+        "words": words,
         "bytes": int(table["n_bytes"].sum()),
         "ppl_ci95": bootstrap_ppl(nll, tokens),
         "context": context,

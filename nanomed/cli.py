@@ -1,0 +1,197 @@
+"""What the scripts share on the command line: flags, presets from a recipe, and how they end."""
+
+import argparse
+import signal
+import sys
+import tomllib
+import traceback
+from pathlib import Path
+
+import torch
+
+from nanomed.errors import Interrupted, UserError
+from nanomed.train import Settings
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong flag, defaults in --help, no abbreviations."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+class Several(argparse.Action):
+    """A flag that takes several values, may be given several times, and once given replaces a recipe's."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = namespace.__dict__.setdefault("_given", set())
+        before = getattr(namespace, self.dest) if self.dest in given else []
+        given.add(self.dest)
+        setattr(namespace, self.dest, [*before, *values])
+
+
+def count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text!r}")
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, not {text!r}")
+    return value
+
+
+MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, or peft adapter directory"
+DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
+
+
+def add_common_flags(p: argparse.ArgumentParser) -> None:
+    """The flags of everything that runs a model."""
+    p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+                   help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
+                        "and fp32 on the CPU")  # fmt: skip
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
+    p.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def add_data_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--text-field", default="text", help="field of the text; may be a path like context.contexts, and a "
+                                                        "list of texts is joined with newlines")  # fmt: skip
+    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+
+
+def add_training_flags(p: argparse.ArgumentParser) -> None:
+    """The flags that every training phase takes."""
+    p.add_argument("--config", metavar="TOML", help="recipe that presets flags; flags on the command line win")
+    p.add_argument("--out", required=True, metavar="DIR", help="where the trained model and the run's records go")
+    add_common_flags(p)
+    add_data_flags(p)
+    g = p.add_argument_group("training")
+    g.add_argument(
+        "--context", type=count, metavar="N", help="tokens a block (default: the model's positions, 1024 at most)"
+    )
+    g.add_argument("--batch-size", type=count, default=8, help="blocks a micro-batch")
+    g.add_argument("--grad-accum", type=count, default=1, help="micro-batches an update")
+    g.add_argument("--epochs", type=positive, default=Settings.epochs, help="passes over the data")
+    g.add_argument(
+        "--max-steps", type=int, default=Settings.max_steps, help="updates, whatever --epochs says; 0: unset"
+    )
+    g.add_argument("--lr", type=positive, help="peak learning rate (default: 5e-5; 2e-4 with LoRA; 6e-4 from scratch)")
+    g.add_argument(
+        "--warmup-ratio", type=share, default=Settings.warmup_ratio, help="share of the updates that warm up"
+    )
+    g.add_argument("--weight-decay", type=float, default=Settings.weight_decay, help="on matrices and embeddings only")
+    g.add_argument("--grad-clip", type=float, default=Settings.grad_clip, help="largest gradient norm; 0: no clipping")
+    g.add_argument("--dropout", type=share, default=0.0,
+                   help="in place of the three probabilities of the model's config (GPT-2's say 0.1)")  # fmt: skip
+    g.add_argument("--compile", action="store_true", help="compile the model with torch.compile; minutes, then faster")
+    g.add_argument(
+        "--grad-checkpoint", action="store_true", help="recompute activations in backward: less memory, slower"
+    )
+    g = p.add_argument_group("LoRA")
+    g.add_argument("--lora-r", type=int, default=0, metavar="R", help="rank; 0 trains all weights")
+    g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
+    g.add_argument("--lora-dropout", type=share, default=0.0)
+    g.add_argument("--lora-targets", default="c_attn", metavar="NAMES",
+                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc")  # fmt: skip
+    g.add_argument("--merge", action="store_true", help="fold the adapter into the model that DIR holds at the end")
+    g = p.add_argument_group("the run")
+    g.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint, or start if it has none")
+    g.add_argument(
+        "--save-every", type=int, default=Settings.save_every, help="updates between checkpoints; 0: at the end"
+    )
+    g.add_argument(
+        "--eval-every", type=int, default=Settings.eval_every, help="updates between validations; 0: an epoch"
+    )
+    g.add_argument("--patience", type=int, default=Settings.patience,
+                   help="stop after so many validations without improvement and keep the best weights; 0: never")  # fmt: skip
+    g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
+
+
+def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
+    """Parse the command line; a recipe given with --config presets flags through its section `[phase]`.
+
+    Raises UserError for an unknown key of that section, or a value that the flag would not take.
+    """
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config")
+    path = pre.parse_known_args()[0].config
+    if path:
+        try:
+            recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}") from e
+        except ValueError as e:
+            raise UserError(f"{path}: not valid TOML ({e})") from e
+        if not isinstance(recipe.get(phase), dict):
+            raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
+        _preset(parser, recipe[phase], f"{path} [{phase}]")
+    args = parser.parse_args()
+    args.__dict__.pop("_given", None)
+    return args
+
+
+def _preset(parser, section: dict, where: str) -> None:
+    flags = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config")}
+    for key, value in section.items():
+        action = flags.get(key.replace("-", "_"))
+        if action is None:
+            raise UserError(f"{where}: unknown key {key!r}")
+        if isinstance(action, argparse._StoreTrueAction):
+            if not isinstance(value, bool):
+                raise UserError(f"{where}: {key} must be true or false")
+        elif isinstance(action, Several):
+            value = [str(v) for v in (value if isinstance(value, list) else [value])]
+        elif isinstance(value, list | dict | bool):
+            raise UserError(f"{where}: {key} must be one value")
+        else:
+            try:
+                value = parser._get_value(action, str(value))
+                parser._check_value(action, value)
+            except argparse.ArgumentError as e:
+                raise UserError(f"{where}: {key}: {e.message}") from e
+        action.required = False
+        parser.set_defaults(**{action.dest: value})
+
+
+def run(main) -> None:
+    """Call a script's main() and exit: 0 done, 2 what the user can mend (one line), 128 + n after a signal, 1 a bug."""
+
+    def terminate(signum, frame):
+        raise Interrupted(signum)
+
+    signal.signal(signal.SIGTERM, terminate)
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+        code = 0
+    except UserError as e:
+        print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
+        code = 2
+    except torch.OutOfMemoryError:
+        print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
+        code = 2
+    except Interrupted as e:
+        print(f"{name}: {e}", file=sys.stderr)
+        code = 128 + e.signum
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)

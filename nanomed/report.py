@@ -1,0 +1,61 @@
+"""What a person looks at: the curve of a training run, and a table of measurements."""
+
+import json
+import sys
+from pathlib import Path
+
+
+def plot_curves(directory: Path) -> Path | None:
+    """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no loss.png: matplotlib is not installed (pip install 'nanomed[report]')", file=sys.stderr)
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
+    val = [(r["tokens"], r["val_loss"]) for r in records if "val_loss" in r]
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    ax.plot(*zip(*train, strict=True), color="#2a6f97", label="training") if train else None
+    ax.plot(*zip(*val, strict=True), color="#c1440e", marker="o", label="validation") if val else None
+    ax.set(xlabel="tokens trained on", ylabel="loss (nats a token)", title=directory.name)
+    ax.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    figure.savefig(directory / "loss.png", dpi=144)
+    plt.close(figure)
+    return directory / "loss.png"
+
+
+def table(results: dict[tuple[str, str], dict]) -> str:
+    """A Markdown table of eval.py ppl's results, {(model, data): result}: a row a model, for each data its perplexity
+    with its interval and bits per byte, and how much smaller the perplexity is than in the first row."""
+    models = list(dict.fromkeys(model for model, _ in results))
+    columns = list(dict.fromkeys(data for _, data in results))
+    head = ["model", *(h for data in columns for h in (f"{data}: perplexity [95 %]", "bits/byte", "change"))]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for model in models:
+        row = [model]
+        for data in columns:
+            r, first = results[model, data], results[models[0], data]
+            low, high = r["ppl_ci95"] or (float("nan"), float("nan"))
+            change = f"{r['ppl'] / first['ppl'] - 1:+.1%}" if model != models[0] else ""
+            row += [f"{r['ppl']:.2f} [{low:.2f}, {high:.2f}]", f"{r['bits_per_byte']:.3f}", change]
+        rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> None:
+    """python -m nanomed.report FILE.json ...: the table of files named MODEL.DATA.json, as `make study` writes them."""
+    results = {}
+    for name in sys.argv[1:]:
+        model, data, _ = Path(name).name.split(".")
+        results[model, data] = json.loads(Path(name).read_text())
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
