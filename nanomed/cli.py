@@ -69,8 +69,9 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
 
 
 def add_data_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--text-field", default="text", help="field of the text; may be a path like context.contexts, and a "
-                                                        "list of texts is joined with newlines")  # fmt: skip
+    p.add_argument("--text-field", default="text", help="field of the text: a name, a path like "
+                   "context.contexts, or several (a,b), of which the first that a row has counts; a list is joined with "
+                   "newlines")  # fmt: skip
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
 

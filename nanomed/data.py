@@ -159,19 +159,20 @@ def _hub_rows(name: str):
         raise hub.explain(repo, e, "file") from e
 
 
-def _text(row, field: str, name: str) -> str:
-    """The text at a dotted path of a row; a list of texts becomes lines."""
-    value = row
-    for key in field.split("."):
-        if not isinstance(value, dict) or key not in value:
-            fields = ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
-            raise BadRow(f"no field {field!r} (fields: {fields}; --text-field names another)")
-        value = value[key]
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        value = "\n".join(value)
-    if not isinstance(value, str):
-        raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
-    return value
+def _text(row, fields: str, name: str) -> str:
+    """The text at the first of the dotted paths `a.b,c` that a row has; a list of texts becomes lines."""
+    for field in fields.split(","):
+        value = row
+        for key in field.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            value = "\n".join(value)
+        if isinstance(value, str):
+            return value
+        if value is not None:
+            raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
+    there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    raise BadRow(f"no text in the field {fields!r} ({there}; --text-field names another)")
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------

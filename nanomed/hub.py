@@ -6,7 +6,7 @@ through `base_model_name_or_path`.
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -94,6 +94,8 @@ def find(name: str, weights: bool = True) -> Source:
         if source.adapter:
             raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
         return Source(source.name, source.directory, path.resolve())
+    if path.is_file() and path.name == "config.json":  # for training from scratch
+        path = path.parent
     if path.is_dir():
         if not (path / "config.json").exists():
             raise UserError(f"{path}: not a model directory (no config.json, no {ADAPTER_CONFIG})")
@@ -186,12 +188,24 @@ def read_config(directory: Path) -> tuple[dict, object]:
         raise UserError(f"{path}: {e}") from e
 
 
-def load_model(source: Source, from_scratch: bool = False) -> torch.nn.Module:
+def check_vocabulary(tok: tokenizer.Tokenizer, config, source: Source) -> None:
+    """Raises UserError if the tokenizer gives ids that the model has no embedding for."""
+    if tok.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size "
+            f"is {config.vocab_size}"
+        )
+
+
+def load_model(source: Source, from_scratch: bool = False, dropout: float | None = None) -> torch.nn.Module:
     """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
+    `dropout`, if given, takes the place of the three probabilities in the config.
 
     Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
     """
     raw, config = read_config(source.directory)
+    if dropout is not None:
+        config = replace(config, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
     model_class = ARCHITECTURES[raw["model_type"]]
     if from_scratch:
         model = model_class(config)

@@ -7,6 +7,7 @@ loss and the number of supervised tokens of one, `evaluate()` measures the model
 import json
 import math
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
     interrupted = []
     handlers = {sig: signal.signal(sig, _on_signal(interrupted)) for sig in (signal.SIGINT, signal.SIGTERM)}
     model.train()
-    bar = tqdm(total=steps, initial=progress["step"], desc="training", unit=" updates", dynamic_ncols=True)
+    bar = tqdm(total=steps, initial=progress["step"], desc="training", unit=" updates", dynamic_ncols=True,
+               mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file gets a line now and then  # fmt: skip
     logged = {"loss": 0.0, "tokens": 0, "seconds": 0.0, "updates": 0}  # since the last line of metrics.jsonl
     try:
         if evaluate and progress["step"] == 0:

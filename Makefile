@@ -1,0 +1,92 @@
+# nanomed: every target is one or two commands that can be typed by hand; `make -n TARGET` shows them.
+
+VENV ?= .venv
+PY = $(VENV)/bin/python
+RUNS ?= runs
+
+# What is adapted, on what, and measured on what. All can be given on the command line, with ARGS for more flags.
+MODEL ?= gpt2
+DATA = hub:qiaojin/PubMedQA:pqa_artificial
+TEST = hub:qiaojin/PubMedQA:pqa_labeled
+FIELD ?= context.contexts,text
+ARGS ?=
+# 20,000 abstracts by default; all of DATA if it is the user's. TEST's documents never get into training; if DATA is the
+# user's and TEST is not given, the table is left out and the validation perplexity tells.
+LIMIT = $(if $(filter file,$(origin DATA)),--limit 20000)
+MEASURED = $(if $(filter file,$(origin DATA))$(filter-out file,$(origin TEST)),$(TEST))
+
+.PHONY: setup baseline adapt study test test-all lint bench clean help
+
+help:
+	@echo "make setup      a virtual environment with everything, in $(VENV)"
+	@echo "make baseline   the perplexity of MODEL ($(MODEL)) on TEST"
+	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
+	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
+	@echo "make test       the tests; make test-all: the slow ones too; make lint"
+	@echo "make bench      ours against transformers, on this machine"
+	@echo "make clean      remove $(VENV) and caches of tools; $(RUNS) stays"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q -r requirements.lock
+	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+baseline: setup
+	mkdir -p $(RUNS)
+	$(PY) eval.py ppl --model $(MODEL) --data $(TEST) --text-field $(FIELD) --json $(RUNS)/base.test.json
+
+adapt: setup $(if $(MEASURED),baseline)
+	$(PY) train_clm.py --model $(MODEL) --data $(DATA) --text-field $(FIELD) $(LIMIT) \
+		$(if $(MEASURED),--exclude $(MEASURED)) --out $(RUNS)/adapted --resume $(ARGS)
+ifneq ($(MEASURED),)
+	$(PY) eval.py ppl --model $(RUNS)/adapted --data $(MEASURED) --text-field $(FIELD) --json $(RUNS)/adapted.test.json
+	$(PY) -m nanomed.report $(RUNS)/base.test.json $(RUNS)/adapted.test.json
+endif
+
+# The whole road on the user's own files: a small GPT-2 from random weights on GENERAL, measured on TEST and GENERAL_TEST,
+# adapted on PUBMED fully and with LoRA, measured again. STEPS, BATCH: how long the first part takes.
+STUDY = $(RUNS)/study
+GENERAL ?=
+PUBMED ?=
+GENERAL_TEST ?=
+STEPS ?= 800
+BATCH ?= 16
+STUDY_EVAL = $(PY) eval.py ppl --text-field $(FIELD)
+study: setup
+	@test -n "$(GENERAL)" -a -n "$(PUBMED)" -a "$(origin TEST)" != file -a -n "$(GENERAL_TEST)" || \
+		{ echo "make study GENERAL=general.jsonl PUBMED=abstracts.jsonl TEST=test.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2; }
+	$(PY) -m nanomed.bpe --data $(GENERAL) --text-field $(FIELD) --out $(STUDY)/shape
+	cp recipes/study.config.json $(STUDY)/shape/config.json
+	$(PY) train_clm.py --from-scratch --model $(STUDY)/shape --data $(GENERAL) --text-field $(FIELD) \
+		--exclude $(TEST) $(GENERAL_TEST) --out $(STUDY)/base --max-steps $(STEPS) --batch-size $(BATCH) --lr 2e-3 \
+		--val-fraction 0.01 --eval-every 200 --resume
+	$(PY) train_clm.py --model $(STUDY)/base --data $(PUBMED) --text-field $(FIELD) --exclude $(TEST) \
+		--out $(STUDY)/adapted --batch-size $(BATCH) --lr 1e-3 --val-fraction 0.02 --resume
+	$(PY) train_clm.py --model $(STUDY)/base --data $(PUBMED) --text-field $(FIELD) --exclude $(TEST) \
+		--out $(STUDY)/adapted-lora --batch-size $(BATCH) --lr 2e-3 --val-fraction 0.02 --resume \
+		--lora-r 16 --lora-targets c_attn,c_proj,c_fc
+	for model in base adapted adapted-lora; do \
+		$(STUDY_EVAL) --model $(STUDY)/$$model --data $(TEST) --json $(STUDY)/$$model.biomedical.json || exit; \
+		$(STUDY_EVAL) --model $(STUDY)/$$model --data $(GENERAL_TEST) --json $(STUDY)/$$model.general.json || exit; \
+	done
+	$(PY) -m nanomed.report $(foreach m,base adapted adapted-lora,$(STUDY)/$m.biomedical.json $(STUDY)/$m.general.json)
+
+test: setup
+	$(PY) -m pytest
+
+test-all: setup
+	$(PY) -m pytest -m "slow or not slow"
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: setup
+	$(PY) bench/train_step.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

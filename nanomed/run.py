@@ -1,0 +1,135 @@
+"""The directory of a training run: made at the start, turned into a model directory at the end.
+
+run.json       command, settings, versions, hashes of the data     (written first)
+metrics.jsonl  one object a logged update                          (nanomed.train)
+state/         for --resume                                        (nanomed.checkpoint)
+base/          the merged base, if an adapter was merged before a new one was trained on it
+config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png
+"""
+
+import platform
+import resource
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import nanomed
+from nanomed import hub, report
+from nanomed.errors import UserError
+from nanomed.files import read_json, write_json
+from nanomed.lora import LoRAConfig, inject, lora_layers, merge_and_unwrap
+from nanomed.precision import store_frozen
+
+# Settings that may differ when a run is resumed: they change nothing that is computed.
+FREE = {"config", "resume", "save_every", "log_every", "out"}
+
+
+def check_out(args) -> None:
+    """Refuse to train over what is there. Raises UserError unless DIR is new, empty, or to be resumed."""
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: it is a file")
+    if not args.resume and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out}: not empty; --resume goes on with the run there, or choose another directory")
+
+
+def is_complete(args) -> bool:
+    return args.resume and (Path(args.out) / "summary.json").exists()
+
+
+def record_start(args, data: dict[str, str]) -> None:
+    """Write run.json, or check it against this command if the run is resumed. data: name -> SHA-256 of the texts."""
+    path = Path(args.out) / "run.json"
+    settings = {k: v for k, v in vars(args).items()}
+    if args.resume and path.exists():
+        before = read_json(path)
+        changed = [k for k in settings if k not in FREE and settings[k] != before["settings"].get(k)]
+        if changed:
+            k = changed[0]
+            raise UserError(f"{path}: the run was started with {k} = {before['settings'].get(k)!r}, now it is "
+                            f"{settings[k]!r}; resume with the same settings, or choose another --out")  # fmt: skip
+        if before["data"] != data:
+            raise UserError(f"{path}: the data have changed since the run was started; choose another --out")
+        return
+    packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    write_json({
+        "command": shlex.join(sys.argv),
+        "settings": settings,
+        "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()}
+        | {p: version(p) for p in packages},
+        "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads(),
+                    "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "seed": args.seed,
+        "data": data,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }, path)  # fmt: skip
+
+
+def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bool = False):
+    """Load the model that `args` ask for, ready to be trained on `device`; returns (model, name of its base).
+
+    With --lora-r, an adapter that `source` names is continued if its settings are the same; with other settings it is
+    merged first, and the merged base written to DIR/base, where the new adapter's config will point.
+    """
+    model = hub.load_model(source, from_scratch, dropout=args.dropout)
+    base = source.name
+    if args.lora_r:
+        targets = tuple(t.strip() for t in args.lora_targets.split(",") if t.strip())
+        lora = LoRAConfig(args.lora_r, args.lora_alpha or 2.0 * args.lora_r, args.lora_dropout, targets)
+        if model.lora and not _same(model, lora):
+            merge_and_unwrap(model)
+            hub.save_model(model, Path(args.out) / "base", source.tokenizer_directory)
+            base = str((Path(args.out) / "base").resolve())
+        if model.lora is None:
+            inject(model, lora)
+        for layer in lora_layers(model).values():
+            layer.dropout.p = args.lora_dropout
+    elif model.lora:
+        merge_and_unwrap(model)
+    store_frozen(model, dtype)
+    model.transformer.grad_checkpoint = args.grad_checkpoint
+    model.to(device)
+    if args.compile:
+        model.transformer.compile()
+    return model, base
+
+
+def _same(model, lora: LoRAConfig) -> bool:
+    """Whether the model's adapter has this rank, this alpha, and these layers, however its targets are spelled."""
+    wanted = {n for n, m in model.named_modules() if lora.matches(n) and not n.endswith(("lora_A", "lora_B"))}
+    return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
+
+
+def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict) -> None:
+    """Make DIR a model directory (adapter, merged or full), and write summary.json and loss.png.
+
+    Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
+    """
+    out = Path(args.out)
+    if model.lora and args.merge:
+        fresh = hub.load_model(hub.find(base))
+        inject(fresh, model.lora)
+        fresh.load_state_dict({k: v.cpu() for k, v in hub.adapter_state(model).items()}, strict=False)
+        merge_and_unwrap(fresh)
+        hub.save_model(fresh, out, source.tokenizer_directory)
+    elif model.lora:
+        hub.save_adapter(model, out, base, source.tokenizer_directory)
+    else:
+        hub.save_model(model, out, source.tokenizer_directory)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the kernel counts in KiB
+    peak = {"peak_rss_bytes": memory}
+    if torch.cuda.is_available():
+        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+    write_json(facts | result | peak, out / "summary.json")
+    report.plot_curves(out)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor()
