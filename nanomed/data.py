@@ -151,7 +151,7 @@ def _hub_rows(name: str):
     import datasets
 
     if not hub.online():  # else datasets would retry for half a minute
-        datasets.config.HF_HUB_OFFLINE = hub.huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(repo, config, split=split or "train")

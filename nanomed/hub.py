@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub import constants
 import torch
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -32,6 +33,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 CONNECT_SECONDS = 5
+OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
 
 # Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other heads.
 INERT = set(
@@ -108,10 +110,10 @@ def find(name: str, weights: bool = True) -> Source:
 @cache
 def online() -> bool:
     """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it gives up."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if OFFLINE:
         return False
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=CONNECT_SECONDS)
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
     except Exception:
         return False
     return True
@@ -119,7 +121,7 @@ def online() -> bool:
 
 def explain(repo: str, error: Exception, what: str) -> UserError:
     """One line for whatever huggingface_hub or datasets raised about a repository."""
-    endpoint = huggingface_hub.constants.ENDPOINT
+    endpoint = constants.ENDPOINT
     local = f"; or give a local {what}"
     chain = [error]
     while chain[-1].__cause__ or chain[-1].__context__:
@@ -131,7 +133,7 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
     if not online():
         why = (
             "HF_HUB_OFFLINE is set"
-            if huggingface_hub.constants.HF_HUB_OFFLINE
+            if OFFLINE
             else f"no network: {endpoint} is out of reach"
         )
         return UserError(f"{repo}: {why}, and it is not in the cache{local}")
