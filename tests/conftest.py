@@ -1,0 +1,99 @@
+"""Tiny random models in Hugging Face's layout, with a tokenizer of their own, and some text; all made here, all offline."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # the oracles must not look for anything; the hub's tests run in processes of their own
+
+import pytest
+import torch
+import transformers
+
+from nanomed.bpe import train_bpe
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+ROOT = Path(__file__).parent.parent
+WORDS = """the a patient patients with of in and treatment disease cells were was study we results showed effect acute
+chronic therapy blood pressure clinical trial group control response risk protein gene expression tumor liver renal heart
+significantly increased decreased compared associated levels observed after before during weeks years dose mg/day p<0.05
+naïve β-cell 37°C it's don't they've 12 345 (n=20), however; moreover: "quoted" fox jumps over lazy dogs""".split()
+
+
+def make_texts(n: int, seed: int, low: int = 5, high: int = 60) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(low, high))) + "." for _ in range(n)]
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({field: t}) + "\n" for t in texts), encoding="utf-8")
+    return path
+
+
+def randomise(model) -> None:
+    """Weights far from their initial values, gains and biases included, so that a loader that drops one fails."""
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else 0.1))
+
+
+def make_hf_model(directory: Path, tokenizer_from: Path | None = None, cls="GPT2LMHeadModel", attn="eager", **config):
+    """A random model of transformers, saved in `directory`; returned in eval mode."""
+    sizes = {"vocab_size": 400, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(**(sizes | tokens | config))
+    torch.manual_seed(0)
+    model = getattr(transformers, cls)._from_config(config, attn_implementation=attn)
+    randomise(model)
+    model.save_pretrained(directory)
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json") if tokenizer_from else ():
+        (directory / name).write_bytes((tokenizer_from / name).read_bytes())
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def bpe_dir(tmp_path_factory) -> Path:
+    """A byte-level BPE of 400 tokens, <|endoftext|> being 0."""
+    out = tmp_path_factory.mktemp("bpe")
+    assert train_bpe(make_texts(300, seed=1), 400, out) == 400
+    return out
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory, bpe_dir) -> Path:
+    """A complete model directory: tiny random GPT-2 and tokenizer."""
+    out = tmp_path_factory.mktemp("model")
+    make_hf_model(out, bpe_dir)
+    return out
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    os.environ["NANOMED_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script("train_clm.py", "--model", ...) runs it as a user would, from another directory; returns the process."""
+
+    def run(name, *args, env=None, cwd=tmp_path, timeout=120, **kwargs):
+        env = {**os.environ, "OMP_NUM_THREADS": "2", **(env or {})}
+        return subprocess.run([sys.executable, str(ROOT / name), *map(str, args)], cwd=cwd, env=env, timeout=timeout,
+                              capture_output=True, text=True, **kwargs)  # fmt: skip
+
+    return run
+
+
+def assert_refused(process, *words) -> None:
+    """Exit status 2, one line on stderr with these words, no traceback."""
+    assert process.returncode == 2, process.stderr[-2000:]
+    lines = [line for line in process.stderr.splitlines() if line.strip() and "\r" not in line]
+    assert len(lines) == 1, process.stderr
+    for word in words:
+        assert str(word) in lines[0], lines[0]
