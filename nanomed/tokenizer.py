@@ -51,8 +51,9 @@ class Tokenizer:
         ranks, ids = _ranks(vocab, merges, where)
         self.encoding = tiktoken.Encoding(Path(where).name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
         self._id_of_rank = np.array(ids, dtype=np.uint32)
-        self._bytes_of_id = {i: token for token, i in zip(ranks, ids, strict=True)}
-        self._bytes_of_id |= {i: token.encode() for token, i in special.items()}
+        # Special tokens, and any other that no merge makes, are never encoded but can be decoded.
+        self._bytes_of_id = {i: token.encode() for token, i in (vocab | special).items()}
+        self._bytes_of_id |= {i: token for token, i in zip(ranks, ids, strict=True)}
         self.eot = eot
         self.vocab_size = max([*self._bytes_of_id, eot]) + 1
         digest = hashlib.sha256(f"{PATTERN} {eot}".encode())
