@@ -1,0 +1,282 @@
+"""Reading, encoding, selecting and packing: formats, bad rows, the cache, and which token is where."""
+
+import csv
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nanomed import data
+from nanomed.data import Mixture, Selection, Stream, encode_corpus, read_documents, split, split_weight, without
+from nanomed.errors import UserError
+from nanomed.loss import IGNORE
+from nanomed.tokenizer import load_tokenizer
+from tests.conftest import ROOT, make_texts, write_jsonl
+
+TEXTS = ["First patient.", "Second, with β-cells and “quotes”", "  blanks kept  ", "fourth"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bpe_dir):
+    return load_tokenizer(bpe_dir)
+
+
+def read(path, field="text", limit=None, skip=False):
+    return list(read_documents(str(path), field, limit, skip))
+
+
+def write_csv(path, texts):
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerows([["id", "text"], *([i, t] for i, t in enumerate(texts))])
+    return path
+
+
+def write_parquet(path, texts):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": texts}), path)
+    return path
+
+
+def write_json_list(path, texts):
+    path.write_text(json.dumps([{"text": t} for t in texts]))
+    return path
+
+
+def write_lines(path, texts):
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+FORMATS = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet, ".json": write_json_list, ".txt": write_lines}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_gives_the_same_documents(tmp_path, tokenizer, suffix):
+    path = FORMATS[suffix](tmp_path / f"d{suffix}", TEXTS)
+    assert read(path) == TEXTS
+    corpus = encode_corpus(str(path), tokenizer)
+    assert corpus.sha256 == hashlib.sha256(b"".join(t.encode() + b"\0" for t in TEXTS)).hexdigest()
+    for i, text in enumerate(TEXTS):
+        ids = corpus.all().ids(i)
+        assert ids[0] == tokenizer.eot and tokenizer.decode(ids[1:]) == text
+        row = corpus.documents[i]
+        assert (row["n_bytes"], row["n_words"]) == (len(text.encode()), len(text.split()))
+
+
+def test_dotted_fields_lists_and_alternatives(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"context": {"contexts": ["a", "b"]}}\n{"text": "c", "context": {"contexts": ["d"]}}\n{"text": "e"}\n')
+    assert read(path, "context.contexts,text") == ["a\nb", "d", "e"]
+    assert read(path, "text,context.contexts") == ["a\nb", "c", "e"]
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_rows(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n')
+    assert read(path) == ["a", "b"]
+
+
+BAD = {
+    "json": (b'{"text": "a"}\n{"text": \n', "row 2", "not valid JSON"),
+    "encoding": (b'{"text": "a"}\n{"text": "\xff"}\n', "row 2", "not UTF-8"),
+    "field": (b'{"text": "a"}\n{"texts": "b"}\n', "row 2", "no text in the field 'text' (fields: texts"),
+    "type": (b'{"text": "a"}\n{"text": 3}\n', "row 2", "not text but int"),
+    "null": (b'{"text": "a"}\n{"text": null}\n', "row 2", "no text in the field"),
+    "object": (b'{"text": "a"}\n[1]\n', "row 2", "it is a list"),
+    "surrogate": (b'{"text": "a"}\n{"text": "\\ud800"}\n', "row 2", "lone surrogate"),
+}
+
+
+@pytest.mark.parametrize(("content", "row", "why"), BAD.values(), ids=BAD)
+def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, tokenizer, content, row, why):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(content + b'{"text": "z"}\n')
+    with pytest.raises(UserError) as e:
+        encode_corpus(str(path), tokenizer)
+    for word in (str(path), row, why, "--skip-bad-rows"):
+        assert word in str(e.value)
+    corpus = encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    assert len(corpus.documents) == 2 and corpus.bad_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("gone.jsonl", None, "no such file"),
+        ("d.docx", b"x", "not a data file"),
+        ("empty.jsonl", b"", "no documents there"),
+        ("d.json", b'{"text": "a"}', "must hold a list"),
+        ("d.parquet", b"PAR1 no", "not Parquet"),
+        ("d.csv", b"id,text\n1,\xff\n", "not UTF-8"),
+        ("d.csv", b"id,body\n1,a\n", "no text in the field"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path, tokenizer, name, content, why):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=why) as e:
+        encode_corpus(str(tmp_path / name), tokenizer)
+    assert name in str(e.value)
+
+
+def test_the_cache_is_keyed_by_content_field_limit_and_tokenizer(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "d.jsonl", TEXTS)
+    count = lambda: len(list((tmp_path / "cache").iterdir()))  # noqa: E731
+    first = encode_corpus(str(path), tokenizer)
+    monkeypatch.setattr(data, "_encode_into", None)  # a second encoding would fail
+    again = encode_corpus(str(path), tokenizer)
+    assert np.array_equal(first.tokens, again.tokens) and count() == 1
+    renamed = tmp_path / "renamed.jsonl"
+    path.rename(renamed)
+    assert encode_corpus(str(renamed), tokenizer).sha256 == first.sha256
+    monkeypatch.undo()
+    monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    encode_corpus(str(renamed), tokenizer, limit=2)
+    assert count() == 2
+    write_jsonl(renamed, [*TEXTS, "more"])
+    assert len(encode_corpus(str(renamed), tokenizer).documents) == 5 and count() == 3
+    assert not list((tmp_path / "cache").glob("encoding-*"))
+
+
+def test_nothing_is_kept_of_an_encoding_that_failed(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "a"}\n' * 500 + "{")
+    with pytest.raises(UserError, match="row 501"):
+        encode_corpus(str(path), tokenizer)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_order_is_kept_by_parallel_encoding(tmp_path, tokenizer):
+    texts = make_texts(1000, 3, 1, 40)
+    corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", texts)), tokenizer)
+    assert [tokenizer.decode(corpus.all().ids(i)[1:]) for i in range(1000)] == texts
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path, bpe_dir):
+    """A corpus of 300 MB is encoded and read with far less memory on top of what a small one needs."""
+    code = """import sys, resource
+from nanomed.data import encode_corpus, Stream
+from nanomed.tokenizer import load_tokenizer
+c = encode_corpus(sys.argv[1], load_tokenizer(sys.argv[2]))
+s = Stream(c.all(), 256, (0, 0)); [s.block(0, i) for i in range(50)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"""
+
+    def peak(copies):
+        path = tmp_path / f"{copies}.jsonl"
+        line = json.dumps({"text": " ".join(make_texts(50, 5))}) + "\n"
+        path.write_text(line * copies)
+        out = subprocess.run([sys.executable, "-c", code, path, bpe_dir], cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(out.stdout), path.stat().st_size
+
+    small, _ = peak(100)
+    large, size = peak(25_000)
+    assert size > 280e6
+    assert large - small < 0.25 * size
+
+
+# --- selecting --------------------------------------------------------------------------------------------------------
+
+
+def corpus_of(tmp_path, tokenizer, texts, name="c.jsonl"):
+    return encode_corpus(str(write_jsonl(tmp_path / name, texts)), tokenizer)
+
+
+def test_split_is_by_document_seeded_and_complete(tmp_path, tokenizer):
+    corpus = corpus_of(tmp_path, tokenizer, make_texts(40, 1))
+    training, validation = split(corpus, 0.1, seed=3)
+    assert len(validation.indices) == 4
+    assert sorted([*training.indices, *validation.indices]) == list(range(40))
+    assert np.array_equal(split(corpus, 0.1, seed=3)[1].indices, validation.indices)
+    assert not np.array_equal(split(corpus, 0.1, seed=4)[1].indices, validation.indices)
+    assert len(split(corpus, 0.0, seed=3)[1].indices) == 0
+    with pytest.raises(UserError, match="cannot be split"):
+        split(corpus_of(tmp_path, tokenizer, ["one"]), 0.5, seed=0)
+
+
+def test_exact_duplicates_leave_the_training_side_only(tmp_path, tokenizer):
+    training = corpus_of(tmp_path, tokenizer, ["a", "b", "c", "b", "B", "d "], "t.jsonl").all()
+    held = [corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(), corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all()]
+    kept, removed = without(training, held)
+    assert (kept.indices.tolist(), removed) == ([0, 4, 5], 3)
+
+
+def test_weights_are_told_from_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.jsonl:0.5").touch()
+    assert split_weight("a.jsonl:0.9") == ("a.jsonl", 0.9)
+    assert split_weight("hub:owner/name:config:2") == ("hub:owner/name:config", 2.0)
+    for name in ("a.jsonl", "hub:owner/name:3.0.0", "odd.jsonl:0.5", "C:\\data"):
+        assert split_weight(name) == (name, None)
+    with pytest.raises(UserError, match="more than 0"):
+        split_weight("a.jsonl:0")
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_predicts_every_token_once_after_its_true_predecessor(tmp_path, tokenizer):
+    texts = make_texts(30, 2)
+    selection = Selection(corpus_of(tmp_path, tokenizer, texts), np.array([1, 2, 5, *range(9, 30)]))
+    stream = Stream(selection, 16, (7, 0))
+    expected = sorted(tuple(selection.ids(k)) for k in range(len(selection.indices)))
+    for passed in (0, 1):
+        blocks = [stream.block(passed, i) for i in range(stream.n_blocks)]
+        order = np.argsort(stream._blocks)  # undo the shuffling of blocks
+        idx = np.concatenate([blocks[i][0][blocks[i][1] != IGNORE] for i in order])
+        targets = np.concatenate([blocks[i][1][blocks[i][1] != IGNORE] for i in order])
+        whole = [*idx[:1], *targets]  # the stream again: documents in some order, each led by <|endoftext|>
+        assert np.array_equal(idx, whole[:-1])
+        starts = [i for i, t in enumerate(whole) if t == tokenizer.eot]
+        documents = [tuple(whole[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        assert sorted(documents) == expected
+        assert all(len(b[0]) == len(b[1]) == 16 for b in blocks)
+    assert not np.array_equal(stream.block(0, 0)[0], Stream(selection, 16, (8, 0)).block(0, 0)[0])
+
+
+def test_a_block_is_the_same_whenever_it_is_asked_for(tmp_path, tokenizer):
+    selection = corpus_of(tmp_path, tokenizer, make_texts(20, 2)).all()
+    a, b = Stream(selection, 8, (1, 0)), Stream(selection, 8, (1, 0))
+    last = a.block(3, 5)
+    for passed, i in ((0, 0), (2, 1), (3, 5)):
+        got = b.block(passed, i)
+    assert all(np.array_equal(x, y) for x, y in zip(last, got, strict=True))
+
+
+def test_windows_hold_each_block_of_an_epoch_once_and_the_last_is_short(tmp_path, tokenizer):
+    selection = corpus_of(tmp_path, tokenizer, make_texts(20, 2)).all()
+    mixture = Mixture([selection], [1.0], 8, batch_size=3, grad_accum=2, seed=5)
+    windows = [mixture.window(k) for k in range(mixture.windows_per_epoch)]
+    tokens = np.concatenate([y.numpy().ravel() for w in windows for _, y in w])
+    assert (tokens != IGNORE).sum() == mixture.streams[0].n_tokens
+    n = mixture.streams[0].n_blocks
+    assert [sum(len(x) for x, _ in w) for w in windows] == [6] * (n // 6) + ([n % 6] if n % 6 else [])
+    fewer = Mixture([selection], [1.0], 8, batch_size=6, grad_accum=1, seed=5)
+    for k in range(2):  # the same update, however it is cut into micro-batches
+        assert np.array_equal(np.concatenate([x for x, _ in windows[k]]), fewer.window(k)[0][0])
+
+
+def test_weights_are_shares_of_the_blocks_and_no_source_is_repeated_in_an_epoch(tmp_path, tokenizer):
+    texts = [["a " * 30] * 60, ["b " * 30] * 30]
+    parts = [corpus_of(tmp_path, tokenizer, t, f"{i}.jsonl").all() for i, t in enumerate(texts)]
+    mixture = Mixture(parts, [0.9, 0.1], 16, batch_size=4, grad_accum=1, seed=0)
+    counts = mixture.counts
+    assert counts[0] == mixture.streams[0].n_blocks and counts[1] == pytest.approx(counts[0] / 9, abs=1)
+    marks = [int(tokenizer.encode(" a")[0]), int(tokenizer.encode(" b")[0])]
+
+    def blocks(epoch):
+        first = epoch * mixture.windows_per_epoch
+        return [x for k in range(first, first + mixture.windows_per_epoch) for xs, _ in mixture.window(k) for x in xs.numpy()]
+
+    for epoch in (0, 1, 2):
+        got = [sum((b == m).sum() > 8 for b in blocks(epoch)) for m in marks]
+        assert got[1] == counts[1] and sum(map(len, [blocks(epoch)])) == sum(counts)
