@@ -1,0 +1,293 @@
+"""The script as a user runs it: what DIR holds, what is refused, and that nothing is lost when it is stopped."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from nanomed import hub
+from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+
+X = torch.arange(30).reshape(2, 15)
+TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
+
+
+@pytest.fixture
+def docs(tmp_path):
+    return write_jsonl(tmp_path / "docs.jsonl", make_texts(40, 31))
+
+
+def summary(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def records(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in lines]
+
+
+def test_full_training_leaves_a_model_directory(script, model_dir, docs, tmp_path):
+    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 6, *TINY)
+    assert out.returncode == 0, out.stderr
+    d = tmp_path / "out"
+    assert {p.name for p in d.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "run.json",
+                                              "metrics.jsonl", "summary.json", "loss.png", "state"}  # fmt: skip
+    ours = hub.load_model(hub.find(str(d))).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(d).eval()
+    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    before = hub.load_model(hub.find(str(model_dir))).eval()
+    assert (before(X) - ours(X)).abs().max() > 1e-3
+    # the line that says what will be done, the bar, and the line that says where the results are
+    for word in ("parameters", "trainable", "38 documents", "2 validation documents", "cpu, fp32", "6 updates"):
+        assert word in out.stdout.splitlines()[0]
+    assert "training:" in out.stderr and "tokens/s" in out.stderr
+    assert "results in out" in out.stdout.splitlines()[-1]
+    log = records(d)
+    assert [r["step"] for r in log] == [0, 1, 2, 3, 4, 5, 6]
+    assert log[1].keys() == {"step", "tokens", "loss", "lr", "grad_norm"}
+    assert "val_ppl" in log[0] and "val_ppl" in log[-1]
+    run = json.loads((d / "run.json").read_text())
+    assert run["versions"]["torch"] == torch.__version__ and run["settings"]["batch_size"] == 2
+    assert len(next(iter(run["data"].values()))) == 64
+    assert (d / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validation_perplexity_is_what_eval_gives(script, model_dir, docs, tmp_path):
+    val = write_jsonl(tmp_path / "val.jsonl", make_texts(6, 32, 30, 90))
+    args = ("--model", model_dir, "--data", docs, "--val-data", val, "--out", "out", "--max-steps", 3)
+    assert script("train_clm.py", *args, *TINY).returncode == 0
+    assert script("eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json").returncode == 0
+    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(records(tmp_path / "out")[-1]["val_ppl"])
+
+
+def test_lora_leaves_an_adapter_that_peft_loads_from_anywhere(script, model_dir, docs, tmp_path):
+    link = tmp_path / "model"
+    link.symlink_to(model_dir)
+    args = ("--data", docs, "--out", "out", "--max-steps", 4, *TINY, "--lora-r", 4, "--lora-targets", "c_attn,c_proj,c_fc")
+    out = script("train_clm.py", "--model", "model", *args)
+    assert out.returncode == 0, out.stderr
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert os.path.isabs(config["base_model_name_or_path"]) and config["fan_in_fan_out"] is True
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    base = transformers.AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    ours = hub.load_model(hub.find(str(tmp_path / "out"))).eval()
+    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    merged = script("train_clm.py", "--model", "model", *args[:3], "merged", *args[4:], "--merge")
+    assert merged.returncode == 0, merged.stderr
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_adapters_on_adapters(script, model_dir, docs, tmp_path):
+    common = ("--data", docs, "--max-steps", 3, "--val-fraction", 0, *TINY)
+    lora = ("--lora-r", 4, "--lora-alpha", 8)
+
+    def train(model, out, *flags):
+        done = script("train_clm.py", "--model", model, "--out", out, *common, *flags)
+        assert done.returncode == 0, done.stderr
+        return hub.load_model(hub.find(str(tmp_path / out))).eval()
+
+    train(model_dir, "first", *lora)
+    again = train("first", "again", *lora)  # the same settings: the adapter goes on, on its own base
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model_dir) and not (tmp_path / "again" / "base").exists()
+    first = load_file(tmp_path / "first" / "adapter_model.safetensors")
+    moved = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert first.keys() == moved.keys() and not torch.equal(*(next(iter(s.values())) for s in (first, moved)))
+    other = train("first", "other", "--lora-r", 2)  # other settings: merged first
+    config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "other" / "base") and config["r"] == 2
+    merged = hub.load_model(hub.find(str(tmp_path / "other" / "base"))).eval()
+    torch.testing.assert_close(merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X), atol=1e-5, rtol=1e-5)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other" / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "other").eval()
+    torch.testing.assert_close(theirs(X).logits, other(X), atol=1e-5, rtol=1e-5)
+    full = train("first", "full")  # no LoRA: merged, then all weights are trained
+    assert full.lora is None and again.lora.r == 4
+
+
+def test_from_scratch_needs_a_shape_and_a_tokenizer_only(script, model_dir, bpe_dir, docs, tmp_path):
+    shape = tmp_path / "shape"
+    shape.mkdir()
+    for source in (model_dir / "config.json", bpe_dir / "vocab.json", bpe_dir / "merges.txt"):
+        (shape / source.name).write_bytes(source.read_bytes())
+    for model in ("shape", "shape/config.json"):
+        out = script("train_clm.py", "--from-scratch", "--model", model, "--data", docs, "--out", f"out-{len(model)}",
+                     "--max-steps", 2, *TINY)  # fmt: skip
+        assert out.returncode == 0, out.stderr
+    a, b = (load_file(tmp_path / f"out-{len(m)}" / "model.safetensors") for m in ("shape", "shape/config.json"))
+    assert all(torch.equal(a[k], b[k]) for k in a)  # the seed decides
+    assert records(tmp_path / "out-5")[0]["val_loss"] == pytest.approx(6.0, abs=0.2)  # ln 400: it knows nothing
+    assert_refused(script("train_clm.py", "--model", "shape", "--data", docs, "--out", "x"), "no model.safetensors")
+
+
+def test_duplicates_of_held_out_documents_are_removed_and_said(script, model_dir, docs, tmp_path):
+    texts = make_texts(40, 31)
+    val = write_jsonl(tmp_path / "val.jsonl", [*texts[:3], "only here"])
+    later = write_jsonl(tmp_path / "later.jsonl", texts[10:12])
+    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", later, "--out", "out",
+                 "--max-steps", 1, *TINY)  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("5 training documents that are held out too were taken out of the training side\n")
+    s = summary(tmp_path / "out")
+    assert (s["documents"], s["val_documents"], s["duplicates_removed"]) == (35, 4, 5)
+
+
+def test_several_sources_with_weights(script, model_dir, docs, tmp_path):
+    general = write_jsonl(tmp_path / "general.jsonl", make_texts(40, 33))
+    out = script("train_clm.py", "--model", model_dir, "--data", f"{docs}:0.9", "--data", f"{general}:0.1", "--out", "out",
+                 "--context", 16, "--max-steps", 1, *TINY)  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert summary(tmp_path / "out")["documents"] == 76
+    bad = script("train_clm.py", "--model", model_dir, "--data", f"{docs}:0.9", general, "--out", "bad")
+    assert_refused(bad, "--data: give every source a weight")
+
+
+def test_a_recipe_presets_flags_and_the_command_line_wins(script, model_dir, docs, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'[adapt]\nmodel = "{model_dir}"\ndata = ["no.jsonl"]\nmax-steps = 2\nbatch_size = 2\nlr = 0.5\nmerge = true\n')
+    out = script("train_clm.py", "--config", recipe, "--data", docs, "--out", "out", "--lr", 1e-4)
+    assert out.returncode == 0, out.stderr
+    s = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert (s["max_steps"], s["batch_size"], s["lr"], s["merge"], s["data"]) == (2, 2, 1e-4, True, [str(docs)])
+    for text, words in {"[adapt]\nlearning_rate = 1\n": ("unknown key", "learning_rate"), "[adapt]\nlr = 'x'\n": ("lr",),
+                        "[adapt]\ndtype = 'fp8'\n": ("dtype",), "[other]\n": ("no section [adapt]",),
+                        "[adapt": ("not valid TOML",), "[adapt]\nmerge = 1\n": ("true or false",)}.items():  # fmt: skip
+        recipe.write_text(text)
+        assert_refused(script("train_clm.py", "--config", recipe, "--data", docs, "--out", "o"), "r.toml", *words)
+
+
+WRONG = {
+    "flag": (("--learning-rate", "1"), ("--learning-rate",)),
+    "abbreviation": (("--max-step", "1"), ("--max-step",)),
+    "number": (("--batch-size", "0"), ("--batch-size", "at least 1")),
+    "context": (("--context", "65"), ("--context 65", "64 positions")),
+    "fraction": (("--val-fraction", "1"), ("--val-fraction",)),
+    "target": (("--lora-r", "2", "--lora-targets", "q_proj"), ("q_proj", "c_attn")),
+    "data": (("--val-data", "gone.jsonl"), ("gone.jsonl", "no such file")),
+    "weight": (("--exclude", "docs.txt"), ("docs.txt", "no such file")),
+}
+
+
+@pytest.mark.parametrize(("flags", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_flags(script, model_dir, docs, tmp_path, flags, words):
+    assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *flags), *words)
+    assert not (tmp_path / "out" / "state").exists()
+
+
+def test_missing_flags_and_paths(script, model_dir, docs, tmp_path):
+    assert_refused(script("train_clm.py", "--data", docs, "--out", "x"), "--model")
+    assert_refused(script("train_clm.py", "--model", "./gone", "--data", docs, "--out", "x"), "./gone", "no such")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    assert_refused(script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2")
+    assert not (tmp_path / "x").exists()
+    if not torch.cuda.is_available():
+        assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"), "cuda")
+
+
+def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
+    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 2, *TINY)
+    assert script(*args).returncode == 0
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert_refused(script(*args), "--out out: not empty", "--resume")
+    done = script(*args, "--resume")
+    assert done.returncode == 0 and "complete" in done.stdout
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def start(out, model_dir, docs, *flags):
+    args = ["--model", model_dir, "--data", docs, "--out", out, "--max-steps", 60, "--save-every", 5, "--eval-every", 30, *TINY]
+    command = [sys.executable, ROOT / "train_clm.py", *args, "--dropout", 0.1, "--resume", *flags]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("flags", [(), ("--lora-r", 4, "--lora-dropout", 0.1)], ids=["full", "lora"])
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "ctrl-c"])
+def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(model_dir, docs, tmp_path, flags, sig):
+    whole = start(tmp_path / "whole", model_dir, docs, *flags)
+    assert whole.wait(120) == 0, whole.stderr.read()
+    out = tmp_path / "stopped"
+    process = start(out, model_dir, docs, *flags)
+    while not list(out.glob("state/step-*.safetensors")) and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.send_signal(sig)
+    stderr = process.communicate()[1]
+    assert process.returncode == (-9 if sig == signal.SIGKILL else 128 + sig), stderr
+    assert not (out / "summary.json").exists()  # it was stopped before its end, so the test says something
+    if sig != signal.SIGKILL:
+        assert "--resume goes on from there" in stderr.splitlines()[-1]
+    process = start(out, model_dir, docs, *flags)
+    assert process.wait(120) == 0, process.stderr.read()
+    name = "adapter_model.safetensors" if flags else "model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert records(out) == records(tmp_path / "whole")
+
+
+def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs, tmp_path):
+    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 2, *TINY)
+    assert script(*args).returncode == 0
+    (tmp_path / "out" / "summary.json").unlink()
+    assert_refused(script(*args, "--resume", "--weight-decay", 0.5), "weight_decay", "0.1", "0.5")
+    write_jsonl(docs, make_texts(40, 99))
+    assert_refused(script(*args, "--resume"), "the data have changed")
+
+
+def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(model_dir, docs, tmp_path):
+    """The file-size limit plays the full disk: the first checkpoint fits, and then the limit is lowered."""
+    out = tmp_path / "out"
+    process = start(out, model_dir, docs)
+    while not list(out.glob("state/step-*.safetensors")) and process.poll() is None:
+        time.sleep(0.005)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    stderr = process.communicate()[1]
+    assert process.returncode == 2, stderr
+    assert "could not be written" in stderr.splitlines()[-1] and "Traceback" not in stderr
+    (kept,) = out.glob("state/step-*")
+    assert len(load_file(kept)) > 10
+    process = start(out, model_dir, docs)
+    assert process.wait(120) == 0, process.stderr.read()
+
+
+def test_running_out_of_memory_is_said_in_one_line(script, model_dir, tmp_path):
+    long = write_jsonl(tmp_path / "long.jsonl", make_texts(400, 5, 200, 300))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 * 10**9, 2 * 10**9))  # noqa: E731
+    out = script("train_clm.py", "--model", model_dir, "--data", long, "--out", "out", "--batch-size", 4000, "--val-fraction",
+                 0.01, "--eval-every", 1000, "--max-steps", 2, preexec_fn=limit, env={"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert_refused(out, "out of memory", "--batch-size")
+
+
+@pytest.mark.parametrize("name", ["train_clm.py", "eval.py"])
+def test_help_is_complete_and_shows_defaults(script, name):
+    out = script(name, *(["ppl"] if name == "eval.py" else []), "--help")
+    assert out.returncode == 0
+    wanted = {"eval.py": "model data json context stride batch-size dtype device limit seed text-field",
+              "train_clm.py": "model data out val-data val-fraction from-scratch config text-field limit context batch-size "
+              "grad-accum epochs max-steps lr warmup-ratio weight-decay grad-clip dtype device compile grad-checkpoint "
+              "lora-r lora-alpha lora-dropout lora-targets merge seed resume save-every eval-every patience log-every"}  # fmt: skip
+    for flag in wanted[name].split():
+        assert f"--{flag} " in out.stdout or f"--{flag}\n" in out.stdout or f"--{flag}]" in out.stdout, flag
+    assert "default: auto" in " ".join(out.stdout.split())
+
+
+@pytest.mark.slow
+def test_compiled_training_ends_where_eager_training_does(script, model_dir, docs, tmp_path):
+    for name, flags in {"eager": (), "compiled": ("--compile",), "checkpointed": ("--grad-checkpoint",)}.items():
+        out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, *flags,
+                     timeout=600)  # fmt: skip
+        assert out.returncode == 0, out.stderr
+    eager, compiled, checkpointed = (load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed"))
+    for name, tensor in eager.items():
+        torch.testing.assert_close(compiled[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(checkpointed[name], tensor, atol=1e-5, rtol=1e-4)
