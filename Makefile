@@ -15,13 +15,14 @@ ARGS ?=
 LIMIT = $(if $(filter file,$(origin DATA)),--limit 20000)
 MEASURED = $(if $(filter file,$(origin DATA))$(filter-out file,$(origin TEST)),$(TEST))
 
-.PHONY: setup baseline adapt study test test-all lint bench clean help
+.PHONY: setup baseline adapt study study-gpt2-small test test-all lint bench clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in $(VENV)"
 	@echo "make baseline   the perplexity of MODEL ($(MODEL)) on TEST"
 	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
+	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
 	@echo "make test       the tests; make test-all: the slow ones too; make lint"
 	@echo "make bench      ours against transformers, on this machine"
 	@echo "make clean      remove $(VENV) and caches of tools; $(RUNS) stays"
@@ -73,6 +74,21 @@ study: setup
 		$(STUDY_EVAL) --model $(STUDY)/$$model --data $(GENERAL_TEST) --json $(STUDY)/$$model.general.json || exit; \
 	done
 	$(PY) -m nanomed.report $(foreach m,base adapted adapted-lora,$(STUDY)/$m.biomedical.json $(STUDY)/$m.general.json)
+
+# The same road, a few updates of each, at GPT-2's real size (124 M, random weights) and 8 x 512 tokens an update.
+BIG = $(RUNS)/study-gpt2-small
+BIG_TRAIN = $(PY) train_clm.py --model $(BIG)/gpt2 --data $(PUBMED) --text-field $(FIELD) --limit 200 --val-fraction 0 \
+	--context 512 --batch-size 8 --max-steps 4 --log-every 1 --dtype bf16 --resume
+BIG_EVAL = $(PY) eval.py ppl --data $(TEST) --text-field $(FIELD) --limit 20 --dtype bf16
+study-gpt2-small: setup
+	$(PY) bench/random_gpt2.py --tokenizer $(STUDY)/shape --out $(BIG)/gpt2
+	$(BIG_EVAL) --model $(BIG)/gpt2 --json $(BIG)/base.biomedical.json
+	$(BIG_TRAIN) --out $(BIG)/adapted
+	$(BIG_TRAIN) --out $(BIG)/adapted-lora --lora-r 8
+	$(BIG_EVAL) --model $(BIG)/adapted --json $(BIG)/adapted.biomedical.json
+	$(BIG_EVAL) --model $(BIG)/adapted-lora --json $(BIG)/adapted-lora.biomedical.json
+	$(PY) -m nanomed.report $(foreach m,base adapted adapted-lora,$(BIG)/$m.biomedical.json)
+	grep peak_rss $(BIG)/adapted/summary.json $(BIG)/adapted-lora/summary.json
 
 test: setup
 	$(PY) -m pytest
