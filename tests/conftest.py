@@ -1,8 +1,12 @@
 """Tiny random models in Hugging Face's layout, with a tokenizer of their own, and some text; all made here, all offline."""
 
+import contextlib
+import io
 import json
 import os
 import random
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +83,28 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def script(tmp_path):
-    """script("train_clm.py", "--model", ...) runs it as a user would, from another directory; returns the process."""
+def script(tmp_path, monkeypatch):
+    """script("train_clm.py", "--model", ...) runs it as a user would, from tmp_path; gives returncode, stdout, stderr.
+    In this process, which saves its start; in one of its own if the environment or a limit is to be another."""
 
-    def run(name, *args, env=None, cwd=tmp_path, timeout=120, **kwargs):
-        env = {**os.environ, "OMP_NUM_THREADS": "2", **(env or {})}
-        return subprocess.run([sys.executable, str(ROOT / name), *map(str, args)], cwd=cwd, env=env, timeout=timeout,
-                              capture_output=True, text=True, **kwargs)  # fmt: skip
+    def own_process(name, args, env, timeout, **kwargs):
+        command = [sys.executable, str(ROOT / name), *map(str, args)]
+        env = {**os.environ, **(env or {})}
+        return subprocess.run(command, cwd=tmp_path, env=env, timeout=timeout, capture_output=True, text=True, **kwargs)
+
+    def run(name, *args, env=None, timeout=120, **kwargs):
+        if env or kwargs:
+            return own_process(name, args, env, timeout, **kwargs)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *map(str, args)])
+        terminate = signal.getsignal(signal.SIGTERM)
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+                runpy.run_path(str(ROOT / name), run_name="__main__")
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
+        return subprocess.CompletedProcess(sys.argv, end.value.code, out.getvalue(), err.getvalue())
 
     return run
 
