@@ -57,8 +57,8 @@ def main():
     if not 2 <= context <= config.n_positions:
         raise UserError(f"--context {context}: {source.name} has {config.n_positions} positions")
 
-    def encode(names):
-        corpus = data.encode_corpus(names, tokenizer, args.text_field, args.limit, args.skip_bad_rows)
+    def encode(names, limit=None):
+        corpus = data.encode_corpus(names, tokenizer, args.text_field, limit, args.skip_bad_rows)
         if corpus.bad_rows:
             print(f"{corpus.name}: {corpus.bad_rows} bad rows left out")
         return corpus
@@ -66,7 +66,7 @@ def main():
     names, weights = zip(*map(data.split_weight, args.data), strict=True)
     if any(weights) and not all(weights):
         raise UserError("--data: give every source a weight (D:0.9), or none")
-    corpora = [encode(name) for name in names] if any(weights) else [encode(names)]
+    corpora = [encode(n, args.limit) for n in (names if any(weights) else [names])]
     if args.val_data:
         training, validation = [c.all() for c in corpora], [encode(args.val_data).all()]
     else:
@@ -83,8 +83,8 @@ def main():
     blocks = data.Mixture(training, shares, context, args.batch_size, args.grad_accum, args.seed)
 
     # model
-    run.record_start(args, {s.corpus.name: s.corpus.sha256 for s in [*training, *held_out]})
     model, base = run.prepare_model(args, source, device, dtype, args.from_scratch)
+    run.record_start(args, {s.corpus.name: s.corpus.sha256 for s in [*training, *held_out]})
     lr = args.lr or (2e-4 if args.lora_r else 6e-4 if args.from_scratch else 5e-5)
     settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__}
                         | {"lr": lr, "dtype": dtype})  # fmt: skip

@@ -1,6 +1,6 @@
 """Write a GPT-2-small-shaped model (124 M, random weights) with transformers: the real size where no weights can be had.
 
-    python bench/random_gpt2.py --tokenizer runs/study/shape --out runs/gpt2-random
+python bench/random_gpt2.py --tokenizer runs/study/shape --out runs/gpt2-random
 """
 
 import argparse

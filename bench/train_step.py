@@ -77,16 +77,17 @@ def measure(args) -> dict:
     torch.manual_seed(0)
     size = (args.batch_size, args.context) if what != "score" else (4, 1024)
     ids = torch.randint(0, 50257, (args.updates + 1, *size))
-    speeds = {"nanomed": ours, "trainer": trainer, "trainer-nodropout": trainer, "transformers": None}
     if what == "score":
         seconds = score(who, args.model, ids)
+    elif who == "nanomed":
+        seconds = ours(args, ids, what == "lora")
     else:
-        seconds = speeds[who](args, ids, what == "lora", who.endswith("nodropout"))
+        seconds = trainer(args, ids, what == "lora", who.endswith("nodropout"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"tokens_per_s": [size[0] * size[1] / s for s in seconds[1:]], "peak_rss_bytes": peak}
 
 
-def ours(args, ids, lora, _) -> list[float]:
+def ours(args, ids, lora) -> list[float]:
     import torch
 
     from nanomed import hub
@@ -97,23 +98,19 @@ def ours(args, ids, lora, _) -> list[float]:
 
     class Data:
         windows_per_epoch = len(ids)
-        marks = []
 
         def window(self, k):
-            self.marks.append(time.perf_counter())
             return [(ids[k], torch.roll(ids[k], -1, dims=1))]
 
     model = hub.load_model(hub.find(args.model), dropout=0.0)
     if lora:
         inject(model, LoRAConfig(8, 16.0))
         store_frozen(model, "bf16")
-    data = Data()
     with tempfile.TemporaryDirectory() as out:
-        # The last update's end is where fit() writes its line, before the final checkpoint.
         s = Settings(lr=1e-4, max_steps=len(ids), dtype="bf16", log_every=1, save_every=0)
-        fit(model, data, clm_loss, None, s, Path(out))
+        fit(model, Data(), clm_loss, None, s, Path(out))
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    return [r["tokens"] / (i + 1) / r["tokens_per_s"] for i, r in enumerate(log)]
+    return [r["tokens"] / r["step"] / r["tokens_per_s"] for r in log]
 
 
 def trainer(args, ids, lora, no_dropout) -> list[float]:

@@ -7,9 +7,7 @@ import tomllib
 import traceback
 from pathlib import Path
 
-import torch
-
-from nanomed.errors import Interrupted, UserError
+from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.train import Settings
 
 
@@ -40,10 +38,24 @@ def count(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number, 0 included."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
 def share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text!r}")
+    return value
+
+
+def at_least_0(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
     return value
 
 
@@ -89,14 +101,18 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--grad-accum", type=count, default=1, help="micro-batches an update")
     g.add_argument("--epochs", type=positive, default=Settings.epochs, help="passes over the data")
     g.add_argument(
-        "--max-steps", type=int, default=Settings.max_steps, help="updates, whatever --epochs says; 0: unset"
+        "--max-steps", type=whole, default=Settings.max_steps, help="updates, whatever --epochs says; 0: unset"
     )
     g.add_argument("--lr", type=positive, help="peak learning rate (default: 5e-5; 2e-4 with LoRA; 6e-4 from scratch)")
     g.add_argument(
         "--warmup-ratio", type=share, default=Settings.warmup_ratio, help="share of the updates that warm up"
     )
-    g.add_argument("--weight-decay", type=float, default=Settings.weight_decay, help="on matrices and embeddings only")
-    g.add_argument("--grad-clip", type=float, default=Settings.grad_clip, help="largest gradient norm; 0: no clipping")
+    g.add_argument(
+        "--weight-decay", type=at_least_0, default=Settings.weight_decay, help="on matrices and embeddings only"
+    )
+    g.add_argument(
+        "--grad-clip", type=at_least_0, default=Settings.grad_clip, help="largest gradient norm; 0: no clipping"
+    )
     g.add_argument("--dropout", type=share, default=0.0,
                    help="in place of the three probabilities of the model's config (GPT-2's say 0.1)")  # fmt: skip
     g.add_argument("--compile", action="store_true", help="compile the model with torch.compile; minutes, then faster")
@@ -104,7 +120,7 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
         "--grad-checkpoint", action="store_true", help="recompute activations in backward: less memory, slower"
     )
     g = p.add_argument_group("LoRA")
-    g.add_argument("--lora-r", type=int, default=0, metavar="R", help="rank; 0 trains all weights")
+    g.add_argument("--lora-r", type=whole, default=0, metavar="R", help="rank; 0 trains all weights")
     g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
     g.add_argument("--lora-dropout", type=share, default=0.0)
     g.add_argument("--lora-targets", default="c_attn", metavar="NAMES",
@@ -113,12 +129,12 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("the run")
     g.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint, or start if it has none")
     g.add_argument(
-        "--save-every", type=int, default=Settings.save_every, help="updates between checkpoints; 0: at the end"
+        "--save-every", type=whole, default=Settings.save_every, help="updates between checkpoints; 0: at the end"
     )
     g.add_argument(
-        "--eval-every", type=int, default=Settings.eval_every, help="updates between validations; 0: an epoch"
+        "--eval-every", type=whole, default=Settings.eval_every, help="updates between validations; 0: an epoch"
     )
-    g.add_argument("--patience", type=int, default=Settings.patience,
+    g.add_argument("--patience", type=whole, default=Settings.patience,
                    help="stop after so many validations without improvement and keep the best weights; 0: never")  # fmt: skip
     g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
 
@@ -183,16 +199,17 @@ def run(main) -> None:
     except UserError as e:
         print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
         code = 2
-    except torch.OutOfMemoryError:
-        print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
-        code = 2
     except Interrupted as e:
         print(f"{name}: {e}", file=sys.stderr)
         code = 128 + e.signum
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         code = 130
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    except Exception as e:
+        if is_out_of_memory(e):
+            print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
+            code = 2
+        else:
+            traceback.print_exc()
+            code = 1
     sys.exit(code)

@@ -1,5 +1,7 @@
 """How a run can end before its end, other than by a bug."""
 
+import torch
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit status 2."""
@@ -11,3 +13,8 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str = "interrupted"):
         super().__init__(message)
         self.signum = signum
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and numpy have a class for it; PyTorch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -131,11 +131,7 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
     if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
         return UserError(f"{repo}: no such repository on {endpoint}, and no such directory here{local}")
     if not online():
-        why = (
-            "HF_HUB_OFFLINE is set"
-            if OFFLINE
-            else f"no network: {endpoint} is out of reach"
-        )
+        why = "HF_HUB_OFFLINE is set" if OFFLINE else f"no network: {endpoint} is out of reach"
         return UserError(f"{repo}: {why}, and it is not in the cache{local}")
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")
@@ -160,7 +156,7 @@ def _download(repo: str, weights: bool) -> Source:
             index = get(INDEX)
             if index is None:
                 raise explain(repo, FileNotFoundError("it has no safetensors weights"), "directory")
-            for shard in sorted(set(read_json(index)["weight_map"].values())):
+            for shard in sorted(set(_weight_map(index).values())):
                 get(shard)
         if get("tokenizer.json") is None:
             get("vocab.json"), get("merges.txt")
@@ -264,7 +260,7 @@ def _read_weights(directory: Path) -> Iterable[tuple[Path, str, torch.Tensor]]:
         shards = {WEIGHTS: None}
     elif (directory / INDEX).exists():
         shards = {}
-        for key, file in read_json(directory / INDEX)["weight_map"].items():
+        for key, file in _weight_map(directory / INDEX).items():
             shards.setdefault(file, set()).add(key)
     else:
         pickled = sorted(p.name for p in directory.glob("*.bin"))
@@ -283,6 +279,14 @@ def _read_weights(directory: Path) -> Iterable[tuple[Path, str, torch.Tensor]]:
             yield directory / file, key, tensor
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor; the files lie beside the index."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or any(Path(f).name != f for f in weight_map.values()):
+        raise UserError(f"{index}: no weight_map of file names there")
+    return weight_map
+
+
 def _load_adapter(model, directory: Path) -> None:
     path = directory / ADAPTER_CONFIG
     config = read_json(path)
@@ -292,6 +296,9 @@ def _load_adapter(model, directory: Path) -> None:
         harmless = not value or value == "none" or (key == "init_lora_weights" and value in (True, "gaussian"))
         if key not in ADAPTER_INERT and not harmless:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
+    for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):
+        if config.get(key) is None:
+            raise UserError(f"{path}: {key} is missing")
     targets = config["target_modules"]
     lora = LoRAConfig(
         r=config["r"],
@@ -321,8 +328,8 @@ def save_model(model, directory: Path, tokenizer_from: Path) -> None:
         del state["lm_head.weight"]
     state = {k: v.detach().float() for k, v in state.items()}
     state = {k: (v.t() if k.endswith(model.conv1d) else v).contiguous() for k, v in state.items()}
-    head = {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
-    config = {k: v for k, v in model.hf_config.items() if k != "torch_dtype"} | head
+    stored_as = {"architectures": [model.architecture], "dtype": "float32"}
+    config = {k: v for k, v in model.hf_config.items() if k != "torch_dtype"} | stored_as
     write_safetensors(state, directory / WEIGHTS)
     write_json(config, directory / "config.json")
     _copy_tokenizer(tokenizer_from, directory)

@@ -38,28 +38,38 @@ def check_out(args) -> None:
 
 
 def is_complete(args) -> bool:
-    return args.resume and (Path(args.out) / "summary.json").exists()
+    """Whether DIR already holds the end of this very run. Raises UserError if it was another one."""
+    if not args.resume or not (Path(args.out) / "summary.json").exists():
+        return False
+    _check_settings(args)
+    return True
+
+
+def _check_settings(args) -> dict:
+    """run.json of DIR, once it is known to be of a run with these settings."""
+    path = Path(args.out) / "run.json"
+    before = read_json(path)
+    for key, value in vars(args).items():
+        if key not in FREE and value != before["settings"].get(key):
+            raise UserError(
+                f"{path}: the run was started with {key} = {before['settings'].get(key)!r}, now it is {value!r}; "
+                "resume with the same settings, or choose another --out"
+            )
+    return before
 
 
 def record_start(args, data: dict[str, str]) -> None:
     """Write run.json, or check it against this command if the run is resumed. data: name -> SHA-256 of the texts."""
     path = Path(args.out) / "run.json"
-    settings = {k: v for k, v in vars(args).items()}
     if args.resume and path.exists():
-        before = read_json(path)
-        changed = [k for k in settings if k not in FREE and settings[k] != before["settings"].get(k)]
-        if changed:
-            k = changed[0]
-            raise UserError(f"{path}: the run was started with {k} = {before['settings'].get(k)!r}, now it is "
-                            f"{settings[k]!r}; resume with the same settings, or choose another --out")  # fmt: skip
-        if before["data"] != data:
+        if _check_settings(args)["data"] != data:
             raise UserError(f"{path}: the data have changed since the run was started; choose another --out")
         return
     packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
     Path(args.out).mkdir(parents=True, exist_ok=True)
     write_json({
         "command": shlex.join(sys.argv),
-        "settings": settings,
+        "settings": vars(args),
         "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},
         "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads(),
@@ -76,6 +86,12 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
     With --lora-r, an adapter that `source` names is continued if its settings are the same; with other settings it is
     merged first, and the merged base written to DIR/base, where the new adapter's config will point.
     """
+    if from_scratch and args.lora_r:
+        raise UserError(
+            "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
+        )
+    if args.merge and not args.lora_r:
+        raise UserError("--merge folds an adapter in, and there is none without --lora-r")
     model = hub.load_model(source, from_scratch, dropout=args.dropout)
     base = source.name
     if args.lora_r:

@@ -111,7 +111,7 @@ def _read_json(path: Path):
 def _check_spec(spec: dict, where: Path):
     """vocab and merges of a tokenizer.json, once everything else in it is known to be GPT-2's."""
     model, pre = spec.get("model") or {}, spec.get("pre_tokenizer") or {}
-    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+    if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
         raise UserError(f"{where}: a {model.get('type')} tokenizer; only byte-level BPE is supported")
     byte_level = pre.get("type") == "ByteLevel" and not pre.get("add_prefix_space") and pre.get("use_regex", True)
     changed = [

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from nanomed import checkpoint
-from nanomed.errors import Interrupted, UserError
+from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 
@@ -77,6 +77,7 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")  # fp16 alone loses small gradients
     # What the run has done so far. `consumed` counts windows of data; it runs ahead of `step` when fp16 skips one.
     progress = {"step": 0, "consumed": 0, "tokens": 0, "seconds": 0.0, "bad_evals": 0}
+    progress["since_log"] = {"loss": 0.0, "tokens": 0, "seconds": 0.0}  # since the last line of metrics.jsonl
     progress |= {"first_val": None, "best_val": None, "last_val": None, "stopped_early": False}
     saved = checkpoint.latest(out) if resume else None
     if saved:
@@ -100,7 +101,6 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
     model.train()
     bar = tqdm(total=steps, initial=progress["step"], desc="training", unit=" updates", dynamic_ncols=True,
                mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file gets a line now and then  # fmt: skip
-    logged = {"loss": 0.0, "tokens": 0, "seconds": 0.0, "updates": 0}  # since the last line of metrics.jsonl
     try:
         if evaluate and progress["step"] == 0:
             metrics({"step": 0, "tokens": 0, **validate()})
@@ -137,6 +137,7 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
             progress["step"] += 1
             progress["tokens"] += count
             step = progress["step"]
+            logged = progress["since_log"]
             logged["loss"] += sum(losses)
             logged["tokens"] += count
             logged["seconds"] += time.perf_counter() - start
@@ -149,7 +150,7 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
                 line = {"step": step, "tokens": progress["tokens"], "loss": loss, "lr": lr, "grad_norm": grad_norm}
                 metrics(line | {"tokens_per_s": speed} | (validate() if due else {}))
                 progress["train_loss"] = loss
-                logged = dict.fromkeys(logged, 0)
+                progress["since_log"] = dict.fromkeys(logged, 0)
                 progress["stopped_early"] = bool(due and 0 < s.patience <= progress["bad_evals"])
             done = step == steps or progress["stopped_early"]
             if done or interrupted or (s.save_every and step % s.save_every == 0):
@@ -157,8 +158,8 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
             if interrupted and not done:
                 raise Interrupted(interrupted[0], f"stopped after update {step} of {steps}; saved in {saved}; "
                                                   "the same command with --resume goes on from there")  # fmt: skip
-    except RuntimeError as e:
-        if isinstance(e, torch.OutOfMemoryError) or "allocate memory" in str(e):
+    except (RuntimeError, MemoryError) as e:
+        if is_out_of_memory(e):
             kept = f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
             raise UserError(f"out of memory at update {progress['step'] + 1}: lower --batch-size (and raise --grad-accum "
                             f"by as much) or --context, or add --grad-checkpoint; {kept}") from e  # fmt: skip
@@ -169,6 +170,7 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
             signal.signal(sig, handler)
     if s.patience and evaluate:
         checkpoint.load_best(out, model)
+    del progress["since_log"]
     return progress | {"steps": steps, "tokens_per_s": progress["tokens"] / progress["seconds"]}
 
 

@@ -72,7 +72,9 @@ def test_upcast_attention_is_fp32_under_autocast(tmp_path):
     exact = theirs(x).logits
     with torch.autocast("cpu", torch.bfloat16):
         error, reference = (ours(x) - exact).abs().mean(), (theirs(x).logits - exact).abs().mean()
-        ours.transformer.h[0].attn.upcast = ours.transformer.h[1].attn.upcast = ours.transformer.h[2].attn.upcast = False
+        ours.transformer.h[0].attn.upcast = ours.transformer.h[1].attn.upcast = ours.transformer.h[2].attn.upcast = (
+            False
+        )
         without = (ours(x) - exact).abs().mean()
     assert error <= 1.1 * reference
     assert error < without
@@ -112,7 +114,9 @@ def test_checkpointing_keeps_less(model_dir):
         model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
         model.transformer.grad_checkpoint = flag
         total = [0]
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: total.__setitem__(0, total[0] + t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: total.__setitem__(0, total[0] + t.numel()) or t, lambda t: t
+        ):
             model.transformer(ids(model))
         return total[0]
 

@@ -97,12 +97,21 @@ def test_saved_models_load_in_transformers_with_identical_logits(tmp_path, bpe_d
 
 
 BROKEN = {
-    "missing": (lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"}, "h.1.mlp.c_fc.bias is missing"),
+    "missing": (
+        lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"},
+        "h.1.mlp.c_fc.bias is missing",
+    ),
     "unexpected": (lambda s: s | {"transformer.h.0.extra": torch.zeros(1)}, "unexpected tensor transformer.h.0.extra"),
     "fourth layer": (lambda s: s | {"transformer.h.3.ln_1.weight": torch.zeros(32)}, "unexpected tensor"),
     "shape": (lambda s: s | {"transformer.wpe.weight": torch.zeros(63, 32)}, r"wpe.weight has shape \(63, 32\)"),
-    "not transposed": (lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)}, "c_fc.weight has shape"),
-    "integers": (lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)}, "stored as torch.int8"),
+    "not transposed": (
+        lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)},
+        "c_fc.weight has shape",
+    ),
+    "integers": (
+        lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)},
+        "stored as torch.int8",
+    ),
     "other head": (lambda s: s | {"lm_head.weight": torch.zeros(400, 32)}, "differs from the embedding"),
     "twice": (lambda s: s | {"wpe.weight": torch.zeros(64, 32)}, "stored twice"),
 }
@@ -261,7 +270,7 @@ def test_without_a_network_it_fails_within_ten_seconds(script, texts, tmp_path, 
         env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         warm = script("eval.py", "--help", env=env)  # the imports are not what is measured
         assert warm.returncode == 0
-        for args in (["--model", "gpt2", "--data", texts], ):
+        for args in (["--model", "gpt2", "--data", texts],):
             start = time.perf_counter()
             out = script("eval.py", "ppl", *args, env=env)
             assert time.perf_counter() - start < 10
@@ -283,12 +292,14 @@ def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
     )
     local = write_jsonl(tmp_path / "local.jsonl", [t.replace(" ", "\n", 1) for t in texts])
     results = []
-    for name, extra in ((f"hub:owner/abstracts:big:train", ["--text-field", "context.contexts"]), (local, [])):
+    for name, extra in (("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"]), (local, [])):
         out = script("eval.py", "ppl", "--model", model_dir, "--data", name, "--json", "r.json", *extra, env=env)
         assert out.returncode == 0, out.stderr
         results.append(json.loads((tmp_path / "r.json").read_text()))
     assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
-    assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing")
+    assert_refused(
+        script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing"
+    )
     gone = env | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "other")}
     start = time.perf_counter()
     out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", env=gone)

@@ -100,7 +100,9 @@ def test_invariant_to_batch_size_padding_side_and_order(model, corpus):
         score(model, corpus, batch_size=100),
         score(model, corpus, batch_size=5, pad="left"),
         perplexity(model, [Selection(corpus, np.arange(n)[::-1])], 64, 32, 4, CPU, "fp32"),
-        perplexity(model, [Selection(corpus, np.arange(5)), Selection(corpus, np.arange(5, n))], 64, 32, 4, CPU, "fp32"),
+        perplexity(
+            model, [Selection(corpus, np.arange(5)), Selection(corpus, np.arange(5, n))], 64, 32, 4, CPU, "fp32"
+        ),
     ):
         assert other["nll"] == pytest.approx(plain["nll"], rel=1e-6)
         assert other["tokens_scored"] == plain["tokens_scored"]

@@ -15,7 +15,8 @@ from nanomed.tokenizer import BYTE_OF, EOT, load_tokenizer
 from tests.conftest import WORDS
 
 EDGES = ["", " ", "  ", "\n\n x", " \t\n", "a  b", "x ", "it's IT'S don't've", EOT, f"a{EOT}b {EOT}", "naïve café 北京 🙂👨‍👩‍👧",
-         "\u00a0\u2003x", "\x00\x1f\x85", "١٢٣ ½ Ⅷ", "e\u0301", "a\u200db", "''s 's", "\ufeffx", "\U0010ffff", "１２３"]  # fmt: skip
+         "\u00a0\u2003x", "\x00\x1f\x85", "١٢٣ ½ Ⅷ", "e\u0301", "a\u200db", "''s 's", "\ufeffx", "\U0010ffff",
+         "１２３"]  # fmt: skip
 # Blanks, quotes and words of the vocabulary make the pre-tokenisation's corner cases likely; the rest is all of Unicode.
 TEXTS = st.lists(st.text() | st.sampled_from([" ", "  ", "\n", "'s", "'", EOT, *WORDS]), max_size=12).map("".join)
 

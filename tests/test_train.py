@@ -78,7 +78,9 @@ def test_accumulated_equals_one_batch_on_ragged_data(model_dir, tmp_path, batch_
         a, b = (without_key_bias(name, w[name]) for w in (many, one))
         torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     for a, b in zip(one_log, many_log, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["grad_norm"] == pytest.approx(
+            b["grad_norm"], rel=1e-4
+        )
         assert (a["step"], a["tokens"], a["lr"]) == (b["step"], b["tokens"], b["lr"])
 
 
@@ -94,7 +96,9 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
     fit(model, One(), clm_loss, None, s, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
     decayed = {id(p) for p in theirs.parameters() if p.dim() > 1}
-    groups = [{"params": [p for p in theirs.parameters() if (id(p) in decayed) == d], "weight_decay": 0.3 * d} for d in (1, 0)]
+    groups = [
+        {"params": [p for p in theirs.parameters() if (id(p) in decayed) == d], "weight_decay": 0.3 * d} for d in (1, 0)
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=False)
     theirs.eval()  # the config's dropout is not what is compared
     for step in (0, 1):
@@ -165,7 +169,9 @@ def test_lora_trains_the_adapter_alone_over_a_base_stored_in_bf16(model, corpus,
 
 def test_an_overflow_in_fp16_skips_the_step_and_not_the_schedule(model, corpus, tmp_path, monkeypatch):
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40))
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40)
+    )
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
     summary = fit(model, data, clm_loss, None, Settings(lr=1e-3, max_steps=4, log_every=1, dtype="fp16"), tmp_path)
     assert summary["consumed"] > summary["step"] == 4

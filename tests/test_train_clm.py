@@ -65,14 +65,30 @@ def test_validation_perplexity_is_what_eval_gives(script, model_dir, docs, tmp_p
     val = write_jsonl(tmp_path / "val.jsonl", make_texts(6, 32, 30, 90))
     args = ("--model", model_dir, "--data", docs, "--val-data", val, "--out", "out", "--max-steps", 3)
     assert script("train_clm.py", *args, *TINY).returncode == 0
-    assert script("eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json").returncode == 0
-    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(records(tmp_path / "out")[-1]["val_ppl"])
+    assert (
+        script("eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json").returncode == 0
+    )
+    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(
+        records(tmp_path / "out")[-1]["val_ppl"]
+    )
 
 
 def test_lora_leaves_an_adapter_that_peft_loads_from_anywhere(script, model_dir, docs, tmp_path):
     link = tmp_path / "model"
     link.symlink_to(model_dir)
-    args = ("--data", docs, "--out", "out", "--max-steps", 4, *TINY, "--lora-r", 4, "--lora-targets", "c_attn,c_proj,c_fc")
+    args = (
+        "--data",
+        docs,
+        "--out",
+        "out",
+        "--max-steps",
+        4,
+        *TINY,
+        "--lora-r",
+        4,
+        "--lora-targets",
+        "c_attn,c_proj,c_fc",
+    )
     out = script("train_clm.py", "--model", "model", *args)
     assert out.returncode == 0, out.stderr
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -109,7 +125,9 @@ def test_adapters_on_adapters(script, model_dir, docs, tmp_path):
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "other" / "base") and config["r"] == 2
     merged = hub.load_model(hub.find(str(tmp_path / "other" / "base"))).eval()
-    torch.testing.assert_close(merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X), atol=1e-5, rtol=1e-5
+    )
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other" / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "other").eval()
     torch.testing.assert_close(theirs(X).logits, other(X), atol=1e-5, rtol=1e-5)
@@ -156,7 +174,9 @@ def test_several_sources_with_weights(script, model_dir, docs, tmp_path):
 
 def test_a_recipe_presets_flags_and_the_command_line_wins(script, model_dir, docs, tmp_path):
     recipe = tmp_path / "r.toml"
-    recipe.write_text(f'[adapt]\nmodel = "{model_dir}"\ndata = ["no.jsonl"]\nmax-steps = 2\nbatch_size = 2\nlr = 0.5\nmerge = true\n')
+    recipe.write_text(
+        f'[adapt]\nmodel = "{model_dir}"\ndata = ["no.jsonl"]\nmax-steps = 2\nbatch_size = 2\nlr = 0.5\nmerge = true\n'
+    )
     out = script("train_clm.py", "--config", recipe, "--data", docs, "--out", "out", "--lr", 1e-4)
     assert out.returncode == 0, out.stderr
     s = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
@@ -190,10 +210,14 @@ def test_missing_flags_and_paths(script, model_dir, docs, tmp_path):
     assert_refused(script("train_clm.py", "--data", docs, "--out", "x"), "--model")
     assert_refused(script("train_clm.py", "--model", "./gone", "--data", docs, "--out", "x"), "./gone", "no such")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    assert_refused(script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2")
+    assert_refused(
+        script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2"
+    )
     assert not (tmp_path / "x").exists()
     if not torch.cuda.is_available():
-        assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"), "cuda")
+        assert_refused(
+            script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"), "cuda"
+        )
 
 
 def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
@@ -207,7 +231,21 @@ def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
 
 
 def start(out, model_dir, docs, *flags):
-    args = ["--model", model_dir, "--data", docs, "--out", out, "--max-steps", 60, "--save-every", 5, "--eval-every", 30, *TINY]
+    args = [
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--out",
+        out,
+        "--max-steps",
+        60,
+        "--save-every",
+        5,
+        "--eval-every",
+        30,
+        *TINY,
+    ]
     command = [sys.executable, ROOT / "train_clm.py", *args, "--dropout", 0.1, "--resume", *flags]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -287,7 +325,9 @@ def test_compiled_training_ends_where_eager_training_does(script, model_dir, doc
         out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, *flags,
                      timeout=600)  # fmt: skip
         assert out.returncode == 0, out.stderr
-    eager, compiled, checkpointed = (load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed"))
+    eager, compiled, checkpointed = (
+        load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed")
+    )
     for name, tensor in eager.items():
         torch.testing.assert_close(compiled[name], tensor, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(checkpointed[name], tensor, atol=1e-5, rtol=1e-4)

@@ -151,6 +151,7 @@ class GPT2(nn.Module):
     """
 
     config_class = GPT2Config
+    architecture = "GPT2LMHeadModel"  # its name in config.json
     # What Hugging Face's files call otherwise, or store besides: Conv1D keeps (in, out), and old files hold the
     # causal mask as a buffer.
     conv1d = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
