@@ -157,7 +157,7 @@ def score(who, name, ids) -> list[float]:
 
         def run(batch):
             B, T = batch.shape
-            documents = np.array([(i * T, T, 1, 1, b"") for i in range(B)], DOCUMENT)
+            documents = np.array([(i * T, T, T, T, b"") for i in range(B)], DOCUMENT)
             corpus = Corpus("random", batch.flatten().numpy(), documents, "", 0)
             perplexity(model, [corpus.all()], 1024, 512, B, torch.device("cpu"), "bf16", bar=False)
     else:

@@ -58,11 +58,11 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
     loss = total / n
     return {
         "loss": loss,
-        "ppl": math.exp(loss),
+        "ppl": _exp(loss),
         "nll": total,
         "tokens_scored": n,
         "bits_per_byte": total / math.log(2) / int(table["n_bytes"].sum()),
-        "word_ppl": math.exp(total / words) if words else None,
+        "word_ppl": _exp(total / words) if words else None,
         "documents": len(table),
         "words": words,
         "bytes": int(table["n_bytes"].sum()),
@@ -126,6 +126,10 @@ def _ids(documents: list[Selection], k: int) -> np.ndarray:
     raise IndexError(k)
 
 
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 709 else math.inf  # a lost model may well be beyond what a float64 holds
+
+
 def bootstrap_ppl(nll: np.ndarray, tokens: np.ndarray, samples: int = 1000, seed: int = 0) -> list[float] | None:
     """95 % percentile interval of the corpus perplexity, drawing whole documents with replacement (Efron 1979):
     tokens of one document are not independent, documents are."""
@@ -136,5 +140,5 @@ def bootstrap_ppl(nll: np.ndarray, tokens: np.ndarray, samples: int = 1000, seed
     for _ in range(samples):
         chosen = rng.integers(len(nll), size=len(nll))
         if (n := tokens[chosen].sum()) > 0:
-            draws.append(math.exp(nll[chosen].sum() / n))
+            draws.append(_exp(nll[chosen].sum() / n))
     return [float(q) for q in np.percentile(draws, [2.5, 97.5])]

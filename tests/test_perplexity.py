@@ -205,3 +205,10 @@ def test_eval_ppl_writes_the_whole_block(script, model_dir, tmp_path):
     assert r["loss"] == pytest.approx(expected[:, 0].sum() / expected[:, 1].sum(), rel=1e-5)
     limited = script("eval.py", "ppl", "--model", model_dir, "--data", data, "--limit", 2, "--json", "r.json")
     assert limited.returncode == 0 and json.loads((tmp_path / "r.json").read_text())["documents"] == 2
+
+
+def test_a_perplexity_beyond_floats_is_infinite_and_no_crash(model_dir, corpus):
+    model = hub.load_model(hub.find(str(model_dir)))
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(1e6)
+    assert score(model, corpus)["ppl"] == math.inf
