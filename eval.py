@@ -44,15 +44,15 @@ def ppl(args):
     hub.check_vocabulary(tokenizer, config, source)
     corpus = data.encode_corpus(args.data, tokenizer, args.text_field, args.limit, args.skip_bad_rows)
     model = hub.load_model(source).requires_grad_(False)
-    # On the CPU the evaluator multiplies the head in fp32, so it is kept so; CUDA takes bf16 in and gives fp32 out.
-    store_frozen(model, dtype, head=device.type == "cuda")
+    store_frozen(model, dtype, device)
     model.to(device)
     print(
-        f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters; {len(corpus.documents):,} documents, "
+        f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, none trainable; "
+        f"{len(corpus.documents):,} documents, "
         f"{int(corpus.documents['length'].sum()) - len(corpus.documents):,} tokens; context {context}, stride {stride}; "
         f"{device}, {dtype}" + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
-    result = perplexity(model, [corpus.all()], context, stride, args.batch_size, device, dtype)
+    result = perplexity(model, [corpus.all()], context, stride, args.batch_size, device, dtype, seed=args.seed)
     result |= {"data": args.data, "data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": args.model}
     interval = "[{:.2f}, {:.2f}]".format(*result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
     print(
@@ -66,7 +66,6 @@ def ppl(args):
 
 def main():
     args = parse_args()
-    args.__dict__.pop("_given", None)
     {"ppl": ppl}[args.command](args)
 
 

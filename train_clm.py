@@ -43,9 +43,6 @@ def main():
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     run.check_out(args)
-    if run.is_complete(args):
-        print(f"{args.out}: this run is complete; nothing to do")
-        return
     torch.manual_seed(args.seed)
 
     # text -> tokens -> the documents of each side
@@ -79,15 +76,29 @@ def main():
     for selection in training:
         if not len(selection.indices):
             raise UserError(f"{selection.corpus.name}: no documents left to train on")
+    if args.patience and not validation:
+        raise UserError(
+            "--patience stops on the validation loss, and there is no validation (--val-data, --val-fraction)"
+        )
     shares = [w or 1.0 for w in weights[: len(training)]]
     blocks = data.Mixture(training, shares, context, args.batch_size, args.grad_accum, args.seed)
 
     # model
+    # The values that `auto` and defaults stand for, so that run.json holds them and a resumed run is held to them.
+    args.device, args.dtype, args.context = str(device), dtype, context
+    args.lr = args.lr or (2e-4 if args.lora_r else 6e-4 if args.from_scratch else 5e-5)
+    args.lora_alpha = args.lora_alpha or 2.0 * args.lora_r
+    identity = {
+        "data": {s.corpus.name: s.corpus.sha256 for s in [*training, *held_out]},
+        "tokenizer": tokenizer.hash,
+        "model": hub.fingerprint(source, weights=not args.from_scratch),
+    }
+    if run.is_complete(args, identity):
+        print(f"{args.out}: this run is complete; nothing to do")
+        return
+    run.record_start(args, identity)
     model, base = run.prepare_model(args, source, device, dtype, args.from_scratch)
-    run.record_start(args, {s.corpus.name: s.corpus.sha256 for s in [*training, *held_out]})
-    lr = args.lr or (2e-4 if args.lora_r else 6e-4 if args.from_scratch else 5e-5)
-    settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__}
-                        | {"lr": lr, "dtype": dtype})  # fmt: skip
+    settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__})
     parameters = list(model.parameters())
     facts = {
         "model": source.name,
@@ -104,7 +115,7 @@ def main():
         f"{args.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; "
         f"{facts['documents']:,} documents, {sum(blocks.counts) * context:,} tokens an epoch in blocks of {context}; "
         f"{facts['val_documents']:,} validation documents; {device}, {dtype}; {total_steps(blocks, settings):,} updates "
-        f"of up to {args.batch_size} x {args.grad_accum} blocks, peak learning rate {lr:g}"
+        f"of up to {args.batch_size} x {args.grad_accum} blocks, peak learning rate {args.lr:g}"
     )
 
     def evaluate():
@@ -112,7 +123,7 @@ def main():
 
     result = fit(model, blocks, clm_loss, evaluate if validation else None, settings, Path(args.out), args.resume)
     run.finish(args, model, base, source, result, facts)
-    val = result["last_val"]
+    val = result["best_val" if args.patience else "last_val"]  # of the weights that are in DIR
     print(f"validation perplexity {result['first_val']['ppl']:.2f} -> {val['ppl']:.2f}" if val else "no validation")
     print(f"results in {args.out}; next: python eval.py ppl --model {args.out} --data ...")
 

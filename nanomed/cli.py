@@ -77,7 +77,7 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
                         "and fp32 on the CPU")  # fmt: skip
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
-    p.add_argument("--seed", type=int, default=0, help="of everything random")
+    p.add_argument("--seed", type=whole, default=0, help="of everything random")
 
 
 def add_data_flags(p: argparse.ArgumentParser) -> None:
@@ -115,9 +115,17 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     )
     g.add_argument("--dropout", type=share, default=0.0,
                    help="in place of the three probabilities of the model's config (GPT-2's say 0.1)")  # fmt: skip
-    g.add_argument("--compile", action="store_true", help="compile the model with torch.compile; minutes, then faster")
     g.add_argument(
-        "--grad-checkpoint", action="store_true", help="recompute activations in backward: less memory, slower"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compile the model with torch.compile; minutes, then faster",
+    )
+    g.add_argument(
+        "--grad-checkpoint",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="recompute activations in backward: less memory, slower",
     )
     g = p.add_argument_group("LoRA")
     g.add_argument("--lora-r", type=whole, default=0, metavar="R", help="rank; 0 trains all weights")
@@ -125,7 +133,12 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--lora-dropout", type=share, default=0.0)
     g.add_argument("--lora-targets", default="c_attn", metavar="NAMES",
                    help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc")  # fmt: skip
-    g.add_argument("--merge", action="store_true", help="fold the adapter into the model that DIR holds at the end")
+    g.add_argument(
+        "--merge",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="fold the adapter into the model that DIR holds at the end",
+    )
     g = p.add_argument_group("the run")
     g.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint, or start if it has none")
     g.add_argument(
@@ -144,7 +157,7 @@ def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
 
     Raises UserError for an unknown key of that section, or a value that the flag would not take.
     """
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre = Parser(add_help=False)
     pre.add_argument("--config")
     path = pre.parse_known_args()[0].config
     if path:
@@ -168,7 +181,7 @@ def _preset(parser, section: dict, where: str) -> None:
         action = flags.get(key.replace("-", "_"))
         if action is None:
             raise UserError(f"{where}: unknown key {key!r}")
-        if isinstance(action, argparse._StoreTrueAction):
+        if action.nargs == 0:
             if not isinstance(value, bool):
                 raise UserError(f"{where}: {key} must be true or false")
         elif isinstance(action, Several):
@@ -205,6 +218,9 @@ def run(main) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         code = 130
+    except OSError as e:  # no permission, a file where a directory should be, a full disk
+        print(f"{name}: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
+        code = 2
     except Exception as e:
         if is_out_of_memory(e):
             print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)

@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.files import read_json, write_json
+from nanomed.files import read_json, sync_directory, write_json
 from nanomed.loss import IGNORE
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-FORMAT = "1"  # of the cached token file; part of its key
+FORMAT = "2"  # of the cached token file; part of its key
 
 # One row a document: where its tokens start, how many there are (the leading <|endoftext|> counted), and of its text
 # the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
@@ -48,7 +48,8 @@ class BadRow(Exception):
 def split_weight(name: str) -> tuple[str, float | None]:
     """`general.jsonl:0.1` is that file with a weight; a name that exists as it stands has none."""
     path, colon, weight = name.rpartition(":")
-    if not colon or Path(name).exists() or not re.fullmatch(r"\d*\.?\d+", weight):
+    pattern = r"\d*\.\d+" if name.startswith("hub:") else r"\d*\.?\d+"  # hub:REPO:2023 is a configuration
+    if not colon or Path(name).exists() or not re.fullmatch(pattern, weight):
         return name, None
     if float(weight) <= 0:
         raise UserError(f"{name}: a weight must be more than 0")
@@ -60,18 +61,23 @@ def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool
 
     Raises UserError with file and row for the first bad row, unless `skip_bad`.
     """
-    rows = _rows(name)
-    for number, make in islice(enumerate(rows, 1), limit):
+    fields = "text" if name.lower().endswith(".txt") else text_field
+    for number, make in enumerate(_rows(name), 1):
+        if make is None:  # a blank line
+            continue
         try:
-            yield _text(make(), text_field, name)
+            yield _text(make(), fields, name)
         except BadRow as e:
             if not skip_bad:
                 raise UserError(f"{name}, row {number}: {e} (--skip-bad-rows leaves such rows out)") from e
             yield None
+        limit = limit and limit - 1
+        if limit == 0:
+            return
 
 
 def _rows(name: str) -> Iterator:
-    """One function a row, which gives the row's value or raises BadRow."""
+    """One function a row, which gives the row's value or raises BadRow; None for a blank line, so that rows count as lines."""
     if name.startswith("hub:"):
         yield from (partial(lambda row: row, row) for row in _hub_rows(name))
         return
@@ -94,9 +100,9 @@ def _rows(name: str) -> Iterator:
             if suffix == ".csv":
                 yield from _csv_rows(path, lines)
             elif suffix == ".txt":
-                yield from (partial(_plain, line) for line in lines if _decode_lenient(line).strip())
+                yield from (partial(_plain, line) if _decode_lenient(line).strip() else None for line in lines)
             else:
-                yield from (partial(_json_line, line) for line in lines if _decode_lenient(line).strip())
+                yield from (partial(_json_line, line) if _decode_lenient(line).strip() else None for line in lines)
 
 
 def _decode(line: bytes) -> str:
@@ -117,7 +123,7 @@ def _plain(line) -> dict:
 def _json_line(line):
     try:
         return json.loads(line())
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BadRow(f"not valid JSON ({e})") from e
 
 
@@ -225,18 +231,32 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
     for name in names:
         key.update(_content_hash(name, text_field, limit).encode())
     directory = cache_directory() / key.hexdigest()[:32]
-    if not directory.exists():
+    corpus = _map_corpus(directory, names)
+    if corpus is None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(dir=directory.parent, prefix="encoding-"))
         try:
             _encode_into(tmp, names, tokenizer, text_field, limit, skip_bad_rows)
-            if not directory.exists():  # another process may have been faster
+            if _map_corpus(directory, names) is None:  # another process may have been faster
+                shutil.rmtree(directory, ignore_errors=True)
                 os.replace(tmp, directory)
+                sync_directory(directory.parent)
         except OSError as e:
             raise UserError(f"{directory.parent}: the encoded corpus could not be written ({e})") from e
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
+        corpus = _map_corpus(directory, names)
+    return corpus
+
+
+def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
+    """The corpus in a directory of the cache; None if there is none, or a damaged one."""
+    if not (directory / "meta.json").exists():
+        return None
     meta = read_json(directory / "meta.json")
+    sizes = {name: (directory / name).stat().st_size for name in ("tokens.bin", "documents.bin")}
+    if sizes != meta["sizes"]:
+        return None
     documents = np.fromfile(directory / "documents.bin", DOCUMENT)
     tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
     return Corpus(" + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"])
@@ -283,7 +303,7 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
             rows = enumerate(read_documents(name, text_field, limit, skip_bad_rows), 1)
             pending = deque()
             while True:
-                batch = list(islice(rows, 64))
+                batch = _batch(rows)
                 bad += sum(text is None for _, text in batch)
                 if batch:
                     pending.append(pool.submit(encode, [(n, t) for n, t in batch if t is not None]))
@@ -303,11 +323,26 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                     start += row[1]
                     count += 1
                     bar.update()
+        for f in (tokens, documents):  # on the disk before the table of contents is
+            f.flush()
+            os.fsync(f.fileno())
     if count == 0:
         raise UserError(f"{', '.join(names)}: no documents there")
+    sizes = {f.name: (directory / f.name).stat().st_size for f in directory.iterdir()}
     write_json(
-        {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "names": names}, directory / "meta.json"
+        {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "sizes": sizes}, directory / "meta.json"
     )
+
+
+def _batch(rows, documents: int = 64, characters: int = 2**20) -> list:
+    """The next few rows: few enough that those in flight fit in memory, however long they are."""
+    batch = []
+    for row in islice(rows, documents):
+        batch.append(row)
+        characters -= len(row[1] or "")
+        if characters <= 0:
+            break
+    return batch
 
 
 # --- selecting --------------------------------------------------------------------------------------------------------
@@ -385,6 +420,9 @@ class Mixture:
 
     def __init__(self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed):
         self.streams = [Stream(s, context, (seed, k)) for k, s in enumerate(selections)]
+        for stream in self.streams:
+            if stream.n_blocks < 1:
+                raise UserError(f"{stream.selection.corpus.name}: not a single token to train on")
         shares = np.array(weights) / np.sum(weights)
         epoch = min(s.n_blocks / share for s, share in zip(self.streams, shares, strict=True))
         self.counts = [max(1, round(epoch * share)) for share in shares]

@@ -14,9 +14,9 @@ from nanomed.errors import UserError
 def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file") from e
-    except ValueError as e:
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON ({e})") from e
 
 
@@ -47,6 +47,16 @@ def _replace(path: Path, write) -> None:
         with open(tmp, "rb") as f:
             os.fsync(f.fileno())
         os.replace(tmp, path)
+        sync_directory(path.parent)
     except (OSError, SafetensorError) as e:
         tmp.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written ({e})") from e
+
+
+def sync_directory(directory: Path) -> None:
+    """Force a directory's entries to the disk: without it, a lost power supply can undo a rename."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -4,7 +4,10 @@ A model is named by a Hub id (`gpt2`), a directory with config.json, or a peft a
 through `base_model_name_or_path`.
 """
 
+import contextlib
+import hashlib
 import shutil
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -18,6 +21,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -45,7 +49,7 @@ INERT = set(
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate diversity_penalty forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id sep_token_id
-    tf_legacy_loss""".split()
+    tf_legacy_loss n_special predict_special_tokens""".split()
 )
 # Keys that would change what is computed, with the only value that is supported.
 FIXED = {
@@ -112,11 +116,17 @@ def online() -> bool:
     """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it gives up."""
     if OFFLINE:
         return False
-    try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
-    except Exception:
-        return False
-    return True
+    answers = []
+
+    def ask():
+        with contextlib.suppress(Exception):
+            answers.append(huggingface_hub.get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS))
+
+    # In a thread: a dead name server, or a host of many addresses, would outlast any timeout of the request's.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    return bool(answers)
 
 
 def explain(repo: str, error: Exception, what: str) -> UserError:
@@ -161,9 +171,24 @@ def _download(repo: str, weights: bool) -> Source:
         if get("tokenizer.json") is None:
             get("vocab.json"), get("merges.txt")
         get("tokenizer_config.json")
-    except (HfHubHTTPError, HFValidationError, OSError) as e:
+    except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
         raise explain(repo, e, "directory") from e
     return Source(repo, config.parent)
+
+
+def fingerprint(source: Source, weights: bool = True) -> str:
+    """SHA-256 of everything that decides what the model computes: config, weights and adapter."""
+    digest = hashlib.sha256()
+    for directory, patterns in (
+        (source.directory, ("config.json", "model*.safetensors")),
+        (source.adapter, ("adapter*",)),
+    ):
+        for pattern in patterns if directory else ():
+            for file in sorted(directory.glob(pattern)):
+                if weights or file.suffix == ".json":
+                    with open(file, "rb") as f:
+                        digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_config(directory: Path) -> tuple[dict, object]:
@@ -171,6 +196,8 @@ def read_config(directory: Path) -> tuple[dict, object]:
     architecture, or a flag that the model here would not honour."""
     path = Path(directory) / "config.json"
     raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: not a JSON object")
     if raw.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{path}: unknown architecture {raw.get('model_type')!r}; known: {', '.join(ARCHITECTURES)}")
     config_class = ARCHITECTURES[raw["model_type"]].config_class

@@ -85,12 +85,14 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
         for t in targets
         if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
     ]
-    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
     if unused:
         raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {', '.join(names)}")
     for name, module in linears.items():
-        if not isinstance(module, nn.Linear):
-            raise UserError(f"LoRA target {name} is a {type(module).__name__}; linear layers here: {', '.join(names)}")
+        if not isinstance(module, nn.Linear) or name == "lm_head":  # the head is the embedding too
+            raise UserError(
+                f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {', '.join(names)}"
+            )
     model.requires_grad_(False)
     model.lora = config
     for name, module in linears.items():

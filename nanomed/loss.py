@@ -19,7 +19,7 @@ def linear_cross_entropy(x, weight, targets):
     """Cross-entropy of the logits `x @ weight.T` against `targets`, summed over the supervised positions.
 
     x: hidden states (..., C); weight: the head (V, C); targets: ids (...), IGNORE where not supervised.
-    Multiplies in autocast's dtype if autocast is on; softmax, loss and the head's gradient are fp32.
+    Multiplies in autocast's dtype if autocast is on; softmax and loss are fp32, gradients are summed over chunks in fp32.
     Returns (sum, count): a differentiable fp32 scalar in nats, and the number of supervised positions, an int.
     The sum can be taken backward once.
     """
@@ -35,14 +35,13 @@ def linear_cross_entropy(x, weight, targets):
 
 
 @torch.no_grad()
-def token_nll(x, weight, targets):
+def token_nll(x, weight, targets, dtype=torch.float32):
     """Negative log-likelihood in nats of each of `targets` (N,) after hidden states x (N, C): fp32 (N,).
 
     Evaluation's loss, so the logits are fp32: GPT-2's lie around -35, where bf16 knows only steps of 0.25. CUDA
-    multiplies half-precision inputs into fp32 directly; elsewhere the inputs are made fp32.
+    multiplies inputs of `dtype` into fp32 directly; elsewhere the inputs are made fp32 too.
     """
-    if weight.dtype == torch.float32 or not x.is_cuda:
-        weight = weight.float()
+    weight = weight.to(dtype if x.is_cuda else torch.float32)
     return torch.cat([-_log_probs(xs, weight, ts)[1] for xs, ts in _chunks(x, targets, weight.size(0))])
 
 

@@ -16,10 +16,12 @@ from tqdm import tqdm
 from nanomed.data import Selection
 from nanomed.errors import UserError
 from nanomed.loss import token_nll
-from nanomed.precision import autocast
+from nanomed.precision import DTYPES, autocast
 
 
-def perplexity(model, documents: list[Selection], context, stride, batch_size, device, dtype, pad="right", bar=True):
+def perplexity(
+    model, documents: list[Selection], context, stride, batch_size, device, dtype, pad="right", bar=True, seed=0
+):
     """Score `documents`; returns a dict: loss (nats a token), ppl = exp(loss), nll = loss x tokens_scored, bits_per_byte,
     word_ppl (per whitespace-separated word), ppl_ci95 (bootstrap over documents; None for a single one), and the counts.
 
@@ -66,7 +68,7 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
         "documents": len(table),
         "words": words,
         "bytes": int(table["n_bytes"].sum()),
-        "ppl_ci95": bootstrap_ppl(nll, tokens),
+        "ppl_ci95": bootstrap_ppl(nll, tokens, seed=seed),
         "context": context,
         "stride": stride,
         "dtype": dtype,
@@ -113,7 +115,12 @@ def _score(model, documents, batch, device, dtype, pad):
         mask = mask[:, None].to(device)
     with autocast(device, dtype):
         x = model.transformer(idx.to(device), pos, mask)
-    nll = token_nll(x[keep.to(device)], model.lm_head.weight, targets[keep].to(device)).double().cpu().numpy()
+    nll = (
+        token_nll(x[keep.to(device)], model.lm_head.weight, targets[keep].to(device), DTYPES[dtype])
+        .double()
+        .cpu()
+        .numpy()
+    )
     counts = keep.sum(1).tolist()
     return [(w[0], v) for w, v in zip(batch, np.split(nll, np.cumsum(counts)[:-1]), strict=True)]
 

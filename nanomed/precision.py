@@ -32,10 +32,15 @@ def autocast(device: torch.device, dtype: str):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
-def store_frozen(model: nn.Module, dtype: str, head: bool = True) -> None:
+def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
     """Keep the frozen linear layers in the compute dtype, in place: half the memory, and nothing to cast at each step.
-    What is trained stays fp32. `head=False` leaves the head (and the embedding tied to it) in fp32."""
+    What is trained stays fp32. So does the head (and the embedding tied to it) on the CPU, where the evaluator multiplies
+    it in fp32; CUDA takes bf16 in and gives fp32 out."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad and (head or name != "lm_head"):
+        if (
+            isinstance(module, nn.Linear)
+            and not module.weight.requires_grad
+            and (device.type == "cuda" or name != "lm_head")
+        ):
             for p in module.parameters(recurse=False):
                 p.data = p.data.to(DTYPES[dtype])  # .data: a tied embedding keeps being the same parameter

@@ -4,6 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+from nanomed.errors import UserError
+from nanomed.files import read_json
+
 
 def plot_curves(directory: Path) -> Path | None:
     """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed."""
@@ -52,10 +55,14 @@ def main() -> None:
     """python -m nanomed.report FILE.json ...: the table of files named MODEL.DATA.json, as `make study` writes them."""
     results = {}
     for name in sys.argv[1:]:
-        model, data, _ = Path(name).name.split(".")
-        results[model, data] = json.loads(Path(name).read_text())
+        parts = Path(name).name.split(".")
+        if len(parts) != 3:
+            raise UserError(f"{name}: must be named MODEL.DATA.json")
+        results[parts[0], parts[1]] = read_json(Path(name))
     print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    from nanomed import cli
+
+    cli.run(main)

@@ -12,41 +12,47 @@ import resource
 import shlex
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 import nanomed
-from nanomed import hub, report
+from nanomed import checkpoint, hub, report
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.lora import LoRAConfig, inject, lora_layers, merge_and_unwrap
 from nanomed.precision import store_frozen
 
 # Settings that may differ when a run is resumed: they change nothing that is computed.
-FREE = {"config", "resume", "save_every", "log_every", "out"}
+FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "_given"}
+# What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
+LEFTOVERS = {"run.json", "metrics.jsonl", "state", "base"}
 
 
 def check_out(args) -> None:
-    """Refuse to train over what is there. Raises UserError unless DIR is new, empty, or to be resumed."""
+    """Refuse to train over what is there. Raises UserError unless DIR is new, empty, to be resumed, or what a run left
+    that ended before its first checkpoint."""
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: it is a file")
-    if not args.resume and out.is_dir() and any(out.iterdir()):
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    if args.resume and names and "run.json" not in names:
+        raise UserError(f"--out {out}: not a run's directory (no run.json), so there is nothing to resume")
+    if not args.resume and (names - LEFTOVERS or checkpoint.latest(out)):
         raise UserError(f"--out {out}: not empty; --resume goes on with the run there, or choose another directory")
 
 
-def is_complete(args) -> bool:
+def is_complete(args, identity: dict) -> bool:
     """Whether DIR already holds the end of this very run. Raises UserError if it was another one."""
     if not args.resume or not (Path(args.out) / "summary.json").exists():
         return False
-    _check_settings(args)
+    _check_same(args, identity)
     return True
 
 
-def _check_settings(args) -> dict:
-    """run.json of DIR, once it is known to be of a run with these settings."""
+def _check_same(args, identity: dict) -> None:
     path = Path(args.out) / "run.json"
     before = read_json(path)
     for key, value in vars(args).items():
@@ -55,27 +61,29 @@ def _check_settings(args) -> dict:
                 f"{path}: the run was started with {key} = {before['settings'].get(key)!r}, now it is {value!r}; "
                 "resume with the same settings, or choose another --out"
             )
-    return before
+    for key, value in identity.items():
+        if value != before[key]:
+            raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
 
 
-def record_start(args, data: dict[str, str]) -> None:
-    """Write run.json, or check it against this command if the run is resumed. data: name -> SHA-256 of the texts."""
+def record_start(args, identity: dict) -> None:
+    """Write run.json, or check it against this command if the run is resumed. identity: hashes of what goes in: the
+    data by name, the tokenizer, the model."""
     path = Path(args.out) / "run.json"
-    if args.resume and path.exists():
-        if _check_settings(args)["data"] != data:
-            raise UserError(f"{path}: the data have changed since the run was started; choose another --out")
+    if args.resume and checkpoint.latest(Path(args.out)):
+        _check_same(args, identity)
         return
     packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
     Path(args.out).mkdir(parents=True, exist_ok=True)
     write_json({
         "command": shlex.join(sys.argv),
-        "settings": vars(args),
+        "settings": {k: v for k, v in vars(args).items() if k != "_given"},
         "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},
         "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads(),
                     "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "seed": args.seed,
-        "data": data,
+        **identity,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }, path)  # fmt: skip
 
@@ -96,18 +104,22 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
     base = source.name
     if args.lora_r:
         targets = tuple(t.strip() for t in args.lora_targets.split(",") if t.strip())
-        lora = LoRAConfig(args.lora_r, args.lora_alpha or 2.0 * args.lora_r, args.lora_dropout, targets)
+        lora = LoRAConfig(args.lora_r, args.lora_alpha, args.lora_dropout, targets)
         if model.lora and not _same(model, lora):
+            print(f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a new one")
             merge_and_unwrap(model)
             hub.save_model(model, Path(args.out) / "base", source.tokenizer_directory)
             base = str((Path(args.out) / "base").resolve())
         if model.lora is None:
             inject(model, lora)
+        else:
+            print(f"{source.adapter}: the adapter goes on")
+        model.lora = replace(model.lora, dropout=lora.dropout)
         for layer in lora_layers(model).values():
             layer.dropout.p = args.lora_dropout
     elif model.lora:
         merge_and_unwrap(model)
-    store_frozen(model, dtype)
+    store_frozen(model, dtype, device)
     model.transformer.grad_checkpoint = args.grad_checkpoint
     model.to(device)
     if args.compile:
@@ -117,7 +129,7 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
 
 def _same(model, lora: LoRAConfig) -> bool:
     """Whether the model's adapter has this rank, this alpha, and these layers, however its targets are spelled."""
-    wanted = {n for n, m in model.named_modules() if lora.matches(n) and not n.endswith(("lora_A", "lora_B"))}
+    wanted = {n for n, m in model.named_modules() if lora.matches(n)}
     return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
 
 

@@ -7,13 +7,13 @@ merges, and a table turns ranks into the model's ids, whatever their order.
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 
 from nanomed.errors import UserError
+from nanomed.files import read_json
 
 # GPT-2's pre-tokenisation (encoder.py of the GPT-2 release): no merge crosses a boundary between these pieces.
 # Possessive quantifiers and the split-off `\s++$` change no result; they keep long runs of blanks linear.
@@ -77,35 +77,31 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises UserError if there is none, or one that is not GPT-2's kind: byte-level BPE with all 256 bytes.
     """
     directory = Path(directory)
-    special: dict[str, int] = {}
-    if (directory / "tokenizer.json").exists():
-        where = directory / "tokenizer.json"
-        spec = _read_json(where)
-        vocab, merges = _check_spec(spec, where)
-        for token in spec.get("added_tokens") or []:
-            if not token.get("special"):
-                raise UserError(f"{where}: the added token {token['content']!r} is not a special one; not supported")
-            special[token["content"]] = token["id"]
-    elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
+    where = directory / "tokenizer.json"
+    if not where.exists():
         where = directory / "vocab.json"
-        vocab = _read_json(where)
-        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [line for line in lines if line and not line.startswith("#version")]
-    else:
+    if not where.exists() or (where.name == "vocab.json" and not (directory / "merges.txt").exists()):
         raise UserError(f"{directory}: no tokenizer there (tokenizer.json, or vocab.json and merges.txt)")
+    special: dict[str, int] = {}
     try:
+        if where.name == "tokenizer.json":
+            spec = read_json(where)
+            vocab, merges = _check_spec(spec, where)
+            for token in spec.get("added_tokens") or []:
+                if not token.get("special"):
+                    raise UserError(
+                        f"{where}: the added token {token['content']!r} is not a special one; not supported"
+                    )
+                special[token["content"]] = token["id"]
+        else:
+            vocab = read_json(where)
+            lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+            merges = [line for line in lines if line and not line.startswith("#version")]
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
         eot = _find_eot(vocab | special, directory)
         return Tokenizer(vocab, merges, special, eot, where)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{where}: not a byte-level BPE vocabulary ({type(e).__name__}: {e})") from e
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from e
 
 
 def _check_spec(spec: dict, where: Path):
@@ -129,7 +125,7 @@ def _find_eot(vocab: dict[str, int], directory: Path) -> int:
         return vocab[EOT]
     for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
         if (directory / name).exists():
-            eos = _read_json(directory / name).get(key)
+            eos = read_json(directory / name).get(key)
             eos = eos.get("content") if isinstance(eos, dict) else eos
             if isinstance(eos, int) or eos in vocab:
                 return eos if isinstance(eos, int) else vocab[eos]

@@ -20,6 +20,8 @@ from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 
+SMALLEST_SCALE = 2.0**-14  # of fp16's losses; they start at 2^16, and each overflow halves the scale
+
 
 @dataclass
 class Settings:
@@ -105,6 +107,10 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
         if evaluate and progress["step"] == 0:
             metrics({"step": 0, "tokens": 0, **validate()})
         while progress["step"] < steps and not progress["stopped_early"]:
+            if interrupted:
+                saved = checkpoint.save(out, progress, model, optimizer, scaler)
+                raise Interrupted(interrupted[0], f"stopped after update {progress['step']} of {steps}; saved in {saved}; "
+                                                  "the same command with --resume goes on from there")  # fmt: skip
             start = time.perf_counter()
             lr = learning_rate(progress["step"], steps, s)
             for group in optimizer.param_groups:
@@ -132,6 +138,9 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
             progress["consumed"] += 1
             progress["seconds"] += time.perf_counter() - start
             if scaler.get_scale() < scale:  # overflowed: the next window at a smaller scale, at the same learning rate
+                if scaler.get_scale() < SMALLEST_SCALE:
+                    raise UserError(f"no gradient is finite in fp16 at update {progress['step'] + 1}, however small its "
+                                    "scale; try --dtype bf16 or fp32; the last checkpoint stays")  # fmt: skip
                 continue
 
             progress["step"] += 1
@@ -153,11 +162,8 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
                 progress["since_log"] = dict.fromkeys(logged, 0)
                 progress["stopped_early"] = bool(due and 0 < s.patience <= progress["bad_evals"])
             done = step == steps or progress["stopped_early"]
-            if done or interrupted or (s.save_every and step % s.save_every == 0):
+            if done or (s.save_every and step % s.save_every == 0):
                 saved = checkpoint.save(out, progress, model, optimizer, scaler)
-            if interrupted and not done:
-                raise Interrupted(interrupted[0], f"stopped after update {step} of {steps}; saved in {saved}; "
-                                                  "the same command with --resume goes on from there")  # fmt: skip
     except (RuntimeError, MemoryError) as e:
         if is_out_of_memory(e):
             kept = f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"

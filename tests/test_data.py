@@ -226,8 +226,8 @@ def test_weights_are_told_from_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd.jsonl:0.5").touch()
     assert split_weight("a.jsonl:0.9") == ("a.jsonl", 0.9)
-    assert split_weight("hub:owner/name:config:2") == ("hub:owner/name:config", 2.0)
-    for name in ("a.jsonl", "hub:owner/name:3.0.0", "odd.jsonl:0.5", "C:\\data"):
+    assert split_weight("hub:owner/name:config:2.0") == ("hub:owner/name:config", 2.0)
+    for name in ("a.jsonl", "hub:owner/name:2023", "hub:owner/name:3.0.0", "odd.jsonl:0.5", "C:\\data"):
         assert split_weight(name) == (name, None)
     with pytest.raises(UserError, match="more than 0"):
         split_weight("a.jsonl:0")
@@ -278,22 +278,57 @@ def test_windows_hold_each_block_of_an_epoch_once_and_the_last_is_short(tmp_path
 
 
 def test_weights_are_shares_of_the_blocks_and_no_source_is_repeated_in_an_epoch(tmp_path, tokenizer):
-    texts = [["a " * 30] * 60, ["b " * 30] * 30]
+    texts = [[f"{i} " + " a" * 30 for i in range(60)], [f"{i} " + " b" * 30 for i in range(90)]]
     parts = [corpus_of(tmp_path, tokenizer, t, f"{i}.jsonl").all() for i, t in enumerate(texts)]
     mixture = Mixture(parts, [0.9, 0.1], 16, batch_size=4, grad_accum=1, seed=0)
     counts = mixture.counts
     assert counts[0] == mixture.streams[0].n_blocks and counts[1] == pytest.approx(counts[0] / 9, abs=1)
     marks = [int(tokenizer.encode(" a")[0]), int(tokenizer.encode(" b")[0])]
 
-    def blocks(epoch):
+    dealt = []
+    for k, stream in enumerate(mixture.streams):
+        block = stream.block
+        stream.block = lambda passed, i, k=k, block=block: dealt.append((k, passed, i)) or block(passed, i)
+    epochs = []
+    for epoch in range(3):
         first = epoch * mixture.windows_per_epoch
-        return [
-            x
-            for k in range(first, first + mixture.windows_per_epoch)
-            for xs, _ in mixture.window(k)
-            for x in xs.numpy()
-        ]
+        windows = [mixture.window(k) for k in range(first, first + mixture.windows_per_epoch)]
+        tokens = np.concatenate([x.numpy().ravel() for w in windows for x, _ in w])
+        share = (tokens == marks[1]).sum() / np.isin(tokens, marks).sum()
+        assert share == pytest.approx(0.1, abs=0.02)
+        assert [sum(d[0] == k for d in dealt) for k in (0, 1)] == counts
+        assert len(set(dealt)) == len(dealt)
+        epochs.append(set(dealt))
+        dealt.clear()
+    assert not epochs[0] & epochs[1] and not epochs[1] & epochs[2]  # the longer source is read on
 
-    for epoch in (0, 1, 2):
-        got = [sum((b == m).sum() > 8 for b in blocks(epoch)) for m in marks]
-        assert got[1] == counts[1] and sum(map(len, [blocks(epoch)])) == sum(counts)
+
+@pytest.mark.parametrize("file", ["tokens.bin", "documents.bin"])
+def test_a_damaged_cache_is_encoded_again(tmp_path, tokenizer, monkeypatch, file):
+    monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "d.jsonl", TEXTS)
+    whole = encode_corpus(str(path), tokenizer).tokens.tolist()
+    (cached,) = (tmp_path / "cache").iterdir()
+    (cached / file).write_bytes((cached / file).read_bytes()[:-3])
+    again = encode_corpus(str(path), tokenizer)
+    assert again.tokens.tolist() == whole and len(again.documents) == len(TEXTS)
+
+
+def test_rows_are_counted_as_lines_of_the_file(tmp_path, tokenizer):
+    path = tmp_path / "d.jsonl"
+    path.write_text('\n{"text": "a"}\n\n[[[\n')
+    with pytest.raises(UserError, match="row 4"):
+        encode_corpus(str(path), tokenizer)
+    assert read(write_jsonl(path, TEXTS), limit=2) == TEXTS[:2]
+
+
+def test_a_row_nested_beyond_reason_is_a_bad_row(tmp_path, tokenizer):
+    path = tmp_path / "d.jsonl"
+    path.write_text("[" * 100_000 + '\n{"text": "a"}\n')
+    with pytest.raises(UserError, match="row 1: not valid JSON"):
+        encode_corpus(str(path), tokenizer)
+
+
+def test_text_without_a_token_cannot_be_trained_on(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="not a single token"):
+        Mixture([corpus_of(tmp_path, tokenizer, [""]).all()], [1.0], 8, 2, 1, 0)

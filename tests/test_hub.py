@@ -156,6 +156,23 @@ def test_a_config_flag_that_is_not_supported_is_an_error(tiny, key, value, messa
         load(tiny[0])
 
 
+# The keys of configs on the Hub, as transformers of many versions wrote them.
+PUBLISHED = {
+    "gpt2": {"n_ctx": 64, "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}},
+    "gpt2-medium": {"n_special": 0, "predict_special_tokens": True, "n_ctx": 64},
+    "gpt2-xl": {"output_past": True, "n_ctx": 64},
+    "distilgpt2": {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},
+    "biomedlm": {"gradient_checkpointing": False, "torch_dtype": "float32", "use_cache": False, "n_inner": None},
+}
+
+
+@pytest.mark.parametrize("keys", PUBLISHED.values(), ids=PUBLISHED)
+def test_keys_of_published_configs_are_known(tiny, keys):
+    path = tiny[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    torch.testing.assert_close(load(tiny[0])(X), tiny[1](X).logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("key", ["use_dora", "use_rslora", "modules_to_save", "rank_pattern", "layers_to_transform"])
 def test_an_adapter_setting_that_is_not_supported_is_an_error(tiny, tmp_path, key):
     model = load(tiny[0])

@@ -188,7 +188,8 @@ def test_a_non_finite_loss_names_the_document(model_dir, corpus):
 def test_bf16_is_near_fp32(model, corpus):
     exact = score(model, corpus)
     rounded = perplexity(model, [corpus.all()], 64, 32, 4, CPU, "bf16")
-    assert rounded["dtype"] == "bf16" and rounded["loss"] == pytest.approx(exact["loss"], rel=5e-3)
+    assert rounded["dtype"] == "bf16" and rounded["loss"] != exact["loss"]
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=5e-3)
 
 
 def test_eval_ppl_writes_the_whole_block(script, model_dir, tmp_path):

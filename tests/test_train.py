@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 
 from nanomed import checkpoint, hub
 from nanomed.data import Mixture, encode_corpus
@@ -13,6 +15,7 @@ from nanomed.errors import UserError
 from nanomed.lora import LoRAConfig, inject
 from nanomed.loss import IGNORE
 from nanomed.precision import resolve_dtype, store_frozen
+from nanomed.report import plot_curves
 from nanomed.tokenizer import load_tokenizer
 from nanomed.train import Settings, fit, learning_rate, make_optimizer
 from tests.conftest import make_texts, write_jsonl
@@ -145,24 +148,29 @@ def test_only_matrices_and_embeddings_are_decayed(model):
     assert len(decayed) == len(list(model.parameters()))
 
 
+FIRST_LOSSES = {}
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_training_lowers_the_loss_in_every_dtype(model, corpus, tmp_path, dtype):
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
     fit(model, data, clm_loss, None, Settings(lr=3e-3, max_steps=15, log_every=1, dtype=dtype), tmp_path)
     log = records(tmp_path)
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
+    FIRST_LOSSES[dtype] = log[0]["loss"]
+    assert len(set(FIRST_LOSSES.values())) == len(FIRST_LOSSES)  # the dtype did something
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_lora_trains_the_adapter_alone_over_a_base_stored_in_bf16(model, corpus, tmp_path):
     inject(model, LoRAConfig(4, 8.0))
-    store_frozen(model, "bf16")
+    store_frozen(model, "bf16", torch.device("cpu"))
     before = weights(model)
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
     fit(model, data, clm_loss, None, Settings(lr=1e-2, max_steps=10, log_every=1, dtype="bf16"), tmp_path)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != ("lora_" in name), name
-        frozen_linear = "base_layer" in name or "wte" in name or (".c_" in name and "lora" not in name)
+        frozen_linear = "base_layer" in name or (".c_" in name and "lora" not in name)
         assert p.dtype == (torch.bfloat16 if frozen_linear else torch.float32), name
     assert records(tmp_path)[-1]["loss"] < records(tmp_path)[0]["loss"]
 
@@ -225,8 +233,13 @@ def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
     assert [r["val_loss"] for r in records(tmp_path) if "val_loss" in r] == [5.0, 4.0, 3.0, 3.5, 3.2]
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path):
-    """Dropout on, LoRA, fp16's scaler: every kind of state there is; stopped by an error between two checkpoints."""
+def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, monkeypatch):
+    """Dropout on, LoRA, fp16 whose scaler had to come down: every kind of state there is; stopped by an error between two
+    checkpoints."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**24)
+    )
 
     def start(out, fail_at=None):
         torch.manual_seed(9)
@@ -237,8 +250,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path):
         calls = []
 
         def loss(model, batch):
-            calls.append(1)
-            assert fail_at is None or len(calls) <= fail_at
+            calls.append(fail_at is not None and fail_at == getattr(checkpoint.latest(out), "stem", None))
+            assert sum(calls) < 4  # in the second update after that checkpoint
             return clm_loss(model, batch)
 
         data = Mixture([corpus.all()], [1.0], 32, 2, 2, 0)
@@ -247,10 +260,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path):
                 fit(model, data, loss, None, s, out)
             return
         fit(model, data, loss, None, s, out, resume=True)
+        progress = json.loads(safe_open(checkpoint.latest(out), "pt").metadata()["progress"])
+        assert progress["consumed"] > progress["step"]  # overflows were skipped
         return weights(model), [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records(out)]
 
     whole, log = start(tmp_path / "whole")
-    start(tmp_path / "broken", fail_at=11)  # in the sixth update; the last checkpoint is of the fourth
+    start(tmp_path / "broken", fail_at="step-00000004")
     assert checkpoint.latest(tmp_path / "broken").name == "step-00000004.safetensors"
     torch.rand(100)
     again, again_log = start(tmp_path / "broken")
@@ -278,3 +293,22 @@ def test_auto_dtype_follows_the_hardware(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
         assert resolve_dtype("auto", cuda) == expected
     assert resolve_dtype("fp16", cpu) == "fp16"
+
+
+def test_gradients_that_are_never_finite_in_fp16_end_the_run(model, tmp_path):
+    def broken(model, batch):
+        nll, count = clm_loss(model, batch)
+        return nll + (0 * model.transformer.ln_f.weight.sum()).sqrt(), count  # finite, with a gradient of 0 / 0
+
+    with pytest.raises(UserError, match="no gradient is finite in fp16 at update 1"):
+        fit(model, Ragged(4, 1), broken, None, Settings(lr=1e-3, dtype="fp16"), tmp_path)
+
+
+def test_without_matplotlib_the_rest_works_and_one_line_says_so(tmp_path, monkeypatch, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens": 5, "loss": 2.0}\n')
+    assert plot_curves(tmp_path).read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert plot_curves(tmp_path) is None
+    assert capsys.readouterr().err.splitlines() == [
+        "no loss.png: matplotlib is not installed (pip install 'nanomed[report]')"
+    ]

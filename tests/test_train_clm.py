@@ -2,20 +2,24 @@
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nanomed import hub
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+from tests.standin_hub import StandinHub
 
 X = torch.arange(30).reshape(2, 15)
 TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -174,13 +178,19 @@ def test_several_sources_with_weights(script, model_dir, docs, tmp_path):
 
 def test_a_recipe_presets_flags_and_the_command_line_wins(script, model_dir, docs, tmp_path):
     recipe = tmp_path / "r.toml"
-    recipe.write_text(
-        f'[adapt]\nmodel = "{model_dir}"\ndata = ["no.jsonl"]\nmax-steps = 2\nbatch_size = 2\nlr = 0.5\nmerge = true\n'
-    )
-    out = script("train_clm.py", "--config", recipe, "--data", docs, "--out", "out", "--lr", 1e-4)
+    preset = "max-steps = 2\nbatch_size = 2\nlr = 0.5\ngrad-checkpoint = true\ncompile = true\n"
+    recipe.write_text(f'[adapt]\nmodel = "{model_dir}"\ndata = ["no.jsonl"]\n{preset}')
+    out = script("train_clm.py", "--config", recipe, "--data", docs, "--out", "out", "--lr", 1e-4, "--no-compile")
     assert out.returncode == 0, out.stderr
     s = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
-    assert (s["max_steps"], s["batch_size"], s["lr"], s["merge"], s["data"]) == (2, 2, 1e-4, True, [str(docs)])
+    assert (s["max_steps"], s["batch_size"], s["lr"], s["grad_checkpoint"], s["compile"], s["data"]) == (
+        2,
+        2,
+        1e-4,
+        True,
+        False,
+        [str(docs)],
+    )
     for text, words in {"[adapt]\nlearning_rate = 1\n": ("unknown key", "learning_rate"), "[adapt]\nlr = 'x'\n": ("lr",),
                         "[adapt]\ndtype = 'fp8'\n": ("dtype",), "[other]\n": ("no section [adapt]",),
                         "[adapt": ("not valid TOML",), "[adapt]\nmerge = 1\n": ("true or false",)}.items():  # fmt: skip
@@ -196,7 +206,14 @@ WRONG = {
     "fraction": (("--val-fraction", "1"), ("--val-fraction",)),
     "target": (("--lora-r", "2", "--lora-targets", "q_proj"), ("q_proj", "c_attn")),
     "data": (("--val-data", "gone.jsonl"), ("gone.jsonl", "no such file")),
-    "weight": (("--exclude", "docs.txt"), ("docs.txt", "no such file")),
+    "exclude": (("--exclude", "docs.txt"), ("docs.txt", "no such file")),
+    "head": (("--lora-r", "2", "--lora-targets", "lm_head"), ("lm_head", "cannot have an adapter")),
+    "seed": (("--seed", "-1"), ("--seed",)),
+    "steps": (("--max-steps", "-1"), ("--max-steps",)),
+    "merge": (("--merge",), ("--merge", "--lora-r")),
+    "scratch": (("--from-scratch", "--lora-r", "2"), ("--from-scratch",)),
+    "patience": (("--patience", "2", "--val-fraction", "0"), ("--patience", "no validation")),
+    "config": (("--config",), ("--config",)),
 }
 
 
@@ -227,6 +244,17 @@ def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
     assert_refused(script(*args), "--out out: not empty", "--resume")
     done = script(*args, "--resume")
     assert done.returncode == 0 and "complete" in done.stdout
+    assert_refused(script(*args, "--resume", "--lr", 0.5), "lr = 0.001", "0.5")
+    write_jsonl(docs, make_texts(40, 98))
+    assert_refused(script(*args, "--resume"), "the data changed")
+    write_jsonl(docs, make_texts(40, 31))
+    other = tmp_path / "no-run"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"precious")
+    elsewhere = [a if a != "out" else "no-run" for a in args]
+    assert_refused(script(*elsewhere, "--resume"), "no-run: not a run's directory")
+    assert_refused(script(*elsewhere), "no-run: not empty")
+    assert (other / "model.safetensors").read_bytes() == b"precious"
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
@@ -279,7 +307,7 @@ def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs
     (tmp_path / "out" / "summary.json").unlink()
     assert_refused(script(*args, "--resume", "--weight-decay", 0.5), "weight_decay", "0.1", "0.5")
     write_jsonl(docs, make_texts(40, 99))
-    assert_refused(script(*args, "--resume"), "the data have changed")
+    assert_refused(script(*args, "--resume"), "the data changed")
 
 
 def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(model_dir, docs, tmp_path):
@@ -315,7 +343,7 @@ def test_help_is_complete_and_shows_defaults(script, name):
               "grad-accum epochs max-steps lr warmup-ratio weight-decay grad-clip dtype device compile grad-checkpoint "
               "lora-r lora-alpha lora-dropout lora-targets merge seed resume save-every eval-every patience log-every"}  # fmt: skip
     for flag in wanted[name].split():
-        assert f"--{flag} " in out.stdout or f"--{flag}\n" in out.stdout or f"--{flag}]" in out.stdout, flag
+        assert f"--{flag} " in out.stdout or f"--{flag}\n" in out.stdout or f"--{flag}," in out.stdout, flag
     assert "default: auto" in " ".join(out.stdout.split())
 
 
@@ -331,3 +359,80 @@ def test_compiled_training_ends_where_eager_training_does(script, model_dir, doc
     for name, tensor in eager.items():
         torch.testing.assert_close(compiled[name], tensor, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(checkpointed[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_without_a_checkpoint_can_simply_be_started_again(script, model_dir, docs, tmp_path):
+    """The mend that the program names must work: other settings, the same DIR."""
+    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 2, *TINY)
+    assert_refused(script(*args, "--lora-r", 2, "--lora-targets", "q_proj"), "q_proj")
+    assert (tmp_path / "out" / "run.json").exists()
+    assert script(*args, "--batch-size", 1).returncode == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["batch_size"] == 1
+
+
+def test_resuming_on_another_base_is_refused(script, model_dir, docs, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    args = ("train_clm.py", "--model", model, "--data", docs, "--out", "out", "--max-steps", 2, "--lora-r", 2, *TINY)
+    assert script(*args).returncode == 0
+    state = load_file(model / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in state.items()}, model / "model.safetensors")
+    assert_refused(script(*args, "--resume"), "the model changed since the run was started")
+
+
+def test_an_out_that_cannot_be_made_is_said_in_one_line(script, model_dir, docs, tmp_path):
+    (tmp_path / "file").touch()
+    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "file/sub", "--max-steps", 1)
+    assert_refused(out, "file/sub")
+
+
+def ready_venv():
+    """The environment that the Makefile would use, if it is this one and up to date: a test must not install anything."""
+    stamp = Path(sys.prefix) / ".ready"
+    wanted = [ROOT / "requirements.lock", ROOT / "pyproject.toml"]
+    if not stamp.exists() or any(f.stat().st_mtime > stamp.stat().st_mtime for f in wanted):
+        pytest.skip("not run by `make test`: the Makefile would have to install packages first")
+    return sys.prefix
+
+
+def make(*args, **env):
+    out = subprocess.run(
+        ["make", *map(str, args)], cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=300
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    return out.stdout
+
+
+def test_make_study_walks_the_whole_road(tmp_path):
+    general = write_jsonl(tmp_path / "general.jsonl", make_texts(120, 1))
+    pubmed = write_jsonl(tmp_path / "pubmed.jsonl", make_texts(60, 2))
+    held = [write_jsonl(tmp_path / f"{i}.jsonl", make_texts(6, i)) for i in (3, 4)]
+    out = make("study", f"VENV={ready_venv()}", f"RUNS={tmp_path}/runs", f"GENERAL={general}", f"PUBMED={pubmed}",
+               f"TEST={held[0]}", f"GENERAL_TEST={held[1]}", "STEPS=2", "BATCH=4")  # fmt: skip
+    rows = [line.split("|")[1].strip() for line in out.splitlines()[-5:]]
+    assert rows == ["model", "---", "base", "adapted", "adapted-lora"]
+    assert re.search(r"\| adapted \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \| [-+][\d.]+% \|", out)
+    assert (tmp_path / "runs/study/adapted-lora/adapter_model.safetensors").exists()
+
+
+def test_make_adapt_takes_model_and_abstracts_from_the_hub(model_dir, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path / "hub"
+    shutil.copytree(model_dir, root / "models" / "gpt2")
+    folder = root / "datasets" / "qiaojin" / "PubMedQA"
+    configs = {"pqa_artificial": make_texts(40, 5), "pqa_labeled": make_texts(40, 5)[:4] + make_texts(3, 6)}
+    for name, texts in configs.items():
+        (folder / name).mkdir(parents=True)
+        rows = [{"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}} for i, t in enumerate(texts)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / name / "train-0.parquet")
+    blocks = "".join(f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n" for c in configs)
+    (folder / "README.md").write_text(f"---\nconfigs:\n{blocks}---\n")
+    with StandinHub(root) as standin:
+        env = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        args = ("adapt", f"VENV={ready_venv()}", f"RUNS={tmp_path}/runs", "ARGS=--max-steps 2 --lora-r 2")
+        out = make(*args, **env)
+        assert "4 training documents that are held out too were taken out" in out
+        assert [line.split("|")[1].strip() for line in out.splitlines()[-4:]] == ["model", "---", "base", "adapted"]
+        assert "this run is complete" in make(*args, **env)
