@@ -26,7 +26,7 @@ from nanomed.lora import LoRAConfig, inject, lora_layers, merge_and_unwrap
 from nanomed.precision import store_frozen
 
 # Settings that may differ when a run is resumed: they change nothing that is computed.
-FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "_given"}
+FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint"}
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
 LEFTOVERS = {"run.json", "metrics.jsonl", "state", "base"}
 
@@ -77,7 +77,7 @@ def record_start(args, identity: dict) -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     write_json({
         "command": shlex.join(sys.argv),
-        "settings": {k: v for k, v in vars(args).items() if k != "_given"},
+        "settings": vars(args),
         "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},
         "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads(),
