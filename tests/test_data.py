@@ -171,17 +171,18 @@ def test_order_is_kept_by_parallel_encoding(tmp_path, tokenizer):
 @pytest.mark.slow
 def test_memory_stays_flat(tmp_path, bpe_dir):
     """A corpus of 300 MB is encoded and read with far less memory on top of what a small one needs."""
-    code = """import sys, resource
+    code = """import re, sys
 from nanomed.data import encode_corpus, Stream
 from nanomed.tokenizer import load_tokenizer
 c = encode_corpus(sys.argv[1], load_tokenizer(sys.argv[2]))
 s = Stream(c.all(), 256, (0, 0)); [s.block(0, i) for i in range(50)]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"""
+print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))"""  # ru_maxrss counts the parent's
 
     def peak(copies):
         path = tmp_path / f"{copies}.jsonl"
         line = json.dumps({"text": " ".join(make_texts(50, 5))}) + "\n"
-        path.write_text(line * copies)
+        with open(path, "w") as f:
+            f.writelines(line for _ in range(copies))
         out = subprocess.run(
             [sys.executable, "-c", code, path, bpe_dir], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -190,7 +191,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"""
     small, _ = peak(100)
     large, size = peak(25_000)
     assert size > 280e6
-    assert large - small < 0.25 * size
+    assert large - small < 0.2 * size
 
 
 # --- selecting --------------------------------------------------------------------------------------------------------
