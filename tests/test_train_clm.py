@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from nanomed import hub
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 from tests.standin_hub import StandinHub
+from tests.test_train import without_key_bias
 
 X = torch.arange(30).reshape(2, 15)
 TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -356,9 +357,10 @@ def test_compiled_training_ends_where_eager_training_does(script, model_dir, doc
     eager, compiled, checkpointed = (
         load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed")
     )
-    for name, tensor in eager.items():
-        torch.testing.assert_close(compiled[name], tensor, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(checkpointed[name], tensor, atol=1e-5, rtol=1e-4)
+    for name in eager:
+        a, b, c = (without_key_bias(name, weights[name]) for weights in (eager, compiled, checkpointed))
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(c, a, atol=1e-5, rtol=1e-4)
 
 
 def test_a_run_without_a_checkpoint_can_simply_be_started_again(script, model_dir, docs, tmp_path):
