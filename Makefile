@@ -15,12 +15,20 @@ ARGS ?=
 LIMIT = $(if $(filter file,$(origin DATA)),--limit 20000)
 MEASURED = $(if $(filter file,$(origin DATA))$(filter-out file,$(origin TEST)),$(TEST))
 
+# A misspelt variable would be ignored in silence.
+KNOWN = VENV RUNS MODEL DATA TEST FIELD ARGS GENERAL PUBMED GENERAL_TEST STEPS BATCH
+GIVEN = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
+$(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN))
+endif
+
 .PHONY: setup baseline adapt study study-gpt2-small test test-all lint bench clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in $(VENV)"
 	@echo "make baseline   the perplexity of MODEL ($(MODEL)) on TEST"
 	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
+	@echo "                MODEL=dir or Hub id, DATA=file, TEST=file to measure on, FIELD=name of the text's field, RUNS=where"
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
 	@echo "make test       the tests; make test-all: the slow ones too; make lint"

@@ -3,6 +3,7 @@
 python eval.py ppl --model gpt2 --data abstracts.jsonl --json before.json
 """
 
+import sys
 from pathlib import Path
 
 from nanomed import cli, data, hub
@@ -28,6 +29,8 @@ def parse_args():
     ppl.add_argument("--json", metavar="FILE", help="write the result there")
     cli.add_common_flags(ppl)
     cli.add_data_flags(ppl)
+    if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
+        raise UserError("a command comes first: eval.py ppl --model M --data D (eval.py ppl --help lists the flags)")
     return p.parse_args()
 
 

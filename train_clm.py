@@ -43,6 +43,7 @@ def main():
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     run.check_out(args)
+    cli.check_lora_flags(args)
     torch.manual_seed(args.seed)
 
     # text -> tokens -> the documents of each side
@@ -113,7 +114,8 @@ def main():
     }
     print(
         f"{args.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; "
-        f"{facts['documents']:,} documents, {sum(blocks.counts) * context:,} tokens an epoch in blocks of {context}; "
+        f"{facts['documents']:,} documents, {sum(blocks.counts) * context:,} tokens an epoch in blocks of {context}"
+        f"{' (' + ' + '.join(f'{c:,}' for c in blocks.counts) + ' blocks)' if len(blocks.counts) > 1 else ''}; "
         f"{facts['val_documents']:,} validation documents; {device}, {dtype}; {total_steps(blocks, settings):,} updates "
         f"of up to {args.batch_size} x {args.grad_accum} blocks, peak learning rate {args.lr:g}"
     )

@@ -11,11 +11,20 @@ from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.train import Settings
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default that is a value; where the help explains it in words, or there is none, nothing."""
+
+    def _get_help_string(self, action):
+        if action.default is None or "(default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """One line for a wrong flag, defaults in --help, no abbreviations."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=Help, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         raise UserError(f"{message} (--help lists the flags)")
@@ -130,7 +139,7 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("LoRA")
     g.add_argument("--lora-r", type=whole, default=0, metavar="R", help="rank; 0 trains all weights")
     g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
-    g.add_argument("--lora-dropout", type=share, default=0.0)
+    g.add_argument("--lora-dropout", type=share, default=0.0, help="on the adapter's input, in training")
     g.add_argument("--lora-targets", default="c_attn", metavar="NAMES",
                    help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc")  # fmt: skip
     g.add_argument(
@@ -150,6 +159,15 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--patience", type=whole, default=Settings.patience,
                    help="stop after so many validations without improvement and keep the best weights; 0: never")  # fmt: skip
     g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
+
+
+def check_lora_flags(args) -> None:
+    """Raises UserError for a LoRA flag that would do nothing, since there is no rank."""
+    given = {"--lora-alpha": args.lora_alpha, "--lora-dropout": args.lora_dropout, "--merge": args.merge,
+             "--lora-targets": args.lora_targets != "c_attn"}  # fmt: skip
+    for flag, value in given.items():
+        if value and not args.lora_r:
+            raise UserError(f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained")
 
 
 def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:

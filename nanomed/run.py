@@ -55,12 +55,14 @@ def is_complete(args, identity: dict) -> bool:
 def _check_same(args, identity: dict) -> None:
     path = Path(args.out) / "run.json"
     before = read_json(path)
-    for key, value in vars(args).items():
-        if key not in FREE and value != before["settings"].get(key):
-            raise UserError(
-                f"{path}: the run was started with {key} = {before['settings'].get(key)!r}, now it is {value!r}; "
-                "resume with the same settings, or choose another --out"
-            )
+    then = before["settings"]
+    changed = [k for k, v in vars(args).items() if k not in FREE and v != then.get(k)]
+    if changed:
+        was, now = (", ".join(f"{k} = {s.get(k)!r}" for k in changed) for s in (then, vars(args)))
+        raise UserError(
+            f"{path}: the run was started with {was}, now it is {now}; resume with the same settings, or choose another "
+            "--out (make: RUNS=...)"
+        )
     for key, value in identity.items():
         if value != before[key]:
             raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
@@ -98,8 +100,6 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
         raise UserError(
             "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
         )
-    if args.merge and not args.lora_r:
-        raise UserError("--merge folds an adapter in, and there is none without --lora-r")
     model = hub.load_model(source, from_scratch, dropout=args.dropout)
     base = source.name
     if args.lora_r:
@@ -118,6 +118,9 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
         for layer in lora_layers(model).values():
             layer.dropout.p = args.lora_dropout
     elif model.lora:
+        print(
+            f"{source.adapter}: the adapter is merged, and all weights are trained; --lora-r {model.lora.r} goes on with it"
+        )
         merge_and_unwrap(model)
     store_frozen(model, dtype, device)
     model.transformer.grad_checkpoint = args.grad_checkpoint

@@ -211,6 +211,7 @@ WRONG = {
     "head": (("--lora-r", "2", "--lora-targets", "lm_head"), ("lm_head", "cannot have an adapter")),
     "seed": (("--seed", "-1"), ("--seed",)),
     "steps": (("--max-steps", "-1"), ("--max-steps",)),
+    "alpha": (("--lora-alpha", "4"), ("--lora-alpha", "--lora-r")),
     "merge": (("--merge",), ("--merge", "--lora-r")),
     "scratch": (("--from-scratch", "--lora-r", "2"), ("--from-scratch",)),
     "patience": (("--patience", "2", "--val-fraction", "0"), ("--patience", "no validation")),
@@ -245,7 +246,7 @@ def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
     assert_refused(script(*args), "--out out: not empty", "--resume")
     done = script(*args, "--resume")
     assert done.returncode == 0 and "complete" in done.stdout
-    assert_refused(script(*args, "--resume", "--lr", 0.5), "lr = 0.001", "0.5")
+    assert_refused(script(*args, "--resume", "--lr", 0.5, "--lora-r", 2), "lr = 0.001", "lr = 0.5", "lora_r = 2")
     write_jsonl(docs, make_texts(40, 98))
     assert_refused(script(*args, "--resume"), "the data changed")
     write_jsonl(docs, make_texts(40, 31))
@@ -403,6 +404,15 @@ def make(*args, **env):
     out = subprocess.run(["make", *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-3000:]
     return out.stdout
+
+
+def test_make_refuses_a_variable_that_it_does_not_know():
+    out = subprocess.run(["make", "-n", "help", "ARG=--lora-r 8"], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 2 and "unknown variable ARG" in out.stderr
+
+
+def test_eval_without_a_command_says_so(script, model_dir, docs):
+    assert_refused(script("eval.py", "--model", model_dir, "--data", docs), "a command comes first: eval.py ppl")
 
 
 def table_rows(out):
