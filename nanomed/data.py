@@ -79,21 +79,17 @@ def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool
 def _rows(name: str) -> Iterator:
     """One function a row, which gives the row's value or raises BadRow; None for a blank line, so that rows count as lines."""
     if name.startswith("hub:"):
-        yield from (partial(lambda row: row, row) for row in _hub_rows(name))
+        yield from (partial(_as_it_is, row) for row in _hub_rows(name))
         return
-    path = Path(name)
+    path = _data_file(name)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{name}: not a data file ({', '.join(SUFFIXES)}) and not hub:REPO[:CONFIG[:SPLIT]]")
-    if not path.is_file():
-        raise UserError(f"{name}: no such file")
     if suffix == ".parquet":
         yield from _parquet_rows(path)
     elif suffix == ".json":
         rows = read_json(path)
         if not isinstance(rows, list):
             raise UserError(f"{name}: a .json file must hold a list of objects; one object a line is .jsonl")
-        yield from (partial(lambda row: row, row) for row in rows)
+        yield from (partial(_as_it_is, row) for row in rows)
     else:
         with open(path, "rb") as f:
             lines = (partial(_decode, line) for line in f)
@@ -103,6 +99,19 @@ def _rows(name: str) -> Iterator:
                 yield from (partial(_plain, line) if _decode_lenient(line).strip() else None for line in lines)
             else:
                 yield from (partial(_json_line, line) if _decode_lenient(line).strip() else None for line in lines)
+
+
+def _data_file(name: str) -> Path:
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{name}: not a data file ({', '.join(SUFFIXES)}) and not hub:REPO[:CONFIG[:SPLIT]]")
+    if not path.is_file():
+        raise UserError(f"{name}: no such file")
+    return path
+
+
+def _as_it_is(row):
+    return row
 
 
 def _decode(line: bytes) -> str:
@@ -137,7 +146,7 @@ def _csv_rows(path: Path, lines) -> Iterator:
             return
         except (BadRow, csv.Error) as e:  # where the next row starts is unknown then
             raise UserError(f"{path}, line {reader.line_num + 1}: {e}") from e
-        yield partial(lambda row: row, row)
+        yield partial(_as_it_is, row)
 
 
 def _parquet_rows(path: Path) -> Iterator:
@@ -145,7 +154,7 @@ def _parquet_rows(path: Path) -> Iterator:
 
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from (partial(lambda row: row, row) for row in batch.to_pylist())
+            yield from (partial(_as_it_is, row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: truncated, corrupt or not Parquet ({e})") from e
 
@@ -174,6 +183,10 @@ def _text(row, fields: str, name: str) -> str:
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
             value = "\n".join(value)
         if isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as e:
+                raise BadRow("a lone surrogate, which is no valid Unicode") from e
             return value
         if value is not None:
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
@@ -268,9 +281,9 @@ def _content_hash(name: str, text_field: str, limit: int | None) -> str:
         for text in read_documents(name, text_field, limit, skip_bad=True):
             digest.update((text or "").encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
-    next(_rows(name), None)  # says what is wrong with a missing file before it is opened
-    with open(name, "rb") as f:
-        return Path(name).suffix.lower() + hashlib.file_digest(f, "sha256").hexdigest()
+    path = _data_file(name)
+    with open(path, "rb") as f:
+        return path.suffix.lower() + hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:
@@ -284,8 +297,6 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
             try:
                 raw = text.encode("utf-8")
                 ids = tokenizer.encode(text).astype(dtype)
-            except UnicodeEncodeError:
-                out.append((number, "a lone surrogate, which is no valid Unicode", None, None))
             except ValueError as e:  # a run of a million blanks overflows the pre-tokeniser's stack
                 out.append((number, str(e), None, None))
             else:

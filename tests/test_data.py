@@ -320,6 +320,9 @@ def test_rows_are_counted_as_lines_of_the_file(tmp_path, tokenizer):
     path.write_text('\n{"text": "a"}\n\n[[[\n')
     with pytest.raises(UserError, match="row 4"):
         encode_corpus(str(path), tokenizer)
+    path.write_text('\n{"text": "a"}\n\n{"text": "\\ud800"}\n')
+    with pytest.raises(UserError, match="row 4: a lone surrogate"):
+        encode_corpus(str(path), tokenizer)
     assert read(write_jsonl(path, TEXTS), limit=2) == TEXTS[:2]
 
 
