@@ -50,15 +50,18 @@ def _chunks(x, targets, vocab):
     return zip(x.chunk(n), targets.chunk(n), strict=True)
 
 
-def _log_probs(x, weight, targets):
-    """All log-probabilities (N, V) in fp32, and those of the targets (N,)."""
+def head_logits(x, weight):
+    """Logits (N, V) in fp32 of hidden states x (N, C), multiplied in the dtype in which the head is stored."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(weight.dtype)
         if x.is_cuda and weight.dtype != torch.float32:
-            logits = torch.mm(x, weight.t(), out_dtype=torch.float32)
-        else:
-            logits = F.linear(x, weight).float()
-        log_probs = F.log_softmax(logits, dim=-1)
+            return torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return F.linear(x, weight).float()
+
+
+def _log_probs(x, weight, targets):
+    """All log-probabilities (N, V) in fp32, and those of the targets (N,)."""
+    log_probs = F.log_softmax(head_logits(x, weight), dim=-1)
     return log_probs, log_probs.gather(1, targets[:, None]).squeeze(1)
 
 

@@ -71,12 +71,18 @@ class Attention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:  # BioMedLM, after Mistral (Stanford CRFM)
             self.scale /= layer + 1
 
-    def forward(self, x, mask=None):
+    def forward(self, x, mask=None, cache=None):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, nh, T, hs)
+        causal = mask is None
+        if cache is not None:
+            k, v = cache.append(k, v)  # all keys and values so far, (B, nh, S, hs)
+            causal = causal and T > 1  # a single new token may look at everything
+            if causal and k.size(2) > T:  # is_causal would align the first query with the first key
+                raise ValueError("several tokens after others in a cache need a mask")
         dropout = self.attn_pdrop if self.training else 0.0
         attend = partial(
-            F.scaled_dot_product_attention, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale
+            F.scaled_dot_product_attention, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
         )
         if self.upcast:  # scores, softmax and average in fp32, whatever autocast says
             with torch.autocast(x.device.type, enabled=False):
@@ -108,8 +114,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask=None):
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x, mask=None, cache=None):
+        x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -126,18 +132,18 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 
-    def forward(self, idx, pos=None, mask=None):
+    def forward(self, idx, pos=None, mask=None, cache=None):
         T = idx.size(1)
         if self.n_positions < T:
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
         if pos is None:
             pos = torch.arange(T, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C); wpe is fp32, and so is the residual stream
-        for block in self.h:
+        for layer, block in enumerate(self.h):
             if self.grad_checkpoint and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x, mask)
+                x = block(x, mask, cache[layer] if cache else None)
         return self.ln_f(x)
 
 
@@ -147,7 +153,8 @@ class GPT2(nn.Module):
     `forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T) their
     positions if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key; without a mask
     attention is causal. Training and evaluation call `transformer` alone and leave the head to `nanomed.loss`, which
-    never holds all logits at once.
+    never holds all logits at once. Generation gives `transformer` its `cache`, one `nanomed.generate.KVCache` a layer: the
+    keys of earlier calls come first then, `mask` is (B, 1, T, S) over all S of them, and `pos` is the caller's to give.
     """
 
     config_class = GPT2Config
