@@ -8,7 +8,7 @@ what it writes: tokenizer.json, vocab.json and merges.txt.
 
 from pathlib import Path
 
-from nanomed import cli, data
+from nanomed import cli, rows
 from nanomed.errors import UserError
 from nanomed.files import write_json
 from nanomed.tokenizer import EOT
@@ -51,7 +51,7 @@ def main():
     texts = (
         text
         for name in args.data
-        for text in data.read_documents(name, args.text_field, args.limit, args.skip_bad_rows)
+        for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows)
         if text
     )
     print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")

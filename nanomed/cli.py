@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.precision import reuse_memory
 from nanomed.train import Settings
 
 
@@ -223,6 +224,7 @@ def run(main) -> None:
         raise Interrupted(signum)
 
     signal.signal(signal.SIGTERM, terminate)
+    reuse_memory()
     name = Path(sys.argv[0]).name
     try:
         main()

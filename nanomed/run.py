@@ -12,23 +12,107 @@ import resource
 import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 import nanomed
-from nanomed import checkpoint, hub, report
+from nanomed import checkpoint, cli, hub, report
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.lora import LoRAConfig, inject, lora_layers, merge_and_unwrap
-from nanomed.precision import store_frozen
+from nanomed.precision import resolve_device, resolve_dtype, store_frozen
+from nanomed.tokenizer import Tokenizer, load_tokenizer
+from nanomed.train import Settings, fit, total_steps
 
 # Settings that may differ when a run is resumed: they change nothing that is computed.
 FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint"}
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
 LEFTOVERS = {"run.json", "metrics.jsonl", "state", "base"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every phase begins with: where the model is, how it reads, and where it will be trained."""
+
+    source: hub.Source
+    config: object
+    tokenizer: Tokenizer
+    device: torch.device
+
+
+def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> Setup:
+    """Check the flags and find the model. Puts the values that `auto` and defaults stand for into `args`, so that run.json
+    holds them and a resumed run is held to them. Raises UserError for whatever cannot be trained."""
+    device = resolve_device(args.device)
+    args.device, args.dtype = str(device), resolve_dtype(args.dtype, device)
+    check_out(args)
+    cli.check_lora_flags(args)
+    args.lr = args.lr or (lora_lr if args.lora_r else full_lr)
+    args.lora_alpha = args.lora_alpha or 2.0 * args.lora_r
+    torch.manual_seed(args.seed)
+    source = hub.find(args.model, weights)
+    _, config = hub.read_config(source.directory)
+    tokenizer = load_tokenizer(source.tokenizer_directory)
+    hub.check_vocabulary(tokenizer, config, source)
+    args.context = args.context or min(config.n_positions, 1024)
+    if not 2 <= args.context <= config.n_positions:
+        raise UserError(f"--context {args.context}: {source.name} has {config.n_positions} positions")
+    return Setup(source, config, tokenizer, device)
+
+
+def train(
+    args, setup: Setup, blocks, loss_fn, evaluate, data_hashes: dict, facts: dict, what: str, **prepare
+) -> dict | None:
+    """Train the model that `args` name on `blocks` and leave it in DIR; None if DIR holds the end of this very run.
+
+    evaluate(model) measures it on held-out data, or is None; facts: what summary.json should say besides; what: the
+    data, in words; prepare: for prepare_model.
+    """
+    identity = {
+        "data": data_hashes,
+        "tokenizer": setup.tokenizer.hash,
+        "model": hub.fingerprint(setup.source, weights=not prepare.get("from_scratch")),
+    }
+    if args.patience and not evaluate:
+        raise UserError(
+            "--patience stops on the validation loss, and there is no validation (--val-data, --val-fraction)"
+        )
+    if is_complete(args, identity):
+        print(f"{args.out}: this run is complete; nothing to do")
+        return None
+    record_start(args, identity)
+    model, base = prepare_model(args, setup.source, setup.device, args.dtype, **prepare)
+    settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__})
+    parameters = list(model.parameters())
+    facts = {
+        "model": setup.source.name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        **facts,
+        "device": args.device,
+        "dtype": args.dtype,
+        "context": args.context,
+    }
+    print(
+        f"{args.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {what}; {args.device}, "
+        f"{args.dtype}; {total_steps(blocks, settings):,} updates of up to {args.batch_size} x {args.grad_accum} rows, "
+        f"peak learning rate {args.lr:g}"
+    )
+    measure = partial(evaluate, model) if evaluate else None
+    result = fit(model, blocks, loss_fn, measure, settings, Path(args.out), args.resume)
+    finish(args, model, base, setup.source, result, facts, prepare.get("head"))
+    val = result["best_val" if args.patience else "last_val"]  # of the weights that are in DIR
+    print(f"validation perplexity {result['first_val']['ppl']:.2f} -> {val['ppl']:.2f}" if val else "no validation")
+    return result | {"trained": model}
+
+
+def say_removed(count: int) -> None:
+    if count:
+        print(f"{count} training documents that are held out too were taken out of the training side")
 
 
 def check_out(args) -> None:
@@ -90,8 +174,9 @@ def record_start(args, identity: dict) -> None:
     }, path)  # fmt: skip
 
 
-def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bool = False):
+def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bool = False, head=None):
     """Load the model that `args` ask for, ready to be trained on `device`; returns (model, name of its base).
+    head(model) puts another head on it.
 
     With --lora-r, an adapter that `source` names is continued if its settings are the same; with other settings it is
     merged first, and the merged base written to DIR/base, where the new adapter's config will point.
@@ -122,7 +207,9 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
             f"{source.adapter}: the adapter is merged, and all weights are trained; --lora-r {model.lora.r} goes on with it"
         )
         merge_and_unwrap(model)
-    store_frozen(model, dtype, device)
+    model = head(model) if head else model
+    if model.lora:  # else what is frozen will be saved from here, and must keep its bits
+        store_frozen(model, dtype, device)
     model.transformer.grad_checkpoint = args.grad_checkpoint
     model.to(device)
     if args.compile:
@@ -136,7 +223,7 @@ def _same(model, lora: LoRAConfig) -> bool:
     return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
 
 
-def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict) -> None:
+def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict, head=None) -> None:
     """Make DIR a model directory (adapter, merged or full), and write summary.json and loss.png.
 
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
@@ -145,6 +232,7 @@ def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict
     if model.lora and args.merge:
         fresh = hub.load_model(hub.find(base))
         inject(fresh, model.lora)
+        fresh = head(fresh) if head else fresh
         fresh.load_state_dict({k: v.cpu() for k, v in hub.adapter_state(model).items()}, strict=False)
         merge_and_unwrap(fresh)
         hub.save_model(fresh, out, source.tokenizer_directory)

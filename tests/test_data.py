@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from nanomed import data
-from nanomed.data import Mixture, Selection, Stream, encode_corpus, read_documents, split, split_weight, without
+from nanomed.data import Mixture, Selection, Stream, encode_corpus, split, without
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
+from nanomed.rows import read_documents, split_weight
 from nanomed.tokenizer import load_tokenizer
 from tests.conftest import ROOT, make_texts, write_jsonl
 

@@ -10,7 +10,7 @@ from nanomed.generate import Ending, Sampling, choose, distribution, generate, m
 from nanomed.tokenizer import load_tokenizer
 from tests.conftest import make_hf_model
 
-CPU = torch.device("cpu")
+CPU, GREEDY = torch.device("cpu"), Sampling()
 PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 2], [44] * 20]
 
 
@@ -18,7 +18,8 @@ PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 
 def models(tmp_path_factory, bpe_dir):
     """Ours and transformers', of BioMedLM's kind too, where attention's scale differs by layer."""
     out = {}
-    for name, flags in (("gpt2", {}), ("biomedlm", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True})):  # fmt: skip
+    kinds = {"gpt2": {}, "biomedlm": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}}
+    for name, flags in kinds.items():
         directory = tmp_path_factory.mktemp(name)
         theirs = make_hf_model(directory, bpe_dir, **flags)
         out[name] = hub.load_model(hub.find(str(directory))).eval(), theirs
@@ -30,7 +31,7 @@ def tok(bpe_dir):
     return load_tokenizer(bpe_dir)
 
 
-def run(model, tok, prompts, n, sampling=Sampling(), markers=(), **kwargs):
+def run(model, tok, prompts, n, sampling=GREEDY, markers=(), **kwargs):
     return generate(model, prompts, n, sampling, Ending(tok, markers), CPU, "fp32", **kwargs)
 
 
@@ -77,7 +78,8 @@ def test_cached_logits_equal_uncached_ones(models, padded):
     with torch.no_grad():
         whole = model.transformer(idx, pos, mask)
         cache = make_cache(model.config, 2, 12, CPU, torch.float32)
-        parts = [model.transformer(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in ((0, 7), (7, 10), (10, 11), (11, 12))]  # fmt: skip
+        steps = ((0, 7), (7, 10), (10, 11), (11, 12))
+        parts = [model.transformer(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in steps]
     torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], atol=1e-5, rtol=1e-5)
 
 

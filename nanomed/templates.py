@@ -1,0 +1,99 @@
+"""Prompt templates as data: the one place that says how an instruction looks, in training, evaluation and generation.
+
+A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's ids, then the
+response's, then <|endoftext|>; each part is encoded by itself, so that the boundary is the same when there is no response yet.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nanomed.errors import UserError
+
+
+@dataclass(frozen=True)
+class Template:
+    prompt: str  # of an instruction alone
+    prompt_with_input: str  # of an instruction and its input
+    response: str = "{response}"
+    markers: tuple[str, ...] = ()  # a generated answer that begins one of these has run on into the next example
+
+    def ask(self, instruction: str, input: str = "") -> str:
+        """The prompt's text."""
+        return _fill(self.prompt_with_input if input else self.prompt, {"instruction": instruction, "input": input})
+
+    def answer(self, response: str) -> str:
+        """The response's text, which follows the prompt's."""
+        return _fill(self.response, {"response": response})
+
+
+TEMPLATES = {
+    "response": Template(
+        prompt="### Instruction:\n{instruction}\n### Response:\n",
+        prompt_with_input="### Instruction:\n{instruction}\n{input}\n### Response:\n",
+        markers=("### Instruction:", "### Response:"),
+    ),
+    # Llama2-MedTuned (Rohanian et al. 2023)
+    "medtuned": Template(
+        prompt="### Instruction:\n{instruction}\n### Output:\n",
+        prompt_with_input="### Instruction:\n{instruction}\n### Input:\n{input}\n### Output:\n",
+        markers=("### Instruction:", "### Input:", "### Output:"),
+    ),
+    # The flashcards' rows say "Answer this question truthfully" and put the question into `input`.
+    "flashcards": Template(
+        prompt="Instruction: Answer this question truthfully\nQuestion: {instruction}\nResponse:",
+        prompt_with_input="Instruction: {instruction}\nQuestion: {input}\nResponse:",
+        response=" {response}",
+        markers=("\nInstruction:", "\nQuestion:"),
+    ),
+    # Stanford Alpaca (Taori et al. 2023)
+    "alpaca": Template(
+        prompt="Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\n{instruction}\n\n### Response:\n",
+        prompt_with_input="Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+        markers=("### Instruction:", "### Input:", "### Response:"),
+    ),
+}
+
+
+def load_template(name: str) -> Template:
+    """One of TEMPLATES by name, or the one in a TOML file: `prompt`, and optionally `prompt_with_input`, `response` and
+    `markers` (a list). Raises UserError for an unknown name, an unknown key or a placeholder that is missing."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise UserError(f"--template {name}: unknown; known: {', '.join(TEMPLATES)}, or a TOML file of your own")
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not valid TOML ({e})") from e
+    unknown = keys.keys() - {f.name for f in fields(Template)}
+    if unknown:
+        raise UserError(
+            f"{path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(Template))}"
+        )
+    markers = keys.pop("markers", [])
+    for key, value in keys.items():
+        if not isinstance(value, str):
+            raise UserError(f"{path}: {key} must be text")
+    if not isinstance(markers, list) or not all(isinstance(m, str) and m for m in markers):
+        raise UserError(f"{path}: markers must be a list of texts")
+    for key, placeholder in (("prompt", "instruction"), ("prompt_with_input", "instruction"),
+                             ("prompt_with_input", "input"), ("response", "response")):  # fmt: skip
+        if key in keys and f"{{{placeholder}}}" not in keys[key]:
+            raise UserError(f"{path}: {key} must contain {{{placeholder}}}")
+    if "prompt" not in keys:
+        raise UserError(f"{path}: no prompt there")
+    with_input = keys["prompt"].replace("{instruction}", "{instruction}\n{input}")
+    return Template(**({"prompt_with_input": with_input} | keys), markers=tuple(markers))
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
+    """Put the values in, all at once, so that braces in a value stay what they are."""
+    return re.sub(r"\{(instruction|input|response)\}", lambda m: values.get(m[1], m[0]), text)
