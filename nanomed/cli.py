@@ -8,7 +8,9 @@ import traceback
 from pathlib import Path
 
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.examples import Fields
 from nanomed.precision import reuse_memory
+from nanomed.templates import TEMPLATES
 from nanomed.train import Settings
 
 
@@ -97,6 +99,18 @@ def add_data_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
 
+def add_instruction_flags(p: argparse.ArgumentParser) -> None:
+    """How rows become instructions."""
+    p.add_argument("--template", default="response", metavar="NAME",
+                   help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file of your own")  # fmt: skip
+    fields = Fields()
+    p.add_argument("--instruction-field", default=fields.instruction, metavar="FIELD", help="of what is asked")
+    p.add_argument(
+        "--input-field", default=fields.input, metavar="FIELD", help="of what it is asked about, if anything"
+    )
+    p.add_argument("--response-field", default=fields.response, metavar="FIELD", help="of the answer")
+
+
 def add_training_flags(p: argparse.ArgumentParser) -> None:
     """The flags that every training phase takes."""
     p.add_argument("--config", metavar="TOML", help="recipe that presets flags; flags on the command line win")
@@ -105,9 +119,9 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     add_data_flags(p)
     g = p.add_argument_group("training")
     g.add_argument(
-        "--context", type=count, metavar="N", help="tokens a block (default: the model's positions, 1024 at most)"
+        "--context", type=count, metavar="N", help="tokens a row (default: the model's positions, 1024 at most)"
     )
-    g.add_argument("--batch-size", type=count, default=8, help="blocks a micro-batch")
+    g.add_argument("--batch-size", type=count, default=8, help="rows a micro-batch")
     g.add_argument("--grad-accum", type=count, default=1, help="micro-batches an update")
     g.add_argument("--epochs", type=positive, default=Settings.epochs, help="passes over the data")
     g.add_argument(

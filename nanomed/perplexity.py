@@ -8,6 +8,7 @@ transformers' guide). Documents never see each other.
 
 import math
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,23 +39,8 @@ def perplexity(
     if tokens.sum() == 0:
         raise UserError(f"{documents[0].corpus.name}: no tokens to score; every document is empty")
     windows = _windows(table["length"], context, stride)
-    nll = np.zeros(len(table))  # float64, a document each
-    was_training, start = model.training, time.perf_counter()
-    model.eval()
-    try:
-        with tqdm(
-            total=int(tokens.sum()), desc="perplexity", unit=" tokens", leave=False, disable=not bar or None
-        ) as t:
-            for i in range(0, len(windows), batch_size):
-                batch = windows[i : i + batch_size]
-                for document, values in _score(model, documents, batch, device, dtype, pad):
-                    nll[document] += values.sum()
-                    t.update(len(values))
-    finally:
-        model.train(was_training)
-    if not np.isfinite(nll).all():
-        raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; "
-                        "try --dtype fp32")  # fmt: skip
+    start = time.perf_counter()
+    nll = _score_all(model, partial(_ids, documents), windows, len(table), batch_size, device, dtype, pad, bar)
     seconds = time.perf_counter() - start
     total, n, words = float(nll.sum()), int(tokens.sum()), int(table["n_words"].sum())
     loss = total / n
@@ -78,6 +64,38 @@ def perplexity(
     }
 
 
+def answer_perplexity(model, examples: list, batch_size, device, dtype, bar=True, seed=0) -> dict:
+    """The same for instruction examples (nanomed.examples.Example): only the response and its end are scored, each
+    after its own prompt. Returns loss, ppl, nll, tokens_scored, examples and ppl_ci95."""
+    windows = sorted(((k, 0, len(e.ids), e.start) for k, e in enumerate(examples)), key=lambda w: -w[2])
+    nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype, "right", bar)
+    tokens = np.array([len(e.ids) - e.start for e in examples])
+    loss = float(nll.sum()) / int(tokens.sum())
+    return {"loss": loss, "ppl": _exp(loss), "nll": float(nll.sum()), "tokens_scored": int(tokens.sum()),
+            "examples": len(examples), "ppl_ci95": bootstrap_ppl(nll, tokens, seed=seed)}  # fmt: skip
+
+
+def _score_all(model, ids_of, windows, n, batch_size, device, dtype, pad, bar) -> np.ndarray:
+    """Summed nll, float64 (n,), of the scored tokens of each document; ids_of(k) gives the ids of the k-th.
+    Model in eval mode, and put back. Raises UserError for a non-finite loss."""
+    nll = np.zeros(n)
+    was_training = model.training
+    model.eval()
+    total = sum(end - scored for _, _, end, scored in windows)
+    try:
+        with tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=not bar or None) as t:
+            for i in range(0, len(windows), batch_size):
+                for document, values in _score(model, ids_of, windows[i : i + batch_size], device, dtype, pad):
+                    nll[document] += values.sum()
+                    t.update(len(values))
+    finally:
+        model.train(was_training)
+    if not np.isfinite(nll).all():
+        raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; "
+                        "try --dtype fp32")  # fmt: skip
+    return nll
+
+
 def _windows(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, int, int, int]]:
     """(document, start, end, first scored position) of every window, longest first, so that batches pad little."""
     windows = []
@@ -94,7 +112,7 @@ def _windows(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, 
 
 
 @torch.no_grad()
-def _score(model, documents, batch, device, dtype, pad):
+def _score(model, ids_of, batch, device, dtype, pad):
     """(document, nll of its newly scored tokens in float64) of each window of a batch."""
     T = max(end - start for _, start, end, _ in batch) - 1  # the last id is predicted, never an input
     idx = torch.zeros(len(batch), T, dtype=torch.long)
@@ -102,7 +120,7 @@ def _score(model, documents, batch, device, dtype, pad):
     keep = torch.zeros_like(idx, dtype=torch.bool)
     real = torch.zeros_like(keep)
     for row, (document, start, end, scored) in enumerate(batch):
-        ids = torch.from_numpy(_ids(documents, document)[start:end].astype(np.int64))
+        ids = torch.from_numpy(ids_of(document)[start:end].astype(np.int64))
         at = T - len(ids) + 1 if pad == "left" else 0
         idx[row, at : at + len(ids) - 1] = ids[:-1]
         targets[row, at : at + len(ids) - 1] = ids[1:]

@@ -1,0 +1,220 @@
+"""Instruction examples: rows to masked ids, several of them to a row of a batch, rows to the windows of updates.
+
+{instruction, input, response} -> Example -> rows packed to the context -> Batches -> fit
+                                     \\-> answer_perplexity
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from nanomed.errors import UserError
+from nanomed.loss import IGNORE, linear_cross_entropy
+from nanomed.rows import BadRow, get_text, get_value, read_rows
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One row: what is asked, on what, and what is answered; group: rows of one group stay on one side of a split."""
+
+    instruction: str
+    input: str
+    response: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it."""
+
+    ids: np.ndarray
+    start: int
+
+
+@dataclass
+class Fields:
+    """Where a row keeps its parts: dotted paths, the first of several that a row has."""
+
+    instruction: str = "instruction,question"
+    input: str = "input"
+    response: str = "response,output,answer"
+    group: str | None = None
+
+
+def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) -> tuple[list[Instruction], int, str]:
+    """(instructions, rows left out, SHA-256 of the texts in order). Raises UserError with file and row for a bad one."""
+
+    def take(row):
+        instruction = get_text(row, fields.instruction, "--instruction-field")
+        if not instruction.strip():
+            raise BadRow("an empty instruction")
+        has_input = any(get_value(row, f) not in (None, "") for f in fields.input.split(","))
+        input = get_text(row, fields.input, "--input-field") if has_input else ""
+        group = get_value(row, fields.group) if fields.group else ""
+        if group is None:
+            raise BadRow(f"no field {fields.group!r} (--group-field)")
+        return Instruction(instruction, input, get_text(row, fields.response, "--response-field"), str(group))
+
+    taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]
+    kept = [item for item in taken if item is not None]
+    if not kept:
+        raise UserError(f"{', '.join(names)}: no instructions there")
+    sha = hashlib.sha256()
+    for item in kept:
+        for part in (item.instruction, item.input, item.response):
+            sha.update(part.encode() + b"\0")
+    return kept, len(taken) - len(kept), sha.hexdigest()
+
+
+def split_instructions(items: list[Instruction], fraction: float, seed: int) -> tuple[list, list]:
+    """(training, validation), drawn by row, or by group where the rows have one."""
+    groups = [item.group or str(k) for k, item in enumerate(items)]
+    names = sorted(set(groups))
+    n_val = max(1, round(fraction * len(names))) if fraction > 0 else 0
+    if n_val >= len(names):
+        raise UserError(f"{len(names)} row(s) or group(s) cannot be split; give --val-data, or --val-fraction 0")
+    held_out = set(np.random.default_rng(seed).permutation(names)[:n_val].tolist())
+    sides = ([], [])
+    for item, group in zip(items, groups, strict=True):
+        sides[group in held_out].append(item)
+    return sides
+
+
+def without_questions(items: list[Instruction], held_out: list[Instruction]) -> tuple[list[Instruction], int]:
+    """The rows whose question is nowhere in `held_out`, whatever the answer, and how many were taken out."""
+    seen = {(item.instruction, item.input) for item in held_out}
+    kept = [item for item in items if (item.instruction, item.input) not in seen]
+    return kept, len(items) - len(kept)
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Encoded:
+    """Examples, and what became of the rows that did not fit or had nothing to say."""
+
+    examples: list[Example] = field(default_factory=list)
+    truncated: int = 0  # cut, so without the end that teaches to stop
+    dropped: int = 0  # the prompt alone fills the context
+    empty: int = 0  # an empty response: only the end is supervised
+
+    def __str__(self):
+        odd = {"truncated": self.truncated, "dropped (no room for an answer)": self.dropped,
+               "with an empty response": self.empty}  # fmt: skip
+        return "".join(f", {n:,} {what}" for what, n in odd.items() if n)
+
+
+def encode_instructions(items: list[Instruction], tokenizer, template, context: int) -> Encoded:
+    """Prompt ids + response ids + <|endoftext|>, put together as ids: no marker is ever searched for in encoded text.
+
+    The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since the last is
+    predicted and never an input: a longer response is cut on the right and loses its end; a prompt that leaves no room
+    drops the row. Both are counted.
+    """
+    out = Encoded()
+    for item in items:
+        prompt = tokenizer.encode(template.ask(item.instruction, item.input))
+        response = tokenizer.encode(template.answer(item.response))
+        out.empty += not item.response
+        ids = np.concatenate([prompt, response, [tokenizer.eot]]).astype(np.int64)
+        if len(prompt) > context:
+            out.dropped += 1
+            continue
+        out.truncated += len(ids) > context + 1
+        out.examples.append(Example(ids[: context + 1], len(prompt)))
+    return out
+
+
+def supervise_prompts(examples: list[Example]) -> list[Example]:
+    """The same examples with every token supervised that has a predecessor: for comparison."""
+    return [replace(e, start=1) for e in examples]
+
+
+def text_examples(selection, context: int, limit: int, seed: int) -> list[Example]:
+    """Up to `limit` documents, drawn at random, as examples without a prompt; long ones in pieces of the context."""
+    chosen = np.random.default_rng(seed).permutation(len(selection.indices))[:limit]
+    out = []
+    for k in sorted(chosen.tolist()):
+        ids = selection.ids(k).astype(np.int64)
+        out += [Example(ids[i : i + context + 1], 1) for i in range(0, len(ids) - 1, context)]
+    return out
+
+
+# --- rows and batches -------------------------------------------------------------------------------------------------
+
+
+def pack(examples: list[Example], context: int) -> list[list[Example]]:
+    """Put several examples into rows of up to `context` inputs: each, longest first, where the least room is left.
+
+    Example a has inputs a1 a2 a3, b has b1 b2. Packed into one row, with their positions, and who may look at whom:
+
+        input     a1 a2 a3 b1 b2         a1  x
+        position   0  1  2  0  1         a2  x  x
+        segment    0  0  0  1  1         a3  x  x  x
+                                         b1           x
+                                         b2           x  x
+    """
+    rows, by_room = [], [[] for _ in range(context + 1)]  # by_room[n]: rows with room for n more inputs
+    for example in sorted(examples, key=lambda e: -len(e.ids)):
+        need = len(example.ids) - 1
+        room = next((n for n in range(need, context + 1) if by_room[n]), None)
+        if room is None:
+            rows.append([])
+            row, room = rows[-1], context
+        else:
+            row = by_room[room].pop()
+        row.append(example)
+        by_room[room - need].append(row)
+    return rows
+
+
+def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
+    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row has one.
+
+    Rows are filled on the right: filling is segment -1 and its targets are IGNORE, by length and not by token.
+    """
+    B, T = len(rows), max(sum(len(e.ids) - 1 for e in row) for row in rows)
+    idx, pos = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
+    segments, targets = torch.full((B, T), -1), torch.full((B, T), IGNORE)
+    for b, row in enumerate(rows):
+        at = 0
+        for k, example in enumerate(row):
+            ids = torch.from_numpy(example.ids)
+            n = len(ids) - 1
+            idx[b, at : at + n], pos[b, at : at + n], segments[b, at : at + n] = ids[:-1], torch.arange(n), k
+            targets[b, at + example.start - 1 : at + n] = ids[example.start :]
+            at += n
+    if max(map(len, rows)) == 1:  # filling on the right is behind every query, where causal attention does not look
+        return idx, targets
+    return idx, pos, segments, targets
+
+
+def instruction_loss(model, batch):
+    """Summed loss of a batch of `collate`, and how many tokens it sums: packed examples never see each other."""
+    idx, *packed, targets = batch
+    pos = mask = None
+    if packed:
+        pos, segments = packed
+        T = idx.size(1)
+        same = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
+        mask = same & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
+    return linear_cross_entropy(model.transformer(idx, pos, mask), model.lm_head.weight, targets)
+
+
+class Batches:
+    """Items in a new random order each epoch, dealt into the windows of optimiser updates, `collate`d by the micro-batch.
+    Which items a window holds is a function of the seed and its number, so that a run can be resumed anywhere."""
+
+    def __init__(self, items: list, collate, batch_size: int, grad_accum: int, seed: int):
+        self.items, self.collate, self.seed = items, collate, seed
+        self.batch_size, self.window_size = batch_size, batch_size * grad_accum
+        self.windows_per_epoch = -(-len(items) // self.window_size)
+
+    def window(self, k: int) -> list[tuple[torch.Tensor, ...]]:
+        epoch, w = divmod(k, self.windows_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+        items = [self.items[i] for i in order[w * self.window_size : (w + 1) * self.window_size]]
+        return [self.collate(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
