@@ -99,6 +99,19 @@ def add_data_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
 
+def add_labelled_flags(p: argparse.ArgumentParser) -> None:
+    """Texts with labels: two kinds of texts, or rows that say it themselves."""
+    for side in ("positives", "negatives"):
+        p.add_argument(
+            f"--{side}", nargs="+", action=Several, metavar="D", help=f"texts of label {side[:-1]}: " + DATA_HELP
+        )
+    p.add_argument("--data", nargs="+", action=Several, metavar="D",
+                   help="or texts with their labels, of two classes or more; lists of labels make a multi-label task")  # fmt: skip
+    p.add_argument("--label-field", default="label,labels", metavar="FIELD", help="of --data's labels")
+    p.add_argument("--positive-name", default="positive", metavar="NAME", help="what label 1 is called")
+    p.add_argument("--negative-name", default="negative", metavar="NAME", help="what label 0 is called")
+
+
 def add_instruction_flags(p: argparse.ArgumentParser) -> None:
     """How rows become instructions."""
     p.add_argument("--template", default="response", metavar="NAME",

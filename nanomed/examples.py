@@ -68,9 +68,8 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
     return kept, len(taken) - len(kept), sha.hexdigest()
 
 
-def split_instructions(items: list[Instruction], fraction: float, seed: int) -> tuple[list, list]:
-    """(training, validation), drawn by row, or by group where the rows have one."""
-    groups = [item.group or str(k) for k, item in enumerate(items)]
+def split_rows(items: list, groups: list[str], fraction: float, seed: int) -> tuple[list, list]:
+    """(training, validation), drawn by group: the rows of one group stay together. Raises UserError if there are too few."""
     names = sorted(set(groups))
     n_val = max(1, round(fraction * len(names))) if fraction > 0 else 0
     if n_val >= len(names):
@@ -80,6 +79,11 @@ def split_instructions(items: list[Instruction], fraction: float, seed: int) -> 
     for item, group in zip(items, groups, strict=True):
         sides[group in held_out].append(item)
     return sides
+
+
+def split_instructions(items: list[Instruction], fraction: float, seed: int) -> tuple[list, list]:
+    """(training, validation), by group where the rows have one."""
+    return split_rows(items, [item.group or str(k) for k, item in enumerate(items)], fraction, seed)
 
 
 def without_questions(items: list[Instruction], held_out: list[Instruction]) -> tuple[list[Instruction], int]:

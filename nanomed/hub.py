@@ -30,12 +30,14 @@ from nanomed import tokenizer
 from nanomed.errors import UserError
 from nanomed.files import read_json, read_safetensors, write_json, write_safetensors
 from nanomed.lora import LoRAConfig, adapter_state, inject
+from nanomed.models.classifier import Classifier
 from nanomed.models.gpt2 import GPT2
 
 ARCHITECTURES = {"gpt2": GPT2}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+HEAD = "score.weight"  # a classifier's
 CONNECT_SECONDS = 5
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
 
@@ -246,18 +248,47 @@ def load_model(source: Source, from_scratch: bool = False, dropout: float | None
     return model.train()
 
 
+def load_classifier(source: Source) -> Classifier:
+    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers. Raises UserError as
+    load_model does, and if the directory holds no classifier."""
+    directory = source.adapter or source.directory
+    raw = read_json(directory / "config.json") if (directory / "config.json").exists() else {}
+    names = raw.get("id2label") or {}
+    if raw.get("architectures") != [Classifier.architecture] or not names:
+        raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
+    labels = [names.get(str(k)) for k in range(len(names))]
+    multi_label = raw.get("problem_type") == "multi_label_classification"
+    if source.adapter:
+        model = Classifier(load_model(source), labels, multi_label, raw.get("pad_token_id") or 0)
+        head = read_safetensors(source.adapter / ADAPTER).get(PEFT_PREFIX + HEAD)
+    else:
+        _, config = read_config(source.directory)
+        lm = ARCHITECTURES[raw["model_type"]](config)
+        lm.hf_config = raw
+        model = Classifier(lm, labels, multi_label, raw.get("pad_token_id") or 0)
+        state = _model_state(model, source.directory)
+        model.load_state_dict(state)
+        head = state[HEAD]
+    if head is None or head.shape != model.score.weight.shape:
+        raise UserError(f"{directory}: no {HEAD} of shape {tuple(model.score.weight.shape)} there")
+    with torch.no_grad():
+        model.score.weight.copy_(head)
+    return model.train()
+
+
 def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
     """The files' tensors under the model's own names and orientation, checked both ways."""
     expected = {k: v.shape for k, v in model.state_dict().items()}
     state, origin = {}, {}
     for file, key, tensor in _read_weights(directory):
-        name = key if key.startswith(("transformer.", "lm_head.")) else "transformer." + key
+        name = key if key.startswith(("transformer.", "lm_head.", "score.")) else "transformer." + key
         if name.endswith(model.mask_buffers):
             continue
         if name in state:
             raise UserError(f"{file}: {key} is stored twice, with and without the prefix `transformer.`")
         if name not in expected:
-            raise UserError(f"{file}: unexpected tensor {key}")
+            hint = " (a classifier, not a language model)" if name == HEAD else ""
+            raise UserError(f"{file}: unexpected tensor {key}{hint}")
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(f"{file}: {key} is stored as {tensor.dtype}; fp32, fp16 and bf16 are supported")
         if name.endswith(model.conv1d) and tensor.dim() == 2:
@@ -268,7 +299,7 @@ def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
             )
         state[name], origin[name] = tensor.float().contiguous(), file
     head, embedding = "lm_head.weight", "transformer.wte.weight"
-    if model.config.tie_word_embeddings and embedding in state:
+    if head in expected and model.config.tie_word_embeddings and embedding in state:
         if head in state and not torch.equal(state[head], state[embedding]):
             raise UserError(f"{origin[head]}: {head} differs from the embedding that config.json ties it to")
         state[head] = state[embedding]
@@ -321,6 +352,10 @@ def _load_adapter(model, directory: Path) -> None:
         raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; LORA is")
     for key, value in config.items():
         harmless = not value or value == "none" or (key == "init_lora_weights" and value in (True, "gaussian"))
+        harmless |= key == "modules_to_save" and value in (
+            ["score"],
+            ["classifier", "score"],
+        )  # peft's, for classifiers
         if key not in ADAPTER_INERT and not harmless:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
     for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):
@@ -338,6 +373,7 @@ def _load_adapter(model, directory: Path) -> None:
     if not file.exists():
         raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded")
     state = {k.removeprefix(PEFT_PREFIX): v.float() for k, v in read_safetensors(file).items()}
+    state.pop(HEAD, None)  # load_classifier's business
     expected = {k: v.shape for k, v in adapter_state(model).items()}
     for key in sorted(expected.keys() | state.keys()):
         if key not in state or key not in expected:
@@ -352,7 +388,7 @@ def save_model(model, directory: Path, tokenizer_from: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     if model.config.tie_word_embeddings:
-        del state["lm_head.weight"]
+        state.pop("lm_head.weight", None)  # a classifier has none
     state = {k: v.detach().float() for k, v in state.items()}
     state = {k: (v.t() if k.endswith(model.conv1d) else v).contiguous() for k, v in state.items()}
     stored_as = {"architectures": [model.architecture], "dtype": "float32"}
@@ -363,12 +399,13 @@ def save_model(model, directory: Path, tokenizer_from: Path) -> None:
 
 
 def save_adapter(model, directory: Path, base: str, tokenizer_from: Path) -> None:
-    """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from anywhere."""
+    """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from anywhere. A
+    classifier's head goes with it, and its labels into a config.json beside it."""
     directory.mkdir(parents=True, exist_ok=True)
-    lora = model.lora
+    lora, is_classifier = model.lora, isinstance(model, Classifier)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if is_classifier else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": lora.r,
@@ -377,8 +414,12 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path) -> Non
         "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         "fan_in_fan_out": bool(model.conv1d),  # Conv1D keeps (in, out); A and B are r x in and out x r all the same
         "bias": "none",
+        "modules_to_save": ["score"] if is_classifier else None,
     }
     state = {PEFT_PREFIX + k: v.detach().contiguous() for k, v in adapter_state(model).items()}
+    if is_classifier:
+        state[PEFT_PREFIX + HEAD] = model.score.weight.detach().float().contiguous()
+        write_json(model.hf_config | {"architectures": [model.architecture]}, directory / "config.json")
     write_safetensors(state, directory / ADAPTER)
     write_json(config, directory / ADAPTER_CONFIG)
     _copy_tokenizer(tokenizer_from, directory)

@@ -51,6 +51,23 @@ def table(results: dict[tuple[str, str], dict]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def classification_table(results: dict[str, dict]) -> str:
+    """A Markdown table of metrics.classification's results, a row a classifier or baseline."""
+    rows = [["", "accuracy [95 %]", "macro-F1 [95 %]", "AUC", "calibration error"], ["---", *["---:"] * 4]]
+    for name, r in results.items():
+        cells = [f"{r[key]:.3f}" + ("" if r[key + "_ci95"] is None else " [{:.3f}, {:.3f}]".format(*r[key + "_ci95"]))
+                 for key in ("accuracy", "macro_f1")]  # fmt: skip
+        rows.append([name, *cells, "" if r["auc"] is None else f"{r['auc']:.3f}", f"{r['calibration_error']:.3f}"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def confusion_table(confusion: list[list[int]], labels: list[str]) -> str:
+    """A confusion matrix in Markdown: a row a true label, a column a predicted one."""
+    rows = [["true \\ predicted", *labels], ["---", *["---:"] * len(labels)]]
+    rows += [[label, *map(str, row)] for label, row in zip(labels, confusion, strict=True)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def main() -> None:
     """python -m nanomed.report FILE.json ...: the table of files named MODEL.DATA.json, as `make study` writes them."""
     results = {}

@@ -106,7 +106,8 @@ def train(
     result = fit(model, blocks, loss_fn, measure, settings, Path(args.out), args.resume)
     finish(args, model, base, setup.source, result, facts, prepare.get("head"))
     val = result["best_val" if args.patience else "last_val"]  # of the weights that are in DIR
-    print(f"validation perplexity {result['first_val']['ppl']:.2f} -> {val['ppl']:.2f}" if val else "no validation")
+    name, key = ("loss", "loss") if prepare.get("head") else ("perplexity", "ppl")
+    print(f"validation {name} {result['first_val'][key]:.4g} -> {val[key]:.4g}" if val else "no validation")
     return result | {"trained": model}
 
 
@@ -163,6 +164,7 @@ def record_start(args, identity: dict) -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     write_json({
         "command": shlex.join(sys.argv),
+        "directory": str(Path.cwd()),
         "settings": vars(args),
         "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()}
         | {p: version(p) for p in packages},

@@ -1,0 +1,182 @@
+"""Labelled texts: rows to the two sides of a training, to ids, and to the baselines that a classifier has to beat."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanomed import metrics
+from nanomed.errors import UserError
+from nanomed.examples import split_rows
+from nanomed.models.classifier import probabilities
+from nanomed.rows import BadRow, get_text, get_value, read_rows
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text and the names of its labels: one, or any number in a multi-label task."""
+
+    text: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    items: list[Labelled]
+    multi_label: bool
+    bad_rows: int
+    sha256: str
+
+    def names(self) -> list[str]:
+        return sorted({label for item in self.items for label in item.labels})
+
+
+def read_labelled(sources, text_field, label_field, limit, skip_bad) -> LabelledSet:
+    """Rows with labels. sources: (file, label) pairs; where the label is None, each row's `label_field` holds it: a text, a
+    number, or a list of them, which makes the task a multi-label one. Raises UserError for a bad row."""
+    kinds = set()
+
+    def take(row, label, fields):
+        text = get_text(row, fields)
+        if not text.strip():
+            raise BadRow("an empty text")
+        if label is not None:
+            return Labelled(text, (label,))
+        value = next((v for f in label_field.split(",") if (v := get_value(row, f)) is not None), None)
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(v, bool) or not isinstance(v, str | int) for v in values):
+            raise BadRow(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")
+        kinds.add(isinstance(value, list))
+        return Labelled(text, tuple(dict.fromkeys(map(str, values))))
+
+    taken = []
+    for file, label in sources:
+        fields = "text" if label is not None and file.lower().endswith(".txt") else text_field
+        taken += read_rows(file, lambda row, label=label, fields=fields: take(row, label, fields), limit, skip_bad)
+    items = [item for item in taken if item is not None]
+    files = ", ".join(file for file, _ in sources)
+    if not items:
+        raise UserError(f"{files}: no texts there")
+    if len(kinds) > 1:
+        raise UserError(f"{files}: {label_field!r} is a list in some rows and one label in others")
+    sha = hashlib.sha256()
+    for item in items:
+        sha.update("\0".join([item.text, *item.labels, ""]).encode() + b"\0")
+    return LabelledSet(items, kinds == {True}, len(taken) - len(items), sha.hexdigest())
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The texts that train_cls.py trains on and validates on, and what it says about them."""
+
+    labels: list[str]
+    multi_label: bool
+    training: list[Labelled]
+    validation: list[Labelled]
+    removed: int  # training texts that are held out too
+    bad_rows: int
+    hashes: dict[str, str]  # of each side's data, by name
+
+
+def read_sides(args) -> Sides:
+    """From train_cls.py's flags, or the settings in a run.json, to the same texts. Raises UserError."""
+
+    def read(sources, limit=None):
+        found = read_labelled(sources, args.text_field, args.label_field, limit, args.skip_bad_rows)
+        hashes[" + ".join(file for file, _ in sources)] = found.sha256
+        return found
+
+    hashes = {}
+    whole = read(labelled_sources(args), args.limit)
+    labels = [args.negative_name, args.positive_name] if args.positives else whole.names()
+    if len(labels) < 2:
+        raise UserError(f"{args.data[0]}: one label only ({labels[0]}): nothing to tell apart")
+    if args.val_data:
+        training, validation = whole.items, read([(file, None) for file in args.val_data]).items
+    else:
+        rows = [str(k) for k in range(len(whole.items))]
+        training, validation = split_rows(whole.items, rows, args.val_fraction, args.seed)
+    held_out = {item.text for item in validation}
+    if args.exclude:
+        held_out |= {item.text for item in read([(file, "") for file in args.exclude]).items}
+    kept = [item for item in training if item.text not in held_out]
+    if not kept:
+        raise UserError("no texts left to train on")
+    return Sides(labels, whole.multi_label, kept, validation, len(training) - len(kept), whole.bad_rows, hashes)
+
+
+def labelled_sources(args) -> list[tuple[str, str | None]]:
+    """(file, label) pairs of --positives and --negatives, or (file, None) of --data. Raises UserError for neither or both."""
+    if args.data and not (args.positives or args.negatives):
+        return [(file, None) for file in args.data]
+    if args.positives and args.negatives and not args.data:
+        return [(f, args.negative_name) for f in args.negatives] + [(f, args.positive_name) for f in args.positives]
+    raise UserError("give --positives and --negatives, or --data with a label in each row")
+
+
+def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> np.ndarray:
+    """Label numbers (N,), or in a multi-label task zeros and ones (N, K). Raises UserError for an unknown label."""
+    number = {name: k for k, name in enumerate(labels)}
+    for item in items:
+        for name in item.labels:
+            if name not in number:
+                raise UserError(f"the label {name!r} is none of the model's: {', '.join(labels)}")
+    if not multi_label:
+        return np.array([number[item.labels[0]] for item in items])
+    out = np.zeros((len(items), len(labels)))
+    for row, item in enumerate(items):
+        out[row, [number[name] for name in item.labels]] = 1
+    return out
+
+
+def class_weights(targets: np.ndarray, n_labels: int) -> np.ndarray:
+    """Of each class N / (K n): all classes count the same in the loss, and its mean over the texts stays 1. A multi-label
+    task weighs its positives by negatives / positives."""
+    if targets.ndim == 2:
+        positives = np.maximum(targets.sum(0), 1)
+        return (len(targets) - positives) / positives
+    counts = np.bincount(targets, minlength=n_labels)
+    return len(targets) / (n_labels * np.maximum(counts, 1))
+
+
+def oversampled(targets: np.ndarray, seed: int) -> np.ndarray:
+    """Indices in which every class is as frequent as the largest: whole copies, and a random part of one more."""
+    rng, classes = np.random.default_rng(seed), np.unique(targets)
+    largest = max((targets == c).sum() for c in classes)
+    parts = []
+    for c in classes:
+        members = np.flatnonzero(targets == c)
+        copies, rest = divmod(largest, len(members))
+        parts += [np.tile(members, copies), rng.permutation(members)[:rest]]
+    return np.sort(np.concatenate(parts))
+
+
+def encode_texts(texts: list[str], tokenizer, context: int) -> tuple[list[np.ndarray], int]:
+    """The first `context` ids of each text, and how many texts were longer."""
+    ids = [tokenizer.encode(text).astype(np.int64) for text in texts]
+    return [i[:context] for i in ids], sum(len(i) > context for i in ids)
+
+
+def compare_with_baselines(
+    logits, sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int, name="model"
+):
+    """metrics.classification of a model's logits and, if the training side is known, of two baselines made from it: the
+    majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat. {name: measures}."""
+    out = {name: metrics.classification(probabilities(logits, targets.ndim == 2), targets, sides.labels, seed)}
+    train_targets = targets_of(sides.training, sides.labels, sides.multi_label)
+    k, texts = len(sides.labels), [item.text for item in items]
+    majority = metrics.majority_baseline(train_targets, len(items), k)
+    tfidf = metrics.tfidf_baseline([item.text for item in sides.training], train_targets, texts, k)
+    out["majority"] = metrics.classification(majority, targets, sides.labels, seed)
+    out["TF-IDF + logistic regression"] = metrics.classification(tfidf, targets, sides.labels, seed)
+    return out
+
+
+def verdict(measured: dict[str, dict]) -> str:
+    """One honest line: whether the model beats the plain baseline, and whether the difference is more than chance."""
+    name = next(iter(measured))
+    ours, plain = measured[name]["macro_f1"], measured["TF-IDF + logistic regression"]["macro_f1"]
+    low, high = measured[name]["macro_f1_ci95"] or (ours, ours)
+    if low <= plain <= high:
+        return f"{name} and the TF-IDF baseline cannot be told apart (macro-F1 {ours:.3f} and {plain:.3f})"
+    return f"{name} {'beats' if ours > plain else 'does NOT beat'} the TF-IDF baseline (macro-F1 {ours:.3f} and {plain:.3f})"

@@ -1,0 +1,89 @@
+"""A classifier: a linear head on the hidden state of a text's last token.
+
+The layout is that of transformers' GPT2ForSequenceClassification: no <|endoftext|> before or after the text, padding on the
+right with the end-of-text id, and the logits of the last token that is no padding. Causal attention never looks right, so
+the padding changes nothing.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from nanomed.precision import autocast
+
+
+class Classifier(nn.Module):
+    """A language model's transformer under a classification head; logits (B, K) of ids (B, T) with `lengths` (B,)."""
+
+    architecture = "GPT2ForSequenceClassification"
+
+    def __init__(self, lm, labels: list[str], multi_label: bool, pad: int):
+        super().__init__()
+        self.config, self.lora, self.conv1d = lm.config, lm.lora, lm.conv1d
+        self.labels, self.multi_label = labels, multi_label
+        self.transformer = lm.transformer
+        self.score = nn.Linear(lm.config.n_embd, len(labels), bias=False)
+        nn.init.normal_(self.score.weight, std=lm.config.initializer_range)
+        self.hf_config = lm.hf_config | {
+            "id2label": {str(k): name for k, name in enumerate(labels)},
+            "label2id": {name: k for k, name in enumerate(labels)},
+            "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+            "pad_token_id": pad,
+        }
+
+    def forward(self, idx, lengths):
+        x = self.transformer(idx)  # (B, T, C)
+        return self.score(x[torch.arange(len(idx), device=idx.device), lengths - 1])
+
+
+def collate_labelled(items: list[tuple], pad: int) -> tuple[torch.Tensor, ...]:
+    """(idx (B, T), lengths (B,), targets (B,) or (B, K)) of (ids, target) pairs, padded on the right."""
+    lengths = torch.tensor([len(ids) for ids, _ in items])
+    idx = torch.full((len(items), int(lengths.max())), pad)
+    for row, (ids, _) in enumerate(items):
+        idx[row, : len(ids)] = torch.from_numpy(ids)
+    return idx, lengths, torch.from_numpy(np.stack([target for _, target in items]))
+
+
+def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
+    """(summed loss, decisions): cross-entropy of logits (N, K) a text against targets (N,), or binary cross-entropy a text
+    and label against zeros and ones (N, K). weights (K,): of class_weights."""
+    logits = logits.float()
+    weights = None if weights is None else weights.to(logits)
+    if targets.dim() == 2:
+        loss = F.binary_cross_entropy_with_logits(logits, targets.float(), pos_weight=weights, reduction="sum")
+    else:
+        loss = F.cross_entropy(logits, targets, weight=weights, reduction="sum")
+    return loss, targets.numel()
+
+
+def classification_loss(model, batch, weights=None):
+    """loss_of_logits of a batch of `collate_labelled`."""
+    idx, lengths, targets = batch
+    return loss_of_logits(model(idx, lengths), targets, weights)
+
+
+@torch.no_grad()
+def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str, bar=True) -> torch.Tensor:
+    """Logits (N, K), fp32 on the CPU, of texts in their order; longest first in batches. Eval mode, and back."""
+    out = torch.zeros(len(ids), len(model.labels))
+    order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=not bar or None) as t:
+            for i in range(0, len(ids), batch_size):
+                rows = order[i : i + batch_size]
+                idx, lengths, _ = collate_labelled([(ids[k], 0) for k in rows], pad)
+                with autocast(device, dtype):
+                    out[rows] = model(idx.to(device), lengths.to(device)).float().cpu()
+                t.update(len(rows))
+    finally:
+        model.train(was_training)
+    return out
+
+
+def probabilities(logits: torch.Tensor, multi_label: bool) -> np.ndarray:
+    return (logits.sigmoid() if multi_label else logits.softmax(-1)).double().numpy()
