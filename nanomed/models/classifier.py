@@ -21,7 +21,7 @@ class Classifier(nn.Module):
 
     def __init__(self, lm, labels: list[str], multi_label: bool, pad: int):
         super().__init__()
-        self.config, self.lora, self.conv1d = lm.config, lm.lora, lm.conv1d
+        self.config, self.lora, self.conv1d, self.mask_buffers = lm.config, lm.lora, lm.conv1d, lm.mask_buffers
         self.labels, self.multi_label = labels, multi_label
         self.transformer = lm.transformer
         self.score = nn.Linear(lm.config.n_embd, len(labels), bias=False)
