@@ -1,75 +1,198 @@
-"""Measure a model: `eval.py ppl`, the perplexity of documents.
+"""Measure a model, or let it write.
 
-python eval.py ppl --model gpt2 --data abstracts.jsonl --json before.json
+python eval.py ppl      --model gpt2 --data abstracts.jsonl --json before.json
+python eval.py generate --model runs/instructed --template response --prompt "What is anthrax?"
+python eval.py generate --model runs/instructed --template response            (a small chat)
+python eval.py qa       --model runs/instructed --template response --data questions.jsonl
+python eval.py cls      --model runs/classifier --data labelled.jsonl
+python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
 
 import sys
 from pathlib import Path
 
-from nanomed import cli, data, hub
+from nanomed import cli, compare, examples, labelled, measure, report
 from nanomed.errors import UserError
-from nanomed.files import write_json
-from nanomed.perplexity import perplexity
-from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.tokenizer import load_tokenizer
+from nanomed.files import read_json, write_json
+from nanomed.generate import room
+from nanomed.templates import load_template
 
 
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
+
     ppl = commands.add_parser("ppl", help="perplexity, bits per byte and word perplexity of documents")
     ppl.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     ppl.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
-    ppl.add_argument("--context", type=cli.count, metavar="N",
-                     help="ids a window (default: the model's positions, 1024 at most)")  # fmt: skip
-    ppl.add_argument("--stride", type=cli.count, metavar="N", help="ids between windows (default: context // 2)")
-    ppl.add_argument(
-        "--batch-size", type=cli.count, default=8, help="windows at once; the result does not depend on it"
-    )
-    ppl.add_argument("--json", metavar="FILE", help="write the result there")
-    cli.add_common_flags(ppl)
+    cli.add_window_flags(ppl)
     cli.add_data_flags(ppl)
+
+    generate = commands.add_parser("generate", help="write on from prompts; without any, a small chat")
+    generate.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
+    generate.add_argument("--prompt", metavar="TEXT", help="one prompt; the completion is shown as it is written")
+    generate.add_argument("--prompts", metavar="FILE", help=cli.PROMPTS_HELP)
+    generate.add_argument("--template", metavar="NAME", help="put the prompt into a template as its instruction")
+    cli.add_sampling_flags(generate, temperature=0.8, top_p=0.95)
+
+    qa = commands.add_parser("qa", help="exact match, F1, BLEU and ROUGE of a model's answers")
+    qa.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
+    qa.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
+    cli.add_instruction_flags(qa)
+    cli.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
+    qa.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+
+    cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
+    cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
+    cli.add_labelled_flags(cls)
+    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; the result does not depend on it")
+    cli.add_data_flags(cls)
+
+    page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
+    page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=cli.MODEL_HELP)
+    page.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D",
+                      help="documents, each D a column of the perplexity table (NAME=D names it): " + cli.DATA_HELP)  # fmt: skip
+    page.add_argument(
+        "--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts"
+    )
+    page.add_argument("--prompts", metavar="FILE", help=cli.PROMPTS_HELP + " (default: six medical ones)")
+    page.add_argument("--template", metavar="NAME", help="put each prompt into a template as its instruction")
+    page.add_argument("--max-new-tokens", type=cli.count, default=80, metavar="N", help="tokens a completion")
+    page.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
+    cli.add_window_flags(page)
+    cli.add_data_flags(page)
+
+    for command in (ppl, generate, qa, cls, page):
+        if command is not page:
+            command.add_argument("--json", metavar="FILE", help="write the result there")
+        cli.add_common_flags(command)
     if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
         raise UserError("a command comes first: eval.py ppl --model M --data D (eval.py ppl --help lists the flags)")
     return p.parse_args()
 
 
-def ppl(args):
-    device = resolve_device(args.device)
-    dtype = resolve_dtype(args.dtype, device)
-    source = hub.find(args.model)
-    _, config = hub.read_config(source.directory)
-    context = args.context or min(config.n_positions, 1024)
-    stride = args.stride or max(1, context // 2)
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        raise UserError(f"--json {args.json}: no such directory")
-    tokenizer = load_tokenizer(source.tokenizer_directory)
-    hub.check_vocabulary(tokenizer, config, source)
-    corpus = data.encode_corpus(args.data, tokenizer, args.text_field, args.limit, args.skip_bad_rows)
-    model = hub.load_model(source).requires_grad_(False)
-    store_frozen(model, dtype, device)
-    model.to(device)
-    print(
-        f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, none trainable; "
-        f"{len(corpus.documents):,} documents, "
-        f"{int(corpus.documents['length'].sum()) - len(corpus.documents):,} tokens; context {context}, stride {stride}; "
-        f"{device}, {dtype}" + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
-    )
-    result = perplexity(model, [corpus.all()], context, stride, args.batch_size, device, dtype, seed=args.seed)
-    result |= {"data": args.data, "data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": args.model}
-    interval = "[{:.2f}, {:.2f}]".format(*result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
-    print(
-        f"perplexity {result['ppl']:.2f} {interval}, loss {result['loss']:.4f} nats a token, "
-        f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens, {result['tokens_per_s']:,.0f} a second"
-    )
+def save(args, result) -> None:
     if args.json:
         write_json(result, Path(args.json))
         print(f"results in {args.json}")
 
 
+def ppl(args):
+    o = measure.open_model(args.model, args.device, args.dtype)
+    corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
+    tokens = int(corpus.documents["length"].sum()) - len(corpus.documents)
+    print(
+        f"{o}; {len(corpus.documents):,} documents, {tokens:,} tokens"
+        + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
+    )
+    result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed) | {"data": args.data}
+    interval = "[{:.2f}, {:.2f}]".format(*result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
+    print(
+        f"perplexity {result['ppl']:.2f} {interval}, loss {result['loss']:.4f} nats a token, "
+        f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
+        f"stride {result['stride']}, {result['tokens_per_s']:,.0f} a second"
+    )
+    save(args, result)
+
+
+def generate(args):
+    if args.prompt is not None and args.prompts:
+        raise UserError("--prompt and --prompts: give one of them")
+    chat = args.prompt is None and not args.prompts
+    if chat and not sys.stdin.isatty():
+        raise UserError("no --prompt and no --prompts, and no terminal to chat on")
+    template = load_template(args.template) if args.template else None
+    markers = template.markers if template else ()
+    sampling = cli.sampling(args)
+    texts = measure.read_prompts(args.prompts, args.limit) if args.prompts else [args.prompt]
+    o = measure.open_model(args.model, args.device, args.dtype)
+    print(f"{o}; {sampling}")
+    if chat:
+        return talk(o, args, sampling, template)
+    prompts = [template.ask(text) if template else text for text in texts]
+    if args.prompts:
+        done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
+        for d in done:
+            print(f"\n{d['prompt']}\n>>> {d['completion'].strip()}" + ("" if d["stopped"] else " ..."))
+    elif args.json:
+        done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
+        print(done[0]["completion"])
+    else:
+        steps = room(o.model.config, [o.tokenizer.encode(prompts[0])], args.max_new_tokens)
+        measure.write_on(o, prompts[0], sampling, markers, steps, args.seed)
+        return
+    save(args, [d | {"prompt": text} for d, text in zip(done, texts, strict=True)])
+
+
+def talk(o, args, sampling, template):
+    """Read a question, write the answer, until the input ends. Each question stands alone: nothing of the talk is kept."""
+    run = o.directory / "run.json"
+    trained = read_json(run)["settings"].get("template") if run.exists() else None
+    if trained and not template:
+        print(f"(this model was instructed with --template {trained})")
+    print("Type a question and press Enter; Ctrl-D ends.")
+    seed = args.seed
+    while True:
+        try:
+            question = input("\n> ").strip()
+        except EOFError:
+            print()
+            return
+        if not question:
+            continue
+        prompt = template.ask(question) if template else question
+        try:
+            steps = room(o.model.config, [o.tokenizer.encode(prompt)], args.max_new_tokens)
+        except UserError as e:  # too long a question is no reason to leave
+            print(e)
+            continue
+        measure.write_on(o, prompt, sampling, template.markers if template else (), steps, seed)
+        seed += 1
+
+
+def qa(args):
+    template = load_template(args.template)
+    fields = examples.Fields(args.instruction_field, args.input_field, args.response_field)
+    items, bad, _ = examples.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
+    o = measure.open_model(args.model, args.device, args.dtype)
+    print(
+        f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}"
+    )
+    result = measure.measure_answers(
+        o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed
+    )
+    print(report.answers_table({args.model: result}))
+    save(args, result | {"data": args.data, "template": args.template, "bad_rows": bad})
+
+
+def cls(args):
+    o = measure.open_model(args.model, args.device, args.dtype, classifier=True)
+    if args.positives:  # the names that the labels were given in training
+        args.negative_name, args.positive_name = o.model.labels[0], o.model.labels[-1]
+    sources = labelled.labelled_sources(args)
+    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
+    print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
+          + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else ""))  # fmt: skip
+    result = measure.measure_classes(o, found.items, args.batch_size, args.seed)
+    print(report.classification_table(result["measures"]))
+    if not result["multi_label"]:
+        print("", report.confusion_table(result["measures"]["model"]["confusion"], result["labels"]), "", sep="\n")
+    print(f"no baselines: {result['no_baseline']}" if result["no_baseline"] else labelled.verdict(result["measures"]))
+    save(args, result | {"data_sha256": found.sha256})
+
+
+def compare_models(args):
+    prompts = measure.read_prompts(args.prompts, args.limit) if args.prompts else compare.PROMPTS
+    template = load_template(args.template) if args.template else None
+    out = compare.make_page(args, prompts, template)
+    print(f"results in {out}")
+
+
 def main():
     args = parse_args()
-    {"ppl": ppl}[args.command](args)
+    if getattr(args, "json", None) and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"--json {args.json}: no such directory")
+    {"ppl": ppl, "generate": generate, "qa": qa, "cls": cls, "compare": compare_models}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from nanomed.examples import Batches
 from nanomed.files import read_json, write_json
 from nanomed.labelled import (
     class_weights,
-    compare_with_baselines,
     encode_texts,
+    measures,
     oversampled,
     read_sides,
     targets_of,
@@ -101,7 +101,7 @@ def main():
         return
     if val_ids:
         logits = predict(result["trained"], val_ids, pad, args.batch_size, setup.device, args.dtype)
-        measured = compare_with_baselines(logits, sides, sides.validation, val_targets, args.seed)
+        measured = measures(logits, labels, sides, sides.validation, val_targets, args.seed)
         print(report.classification_table(measured), verdict(measured), sep="\n")
         summary = Path(args.out) / "summary.json"
         write_json(read_json(summary) | {"classification": measured}, summary)

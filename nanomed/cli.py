@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.examples import Fields
+from nanomed.generate import Sampling
 from nanomed.precision import reuse_memory
 from nanomed.templates import TEMPLATES
 from nanomed.train import Settings
@@ -80,6 +81,7 @@ def positive(text: str) -> float:
 
 MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, or peft adapter directory"
 DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
+PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt` (.jsonl)"
 
 
 def add_common_flags(p: argparse.ArgumentParser) -> None:
@@ -90,6 +92,32 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
     p.add_argument("--seed", type=whole, default=0, help="of everything random")
+
+
+def add_window_flags(p: argparse.ArgumentParser) -> None:
+    """The windows in which perplexity is measured."""
+    p.add_argument(
+        "--context", type=count, metavar="N", help="ids a window (default: the model's positions, 1024 at most)"
+    )
+    p.add_argument("--stride", type=count, metavar="N", help="ids between windows (default: context // 2)")
+    p.add_argument("--batch-size", type=count, default=8, help="windows at once; the result does not depend on it")
+
+
+def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
+    """How the next token is chosen, and how many there may be."""
+    p.add_argument("--max-new-tokens", type=count, metavar="N",
+                   help="tokens a completion at most (default: 256, or what the model's positions leave)")  # fmt: skip
+    p.add_argument("--temperature", type=at_least_0, default=temperature, help="0: always the likeliest token")
+    p.add_argument("--top-k", type=whole, default=0, metavar="K", help="draw from the K likeliest only; 0: from all")
+    p.add_argument("--top-p", type=positive, default=top_p, metavar="P",
+                   help="draw from the likeliest that reach this probability together")  # fmt: skip
+    p.add_argument("--repetition-penalty", type=positive, default=1.0, metavar="R",
+                   help="more than 1: make tokens that are there already less likely")  # fmt: skip
+    p.add_argument("--batch-size", type=count, default=16, help="prompts at once; the result does not depend on it")
+
+
+def sampling(args) -> Sampling:
+    return Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p)
 
 
 def add_data_flags(p: argparse.ArgumentParser) -> None:

@@ -31,7 +31,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_json(value, path: Path) -> None:
-    _replace(path, lambda tmp: tmp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
+    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    _replace(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -11,6 +11,8 @@ from nanomed.examples import split_rows
 from nanomed.models.classifier import probabilities
 from nanomed.rows import BadRow, get_text, get_value, read_rows
 
+TFIDF = "TF-IDF + logistic regression"
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -157,26 +159,27 @@ def encode_texts(texts: list[str], tokenizer, context: int) -> tuple[list[np.nda
     return [i[:context] for i in ids], sum(len(i) > context for i in ids)
 
 
-def compare_with_baselines(
-    logits, sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int, name="model"
-):
-    """metrics.classification of a model's logits and, if the training side is known, of two baselines made from it: the
-    majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat. {name: measures}."""
-    out = {name: metrics.classification(probabilities(logits, targets.ndim == 2), targets, sides.labels, seed)}
-    train_targets = targets_of(sides.training, sides.labels, sides.multi_label)
-    k, texts = len(sides.labels), [item.text for item in items]
-    majority = metrics.majority_baseline(train_targets, len(items), k)
-    tfidf = metrics.tfidf_baseline([item.text for item in sides.training], train_targets, texts, k)
-    out["majority"] = metrics.classification(majority, targets, sides.labels, seed)
-    out["TF-IDF + logistic regression"] = metrics.classification(tfidf, targets, sides.labels, seed)
+def measures(
+    logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int
+) -> dict:
+    """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines made from it:
+    the majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat."""
+    out = {"model": metrics.classification(probabilities(logits, targets.ndim == 2), targets, labels, seed)}
+    if sides:
+        train_targets = targets_of(sides.training, labels, sides.multi_label)
+        majority = metrics.majority_baseline(train_targets, len(items), len(labels))
+        train_texts, texts = ([item.text for item in side] for side in (sides.training, items))
+        tfidf = metrics.tfidf_baseline(train_texts, train_targets, texts, len(labels))
+        out["majority"] = metrics.classification(majority, targets, labels, seed)
+        out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
     return out
 
 
 def verdict(measured: dict[str, dict]) -> str:
     """One honest line: whether the model beats the plain baseline, and whether the difference is more than chance."""
-    name = next(iter(measured))
-    ours, plain = measured[name]["macro_f1"], measured["TF-IDF + logistic regression"]["macro_f1"]
-    low, high = measured[name]["macro_f1_ci95"] or (ours, ours)
+    ours, plain = measured["model"]["macro_f1"], measured[TFIDF]["macro_f1"]
+    low, high = measured["model"]["macro_f1_ci95"] or (ours, ours)
+    figures = f"macro-F1 {ours:.3f} [{low:.3f}, {high:.3f}] and {plain:.3f}"
     if low <= plain <= high:
-        return f"{name} and the TF-IDF baseline cannot be told apart (macro-F1 {ours:.3f} and {plain:.3f})"
-    return f"{name} {'beats' if ours > plain else 'does NOT beat'} the TF-IDF baseline (macro-F1 {ours:.3f} and {plain:.3f})"
+        return f"the model does not beat the TF-IDF baseline beyond chance: {figures}"
+    return f"the model {'beats' if ours > plain else 'does NOT beat'} the TF-IDF baseline: {figures}"

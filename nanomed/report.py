@@ -1,5 +1,6 @@
 """What a person looks at: the curve of a training run, and a table of measurements."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,29 +9,44 @@ from nanomed.errors import UserError
 from nanomed.files import read_json
 
 
-def plot_curves(directory: Path) -> Path | None:
+def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
     """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed."""
     try:
-        import matplotlib
+        image = draw_curves(directory, "png", "black", unit, title=directory.name)
     except ImportError:
         print("no loss.png: matplotlib is not installed (pip install 'nanomed[report]')", file=sys.stderr)
         return None
+    (directory / "loss.png").write_bytes(image)
+    return directory / "loss.png"
+
+
+def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -> bytes:
+    """Training and validation loss of a run over the tokens (`unit`) it saw, as a picture; ink: of text and axes. An SVG is
+    transparent and small, for a page of any colour."""
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
     val = [(r["tokens"], r["val_loss"]) for r in records if "val_loss" in r]
-    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    ax.plot(*zip(*train, strict=True), color="#2a6f97", label="training") if train else None
-    ax.plot(*zip(*val, strict=True), color="#c1440e", marker="o", label="validation") if val else None
-    ax.set(xlabel="tokens trained on", ylabel="loss (nats a token)", title=directory.name)
-    ax.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
-    figure.savefig(directory / "loss.png", dpi=144)
-    plt.close(figure)
-    return directory / "loss.png"
+    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with matplotlib.rc_context(dict.fromkeys(colours, ink) | {"svg.hashsalt": "nanomed"}):
+        figure, ax = plt.subplots(figsize=(5, 3.2) if format == "svg" else (7, 4), layout="constrained")
+        ax.plot(*zip(*train, strict=True), color="#3f8fbd", label="training") if train else None
+        ax.plot(*zip(*val, strict=True), color="#d9622b", marker="o", label="validation") if val else None
+        ax.set(xlabel=f"{unit} trained on", ylabel="loss", title=title)
+        ax.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+        out = io.BytesIO()
+        transparent = format == "svg"
+        figure.savefig(
+            out, format=format, dpi=144, transparent=transparent, metadata={"Date": None} if transparent else None
+        )
+        plt.close(figure)
+    return out.getvalue()
 
 
 def table(results: dict[tuple[str, str], dict]) -> str:
@@ -48,6 +64,20 @@ def table(results: dict[tuple[str, str], dict]) -> str:
             change = f"{r['ppl'] / first['ppl'] - 1:+.1%}" if model != models[0] else ""
             row += [f"{r['ppl']:.2f} [{low:.2f}, {high:.2f}]", f"{r['bits_per_byte']:.3f}", change]
         rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+ANSWERS = {"exact_match": "exact match", "token_f1": "token F1", "bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2",
+           "rouge_l": "ROUGE-L", "words": "words", "stopped": "stopped", "answer_ppl": "answer perplexity"}  # fmt: skip
+
+
+def answers_table(results: dict[str, dict]) -> str:
+    """A Markdown table of measure.measure_answers' results: a row a measure, a column a model."""
+    rows = [["", *results], ["---", *["---:"] * len(results)]]
+    for key, name in ANSWERS.items():
+        cells = [f"{r[key]:.3f}" + (" [{:.3f}, {:.3f}]".format(*r[key + "_ci95"]) if r[key + "_ci95"] else "")
+                 for r in results.values() if key in r]  # fmt: skip
+        rows.append([name, *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -247,7 +247,7 @@ def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     write_json(facts | result | peak, out / "summary.json")
-    report.plot_curves(out)
+    report.plot_curves(out, "texts" if head else "tokens")
 
 
 def _cpu_name() -> str:

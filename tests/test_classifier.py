@@ -14,8 +14,9 @@ from nanomed import hub, metrics
 from nanomed.errors import UserError
 from nanomed.labelled import (
     Labelled,
+    Sides,
     class_weights,
-    compare_with_baselines,
+    measures,
     oversampled,
     read_labelled,
     targets_of,
@@ -213,15 +214,13 @@ def test_multi_label_measures():
 
 
 def test_baselines_stand_beside_the_model_and_win_where_it_does_not_beat_them():
-    from nanomed.labelled import Sides
-
     items = [
         Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
         for k in range(60)
     ]
     sides = Sides(["ill", "well"], False, items[:40], items[40:], 0, 0, {})
     targets = targets_of(items[40:], sides.labels, False)
-    got = compare_with_baselines(torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides, items[40:], targets, 0)
+    got = measures(torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0)
     assert list(got) == ["model", "majority", "TF-IDF + logistic regression"]
     assert got["TF-IDF + logistic regression"]["accuracy"] == 1
     assert got["majority"]["accuracy"] == got["model"]["accuracy"] == (targets == 0).mean()

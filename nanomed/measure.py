@@ -1,0 +1,164 @@
+"""Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from tqdm import tqdm
+
+from nanomed import data, examples, hub, labelled, metrics
+from nanomed.errors import UserError
+from nanomed.files import read_json
+from nanomed.generate import Ending, Sampling, generate, row_seed, stream
+from nanomed.models.classifier import predict
+from nanomed.perplexity import answer_perplexity, perplexity
+from nanomed.precision import resolve_device, resolve_dtype, store_frozen
+from nanomed.rows import get_text, read_rows
+from nanomed.templates import Template
+from nanomed.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to be measured: frozen, on its device, with its tokenizer."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: str
+    directory: Path
+
+    def __str__(self):
+        n = sum(p.numel() for p in self.model.parameters())
+        return f"{self.name}: {n:,} parameters, none trainable; {self.device}, {self.dtype}"
+
+
+def open_model(name: str, device="auto", dtype="auto", classifier=False) -> Opened:
+    """Find and load a language model, or a classifier. Raises UserError as hub does."""
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    source = hub.find(name)
+    _, config = hub.read_config(source.directory)
+    tokenizer = load_tokenizer(source.tokenizer_directory)
+    hub.check_vocabulary(tokenizer, config, source)
+    model = (hub.load_classifier(source) if classifier else hub.load_model(source)).requires_grad_(False)
+    store_frozen(model, dtype, device)
+    return Opened(name, model.to(device).eval(), tokenizer, device, dtype, source.adapter or source.directory)
+
+
+def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> data.Corpus:
+    return data.encode_corpus(names, o.tokenizer, text_field, limit, skip_bad)
+
+
+def measure_ppl(o: Opened, corpus: data.Corpus, context=None, stride=None, batch_size=8, seed=0) -> dict:
+    """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half overlapping."""
+    context = context or min(o.model.config.n_positions, 1024)
+    stride = stride or max(1, context // 2)
+    result = perplexity(o.model, [corpus.all()], context, stride, batch_size, o.device, o.dtype, seed=seed)
+    return result | {"data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": o.name}
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(file: str, limit: int | None = None) -> list[str]:
+    """The prompts of a .txt file (one a line) or of rows with the field `prompt`."""
+    field = "text" if file.lower().endswith(".txt") else "prompt"
+    prompts = list(read_rows(file, lambda row: get_text(row, field, "no flag"), limit, False))
+    if not prompts:
+        raise UserError(f"{file}: no prompts there")
+    return prompts
+
+
+def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0,
+             bar=True) -> list[dict]:  # fmt: skip
+    """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
+    prompts = [o.tokenizer.encode(text).tolist() for text in texts]
+    with tqdm(total=len(texts), desc="writing", unit=" answers", leave=False, disable=not bar or None) as t:
+        done = generate(o.model, prompts, max_new_tokens, sampling, Ending(o.tokenizer, markers), o.device, o.dtype, seed,
+                        batch_size, t)  # fmt: skip
+    return [{"prompt": p, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
+
+
+def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int, out=sys.stdout) -> bool:
+    """Write a completion to the terminal as it comes; returns whether it ended by itself."""
+    prompt, ending, ids, shown = o.tokenizer.encode(text).tolist(), Ending(o.tokenizer, markers), [], 0
+    for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
+        ids.append(token)
+        done = ending.completion(ids, last=len(ids) == steps)
+        new = done.text if done else ending.printable(ids)
+        out.write(new[shown:])
+        out.flush()
+        shown = max(shown, len(new))
+        if done:
+            out.write("\n")
+            return done.stopped
+    return False
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def measure_answers(o: Opened, items: list[examples.Instruction], template: Template, sampling=None, max_new_tokens=None,
+                    batch_size=16, seed=0, bar=True) -> dict:  # fmt: skip
+    """metrics.answers() of what the model writes after each prompt, against the row's own response; answer_ppl: the
+    perplexity of that response and its end; answers: all of them."""
+    prompts = [template.ask(item.instruction, item.input) for item in items]
+    done = complete(o, prompts, sampling or Sampling(), template.markers, max_new_tokens, batch_size, seed, bar)
+    completions = [d["completion"].strip() for d in done]
+    references = [item.response.strip() for item in items]
+    result = metrics.answers(completions, references, [d["stopped"] for d in done], seed)
+    encoded = examples.encode_instructions(items, o.tokenizer, template, o.model.config.n_positions)
+    if encoded.examples:
+        ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, bar, seed)
+        result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}
+    answers = [{"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
+               for d, c, r in zip(done, completions, references, strict=True)]  # fmt: skip
+    return result | {"truncated": encoded.truncated, "model": o.name, "dtype": o.dtype, "answers": answers}
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad) -> labelled.LabelledSet:
+    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad)
+    if found.multi_label != o.model.multi_label:
+        kinds = ("one label a text", "a list of labels a text")
+        raise UserError(f"{sources[0][0]}: has {kinds[found.multi_label]}, but {o.name} was trained on "
+                        f"{kinds[o.model.multi_label]}")  # fmt: skip
+    return found
+
+
+def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, bar=True) -> dict:
+    """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's run.json
+    still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or None}."""
+    m = o.model
+    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, m.config.n_positions)
+    targets = labelled.targets_of(items, m.labels, m.multi_label)
+    logits = predict(m, ids, o.tokenizer.eot, batch_size, o.device, o.dtype, bar)
+    sides, why = _training_sides(o)
+    measures = labelled.measures(logits, m.labels, sides, items, targets, seed)
+    return {"labels": m.labels, "multi_label": m.multi_label, "texts": len(items), "truncated": truncated,
+            "measures": measures, "no_baseline": why, "model": o.name, "dtype": o.dtype}  # fmt: skip
+
+
+def _training_sides(o: Opened) -> tuple[labelled.Sides | None, str | None]:
+    path = o.directory / "run.json"
+    if not path.exists():
+        return None, f"{path} is not there, so the training texts are unknown"
+    run = read_json(path)
+    args = SimpleNamespace(**run["settings"])
+    home = Path(run.get("directory", "."))
+    for flag in ("data", "positives", "negatives", "val_data", "exclude"):
+        files = getattr(args, flag, None)
+        setattr(args, flag, [f if f.startswith("hub:") else str(home / f) for f in files] if files else None)
+    try:
+        sides = labelled.read_sides(args)
+    except (UserError, AttributeError) as e:
+        return None, f"the training texts cannot be read again: {e}"
+    if sorted(sides.hashes.values()) != sorted(run["data"].values()):
+        return None, "the training texts have changed since"
+    return sides, None

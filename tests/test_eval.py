@@ -1,0 +1,306 @@
+"""eval.py's commands as a user runs them, and the page in a browser."""
+
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from nanomed import compare, metrics
+from nanomed.compare import PROMPTS
+from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+
+GREEDY = ("--temperature", 0, "--dtype", "fp32")
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = [
+        {"question": f"What is {a}?", "answer": b}
+        for a, b in zip(make_texts(6, 1, 1, 2), make_texts(6, 2, 3, 6), strict=True)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_in_a_file_give_completions_in_their_order(script, model_dir, tmp_path):
+    prompts = ["the patients were", "a", "treatment of disease in the liver and renal cells"]
+    (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n")
+    out = script("eval.py", "generate", "--model", model_dir, "--prompts", "p.txt", "--json", "out.json", *GREEDY)
+    assert out.returncode == 0, out.stderr
+    done = json.loads((tmp_path / "out.json").read_text())
+    assert [d["prompt"] for d in done] == prompts
+    assert all(d.keys() == {"prompt", "completion", "stopped"} for d in done)
+    assert "<|endoftext|>" not in "".join(d["completion"] for d in done)
+    one = script("eval.py", "generate", "--model", model_dir, "--prompt", prompts[1], "--json", "one.json", *GREEDY)
+    assert one.returncode == 0, one.stderr
+    again = json.loads((tmp_path / "one.json").read_text())
+    assert again[0] == done[1] or not done[1]["stopped"]  # alone it has more room
+    write_jsonl(tmp_path / "p.jsonl", prompts, field="prompt")
+    script("eval.py", "generate", "--model", model_dir, "--prompts", "p.jsonl", "--json", "b.json", *GREEDY)
+    assert json.loads((tmp_path / "b.json").read_text()) == done
+
+
+def test_a_seed_reproduces_and_streaming_writes_the_same(script, model_dir, tmp_path):
+    run = lambda *flags: script("eval.py", "generate", "--model", model_dir, "--prompt", "the cells", "--dtype", "fp32",  # noqa: E731
+                                "--max-new-tokens", 30, "--temperature", 1.0, *flags)  # fmt: skip
+    first = run("--seed", 3, "--json", "a.json")
+    assert first.returncode == 0, first.stderr
+    text = json.loads((tmp_path / "a.json").read_text())[0]["completion"]
+    streamed = run("--seed", 3)
+    assert streamed.stdout.split("\n", 1)[1].rstrip("\n") == text.rstrip("\n")
+    assert run("--seed", 4).stdout != streamed.stdout
+
+
+def test_a_template_wraps_the_prompt(script, model_dir, tmp_path):
+    wrapped = script("eval.py", "generate", "--model", model_dir, "--prompt", "Why?", "--template", "response", "--json", "a.json",
+                     "--max-new-tokens", 20, *GREEDY)  # fmt: skip
+    assert wrapped.returncode == 0, wrapped.stderr
+    by_hand = "### Instruction:\nWhy?\n### Response:\n"
+    script(
+        "eval.py",
+        "generate",
+        "--model",
+        model_dir,
+        "--prompt",
+        by_hand,
+        "--json",
+        "b.json",
+        "--max-new-tokens",
+        20,
+        *GREEDY,
+    )
+    a, b = (json.loads((tmp_path / f).read_text())[0] for f in ("a.json", "b.json"))
+    assert a["completion"] == b["completion"] and a["prompt"] == "Why?"
+
+
+def test_wrong_uses_of_generate(script, model_dir, tmp_path):
+    assert_refused(script("eval.py", "generate", "--model", model_dir), "no --prompt", "terminal")
+    assert_refused(
+        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--prompts", "b.txt"), "one of them"
+    )
+    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompts", "no.txt"), "no.txt")
+    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", ""), "empty prompt")
+    long = "the patients " * 80
+    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", long), "64 positions")
+    assert_refused(
+        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--template", "x"), "flashcards"
+    )
+    assert_refused(
+        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--max-new-tokens", 64), "64 positions"
+    )
+
+
+def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
+    """In a terminal of its own: two questions, two answers, then the end of input."""
+    command = [sys.executable, str(ROOT / "eval.py"), "generate", "--model", str(model_dir), "--max-new-tokens", "8"]
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command)
+
+    def until(word, seen=b""):
+        end = time.time() + 90
+        while word not in seen and time.time() < end:
+            seen += os.read(fd, 4096)
+        assert word in seen, seen
+        return seen
+
+    until(b"Ctrl-D ends")
+    until(b"\n> ")
+    for question in (b"the patients were\n", b"a disease of\n"):
+        os.write(fd, question)
+        answer = until(b"\n> ", b"").split(question.strip())[-1]
+        assert len(answer.strip(b"\r\n> ")) > 0
+    os.write(fd, b"\x04")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+# --- qa ---------------------------------------------------------------------------------------------------------------
+
+
+def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_path):
+    out = script("eval.py", "qa", "--model", model_dir, "--data", questions, "--template", "flashcards", "--json", "r.json",
+                 "--max-new-tokens", 12, "--dtype", "fp32")  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    r = json.loads((tmp_path / "r.json").read_text())
+    answers, references = ([a[key] for a in r["answers"]] for key in ("completion", "reference"))
+    assert np.isclose(r["bleu"], sacrebleu.corpus_bleu(answers, [references]).score)
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    assert np.isclose(
+        r["rouge_l"], np.mean([scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(answers, references, strict=True)])
+    )
+    assert r["answers"][0]["prompt"].startswith("Instruction: Answer this question truthfully")
+    assert not any("Instruction:" in a for a in answers)  # the completion only
+    for key in ("exact_match", "token_f1", "bleu", "rouge_1", "rouge_2", "rouge_l", "words", "stopped"):
+        low, high = r[key + "_ci95"]
+        assert (low <= r[key] + 1e-9 and r[key] <= high + 1e-9) or key == "bleu"
+        assert {"exact_match": "exact match", "bleu": "BLEU"}.get(key, "") in out.stdout
+    assert math.isfinite(r["answer_ppl"])
+
+
+def test_known_pairs():
+    got = metrics.answers(["The cat sat.", "a dog", ""], ["the cat sat", "two dogs here", "x"], [True, False, True])
+    assert got["exact_match"] == pytest.approx(1 / 3)  # articles, case and punctuation aside
+    assert got["token_f1"] == pytest.approx(1 / 3)
+    assert got["words"] == pytest.approx(5 / 3) and got["stopped"] == pytest.approx(2 / 3)
+    assert metrics.token_f1("the red house", "a red car") == pytest.approx(0.5)
+    assert metrics.token_f1("", "") == 1 and metrics.token_f1("", "x") == 0
+    same = ["six words make a sentence here"] * 3
+    perfect = metrics.answers(same, same, [True] * 3)
+    assert perfect["bleu"] == pytest.approx(100) and perfect["rouge_2"] == 1
+    assert perfect["bleu_ci95"] == pytest.approx([100, 100])
+
+
+# --- cls --------------------------------------------------------------------------------------------------------------
+
+
+def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(script, model_dir, tmp_path):
+    good, bad = make_texts(30, 1), ["fox " + t for t in make_texts(30, 2)]
+    write_jsonl(tmp_path / "pos.jsonl", good[:20]), write_jsonl(tmp_path / "neg.jsonl", bad[:20])
+    names = ("--positive-name", "bio", "--negative-name", "other")
+    out = script("train_cls.py", "--model", model_dir, "--positives", "pos.jsonl", "--negatives", "neg.jsonl", "--out", "c",
+                 "--max-steps", 2, "--dtype", "fp32", *names)  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    rows = [{"text": t, "label": "bio"} for t in good[20:]] + [{"text": t, "label": "other"} for t in bad[20:]]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = script("eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--json", "r.json", "--dtype", "fp32")
+    assert out.returncode == 0, out.stderr
+    r = json.loads((tmp_path / "r.json").read_text())
+    assert list(r["measures"]) == ["model", "majority", "TF-IDF + logistic regression"] and r["texts"] == 20
+    assert "the TF-IDF baseline" in out.stdout and "true \\ predicted" in out.stdout
+    write_jsonl(tmp_path / "p2.jsonl", good[20:]), write_jsonl(tmp_path / "n2.jsonl", bad[20:])
+    other = script("eval.py", "cls", "--model", "c", "--positives", "p2.jsonl", "--negatives", "n2.jsonl", "--json", "s.json",
+                   "--dtype", "fp32")  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    assert (
+        json.loads((tmp_path / "s.json").read_text())["measures"]["model"]["accuracy"]
+        == r["measures"]["model"]["accuracy"]
+    )
+    write_jsonl(tmp_path / "pos.jsonl", good[:19])
+    changed = script("eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--dtype", "fp32")
+    assert "no baselines: the training texts have changed since" in changed.stdout
+    assert_refused(script("eval.py", "cls", "--model", model_dir, "--data", "test.jsonl"), "not a classifier")
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "t", "label": "new"}) + "\n")
+    assert_refused(
+        script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio"
+    )
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, model_dir):
+    """A page of three phases on tiny models, one prompt being an attack."""
+    d = tmp_path_factory.mktemp("page")
+    texts = make_texts(30, 1)
+    write_jsonl(d / "bio.jsonl", texts), write_jsonl(d / "general.jsonl", make_texts(20, 2))
+    (d / "neg.jsonl").write_text((d / "general.jsonl").read_text())
+    (d / "p.jsonl").write_text(json.dumps({"prompt": "<script>alert(1)</script> & the patients"}) + "\n")
+
+    def run(name, *args):
+        done = subprocess.run([sys.executable, str(ROOT / name), *map(str, args), "--dtype", "fp32"], cwd=d, text=True, capture_output=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        "bio.jsonl",
+        "--out",
+        "adapted",
+        "--max-steps",
+        2,
+        "--log-every",
+        1,
+    )
+    run("train_cls.py", "--model", "adapted", "--positives", "bio.jsonl", "--negatives", "neg.jsonl", "--out", "classifier",
+        "--max-steps", 2, "--val-fraction", 0.3)  # fmt: skip
+    run("eval.py", "compare", "--models", model_dir, "adapted", "--data", "bio=bio.jsonl", "general.jsonl", "--classifier",
+        "classifier", "--prompts", "p.jsonl", "--max-new-tokens", 8, "--out", "report")  # fmt: skip
+    return d / "report"
+
+
+def test_the_page_holds_everything_and_escapes_what_models_write(page, model_dir):
+    html, figures = (page / "report.html").read_text(), json.loads((page / "report.json").read_text())
+    assert figures["columns"] == ["bio", "general"]
+    for m in figures["models"]:
+        for r in m["ppl"].values():
+            assert f"{r['ppl']:.2f}" in html
+    assert "<script" not in html and "&lt;script&gt;alert(1)" in html
+    assert not re.findall(r'(?:src|href|srcset)="(?!data:)', html)  # nothing from outside
+    assert html.count("data:image/svg+xml") == 4  # two runs, light and dark
+    assert "majority" in html and "TF-IDF" in html and 'class="confusion"' in html
+
+
+def chromium():
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    return browser
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_in_a_browser(page, tmp_path, width):
+    """Its tables and curves are there and drawn, nothing reaches over the edge, and the console says nothing."""
+    probe = """<script>addEventListener('load', () => { document.body.dataset.seen = JSON.stringify({
+        tables: document.querySelectorAll('table').length, curves: [...document.images].map(i => i.naturalWidth),
+        overflow: document.documentElement.scrollWidth - innerWidth, cells: document.querySelectorAll('.confusion td').length,
+        samples: document.querySelectorAll('.sides p').length }) })</script></body>"""
+    (tmp_path / "probe.html").write_text((page / "report.html").read_text().replace("</body>", probe))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
+             "--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={max(width, 500)},1400",
+             f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
+    target = tmp_path / "probe.html"
+    if width < 500:  # a window cannot be that narrow; a frame can
+        (tmp_path / "frame.html").write_text(f'<iframe id="f" src="probe.html" width="{width}" height="1300"></iframe>'
+            "<script>f.onload = () => setTimeout(() => document.body.dataset.seen = f.contentDocument.body.dataset.seen, 300)</script>")  # fmt: skip
+        target, flags = (
+            tmp_path / "frame.html",
+            [*flags, "--allow-file-access-from-files", "--virtual-time-budget=3000"],
+        )
+    done = subprocess.run(
+        [chromium(), *flags, "--dump-dom", target.as_uri()], capture_output=True, text=True, timeout=90
+    )
+    seen = re.search(r'data-seen="(\{.*?\})"', done.stdout)
+    assert seen, done.stderr[-2000:]
+    seen = json.loads(seen[1].replace("&quot;", '"'))
+    assert seen["tables"] == 3 and seen["cells"] == 4 and seen["samples"] == 2
+    assert len(seen["curves"]) == 2 and min(seen["curves"]) > 0
+    assert seen["overflow"] <= 0
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_wrong_uses_of_compare(script, model_dir, tmp_path):
+    docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
+    common = ("eval.py", "compare", "--models", model_dir, "--out", "r")
+    assert_refused(script(*common, "--data", docs, docs), "same name")
+    assert_refused(script(*common, "--data", docs, "--classifier", model_dir), "summary.json")
+    assert_refused(script(*common, "--data", "no.jsonl"), "no.jsonl")
+
+
+def test_names_of_models_and_columns():
+    assert compare.short_names(["gpt2", "runs/a/adapted", "runs/b/adapted"]) == [
+        "gpt2",
+        "runs/a/adapted",
+        "runs/b/adapted",
+    ]
+    assert compare._named("bio=x/y.jsonl") == ("bio", "x/y.jsonl")
+    assert compare._named("hub:owner/name:config") == ("name", "hub:owner/name:config")
+    assert len(PROMPTS) == 6
