@@ -1,6 +1,5 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,18 +82,17 @@ def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_ne
     return [{"prompt": p, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
 
 
-def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int, out=sys.stdout) -> bool:
+def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int) -> bool:
     """Write a completion to the terminal as it comes; returns whether it ended by itself."""
     prompt, ending, ids, shown = o.tokenizer.encode(text).tolist(), Ending(o.tokenizer, markers), [], 0
     for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
         ids.append(token)
         done = ending.completion(ids, last=len(ids) == steps)
         new = done.text if done else ending.printable(ids)
-        out.write(new[shown:])
-        out.flush()
+        print(new[shown:], end="", flush=True)
         shown = max(shown, len(new))
         if done:
-            out.write("\n")
+            print()
             return done.stopped
     return False
 

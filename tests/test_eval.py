@@ -5,6 +5,7 @@ import math
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -111,19 +112,22 @@ def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
     if pid == 0:
         os.execv(sys.executable, command)
 
-    def until(word, seen=b""):
-        end = time.time() + 90
-        while word not in seen and time.time() < end:
-            seen += os.read(fd, 4096)
-        assert word in seen, seen
-        return seen
+    seen = b""
 
-    until(b"Ctrl-D ends")
-    until(b"\n> ")
-    for question in (b"the patients were\n", b"a disease of\n"):
-        os.write(fd, question)
-        answer = until(b"\n> ", b"").split(question.strip())[-1]
-        assert len(answer.strip(b"\r\n> ")) > 0
+    def until(word, count):
+        """Read until `word` has come `count` times."""
+        nonlocal seen
+        end = time.time() + 90
+        while seen.count(word) < count:
+            assert select.select([fd], [], [], max(0, end - time.time()))[0], seen
+            seen += os.read(fd, 4096)
+
+    for n, question in enumerate((b"the patients were", b"a disease of"), 1):
+        until(b"\n> ", n)
+        os.write(fd, question + b"\n")
+        until(b"\n> ", n + 1)
+        assert len(seen.split(question)[-1].strip(b"\r\n> ")) > 0
+    assert b"Ctrl-D ends" in seen
     os.write(fd, b"\x04")
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
@@ -133,18 +137,17 @@ def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
 
 
 def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_path):
-    out = script("eval.py", "qa", "--model", model_dir, "--data", questions, "--template", "flashcards", "--json", "r.json",
+    out = script("eval.py", "qa", "--model", model_dir, "--data", questions, "--template", "medtuned", "--json", "r.json",
                  "--max-new-tokens", 12, "--dtype", "fp32")  # fmt: skip
     assert out.returncode == 0, out.stderr
     r = json.loads((tmp_path / "r.json").read_text())
     answers, references = ([a[key] for a in r["answers"]] for key in ("completion", "reference"))
     assert np.isclose(r["bleu"], sacrebleu.corpus_bleu(answers, [references]).score)
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    assert np.isclose(
-        r["rouge_l"], np.mean([scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(answers, references, strict=True)])
-    )
-    assert r["answers"][0]["prompt"].startswith("Instruction: Answer this question truthfully")
-    assert not any("Instruction:" in a for a in answers)  # the completion only
+    rouge = [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(answers, references, strict=True)]
+    assert np.isclose(r["rouge_l"], np.mean(rouge))
+    assert r["answers"][0]["prompt"].startswith("### Instruction:\nWhat is")
+    assert not any("### Instruction:" in a for a in answers)  # the completion only
     for key in ("exact_match", "token_f1", "bleu", "rouge_1", "rouge_2", "rouge_l", "words", "stopped"):
         low, high = r[key + "_ci95"]
         assert (low <= r[key] + 1e-9 and r[key] <= high + 1e-9) or key == "bleu"
@@ -213,7 +216,8 @@ def page(tmp_path_factory, model_dir):
     (d / "p.jsonl").write_text(json.dumps({"prompt": "<script>alert(1)</script> & the patients"}) + "\n")
 
     def run(name, *args):
-        done = subprocess.run([sys.executable, str(ROOT / name), *map(str, args), "--dtype", "fp32"], cwd=d, text=True, capture_output=True)  # fmt: skip
+        command = [sys.executable, str(ROOT / name), *map(str, args), "--dtype", "fp32"]
+        done = subprocess.run(command, cwd=d, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         return done
 
@@ -269,8 +273,11 @@ def test_the_page_in_a_browser(page, tmp_path, width):
              f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
     target = tmp_path / "probe.html"
     if width < 500:  # a window cannot be that narrow; a frame can
-        (tmp_path / "frame.html").write_text(f'<iframe id="f" src="probe.html" width="{width}" height="1300"></iframe>'
-            "<script>f.onload = () => setTimeout(() => document.body.dataset.seen = f.contentDocument.body.dataset.seen, 300)</script>")  # fmt: skip
+        copy = "() => setTimeout(() => document.body.dataset.seen = f.contentDocument.body.dataset.seen, 300)"
+        frame = (
+            f'<iframe id="f" src="probe.html" width="{width}" height="1300"></iframe><script>f.onload = {copy}</script>'
+        )
+        (tmp_path / "frame.html").write_text(frame)
         target, flags = (
             tmp_path / "frame.html",
             [*flags, "--allow-file-access-from-files", "--virtual-time-budget=3000"],

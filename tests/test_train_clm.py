@@ -451,3 +451,7 @@ def test_make_adapt_takes_model_and_abstracts_from_the_hub(model_dir, tmp_path):
         assert "4 training documents that are held out too were taken out" in out
         assert table_rows(out) == ["model", "---", "base", "adapted"]
         assert "this run is complete" in make(*args, **env)
+
+
+def weights_of(directory):
+    return load_file(directory / "model.safetensors")
