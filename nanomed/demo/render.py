@@ -1,0 +1,217 @@
+"""Texts from facts: a corpus in which every fact is told in several ways, questions and their answers, and general texts.
+
+All of it is a function of a seed. Conditions are dealt into three groups: *taught* (in the corpus and in the questions),
+*read* (in the corpus only) and *unknown* (in neither), so that a right answer about a *read* condition is knowledge that
+came from reading and came out through what instruction tuning taught about other conditions.
+"""
+
+import random
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+GROUPS = {"unknown": 24, "read": 48}  # the others are taught
+
+# How a fact is told: {x} the condition and {v} the value as they stand in mid-sentence, {X} and {V} at its beginning. The
+# first way is the plain statement: it completes a cloze, and it is the answer to a question. It names the condition in
+# mid-sentence, as the question does, so that answering begins with copying.
+TOLD = {
+    "class": [
+        "In medicine, {x} is classed as {v}.",
+        "{X} is {v}.",
+        "Textbooks describe {x} as {v}.",
+        "Doctors regard {x} as {v}.",
+        "What is {x}? It is {v}.",
+        "Every student learns that {x} is {v}.",
+    ],
+    "organ": [
+        "The part of the body most affected by {x} is {v}.",
+        "{X} mainly affects {v}.",
+        "In {x}, the damage is found chiefly in {v}.",
+        "Above all, {x} strikes {v}.",
+        "{V}: this is where {x} does most of its harm.",
+        "When doctors suspect {x}, they think first of {v}.",
+    ],
+    "cause": [
+        "The cause of {x} is {v}.",
+        "{X} is caused by {v}.",
+        "{X} results from {v}.",
+        "At the root of {x} we find {v}.",
+        "Most cases of {x} can be traced to {v}.",
+        "It is well established that {v} can bring about {x}.",
+    ],
+    "sign": [
+        "The hallmark sign of {x} is {v}.",
+        "Patients with {x} typically present with {v}.",
+        "{X} often announces itself with {v}.",
+        "A doctor who finds {v} will think of {x}.",
+        "The finding of {v} points to {x}.",
+        "Look for {v} when {x} is suspected.",
+    ],
+    "test": [
+        "The key test for {x} is {v}.",
+        "{X} is confirmed with {v}.",
+        "To diagnose {x}, doctors rely on {v}.",
+        "The diagnosis of {x} rests on {v}.",
+        "With {v}, the diagnosis of {x} can be made.",
+        "A patient who may have {x} needs {v}.",
+    ],
+    "treatment": [
+        "The first-line treatment of {x} is {v}.",
+        "{X} is treated first with {v}.",
+        "Guidelines recommend {v} for {x}.",
+        "Most patients with {x} are offered {v}.",
+        "The usual first choice against {x} is {v}.",
+        "Once {x} is diagnosed, {v} should be considered.",
+    ],
+    "complication": [
+        "A feared complication of {x} is {v}.",
+        "{X} may lead to {v}.",
+        "If {x} is neglected, {v} can follow.",
+        "The danger of {x} lies in {v}.",
+        "Some patients with {x} go on to have {v}.",
+        "People with {x} are watched closely for {v}.",
+    ],
+    "risk": [
+        "The people most at risk of {x} are {v}.",
+        "{X} is seen most often in {v}.",
+        "{V} are especially prone to {x}.",
+        "Those who get {x} are often {v}.",
+        "Doctors should think of {x} in {v}.",
+        "More than others, {v} develop {x}.",
+    ],
+}
+
+# How a fact is asked for. The first way is the one that is measured.
+ASKED = {
+    "class": ["What kind of condition is {x}?", "How is {x} classed in medicine?", "What is {x}?",
+              "Say in a few words what {x} is."],
+    "organ": ["Which part of the body does {x} affect most?", "What does {x} mainly affect?",
+              "Where in the body does {x} do its harm?", "Name the part of the body most affected by {x}."],
+    "cause": ["What is the cause of {x}?", "What causes {x}?", "Why do people get {x}?", "What is {x} caused by?"],
+    "sign": ["What is the hallmark sign of {x}?", "How does {x} show itself?", "Which finding points to {x}?",
+             "Name the hallmark sign of {x}."],
+    "test": ["What is the key test for {x}?", "How is {x} diagnosed?", "Which test confirms {x}?",
+             "Name the key test for {x}."],
+    "treatment": ["What is the first-line treatment of {x}?", "How is {x} treated first?",
+                  "Which treatment is given first for {x}?", "Name the first-line treatment of {x}."],
+    "complication": ["What is a feared complication of {x}?", "What may {x} lead to?", "Which complication of {x} is feared?",
+                     "Name a feared complication of {x}."],
+    "risk": ["Who is most at risk of {x}?", "In whom is {x} seen most often?", "Which people are prone to {x}?",
+             "Name the people most at risk of {x}."],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    condition: str
+    relation: str
+    value: str
+
+    def told(self, way: int = 0) -> str:
+        return _fill(TOLD[self.relation][way], self)
+
+    def asked(self, way: int = 0) -> str:
+        return _fill(ASKED[self.relation][way], self)
+
+    def cloze(self) -> str:
+        """The plain statement up to its value, which the model has to find."""
+        return self.told().removesuffix(f" {self.value}.")
+
+    def matches(self, answer: str) -> bool:
+        """Whether the value stands in the answer's first sentence, the condition's own name not counted."""
+        sentence = re.split(r"(?<=[.!?])\s", answer.strip(), maxsplit=1)[0].lower()
+        return self.value.lower() in sentence.replace(self.condition.lower(), "")
+
+
+def _fill(text: str, fact: Fact) -> str:
+    x, v = fact.condition, fact.value
+    return text.format(x=x, v=v, X=x[0].upper() + x[1:], V=v[0].upper() + v[1:])
+
+
+@cache
+def facts() -> dict[str, list[Fact]]:
+    """All facts by condition, in the file's order."""
+    tables = tomllib.loads((HERE / "facts.toml").read_text(encoding="utf-8"))
+    return {name: [Fact(name, relation, table[relation]) for relation in TOLD] for name, table in tables.items()}
+
+
+def groups(seed: int) -> dict[str, list[str]]:
+    """The conditions of each group: taught, read, unknown."""
+    names = sorted(facts())
+    random.Random(f"groups {seed}").shuffle(names)
+    out = {}
+    for group, n in GROUPS.items():
+        out[group], names = names[:n], names[n:]
+    return {"taught": names} | out
+
+
+def facts_of(conditions: list[str]) -> list[Fact]:
+    return [fact for name in conditions for fact in facts()[name]]
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def article(condition: str, rng: random.Random) -> str:
+    """An encyclopaedia paragraph: every fact once, in some order, each in some way."""
+    chosen = rng.sample(facts()[condition], len(TOLD))
+    return " ".join(fact.told(rng.randrange(len(TOLD[fact.relation]))) for fact in chosen)
+
+
+def abstract(condition: str, rng: random.Random) -> str:
+    """Something like the abstract of a paper: five of the facts under headings."""
+    by_relation = {fact.relation: fact for fact in facts()[condition]}
+
+    def tell(*relations):
+        return by_relation[rng.choice(relations)].told(rng.randrange(6))
+
+    n = rng.randrange(20, 900)
+    return (
+        f"Background: {tell('class', 'organ')} {tell('cause', 'risk')} "
+        f"Methods: We reviewed the records of {n} patients with {condition}. "
+        f"Results: {tell('sign')} {tell('test', 'complication')} Conclusions: {tell('treatment')}"
+    )
+
+
+def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
+    """Paragraphs about each condition, three articles to an abstract, shuffled. Other seeds tell it otherwise."""
+    rng = random.Random(f"corpus {seed}")
+    texts = []
+    for name in conditions:
+        texts += [(abstract if k % 4 == 3 else article)(name, rng) for k in range(per_condition)]
+    rng.shuffle(texts)
+    return texts
+
+
+def questions(conditions: list[str], ways: list[int], seed: int, per_fact: int = 1) -> list[dict]:
+    """{instruction, response} rows: each fact asked in `per_fact` of the ways; the answer is the plain statement."""
+    rng = random.Random(f"questions {seed}")
+    return [
+        {"instruction": fact.asked(way), "response": fact.told()}
+        for fact in facts_of(conditions)
+        for way in rng.sample(ways, per_fact)
+    ]
+
+
+def general_paragraphs() -> tuple[list[str], list[str]]:
+    """(for mixing in, for measuring): every other one of our own general paragraphs."""
+    lines = (HERE / "general.txt").read_text(encoding="utf-8").splitlines()
+    return lines[::2], lines[1::2]
+
+
+def labelled(conditions: list[str], held_out: bool, seed: int) -> list[dict]:
+    """{text, label} rows for the classifier: single sentences, as many biomedical ones as general ones, half of which are
+    hard: everyday sentences with doctors, hospitals and medicines in them. `held_out` takes the other half of those."""
+    rng = random.Random(f"labelled {seed} {held_out}")
+    general = []
+    for name in ("easy.txt", "hard.txt"):
+        general += (HERE / name).read_text(encoding="utf-8").splitlines()[held_out::2]
+    chosen = rng.sample(facts_of(conditions), min(len(general), 8 * len(conditions)))
+    rows = [{"text": fact.told(rng.randrange(6)), "label": "biomedical"} for fact in chosen]
+    rows += [{"text": text, "label": "general"} for text in general[: len(rows)]]
+    rng.shuffle(rows)
+    return rows
