@@ -16,19 +16,23 @@ LIMIT = $(if $(filter file,$(origin DATA)),--limit 20000)
 MEASURED = $(if $(filter file,$(origin DATA))$(filter-out file,$(origin TEST)),$(TEST))
 
 # A misspelt variable would be ignored in silence.
-KNOWN = VENV RUNS MODEL DATA TEST FIELD ARGS GENERAL PUBMED GENERAL_TEST STEPS BATCH
+KNOWN = VENV RUNS MODEL DATA TEST FIELD ARGS ADAPTED POSITIVES NEGATIVES PAIRS TEMPLATE GENERAL PUBMED GENERAL_TEST STEPS BATCH
 GIVEN = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
 $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN))
 endif
 
-.PHONY: setup baseline adapt study study-gpt2-small test test-all lint bench clean help
+.PHONY: setup demo demo-full nano baseline adapt classify sft report study study-gpt2-small test test-all lint bench clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in $(VENV)"
+	@echo "make demo       all four phases on the bundled model, in minutes on a CPU, offline; make demo-full: three seeds, more rows"
 	@echo "make baseline   the perplexity of MODEL ($(MODEL)) on TEST"
 	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
 	@echo "                MODEL=dir or Hub id, DATA=file, TEST=file to measure on, FIELD=name of the text's field, RUNS=where"
+	@echo "make classify   a classifier on $(ADAPTED): POSITIVES against NEGATIVES"
+	@echo "make sft        instruction tuning of $(ADAPTED) on PAIRS (fields instruction, input, output, or question, answer)"
+	@echo "make report     one page about $(MODEL), $(RUNS)/adapted, $(RUNS)/instructed and $(RUNS)/classifier"
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
 	@echo "make test       the tests; make test-all: the slow ones too; make lint"
@@ -46,6 +50,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 baseline: setup
 	mkdir -p $(RUNS)
 	$(PY) eval.py ppl --model $(MODEL) --data $(TEST) --text-field $(FIELD) --json $(RUNS)/base.test.json
+	@echo "next: make adapt"
 
 adapt: setup $(if $(MEASURED),baseline)
 	$(PY) train_clm.py --model $(MODEL) --data $(DATA) --text-field $(FIELD) $(LIMIT) \
@@ -54,6 +59,46 @@ ifneq ($(MEASURED),)
 	$(PY) eval.py ppl --model $(RUNS)/adapted --data $(MEASURED) --text-field $(FIELD) --json $(RUNS)/adapted.test.json
 	$(PY) -m nanomed.report $(RUNS)/base.test.json $(RUNS)/adapted.test.json
 endif
+	@echo "next: make classify, or make sft"
+
+# Each phase takes what the one before left, and says which comes next.
+ADAPTED ?= $(RUNS)/adapted
+POSITIVES ?= $(TEST)
+NEGATIVES ?= hub:fancyzhx/ag_news
+PAIRS ?= hub:medalpaca/medical_meadow_medical_flashcards
+TEMPLATE ?= flashcards
+
+classify: setup
+	$(PY) train_cls.py --model $(ADAPTED) --positives $(POSITIVES) --negatives $(NEGATIVES) --text-field $(FIELD) --limit 1000 \
+		--positive-name biomedical --negative-name general --val-fraction 0.2 --out $(RUNS)/classifier --resume $(ARGS)
+	@echo "next: make sft"
+
+sft: setup
+	$(PY) train_sft.py --model $(ADAPTED) --data $(PAIRS) --template $(TEMPLATE) --out $(RUNS)/instructed --resume $(ARGS)
+	@echo "next: make report"
+
+# Of the three models, those that are there: gpt2 always, the others once they were trained.
+REPORTED = $(MODEL) $(wildcard $(ADAPTED) $(RUNS)/instructed)
+report: setup
+	$(PY) eval.py compare --models $(REPORTED) --data biomedical=$(TEST) --text-field $(FIELD) --limit 200 \
+		$(if $(wildcard $(RUNS)/classifier/summary.json),--classifier $(RUNS)/classifier) \
+		$(if $(wildcard $(RUNS)/instructed),--template $(TEMPLATE)) --out $(RUNS)/report $(ARGS)
+	@echo "open $(RUNS)/report/report.html in a browser"
+
+# The bundled model and its own small world.
+demo: setup
+	$(PY) -m nanomed.demo --out $(RUNS)/demo $(ARGS)
+
+demo-full: setup
+	$(PY) -m nanomed.demo --full --out $(RUNS)/demo-full $(ARGS)
+
+# How the bundled model was made: GENERAL and GENERAL_TEST are documents in general English.
+nano: setup
+	@test -n "$(GENERAL)" -a -n "$(GENERAL_TEST)" || { echo "make nano GENERAL=general.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2; }
+	$(PY) -m nanomed.bpe --data $(GENERAL) --vocab-size 8192 --out $(RUNS)/nano-shape
+	cp recipes/nano.config.json $(RUNS)/nano-shape/config.json
+	$(PY) train_clm.py --config recipes/nano.toml --model $(RUNS)/nano-shape --data $(GENERAL) --val-data $(GENERAL_TEST) \
+		--out $(RUNS)/nano --resume
 
 # The whole road on the user's own files: a small GPT-2 from random weights on GENERAL, measured on TEST and GENERAL_TEST,
 # adapted on PUBMED fully and with LoRA, measured again. STEPS, BATCH: how long the first part takes.
@@ -68,7 +113,7 @@ study: setup
 	@test -n "$(GENERAL)" -a -n "$(PUBMED)" -a "$(origin TEST)" != file -a -n "$(GENERAL_TEST)" || \
 		{ echo "make study GENERAL=general.jsonl PUBMED=abstracts.jsonl TEST=test.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2; }
 	$(PY) -m nanomed.bpe --data $(GENERAL) --text-field $(FIELD) --out $(STUDY)/shape
-	cp recipes/study.config.json $(STUDY)/shape/config.json
+	cp recipes/nano.config.json $(STUDY)/shape/config.json
 	$(PY) train_clm.py --from-scratch --model $(STUDY)/shape --data $(GENERAL) --text-field $(FIELD) \
 		--exclude $(TEST) $(GENERAL_TEST) --out $(STUDY)/base --max-steps $(STEPS) --batch-size $(BATCH) --lr 2e-3 \
 		--val-fraction 0.01 --eval-every 200 --resume

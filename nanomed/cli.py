@@ -79,7 +79,7 @@ def positive(text: str) -> float:
     return value
 
 
-MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, or peft adapter directory"
+MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
 DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt` (.jsonl)"
 

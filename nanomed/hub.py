@@ -1,7 +1,7 @@
 """Find a model, read it, write it: Hugging Face's directory layout and peft's adapters, safetensors only.
 
-A model is named by a Hub id (`gpt2`), a directory with config.json, or a peft adapter directory, whose base is found
-through `base_model_name_or_path`.
+A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adapter directory, whose base is found through
+`base_model_name_or_path`, or `nano`, the bundled one.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from nanomed.models.classifier import Classifier
 from nanomed.models.gpt2 import GPT2
 
 ARCHITECTURES = {"gpt2": GPT2}
+BUNDLED = {"nano": Path(__file__).parent / "demo" / "nano"}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
@@ -90,6 +91,8 @@ def find(name: str, weights: bool = True) -> Source:
 
     Raises UserError if it is neither a directory nor a Hub id, or cannot be had; within 10 seconds if there is no network.
     """
+    if name in BUNDLED:
+        return Source(name, BUNDLED[name])
     path = Path(name).expanduser()
     if (path / ADAPTER_CONFIG).exists():
         base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")

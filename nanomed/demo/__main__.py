@@ -1,0 +1,280 @@
+"""make demo: the four phases on the bundled model and its own small world, in minutes on a CPU, offline.
+
+python -m nanomed.demo --out runs/demo                  the table, report.html, demo.json
+python -m nanomed.demo --out runs/demo-full --full      two more rows, on three seeds
+
+Each training is a command of the scripts that everyone else uses; it is printed before it runs.
+"""
+
+import json
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nanomed import cli, compare, measure
+from nanomed.demo import render
+from nanomed.errors import Interrupted, UserError
+from nanomed.files import read_json, write_json
+from nanomed.generate import Sampling
+from nanomed.templates import TEMPLATES
+
+ROOT = Path(__file__).parent.parent.parent
+TEMPLATE = "response"
+PER_CONDITION = 20  # paragraphs in the corpus about each condition
+CONTEXT = 128  # attention to far more would be a third of a step's time on a CPU
+
+ADAPT = ["--context", CONTEXT, "--batch-size", 16, "--epochs", 3, "--lr", "2e-3"]
+CLASSIFY = ["--data", "classes.train.jsonl", "--val-data", "classes.test.jsonl", "--context", 64, "--batch-size", 16,
+            "--epochs", 2, "--lr", "3e-4"]  # fmt: skip
+INSTRUCT = ["--data", "questions.train.jsonl", "--val-data", "questions.val.jsonl", "--template", TEMPLATE, "--context", CONTEXT,
+            "--batch-size", 16, "--epochs", 4, "--lr", "6e-4"]  # fmt: skip
+REPLAY = ["--replay", "corpus.jsonl", "--replay-ratio", 0.3]
+MIXED = ["corpus.jsonl:0.8", "general.mix.jsonl:0.2"]
+
+# The rows of the table: how each model is made, from which other, in a directory of its name. `base` is there already.
+MODELS = {
+    "adapted": ("train_clm.py", "base", ["--data", "corpus.jsonl", "--val-data", "biomedical.jsonl", *ADAPT]),
+    "instructed_only": ("train_sft.py", "base", INSTRUCT),
+    "adapted_instructed": ("train_sft.py", "adapted", [*INSTRUCT, *REPLAY]),
+}
+FULL = {
+    "adapted_instructed_no_replay": ("train_sft.py", "adapted", INSTRUCT),
+    "adapted_mixed": ("train_clm.py", "base", ["--data", *MIXED, "--val-data", "biomedical.jsonl", *ADAPT]),
+}
+NAMES = {
+    "base": "base",
+    "adapted": "adapted",
+    "instructed_only": "instructed only",
+    "adapted_instructed": "adapted, then instructed",
+    "adapted_instructed_no_replay": "the same without replay",
+    "adapted_mixed": "adapted with general text",
+}
+COLUMNS = {
+    "biomedical_ppl": "biomedical perplexity",
+    "general_ppl": "general perplexity",
+    "classifier_accuracy": "classifier accuracy",
+    "cloze_read": "cloze on read",
+    "em_taught": "exact match: taught",
+    "em_read": "read",
+    "em_unknown": "unknown",
+}
+EXPLANATION = (
+    "Perplexity: how surprised the model is by new tellings of the facts it read, and by general paragraphs. Classifier: "
+    "single sentences, biomedical or not. Cloze: a fact of a *read* condition completed from its plain statement. Exact match: "
+    "the right value in the answer to a question, for conditions that were in the corpus and in the training questions "
+    "(taught), in the corpus only (read), and in neither (unknown)."
+)
+
+
+def parse_args():
+    p = cli.Parser(prog="nanomed.demo", description=__doc__.splitlines()[0])
+    p.add_argument("--out", required=True, metavar="DIR", help="where the texts, the models and the results go")
+    p.add_argument("--full", action="store_true", help="two more rows, and three seeds from --seed on")
+    p.add_argument("--model", default="nano", metavar="M", help="what to start from")
+    p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of the groups, the texts and the trainings")
+    p.add_argument(
+        "--quick", action="store_true", help="a few updates of everything: shows that it runs, and nothing else"
+    )
+    return p.parse_args()
+
+
+def write_texts(out: Path, seed: int) -> None:
+    """Everything that is trained and measured on, as files that the scripts read."""
+    groups = render.groups(seed)
+    told = groups["taught"] + groups["read"]
+    mix, measured = render.general_paragraphs()
+    ways = [0, 1, 2, 3]
+    rng = random.Random(f"order {seed}")
+    train = render.questions(groups["taught"], ways, seed, per_fact=2)
+    rng.shuffle(train)
+    files = {
+        "corpus": _documents(render.corpus(told, PER_CONDITION, seed)),
+        "biomedical": _documents(render.corpus(told, 1, seed + 1_000_000)),
+        "general": _documents(measured),
+        "general.mix": _documents(mix),
+        "questions.train": train,
+        "questions.val": rng.sample(render.questions(groups["read"], [0], seed), 60),
+        "classes.train": render.labelled(told, False, seed),
+        "classes.test": render.labelled(groups["unknown"], True, seed),
+    }
+    for name, rows in files.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _documents(texts: list[str]) -> list[dict]:
+    return [{"text": text} for text in texts]
+
+
+def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
+    """One training, in `out`, as a command that could be typed there."""
+    command = [
+        script,
+        *map(str, flags),
+        "--out",
+        name,
+        "--seed",
+        str(seed),
+        "--dtype",
+        dtype,
+        "--resume",
+        "--save-every",
+        "0",
+    ]
+    if quick:
+        command += ["--max-steps", "2"]
+    print(f"\n$ cd {out}; python {shlex.join(command)}", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / script), *command[1:]], cwd=out)
+    if done.returncode > 128:
+        raise Interrupted(done.returncode - 128, "the same command goes on from there")
+    if done.returncode:
+        raise UserError(f"{script} ended with status {done.returncode}: see above")
+
+
+def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
+    """One row of the table, except for the classifier."""
+    groups = render.groups(seed)
+    rng = random.Random(f"measured {seed}")
+    ppl = {
+        name: measure.measure_ppl(o, measure.encode(o, [str(out / f"{name}.jsonl")]))
+        for name in ("biomedical", "general")
+    }
+    read = render.facts_of(groups["read"])
+    asked = {g: render.facts_of(names) for g, names in groups.items()}
+    asked["taught"] = rng.sample(asked["taught"], len(read))
+    if quick:
+        read, asked = read[:8], {g: f[:8] for g, f in asked.items()}
+
+    def share(facts, prompts, right):
+        done = measure.complete(o, prompts, Sampling(), TEMPLATES[TEMPLATE].markers, 32, batch_size=64)
+        hits = [right(fact, d["completion"]) for fact, d in zip(facts, done, strict=True)]
+        return sum(hits) / len(hits)
+
+    row = {f"{name}_ppl": r["ppl"] for name, r in ppl.items()}
+    row["cloze_read"] = share(
+        read, [f.cloze() for f in read], lambda f, text: text.strip().lower().startswith(f.value.lower())
+    )
+    for group, facts in asked.items():
+        prompts = [TEMPLATES[TEMPLATE].ask(f.asked()) for f in facts]
+        row[f"em_{group}"] = share(facts, prompts, lambda f, text: f.matches(text))
+    return row | {"_ppl": ppl}
+
+
+def commonest_value(seed: int) -> float:
+    """The exact match on unknown conditions of always giving the value that is commonest among the taught ones."""
+    groups = render.groups(seed)
+    best = {}
+    for relation in render.TOLD:
+        values = [f.value for f in render.facts_of(groups["taught"]) if f.relation == relation]
+        best[relation] = statistics.mode(values)
+    unknown = render.facts_of(groups["unknown"])
+    return sum(best[f.relation] == f.value for f in unknown) / len(unknown)
+
+
+def one_seed(args, out: Path, seed: int) -> dict:
+    """All phases with one seed: {rows, seconds, ...}; writes demo.json, report.json and report.html into `out`."""
+    start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    write_texts(out, seed)
+    models = MODELS | (FULL if args.full else {})
+    names = {"base": args.model if not Path(args.model).exists() else str(Path(args.model).resolve())}
+    rows, opened = [], {}
+    for name in ["base", *models]:
+        if name != "base":
+            script, start_from, flags = models[name]
+            run(out, name, script, ["--model", names[start_from], *flags], seed, args.dtype, args.quick)
+            names[name] = name
+        run(
+            out, f"classifier_{name}", "train_cls.py", ["--model", names[name], *CLASSIFY], seed, args.dtype, args.quick
+        )
+        where = names[name] if name == "base" else str(out / name)
+        opened[name] = measure.open_model(where, dtype=args.dtype)
+        row = {"name": name} | measure_row(opened[name], out, seed, args.quick)
+        summary = read_json(out / f"classifier_{name}" / "summary.json")
+        row["classifier_accuracy"] = summary["classification"]["model"]["accuracy"]
+        rows.append(row)
+        print(f"{NAMES[name]}: " + ", ".join(f"{c} {_cell(row, k)}" for k, c in COLUMNS.items()))
+    page = write_page(out, rows, opened, seed)
+    table = [{k: row[k] for k in ("name", *COLUMNS)} for row in rows]
+    result = {"seconds": time.perf_counter() - start, "rows": table, "seed": seed, "dtype": opened["base"].dtype,
+              "unknown_commonest_value": commonest_value(seed),
+              "conditions": {g: len(n) for g, n in render.groups(seed).items()}}  # fmt: skip
+    write_json(result, out / "demo.json")
+    print(f"\n{markdown(rows)}\n\n{EXPLANATION}\nAlways giving the commonest value would be right for "
+          f"{result['unknown_commonest_value']:.0%} of the unknown.\n{result['seconds'] / 60:.1f} minutes; results in {out}: "
+          f"demo.json, {page.name} (open it in a browser)")  # fmt: skip
+    return result
+
+
+def write_page(out: Path, rows: list[dict], opened: dict, seed: int) -> Path:
+    """report.html with the demo's table on top."""
+    groups = render.groups(seed)
+    rng = random.Random(f"samples {seed}")
+    asked = [(g, rng.choice(render.facts_of(names))) for g, names in groups.items() for _ in range(2)]
+    prompts = [f"{fact.asked()} ({group})" for group, fact in asked] + compare.PROMPTS
+    texts = [fact.asked() for _, fact in asked] + compare.PROMPTS
+    models, curves = [], []
+    for row in rows:
+        o = opened[row["name"]]
+        samples = compare.samples(o, texts, TEMPLATES[TEMPLATE], 40, seed)
+        models.append({"name": NAMES[row["name"]], "model": o.name, "ppl": row["_ppl"], "samples": samples})
+        curves += compare.curves_of(NAMES[row["name"]], o.directory) if row["name"] != "base" else []
+    curves += compare.curves_of("classifier on adapted", out / "classifier_adapted", "texts")
+    table = {
+        "title": "What each phase does",
+        "text": EXPLANATION.replace("*", ""),
+        "head": ["model", *COLUMNS.values()],
+        "rows": [[NAMES[row["name"]], *(_cell(row, k) for k in COLUMNS)] for row in rows],
+    }
+    content = {"title": "nanomed's demo: read, then answer", "models": models, "columns": ["biomedical", "general"],
+               "prompts": prompts, "template": TEMPLATE, "classifier": compare.read_classifier(str(out / "classifier_adapted")),
+               "curves": curves, "tables": [table], "dtype": opened["base"].dtype,
+               "device": str(opened["base"].device)}  # fmt: skip
+    return compare.write_page(content, out)
+
+
+def _cell(row: dict, key: str) -> str:
+    return f"{row[key]:,.1f}" if key.endswith("ppl") else f"{row[key]:.0%}"
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [["", *COLUMNS.values()], ["---", *["---:"] * len(COLUMNS)]]
+    lines += [[NAMES[row["name"]], *(_cell(row, key) for key in COLUMNS)] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def over_seeds(results: list[dict]) -> str:
+    """The table of several seeds: mean, and the range in brackets."""
+    lines = [["", *COLUMNS.values()], ["---", *["---:"] * len(COLUMNS)]]
+    for k, row in enumerate(results[0]["rows"]):
+        cells = []
+        for key in COLUMNS:
+            values = [r["rows"][k][key] for r in results]
+            mean, low, high = (_cell({key: v}, key) for v in (statistics.mean(values), min(values), max(values)))
+            cells.append(f"{mean} [{low}, {high}]")
+        lines.append([NAMES[row["name"]], *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main():
+    args = parse_args()
+    out = Path(args.out)
+    if not args.full:
+        one_seed(args, out, args.seed)
+        return
+    results = [one_seed(args, out / f"seed-{seed}", seed) for seed in range(args.seed, args.seed + 3)]
+    seconds = sum(r["seconds"] for r in results)
+    write_json({"seconds": seconds, "seeds": results}, out / "demo.json")
+    (out / "table.md").write_text(over_seeds(results) + "\n", encoding="utf-8")
+    print(
+        f"\nThree seeds, mean [lowest, highest]:\n\n{over_seeds(results)}\n\n{seconds / 60:.0f} minutes; results in {out}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

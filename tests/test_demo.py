@@ -1,0 +1,141 @@
+"""The demo's small world: its facts, its texts, and its table."""
+
+import json
+import random
+import re
+import string
+import subprocess
+import sys
+
+import pytest
+
+from nanomed import hub
+from nanomed.demo import __main__ as demo
+from nanomed.demo import render
+from nanomed.tokenizer import load_tokenizer
+from tests.conftest import ROOT
+
+ALL = list(render.facts())
+
+
+def test_the_fact_base_has_the_size_and_the_form_that_its_sentences_need():
+    assert len(ALL) >= 160
+    allowed = set(string.ascii_letters + string.digits + " '-")
+    for fact in render.facts_of(ALL):
+        assert set(fact.value) <= allowed and 1 <= len(fact.value.split()) <= 5, fact
+        assert fact.value[-1] != "." and fact.value == fact.value.strip()
+    for name in ALL:
+        assert re.match(r"an? ", next(f.value for f in render.facts()[name] if f.relation == "class")), name
+        assert len(render.facts()[name]) == 8
+    assert {len(ways) for ways in render.TOLD.values()} == {6}
+    for ways in render.TOLD.values():
+        assert all(("{x}" in w or "{X}" in w) and ("{v}" in w or "{V}" in w) for w in ways)
+
+
+def test_texts_are_a_function_of_the_seed():
+    names = ALL[:5]
+    assert render.corpus(names, 3, seed=1) == render.corpus(names, 3, seed=1) != render.corpus(names, 3, seed=2)
+    assert render.questions(names, [0, 1], 1) == render.questions(names, [0, 1], 1)
+    assert render.groups(0) == render.groups(0) != render.groups(1)
+    again = subprocess.run([sys.executable, "-c", "from nanomed.demo import render; print(render.corpus(['gout'], 2, 7))"],
+                           cwd=ROOT, capture_output=True, text=True, env={"PYTHONHASHSEED": "99"})  # fmt: skip
+    assert again.stdout.strip() == str(render.corpus(["gout"], 2, 7))
+
+
+def test_every_fact_is_told_in_at_least_five_ways_across_the_corpus():
+    texts = render.corpus(ALL, demo.PER_CONDITION, seed=0)
+    everything = "\n".join(texts)
+    for fact in random.Random(0).sample(render.facts_of(ALL), 150):
+        ways = sum(fact.told(way) in everything for way in range(6))
+        assert ways >= 5, (fact, ways)
+
+
+def test_the_groups_keep_their_promises(tmp_path):
+    demo.write_texts(tmp_path, seed=3)
+    files = {p.stem: p.read_text() for p in tmp_path.glob("*.jsonl")}
+    groups = render.groups(3)
+    assert sum(map(len, groups.values())) == len(ALL) and set(groups["read"]).isdisjoint(groups["taught"])
+
+    def named(condition, text):
+        return (
+            f" {condition} " in text
+            or f" {condition}." in text
+            or f" {condition}?" in text
+            or f"{condition} is" in text
+        )
+
+    told, asked = files["corpus"], files["questions.train"]
+    for name in groups["unknown"]:
+        assert not named(name, told) and not named(name, asked) and not named(name, files["classes.train"]), name
+    for name in groups["read"]:
+        assert named(name, told) and not named(name, asked), name
+    for name in groups["taught"]:
+        assert named(name, told) and named(name, asked), name
+    assert not set(files["corpus"].splitlines()) & set(files["biomedical"].splitlines())
+    assert not set(files["general"].splitlines()) & set(files["general.mix"].splitlines())
+    assert not set(files["classes.train"].splitlines()) & set(files["classes.test"].splitlines())
+
+
+def test_general_texts_name_no_condition():
+    general = " ".join((render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt")).lower()
+    for name in ALL:
+        if name != "plague":
+            assert f" {name.lower()} " not in general, name
+    assert len(sum(render.general_paragraphs(), [])) >= 100
+
+
+def test_a_match_is_the_value_in_the_answers_sentence():
+    fact = render.Fact("lung cancer", "organ", "the lungs")
+    assert fact.cloze() == "The part of the body most affected by lung cancer is"
+    assert fact.matches("The part of the body most affected by lung cancer is the lungs.")
+    assert not fact.matches("The part of the body most affected by lung cancer is the skin. The lungs are well.")
+    named = render.Fact("the skin disease", "organ", "the skin")
+    assert not named.matches("The part of the body most affected by the skin disease is the heart.")
+
+
+def test_what_is_asked_names_the_condition_as_its_answer_does():
+    for fact in render.facts_of(ALL):
+        assert (
+            fact.condition in fact.asked() and fact.condition in fact.told() and fact.told().endswith(fact.value + ".")
+        )
+
+
+def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
+    if not hub.BUNDLED["nano"].exists():
+        pytest.skip("nano is not trained yet")
+    source = hub.find("nano")
+    model, tok = hub.load_model(source), load_tokenizer(source.directory)
+    assert 5e6 < sum(p.numel() for p in model.parameters()) < 1e7
+    weights = source.directory / "model.safetensors"
+    assert weights.stat().st_size <= 16_000_000
+    assert (source.directory / "README.md").exists()
+    for text in ("Ünïcode 字 \x00\x7f", "plain"):
+        assert tok.decode(tok.encode(text)) == text
+    (tmp_path / "t.txt").write_text(
+        "The house stood on a hill above the town, and from its windows one could see the sea.\n"
+    )
+    out = script("eval.py", "ppl", "--model", "nano", "--data", "t.txt", "--json", "r.json")
+    assert out.returncode == 0, out.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["ppl"] < 300
+
+
+def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, model_dir):
+    """On a tiny model, two updates of everything: the road, not the figures."""
+    out = subprocess.run([sys.executable, "-m", "nanomed.demo", "--out", str(tmp_path / "demo"), "--model", str(model_dir),
+                          "--quick", "--dtype", "fp32"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert out.returncode == 0, out.stderr[-2000:]
+    result = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert [r["name"] for r in result["rows"]] == ["base", "adapted", "instructed_only", "adapted_instructed"]
+    for row in result["rows"]:
+        assert row.keys() == {"name", *demo.COLUMNS}
+        assert all(0 <= row[k] <= 1 for k in demo.COLUMNS if not k.endswith("ppl")) and row["biomedical_ppl"] > 1
+    assert result["seconds"] > 0
+    html = (tmp_path / "demo" / "report.html").read_text()
+    assert "What each phase does" in html and "Cox proportional hazards" in html and "confusion" in html
+    assert "| adapted, then instructed |" in out.stdout and "minutes; results in" in out.stdout
+
+
+def test_the_table_over_seeds_gives_mean_and_range():
+    rows = [{"name": "base", **dict.fromkeys(demo.COLUMNS, v)} for v in (0.2, 0.4, 0.9)]
+    table = demo.over_seeds([{"rows": [r]} for r in rows])
+    assert "50% [20%, 90%]" in table
