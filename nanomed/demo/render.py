@@ -156,18 +156,18 @@ def facts_of(conditions: list[str]) -> list[Fact]:
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def article(condition: str, rng: random.Random) -> str:
-    """An encyclopaedia paragraph: every fact once, in some order, each in some way."""
-    chosen = rng.sample(facts()[condition], len(TOLD))
-    return " ".join(fact.told(rng.randrange(len(TOLD[fact.relation]))) for fact in chosen)
+def article(condition: str, ways: dict[str, int], rng: random.Random) -> str:
+    """An encyclopaedia paragraph: every fact once, in some order, each in the way that `ways` says for its relation."""
+    return " ".join(fact.told(ways[fact.relation]) for fact in rng.sample(facts()[condition], len(TOLD)))
 
 
-def abstract(condition: str, rng: random.Random) -> str:
-    """Something like the abstract of a paper: five of the facts under headings."""
+def abstract(condition: str, ways: dict[str, int], rng: random.Random) -> str:
+    """Something like the abstract of a paper: six of the facts under headings."""
     by_relation = {fact.relation: fact for fact in facts()[condition]}
 
     def tell(*relations):
-        return by_relation[rng.choice(relations)].told(rng.randrange(6))
+        relation = rng.choice(relations)
+        return by_relation[relation].told(ways[relation])
 
     n = rng.randrange(20, 900)
     return (
@@ -178,11 +178,15 @@ def abstract(condition: str, rng: random.Random) -> str:
 
 
 def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
-    """Paragraphs about each condition, three articles to an abstract, shuffled. Other seeds tell it otherwise."""
+    """Paragraphs about each condition, three articles to an abstract, shuffled. The ways of telling a fact take turns, from a
+    random first one on, so that all of them come up. Other seeds tell it otherwise."""
     rng = random.Random(f"corpus {seed}")
     texts = []
     for name in conditions:
-        texts += [(abstract if k % 4 == 3 else article)(name, rng) for k in range(per_condition)]
+        turns = {relation: rng.sample(range(len(ways)), len(ways)) for relation, ways in TOLD.items()}
+        for k in range(per_condition):
+            ways = {relation: turn[k % len(turn)] for relation, turn in turns.items()}
+            texts.append((abstract if k % 4 == 3 else article)(name, ways, rng))
     rng.shuffle(texts)
     return texts
 
