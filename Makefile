@@ -99,6 +99,7 @@ nano: setup
 	cp recipes/nano.config.json $(RUNS)/nano-shape/config.json
 	$(PY) train_clm.py --config recipes/nano.toml --model $(RUNS)/nano-shape --data $(GENERAL) --val-data $(GENERAL_TEST) \
 		--out $(RUNS)/nano --resume
+	$(PY) -m nanomed.demo.bundle $(RUNS)/nano
 
 # The whole road on the user's own files: a small GPT-2 from random weights on GENERAL, measured on TEST and GENERAL_TEST,
 # adapted on PUBMED fully and with LoRA, measured again. STEPS, BATCH: how long the first part takes.

@@ -50,7 +50,7 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
         instruction = get_text(row, fields.instruction, "--instruction-field")
         if not instruction.strip():
             raise BadRow("an empty instruction")
-        has_input = any(get_value(row, f) not in (None, "") for f in fields.input.split(","))
+        has_input = get_value(row, fields.input) not in (None, "")
         input = get_text(row, fields.input, "--input-field") if has_input else ""
         group = get_value(row, fields.group) if fields.group else ""
         if group is None:

@@ -386,15 +386,15 @@ def _load_adapter(model, directory: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def save_model(model, directory: Path, tokenizer_from: Path) -> None:
-    """Write a full model in Hugging Face's layout: config.json, model.safetensors in fp32, and the tokenizer's files."""
+def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files."""
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # a classifier has none
-    state = {k: v.detach().float() for k, v in state.items()}
+    state = {k: v.detach().to(dtype) for k, v in state.items()}
     state = {k: (v.t() if k.endswith(model.conv1d) else v).contiguous() for k, v in state.items()}
-    stored_as = {"architectures": [model.architecture], "dtype": "float32"}
+    stored_as = {"architectures": [model.architecture], "dtype": str(dtype).removeprefix("torch.")}
     config = {k: v for k, v in model.hf_config.items() if k != "torch_dtype"} | stored_as
     write_safetensors(state, directory / WEIGHTS)
     write_json(config, directory / "config.json")

@@ -44,7 +44,7 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad) -> Labelled
             raise BadRow("an empty text")
         if label is not None:
             return Labelled(text, (label,))
-        value = next((v for f in label_field.split(",") if (v := get_value(row, f)) is not None), None)
+        value = get_value(row, label_field)
         values = value if isinstance(value, list) else [value]
         if any(isinstance(v, bool) or not isinstance(v, str | int) for v in values):
             raise BadRow(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")

@@ -171,8 +171,12 @@ def get_text(row, fields: str, flag: str = "--text-field") -> str:
     raise BadRow(f"no text in the field {fields!r} ({there}; {flag} names another)")
 
 
-def get_value(row, field: str):
-    """The value at a dotted path of a row; None if it has none."""
-    for key in field.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
+def get_value(row, fields: str):
+    """The value at the first of the dotted paths `a.b,c` that a row has; None if it has none."""
+    for field in fields.split(","):
+        value = row
+        for key in field.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            return value
+    return None

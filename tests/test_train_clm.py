@@ -430,27 +430,51 @@ def test_make_study_walks_the_whole_road(tmp_path):
     assert (tmp_path / "runs/study/adapted-lora/adapter_model.safetensors").exists()
 
 
-def test_make_adapt_takes_model_and_abstracts_from_the_hub(model_dir, tmp_path):
+def hub_dataset(root, repo, configs):
+    """A data set of the stand-in hub: {config: rows}, each with the split train."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    root = tmp_path / "hub"
-    shutil.copytree(model_dir, root / "models" / "gpt2")
-    folder = root / "datasets" / "qiaojin" / "PubMedQA"
-    configs = {"pqa_artificial": make_texts(40, 5), "pqa_labeled": make_texts(40, 5)[:4] + make_texts(3, 6)}
-    for name, texts in configs.items():
+    folder = root / "datasets" / repo
+    for name, rows in configs.items():
         (folder / name).mkdir(parents=True)
-        rows = [{"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}} for i, t in enumerate(texts)]
         pq.write_table(pa.Table.from_pylist(rows), folder / name / "train-0.parquet")
     blocks = "".join(f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n" for c in configs)
     (folder / "README.md").write_text(f"---\nconfigs:\n{blocks}---\n")
+
+
+def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(model_dir, tmp_path):
+    root = tmp_path / "hub"
+    shutil.copytree(model_dir, root / "models" / "gpt2")
+    abstracts = {"pqa_artificial": make_texts(40, 5), "pqa_labeled": make_texts(40, 5)[:4] + make_texts(3, 6)}
+    hub_dataset(root, "qiaojin/PubMedQA", {
+        name: [{"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}} for i, t in enumerate(texts)]
+        for name, texts in abstracts.items()
+    })  # fmt: skip
+    news = [{"text": "fox " + t, "label": 2} for t in make_texts(9, 7)]
+    hub_dataset(root, "fancyzhx/ag_news", {"default": news})
+    cards = [
+        {"instruction": "Answer this question truthfully", "input": t, "output": "Yes."}
+        for t in make_texts(30, 8, 2, 4)
+    ]
+    hub_dataset(root, "medalpaca/medical_meadow_medical_flashcards", {"default": cards})
+    (tmp_path / "short.toml").write_text('prompt = "{instruction}\\n"\nprompt_with_input = "{instruction}{input}\\n"\n')
     with StandinHub(root) as standin:
         env = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        args = ("adapt", f"VENV={ready_venv()}", f"RUNS={tmp_path}/runs", "ARGS=--max-steps 2 --lora-r 2")
-        out = make(*args, **env)
+        common = (f"VENV={ready_venv()}", f"RUNS={tmp_path}/runs", f"TEMPLATE={tmp_path}/short.toml")
+        out = make("adapt", *common, "ARGS=--max-steps 2 --lora-r 2", **env)
         assert "4 training documents that are held out too were taken out" in out
         assert table_rows(out) == ["model", "---", "base", "adapted"]
-        assert "this run is complete" in make(*args, **env)
+        assert "this run is complete" in make("adapt", *common, "ARGS=--max-steps 2 --lora-r 2", **env)
+        assert "next: make classify" in out
+        out = make("classify", *common, "ARGS=--max-steps 2", **env)
+        assert table_rows(out)[2:] == ["model", "majority", "TF-IDF + logistic regression"] and "next: make sft" in out
+        out = make("sft", *common, "ARGS=--max-steps 2", **env)
+        assert "28 examples" in out or "29 examples" in out
+        assert "next: make report" in out
+        make("report", *common, "ARGS=--max-new-tokens 5", **env)
+    page = (tmp_path / "runs/report/report.html").read_text()
+    assert "gpt2 → adapted → instructed" in page and "Cox proportional" in page and "confusion" in page
 
 
 def weights_of(directory):
