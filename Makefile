@@ -69,20 +69,20 @@ PAIRS ?= hub:medalpaca/medical_meadow_medical_flashcards
 TEMPLATE ?= flashcards
 
 classify: setup
-	$(PY) train_cls.py --model $(ADAPTED) --positives $(POSITIVES) --negatives $(NEGATIVES) --text-field $(FIELD) --limit 1000 \
+	$(PY) train_cls.py --model $(ADAPTED) --positives $(POSITIVES) --negatives $(NEGATIVES) --text-field $(FIELD),text --limit 1000 \
 		--positive-name biomedical --negative-name general --val-fraction 0.2 --out $(RUNS)/classifier --resume $(ARGS)
-	@echo "next: make sft"
+	@echo "or: make sft"
 
 sft: setup
 	$(PY) train_sft.py --model $(ADAPTED) --data $(PAIRS) --template $(TEMPLATE) --out $(RUNS)/instructed --resume $(ARGS)
 	@echo "next: make report"
 
 # Of the three models, those that are there: gpt2 always, the others once they were trained.
-REPORTED = $(MODEL) $(wildcard $(ADAPTED) $(RUNS)/instructed)
+REPORTED = $(MODEL) $(patsubst %/summary.json,%,$(wildcard $(ADAPTED)/summary.json $(RUNS)/instructed/summary.json))
 report: setup
 	$(PY) eval.py compare --models $(REPORTED) --data biomedical=$(TEST) --text-field $(FIELD) --limit 200 \
 		$(if $(wildcard $(RUNS)/classifier/summary.json),--classifier $(RUNS)/classifier) \
-		$(if $(wildcard $(RUNS)/instructed),--template $(TEMPLATE)) --out $(RUNS)/report $(ARGS)
+		$(if $(wildcard $(RUNS)/instructed/summary.json),--template $(TEMPLATE)) --out $(RUNS)/report $(ARGS)
 	@echo "open $(RUNS)/report/report.html in a browser"
 
 # The bundled model and its own small world.

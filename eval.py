@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanomed import cli, compare, examples, labelled, measure, report
 from nanomed.errors import UserError
-from nanomed.files import read_json, write_json
+from nanomed.files import write_json
 from nanomed.generate import room
 from nanomed.templates import load_template
 
@@ -71,6 +71,14 @@ def parse_args():
     return p.parse_args()
 
 
+def check_template(args) -> None:
+    """Say so if the model was instructed with another template than the one it will be asked in."""
+    trained = measure.trained_with(args.model).get("template")
+    if trained and trained != args.template:
+        print(f"note: {args.model} was instructed with --template {trained}, and is asked "
+              + (f"with {args.template}" if args.template else "without one"), file=sys.stderr)  # fmt: skip
+
+
 def save(args, result) -> None:
     if args.json:
         write_json(result, Path(args.json))
@@ -106,6 +114,7 @@ def generate(args):
     sampling = cli.sampling(args)
     texts = measure.read_prompts(args.prompts, args.limit) if args.prompts else [args.prompt]
     o = measure.open_model(args.model, args.device, args.dtype)
+    check_template(args)
     print(f"{o}; {sampling}")
     if chat:
         return talk(o, args, sampling, template)
@@ -118,7 +127,7 @@ def generate(args):
         done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
         print(done[0]["completion"])
     else:
-        steps = room(o.model.config, [o.tokenizer.encode(prompts[0])], args.max_new_tokens)
+        steps = room(o.model.config, o.tokenizer.encode(prompts[0]).tolist(), args.max_new_tokens)
         measure.write_on(o, prompts[0], sampling, markers, steps, args.seed)
         return
     save(args, [d | {"prompt": text} for d, text in zip(done, texts, strict=True)])
@@ -126,10 +135,6 @@ def generate(args):
 
 def talk(o, args, sampling, template):
     """Read a question, write the answer, until the input ends. Each question stands alone: nothing of the talk is kept."""
-    run = o.directory / "run.json"
-    trained = read_json(run)["settings"].get("template") if run.exists() else None
-    if trained and not template:
-        print(f"(this model was instructed with --template {trained})")
     print("Type a question and press Enter; Ctrl-D ends.")
     seed = args.seed
     while True:
@@ -142,7 +147,7 @@ def talk(o, args, sampling, template):
             continue
         prompt = template.ask(question) if template else question
         try:
-            steps = room(o.model.config, [o.tokenizer.encode(prompt)], args.max_new_tokens)
+            steps = room(o.model.config, o.tokenizer.encode(prompt).tolist(), args.max_new_tokens)
         except UserError as e:  # too long a question is no reason to leave
             print(e)
             continue
@@ -153,8 +158,9 @@ def talk(o, args, sampling, template):
 def qa(args):
     template = load_template(args.template)
     fields = examples.Fields(args.instruction_field, args.input_field, args.response_field)
-    items, bad, _ = examples.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
+    items, bad, sha = examples.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     o = measure.open_model(args.model, args.device, args.dtype)
+    check_template(args)
     print(
         f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}"
     )
@@ -162,13 +168,29 @@ def qa(args):
         o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed
     )
     print(report.answers_table({args.model: result}))
-    save(args, result | {"data": args.data, "template": args.template, "bad_rows": bad})
+    if result["dropped"]:
+        print(
+            f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions"
+        )
+    how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
+    save(args, result | how | {"sampling": vars(cli.sampling(args)), "max_new_tokens": args.max_new_tokens})
+
+
+def label_names(labels: list[str], args) -> tuple[str, str]:
+    """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives too."""
+    given = args.negative_name, args.positive_name
+    if set(given) <= set(labels):
+        return given
+    trained = measure.trained_with(args.model)
+    if given == ("negative", "positive") and trained.get("positives"):
+        return trained["negative_name"], trained["positive_name"]
+    raise UserError(f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}")
 
 
 def cls(args):
     o = measure.open_model(args.model, args.device, args.dtype, classifier=True)
-    if args.positives:  # the names that the labels were given in training
-        args.negative_name, args.positive_name = o.model.labels[0], o.model.labels[-1]
+    if args.positives:
+        args.negative_name, args.positive_name = label_names(o.model.labels, args)
     sources = labelled.labelled_sources(args)
     found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
     print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
@@ -182,7 +204,7 @@ def cls(args):
 
 
 def compare_models(args):
-    prompts = measure.read_prompts(args.prompts, args.limit) if args.prompts else compare.PROMPTS
+    prompts = measure.read_prompts(args.prompts) if args.prompts else compare.PROMPTS
     template = load_template(args.template) if args.template else None
     out = compare.make_page(args, prompts, template)
     print(f"results in {out}")

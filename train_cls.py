@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanomed import cli, report, run
+from nanomed import cli, hub, report, run
 from nanomed.errors import UserError
 from nanomed.examples import Batches
 from nanomed.files import read_json, write_json
@@ -75,7 +75,7 @@ def main():
 
     def evaluate(model):
         logits = predict(model, val_ids, pad, args.batch_size, setup.device, args.dtype)
-        loss, count = loss_of_logits(logits, torch.from_numpy(val_targets))
+        loss, count = loss_of_logits(logits, torch.from_numpy(val_targets), weights)
         return {"loss": loss.item() / count, "ppl": np.exp(loss.item() / count)}
 
     sizes = targets.sum(0).astype(int) if multi else np.bincount(targets, minlength=len(labels))
@@ -95,16 +95,15 @@ def main():
         + f"; {len(val_texts):,} validation texts"
     )
     loss_fn = partial(classification_loss, weights=weights)
-    result = run.train(args, setup, batches, loss_fn, evaluate if val_ids else None, sides.hashes, facts, what,
-                       head=put_head_on)  # fmt: skip
-    if result is None:
-        return
-    if val_ids:
-        logits = predict(result["trained"], val_ids, pad, args.batch_size, setup.device, args.dtype)
+    run.train(args, setup, batches, loss_fn, evaluate if val_ids else None, sides.hashes, facts, what, head=put_head_on)
+
+    summary = Path(args.out) / "summary.json"
+    if val_ids and "classification" not in read_json(summary):  # of the model that DIR holds now
+        saved = hub.load_classifier(hub.find(args.out)).to(setup.device)
+        logits = predict(saved, val_ids, pad, args.batch_size, setup.device, args.dtype)
         measured = measures(logits, labels, sides, sides.validation, val_targets, args.seed)
-        print(report.classification_table(measured), verdict(measured), sep="\n")
-        summary = Path(args.out) / "summary.json"
         write_json(read_json(summary) | {"classification": measured}, summary)
+        print(report.classification_table(measured), verdict(measured), sep="\n")
     print(f"results in {args.out}; next: python eval.py cls --model {args.out} --data ...")
 
 

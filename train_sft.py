@@ -39,20 +39,20 @@ def main():
     fields = examples.Fields(args.instruction_field, args.input_field, args.response_field, args.group_field)
 
     # rows -> the sides -> masked ids -> rows of a batch
-    def read(names, limit=None):
+    def read(side, names, limit=None):
         items, bad, sha = examples.read_instructions(names, fields, limit, args.skip_bad_rows)
         if bad:
             print(f"{' + '.join(names)}: {bad} bad rows left out")
-        hashes[" + ".join(names)] = sha
+        hashes[f"{side}: {' + '.join(names)}"] = sha
         return items
 
-    hashes = {}
-    training, validation = read(args.data, args.limit), []
+    hashes = {"template": repr(template)}
+    training, validation = read("data", args.data, args.limit), []
     if args.val_data:
-        validation = read(args.val_data)
+        validation = read("val-data", args.val_data)
     elif args.val_fraction:
         training, validation = examples.split_instructions(training, args.val_fraction, args.seed)
-    held_out = validation + (read(args.exclude) if args.exclude else [])
+    held_out = validation + (read("exclude", args.exclude) if args.exclude else [])
     training, removed = examples.without_questions(training, held_out)
     run.say_removed(removed)
     sides = [examples.encode_instructions(s, setup.tokenizer, template, args.context) for s in (training, validation)]
@@ -67,7 +67,7 @@ def main():
         corpus = data.encode_corpus(args.replay, setup.tokenizer, args.text_field, None, args.skip_bad_rows)
         limit = round(args.replay_ratio * len(chosen))
         replayed = examples.text_examples(corpus.all(), args.context, limit, args.seed)
-        hashes[corpus.name] = corpus.sha256
+        hashes[f"replay: {corpus.name}"] = corpus.sha256
     rows = [[e] for e in chosen + replayed] if args.no_packing else examples.pack(chosen + replayed, args.context)
     batches = examples.Batches(rows, examples.collate, args.batch_size, args.grad_accum, args.seed)
 
@@ -86,7 +86,7 @@ def main():
         f"{len(chosen):,} examples{sides[0]}, {answer_tokens:,} tokens of answers; template {args.template}; "
         + (f"{len(replayed):,} pieces of text replayed; " if replayed else "")
         + f"{len(rows):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
-        f"{len(held_out):,} validation examples"
+        f"{len(held_out):,} validation examples{sides[1]}"
     )
 
     def evaluate(model):

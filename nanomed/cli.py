@@ -168,7 +168,11 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--max-steps", type=whole, default=Settings.max_steps, help="updates, whatever --epochs says; 0: unset"
     )
-    g.add_argument("--lr", type=positive, help="peak learning rate (default: 5e-5; 2e-4 with LoRA; 6e-4 from scratch)")
+    g.add_argument(
+        "--lr",
+        type=positive,
+        help="peak learning rate (default: 5e-5; LoRA 2e-4; from scratch 6e-4; head alone 1e-3)",
+    )
     g.add_argument(
         "--warmup-ratio", type=share, default=Settings.warmup_ratio, help="share of the updates that warm up"
     )

@@ -7,7 +7,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from nanomed import measure, report
+from nanomed import hub, measure, report
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json, write_text
 from nanomed.generate import Sampling
@@ -20,7 +20,7 @@ PROMPTS = ["Paracetamol poisoning", "Congenital adrenal hyperplasia", "Anthrax",
 
 def make_page(args, prompts: list[str], template=None) -> Path:
     """`eval.py compare`: measure, then write report.html and report.json into args.out. Raises UserError for whatever cannot
-    be measured, before anything is."""
+    be measured; for a model that is not there before anything is."""
     need("jinja2"), need("matplotlib")
     columns = dict(_named(d) for d in args.data)
     if len(columns) < len(args.data):
@@ -37,6 +37,8 @@ def make_page(args, prompts: list[str], template=None) -> Path:
         "curves": [],
         "tables": [],
     }
+    for model in args.models:  # a misspelt one should not wait until the others have been measured
+        hub.find(model)
     for name, model in zip(names, args.models, strict=True):
         o = measure.open_model(model, args.device, args.dtype)
         print(f"{o}; {len(columns)} corpora, {len(prompts)} prompts")
@@ -56,11 +58,12 @@ def make_page(args, prompts: list[str], template=None) -> Path:
 def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int) -> list[dict]:
     """What a model writes after each prompt: greedily, with a penalty on repetition, which small models need."""
     texts = [template.ask(p) if template else p for p in prompts]
-    room = o.model.config.n_positions - max(len(o.tokenizer.encode(t)) for t in texts)
-    if room < 1:
-        raise UserError(f"a prompt leaves no room to write in {o.name}'s {o.model.config.n_positions} positions")
+    for prompt, text in zip(prompts, texts, strict=True):
+        if len(o.tokenizer.encode(text)) + max_new_tokens > o.model.config.n_positions:
+            raise UserError(f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {o.name}'s "
+                            f"{o.model.config.n_positions} positions; lower --max-new-tokens")  # fmt: skip
     markers = template.markers if template else ()
-    return measure.complete(o, texts, Sampling(repetition_penalty=1.2), markers, min(max_new_tokens, room), seed=seed)
+    return measure.complete(o, texts, Sampling(repetition_penalty=1.2), markers, max_new_tokens, seed=seed)
 
 
 def _named(data: str) -> tuple[str, str]:
@@ -110,6 +113,7 @@ def write_page(content: dict, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     content = content | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
     write_json({k: v for k, v in content.items() if k != "curves"}, out / "report.json")
+    content["highest"] = {c: max(m["ppl"][c]["loss"] for m in content["models"]) for c in content["columns"]}
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = env.from_string((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
     write_text(page.render(**content), out / "report.html")

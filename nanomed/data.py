@@ -24,6 +24,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_json, sync_directory, write_json
 from nanomed.loss import IGNORE
 from nanomed.rows import data_file, read_documents
+from nanomed.tokenizer import Unencodable
 
 FORMAT = "2"  # of the cached token file; part of its key
 
@@ -135,7 +136,7 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
             try:
                 raw = text.encode("utf-8")
                 ids = tokenizer.encode(text).astype(dtype)
-            except ValueError as e:  # a run of a million blanks overflows the pre-tokeniser's stack
+            except Unencodable as e:
                 out.append((number, str(e), None, None))
             else:
                 row = (0, 1 + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])

@@ -63,7 +63,7 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
         raise UserError(f"{', '.join(names)}: no instructions there")
     sha = hashlib.sha256()
     for item in kept:
-        for part in (item.instruction, item.input, item.response):
+        for part in (item.instruction, item.input, item.response, item.group):
             sha.update(part.encode() + b"\0")
     return kept, len(taken) - len(kept), sha.hexdigest()
 

@@ -58,16 +58,15 @@ def make_cache(config, B: int, length: int, device, dtype) -> list[KVCache]:
     return [KVCache(B, config.n_head, length, head_size, device, dtype) for _ in range(config.n_layer)]
 
 
-def room(config, prompts: list[list[int]], max_new_tokens: int | None, default: int = 256) -> int:
-    """How many tokens may be written after the longest prompt: what was asked for, or `default`, or what is left.
-    Raises UserError if a prompt is empty, or prompt and new tokens do not fit the model's positions."""
-    longest = max(map(len, prompts))
-    if not min(map(len, prompts)):
+def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 256) -> int:
+    """How many tokens may be written after a prompt: what was asked for, or `default`, or what is left.
+    Raises UserError if the prompt is empty, or prompt and new tokens do not fit the model's positions."""
+    if not prompt:
         raise UserError("an empty prompt: there is nothing to write on from")
-    left = config.n_positions - longest
+    left = config.n_positions - len(prompt)
     if left < (max_new_tokens or 1):
         wanted = f" and {max_new_tokens} new ones" if max_new_tokens else ""
-        raise UserError(f"a prompt of {longest} tokens{wanted} does not fit the model's {config.n_positions} positions; "
+        raise UserError(f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions} positions; "
                         "shorten it, or lower --max-new-tokens")  # fmt: skip
     return max_new_tokens or min(default, left)
 
@@ -79,7 +78,7 @@ def stream(
     """Yield the next token of every row, `steps` times; who has enough simply stops asking.
 
     prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the batch.
-    The caller sees to it that prompts and steps fit the model's positions (`room`).
+    The caller sees to it that no row is listened to beyond the model's positions (`room`).
     """
     B, T = len(prompts), max(map(len, prompts))
     lengths = torch.tensor([len(p) for p in prompts])
@@ -106,7 +105,8 @@ def stream(
         token = choose(head_logits(x, model.lm_head.weight), sampling, seen, generators)  # (B,)
         yield token.tolist()
         seen[torch.arange(B, device=device), token] = True
-        idx, pos = token[:, None], (lengths + step)[:, None]
+        # A row that has no room left may have to wait for the others; what it still gets is thrown away.
+        idx, pos = token[:, None], (lengths + step).clamp(max=model.config.n_positions - 1)[:, None]
         if padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
             mask = real[:, None, None]  # (B, 1, 1, S)
@@ -170,10 +170,11 @@ class Ending:
 def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16, bar=None):
     """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad little.
 
+    max_new_tokens: of each prompt, or None for what its own length leaves, 256 at most; neighbours change nothing.
     seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval mode and back.
-    Raises UserError as `room` does.
+    Raises UserError as `room` does, before anything is written.
     """
-    steps = room(model.config, prompts, max_new_tokens)
+    rooms = [room(model.config, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     done: list[Completion | None] = [None] * len(prompts)
     was_training = model.training
@@ -183,11 +184,12 @@ def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, se
             rows = order[i : i + batch_size]
             written = {k: [] for k in rows}
             seeds = [row_seed(seed, k) for k in rows]
+            steps = max(rooms[k] for k in rows)
             for tokens in stream(model, [prompts[k] for k in rows], steps, sampling, seeds, device, dtype):
                 for k, token in zip(rows, tokens, strict=True):
                     if done[k] is None:
                         written[k].append(token)
-                        done[k] = ending.completion(written[k], last=len(written[k]) == steps)
+                        done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
                         if bar is not None and done[k]:
                             bar.update()
                 if all(done[k] for k in rows):

@@ -92,7 +92,7 @@ def find(name: str, weights: bool = True) -> Source:
     Raises UserError if it is neither a directory nor a Hub id, or cannot be had; within 10 seconds if there is no network.
     """
     if name in BUNDLED:
-        return Source(name, BUNDLED[name])
+        return Source(str(BUNDLED[name].resolve()), BUNDLED[name])
     path = Path(name).expanduser()
     if (path / ADAPTER_CONFIG).exists():
         base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
@@ -227,9 +227,9 @@ def check_vocabulary(tok: tokenizer.Tokenizer, config, source: Source) -> None:
         )
 
 
-def load_model(source: Source, from_scratch: bool = False, dropout: float | None = None) -> torch.nn.Module:
+def load_model(source: Source, from_scratch=False, dropout: float | None = None, classifier=False) -> torch.nn.Module:
     """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
-    `dropout`, if given, takes the place of the three probabilities in the config.
+    `dropout`, if given, takes the place of the three probabilities in the config; `classifier`: the adapter is one's.
 
     Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
     """
@@ -247,7 +247,7 @@ def load_model(source: Source, from_scratch: bool = False, dropout: float | None
         model.tie_weights()
     model.hf_config = raw
     if source.adapter:
-        _load_adapter(model, source.adapter)
+        _load_adapter(model, source.adapter, classifier)
     return model.train()
 
 
@@ -262,7 +262,7 @@ def load_classifier(source: Source) -> Classifier:
     labels = [names.get(str(k)) for k in range(len(names))]
     multi_label = raw.get("problem_type") == "multi_label_classification"
     if source.adapter:
-        model = Classifier(load_model(source), labels, multi_label, raw.get("pad_token_id") or 0)
+        model = Classifier(load_model(source, classifier=True), labels, multi_label, raw.get("pad_token_id") or 0)
         head = read_safetensors(source.adapter / ADAPTER).get(PEFT_PREFIX + HEAD)
     else:
         _, config = read_config(source.directory)
@@ -348,7 +348,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _load_adapter(model, directory: Path) -> None:
+def _load_adapter(model, directory: Path, classifier: bool) -> None:
     path = directory / ADAPTER_CONFIG
     config = read_json(path)
     if config.get("peft_type") != "LORA":
@@ -376,7 +376,8 @@ def _load_adapter(model, directory: Path) -> None:
     if not file.exists():
         raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded")
     state = {k.removeprefix(PEFT_PREFIX): v.float() for k, v in read_safetensors(file).items()}
-    state.pop(HEAD, None)  # load_classifier's business
+    if state.pop(HEAD, None) is not None and not classifier:
+        raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     expected = {k: v.shape for k, v in adapter_state(model).items()}
     for key in sorted(expected.keys() | state.keys()):
         if key not in state or key not in expected:

@@ -46,7 +46,7 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad) -> Labelled
             return Labelled(text, (label,))
         value = get_value(row, label_field)
         values = value if isinstance(value, list) else [value]
-        if any(isinstance(v, bool) or not isinstance(v, str | int) for v in values):
+        if any(v == "" or isinstance(v, bool) or not isinstance(v, str | int) for v in values):
             raise BadRow(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")
         kinds.add(isinstance(value, list))
         return Labelled(text, tuple(dict.fromkeys(map(str, values))))
@@ -83,27 +83,32 @@ class Sides:
 def read_sides(args) -> Sides:
     """From train_cls.py's flags, or the settings in a run.json, to the same texts. Raises UserError."""
 
-    def read(sources, limit=None):
+    def read(side, sources, limit=None):
         found = read_labelled(sources, args.text_field, args.label_field, limit, args.skip_bad_rows)
-        hashes[" + ".join(file for file, _ in sources)] = found.sha256
+        hashes[f"{side}: {' + '.join(file for file, _ in sources)}"] = found.sha256
         return found
 
     hashes = {}
-    whole = read(labelled_sources(args), args.limit)
+    whole = read("data", labelled_sources(args), args.limit)
     labels = [args.negative_name, args.positive_name] if args.positives else whole.names()
-    if len(labels) < 2:
-        raise UserError(f"{args.data[0]}: one label only ({labels[0]}): nothing to tell apart")
+    if len(set(labels)) < 2:
+        where = args.data[0] if args.data else "--positive-name, --negative-name"
+        raise UserError(f"{where}: one label only ({', '.join(labels) or 'none'}): nothing to tell apart")
     if args.val_data:
-        training, validation = whole.items, read([(file, None) for file in args.val_data]).items
+        held_out = read("val-data", [(file, None) for file in args.val_data])
+        if held_out.multi_label != whole.multi_label:
+            raise UserError(f"{args.val_data[0]}: one label a text here and a list of labels there cannot be compared")
+        training, validation = whole.items, held_out.items
     else:
         rows = [str(k) for k in range(len(whole.items))]
         training, validation = split_rows(whole.items, rows, args.val_fraction, args.seed)
     held_out = {item.text for item in validation}
     if args.exclude:
-        held_out |= {item.text for item in read([(file, "") for file in args.exclude]).items}
+        held_out |= {item.text for item in read("exclude", [(file, "") for file in args.exclude]).items}
     kept = [item for item in training if item.text not in held_out]
-    if not kept:
-        raise UserError("no texts left to train on")
+    missing = set(labels) - {label for item in kept for label in item.labels}
+    if missing:
+        raise UserError(f"no text of the label {sorted(missing)[0]!r} is left to train on (held out, or duplicates)")
     return Sides(labels, whole.multi_label, kept, validation, len(training) - len(kept), whole.bad_rows, hashes)
 
 
@@ -136,7 +141,7 @@ def class_weights(targets: np.ndarray, n_labels: int) -> np.ndarray:
     task weighs its positives by negatives / positives."""
     if targets.ndim == 2:
         positives = np.maximum(targets.sum(0), 1)
-        return (len(targets) - positives) / positives
+        return np.maximum(len(targets) - positives, 1) / positives
     counts = np.bincount(targets, minlength=n_labels)
     return len(targets) / (n_labels * np.maximum(counts, 1))
 
@@ -169,14 +174,19 @@ def measures(
         train_targets = targets_of(sides.training, labels, sides.multi_label)
         majority = metrics.majority_baseline(train_targets, len(items), len(labels))
         train_texts, texts = ([item.text for item in side] for side in (sides.training, items))
-        tfidf = metrics.tfidf_baseline(train_texts, train_targets, texts, len(labels))
         out["majority"] = metrics.classification(majority, targets, labels, seed)
-        out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
+        try:
+            tfidf = metrics.tfidf_baseline(train_texts, train_targets, texts, len(labels))
+            out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
+        except ValueError as e:  # scikit-learn's: no word occurs twice, say
+            print(f"no TF-IDF baseline: {e}")
     return out
 
 
 def verdict(measured: dict[str, dict]) -> str:
     """One honest line: whether the model beats the plain baseline, and whether the difference is more than chance."""
+    if TFIDF not in measured:
+        return "no TF-IDF baseline to beat"
     ours, plain = measured["model"]["macro_f1"], measured[TFIDF]["macro_f1"]
     low, high = measured["model"]["macro_f1_ci95"] or (ours, ours)
     figures = f"macro-F1 {ours:.3f} [{low:.3f}, {high:.3f}] and {plain:.3f}"

@@ -60,13 +60,19 @@ def measure_ppl(o: Opened, corpus: data.Corpus, context=None, stride=None, batch
     return result | {"data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": o.name}
 
 
+def trained_with(name: str) -> dict:
+    """The settings of the run that made a directory; {} for a model from elsewhere."""
+    path = Path(name) / "run.json"
+    return read_json(path)["settings"] if path.exists() else {}
+
+
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
 def read_prompts(file: str, limit: int | None = None) -> list[str]:
     """The prompts of a .txt file (one a line) or of rows with the field `prompt`."""
     field = "text" if file.lower().endswith(".txt") else "prompt"
-    prompts = list(read_rows(file, lambda row: get_text(row, field, "no flag"), limit, False))
+    prompts = list(read_rows(file, lambda row: get_text(row, field, "the file must have it"), limit, False))
     if not prompts:
         raise UserError(f"{file}: no prompts there")
     return prompts
@@ -103,8 +109,16 @@ def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed
 def measure_answers(o: Opened, items: list[examples.Instruction], template: Template, sampling=None, max_new_tokens=None,
                     batch_size=16, seed=0, bar=True) -> dict:  # fmt: skip
     """metrics.answers() of what the model writes after each prompt, against the row's own response; answer_ppl: the
-    perplexity of that response and its end; answers: all of them."""
-    prompts = [template.ask(item.instruction, item.input) for item in items]
+    perplexity of that response and its end; dropped: rows whose prompt leaves no room; answers: all of the others."""
+    asked = [template.ask(item.instruction, item.input) for item in items]
+    least = max_new_tokens or 1
+    fits = [len(o.tokenizer.encode(prompt)) + least <= o.model.config.n_positions for prompt in asked]
+    if not any(fits):
+        raise UserError(
+            f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions} positions"
+        )
+    prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
+    items = [item for item, fit in zip(items, fits, strict=True) if fit]
     done = complete(o, prompts, sampling or Sampling(), template.markers, max_new_tokens, batch_size, seed, bar)
     completions = [d["completion"].strip() for d in done]
     references = [item.response.strip() for item in items]
@@ -115,7 +129,13 @@ def measure_answers(o: Opened, items: list[examples.Instruction], template: Temp
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}
     answers = [{"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
                for d, c, r in zip(done, completions, references, strict=True)]  # fmt: skip
-    return result | {"truncated": encoded.truncated, "model": o.name, "dtype": o.dtype, "answers": answers}
+    return result | {
+        "truncated": encoded.truncated,
+        "dropped": fits.count(False),
+        "model": o.name,
+        "dtype": o.dtype,
+        "answers": answers,
+    }
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -134,7 +154,8 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
     """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's run.json
     still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or None}."""
     m = o.model
-    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, m.config.n_positions)
+    context = trained_with(o.directory).get("context", m.config.n_positions)  # beyond it nothing was trained
+    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
     targets = labelled.targets_of(items, m.labels, m.multi_label)
     logits = predict(m, ids, o.tokenizer.eot, batch_size, o.device, o.dtype, bar)
     sides, why = _training_sides(o)
@@ -155,8 +176,8 @@ def _training_sides(o: Opened) -> tuple[labelled.Sides | None, str | None]:
         setattr(args, flag, [f if f.startswith("hub:") else str(home / f) for f in files] if files else None)
     try:
         sides = labelled.read_sides(args)
-    except (UserError, AttributeError) as e:
+    except (UserError, AttributeError) as e:  # AttributeError: a run.json of another script
         return None, f"the training texts cannot be read again: {e}"
-    if sorted(sides.hashes.values()) != sorted(run["data"].values()):
+    if sorted(sides.hashes.values()) != sorted(run["data"].values()):  # by content: the paths may be written otherwise
         return None, "the training texts have changed since"
     return sides, None

@@ -46,7 +46,7 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
 
     probs (N, K); targets (N,). In a multi-label task targets are (N, K) and a label is predicted at 1/2 or more: accuracy is
     then the share of texts with exactly the right labels, micro-F1 stands beside macro-F1, and each label has a confusion
-    matrix of its own."""
+    matrix of its own. A label that is neither there nor predicted has no F1, and is left out of the mean."""
     sk = need("sklearn.metrics")
     n, multi = len(targets), targets.ndim == 2
     predicted = (probs >= 0.5).astype(int) if multi else probs.argmax(1)
@@ -54,9 +54,10 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     known = list(range(len(labels)))
 
     def macro_f1(rows):
-        return sk.f1_score(targets[rows], predicted[rows], labels=known, average="macro", zero_division=0)
+        return sk.f1_score(targets[rows], predicted[rows], labels=known, average="macro", zero_division=np.nan)
 
     everything = np.arange(n)
+    per_label = sk.f1_score(targets, predicted, labels=known, average=None, zero_division=np.nan)
     out = {
         "texts": n,
         "accuracy": float(right.mean()),
@@ -64,11 +65,10 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
         "macro_f1": float(macro_f1(everything)),
         "macro_f1_ci95": interval(macro_f1, n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),
-        "f1": dict(zip(labels, sk.f1_score(targets, predicted, labels=known, average=None, zero_division=0).tolist(),
-                       strict=True)),
+        "f1": {label: None if np.isnan(f1) else float(f1) for label, f1 in zip(labels, per_label, strict=True)},
     }  # fmt: skip
     if multi:
-        out["micro_f1"] = float(sk.f1_score(targets, predicted, average="micro", zero_division=0))
+        out["micro_f1"] = float(sk.f1_score(targets, predicted, average="micro", zero_division=np.nan))
         confidence = np.where(predicted == 1, probs, 1 - probs)
         out["calibration_error"] = calibration_error(confidence.ravel(), (predicted == targets).ravel())
         out["confusion"] = sk.multilabel_confusion_matrix(targets, predicted).tolist()

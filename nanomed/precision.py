@@ -43,6 +43,7 @@ def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
             isinstance(module, nn.Linear)
             and not module.weight.requires_grad
             and (device.type == "cuda" or name != "lm_head")
+            and name != "score"  # a classifier's few weights
         ):
             for p in module.parameters(recurse=False):
                 p.data = p.data.to(DTYPES[dtype])  # .data: a tied embedding keeps being the same parameter

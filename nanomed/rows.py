@@ -168,7 +168,8 @@ def get_text(row, fields: str, flag: str = "--text-field") -> str:
         if value is not None:
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
-    raise BadRow(f"no text in the field {fields!r} ({there}; {flag} names another)")
+    names_another = f"; {flag} names another" if flag.startswith("--") else ""
+    raise BadRow(f"no text in the field {fields!r} ({there}{names_another})")
 
 
 def get_value(row, fields: str):

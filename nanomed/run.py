@@ -205,9 +205,7 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
         for layer in lora_layers(model).values():
             layer.dropout.p = args.lora_dropout
     elif model.lora:
-        print(
-            f"{source.adapter}: the adapter is merged, and all weights are trained; --lora-r {model.lora.r} goes on with it"
-        )
+        print(f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on with it")
         merge_and_unwrap(model)
     model = head(model) if head else model
     if model.lora:  # else what is frozen will be saved from here, and must keep its bits
@@ -234,7 +232,9 @@ def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict
     if model.lora and args.merge:
         fresh = hub.load_model(hub.find(base))
         inject(fresh, model.lora)
-        fresh = head(fresh) if head else fresh
+        if head:
+            fresh = head(fresh)
+            fresh.score.load_state_dict(model.score.state_dict())
         fresh.load_state_dict({k: v.cpu() for k, v in hub.adapter_state(model).items()}, strict=False)
         merge_and_unwrap(fresh)
         hub.save_model(fresh, out, source.tokenizer_directory)

@@ -39,6 +39,10 @@ def _byte_characters() -> dict[str, int]:
 BYTE_OF = _byte_characters()
 
 
+class Unencodable(UserError):
+    """A text that has no ids."""
+
+
 class Tokenizer:
     """Text to ids and back. Special tokens are never read out of text: `encode("<|endoftext|>")` gives the pieces of
     that string; the program itself puts `eot` where it belongs.
@@ -62,9 +66,13 @@ class Tokenizer:
         self.hash = digest.hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, uint32 (T,), without special tokens. Raises UnicodeEncodeError for a lone surrogate."""
-        text.encode("utf-8")  # tiktoken would replace a lone surrogate silently
-        return self._id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
+        """The ids of a text, uint32 (T,), without special tokens. Raises Unencodable for a lone surrogate, which tiktoken would
+        replace silently, and for a million blanks in a row, which overflow the pre-tokeniser's stack."""
+        try:
+            text.encode("utf-8")
+            return self._id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
+        except ValueError as e:
+            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
 
     def decode(self, ids) -> str:
         """The text of ids; bytes that are not UTF-8 (half a character, say) become U+FFFD, as in transformers."""

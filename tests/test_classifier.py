@@ -107,7 +107,8 @@ def test_an_adapter_with_its_head_loads_in_peft_and_here(tmp_path, model_dir):
     base = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=3, pad_token_id=0)
     theirs = peft.PeftModel.from_pretrained(base, out).eval()
     torch.testing.assert_close(theirs_on(theirs, ids), logits, atol=1e-4, rtol=1e-4)
-    hub.load_model(hub.find(str(out)))  # as a language model it is the adapter alone
+    with pytest.raises(UserError, match="a classifier, not a language model"):
+        hub.load_model(hub.find(str(out)))
 
 
 def test_a_language_model_is_no_classifier_and_the_other_way_round(tmp_path, bpe_dir, model_dir):
@@ -258,6 +259,7 @@ def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir,
     torch.testing.assert_close(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids), atol=1e-5, rtol=1e-5)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["classification"]["model"]["texts"] == 12
+    assert len(set(predict(ours, ids, 0, 4, CPU, "bf16")[:, 0].tolist())) == len(ids)  # in fp32, without ties
     if flags == ("--freeze",):
         before = hub.load_model(hub.find(str(model_dir)))
         for name, p in before.transformer.named_parameters():
@@ -296,11 +298,44 @@ def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):
     assert_refused(script(*common, "--positives", pos, "--negatives", neg, "--freeze", "--lora-r", 4), "--freeze")
     other = labelled_file(tmp_path / "val.jsonl", [{"text": "t", "label": "new"}])
     assert_refused(script(*common, "--positives", pos, "--negatives", neg, "--val-data", other), "'new' is none of")
+    lists = labelled_file(tmp_path / "lists.jsonl", [{"text": "t", "label": ["a"]}])
+    assert_refused(script(*common, "--data", one.replace("one", "two"), "--val-data", lists), "no such file")
+    two = labelled_file(
+        tmp_path / "two.jsonl", [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(9, 1))]
+    )
+    assert_refused(script(*common, "--data", two, "--val-data", lists), "a list of labels")
+    none = labelled_file(tmp_path / "none.jsonl", [{"text": "t", "labels": []}])
+    assert_refused(script(*common, "--data", none), "one label only (none)")
+    blank = labelled_file(tmp_path / "blank.jsonl", [{"text": "t", "label": ""}])
+    assert_refused(script(*common, "--data", blank), "row 1", "no label")
+    same = ("--positive-name", "x", "--negative-name", "x")
+    assert_refused(script(*common, "--positives", pos, "--negatives", neg, *same), "one label only")
+    held = ("--exclude", neg, "--val-fraction", 0)
+    assert_refused(
+        script(*common, "--positives", pos, "--negatives", neg, *held), "no text of the label 'negative' is left"
+    )
+
+
+def test_a_measure_that_was_lost_is_made_up_for(script, model_dir, two_kinds, tmp_path, monkeypatch):
+    pos, neg = two_kinds
+    command = ("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--out", "out", "--lora-r", 2,
+               "--merge", "--epochs", 3, "--val-fraction", 0.3, *TINY, "--resume")  # fmt: skip
+    assert script(*command).returncode == 0
+    path = tmp_path / "out" / "summary.json"
+    summary = json.loads(path.read_text())
+    first = summary.pop("classification")
+    path.write_text(json.dumps(summary))
+    again = script(*command)
+    assert again.returncode == 0 and "this run is complete" in again.stdout
+    assert json.loads(path.read_text())["classification"] == first
+    # and it is of the model in DIR: head and adapter merged
+    assert first["model"]["auc"] > 0.6
 
 
 def test_held_out_texts_leave_the_training_side(script, model_dir, two_kinds, tmp_path):
     pos, neg = two_kinds
-    out = script("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--exclude", neg, "--out", "out",
+    held = write_jsonl(tmp_path / "held.jsonl", [json.loads(line)["text"] for line in neg.read_text().splitlines()[:5]])
+    out = script("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--exclude", held, "--out", "out",
                  "--val-fraction", 0, "--max-steps", 1, *TINY)  # fmt: skip
     assert out.returncode == 0, out.stderr
-    assert "20 training documents" in out.stdout and "0 negative, 40 positive" in out.stdout
+    assert "5 training documents" in out.stdout and "15 negative, 40 positive" in out.stdout

@@ -197,6 +197,24 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
     changed = script("eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--dtype", "fp32")
     assert "no baselines: the training texts have changed since" in changed.stdout
     assert_refused(script("eval.py", "cls", "--model", model_dir, "--data", "test.jsonl"), "not a classifier")
+    swapped = (
+        "--positives",
+        "n2.jsonl",
+        "--negatives",
+        "p2.jsonl",
+        "--positive-name",
+        "other",
+        "--negative-name",
+        "bio",
+    )
+    other = script("eval.py", "cls", "--model", "c", *swapped, "--json", "t.json", "--dtype", "fp32")
+    assert other.returncode == 0, other.stderr
+    assert (
+        json.loads((tmp_path / "t.json").read_text())["measures"]["model"]["accuracy"]
+        == r["measures"]["model"]["accuracy"]
+    )
+    unknown = ("--positives", "p2.jsonl", "--negatives", "n2.jsonl", "--positive-name", "x")
+    assert_refused(script("eval.py", "cls", "--model", "c", *unknown), "must be two of the model's labels: other, bio")
     (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "t", "label": "new"}) + "\n")
     assert_refused(
         script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio"
@@ -211,8 +229,8 @@ def page(tmp_path_factory, model_dir):
     """A page of three phases on tiny models, one prompt being an attack."""
     d = tmp_path_factory.mktemp("page")
     texts = make_texts(30, 1)
-    write_jsonl(d / "bio.jsonl", texts), write_jsonl(d / "general.jsonl", make_texts(20, 2))
-    (d / "neg.jsonl").write_text((d / "general.jsonl").read_text())
+    write_jsonl(d / "bio.jsonl", texts), write_jsonl(d / "general.test.jsonl", make_texts(20, 2))
+    (d / "neg.jsonl").write_text((d / "general.test.jsonl").read_text())
     (d / "p.jsonl").write_text(json.dumps({"prompt": "<script>alert(1)</script> & the patients"}) + "\n")
 
     def run(name, *args):
@@ -236,14 +254,14 @@ def page(tmp_path_factory, model_dir):
     )
     run("train_cls.py", "--model", "adapted", "--positives", "bio.jsonl", "--negatives", "neg.jsonl", "--out", "classifier",
         "--max-steps", 2, "--val-fraction", 0.3)  # fmt: skip
-    run("eval.py", "compare", "--models", model_dir, "adapted", "--data", "bio=bio.jsonl", "general.jsonl", "--classifier",
+    run("eval.py", "compare", "--models", model_dir, "adapted", "--data", "bio=bio.jsonl", "general.test.jsonl", "--classifier",
         "classifier", "--prompts", "p.jsonl", "--max-new-tokens", 8, "--out", "report")  # fmt: skip
     return d / "report"
 
 
 def test_the_page_holds_everything_and_escapes_what_models_write(page, model_dir):
     html, figures = (page / "report.html").read_text(), json.loads((page / "report.json").read_text())
-    assert figures["columns"] == ["bio", "general"]
+    assert figures["columns"] == ["bio", "general.test"]
     for m in figures["models"]:
         for r in m["ppl"].values():
             assert f"{r['ppl']:.2f}" in html

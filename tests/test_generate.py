@@ -174,6 +174,13 @@ def test_beyond_the_context_is_an_error(models, tok):
         run(model, tok, [[]], 5)
 
 
+def test_a_long_neighbour_leaves_the_others_their_room(models, tok):
+    model = models["gpt2"][0]
+    alone = run(model, tok, [PROMPTS[0]], None)[0]
+    together = run(model, tok, [PROMPTS[0], [5] * 60], None)
+    assert len(alone.ids) > 30 and together[0] == alone and len(together[1].ids) <= 4
+
+
 def test_training_mode_is_put_back(models, tok):
     model = models["gpt2"][0].train()
     run(model, tok, [[5]], 2)

@@ -468,7 +468,7 @@ def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(mod
         assert "this run is complete" in make("adapt", *common, "ARGS=--max-steps 2 --lora-r 2", **env)
         assert "next: make classify" in out
         out = make("classify", *common, "ARGS=--max-steps 2", **env)
-        assert table_rows(out)[2:] == ["model", "majority", "TF-IDF + logistic regression"] and "next: make sft" in out
+        assert table_rows(out)[2:] == ["model", "majority", "TF-IDF + logistic regression"] and "make sft" in out
         out = make("sft", *common, "ARGS=--max-steps 2", **env)
         assert "28 examples" in out or "29 examples" in out
         assert "next: make report" in out

@@ -120,7 +120,7 @@ def test_replayed_text_is_trained_on_with_the_answers(script, model_dir, pairs, 
     assert out.returncode == 0, out.stderr
     assert "40 examples" in out.stdout and "20 pieces of text replayed" in out.stdout
     hashes = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
-    assert set(hashes) == {str(pairs), str(docs)}
+    assert set(hashes) == {f"data: {pairs}", f"replay: {docs}", "template"}
 
 
 def test_resumed_equals_uninterrupted(script, model_dir, pairs, tmp_path, monkeypatch):
@@ -140,6 +140,20 @@ def test_resumed_equals_uninterrupted(script, model_dir, pairs, tmp_path, monkey
     assert script(*common, "--out", "parts", "--resume").returncode == 0
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_another_template_or_other_groups_are_another_run(script, model_dir, pairs, tmp_path):
+    template = tmp_path / "t.toml"
+    template.write_text('prompt = "Q {instruction}\\n"\n')
+    command = ("train_sft.py", "--model", model_dir, "--data", pairs, "--template", "t.toml", "--out", "out", "--max-steps", 1,
+               "--group-field", "topic", "--resume", *TINY)  # fmt: skip
+    assert script(*command).returncode == 0
+    assert "nothing to do" in script(*command).stdout
+    template.write_text('prompt = "R {instruction}\\n"\n')
+    assert_refused(script(*command), "the data changed")
+    template.write_text('prompt = "Q {instruction}\\n"\n')
+    pairs.write_text(pairs.read_text().replace('"topic": 3', '"topic": 4'))
+    assert_refused(script(*command), "the data changed")
 
 
 def test_wrong_rows_and_flags(script, model_dir, pairs, tmp_path):

@@ -129,11 +129,18 @@ def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, q
     if quick:
         command += ["--max-steps", "2"]
     print(f"\n$ cd {out}; python {shlex.join(command)}", flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / script), *command[1:]], cwd=out)
-    if done.returncode > 128:
-        raise Interrupted(done.returncode - 128, "the same command goes on from there")
-    if done.returncode:
-        raise UserError(f"{script} ended with status {done.returncode}: see above")
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=out)
+    try:
+        process.wait()
+    except BaseException as e:  # Ctrl-C reaches the training too; a SIGTERM is handed on; it saves before it ends
+        if not isinstance(e, KeyboardInterrupt):
+            process.terminate()
+        process.wait()
+        raise
+    if process.returncode > 128:
+        raise Interrupted(process.returncode - 128, "the same command goes on from there")
+    if process.returncode:
+        raise UserError(f"{script} ended with status {process.returncode}: see above")
 
 
 def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from nanomed.errors import UserError
 from nanomed.precision import autocast
 
 
@@ -35,7 +36,9 @@ class Classifier(nn.Module):
 
     def forward(self, idx, lengths):
         x = self.transformer(idx)  # (B, T, C)
-        return self.score(x[torch.arange(len(idx), device=idx.device), lengths - 1])
+        last = x[torch.arange(len(idx), device=idx.device), lengths - 1]  # (B, C)
+        with torch.autocast(idx.device.type, enabled=False):  # logits in fp32: bf16 would tie half of the texts
+            return self.score(last.float())
 
 
 def collate_labelled(items: list[tuple], pad: int) -> tuple[torch.Tensor, ...]:
@@ -67,7 +70,8 @@ def classification_loss(model, batch, weights=None):
 
 @torch.no_grad()
 def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str, bar=True) -> torch.Tensor:
-    """Logits (N, K), fp32 on the CPU, of texts in their order; longest first in batches. Eval mode, and back."""
+    """Logits (N, K), fp32 on the CPU, of texts in their order; longest first in batches. Eval mode, and back. Raises UserError
+    if one is not finite."""
     out = torch.zeros(len(ids), len(model.labels))
     order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
     was_training = model.training
@@ -82,6 +86,8 @@ def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dty
                 t.update(len(rows))
     finally:
         model.train(was_training)
+    if not out.isfinite().all():
+        raise UserError(f"a text has logits that are not finite in {dtype}; try --dtype fp32")
     return out
 
 
