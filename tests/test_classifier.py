@@ -319,7 +319,7 @@ def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):
 def test_a_measure_that_was_lost_is_made_up_for(script, model_dir, two_kinds, tmp_path, monkeypatch):
     pos, neg = two_kinds
     command = ("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--out", "out", "--lora-r", 2,
-               "--merge", "--epochs", 3, "--val-fraction", 0.3, *TINY, "--resume")  # fmt: skip
+               "--merge", "--epochs", 15, "--val-fraction", 0.3, *TINY, "--lr", 1e-2, "--resume")  # fmt: skip
     assert script(*command).returncode == 0
     path = tmp_path / "out" / "summary.json"
     summary = json.loads(path.read_text())

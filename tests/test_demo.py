@@ -13,7 +13,7 @@ from nanomed import hub
 from nanomed.demo import __main__ as demo
 from nanomed.demo import render
 from nanomed.tokenizer import load_tokenizer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_hf_model
 
 ALL = list(render.facts())
 
@@ -116,9 +116,10 @@ def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["ppl"] < 300
 
 
-def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, model_dir):
+def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir):
     """On a tiny model, two updates of everything: the road, not the figures."""
-    out = subprocess.run([sys.executable, "-m", "nanomed.demo", "--out", str(tmp_path / "demo"), "--model", str(model_dir),
+    make_hf_model(tmp_path / "tiny", bpe_dir, n_positions=256)
+    out = subprocess.run([sys.executable, "-m", "nanomed.demo", "--out", str(tmp_path / "demo"), "--model", str(tmp_path / "tiny"),
                           "--quick", "--dtype", "fp32"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert out.returncode == 0, out.stderr[-2000:]
     result = json.loads((tmp_path / "demo" / "demo.json").read_text())

@@ -419,6 +419,7 @@ def table_rows(out):
     return [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
 
 
+@pytest.mark.slow
 def test_make_study_walks_the_whole_road(tmp_path):
     general = write_jsonl(tmp_path / "general.jsonl", make_texts(120, 1))
     pubmed = write_jsonl(tmp_path / "pubmed.jsonl", make_texts(60, 2))

@@ -24,16 +24,16 @@ from nanomed.templates import TEMPLATES
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = "response"
-PER_CONDITION = 20  # paragraphs in the corpus about each condition
+PER_CONDITION = 16  # paragraphs in the corpus about each condition
 CONTEXT = 128  # attention to far more would be a third of a step's time on a CPU
 
 ADAPT = ["--context", CONTEXT, "--batch-size", 16, "--epochs", 3, "--lr", "2e-3"]
 CLASSIFY = ["--data", "classes.train.jsonl", "--val-data", "classes.test.jsonl", "--context", 64, "--batch-size", 16,
             "--epochs", 2, "--lr", "3e-4"]  # fmt: skip
 INSTRUCT = ["--data", "questions.train.jsonl", "--val-data", "questions.val.jsonl", "--template", TEMPLATE, "--context", CONTEXT,
-            "--batch-size", 16, "--epochs", 4, "--lr", "6e-4"]  # fmt: skip
+            "--batch-size", 16, "--epochs", 2, "--lr", "6e-4"]  # fmt: skip
 REPLAY = ["--replay", "corpus.jsonl", "--replay-ratio", 0.3]
-MIXED = ["corpus.jsonl:0.8", "general.mix.jsonl:0.2"]
+MIXED = {"corpus.jsonl": 0.8, "general.mix.jsonl": 0.2}  # shares of the blocks
 
 # The rows of the table: how each model is made, from which other, in a directory of its name. `base` is there already.
 MODELS = {
@@ -43,7 +43,11 @@ MODELS = {
 }
 FULL = {
     "adapted_instructed_no_replay": ("train_sft.py", "adapted", INSTRUCT),
-    "adapted_mixed": ("train_clm.py", "base", ["--data", *MIXED, "--val-data", "biomedical.jsonl", *ADAPT]),
+    "adapted_mixed": (
+        "train_clm.py",
+        "base",
+        ["--data", *(f"{f}:{share}" for f, share in MIXED.items()), "--val-data", "biomedical.jsonl", *ADAPT],
+    ),
 }
 NAMES = {
     "base": "base",
@@ -194,6 +198,9 @@ def one_seed(args, out: Path, seed: int) -> dict:
     for name in ["base", *models]:
         if name != "base":
             script, start_from, flags = models[name]
+            if name == "adapted_mixed":  # as many blocks of the corpus as without the general ones among them
+                steps = read_json(out / "adapted" / "summary.json")["steps"] / MIXED["corpus.jsonl"]
+                flags = [*flags, "--max-steps", round(steps)]
             run(out, name, script, ["--model", names[start_from], *flags], seed, args.dtype, args.quick)
             names[name] = name
         run(
