@@ -264,7 +264,7 @@ def test_the_page_holds_everything_and_escapes_what_models_write(page, model_dir
     assert figures["columns"] == ["bio", "general.test"]
     for m in figures["models"]:
         for r in m["ppl"].values():
-            assert f"{r['ppl']:.2f}" in html
+            assert f"{r['ppl']:,.2f}" in html
     assert "<script" not in html and "&lt;script&gt;alert(1)" in html
     assert not re.findall(r'(?:src|href|srcset)="(?!data:)', html)  # nothing from outside
     assert html.count("data:image/svg+xml") == 4  # two runs, light and dark
