@@ -88,8 +88,8 @@ def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_ne
     return [{"prompt": p, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
 
 
-def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int) -> bool:
-    """Write a completion to the terminal as it comes; returns whether it ended by itself."""
+def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int) -> None:
+    """Write a completion to the terminal as it comes."""
     prompt, ending, ids, shown = o.tokenizer.encode(text).tolist(), Ending(o.tokenizer, markers), [], 0
     for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
         ids.append(token)
@@ -99,8 +99,7 @@ def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed
         shown = max(shown, len(new))
         if done:
             print()
-            return done.stopped
-    return False
+            return
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -49,6 +49,11 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
     return out.getvalue()
 
 
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of cells as a Markdown table; the second is the rule under the head."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def table(results: dict[tuple[str, str], dict]) -> str:
     """A Markdown table of eval.py ppl's results, {(model, data): result}: a row a model, for each data its perplexity
     with its interval and bits per byte, and how much smaller the perplexity is than in the first row."""
@@ -64,7 +69,7 @@ def table(results: dict[tuple[str, str], dict]) -> str:
             change = f"{r['ppl'] / first['ppl'] - 1:+.1%}" if model != models[0] else ""
             row += [f"{r['ppl']:.2f} [{low:.2f}, {high:.2f}]", f"{r['bits_per_byte']:.3f}", change]
         rows.append(row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 ANSWERS = {"exact_match": "exact match", "token_f1": "token F1", "bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2",
@@ -78,7 +83,7 @@ def answers_table(results: dict[str, dict]) -> str:
         cells = [f"{r[key]:.3f}" + (" [{:.3f}, {:.3f}]".format(*r[key + "_ci95"]) if r[key + "_ci95"] else "")
                  for r in results.values() if key in r]  # fmt: skip
         rows.append([name, *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def classification_table(results: dict[str, dict]) -> str:
@@ -88,14 +93,14 @@ def classification_table(results: dict[str, dict]) -> str:
         cells = [f"{r[key]:.3f}" + ("" if r[key + "_ci95"] is None else " [{:.3f}, {:.3f}]".format(*r[key + "_ci95"]))
                  for key in ("accuracy", "macro_f1")]  # fmt: skip
         rows.append([name, *cells, "" if r["auc"] is None else f"{r['auc']:.3f}", f"{r['calibration_error']:.3f}"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> str:
     """A confusion matrix in Markdown: a row a true label, a column a predicted one."""
     rows = [["true \\ predicted", *labels], ["---", *["---:"] * len(labels)]]
     rows += [[label, *map(str, row)] for label, row in zip(labels, confusion, strict=True)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def main() -> None:

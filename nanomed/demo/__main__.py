@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from nanomed import cli, compare, measure
+from nanomed import cli, compare, measure, report
 from nanomed.demo import render
 from nanomed.errors import Interrupted, UserError
 from nanomed.files import read_json, write_json
@@ -117,21 +117,10 @@ def _documents(texts: list[str]) -> list[dict]:
 
 def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
     """One training, in `out`, as a command that could be typed there."""
-    command = [
-        script,
-        *map(str, flags),
-        "--out",
-        name,
-        "--seed",
-        str(seed),
-        "--dtype",
-        dtype,
-        "--resume",
-        "--save-every",
-        "0",
-    ]
+    flags = [*flags, "--out", name, "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
     if quick:
-        command += ["--max-steps", "2"]
+        flags += ["--max-steps", 2]
+    command = [script, *map(str, flags)]
     print(f"\n$ cd {out}; python {shlex.join(command)}", flush=True)
     process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=out)
     try:
@@ -219,7 +208,7 @@ def one_seed(args, out: Path, seed: int) -> dict:
               "unknown_commonest_value": commonest_value(seed),
               "conditions": {g: len(n) for g, n in render.groups(seed).items()}}  # fmt: skip
     write_json(result, out / "demo.json")
-    print(f"\n{markdown(rows)}\n\n{EXPLANATION}\nAlways giving the commonest value would be right for "
+    print(f"\n{one_seed_table(rows)}\n\n{EXPLANATION}\nAlways giving the commonest value would be right for "
           f"{result['unknown_commonest_value']:.0%} of the unknown.\n{result['seconds'] / 60:.1f} minutes; results in {out}: "
           f"demo.json, {page.name} (open it in a browser)")  # fmt: skip
     return result
@@ -256,10 +245,10 @@ def _cell(row: dict, key: str) -> str:
     return f"{row[key]:,.1f}" if key.endswith("ppl") else f"{row[key]:.0%}"
 
 
-def markdown(rows: list[dict]) -> str:
+def one_seed_table(rows: list[dict]) -> str:
     lines = [["", *COLUMNS.values()], ["---", *["---:"] * len(COLUMNS)]]
     lines += [[NAMES[row["name"]], *(_cell(row, key) for key in COLUMNS)] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return report.markdown(lines)
 
 
 def over_seeds(results: list[dict]) -> str:
@@ -272,7 +261,7 @@ def over_seeds(results: list[dict]) -> str:
             mean, low, high = (_cell({key: v}, key) for v in (statistics.mean(values), min(values), max(values)))
             cells.append(f"{mean} [{low}, {high}]")
         lines.append([NAMES[row["name"]], *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return report.markdown(lines)
 
 
 def main():
