@@ -62,11 +62,13 @@ def main():
     answer_tokens = sum(len(e.ids) - e.start for e in chosen)
     if args.train_on_prompt:
         chosen = examples.supervise_prompts(chosen)
-    replayed = []
+    replayed, beyond = [], ""
     if args.replay:
         corpus = data.encode_corpus(args.replay, setup.tokenizer, args.text_field, None, args.skip_bad_rows)
         limit = round(args.replay_ratio * len(chosen))
         replayed = examples.text_examples(corpus.all(), args.context, limit, args.seed)
+        if limit > len(corpus.all().indices):
+            beyond = f" (of {limit:,} documents asked for, all that there are)"
         hashes[f"replay: {corpus.name}"] = corpus.sha256
     rows = [[e] for e in chosen + replayed] if args.no_packing else examples.pack(chosen + replayed, args.context)
     batches = examples.Batches(rows, examples.collate, args.batch_size, args.grad_accum, args.seed)
@@ -84,7 +86,7 @@ def main():
     }
     what = (
         f"{len(chosen):,} examples{sides[0]}, {answer_tokens:,} tokens of answers; template {args.template}; "
-        + (f"{len(replayed):,} pieces of text replayed; " if replayed else "")
+        + (f"{len(replayed):,} pieces of text replayed{beyond}; " if replayed else "")
         + f"{len(rows):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
         f"{len(held_out):,} validation examples{sides[1]}"
     )

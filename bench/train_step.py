@@ -158,7 +158,7 @@ def score(who, name, ids) -> list[float]:
             B, T = batch.shape
             documents = np.array([(i * T, T, T, T, b"") for i in range(B)], DOCUMENT)
             corpus = Corpus("random", batch.flatten().numpy(), documents, "", 0)
-            perplexity(model, [corpus.all()], 1024, 512, B, torch.device("cpu"), "bf16", bar=False)
+            perplexity(model, [corpus.all()], 1024, 512, B, torch.device("cpu"), "bf16")
     else:
         import transformers
 

@@ -43,8 +43,10 @@ def make_page(args, prompts: list[str], template=None) -> Path:
         o = measure.open_model(model, args.device, args.dtype)
         print(f"{o}; {len(columns)} corpora, {len(prompts)} prompts")
         entry = {"name": name, "model": model, "ppl": {}}
+        corpora = {}  # all are read, and so found fit to be, before anything is measured
         for column, file in columns.items():
-            corpus = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
+            corpora[column] = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
+        for column, corpus in corpora.items():
             entry["ppl"][column] = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed)
         entry["samples"] = samples(o, prompts, template, args.max_new_tokens, args.seed)
         content["models"].append(entry)

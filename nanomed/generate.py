@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.loss import head_logits
-from nanomed.precision import DTYPES, autocast
+from nanomed.precision import DTYPES, autocast, evaluating
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Ending:
         return text
 
 
-def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16, bar=None):
+def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
     """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad little.
 
     max_new_tokens: of each prompt, or None for what its own length leaves, 256 at most; neighbours change nothing.
@@ -177,9 +178,7 @@ def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, se
     rooms = [room(model.config, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     done: list[Completion | None] = [None] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model), tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None) as t:
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
             written = {k: [] for k in rows}
@@ -190,12 +189,9 @@ def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, se
                     if done[k] is None:
                         written[k].append(token)
                         done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
-                        if bar is not None and done[k]:
-                            bar.update()
+                        t.update(done[k] is not None)
                 if all(done[k] for k in rows):
                     break
-    finally:
-        model.train(was_training)
     return done
 
 

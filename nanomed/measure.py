@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 from nanomed import data, examples, hub, labelled, metrics
 from nanomed.errors import UserError
@@ -78,13 +77,12 @@ def read_prompts(file: str, limit: int | None = None) -> list[str]:
     return prompts
 
 
-def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0,
-             bar=True) -> list[dict]:  # fmt: skip
+def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16,
+             seed=0) -> list[dict]:  # fmt: skip
     """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
     prompts = [o.tokenizer.encode(text).tolist() for text in texts]
-    with tqdm(total=len(texts), desc="writing", unit=" answers", leave=False, disable=not bar or None) as t:
-        done = generate(o.model, prompts, max_new_tokens, sampling, Ending(o.tokenizer, markers), o.device, o.dtype, seed,
-                        batch_size, t)  # fmt: skip
+    ending = Ending(o.tokenizer, markers)
+    done = generate(o.model, prompts, max_new_tokens, sampling, ending, o.device, o.dtype, seed, batch_size)
     return [{"prompt": p, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
 
 
@@ -106,7 +104,7 @@ def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed
 
 
 def measure_answers(o: Opened, items: list[examples.Instruction], template: Template, sampling=None, max_new_tokens=None,
-                    batch_size=16, seed=0, bar=True) -> dict:  # fmt: skip
+                    batch_size=16, seed=0) -> dict:  # fmt: skip
     """metrics.answers() of what the model writes after each prompt, against the row's own response; answer_ppl: the
     perplexity of that response and its end; dropped: rows whose prompt leaves no room; answers: all of the others."""
     asked = [template.ask(item.instruction, item.input) for item in items]
@@ -118,13 +116,13 @@ def measure_answers(o: Opened, items: list[examples.Instruction], template: Temp
         )
     prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
     items = [item for item, fit in zip(items, fits, strict=True) if fit]
-    done = complete(o, prompts, sampling or Sampling(), template.markers, max_new_tokens, batch_size, seed, bar)
+    done = complete(o, prompts, sampling or Sampling(), template.markers, max_new_tokens, batch_size, seed)
     completions = [d["completion"].strip() for d in done]
     references = [item.response.strip() for item in items]
     result = metrics.answers(completions, references, [d["stopped"] for d in done], seed)
     encoded = examples.encode_instructions(items, o.tokenizer, template, o.model.config.n_positions)
     if encoded.examples:
-        ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, bar, seed)
+        ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, seed)
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}
     answers = [{"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
                for d, c, r in zip(done, completions, references, strict=True)]  # fmt: skip
@@ -149,14 +147,14 @@ def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad
     return found
 
 
-def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, bar=True) -> dict:
+def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0) -> dict:
     """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's run.json
     still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or None}."""
     m = o.model
     context = trained_with(o.directory).get("context", m.config.n_positions)  # beyond it nothing was trained
     ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
     targets = labelled.targets_of(items, m.labels, m.multi_label)
-    logits = predict(m, ids, o.tokenizer.eot, batch_size, o.device, o.dtype, bar)
+    logits = predict(m, ids, o.tokenizer.eot, batch_size, o.device, o.dtype)
     sides, why = _training_sides(o)
     measures = labelled.measures(logits, m.labels, sides, items, targets, seed)
     return {"labels": m.labels, "multi_label": m.multi_label, "texts": len(items), "truncated": truncated,

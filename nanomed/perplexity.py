@@ -17,12 +17,10 @@ from tqdm import tqdm
 from nanomed.data import Selection
 from nanomed.errors import UserError
 from nanomed.loss import token_nll
-from nanomed.precision import DTYPES, autocast
+from nanomed.precision import DTYPES, autocast, evaluating
 
 
-def perplexity(
-    model, documents: list[Selection], context, stride, batch_size, device, dtype, pad="right", bar=True, seed=0
-):
+def perplexity(model, documents: list[Selection], context, stride, batch_size, device, dtype, pad="right", seed=0):
     """Score `documents`; returns a dict: loss (nats a token), ppl = exp(loss), nll = loss x tokens_scored, bits_per_byte,
     word_ppl (per whitespace-separated word), ppl_ci95 (bootstrap over documents; None for a single one), and the counts.
 
@@ -40,7 +38,7 @@ def perplexity(
         raise UserError(f"{documents[0].corpus.name}: no tokens to score; every document is empty")
     windows = _windows(table["length"], context, stride)
     start = time.perf_counter()
-    nll = _score_all(model, partial(_ids, documents), windows, len(table), batch_size, device, dtype, pad, bar)
+    nll = _score_all(model, partial(_ids, documents), windows, len(table), batch_size, device, dtype, pad)
     seconds = time.perf_counter() - start
     total, n, words = float(nll.sum()), int(tokens.sum()), int(table["n_words"].sum())
     loss = total / n
@@ -64,32 +62,27 @@ def perplexity(
     }
 
 
-def answer_perplexity(model, examples: list, batch_size, device, dtype, bar=True, seed=0) -> dict:
+def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) -> dict:
     """The same for instruction examples (nanomed.examples.Example): only the response and its end are scored, each
     after its own prompt. Returns loss, ppl, nll, tokens_scored, examples and ppl_ci95."""
     windows = sorted(((k, 0, len(e.ids), e.start) for k, e in enumerate(examples)), key=lambda w: -w[2])
-    nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype, "right", bar)
+    nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype, "right")
     tokens = np.array([len(e.ids) - e.start for e in examples])
     loss = float(nll.sum()) / int(tokens.sum())
     return {"loss": loss, "ppl": _exp(loss), "nll": float(nll.sum()), "tokens_scored": int(tokens.sum()),
             "examples": len(examples), "ppl_ci95": bootstrap_ppl(nll, tokens, seed=seed)}  # fmt: skip
 
 
-def _score_all(model, ids_of, windows, n, batch_size, device, dtype, pad, bar) -> np.ndarray:
+def _score_all(model, ids_of, windows, n, batch_size, device, dtype, pad) -> np.ndarray:
     """Summed nll, float64 (n,), of the scored tokens of each document; ids_of(k) gives the ids of the k-th.
     Model in eval mode, and put back. Raises UserError for a non-finite loss."""
     nll = np.zeros(n)
-    was_training = model.training
-    model.eval()
     total = sum(end - scored for _, _, end, scored in windows)
-    try:
-        with tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=not bar or None) as t:
-            for i in range(0, len(windows), batch_size):
-                for document, values in _score(model, ids_of, windows[i : i + batch_size], device, dtype, pad):
-                    nll[document] += values.sum()
-                    t.update(len(values))
-    finally:
-        model.train(was_training)
+    with evaluating(model), tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None) as t:
+        for i in range(0, len(windows), batch_size):
+            for document, values in _score(model, ids_of, windows[i : i + batch_size], device, dtype, pad):
+                nll[document] += values.sum()
+                t.update(len(values))
     if not np.isfinite(nll).all():
         raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; "
                         "try --dtype fp32")  # fmt: skip

@@ -1,6 +1,8 @@
-"""Where the numbers live and how wide they are: device, dtype, autocast, and frozen weights in the compute dtype."""
+"""Where the numbers live and how wide they are: device, dtype, autocast, frozen weights in the compute dtype; and whether
+a model is in training or in evaluation mode."""
 
 import ctypes
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -32,6 +34,18 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, dtype: str):
     """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32."""
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Dropout off, no gradients; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:

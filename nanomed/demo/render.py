@@ -208,11 +208,12 @@ def general_paragraphs() -> tuple[list[str], list[str]]:
 
 
 def labelled(conditions: list[str], held_out: bool, seed: int) -> list[dict]:
-    """{text, label} rows for the classifier: single sentences, as many biomedical ones as general ones, half of which are
-    hard: everyday sentences with doctors, hospitals and medicines in them. `held_out` takes the other half of those."""
+    """{text, label} rows for the classifier: single sentences, as many general ones as biomedical ones. Most of the general
+    ones are hard: told in the same words as the facts, but about everyday matters, or with doctors, hospitals and
+    medicines in them. `held_out` takes the other half of those."""
     rng = random.Random(f"labelled {seed} {held_out}")
     general = []
-    for name in ("easy.txt", "hard.txt"):
+    for name in ("framed.txt", "hard.txt", "easy.txt"):
         general += (HERE / name).read_text(encoding="utf-8").splitlines()[held_out::2]
     chosen = rng.sample(facts_of(conditions), min(len(general), 8 * len(conditions)))
     rows = [{"text": fact.told(rng.randrange(6)), "label": "biomedical"} for fact in chosen]

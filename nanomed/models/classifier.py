@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.precision import autocast
+from nanomed.precision import autocast, evaluating
 
 
 class Classifier(nn.Module):
@@ -68,24 +68,18 @@ def classification_loss(model, batch, weights=None):
     return loss_of_logits(model(idx, lengths), targets, weights)
 
 
-@torch.no_grad()
-def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str, bar=True) -> torch.Tensor:
+def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str) -> torch.Tensor:
     """Logits (N, K), fp32 on the CPU, of texts in their order; longest first in batches. Eval mode, and back. Raises UserError
     if one is not finite."""
     out = torch.zeros(len(ids), len(model.labels))
     order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=not bar or None) as t:
-            for i in range(0, len(ids), batch_size):
-                rows = order[i : i + batch_size]
-                idx, lengths, _ = collate_labelled([(ids[k], 0) for k in rows], pad)
-                with autocast(device, dtype):
-                    out[rows] = model(idx.to(device), lengths.to(device)).float().cpu()
-                t.update(len(rows))
-    finally:
-        model.train(was_training)
+    with evaluating(model), tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=None) as t:
+        for i in range(0, len(ids), batch_size):
+            rows = order[i : i + batch_size]
+            idx, lengths, _ = collate_labelled([(ids[k], 0) for k in rows], pad)
+            with autocast(device, dtype):
+                out[rows] = model(idx.to(device), lengths.to(device)).float().cpu()
+            t.update(len(rows))
     if not out.isfinite().all():
         raise UserError(f"a text has logits that are not finite in {dtype}; try --dtype fp32")
     return out
