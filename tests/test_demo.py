@@ -74,7 +74,9 @@ def test_the_groups_keep_their_promises(tmp_path):
 
 
 def test_general_texts_name_no_condition():
-    general = " ".join((render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt")).lower()
+    general = " ".join(
+        (render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt", "framed.txt")
+    ).lower()
     for name in ALL:
         if name != "plague":
             assert f" {name.lower()} " not in general, name
