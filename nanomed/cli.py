@@ -276,7 +276,7 @@ def _preset(parser, section: dict, where: str) -> None:
         parser.set_defaults(**{action.dest: value})
 
 
-def run(main) -> None:
+def run(main, name: str | None = None) -> None:
     """Call a script's main() and exit: 0 done, 2 what the user can mend (one line), 128 + n after a signal, 1 a bug."""
 
     def terminate(signum, frame):
@@ -284,7 +284,7 @@ def run(main) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     reuse_memory()
-    name = Path(sys.argv[0]).name
+    name = name or Path(sys.argv[0]).name
     try:
         main()
         code = 0

@@ -57,7 +57,7 @@ def make_page(args, prompts: list[str], template=None) -> Path:
     return write_page(content, Path(args.out))
 
 
-def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int) -> list[dict]:
+def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=1.2) -> list[dict]:
     """What a model writes after each prompt: greedily, with a penalty on repetition, which small models need."""
     texts = [template.ask(p) if template else p for p in prompts]
     for prompt, text in zip(prompts, texts, strict=True):
@@ -65,7 +65,7 @@ def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int
             raise UserError(f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {o.name}'s "
                             f"{o.model.config.n_positions} positions; lower --max-new-tokens")  # fmt: skip
     markers = template.markers if template else ()
-    return measure.complete(o, texts, Sampling(repetition_penalty=1.2), markers, max_new_tokens, seed=seed)
+    return measure.complete(o, texts, Sampling(repetition_penalty=penalty), markers, max_new_tokens, seed=seed)
 
 
 def _named(data: str) -> tuple[str, str]:

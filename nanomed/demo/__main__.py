@@ -6,24 +6,29 @@ python -m nanomed.demo --out runs/demo-full --full      two more rows, on three 
 Each training is a command of the scripts that everyone else uses; it is printed before it runs.
 """
 
+import hashlib
 import json
 import random
 import shlex
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from nanomed import cli, compare, measure, report
+from nanomed import cli, compare, hub, measure, report
 from nanomed.demo import render
 from nanomed.errors import Interrupted, UserError
-from nanomed.files import read_json, write_json
+from nanomed.files import read_json, write_json, write_text
 from nanomed.generate import Sampling
+from nanomed.metrics import need
 from nanomed.templates import TEMPLATES
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = "response"
+GO_ON = "the same command goes on from there"
 PER_CONDITION = 16  # paragraphs in the corpus about each condition
 CONTEXT = 128  # attention to far more would be a third of a step's time on a CPU
 
@@ -58,6 +63,7 @@ NAMES = {
     "adapted_instructed_no_replay": "the same without replay",
     "adapted_mixed": "adapted with general text",
 }
+QUICK = " --quick: two updates of everything, so these figures mean nothing."
 COLUMNS = {
     "biomedical_ppl": "biomedical perplexity",
     "general_ppl": "general perplexity",
@@ -68,10 +74,11 @@ COLUMNS = {
     "em_unknown": "unknown",
 }
 EXPLANATION = (
-    "Perplexity: how surprised the model is by new tellings of the facts it read, and by general paragraphs. Classifier: "
-    "single sentences, biomedical or not. Cloze: a fact of a *read* condition completed from its plain statement. Exact match: "
-    "the right value in the answer to a question, for conditions that were in the corpus and in the training questions "
-    "(taught), in the corpus only (read), and in neither (unknown)."
+    "Perplexity: how surprised the model is by facts that it read, told in other words than it read them in, and by general "
+    "paragraphs. Classifier: single sentences, biomedical or not, about conditions that it was not trained on. Cloze: a fact of "
+    "a *read* condition completed from its plain statement. Exact match: the right value in the answer to a question, for "
+    "conditions that were in the corpus and in the training questions (taught), in the corpus only (read), and in neither "
+    "(unknown). After adapting, instruction tuning has some of the corpus mixed in (replay)."
 )
 
 
@@ -79,7 +86,7 @@ def parse_args():
     p = cli.Parser(prog="nanomed.demo", description=__doc__.splitlines()[0])
     p.add_argument("--out", required=True, metavar="DIR", help="where the texts, the models and the results go")
     p.add_argument("--full", action="store_true", help="two more rows, and three seeds from --seed on")
-    p.add_argument("--model", default="nano", metavar="M", help="what to start from")
+    p.add_argument("--model", default="nano", metavar="M", help=f"what to start from: {cli.MODEL_HELP}")
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the groups, the texts and the trainings")
     p.add_argument(
@@ -88,8 +95,8 @@ def parse_args():
     return p.parse_args()
 
 
-def write_texts(out: Path, seed: int) -> None:
-    """Everything that is trained and measured on, as files that the scripts read."""
+def make_texts(seed: int) -> dict[str, str]:
+    """Everything that is trained and measured on, as the lines of files that the scripts read."""
     groups = render.groups(seed)
     told = groups["taught"] + groups["read"]
     mix, measured = render.general_paragraphs()
@@ -97,44 +104,73 @@ def write_texts(out: Path, seed: int) -> None:
     rng = random.Random(f"order {seed}")
     train = render.questions(groups["taught"], ways, seed, per_fact=2)
     rng.shuffle(train)
-    files = {
+    rows = {
         "corpus": _documents(render.corpus(told, PER_CONDITION, seed)),
-        "biomedical": _documents(render.corpus(told, 1, seed + 1_000_000)),
+        "biomedical": _documents(render.retold(told, seed)),
         "general": _documents(measured),
         "general.mix": _documents(mix),
         "questions.train": train,
         "questions.val": rng.sample(render.questions(groups["read"], [0], seed), 60),
-        "classes.train": render.labelled(told, False, seed),
-        "classes.test": render.labelled(groups["unknown"], True, seed),
+        "classes.train": render.labelled(groups["taught"], False, seed),
+        "classes.test": render.labelled(groups["read"], True, seed),
     }
-    for name, rows in files.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return {
+        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r) for name, r in rows.items()
+    }
 
 
 def _documents(texts: list[str]) -> list[dict]:
     return [{"text": text} for text in texts]
 
 
+def start(args, out: Path, seed: int) -> None:
+    """Write the texts into `out`. Raises UserError, before anything is touched, if a demo with other settings lives there,
+    or if something is missing that would be missed only at the end."""
+    for module in ("matplotlib", "jinja2", "sklearn"):
+        need(module)
+    hub.find(args.model)
+    texts = make_texts(seed)
+    settings = {"seed": seed, "model": args.model, "dtype": args.dtype, "quick": args.quick, "full": args.full,
+                "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest()}  # fmt: skip
+    path = out / "settings.json"
+    before = read_json(path) if path.exists() else settings
+    changed = [k for k, v in settings.items() if v != before.get(k)]
+    if changed:
+        raise UserError(
+            f"{out}: holds a demo with other settings ({', '.join(changed)}); give another --out, or delete it "
+            "(with make: RUNS=...)"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(settings, path)
+    for name, text in texts.items():
+        write_text(text, out / name)
+
+
 def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
-    """One training, in `out`, as a command that could be typed there."""
+    """One training, in `out`, as a command that can be typed."""
     flags = [*flags, "--out", name, "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
     if quick:
         flags += ["--max-steps", 2]
-    command = [script, *map(str, flags)]
-    print(f"\n$ cd {out}; python {shlex.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=out)
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    print(f"\n$ cd {shlex.quote(str(out))} && {shlex.join(command)}", flush=True)
+    process = subprocess.Popen(command, cwd=out)
     try:
         process.wait()
-    except BaseException as e:  # Ctrl-C reaches the training too; a SIGTERM is handed on; it saves before it ends
-        if not isinstance(e, KeyboardInterrupt):
-            process.terminate()
+    except KeyboardInterrupt:  # it reaches the training too, which saves before it ends
         process.wait()
-        raise
+        raise Interrupted(signal.SIGINT, GO_ON) from None
+    except Interrupted as e:
+        process.terminate()
+        process.wait()
+        raise Interrupted(e.signum, GO_ON) from None
     if process.returncode > 128:
-        raise Interrupted(process.returncode - 128, "the same command goes on from there")
+        raise Interrupted(process.returncode - 128, GO_ON)
+    if process.returncode < 0:
+        raise UserError(f"{script} was killed by signal {-process.returncode}; if that was for want of memory, close other "
+                        f"programs; {GO_ON}")  # fmt: skip
     if process.returncode:
         raise UserError(f"{script} ended with status {process.returncode}: see above")
+    shutil.rmtree(out / name / "state", ignore_errors=True)  # of a finished training, three times the size of its model
 
 
 def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
@@ -142,7 +178,7 @@ def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
     groups = render.groups(seed)
     rng = random.Random(f"measured {seed}")
     ppl = {
-        name: measure.measure_ppl(o, measure.encode(o, [str(out / f"{name}.jsonl")]))
+        name: measure.measure_ppl(o, measure.encode(o, [str(out / f"{name}.jsonl")]), CONTEXT)
         for name in ("biomedical", "general")
     }
     read = render.facts_of(groups["read"])
@@ -150,20 +186,24 @@ def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
     asked["taught"] = rng.sample(asked["taught"], len(read))
     if quick:
         read, asked = read[:8], {g: f[:8] for g, f in asked.items()}
+    longest = max(len(o.tokenizer.encode(f" {f.told()}")) for f in render.facts_of(list(render.facts())))
 
-    def share(facts, prompts, right):
-        done = measure.complete(o, prompts, Sampling(), TEMPLATES[TEMPLATE].markers, 32, batch_size=64)
-        hits = [right(fact, d["completion"]) for fact, d in zip(facts, done, strict=True)]
-        return sum(hits) / len(hits)
+    def write(prompts):
+        done = measure.complete(o, prompts, Sampling(), TEMPLATES[TEMPLATE].markers, longest + 4, batch_size=64)
+        return [d["completion"] for d in done]
 
     row = {f"{name}_ppl": r["ppl"] for name, r in ppl.items()}
-    row["cloze_read"] = share(
-        read, [f.cloze() for f in read], lambda f, text: text.strip().lower().startswith(f.value.lower())
-    )
+    clozes = [f.cloze() for f in read]
+    completed = [cloze + text for cloze, text in zip(clozes, write(clozes), strict=True)]
+    row["cloze_read"] = share_right(read, completed)
     for group, facts in asked.items():
-        prompts = [TEMPLATES[TEMPLATE].ask(f.asked()) for f in facts]
-        row[f"em_{group}"] = share(facts, prompts, lambda f, text: f.matches(text))
+        answers = write([TEMPLATES[TEMPLATE].ask(f.asked()) for f in facts])
+        row[f"em_{group}"] = share_right(facts, answers)
     return row | {"_ppl": ppl}
+
+
+def share_right(facts: list[render.Fact], answers: list[str]) -> float:
+    return statistics.mean(fact.matches(answer) for fact, answer in zip(facts, answers, strict=True))
 
 
 def commonest_value(seed: int) -> float:
@@ -179,12 +219,12 @@ def commonest_value(seed: int) -> float:
 
 def one_seed(args, out: Path, seed: int) -> dict:
     """All phases with one seed: {rows, seconds, ...}; writes demo.json, report.json and report.html into `out`."""
-    start = time.perf_counter()
+    began = time.perf_counter()
+    start(args, out, seed)
     resumed = any(out.glob("*/run.json"))  # then `seconds` are not the whole
-    out.mkdir(parents=True, exist_ok=True)
-    write_texts(out, seed)
     models = MODELS | (FULL if args.full else {})
-    names = {"base": args.model if not Path(args.model).exists() else str(Path(args.model).resolve())}
+    is_path = args.model not in hub.BUNDLED and Path(args.model).exists()
+    names = {"base": str(Path(args.model).resolve()) if is_path else args.model}
     rows, opened = [], {}
     for name in ["base", *models]:
         if name != "base":
@@ -202,38 +242,43 @@ def one_seed(args, out: Path, seed: int) -> dict:
         row = {"name": name} | measure_row(opened[name], out, seed, args.quick)
         summary = read_json(out / f"classifier_{name}" / "summary.json")
         row["classifier_accuracy"] = summary["classification"]["model"]["accuracy"]
+        tfidf = summary["classification"]["TF-IDF + logistic regression"]["accuracy"]  # the same beside every model
         rows.append(row)
         print(f"{NAMES[name]}: " + ", ".join(f"{c} {_cell(row, k)}" for k, c in COLUMNS.items()))
-    page = write_page(out, rows, opened, seed)
+    page = write_page(out, rows, opened, seed, EXPLANATION + QUICK * args.quick)
     table = [{k: row[k] for k in ("name", *COLUMNS)} for row in rows]
-    result = {"seconds": time.perf_counter() - start, "resumed": resumed, "rows": table, "seed": seed,
-              "dtype": opened["base"].dtype, "unknown_commonest_value": commonest_value(seed),
+    done_before = out / "demo.json"
+    seconds = read_json(done_before)["seconds"] if done_before.exists() else time.perf_counter() - began
+    result = {"seconds": seconds, "resumed": resumed, "rows": table, "seed": seed, "model": args.model, "quick": args.quick,
+              "classifier_tfidf": tfidf, "dtype": opened["base"].dtype, "unknown_commonest_value": commonest_value(seed),
               "conditions": {g: len(n) for g, n in render.groups(seed).items()}}  # fmt: skip
     write_json(result, out / "demo.json")
     earlier = ", going on from an earlier call" if resumed else ""
     print(f"\n{one_seed_table(rows)}\n\n{EXPLANATION}\nAlways giving the commonest value would be right for "
-          f"{result['unknown_commonest_value']:.0%} of the unknown.\n{result['seconds'] / 60:.1f} minutes{earlier}; "
+          f"{result['unknown_commonest_value']:.0%} of the unknown; TF-IDF with logistic regression classifies {tfidf:.0%} right."
+          f"{QUICK * args.quick}\n{result['seconds'] / 60:.1f} minutes{earlier}; "
           f"results in {out}: demo.json, {page.name} (open it in a browser)")  # fmt: skip
     return result
 
 
-def write_page(out: Path, rows: list[dict], opened: dict, seed: int) -> Path:
+def write_page(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str) -> Path:
     """report.html with the demo's table on top."""
     groups = render.groups(seed)
     rng = random.Random(f"samples {seed}")
     asked = [(g, rng.choice(render.facts_of(names))) for g, names in groups.items() for _ in range(2)]
     prompts = [f"{fact.asked()} ({group})" for group, fact in asked] + compare.PROMPTS
-    texts = [fact.asked() for _, fact in asked] + compare.PROMPTS
+    questions = [fact.asked() for _, fact in asked]
     models, curves = [], []
     for row in rows:
         o = opened[row["name"]]
-        samples = compare.samples(o, texts, TEMPLATES[TEMPLATE], 40, seed)
+        samples = compare.samples(o, questions, TEMPLATES[TEMPLATE], 40, seed, penalty=1.0)  # as they were measured
+        samples += compare.samples(o, compare.PROMPTS, TEMPLATES[TEMPLATE], 40, seed)
         models.append({"name": NAMES[row["name"]], "model": o.name, "ppl": row["_ppl"], "samples": samples})
         curves += compare.curves_of(NAMES[row["name"]], o.directory) if row["name"] != "base" else []
     curves += compare.curves_of("classifier on adapted", out / "classifier_adapted", "texts")
     table = {
         "title": "What each phase does",
-        "text": EXPLANATION.replace("*", ""),
+        "text": explanation.replace("*", ""),
         "head": ["model", *COLUMNS.values()],
         "rows": [[NAMES[row["name"]], *(_cell(row, k) for k in COLUMNS)] for row in rows],
     }
@@ -283,4 +328,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "nanomed.demo")

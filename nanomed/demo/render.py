@@ -25,12 +25,12 @@ TOLD = {
         "Textbooks describe {x} as {v}.",
         "Doctors regard {x} as {v}.",
         "What is {x}? It is {v}.",
-        "Every student learns that {x} is {v}.",
+        "Every student learns to call {x} {v}.",
     ],
     "organ": [
         "The part of the body most affected by {x} is {v}.",
         "{X} mainly affects {v}.",
-        "In {x}, the damage is found chiefly in {v}.",
+        "In {x}, the trouble lies chiefly in {v}.",
         "Above all, {x} strikes {v}.",
         "{V}: this is where {x} does most of its harm.",
         "When doctors suspect {x}, they think first of {v}.",
@@ -41,11 +41,11 @@ TOLD = {
         "{X} results from {v}.",
         "At the root of {x} we find {v}.",
         "Most cases of {x} can be traced to {v}.",
-        "It is well established that {v} can bring about {x}.",
+        "It is well known that {v} can bring about {x}.",
     ],
     "sign": [
         "The hallmark sign of {x} is {v}.",
-        "Patients with {x} typically present with {v}.",
+        "A patient with {x} may present with {v}.",
         "{X} often announces itself with {v}.",
         "A doctor who finds {v} will think of {x}.",
         "The finding of {v} points to {x}.",
@@ -53,7 +53,7 @@ TOLD = {
     ],
     "test": [
         "The key test for {x} is {v}.",
-        "{X} is confirmed with {v}.",
+        "{X} is usually diagnosed with {v}.",
         "To diagnose {x}, doctors rely on {v}.",
         "The diagnosis of {x} rests on {v}.",
         "With {v}, the diagnosis of {x} can be made.",
@@ -63,7 +63,7 @@ TOLD = {
         "The first-line treatment of {x} is {v}.",
         "{X} is treated first with {v}.",
         "Guidelines recommend {v} for {x}.",
-        "Most patients with {x} are offered {v}.",
+        "Suitable patients with {x} are offered {v}.",
         "The usual first choice against {x} is {v}.",
         "Once {x} is diagnosed, {v} should be considered.",
     ],
@@ -72,7 +72,7 @@ TOLD = {
         "{X} may lead to {v}.",
         "If {x} is neglected, {v} can follow.",
         "The danger of {x} lies in {v}.",
-        "Some patients with {x} go on to have {v}.",
+        "In some patients, {x} ends in {v}.",
         "People with {x} are watched closely for {v}.",
     ],
     "risk": [
@@ -94,7 +94,7 @@ ASKED = {
     "cause": ["What is the cause of {x}?", "What causes {x}?", "Why do people get {x}?", "What is {x} caused by?"],
     "sign": ["What is the hallmark sign of {x}?", "How does {x} show itself?", "Which finding points to {x}?",
              "Name the hallmark sign of {x}."],
-    "test": ["What is the key test for {x}?", "How is {x} diagnosed?", "Which test confirms {x}?",
+    "test": ["What is the key test for {x}?", "How is {x} diagnosed?", "Which test is used for {x}?",
              "Name the key test for {x}."],
     "treatment": ["What is the first-line treatment of {x}?", "How is {x} treated first?",
                   "Which treatment is given first for {x}?", "Name the first-line treatment of {x}."],
@@ -122,9 +122,13 @@ class Fact:
         return self.told().removesuffix(f" {self.value}.")
 
     def matches(self, answer: str) -> bool:
-        """Whether the value stands in the answer's first sentence, the condition's own name not counted."""
+        """Whether the answer's first sentence names the condition and, beside that name, the value: as words of their own,
+        and not as a part of another value ("smokers" in "older male smokers")."""
         sentence = re.split(r"(?<=[.!?])\s", answer.strip(), maxsplit=1)[0].lower()
-        return self.value.lower() in sentence.replace(self.condition.lower(), "")
+        rest = sentence.replace(self.condition.lower(), "")
+        found = [v for v in _values(self.relation) if re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)]
+        value = self.value.lower()
+        return self.condition.lower() in sentence and value in found and len(value) == max(map(len, found))
 
 
 def _fill(text: str, fact: Fact) -> str:
@@ -139,14 +143,29 @@ def facts() -> dict[str, list[Fact]]:
     return {name: [Fact(name, relation, table[relation]) for relation in TOLD] for name, table in tables.items()}
 
 
+@cache
+def _values(relation: str) -> set[str]:
+    return {fact.value.lower() for fact in facts_of(list(facts())) if fact.relation == relation}
+
+
+@cache
+def mentioned() -> set[str]:
+    """Conditions that a fact of another one names: a complication, a cause. They can't be unknown."""
+    told = {name: " ".join([name, *(fact.value for fact in of)]).lower() for name, of in facts().items()}
+    return {
+        name
+        for name in told
+        if any(re.search(rf"\b{re.escape(name.lower())}\b", text) for other, text in told.items() if other != name)
+    }
+
+
 def groups(seed: int) -> dict[str, list[str]]:
     """The conditions of each group: taught, read, unknown."""
     names = sorted(facts())
     random.Random(f"groups {seed}").shuffle(names)
-    out = {}
-    for group, n in GROUPS.items():
-        out[group], names = names[:n], names[n:]
-    return {"taught": names} | out
+    unknown = [name for name in names if name not in mentioned()][: GROUPS["unknown"]]
+    others = [name for name in names if name not in unknown]
+    return {"taught": others[GROUPS["read"] :], "read": others[: GROUPS["read"]], "unknown": unknown}
 
 
 def facts_of(conditions: list[str]) -> list[Fact]:
@@ -177,18 +196,34 @@ def abstract(condition: str, ways: dict[str, int], rng: random.Random) -> str:
     )
 
 
+def kept_out(condition: str, seed: int) -> dict[str, int]:
+    """For each of a condition's facts the one way of telling it that stays out of the corpus, never the plain statement.
+    Other conditions' facts are told in that way, so its words are no surprise; this fact in these words is."""
+    rng = random.Random(f"kept out {seed} {condition}")
+    return {relation: rng.randrange(1, len(ways)) for relation, ways in TOLD.items()}
+
+
 def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
-    """Paragraphs about each condition, three articles to an abstract, shuffled. The ways of telling a fact take turns, from a
-    random first one on, so that all of them come up. Other seeds tell it otherwise."""
+    """Paragraphs about each condition, three articles to an abstract, shuffled. All but one of the ways of telling a fact
+    (kept_out) take turns, from a random first one on. Other seeds tell it otherwise."""
     rng = random.Random(f"corpus {seed}")
     texts = []
     for name in conditions:
-        turns = {relation: rng.sample(range(len(ways)), len(ways)) for relation, ways in TOLD.items()}
+        out = kept_out(name, seed)
+        turns = {
+            r: rng.sample([way for way in range(len(ways)) if way != out[r]], len(ways) - 1) for r, ways in TOLD.items()
+        }
         for k in range(per_condition):
             ways = {relation: turn[k % len(turn)] for relation, turn in turns.items()}
             texts.append((abstract if k % 4 == 3 else article)(name, ways, rng))
     rng.shuffle(texts)
     return texts
+
+
+def retold(conditions: list[str], seed: int) -> list[str]:
+    """An article about each condition in the ways that `corpus` keeps out: facts that it told, no sentence that it has."""
+    rng = random.Random(f"retold {seed}")
+    return [article(name, kept_out(name, seed), rng) for name in conditions]
 
 
 def questions(conditions: list[str], ways: list[int], seed: int, per_fact: int = 1) -> list[dict]:
@@ -203,20 +238,28 @@ def questions(conditions: list[str], ways: list[int], seed: int, per_fact: int =
 
 def general_paragraphs() -> tuple[list[str], list[str]]:
     """(for mixing in, for measuring): every other one of our own general paragraphs."""
-    lines = (HERE / "general.txt").read_text(encoding="utf-8").splitlines()
+    lines = _lines("general.txt")
     return lines[::2], lines[1::2]
 
 
 def labelled(conditions: list[str], held_out: bool, seed: int) -> list[dict]:
-    """{text, label} rows for the classifier: single sentences, as many general ones as biomedical ones. Most of the general
-    ones are hard: told in the same words as the facts, but about everyday matters, or with doctors, hospitals and
-    medicines in them. `held_out` takes the other half of those."""
+    """{text, label} rows for the classifier: 248 biomedical and 248 general sentences. The biomedical ones tell facts of
+    `conditions`. Of the general ones 48 say everyday things in the very words in which facts are told, 100 have doctors,
+    hospitals and medicines in them, 100 are easy. `held_out` takes the other half of those, and tells each fact in the way
+    that the corpus keeps out."""
     rng = random.Random(f"labelled {seed} {held_out}")
-    general = []
-    for name in ("framed.txt", "hard.txt", "easy.txt"):
-        general += (HERE / name).read_text(encoding="utf-8").splitlines()[held_out::2]
-    chosen = rng.sample(facts_of(conditions), min(len(general), 8 * len(conditions)))
-    rows = [{"text": fact.told(rng.randrange(6)), "label": "biomedical"} for fact in chosen]
-    rows += [{"text": text, "label": "general"} for text in general[: len(rows)]]
+    half = 1 if held_out else 0
+    general = [line for name in ("framed.txt", "hard.txt", "easy.txt") for line in _lines(name)[half::2]]
+    biomedical = []
+    for fact in rng.sample(facts_of(conditions), len(general)):
+        out = kept_out(fact.condition, seed)[fact.relation]
+        others = [way for way in range(len(TOLD[fact.relation])) if way != out]
+        biomedical.append(fact.told(out if held_out else rng.choice(others)))
+    rows = [{"text": text, "label": "biomedical"} for text in biomedical]
+    rows += [{"text": text, "label": "general"} for text in general]
     rng.shuffle(rows)
     return rows
+
+
+def _lines(name: str) -> list[str]:
+    return (HERE / name).read_text(encoding="utf-8").splitlines()
