@@ -1,11 +1,14 @@
 """The demo's small world: its facts, its texts, and its table."""
 
 import json
+import os
 import random
 import re
+import signal
 import string
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -42,17 +45,18 @@ def test_texts_are_a_function_of_the_seed():
     assert again.stdout.strip() == str(render.corpus(["gout"], 2, 7))
 
 
-def test_every_fact_is_told_in_at_least_five_ways_across_the_corpus():
-    texts = render.corpus(ALL, demo.PER_CONDITION, seed=0)
-    everything = "\n".join(texts)
+def test_every_fact_is_told_in_five_ways_and_measured_in_a_sixth():
+    corpus = "\n".join(render.corpus(ALL, demo.PER_CONDITION, seed=0))
+    retold = "\n".join(render.retold(ALL, seed=0))
     for fact in random.Random(0).sample(render.facts_of(ALL), 150):
-        ways = sum(fact.told(way) in everything for way in range(6))
-        assert ways >= 5, (fact, ways)
+        told = {way for way in range(6) if fact.told(way) in corpus}
+        out = render.kept_out(fact.condition, 0)[fact.relation]
+        assert told == set(range(6)) - {out} and 0 in told, fact
+        assert fact.told(out) in retold, fact
 
 
-def test_the_groups_keep_their_promises(tmp_path):
-    demo.write_texts(tmp_path, seed=3)
-    files = {p.stem: p.read_text() for p in tmp_path.glob("*.jsonl")}
+def test_the_groups_keep_their_promises():
+    files = {name.removesuffix(".jsonl"): text for name, text in demo.make_texts(3).items()}
     groups = render.groups(3)
     assert sum(map(len, groups.values())) == len(ALL) and set(groups["read"]).isdisjoint(groups["taught"])
 
@@ -66,9 +70,15 @@ def test_the_groups_keep_their_promises(tmp_path):
         and not told("unknown", "questions.train")
         and not told("unknown", "classes.train")
     )
+    for name in groups["unknown"]:  # nor does another's fact name it
+        assert not re.search(rf"\b{re.escape(name)}\b", files["corpus"] + files["questions.train"], re.IGNORECASE), name
     assert told("read", "corpus") == set(groups["read"]) and not told("read", "questions.train")
     assert told("taught", "corpus") == told("taught", "questions.train") == set(groups["taught"])
-    assert not set(files["corpus"].splitlines()) & set(files["biomedical"].splitlines())
+    sentences = {f.told(way) for f in render.facts_of(ALL) for way in range(6)}
+    assert not [
+        s for s in sentences if s in files["corpus"] and (s in files["biomedical"] or s in files["classes.test"])
+    ]
+    assert not told("taught", "classes.test") and not told("read", "classes.train")
     assert not set(files["general"].splitlines()) & set(files["general.mix"].splitlines())
     assert not set(files["classes.train"].splitlines()) & set(files["classes.test"].splitlines())
 
@@ -78,8 +88,7 @@ def test_general_texts_name_no_condition():
         (render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt", "framed.txt")
     ).lower()
     for name in ALL:
-        if name != "plague":
-            assert f" {name.lower()} " not in general, name
+        assert not re.search(rf"\b{re.escape(name.lower())}\b", general), name
     assert sum(map(len, render.general_paragraphs())) >= 100
 
 
@@ -88,6 +97,11 @@ def test_a_match_is_the_value_in_the_answers_sentence():
     assert fact.cloze() == "The part of the body most affected by lung cancer is"
     assert fact.matches("The part of the body most affected by lung cancer is the lungs.")
     assert not fact.matches("The part of the body most affected by lung cancer is the skin. The lungs are well.")
+    assert not fact.matches("The part of the body most affected by leprosy is the lungs.")
+    some = render.Fact("some disease", "risk", "smokers")  # "older male smokers" is another one's value
+    assert some.matches("The people most at risk of some disease are smokers.")
+    assert not some.matches("The people most at risk of some disease are older male smokers.")
+    assert not some.matches("The people most at risk of some disease are nonsmokers.")
     named = render.Fact("the skin disease", "organ", "the skin")
     assert not named.matches("The part of the body most affected by the skin disease is the heart.")
 
@@ -121,18 +135,41 @@ def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
 def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir):
     """On a tiny model, two updates of everything: the road, not the figures."""
     make_hf_model(tmp_path / "tiny", bpe_dir, n_positions=256)
-    out = subprocess.run([sys.executable, "-m", "nanomed.demo", "--out", str(tmp_path / "demo"), "--model", str(tmp_path / "tiny"),
-                          "--quick", "--dtype", "fp32"], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    command = [sys.executable, "-m", "nanomed.demo", "--out", str(tmp_path / "demo"), "--model", str(tmp_path / "tiny"),
+               "--quick", "--dtype", "fp32"]  # fmt: skip
+
+    def call(*flags):
+        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+
+    # Ctrl-C in the first training
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("$ cd"):
+                break
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        err = process.communicate()[1]
+    assert process.returncode == 130 and "nanomed.demo: the same command goes on from there" in err, err
+    assert not (tmp_path / "demo" / "demo.json").exists()
+
+    before = {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
+    other = call("--seed", "1")
+    assert other.returncode == 2 and "holds a demo with other settings (seed, texts)" in other.stderr
+    assert before == {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
+
+    out = call()
     assert out.returncode == 0, out.stderr[-2000:]
     result = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert [r["name"] for r in result["rows"]] == ["base", "adapted", "instructed_only", "adapted_instructed"]
     for row in result["rows"]:
         assert row.keys() == {"name", *demo.COLUMNS}
         assert all(0 <= row[k] <= 1 for k in demo.COLUMNS if not k.endswith("ppl")) and row["biomedical_ppl"] > 1
-    assert result["seconds"] > 0
+    assert result["seconds"] > 0 and result["quick"]
     html = (tmp_path / "demo" / "report.html").read_text()
     assert "What each phase does" in html and "Cox proportional hazards" in html and "confusion" in html
-    assert "| adapted, then instructed |" in out.stdout and "minutes; results in" in out.stdout
+    assert "these figures mean nothing" in html
+    assert "| adapted, then instructed |" in out.stdout and "minutes" in out.stdout
 
 
 def test_the_table_over_seeds_gives_mean_and_range():

@@ -188,8 +188,9 @@ def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
         read, asked = read[:8], {g: f[:8] for g, f in asked.items()}
     longest = max(len(o.tokenizer.encode(f" {f.told()}")) for f in render.facts_of(list(render.facts())))
 
-    def write(prompts):
-        done = measure.complete(o, prompts, Sampling(), TEMPLATES[TEMPLATE].markers, longest + 4, batch_size=64)
+    def write(prompts):  # one sentence counts; what would come after its full stop need not be written
+        markers = [*TEMPLATES[TEMPLATE].markers, "."]
+        done = measure.complete(o, prompts, Sampling(), markers, longest + 4, batch_size=64)
         return [d["completion"] for d in done]
 
     row = {f"{name}_ppl": r["ppl"] for name, r in ppl.items()}
