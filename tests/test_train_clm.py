@@ -280,8 +280,20 @@ def start(out, model_dir, docs, *flags):
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("flags", [(), ("--lora-r", 4, "--lora-dropout", 0.1)], ids=["full", "lora"])
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "ctrl-c"])
+LORA = ("--lora-r", 4, "--lora-dropout", 0.1)
+
+
+@pytest.mark.parametrize(
+    "sig, flags",
+    [
+        pytest.param(signal.SIGKILL, (), id="kill-full"),
+        pytest.param(signal.SIGTERM, (), id="term-full"),
+        pytest.param(signal.SIGINT, (), id="ctrl-c-full"),
+        pytest.param(signal.SIGKILL, LORA, id="kill-lora"),
+        pytest.param(signal.SIGTERM, LORA, id="term-lora", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, LORA, id="ctrl-c-lora", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(model_dir, docs, tmp_path, flags, sig):
     whole = start(tmp_path / "whole", model_dir, docs, *flags)
     assert whole.wait(120) == 0, whole.stderr.read()

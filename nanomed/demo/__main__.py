@@ -90,13 +90,15 @@ def parse_args():
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the groups, the texts and the trainings")
     p.add_argument(
-        "--quick", action="store_true", help="a few updates of everything: shows that it runs, and nothing else"
+        "--quick",
+        action="store_true",
+        help="two updates of everything, on a few texts: shows that it runs, and nothing else",
     )
     return p.parse_args()
 
 
-def make_texts(seed: int) -> dict[str, str]:
-    """Everything that is trained and measured on, as the lines of files that the scripts read."""
+def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
+    """Everything that is trained and measured on, as the lines of files that the scripts read; `most`: lines of each."""
     groups = render.groups(seed)
     told = groups["taught"] + groups["read"]
     mix, measured = render.general_paragraphs()
@@ -115,7 +117,8 @@ def make_texts(seed: int) -> dict[str, str]:
         "classes.test": render.labelled(groups["read"], True, seed),
     }
     return {
-        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r) for name, r in rows.items()
+        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most])
+        for name, r in rows.items()
     }
 
 
@@ -129,7 +132,7 @@ def start(args, out: Path, seed: int) -> None:
     for module in ("matplotlib", "jinja2", "sklearn"):
         need(module)
     hub.find(args.model)
-    texts = make_texts(seed)
+    texts = make_texts(seed, 60 if args.quick else None)
     settings = {"seed": seed, "model": args.model, "dtype": args.dtype, "quick": args.quick, "full": args.full,
                 "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest()}  # fmt: skip
     path = out / "settings.json"
