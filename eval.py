@@ -46,7 +46,9 @@ def parse_args():
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
     cli.add_labelled_flags(cls)
-    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only")
+    cls.add_argument(
+        "--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only"
+    )
     cli.add_data_flags(cls)
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")

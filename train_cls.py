@@ -60,7 +60,10 @@ def main():
     run.say_earlier(setup.source, sum(heldout.digest(item.text) in earlier for item in sides.training))
     texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)
     ids, truncated = encode_texts(texts, setup.tokenizer, args.context)
-    val_ids = {n: encode_texts([i.text for i in side], setup.tokenizer, args.context)[0] for n, side in sides.validation.items()}
+    val_ids = {
+        n: encode_texts([i.text for i in side], setup.tokenizer, args.context)[0]
+        for n, side in sides.validation.items()
+    }
     val_targets = {name: targets_of(side, labels, multi) for name, side in sides.validation.items()}
     weights, chosen = None, range(len(ids))
     if args.balance == "weights":
@@ -116,7 +119,12 @@ def main():
         for name, side in sides.validation.items():
             logits = predict(saved, val_ids[name], pad, args.batch_size, setup.device, args.dtype)
             found[name] = measures(logits, labels, sides, side, val_targets[name], args.seed)
-            print(f"{name}:" if len(val_ids) > 1 else "", report.classification_table(found[name]), verdict(found[name]), sep="\n")
+            print(
+                f"{name}:" if len(val_ids) > 1 else "",
+                report.classification_table(found[name]),
+                verdict(found[name]),
+                sep="\n",
+            )
         more = {"classification_sets": found} if len(found) > 1 else {}
         write_json(read_json(summary) | {"classification": next(iter(found.values()))} | more, summary)
     print(f"results in {args.out}; next: python eval.py cls --model {args.out} --data ...")

@@ -84,7 +84,9 @@ def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.H
     }
     for flag, given in (("--patience", args.patience), ("--keep best", args.keep == "best")):
         if given and not validation:
-            raise UserError(f"{flag} looks at the validation loss, and there is no validation (--val-data, --val-fraction)")
+            raise UserError(
+                f"{flag} looks at the validation loss, and there is no validation (--val-data, --val-fraction)"
+            )
     if is_complete(args, identity):
         checkpoint.remove(Path(args.out))  # in case it was killed just before it did so itself
         print(f"{args.out}: this run is complete; nothing to do")
@@ -133,7 +135,9 @@ def say_kept(args, result: dict) -> None:
     sets = [("validation", result["first_val"], kept)]
     if "sets" in kept:
         sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
-    print("; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets))
+    print(
+        "; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets)
+    )
     other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
     print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})" if args.keep == "best"
           else f"kept: the last weights (update {result['step']}){other}")  # fmt: skip
@@ -149,7 +153,9 @@ def _sample(args, setup: Setup, model, template) -> str:
     return f"{args.sample_prompt} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
 
 
-def say_removed(count: int, what: str = "training documents that are held out too were taken out of the training side") -> None:
+def say_removed(
+    count: int, what: str = "training documents that are held out too were taken out of the training side"
+) -> None:
     if count:
         print(f"{count} {what}")
 

@@ -12,6 +12,7 @@ import transformers
 
 from nanomed import hub, metrics
 from nanomed.errors import UserError
+from nanomed.heldout import HeldOut
 from nanomed.labelled import (
     Labelled,
     Sides,
@@ -219,7 +220,7 @@ def test_baselines_stand_beside_the_model_and_win_where_it_does_not_beat_them():
         Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
         for k in range(60)
     ]
-    sides = Sides(["ill", "well"], False, items[:40], items[40:], 0, 0, {})
+    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = targets_of(items[40:], sides.labels, False)
     got = measures(torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0)
     assert list(got) == ["model", "majority", "TF-IDF + logistic regression"]
