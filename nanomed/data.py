@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nanomed.errors import UserError
 from nanomed.files import read_json, sync_directory, write_json
 from nanomed.loss import IGNORE
-from nanomed.rows import data_file, read_documents
+from nanomed.rows import all_bad, data_file, placed_documents, read_documents
 from nanomed.tokenizer import Unencodable
 
 FORMAT = "2"  # of the cached token file; part of its key
@@ -132,15 +132,15 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
     def encode(batch):
         """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at once."""
         out = []
-        for number, text in batch:
+        for place, text in batch:
             try:
                 raw = text.encode("utf-8")
                 ids = tokenizer.encode(text).astype(dtype)
             except Unencodable as e:
-                out.append((number, str(e), None, None))
+                out.append((place, str(e), None, None))
             else:
                 row = (0, 1 + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
-                out.append((number, raw, ids, row))
+                out.append((place, raw, ids, row))
         return out
 
     with (
@@ -150,22 +150,23 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
         tqdm(desc="encoding", unit=" documents", leave=False, disable=None) as bar,
     ):
         for name in names:
-            rows = enumerate(read_documents(name, text_field, limit, skip_bad_rows), 1)
-            pending = deque()
+            rows = placed_documents(name, text_field, limit, skip_bad_rows)
+            pending, n_rows, before, first_bad = deque(), 0, count, None
             while True:
                 batch = _batch(rows)
+                n_rows += len(batch)
                 bad += sum(text is None for _, text in batch)
                 if batch:
-                    pending.append(pool.submit(encode, [(n, t) for n, t in batch if t is not None]))
+                    pending.append(pool.submit(encode, [(p, t) for p, t in batch if t is not None]))
                 if not pending:
                     break
                 if batch and len(pending) < 4 * pool._max_workers:  # a few batches ahead, and no more
                     continue
-                for number, raw, ids, row in pending.popleft().result():
+                for place, raw, ids, row in pending.popleft().result():
                     if ids is None:
                         if not skip_bad_rows:
-                            raise UserError(f"{name}, row {number}: {raw} (--skip-bad-rows leaves such rows out)")
-                        bad += 1
+                            raise UserError(f"{name}, {place}: {raw} (--skip-bad-rows leaves such rows out)")
+                        bad, first_bad = bad + 1, first_bad or f"{place}: {raw}"
                         continue
                     sha.update(raw + b"\0")
                     tokens.write(np.array([tokenizer.eot], dtype).tobytes() + ids.tobytes())
@@ -173,6 +174,8 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                     start += row[1]
                     count += 1
                     bar.update()
+            if first_bad and count == before:
+                raise all_bad(name, n_rows, first_bad)
         for f in (tokens, documents):  # on the disk before the table of contents is
             f.flush()
             os.fsync(f.fileno())

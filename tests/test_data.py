@@ -15,7 +15,7 @@ from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.rows import read_documents, split_weight
 from nanomed.tokenizer import load_tokenizer
-from tests.conftest import ROOT, make_texts, write_jsonl
+from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 
 TEXTS = ["First patient.", "Second, with β-cells and “quotes”", "  blanks kept  ", "fourth"]
 
@@ -316,15 +316,98 @@ def test_a_damaged_cache_is_encoded_again(tmp_path, tokenizer, monkeypatch, file
     assert again.tokens.tolist() == whole and len(again.documents) == len(TEXTS)
 
 
-def test_rows_are_counted_as_lines_of_the_file(tmp_path, tokenizer):
+BLANKS = " " * 1_100_000 + "x"  # more in a row than the pre-tokeniser can take
+
+PLACES = {
+    "json": ("d.jsonl", '\n{"text": "a"}\n\n[[[\n', "row 2, line 4: not valid JSON"),
+    "surrogate": ("d.jsonl", '\n{"text": "a"}\n\n{"text": "\\ud800"}\n', "row 2, line 4: a lone surrogate"),
+    "no blank line": ("d.jsonl", '{"text": "a"}\n[[[\n', "row 2: not valid JSON"),
+    "blanks": ("d.jsonl", f'\n\n\n{{"text": "{BLANKS}"}}\n', "row 1, line 4: a text cannot be encoded"),
+    "blanks in text": ("d.txt", f"a\n\n\n{BLANKS}\n", "row 2, line 4: a text cannot be encoded"),
+    "csv": ("d.csv", f'id,text\n1,"a\nb"\n2,"{BLANKS}"\n', "row 2, line 4: a text cannot be encoded"),
+    "csv, blank lines": ("d.csv", f'\nid,text\n\n1,"{BLANKS}"\n', "row 1, line 4: a text cannot be encoded"),
+    "csv, a value missing": ("d.csv", 'text,id\n"a\n\nb",1\n,2\n"c"\n', "row 3, line 6: no text in the field 'id'"),
+    "csv, not UTF-8": ("d.csv", b'id,text\n1,"a\nb"\n2,\xff\n', "line 4: not UTF-8"),
+    "csv, half a line's end": ("d.csv", b'id,text\n1,"a\nb"\n2,c\rd\n', "line 4: new-line character"),
+    "list": ("d.json", '[{"text": "a"},\n\n\n{"text": 3}]', "row 2: field 'text' is not text"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), PLACES.values(), ids=PLACES)
+def test_a_bad_row_is_named_by_its_number_and_its_line(tmp_path, tokenizer, name, content, message):
+    """The number counts rows, as --limit does; the line is where the row begins, and is said where it is another number."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as e:
+        encode_corpus(str(path), tokenizer, text_field="id" if "'id'" in message else "text")
+    assert str(e.value).startswith(f"{path}, {message}"), str(e.value)[:300]
+
+
+def test_blank_lines_are_no_rows_for_the_limit_either(tmp_path):
     path = tmp_path / "d.jsonl"
-    path.write_text('\n{"text": "a"}\n\n[[[\n')
-    with pytest.raises(UserError, match="row 4"):
+    path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n{"text": "c"}\n')
+    assert read(path, limit=2) == ["a", "b"]
+    (tmp_path / "d.csv").write_text("\nid,text\n\n1,a\n\n2,b\n3,c\n")
+    assert read(tmp_path / "d.csv", limit=2) == ["a", "b"]
+
+
+WRONG_FIELD = {
+    "d.jsonl": b'{"id": 1, "body": "a"}\n{"id": 2, "body": "b"}\n',
+    "d.csv": b"id,body\n1,a\n2,b\n",
+    "d.json": b'[{"id": 1, "body": "a"}, {"id": 2, "body": "b"}]',
+}
+
+
+@pytest.mark.parametrize(("name", "content"), WRONG_FIELD.items(), ids=WRONG_FIELD)
+def test_a_wrong_field_is_told_from_a_bad_row(tmp_path, tokenizer, name, content):
+    """A field that the very first row lacks is a wrong name, and leaving such rows out would leave nothing."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as e:
         encode_corpus(str(path), tokenizer)
-    path.write_text('\n{"text": "a"}\n\n{"text": "\\ud800"}\n')
-    with pytest.raises(UserError, match="row 4: a lone surrogate"):
-        encode_corpus(str(path), tokenizer)
-    assert read(write_jsonl(path, TEXTS), limit=2) == TEXTS[:2]
+    for word in (str(path), "row 1", "'text'", "fields: id, body", "--text-field a,b takes the first that a row has"):
+        assert word in str(e.value)
+    assert "--skip-bad-rows" not in str(e.value)
+    with pytest.raises(UserError, match="all 2 rows are bad.*row 1.*no text in the field 'text'.*fields: id, body"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    assert len(encode_corpus(str(path), tokenizer, text_field="text,body").documents) == 2
+
+
+def test_a_field_without_a_text_in_the_first_row_is_a_bad_row(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"a": {"text": null}}\n{"a": {"text": "b"}}\n')
+    with pytest.raises(UserError, match="row 1: no text in the field 'a.text'.*--skip-bad-rows leaves"):
+        read(path, "a.text")
+    assert read(path, "a.text", skip=True) == [None, "b"]
+    with pytest.raises(UserError, match="no text in the field 'a.texts'") as e:
+        read(path, "a.texts")
+    assert "--skip-bad-rows" not in str(e.value)
+
+
+def test_a_file_of_bad_rows_only_says_why(tmp_path, tokenizer):
+    path = tmp_path / "d.jsonl"
+    path.write_text('\n{"text": \n[1]\n')
+    with pytest.raises(UserError, match="all 2 rows are bad.*row 1, line 2: not valid JSON"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    with pytest.raises(UserError, match="the only row is bad.*row 1, line 2: not valid JSON"):
+        encode_corpus(str(path), tokenizer, limit=1, skip_bad_rows=True)
+    path.write_text(f'{{"text": "{BLANKS}"}}\n' * 2)
+    with pytest.raises(UserError, match="all 2 rows are bad.*row 1: a text cannot be encoded"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="no documents there"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+
+
+@pytest.mark.parametrize("side", ["--exclude", "--val-data"])
+def test_a_wrong_field_beside_the_data_names_the_flag_that_takes_several(script, model_dir, tmp_path, side):
+    write_jsonl(tmp_path / "d.jsonl", make_texts(30, 1))
+    write_jsonl(tmp_path / "held.jsonl", make_texts(5, 2), field="abstract")
+    common = ("train_clm.py", "--model", model_dir, "--data", "d.jsonl", "--out", "out", side, "held.jsonl")
+    out = script(*common)
+    assert_refused(out, "held.jsonl, row 1", "fields: abstract", "--text-field a,b")
+    assert "--skip-bad-rows" not in out.stderr
+    assert_refused(script(*common, "--skip-bad-rows"), "held.jsonl", "all 5 rows are bad", "fields: abstract")
 
 
 def test_a_row_nested_beyond_reason_is_a_bad_row(tmp_path, tokenizer):
