@@ -179,7 +179,7 @@ def qa(args):
     save(args, result | how | {"sampling": vars(cli.sampling(args)), "max_new_tokens": args.max_new_tokens})
 
 
-def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 150) -> None:
+def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 145) -> None:
     """The first few answers beside their references, each text cut to two lines. questions: by prompt."""
     for n, a in enumerate(answers[:most], 1):
         texts = {"question": questions[a["prompt"]], "reference": a["reference"], "answer": a["completion"]}

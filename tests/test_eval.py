@@ -160,7 +160,7 @@ def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_pat
     assert [name.strip() for name, _ in shown] == ["question", "reference", "answer"] * 3
     first = json.loads(questions.read_text().splitlines()[0])
     assert [text.strip() for _, text in shown[:2]] == [first["question"], first["answer"]]
-    assert all(len(text) <= 155 for _, text in shown)
+    assert all(len(text) <= 147 for _, text in shown)
 
 
 def test_known_pairs():

@@ -1,5 +1,6 @@
 """Measures of answers against the libraries' own, and the verdict on two classifiers under no difference."""
 
+import importlib.metadata
 import json
 import re
 import string
@@ -147,7 +148,8 @@ def test_unicode_words():
 
 def test_the_settings_are_named():
     settings = metrics.answers(["six words make a sentence here"], ["x"], [True])["settings"]
-    assert settings["rouge"] == "rouge-score 0.1.2, F1, Porter stemmer, Unicode words"
+    version = importlib.metadata.version("rouge-score")
+    assert settings["rouge"] == f"rouge-score {version}, F1, Porter stemmer, Unicode words"
     bleu = sacrebleu.metrics.BLEU()
     bleu.corpus_score(["a"], [["a"]])
     assert settings["bleu"] == f"sacrebleu {bleu.get_signature()}"
