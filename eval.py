@@ -173,12 +173,26 @@ def qa(args):
         o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed
     )
     print(report.answers_table({args.model: result}))
+    print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
         print(
             f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions"
         )
+    questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
+    show_answers(result["answers"], questions)
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
     save(args, result | how | {"sampling": vars(cli.sampling(args)), "max_new_tokens": args.max_new_tokens})
+
+
+def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 145) -> None:
+    """The first few answers beside their references, each text cut to two lines. questions: by prompt."""
+    for n, a in enumerate(answers[:most], 1):
+        texts = {"question": questions[a["prompt"]], "reference": a["reference"], "answer": a["completion"]}
+        print(f"\n{n} of {len(answers)}")
+        for name, text in texts.items():
+            text = " ".join(text.split()) or "(nothing)"
+            print(f"  {name + ':':10} {text if len(text) <= width else text[: width - 3] + '...'}")
+    print()
 
 
 def label_names(labels: list[str], args) -> tuple[str, str]:
