@@ -8,12 +8,13 @@ python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
 
+import os
 import sys
 from pathlib import Path
 
-from nanomed import cli, compare, examples, labelled, measure, report
+from nanomed import cli, compare, examples, hub, labelled, measure, report
 from nanomed.errors import UserError
-from nanomed.files import write_json
+from nanomed.files import check_directory, check_output, read_json, write_json
 from nanomed.generate import room
 from nanomed.templates import Template, load_template
 
@@ -229,10 +230,35 @@ def compare_models(args):
     print(f"results in {out}")
 
 
+def inputs(args) -> list[Path]:
+    """The files that the command reads, and the directories of its models, adapters' bases included."""
+    given = vars(args)
+    names = [n for key in ("data", "positives", "negatives") for n in given.get(key) or []]
+    names += [name.partition("=")[2] for name in names] + [given.get(k) for k in ("prompts", "template", "classifier")]
+    models = given.get("models") or [args.model]
+    sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
+    directories = [d for s in sources for d in (s.directory, s.adapter) if d]
+    return directories + [Path(name) for name in names if name and Path(name).exists()]
+
+
+def check_page(args) -> None:
+    """Refuse a page's directory in which report.html or report.json are another's, or an input. Raises UserError."""
+    check_directory(args.out)
+    files = [Path(args.out) / name for name in ("report.json", "report.html")]
+    if any(file.exists() for file in files):
+        found = read_json(files[0]) if files[0].exists() else None
+        if not isinstance(found, dict) or not {"made", "torch"} <= found.keys():  # compare.write_page's
+            raise UserError(f"--out {args.out}: holds a page that is not of this command's; choose another directory")
+        for file in files:
+            check_output(file, inputs(args), "--out")
+
+
 def main():
     args = parse_args()
-    if getattr(args, "json", None) and not Path(args.json).resolve().parent.is_dir():
-        raise UserError(f"--json {args.json}: no such directory")
+    if args.command == "compare":
+        check_page(args)
+    elif args.json is not None:
+        check_output(args.json, inputs(args))
     {"ppl": ppl, "generate": generate, "qa": qa, "cls": cls, "compare": compare_models}[args.command](args)
 
 

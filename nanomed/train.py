@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nanomed import checkpoint
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.files import finite
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 
@@ -266,6 +267,6 @@ def _open_metrics(path: Path, step: int):
 
     def append(record: dict) -> None:
         with open(path, "a") as f:
-            f.write(json.dumps(record) + "\n")
+            f.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
     return append
