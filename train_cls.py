@@ -103,7 +103,7 @@ def main():
         logits = predict(saved, val_ids, pad, args.batch_size, setup.device, args.dtype)
         measured = measures(logits, labels, sides, sides.validation, val_targets, args.seed)
         write_json(read_json(summary) | {"classification": measured}, summary)
-        print(report.classification_table(measured), verdict(measured), sep="\n")
+        print(report.text_table(report.classification_table(measured)), verdict(measured), sep="\n")
     print(f"results in {args.out}; next: python eval.py cls --model {args.out} --data ...")
 
 
