@@ -95,7 +95,7 @@ def ppl(args):
         + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
     result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed) | {"data": args.data}
-    interval = "[{:.2f}, {:.2f}]".format(*result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
+    interval = report.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
     print(
         f"perplexity {report.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "

@@ -36,8 +36,8 @@ PROMPTS = ["Paracetamol poisoning", "Congenital adrenal hyperplasia", "Anthrax",
 TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced
 PENALTY = 1.2  # on repetition, which small models need
 TABLE = (
-    "Perplexity: how surprised a model is by each text; lower is better. In brackets a 95 % bootstrap interval over documents, "
-    "beside it the change against the first row. Bits per byte compare models with different tokenizers."
+    "Perplexity: how surprised a model is by each text; lower is better. Beneath it the change against the first row, and in "
+    "brackets a 95 % bootstrap interval over documents. Bits per byte compare models with different tokenizers."
 )
 
 
@@ -78,10 +78,11 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         answers = answers_of(k, written, partial(stands_in, answer))
         questions.append({"prompt": prompt, "expected": answer, "group": "", "answers": answers})
     rows = report.table({(m["name"], c): r for m in models for c, r in m["ppl"].items()})
-    print(report.text_table(rows))
+    claim = claims(models) + claim_of_answers(questions)
+    print("", report.text_table(rows), "", *claim, sep="\n")
     content = {
         "title": " → ".join(names),
-        "claim": claims(models) + claim_of_answers(questions),
+        "claim": claim,
         "table": perplexity_table(models),
         "questions": questions,
         "curves": curves,
@@ -227,9 +228,9 @@ def perplexity_table(models: list[dict]) -> dict:
     for m in models:
         cells = []
         for c, r in m["ppl"].items():
-            note = "[{:,.2f}, {:,.2f}] ".format(*r["ppl_ci95"]) if r["ppl_ci95"] else ""
-            note += report.change(r, first["ppl"][c]) if m is not first else ""
-            cells.append(ppl_page_cell(r["ppl"], r.get("vocab_size"), note.strip()))
+            notes = [report.change(r, first["ppl"][c])] if m is not first else []
+            notes += [report.interval_cell(r["ppl_ci95"])] if r["ppl_ci95"] else []
+            cells.append(ppl_page_cell(r["ppl"], r.get("vocab_size"), "\n".join(notes)))
         rows.append([{"text": m["name"]}, *cells, *({"text": f"{r['bits_per_byte']:.3f}"} for r in m["ppl"].values())])
         results = m["ppl"].items()
         values.append([r["ppl"] if alike[c] else None for c, r in results] + [r["bits_per_byte"] for _, r in results])
@@ -247,18 +248,20 @@ def how_measured(
 ) -> list[tuple[str, str]]:
     """Facts of the page's last section; o: one of the models, all being on one device."""
     first = models[0]["ppl"]
-    one = next(iter(first.values()))
     facts = [(m["name"], m["model"]) for m in models if m["name"] != m["model"]]
     for column, file in columns.items():
         r = first[column]
         facts.append((f"text “{column}”", f"{file}: {r['documents']:,} documents, {r['bytes']:,} bytes"))
-    windows = (
-        f"{one['context']} tokens, stride {one['stride']}, alike for every model: within the positions of the smallest"
-    )
     asked = f", each put into the template “{args.template}”" if template else ""
     answers = (f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
                f"{args.max_new_tokens} tokens; right if the expected words stand in it")  # fmt: skip
-    return [*facts, ("windows", windows), ("answers", answers), *machine(o)]
+    return [*facts, windows(first), ("answers", answers), *machine(o)]
+
+
+def windows(ppl: dict[str, dict]) -> tuple[str, str]:
+    """How every text was cut for every model; ppl: one model's results."""
+    r = next(iter(ppl.values()))
+    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text"
 
 
 def machine(o: measure.Opened) -> list[tuple[str, str]]:

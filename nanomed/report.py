@@ -82,11 +82,11 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
     small = format == "svg"
     colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     with rc_context(dict.fromkeys(colours, ink) | {"svg.hashsalt": "nanomed"}):
-        figure = Figure(figsize=(5, 3.9) if small else (7, 5), layout="constrained")
+        figure = Figure(figsize=(4.5, 3.6) if small else (7, 5), layout="constrained")
         losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         lines = []
         for (name, points), colour in zip(series["training"].items(), TRAINING, strict=False):
-            lines += losses.plot(*zip(*points, strict=True), color=colour, lw=1.3, label=name)
+            lines += losses.plot(*zip(*points, strict=True), color=colour, lw=1.3, marker=_dot(points), label=name)
         for k, (name, points) in enumerate(series["validation"].items()):
             marker = {"marker": "osD^v"[k % 5], "ms": 5, "ls": "none", "color": VALIDATION[k % len(VALIDATION)]}
             lines += losses.plot(*zip(*points, strict=True), **marker, zorder=3, label=name)
@@ -99,9 +99,9 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         losses.set_title(title, parse_math=False)  # a name with $ is a name
         for ax, kind, colour in ((below, "lr", "#2f9e6e"), (below.twinx(), "grad_norm", "#b07a2a")):
             for name, points in series[kind].items():
-                ax.plot(*zip(*points, strict=True), color=colour, lw=1)
+                ax.plot(*zip(*points, strict=True), color=colour, lw=1, marker=_dot(points))
                 ax.set_ylabel(name.replace(" ", "\n"), color=colour, fontsize="small")
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * max((y for points in series[kind].values() for _, y in points), default=0) or 1)
             ax.tick_params("y", labelsize="small", labelcolor=colour)
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_visible(bool(series[kind]))
@@ -112,6 +112,10 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         out = io.BytesIO()
         figure.savefig(out, format=format, dpi=144, transparent=small, metadata={"Date": None} if small else None)
     return out.getvalue()
+
+
+def _dot(points: list) -> str:
+    return "." if len(points) == 1 else ""  # a line of one point would not be seen
 
 
 # --- tables: rows of cells, of which the second is the rule under the head and says how each column is aligned ---------
@@ -178,8 +182,12 @@ def worse_than_guessing(ppl: float, vocab_size: int | None) -> bool:
 
 def ppl_cell(ppl: float, vocab_size: int | None = None) -> str:
     """A perplexity as it is printed everywhere, marked if it is worse than guessing."""
-    figure = f"{ppl:,.2f}" if ppl < 1000 else f"{ppl:,.0f}"
+    figure = f"{ppl:.2f}" if ppl < 100 else f"{ppl:.1f}" if ppl < 1000 else f"{ppl:,.0f}"
     return f"{figure} ({WORSE})" if worse_than_guessing(ppl, vocab_size) else figure
+
+
+def interval_cell(bounds: list[float]) -> str:
+    return f"[{', '.join(map(ppl_cell, bounds))}]"
 
 
 def change(r: dict, first: dict) -> str:
@@ -214,7 +222,7 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
                                 "says nothing; give both the same --context, --stride, --data and --limit")  # fmt: skip
             cell = ppl_cell(r["ppl"], r.get("vocab_size"))
             if r["ppl_ci95"]:
-                cell += " [{:,.2f}, {:,.2f}]".format(*r["ppl_ci95"])
+                cell += f" {interval_cell(r['ppl_ci95'])}"
             row += [cell, f"{r['bits_per_byte']:.3f}", change(r, first) if model != models[0] else ""]
         rows.append(row)
     return rows

@@ -117,6 +117,7 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
             ("seed", str(seed)),
             ("answers", f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
                         "that the condition has stands in the sentence"),
+            *([compare.windows(rows[0]["_ppl"])] if rows[0].get("_ppl") else []),
             *compare.machine(base),
         ],
     }  # fmt: skip
