@@ -15,7 +15,7 @@ from nanomed import cli, compare, examples, labelled, measure, report
 from nanomed.errors import UserError
 from nanomed.files import write_json
 from nanomed.generate import room
-from nanomed.templates import load_template
+from nanomed.templates import Template, load_template
 
 
 def parse_args():
@@ -32,20 +32,21 @@ def parse_args():
     generate.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     generate.add_argument("--prompt", metavar="TEXT", help="one prompt; the completion is shown as it is written")
     generate.add_argument("--prompts", metavar="FILE", help=cli.PROMPTS_HELP)
-    generate.add_argument("--template", metavar="NAME", help="put the prompt into a template as its instruction")
+    generate.add_argument("--template", metavar="NAME", help="put the prompt into this template as its instruction "
+                          "(default: the model's own, if it was instructed; none: the bare prompt)")  # fmt: skip
     cli.add_sampling_flags(generate, temperature=0.8, top_p=0.95)
 
     qa = commands.add_parser("qa", help="exact match, F1, BLEU and ROUGE of a model's answers")
     qa.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     qa.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
-    cli.add_instruction_flags(qa)
+    cli.add_instruction_flags(qa, "the model's own, else response")
     cli.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
     qa.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
     cli.add_labelled_flags(cls)
-    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; the result does not depend on it")
+    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only")
     cli.add_data_flags(cls)
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
@@ -57,7 +58,8 @@ def parse_args():
     )
     page.add_argument("--prompts", metavar="FILE",
                       help=cli.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)")  # fmt: skip
-    page.add_argument("--template", metavar="NAME", help="put each prompt into a template as its instruction")
+    page.add_argument("--template", metavar="NAME", help="put each prompt into this template as its instruction "
+                      "(default: a model's own, if it was instructed; none: the bare prompt)")  # fmt: skip
     page.add_argument("--max-new-tokens", type=cli.count, default=80, metavar="N", help="tokens a completion")
     page.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
     cli.add_window_flags(page)
@@ -72,12 +74,16 @@ def parse_args():
     return p.parse_args()
 
 
-def check_template(args) -> None:
-    """Say so if the model was instructed with another template than the one it will be asked in."""
-    trained = measure.trained_with(args.model).get("template")
-    if trained and trained != args.template:
-        print(f"note: {args.model} was instructed with --template {trained}, and is asked "
-              + (f"with {args.template}" if args.template else "without one"), file=sys.stderr)  # fmt: skip
+def choose_template(args, o, otherwise: str | None = None) -> Template | None:
+    """The template that was asked for, else the one that the model was instructed with, else `otherwise`; says which."""
+    if args.template is None and o.template:
+        args.template = "the model's own"
+        return o.template
+    args.template = args.template or otherwise
+    chosen = load_template(args.template) if args.template else None
+    if o.template and chosen != o.template:
+        print(f"note: {o.name} was instructed with another template, which is the default", file=sys.stderr)
+    return chosen
 
 
 def save(args, result) -> None:
@@ -110,13 +116,12 @@ def generate(args):
     chat = args.prompt is None and not args.prompts
     if chat and not sys.stdin.isatty():
         raise UserError("no --prompt and no --prompts, and no terminal to chat on")
-    template = load_template(args.template) if args.template else None
-    markers = template.markers if template else ()
     sampling = cli.sampling(args)
     texts = measure.read_prompts(args.prompts, args.limit) if args.prompts else [args.prompt]
     o = measure.open_model(args.model, args.device, args.dtype)
-    check_template(args)
-    print(f"{o}; {sampling}")
+    template = choose_template(args, o)
+    markers = template.markers if template else ()
+    print(f"{o}; {sampling}" + (f"; template: {args.template}" if template else ""))
     if chat:
         return talk(o, args, sampling, template)
     prompts = [template.ask(text) if template else text for text in texts]
@@ -157,11 +162,10 @@ def talk(o, args, sampling, template):
 
 
 def qa(args):
-    template = load_template(args.template)
     fields = examples.Fields(args.instruction_field, args.input_field, args.response_field)
     items, bad, sha = examples.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     o = measure.open_model(args.model, args.device, args.dtype)
-    check_template(args)
+    template = choose_template(args, o, "response")
     print(
         f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}"
     )

@@ -5,7 +5,9 @@ python train_clm.py --model gpt2 --data pubmed.jsonl:0.9 --data general.jsonl:0.
 python train_clm.py --model config.json --from-scratch --data general.jsonl --out runs/base
 """
 
-from nanomed import cli, data, rows, run
+from functools import partial
+
+from nanomed import cli, data, examples, heldout, rows, run
 from nanomed.errors import UserError
 from nanomed.loss import linear_cross_entropy
 from nanomed.perplexity import perplexity
@@ -16,10 +18,8 @@ def parse_args():
     p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D",
                    help=cli.DATA_HELP + "; D:WEIGHT gives its share of the blocks")  # fmt: skip
-    p.add_argument("--val-data", nargs="+", action=cli.Several, metavar="D", help="validate on these documents")
-    p.add_argument("--val-fraction", type=cli.share, default=0.05, help="else on this share of --data's documents")
-    p.add_argument("--exclude", nargs="+", action=cli.Several, metavar="D",
-                   help="documents that will be measured on later: take them out of the training side too")  # fmt: skip
+    cli.add_held_out_flags(p, "documents")
+    cli.add_sample_flag(p)
     p.add_argument("--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer")
     cli.add_training_flags(p)
     return cli.parse(p, phase="adapt")
@@ -45,25 +45,37 @@ def main():
     names, weights = zip(*map(rows.split_weight, args.data), strict=True)
     if any(weights) and not all(weights):
         raise UserError("--data: give every source a weight (D:0.9), or none")
-    corpora = [encode(n, args.limit) for n in (names if any(weights) else [names])]
+    chosen = [encode(n, args.limit).all() for n in (names if any(weights) else [names])]
+    held, hashes = heldout.HeldOut(), {s.corpus.name: s.corpus.sha256 for s in chosen}
+    if args.exclude:
+        held, hash = heldout.read(args.exclude, args.text_field, examples.Fields(), args.skip_bad_rows)
+        hashes[f"exclude: {' + '.join(args.exclude)}"] = hash
+    chosen, excluded = zip(*(data.without(s, held.texts()) for s in chosen), strict=True)
     if args.val_data:
-        training, validation = [c.all() for c in corpora], [encode(args.val_data).all()]
+        validation = {name: [encode(files).all()] for name, files in rows.named_sets(args.val_data).items()}
+        hashes |= {f"val-data {name}": s.corpus.sha256 for name, (s,) in validation.items()}
+        training = chosen
+        run.say_removed(len(held.texts() & data.digests([s for (s,) in validation.values()])),
+                        "documents of --val-data are in --exclude too; what is given to validate on stays as it is")  # fmt: skip
     else:
-        sides = [data.split(c, args.val_fraction, args.seed) for c in corpora]
-        training, validation = [s[0] for s in sides], [s[1] for s in sides if len(s[1].indices)]
-    held_out = validation + ([encode(args.exclude).all()] if args.exclude else [])
-    training, removed = zip(*(data.without(s, held_out) for s in training), strict=True)
-    run.say_removed(sum(removed))
+        training, drawn = zip(*(data.split(s, args.val_fraction, args.seed) for s in chosen), strict=True)
+        drawn = [s for s in drawn if len(s.indices)]
+        validation = {"validation": drawn} if drawn else {}
+    held.documents |= data.digests([s for sides in validation.values() for s in sides])
+    training, removed = zip(*(data.without(s, held.documents) for s in training), strict=True)
+    run.say_removed(sum(excluded) + sum(removed))
     for selection in training:
         if not len(selection.indices):
             raise UserError(f"{selection.corpus.name}: no documents left to train on")
+    earlier = heldout.earlier(setup.source.adapter, setup.source.directory).texts()
+    run.say_earlier(setup.source, len(earlier & data.digests(training)))
     shares = [w or 1.0 for w in weights[: len(training)]]
     blocks = data.Mixture(training, shares, args.context, args.batch_size, args.grad_accum, args.seed)
 
     facts = {
         "documents": sum(len(s.indices) for s in training),
-        "val_documents": sum(len(s.indices) for s in validation),
-        "duplicates_removed": sum(removed),
+        "val_documents": sum(len(s.indices) for sides in validation.values() for s in sides),
+        "duplicates_removed": sum(excluded) + sum(removed),
     }
     what = (
         f"{facts['documents']:,} documents, {sum(blocks.counts) * args.context:,} tokens an epoch in blocks of {args.context}"
@@ -71,13 +83,13 @@ def main():
         f"{facts['val_documents']:,} validation documents"
     )
 
-    def evaluate(model):
+    def evaluate(model, documents):
         context, batch_size = args.context, args.batch_size
-        return perplexity(model, validation, context, context // 2, batch_size, setup.device, args.dtype)
+        result = perplexity(model, documents, context, context // 2, batch_size, setup.device, args.dtype)
+        return {"loss": result["loss"], "ppl": result["ppl"]}
 
-    hashes = {s.corpus.name: s.corpus.sha256 for s in [*training, *held_out]}
-    if run.train(args, setup, blocks, clm_loss, evaluate if validation else None, hashes, facts, what,
-                 from_scratch=args.from_scratch):  # fmt: skip
+    measures = {name: partial(evaluate, documents=sides) for name, sides in validation.items()}
+    if run.train(args, setup, blocks, clm_loss, measures, held, hashes, facts, what, from_scratch=args.from_scratch):
         print(f"results in {args.out}; next: python eval.py ppl --model {args.out} --data ...")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanomed import cli, hub, report, run
+from nanomed import cli, heldout, hub, report, run
 from nanomed.errors import UserError
 from nanomed.examples import Batches
 from nanomed.files import read_json, write_json
@@ -24,17 +24,21 @@ from nanomed.labelled import (
     targets_of,
     verdict,
 )
-from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict
+from nanomed.models.classifier import (
+    Classifier,
+    classification_loss,
+    collate_labelled,
+    loss_of_logits,
+    predict,
+    probabilities,
+)
 
 
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     cli.add_labelled_flags(p)
-    p.add_argument("--val-data", nargs="+", action=cli.Several, metavar="D", help="validate on these labelled rows")
-    p.add_argument("--val-fraction", type=cli.share, default=0.05, help="else on this share of the texts")
-    p.add_argument("--exclude", nargs="+", action=cli.Several, metavar="D",
-                   help="texts that will be measured on later: take them out of the training side too")  # fmt: skip
+    cli.add_held_out_flags(p, "texts")
     p.add_argument("--freeze", action="store_true", help="train the head alone")
     p.add_argument("--balance", choices=["weights", "sampling", "none"], default="weights",
                    help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither")  # fmt: skip
@@ -52,10 +56,15 @@ def main():
     sides = read_sides(args)
     run.say_removed(sides.removed)
     labels, multi, pad = sides.labels, sides.multi_label, setup.tokenizer.eot
-    texts, val_texts = ([item.text for item in side] for side in (sides.training, sides.validation))
-    targets, val_targets = (targets_of(side, labels, multi) for side in (sides.training, sides.validation))
+    earlier = heldout.earlier(setup.source.adapter, setup.source.directory).texts()
+    run.say_earlier(setup.source, sum(heldout.digest(item.text) in earlier for item in sides.training))
+    texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)
     ids, truncated = encode_texts(texts, setup.tokenizer, args.context)
-    val_ids, _ = encode_texts(val_texts, setup.tokenizer, args.context)
+    val_ids = {
+        n: encode_texts([i.text for i in side], setup.tokenizer, args.context)[0]
+        for n, side in sides.validation.items()
+    }
+    val_targets = {name: targets_of(side, labels, multi) for name, side in sides.validation.items()}
     weights, chosen = None, range(len(ids))
     if args.balance == "weights":
         weights = torch.from_numpy(class_weights(targets, len(labels)))
@@ -73,17 +82,19 @@ def main():
             lm.requires_grad_(False)
         return Classifier(lm, labels, multi, pad)
 
-    def evaluate(model):
-        logits = predict(model, val_ids, pad, args.batch_size, setup.device, args.dtype)
-        loss, count = loss_of_logits(logits, torch.from_numpy(val_targets), weights)
-        return {"loss": loss.item() / count, "ppl": np.exp(loss.item() / count)}
+    def evaluate(model, name):
+        logits = predict(model, val_ids[name], pad, args.batch_size, setup.device, args.dtype)
+        loss, count = loss_of_logits(logits, torch.from_numpy(val_targets[name]), weights)
+        right = probabilities(logits, multi) >= 0.5 if multi else logits.argmax(1).numpy()
+        hits = right == val_targets[name]
+        return {"loss": loss.item() / count, "accuracy": float((hits.all(1) if multi else hits).mean())}
 
     sizes = targets.sum(0).astype(int) if multi else np.bincount(targets, minlength=len(labels))
     facts = {
         "labels": labels,
         "texts": len(texts),
         "texts_by_label": dict(zip(labels, sizes.tolist(), strict=True)),
-        "val_texts": len(val_texts),
+        "val_texts": sum(map(len, sides.validation.values())),
         "truncated": truncated,
         "bad_rows": sides.bad_rows,
         "duplicates_removed": sides.removed,
@@ -92,18 +103,26 @@ def main():
         f"{len(texts):,} texts ({', '.join(f'{n:,} {name}' for name, n in facts['texts_by_label'].items())})"
         + (f", {truncated:,} cut at {args.context} tokens" if truncated else "")
         + (f", {sides.bad_rows:,} bad rows left out" if sides.bad_rows else "")
-        + f"; {len(val_texts):,} validation texts"
+        + f"; {facts['val_texts']:,} validation texts"
     )
     loss_fn = partial(classification_loss, weights=weights)
-    run.train(args, setup, batches, loss_fn, evaluate if val_ids else None, sides.hashes, facts, what, head=put_head_on)
+    validation = {name: partial(evaluate, name=name) for name in sides.validation}
+    unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
+    if not run.train(args, setup, batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit,
+                     head=put_head_on) and args.dry_run:  # fmt: skip
+        return
 
     summary = Path(args.out) / "summary.json"
     if val_ids and "classification" not in read_json(summary):  # of the model that DIR holds now
         saved = hub.load_classifier(hub.find(args.out)).to(setup.device)
-        logits = predict(saved, val_ids, pad, args.batch_size, setup.device, args.dtype)
-        measured = measures(logits, labels, sides, sides.validation, val_targets, args.seed)
-        write_json(read_json(summary) | {"classification": measured}, summary)
-        print(report.text_table(report.classification_table(measured)), verdict(measured), sep="\n")
+        found = {}
+        for name, side in sides.validation.items():
+            logits = predict(saved, val_ids[name], pad, args.batch_size, setup.device, args.dtype)
+            found[name] = measures(logits, labels, sides, side, val_targets[name], args.seed)
+            figures = report.text_table(report.classification_table(found[name]))
+            print(f"{name}:" if len(val_ids) > 1 else "", figures, verdict(found[name]), sep="\n")
+        more = {"classification_sets": found} if len(found) > 1 else {}
+        write_json(read_json(summary) | {"classification": next(iter(found.values()))} | more, summary)
     print(f"results in {args.out}; next: python eval.py cls --model {args.out} --data ...")
 
 

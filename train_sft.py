@@ -5,10 +5,12 @@ python train_sft.py --model runs/adapted --data pairs.jsonl --template alpaca --
 python train_sft.py --model runs/adapted --data pairs.jsonl --replay abstracts.jsonl --out runs/instructed
 """
 
-from nanomed import cli, data, examples, run
+from functools import partial
+
+from nanomed import cli, data, examples, heldout, rows, run
 from nanomed.errors import UserError
-from nanomed.perplexity import answer_perplexity
-from nanomed.templates import load_template
+from nanomed.perplexity import answer_perplexity, perplexity
+from nanomed.templates import TEMPLATES, load_template, of_model
 
 
 def parse_args():
@@ -16,13 +18,12 @@ def parse_args():
     p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D",
                    help="rows of an instruction and its response: " + cli.DATA_HELP)  # fmt: skip
-    p.add_argument("--val-data", nargs="+", action=cli.Several, metavar="D", help="validate on these rows")
-    p.add_argument("--val-fraction", type=cli.share, default=0.05, help="else on this share of --data's rows")
-    p.add_argument("--exclude", nargs="+", action=cli.Several, metavar="D",
-                   help="rows that will be measured on later: take their questions out of the training side too")  # fmt: skip
-    cli.add_instruction_flags(p)
+    cli.add_held_out_flags(p, "rows")
+    cli.add_instruction_flags(p, "the model's own, else response")
+    cli.add_sample_flag(p)
     p.add_argument("--group-field", metavar="FIELD",
-                   help="rows that share this field's value (a disease, say) stay on one side of the split")  # fmt: skip
+                   help="rows that share this field's value (a disease, say) stay on one side, be the other one the validation "
+                        "or --exclude")  # fmt: skip
     p.add_argument("--train-on-prompt", action="store_true", help="supervise the prompt too, for comparison")
     p.add_argument("--no-packing", action="store_true", help="one example a row, padded, instead of several, isolated")
     p.add_argument("--replay", nargs="+", action=cli.Several, metavar="D",
@@ -34,8 +35,10 @@ def parse_args():
 
 def main():
     args = parse_args()
-    template = load_template(args.template)
     setup = run.setup(args, full_lr=5e-5)
+    own = of_model(setup.source.adapter, setup.source.directory)
+    template = load_template(args.template) if args.template else own or TEMPLATES["response"]
+    args.template = args.template or ("the model's own" if own else "response")
     fields = examples.Fields(args.instruction_field, args.input_field, args.response_field, args.group_field)
 
     # rows -> the sides -> masked ids -> rows of a batch
@@ -46,59 +49,86 @@ def main():
         hashes[f"{side}: {' + '.join(names)}"] = sha
         return items
 
-    hashes = {"template": repr(template)}
-    training, validation = read("data", args.data, args.limit), []
+    def documents(side, names):
+        corpus = data.encode_corpus(names, setup.tokenizer, args.text_field, None, args.skip_bad_rows)
+        hashes[f"{side}: {corpus.name}"] = corpus.sha256
+        return corpus.all()
+
+    hashes, held = {"template": repr(template)}, heldout.HeldOut()
+    everything = read("data", args.data, args.limit)
+    if args.exclude:
+        held, hashes[f"exclude: {' + '.join(args.exclude)}"] = heldout.read(
+            args.exclude, args.text_field, fields, args.skip_bad_rows
+        )
+    training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
     if args.val_data:
-        validation = read("val-data", args.val_data)
+        for name, files in rows.named_sets(args.val_data).items():
+            if examples.holds_instructions(files[0], fields):
+                answers[name] = read(f"val-data {name}", files)
+            else:
+                texts[name] = documents(f"val-data {name}", files)
     elif args.val_fraction:
-        training, validation = examples.split_instructions(training, args.val_fraction, args.seed)
-    held_out = validation + (read("exclude", args.exclude) if args.exclude else [])
-    training, removed = examples.without_questions(training, held_out)
+        training, answers["validation"] = examples.split_instructions(training, args.val_fraction, args.seed)
+    drawn = 0 if args.val_data else len(answers.get("validation", []))
+    for side in answers.values():
+        held.add_rows(side)
+    held.documents |= data.digests(list(texts.values()))
+    training = [item for item in training if not held.has_row(item)]
+    removed = len(everything) - drawn - len(training)
     run.say_removed(removed)
-    sides = [examples.encode_instructions(s, setup.tokenizer, template, args.context) for s in (training, validation)]
-    chosen, held_out = (side.examples for side in sides)
-    if not chosen or (validation and not held_out):
-        raise UserError(f"no example fits --context {args.context}{sides[0] if not chosen else sides[1]}")
+    if not training:
+        raise UserError(f"{', '.join(args.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
+                        "(--val-data, --val-fraction, --exclude)")  # fmt: skip
+    earlier = heldout.earlier(setup.source.adapter, setup.source.directory)
+    run.say_earlier(setup.source, sum(map(earlier.has_row, training)))
+    side = examples.encode_instructions(training, setup.tokenizer, template, args.context)
+    sets = {name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()}
+    chosen = side.examples
+    for found in (side, *sets.values()):
+        if not found.examples:
+            raise UserError(f"no example fits --context {args.context}{found}")
     answer_tokens = sum(len(e.ids) - e.start for e in chosen)
     if args.train_on_prompt:
         chosen = examples.supervise_prompts(chosen)
     replayed, beyond = [], ""
     if args.replay:
-        corpus = data.encode_corpus(args.replay, setup.tokenizer, args.text_field, None, args.skip_bad_rows)
+        found, kept_out = data.without(documents("replay", args.replay), held.texts() | earlier.texts())
+        run.say_removed(kept_out, "documents that are held out, now or by an earlier phase, were taken out of what is replayed")
         limit = round(args.replay_ratio * len(chosen))
-        replayed = examples.text_examples(corpus.all(), args.context, limit, args.seed)
-        if limit > len(corpus.all().indices):
+        replayed = examples.text_examples(found, args.context, limit, args.seed)
+        if limit > len(found.indices):
             beyond = f" (of {limit:,} documents asked for, all that there are)"
-        hashes[f"replay: {corpus.name}"] = corpus.sha256
-    rows = [[e] for e in chosen + replayed] if args.no_packing else examples.pack(chosen + replayed, args.context)
-    batches = examples.Batches(rows, examples.collate, args.batch_size, args.grad_accum, args.seed)
+    packed = [[e] for e in chosen + replayed] if args.no_packing else examples.pack(chosen + replayed, args.context)
+    batches = examples.Batches(packed, examples.collate, args.batch_size, args.grad_accum, args.seed)
 
     facts = {
         "template": args.template,
         "examples": len(chosen),
-        "val_examples": len(held_out),
-        "truncated": sides[0].truncated,
-        "dropped": sides[0].dropped,
-        "empty_responses": sides[0].empty,
+        "val_examples": sum(len(found.examples) for found in sets.values()),
+        "truncated": side.truncated,
+        "dropped": side.dropped,
+        "empty_responses": side.empty,
         "duplicates_removed": removed,
-        "rows": len(rows),
-        "filled": sum(len(e.ids) - 1 for e in chosen + replayed) / (len(rows) * args.context),
+        "rows": len(packed),
+        "filled": sum(len(e.ids) - 1 for e in chosen + replayed) / (len(packed) * args.context),
     }
     what = (
-        f"{len(chosen):,} examples{sides[0]}, {answer_tokens:,} tokens of answers; template {args.template}; "
+        f"{len(chosen):,} examples{side}, {answer_tokens:,} tokens of answers; template {args.template}; "
         + (f"{len(replayed):,} pieces of text replayed{beyond}; " if replayed else "")
-        + f"{len(rows):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
-        f"{len(held_out):,} validation examples{sides[1]}"
+        + f"{len(packed):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
+        f"{facts['val_examples']:,} validation examples{''.join(map(str, sets.values()))}"
     )
 
-    def evaluate(model):
-        return answer_perplexity(model, held_out, args.batch_size, setup.device, args.dtype)
+    def evaluate(model, name):
+        if name in sets:
+            result = answer_perplexity(model, sets[name].examples, args.batch_size, setup.device, args.dtype)
+        else:
+            result = perplexity(model, [texts[name]], args.context, args.context // 2, args.batch_size, setup.device, args.dtype)
+        return {"loss": result["loss"], "ppl": result["ppl"]}
 
-    if run.train(args, setup, batches, examples.instruction_loss, evaluate if held_out else None, hashes, facts, what):
-        print(
-            f"results in {args.out}; next: python eval.py generate --model {args.out} --template {args.template}, "
-            f"or eval.py qa --model {args.out} --template {args.template} --data ..."
-        )
+    validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
+    if run.train(args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template):
+        print(f"results in {args.out}; next: python eval.py generate --model {args.out} (or qa, with --data ...)")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ seed and the number of windows consumed.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -37,6 +38,11 @@ def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
 
 def latest(out: Path) -> Path | None:
     return max((out / "state").glob("step-*.safetensors"), default=None)
+
+
+def remove(out: Path) -> None:
+    """Of a complete run, whose state nobody will ask for: it is three times the size of what was trained."""
+    shutil.rmtree(out / "state", ignore_errors=True)
 
 
 def load(path: Path, model, optimizer, scaler) -> dict:

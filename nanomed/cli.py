@@ -1,6 +1,8 @@
 """What the scripts share on the command line: flags, presets from a recipe, and how they end."""
 
 import argparse
+import difflib
+import re
 import signal
 import sys
 import tomllib
@@ -31,7 +33,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=Help, allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        raise UserError(f"{message} (--help lists the flags)")
+        raise UserError(f"{message}{self._nearest(message)} (--help lists the flags)")
+
+    def _nearest(self, message: str) -> str:
+        """For a flag that nobody knows: the known one that is most like it."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:  # of a command, its own
+            if isinstance(action, argparse._SubParsersAction) and sys.argv[1:2] and sys.argv[1] in action.choices:
+                flags += action.choices[sys.argv[1]]._option_string_actions
+        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
+        near = difflib.get_close_matches(unknown[0], flags, 1) if unknown else []
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 class Several(argparse.Action):
@@ -55,6 +67,13 @@ def whole(text: str) -> int:
     """A whole number, 0 included."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number that fits the random generators' 64 bits."""
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and less than 2^63, not {text[:40]!r}")
     return int(text)
 
 
@@ -91,7 +110,7 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
                         "and fp32 on the CPU")  # fmt: skip
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
-    p.add_argument("--seed", type=whole, default=0, help="of everything random")
+    p.add_argument("--seed", type=seed, default=0, help="of everything random")
 
 
 def add_window_flags(p: argparse.ArgumentParser) -> None:
@@ -100,7 +119,7 @@ def add_window_flags(p: argparse.ArgumentParser) -> None:
         "--context", type=count, metavar="N", help="ids a window (default: the model's positions, 1024 at most)"
     )
     p.add_argument("--stride", type=count, metavar="N", help="ids between windows (default: context // 2)")
-    p.add_argument("--batch-size", type=count, default=8, help="windows at once; the result does not depend on it")
+    p.add_argument("--batch-size", type=count, default=8, help="windows at once; changes a result by rounding only")
 
 
 def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
@@ -113,7 +132,7 @@ def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: fl
                    help="draw from the likeliest that reach this probability together")  # fmt: skip
     p.add_argument("--repetition-penalty", type=positive, default=1.0, metavar="R",
                    help="more than 1: make tokens that are there already less likely")  # fmt: skip
-    p.add_argument("--batch-size", type=count, default=16, help="prompts at once; the result does not depend on it")
+    p.add_argument("--batch-size", type=count, default=16, help="prompts at once; changes a result by rounding only")
 
 
 def sampling(args) -> Sampling:
@@ -125,6 +144,17 @@ def add_data_flags(p: argparse.ArgumentParser) -> None:
                    "context.contexts, or several (a,b), of which the first that a row has counts; a list is joined with "
                    "newlines")  # fmt: skip
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+
+
+def add_held_out_flags(p: argparse.ArgumentParser, what: str) -> None:
+    """What is measured on, during the run and later. what: `documents`, say."""
+    p.add_argument("--val-data", nargs="+", action=Several, metavar="[NAME=]D",
+                   help=f"validate on these {what}; several named sets are each a line and a curve, and the first decides "
+                        "which weights are best")  # fmt: skip
+    p.add_argument("--val-fraction", type=share, default=0.05, help=f"else on this share of --data's {what}")
+    p.add_argument("--exclude", nargs="+", action=Several, metavar="D",
+                   help="documents or instruction rows that are measured on later: they get into no part of the run, neither "
+                        "training nor replay nor the share that is validated on")  # fmt: skip
 
 
 def add_labelled_flags(p: argparse.ArgumentParser) -> None:
@@ -140,10 +170,10 @@ def add_labelled_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--negative-name", default="negative", metavar="NAME", help="what label 0 is called")
 
 
-def add_instruction_flags(p: argparse.ArgumentParser) -> None:
+def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
     """How rows become instructions."""
-    p.add_argument("--template", default="response", metavar="NAME",
-                   help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file of your own")  # fmt: skip
+    p.add_argument("--template", metavar="NAME",
+                   help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: {otherwise})")  # fmt: skip
     fields = Fields()
     p.add_argument("--instruction-field", default=fields.instruction, metavar="FIELD", help="of what is asked")
     p.add_argument(
@@ -217,8 +247,19 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
         "--eval-every", type=whole, default=Settings.eval_every, help="updates between validations; 0: an epoch"
     )
     g.add_argument("--patience", type=whole, default=Settings.patience,
-                   help="stop after so many validations without improvement and keep the best weights; 0: never")  # fmt: skip
+                   help="stop after so many validations without improvement; 0: never")  # fmt: skip
+    g.add_argument("--keep", choices=["last", "best"],
+                   help="the weights that DIR holds at the end: the last, or those of the best validation (default: best with "
+                        "--patience, else last)")  # fmt: skip
     g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
+    g.add_argument("--dry-run", action="store_true",
+                   help="count everything, time two updates, say what it would take, and stop; nothing is written")  # fmt: skip
+    g.add_argument("--show", type=count, default=0, metavar="N",
+                   help="first print N rows of a batch with what is supervised in [[ ]], packed examples one by one")  # fmt: skip
+
+
+def add_sample_flag(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--sample-prompt", metavar="TEXT", help="at each validation, show how the model goes on from this")
 
 
 def check_lora_flags(args) -> None:
@@ -258,7 +299,8 @@ def _preset(parser, section: dict, where: str) -> None:
     for key, value in section.items():
         action = flags.get(key.replace("-", "_"))
         if action is None:
-            raise UserError(f"{where}: unknown key {key!r}")
+            near = difflib.get_close_matches(key, [f.replace("_", "-") for f in flags], 1)
+            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise UserError(f"{where}: {key} must be true or false")

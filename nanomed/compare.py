@@ -28,6 +28,7 @@ from nanomed.files import read_json, write_json, write_text
 from nanomed.generate import Sampling
 from nanomed.metrics import need, normalise
 from nanomed.rows import get_text, get_value, read_rows
+from nanomed.templates import Template, of_model
 from nanomed.tokenizer import load_tokenizer
 
 # The topics whose samples the gpt2-lora-medical-terms recipe shows, and a question beside them.
@@ -52,14 +53,14 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         raise UserError("--data: two columns of the same name; NAME=D names them")
     names = short_names(args.models)
     classifier = read_classifier(args.classifier) if args.classifier else None
-    texts = [template.ask(p) if template else p for p in prompts]
-    context = args.context
+    context, templates = args.context, []
     for model in args.models:  # what is wrong with the last should not wait until the others have been measured
-        positions = check_model(model, prompts, texts, args.max_new_tokens)
+        positions, own = check_model(model, prompts, template, args.max_new_tokens)
         context = min(context or 1024, positions)
+        templates.append(template or own)
     stride = args.stride or max(1, context // 2)
     models, written, curves = [], {}, []
-    for name, model in zip(names, args.models, strict=True):
+    for name, model, asked in zip(names, args.models, templates, strict=True):
         o = measure.open_model(model, args.device, args.dtype)
         print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
         curves += curves_of(name, o.directory)
@@ -69,7 +70,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
             corpora[column] = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
         for column, corpus in corpora.items():
             ppl[column] = measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
-        written[name] = samples(o, texts, template, args.max_new_tokens, args.seed)
+        written[name] = samples(o, prompts, asked, args.max_new_tokens, args.seed)
         models.append({"name": name, "model": model, "ppl": ppl})
     if args.classifier and Path(args.classifier).is_dir():
         curves += curves_of(Path(args.classifier).name, Path(args.classifier), "texts")
@@ -89,7 +90,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         "classifier": classifier,
         "models": models,
         "columns": list(columns),
-        "measured": how_measured(models, columns, o, args, template),
+        "measured": how_measured(models, columns, o, args, any(templates)),
     }
     return write_page(content, out)
 
@@ -109,16 +110,19 @@ def open_out(out: Path) -> Path:
     return out
 
 
-def check_model(model: str, prompts: list[str], texts: list[str], max_new_tokens: int) -> int:
-    """The positions of a model. Raises UserError if it cannot be found, or if a prompt and its answer do not fit."""
+def check_model(
+    model: str, prompts: list[str], template: Template | None, max_new_tokens: int
+) -> tuple[int, Template | None]:
+    """The positions of a model, and the template that it was instructed with. Raises UserError if it cannot be found, or if a
+    prompt, in `template` or its own, and the answer do not fit."""
     source = hub.find(model)
-    positions = hub.read_config(source.directory)[1].n_positions
+    positions, own = hub.read_config(source.directory)[1].n_positions, of_model(source.adapter, source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
-    for prompt, text in zip(prompts, texts, strict=True):
+    for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
         if len(tokenizer.encode(text)) + max_new_tokens > positions:
             raise UserError(f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
                             "lower --max-new-tokens")  # fmt: skip
-    return positions
+    return positions, own
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
@@ -146,10 +150,14 @@ def stands_in(expected: str | None, text: str) -> bool | None:
     return None if expected is None else f" {normalise(expected)} " in f" {normalise(text)} "
 
 
-def samples(o: measure.Opened, texts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
-    """[{prompt, completion, stopped}], what a model writes after each text: greedily, with a penalty on repetition."""
-    markers = template.markers if template else ()
+def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
+    """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on repetition."""
+    markers, texts = template.markers if template else (), _asked(prompts, template)
     return measure.complete(o, texts, Sampling(repetition_penalty=penalty), markers, max_new_tokens, seed=seed)
+
+
+def _asked(prompts: list[str], template: Template | None) -> list[str]:
+    return [template.ask(prompt) if template else prompt for prompt in prompts]
 
 
 def answers_of(k: int, written: dict[str, list[dict]], is_right) -> list[dict]:
@@ -244,7 +252,7 @@ def perplexity_table(models: list[dict]) -> dict:
 
 
 def how_measured(
-    models: list[dict], columns: dict[str, str], o: measure.Opened, args, template
+    models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool
 ) -> list[tuple[str, str]]:
     """Facts of the page's last section; o: one of the models, all being on one device."""
     first = models[0]["ppl"]
@@ -252,7 +260,9 @@ def how_measured(
     for column, file in columns.items():
         r = first[column]
         facts.append((f"text “{column}”", f"{file}: {r['documents']:,} documents, {r['bytes']:,} bytes"))
-    asked = f", each put into the template “{args.template}”" if template else ""
+    asked = f", each put into the template “{args.template}”" if args.template else ""
+    if templates and not args.template:
+        asked = ", put into the template that a model was instructed with, if it was"
     answers = (f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
                f"{args.max_new_tokens} tokens; right if the expected words stand in it")  # fmt: skip
     return [*facts, windows(first), ("answers", answers), *machine(o)]

@@ -198,23 +198,28 @@ def _batch(rows, documents: int = 64, characters: int = 2**20) -> list:
 # --- selecting --------------------------------------------------------------------------------------------------------
 
 
-def split(corpus: Corpus, fraction: float, seed: int) -> tuple[Selection, Selection]:
-    """(training, validation) documents of a corpus, drawn by document. Raises UserError if there are too few."""
-    n = len(corpus.documents)
+def split(selection: Selection, fraction: float, seed: int) -> tuple[Selection, Selection]:
+    """(training, validation) documents of a selection, drawn by document. Raises UserError if there are too few."""
+    n = len(selection.indices)
     n_val = max(1, round(fraction * n)) if fraction > 0 else 0
-    if n_val >= n:
-        raise UserError(f"{corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0")
+    if n_val >= n > 0:
+        raise UserError(f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0")
     order = np.random.default_rng(seed).permutation(n)
-    return Selection(corpus, np.sort(order[n_val:])), Selection(corpus, np.sort(order[:n_val]))
+    sides = (np.sort(order[n_val:]), np.sort(order[:n_val]))
+    return tuple(Selection(selection.corpus, selection.indices[side]) for side in sides)
 
 
-def without(selection: Selection, held_out: list[Selection]) -> tuple[Selection, int]:
-    """The documents whose text is nowhere in `held_out`, and how many were taken out."""
-    seen = [s.table()["digest"] for s in held_out]
-    if not seen:
+def without(selection: Selection, documents: set[bytes]) -> tuple[Selection, int]:
+    """The documents whose text is not in `documents` (digests as in the table), and how many were taken out."""
+    if not documents:
         return selection, 0
-    keep = ~np.isin(selection.table()["digest"].view("S16"), np.concatenate(seen).view("S16"))
+    keep = ~np.isin(selection.table()["digest"].view("S16"), np.array(list(documents), "V16").view("S16"))
     return Selection(selection.corpus, selection.indices[keep]), int((~keep).sum())
+
+
+def digests(selections: list[Selection]) -> set[bytes]:
+    """Those of the documents of some selections."""
+    return {bytes(d) for s in selections for d in s.table()["digest"]}
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------

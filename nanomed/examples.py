@@ -27,10 +27,12 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Example:
-    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it."""
+    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it; replayed: a piece of
+    plain text, and no answer."""
 
     ids: np.ndarray
     start: int
+    replayed: bool = False
 
 
 @dataclass
@@ -86,11 +88,11 @@ def split_instructions(items: list[Instruction], fraction: float, seed: int) -> 
     return split_rows(items, [item.group or str(k) for k, item in enumerate(items)], fraction, seed)
 
 
-def without_questions(items: list[Instruction], held_out: list[Instruction]) -> tuple[list[Instruction], int]:
-    """The rows whose question is nowhere in `held_out`, whatever the answer, and how many were taken out."""
-    seen = {(item.instruction, item.input) for item in held_out}
-    kept = [item for item in items if (item.instruction, item.input) not in seen]
-    return kept, len(items) - len(kept)
+def holds_instructions(name: str, fields: Fields) -> bool:
+    """Whether the first row of a file has an instruction: else its rows are plain documents."""
+    for row in read_rows(name, lambda row: row, 1, True):
+        return get_value(row, fields.instruction) is not None
+    return False
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def text_examples(selection, context: int, limit: int, seed: int) -> list[Exampl
     out = []
     for k in sorted(chosen.tolist()):
         ids = selection.ids(k).astype(np.int64)
-        out += [Example(ids[i : i + context + 1], 1) for i in range(0, len(ids) - 1, context)]
+        out += [Example(ids[i : i + context + 1], 1, True) for i in range(0, len(ids) - 1, context)]
     return out
 
 
@@ -176,13 +178,15 @@ def pack(examples: list[Example], context: int) -> list[list[Example]]:
 
 
 def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
-    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row has one.
+    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row has one. With
+    replayed text in it, (inputs, positions, segments, replayed, targets).
 
     Rows are filled on the right: filling is segment -1 and its targets are IGNORE, by length and not by token.
     """
     B, T = len(rows), max(sum(len(e.ids) - 1 for e in row) for row in rows)
     idx, pos = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
     segments, targets = torch.full((B, T), -1), torch.full((B, T), IGNORE)
+    replayed = torch.zeros(B, T, dtype=torch.bool)
     for b, row in enumerate(rows):
         at = 0
         for k, example in enumerate(row):
@@ -190,22 +194,31 @@ def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
             n = len(ids) - 1
             idx[b, at : at + n], pos[b, at : at + n], segments[b, at : at + n] = ids[:-1], torch.arange(n), k
             targets[b, at + example.start - 1 : at + n] = ids[example.start :]
+            replayed[b, at : at + n] = example.replayed
             at += n
+    if replayed.any():
+        return idx, pos, segments, replayed, targets
     if max(map(len, rows)) == 1:  # filling on the right is behind every query, where causal attention does not look
         return idx, targets
     return idx, pos, segments, targets
 
 
 def instruction_loss(model, batch):
-    """Summed loss of a batch of `collate`, and how many tokens it sums: packed examples never see each other."""
+    """Summed loss of a batch of `collate`, and how many tokens it sums: packed examples never see each other. With replayed
+    text in it, also {"answer": (sum, count), "replay": (sum, count)}, to be logged apart."""
     idx, *packed, targets = batch
-    pos = mask = None
+    pos = mask = replayed = None
     if packed:
-        pos, segments = packed
+        pos, segments, *replayed = packed
         T = idx.size(1)
         same = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
         mask = same & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
-    return linear_cross_entropy(model.transformer(idx, pos, mask), model.lm_head.weight, targets)
+    x = model.transformer(idx, pos, mask)
+    if not replayed:
+        return linear_cross_entropy(x, model.lm_head.weight, targets)
+    total, nll = linear_cross_entropy(x, model.lm_head.weight, targets, per_token=True)
+    text = replayed[0][targets != IGNORE]
+    return total, len(nll), {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))}
 
 
 class Batches:

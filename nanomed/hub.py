@@ -39,6 +39,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 HEAD = "score.weight"  # a classifier's
+SUMMARY = "summary.json"  # of a run: says on what state of its base an adapter was trained
 CONNECT_SECONDS = 5
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
 
@@ -95,16 +96,7 @@ def find(name: str, weights: bool = True) -> Source:
         return Source(str(BUNDLED[name].resolve()), BUNDLED[name])
     path = Path(name).expanduser()
     if (path / ADAPTER_CONFIG).exists():
-        base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-        if not base:
-            raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
-        try:
-            source = find(base, weights)
-        except UserError as e:
-            raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
-        if source.adapter:
-            raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
-        return Source(source.name, source.directory, path.resolve())
+        return _find_adapter(path, weights)
     if path.is_file() and path.name == "config.json":  # for training from scratch
         path = path.parent
     if path.is_dir():
@@ -114,6 +106,25 @@ def find(name: str, weights: bool = True) -> Source:
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such model directory")
     return _download(name, weights)
+
+
+def _find_adapter(path: Path, weights: bool) -> Source:
+    base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
+    if Path(base).name == "base" and (path / "base" / "config.json").exists():
+        base = str(path / "base")  # its own, wherever the two of them have been moved to
+    try:
+        source = find(base, weights)
+    except UserError as e:
+        raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
+    if source.adapter:
+        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
+    known = read_json(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
+    if known and known != fingerprint(source):
+        raise UserError(f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that back, "
+                        f"or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})")  # fmt: skip
+    return Source(source.name, source.directory, path.resolve())
 
 
 @cache
@@ -237,6 +248,8 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
     if dropout is not None:
         config = replace(config, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
     model_class = ARCHITECTURES[raw["model_type"]]
+    if from_scratch and source.adapter:
+        raise UserError(f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}")
     if from_scratch:
         model = model_class(config)
         model.init_weights()

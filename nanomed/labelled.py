@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanomed import metrics
+from nanomed import heldout, metrics
 from nanomed.errors import UserError
-from nanomed.examples import split_rows
+from nanomed.examples import Fields, split_rows
 from nanomed.models.classifier import probabilities
-from nanomed.rows import BadRow, get_text, get_value, read_rows
+from nanomed.rows import BadRow, get_text, get_value, named_sets, read_rows
 
 TFIDF = "TF-IDF + logistic regression"
 
@@ -74,7 +74,8 @@ class Sides:
     labels: list[str]
     multi_label: bool
     training: list[Labelled]
-    validation: list[Labelled]
+    validation: dict[str, list[Labelled]]  # by the names of the sets
+    held: heldout.HeldOut  # what is measured on
     removed: int  # training texts that are held out too
     bad_rows: int
     hashes: dict[str, str]  # of each side's data, by name
@@ -90,26 +91,34 @@ def read_sides(args) -> Sides:
 
     hashes = {}
     whole = read("data", labelled_sources(args), args.limit)
+    held = heldout.HeldOut()
+    if args.exclude:
+        held, hashes[f"exclude: {' + '.join(args.exclude)}"] = heldout.read(
+            args.exclude, args.text_field, Fields(), args.skip_bad_rows
+        )
     labels = [args.negative_name, args.positive_name] if args.positives else whole.names()
     if len(set(labels)) < 2:
         where = args.data[0] if args.data else "--positive-name, --negative-name"
         raise UserError(f"{where}: one label only ({', '.join(labels) or 'none'}): nothing to tell apart")
+    items = [item for item in whole.items if heldout.digest(item.text) not in held.texts()]
     if args.val_data:
-        held_out = read("val-data", [(file, None) for file in args.val_data])
-        if held_out.multi_label != whole.multi_label:
-            raise UserError(f"{args.val_data[0]}: one label a text here and a list of labels there cannot be compared")
-        training, validation = whole.items, held_out.items
+        validation = {}
+        for name, files in named_sets(args.val_data).items():
+            found = read(f"val-data {name}", [(file, None) for file in files])
+            if found.multi_label != whole.multi_label:
+                raise UserError(f"{files[0]}: one label a text here and a list of labels there cannot be compared")
+            validation[name] = found.items
+        kept = items
     else:
-        rows = [str(k) for k in range(len(whole.items))]
-        training, validation = split_rows(whole.items, rows, args.val_fraction, args.seed)
-    held_out = {item.text for item in validation}
-    if args.exclude:
-        held_out |= {item.text for item in read("exclude", [(file, "") for file in args.exclude]).items}
-    kept = [item for item in training if item.text not in held_out]
+        kept, drawn = split_rows(items, [str(k) for k in range(len(items))], args.val_fraction, args.seed)
+        validation = {"validation": drawn} if drawn else {}
+    held.documents |= {heldout.digest(item.text) for side in validation.values() for item in side}
+    kept = [item for item in kept if heldout.digest(item.text) not in held.documents]
+    removed = len(whole.items) - sum(map(len, validation.values())) * (not args.val_data) - len(kept)
     missing = set(labels) - {label for item in kept for label in item.labels}
     if missing:
         raise UserError(f"no text of the label {sorted(missing)[0]!r} is left to train on (held out, or duplicates)")
-    return Sides(labels, whole.multi_label, kept, validation, len(training) - len(kept), whole.bad_rows, hashes)
+    return Sides(labels, whole.multi_label, kept, validation, held, removed, whole.bad_rows, hashes)
 
 
 def labelled_sources(args) -> list[tuple[str, str | None]]:

@@ -15,12 +15,13 @@ IGNORE = -100  # the target of a position that is not supervised: padding, or a 
 CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary
 
 
-def linear_cross_entropy(x, weight, targets):
+def linear_cross_entropy(x, weight, targets, per_token=False):
     """Cross-entropy of the logits `x @ weight.T` against `targets`, summed over the supervised positions.
 
     x: hidden states (..., C); weight: the head (V, C); targets: ids (...), IGNORE where not supervised.
     Multiplies in autocast's dtype if autocast is on; softmax and loss are fp32, gradients are summed over chunks in fp32.
-    Returns (sum, count): a differentiable fp32 scalar in nats, and the number of supervised positions, an int.
+    Returns (sum, count): a differentiable fp32 scalar in nats, and the number of supervised positions, an int; or with
+    `per_token` (sum, losses), the latter (count,) in the order of the supervised positions, without a gradient.
     The sum can be taken backward once.
     """
     targets = targets.reshape(-1)
@@ -31,7 +32,8 @@ def linear_cross_entropy(x, weight, targets):
         x, targets = x[keep], targets[keep]
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return _LinearCrossEntropy.apply(x, weight, targets, dtype), count
+    total, nll = _LinearCrossEntropy.apply(x, weight, targets, dtype)
+    return total, nll if per_token else count
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, targets, dtype):
         need_x, need_w = ctx.needs_input_grad[:2]
         w = weight.to(dtype)
-        total = x.new_zeros((), dtype=torch.float32)
+        nll = torch.empty(len(targets), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
         grad_w = torch.zeros_like(weight, dtype=torch.float32) if need_w else None
         # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th of it.
@@ -81,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         start = 0
         for xs, ts in _chunks(x, targets, weight.size(0)):
             log_probs, target_log_probs = _log_probs(xs, w, ts)
-            total -= target_log_probs.sum()
+            nll[start : start + len(ts)] = -target_log_probs
             if need_x or need_w:
                 d = log_probs.exp_()  # from here on softmax(z) - onehot(t), in the memory of the log-probabilities
                 d[torch.arange(len(ts), device=d.device), ts] -= 1
@@ -92,10 +94,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_w.add_(d.t() @ (xs * shrink).to(dtype), alpha=1 / shrink)
             start += len(ts)
         ctx.grads = (grad_x, grad_w)
-        return total
+        ctx.mark_non_differentiable(nll)
+        return nll.sum(), nll
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         if ctx.grads is None:  # they are multiplied in place: a second time would square the factor
             raise RuntimeError("linear_cross_entropy can be taken backward only once")
         (grad_x, grad_w), ctx.grads = ctx.grads, None

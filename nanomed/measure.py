@@ -13,14 +13,15 @@ from nanomed.generate import Ending, Sampling, generate, row_seed, stream
 from nanomed.models.classifier import predict
 from nanomed.perplexity import answer_perplexity, perplexity
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.rows import get_text, read_rows
-from nanomed.templates import Template
+from nanomed.rows import get_text, named_sets, read_rows
+from nanomed.templates import Template, of_model
 from nanomed.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to be measured: frozen, on its device, with its tokenizer."""
+    """A model ready to be measured: frozen, on its device, with its tokenizer, and the template that it was instructed with,
+    if it was."""
 
     name: str
     model: torch.nn.Module
@@ -28,6 +29,7 @@ class Opened:
     device: torch.device
     dtype: str
     directory: Path
+    template: Template | None
 
     def __str__(self):
         n = sum(p.numel() for p in self.model.parameters())
@@ -44,7 +46,8 @@ def open_model(name: str, device="auto", dtype="auto", classifier=False) -> Open
     hub.check_vocabulary(tokenizer, config, source)
     model = (hub.load_classifier(source) if classifier else hub.load_model(source)).requires_grad_(False)
     store_frozen(model, dtype, device)
-    return Opened(name, model.to(device).eval(), tokenizer, device, dtype, source.adapter or source.directory)
+    template = of_model(source.adapter, source.directory)
+    return Opened(name, model.to(device).eval(), tokenizer, device, dtype, source.adapter or source.directory, template)
 
 
 def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> data.Corpus:
@@ -174,9 +177,12 @@ def _training_sides(o: Opened) -> tuple[labelled.Sides | None, str | None]:
     run = read_json(path)
     args = SimpleNamespace(**run["settings"])
     home = Path(run.get("directory", "."))
-    for flag in ("data", "positives", "negatives", "val_data", "exclude"):
+    for flag in ("data", "positives", "negatives", "exclude"):
         files = getattr(args, flag, None)
         setattr(args, flag, [f if f.startswith("hub:") else str(home / f) for f in files] if files else None)
+    if getattr(args, "val_data", None):  # NAME=D
+        named = [(name, f) for name, files in named_sets(args.val_data, home).items() for f in files]
+        args.val_data = [f"{name}={f if f.startswith('hub:') else home / f}" for name, f in named]
     try:
         sides = labelled.read_sides(args)
     except (UserError, AttributeError) as e:  # AttributeError: a run.json of another script

@@ -29,6 +29,18 @@ def split_weight(name: str) -> tuple[str, float | None]:
     return path, float(weight)
 
 
+def named_sets(names: list[str], home: Path = Path()) -> dict[str, list[str]]:
+    """{name: files} of `NAME=D ...`; several D of one name are one set, those without a name are the set `validation`, and
+    a file that exists (in `home`) as it stands has no name."""
+    sets = {}
+    for text in names:
+        name, equals, file = text.partition("=")
+        if not equals or (home / text).exists() or "/" in name or not name:
+            name, file = "validation", text
+        sets.setdefault(name, []).append(file)
+    return sets
+
+
 def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:
     """The texts of a file or of `hub:REPO[:CONFIG[:SPLIT]]`, in order; None for a bad row that is skipped."""
     fields = "text" if name.lower().endswith(".txt") else text_field

@@ -1,8 +1,9 @@
 """The directory of a training run: made at the start, turned into a model directory at the end.
 
 run.json       command, settings, versions, hashes of the data     (written first)
+held_out.json  what it and the phases before it measure on         (nanomed.heldout)
 metrics.jsonl  one object a logged update                          (nanomed.train)
-state/         for --resume                                        (nanomed.checkpoint)
+state/         for --resume, until the run is complete             (nanomed.checkpoint)
 base/          the merged base, if an adapter was merged before a new one was trained on it
 config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png
 """
@@ -20,18 +21,20 @@ from pathlib import Path
 import torch
 
 import nanomed
-from nanomed import checkpoint, cli, hub, report
+from nanomed import checkpoint, cli, estimate, heldout, hub, report, show, templates
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
+from nanomed.generate import Ending, Sampling, generate, room
 from nanomed.lora import LoRAConfig, inject, lora_layers, merge_and_unwrap
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.tokenizer import Tokenizer, load_tokenizer
 from nanomed.train import Settings, fit, total_steps
 
 # Settings that may differ when a run is resumed: they change nothing that is computed.
-FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint"}
+FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
-LEFTOVERS = {"run.json", "metrics.jsonl", "state", "base"}
+LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}
+SAMPLE_TOKENS = 40  # of --sample-prompt's continuation
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     check_out(args)
     cli.check_lora_flags(args)
     args.lr = args.lr or (lora_lr if args.lora_r else full_lr)
+    args.keep = args.keep or ("best" if args.patience else "last")
     args.lora_alpha = args.lora_alpha or 2.0 * args.lora_r
     torch.manual_seed(args.seed)
     source = hub.find(args.model, weights)
@@ -64,27 +68,30 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     return Setup(source, config, tokenizer, device)
 
 
-def train(
-    args, setup: Setup, blocks, loss_fn, evaluate, data_hashes: dict, facts: dict, what: str, **prepare
-) -> dict | None:
-    """Train the model that `args` name on `blocks` and leave it in DIR; None if DIR holds the end of this very run.
+def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.HeldOut, data_hashes: dict, facts: dict,
+          what: str, template=None, unit: str = "tokens", **prepare) -> dict | None:  # fmt: skip
+    """Train the model that `args` name on `blocks` and leave it in DIR; None if there was nothing to train: DIR holds the end
+    of this very run, or it was a dry run.
 
-    evaluate(model) measures it on held-out data, or is None; facts: what summary.json should say besides; what: the
-    data, in words; prepare: for prepare_model.
+    validation: {name: measure(model)} of the held-out sets; held: what is measured on, for later phases; facts: what
+    summary.json should say besides; what: the data, in words; template: of an instructed model; unit: what loss_fn counts;
+    prepare: for prepare_model.
     """
     identity = {
         "data": data_hashes,
         "tokenizer": setup.tokenizer.hash,
         "model": hub.fingerprint(setup.source, weights=not prepare.get("from_scratch")),
     }
-    if args.patience and not evaluate:
-        raise UserError(
-            "--patience stops on the validation loss, and there is no validation (--val-data, --val-fraction)"
-        )
+    for flag, given in (("--patience", args.patience), ("--keep best", args.keep == "best")):
+        if given and not validation:
+            raise UserError(f"{flag} looks at the validation loss, and there is no validation (--val-data, --val-fraction)")
     if is_complete(args, identity):
+        checkpoint.remove(Path(args.out))  # in case it was killed just before it did so itself
         print(f"{args.out}: this run is complete; nothing to do")
         return None
-    record_start(args, identity)
+    if not args.dry_run:
+        record_start(args, identity)
+        heldout.write(heldout.earlier(setup.source.adapter, setup.source.directory).add(held), Path(args.out))
     model, base = prepare_model(args, setup.source, setup.device, args.dtype, **prepare)
     settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__})
     parameters = list(model.parameters())
@@ -102,18 +109,56 @@ def train(
         f"{args.dtype}; {total_steps(blocks, settings):,} updates of up to {args.batch_size} x {args.grad_accum} rows, "
         f"peak learning rate {args.lr:g}"
     )
-    measure = partial(evaluate, model) if evaluate else None
-    result = fit(model, blocks, loss_fn, measure, settings, Path(args.out), args.resume)
-    finish(args, model, base, setup.source, result, facts, prepare.get("head"))
-    val = result["best_val" if args.patience else "last_val"]  # of the weights that are in DIR
-    name, key = ("loss", "loss") if prepare.get("head") else ("perplexity", "ppl")
-    print(f"validation {name} {result['first_val'][key]:.4g} -> {val[key]:.4g}" if val else "no validation")
+    if args.show:
+        show.rows(blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
+    if args.dry_run:
+        estimate.dry_run(model, blocks, loss_fn, settings, bool(validation), unit)
+        return None
+    evaluate = (lambda: {name: measure(model) for name, measure in validation.items()}) if validation else None
+    sample = partial(_sample, args, setup, model, template) if getattr(args, "sample_prompt", None) else None
+    result = fit(model, blocks, loss_fn, evaluate, settings, Path(args.out), args.resume, unit, sample)
+    finish(args, model, base, setup, result, facts, prepare.get("head"), template)
+    say_kept(args, result)
     return result | {"trained": model}
 
 
-def say_removed(count: int) -> None:
+def say_kept(args, result: dict) -> None:
+    """Which weights DIR holds, and what their validation was."""
+    best, last = result["best_val"], result["last_val"]
+    if not last:
+        print(f"no validation; kept the last weights (update {result['step']})")
+        return
+    kept = best if args.keep == "best" else last
+    name = "ppl" if "ppl" in kept else "loss"
+    sets = [("validation", result["first_val"], kept)]
+    if "sets" in kept:
+        sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
+    print("; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets))
+    other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
+    print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})" if args.keep == "best"
+          else f"kept: the last weights (update {result['step']}){other}")  # fmt: skip
+
+
+def _sample(args, setup: Setup, model, template) -> str:
+    """How the model goes on from --sample-prompt, greedily."""
+    prompt = template.ask(args.sample_prompt) if template else args.sample_prompt
+    ids = setup.tokenizer.encode(prompt).tolist()
+    steps = min(SAMPLE_TOKENS, room(model.config, ids, None))
+    ending = Ending(setup.tokenizer, template.markers if template else ())
+    (done,) = generate(model, [ids], steps, Sampling(), ending, setup.device, args.dtype)
+    return f"{args.sample_prompt} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
+
+
+def say_removed(count: int, what: str = "training documents that are held out too were taken out of the training side") -> None:
     if count:
-        print(f"{count} training documents that are held out too were taken out of the training side")
+        print(f"{count} {what}")
+
+
+def say_earlier(source: hub.Source, count: int) -> None:
+    """Told to train on what an earlier phase measured on: it is done, and said."""
+    if count:
+        print(f"note: {count} of the training side were held out when {source.adapter or source.name} was trained; a "
+              "measurement on them is no longer one on unseen text (--exclude takes them out)")  # fmt: skip
 
 
 def check_out(args) -> None:
@@ -195,8 +240,9 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
         if model.lora and not _same(model, lora):
             print(f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a new one")
             merge_and_unwrap(model)
-            hub.save_model(model, Path(args.out) / "base", source.tokenizer_directory)
             base = str((Path(args.out) / "base").resolve())
+            if not args.dry_run:
+                hub.save_model(model, Path(base), source.tokenizer_directory)
         if model.lora is None:
             inject(model, lora)
         else:
@@ -223,12 +269,12 @@ def _same(model, lora: LoRAConfig) -> bool:
     return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
 
 
-def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict, head=None) -> None:
-    """Make DIR a model directory (adapter, merged or full), and write summary.json and loss.png.
+def finish(args, model, base: str, setup: Setup, result: dict, facts: dict, head=None, template=None) -> None:
+    """Make DIR a model directory (adapter, merged or full), write summary.json and loss.png, and remove the state.
 
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
     """
-    out = Path(args.out)
+    out, source = Path(args.out), setup.source
     if model.lora and args.merge:
         fresh = hub.load_model(hub.find(base))
         inject(fresh, model.lora)
@@ -240,14 +286,18 @@ def finish(args, model, base: str, source: hub.Source, result: dict, facts: dict
         hub.save_model(fresh, out, source.tokenizer_directory)
     elif model.lora:
         hub.save_adapter(model, out, base, source.tokenizer_directory)
+        facts = facts | {"base_sha256": hub.fingerprint(hub.find(base))}
     else:
         hub.save_model(model, out, source.tokenizer_directory)
+    if template:
+        templates.save(template, setup.tokenizer.decode([setup.tokenizer.eot]), out)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the kernel counts in KiB
     peak = {"peak_rss_bytes": memory}
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     write_json(facts | result | peak, out / "summary.json")
     report.plot_curves(out, "texts" if head else "tokens")
+    checkpoint.remove(out)
 
 
 def _cpu_name() -> str:

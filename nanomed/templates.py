@@ -4,12 +4,16 @@ A template is plain text with `{instruction}`, `{input}` and `{response}` in it.
 response's, then <|endoftext|>; each part is encoded by itself, so that the boundary is the same when there is no response yet.
 """
 
+import json
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nanomed.errors import UserError
+from nanomed.files import read_json, write_json, write_text
+
+FILES = ("template.json", "chat_template.jinja")  # how a model that was instructed is asked: for us, for transformers
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ TEMPLATES = {
         "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
         markers=("### Instruction:", "### Input:", "### Response:"),
     ),
+    # The bare text
+    "none": Template(prompt="{instruction}", prompt_with_input="{instruction}\n{input}"),
 }
 
 
@@ -73,11 +79,50 @@ def load_template(name: str) -> Template:
         raise UserError(f"{path}: {e.strerror}") from e
     except ValueError as e:
         raise UserError(f"{path}: not valid TOML ({e})") from e
+    return _checked(keys, path)
+
+
+def of_model(*directories: Path | None) -> Template | None:
+    """The template that a model was instructed with, from the first of the directories that has one; None if none does."""
+    for directory in directories:
+        if directory and (directory / FILES[0]).exists():
+            keys = read_json(directory / FILES[0])
+            if not isinstance(keys, dict):
+                raise UserError(f"{directory / FILES[0]}: not a JSON object")
+            return _checked(keys, directory / FILES[0])
+    return None
+
+
+def save(template: Template, eos: str, directory: Path) -> None:
+    """Write it beside the model: as template.json, and as the chat template that transformers' apply_chat_template uses
+    (what a user says is the instruction, what the assistant says the response and its end)."""
+    write_json(asdict(template), directory / FILES[0])
+    write_text(
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}"
+        f"{{{{- {_jinja(template.prompt, 'instruction')} -}}}}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        f"{{{{- {_jinja(template.response, 'response')} + {json.dumps(eos)} -}}}}"
+        "{%- else -%}{{- raise_exception('only user and assistant have a place in this template') -}}"
+        "{%- endif -%}{%- endfor -%}",
+        directory / FILES[1],
+    )
+
+
+def _jinja(text: str, placeholder: str) -> str:
+    """A Jinja expression for a template's text with the message in the place of `placeholder`."""
+    parts = text.replace("{input}", "").split(f"{{{placeholder}}}")
+    return " + message['content'] + ".join(json.dumps(part, ensure_ascii=False) for part in parts)
+
+
+def _checked(keys: dict, path: Path) -> Template:
+    """A template from the keys of a file. Raises UserError for an unknown key or a placeholder that is missing."""
     unknown = keys.keys() - {f.name for f in fields(Template)}
     if unknown:
         raise UserError(
             f"{path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(Template))}"
         )
+    keys = dict(keys)
     markers = keys.pop("markers", [])
     for key, value in keys.items():
         if not isinstance(value, str):

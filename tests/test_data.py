@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanomed import data
-from nanomed.data import Mixture, Selection, Stream, encode_corpus, split, without
+from nanomed.data import Mixture, Selection, Stream, digests, encode_corpus, split, without
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.rows import read_documents, split_weight
@@ -204,14 +204,14 @@ def corpus_of(tmp_path, tokenizer, texts, name="c.jsonl"):
 
 def test_split_is_by_document_seeded_and_complete(tmp_path, tokenizer):
     corpus = corpus_of(tmp_path, tokenizer, make_texts(40, 1))
-    training, validation = split(corpus, 0.1, seed=3)
+    training, validation = split(corpus.all(), 0.1, seed=3)
     assert len(validation.indices) == 4
     assert sorted([*training.indices, *validation.indices]) == list(range(40))
-    assert np.array_equal(split(corpus, 0.1, seed=3)[1].indices, validation.indices)
-    assert not np.array_equal(split(corpus, 0.1, seed=4)[1].indices, validation.indices)
-    assert len(split(corpus, 0.0, seed=3)[1].indices) == 0
+    assert np.array_equal(split(corpus.all(), 0.1, seed=3)[1].indices, validation.indices)
+    assert not np.array_equal(split(corpus.all(), 0.1, seed=4)[1].indices, validation.indices)
+    assert len(split(corpus.all(), 0.0, seed=3)[1].indices) == 0
     with pytest.raises(UserError, match="cannot be split"):
-        split(corpus_of(tmp_path, tokenizer, ["one"]), 0.5, seed=0)
+        split(corpus_of(tmp_path, tokenizer, ["one"]).all(), 0.5, seed=0)
 
 
 def test_exact_duplicates_leave_the_training_side_only(tmp_path, tokenizer):
@@ -220,7 +220,7 @@ def test_exact_duplicates_leave_the_training_side_only(tmp_path, tokenizer):
         corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(),
         corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all(),
     ]
-    kept, removed = without(training, held)
+    kept, removed = without(training, digests(held))
     assert (kept.indices.tolist(), removed) == ([0, 4, 5], 3)
 
 

@@ -23,7 +23,6 @@ from nanomed.examples import (
     split_instructions,
     supervise_prompts,
     text_examples,
-    without_questions,
 )
 from nanomed.loss import IGNORE
 from nanomed.templates import TEMPLATES, load_template
@@ -255,11 +254,6 @@ def test_groups_stay_on_one_side():
     with pytest.raises(UserError, match="cannot be split"):
         split_instructions(items[:1], 0.2, seed=0)
     assert split_instructions(items, 0.0, seed=0) == (items, [])
-
-
-def test_held_out_questions_leave_the_training_side_whatever_their_answer():
-    a, b = Instruction("q", "x", "one"), Instruction("q", "y", "one")
-    assert without_questions([a, b], [Instruction("q", "x", "two")]) == ([b], 1)
 
 
 # --- templates of one's own -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from nanomed import compare, metrics
+from nanomed import compare, metrics, templates
 from nanomed.demo import page as demo_page
 from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
 
@@ -242,6 +242,26 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
         assert long["ppl"] == pytest.approx(short["ppl"], rel=1e-5)
         assert (long["context"], long["stride"]) == (short["context"], short["stride"]) == (context, stride)
     assert "16 tokens, stride 8, the same for every model" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tmp_path, model_dir):
+    shutil.copytree(model_dir, tmp_path / "instructed")
+    templates.save(templates.TEMPLATES["response"], "<|endoftext|>", tmp_path / "instructed")
+    write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1)), (tmp_path / "p.txt").write_text("the cells\n")
+
+    def written(*flags):
+        out = script("eval.py", "compare", "--models", model_dir, "instructed", "--data", "d.jsonl", "--prompts", "p.txt",
+                     "--max-new-tokens", 8, "--out", "r", "--dtype", "fp32", *flags)  # fmt: skip
+        assert out.returncode == 0, out.stderr
+        (question,) = json.loads((tmp_path / "r" / "report.json").read_text())["questions"]
+        assert question["prompt"] == "the cells"
+        return [a["text"] for a in question["answers"]], (tmp_path / "r" / "report.html").read_text()
+
+    (plain, own), html = written()
+    assert "put into the template that a model was instructed with, if it was" in html
+    assert written("--template", "none")[0] == [plain, plain]
+    both, html = written("--template", "response")
+    assert both == [own, own] and own != plain and "each put into the template “response”" in html
 
 
 def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(script, tmp_path, model_dir, bpe_dir):

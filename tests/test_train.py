@@ -222,9 +222,9 @@ def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
     def evaluate():
         seen.append(weights(model))
         loss = next(losses)
-        return {"loss": loss, "ppl": math.exp(loss)}
+        return {"held out": {"loss": loss, "ppl": math.exp(loss)}}
 
-    s = Settings(lr=1e-3, epochs=10, eval_every=2, patience=2)
+    s = Settings(lr=1e-3, epochs=10, eval_every=2, patience=2, keep="best")
     summary = fit(model, Ragged(4, 1), clm_loss, evaluate, s, tmp_path)
     assert summary["stopped_early"] and summary["step"] == 8
     assert (summary["first_val"]["loss"], summary["best_val"]["loss"], summary["last_val"]["loss"]) == (5.0, 3.0, 3.2)

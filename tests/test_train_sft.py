@@ -158,7 +158,7 @@ def test_another_template_or_other_groups_are_another_run(script, model_dir, pai
 
 def test_wrong_rows_and_flags(script, model_dir, pairs, tmp_path):
     common = ("train_sft.py", "--model", model_dir, "--out", "out", *TINY)
-    assert_refused(script(*common, "--data", pairs, "--template", "none"), "unknown", "alpaca")
+    assert_refused(script(*common, "--data", pairs, "--template", "nothing"), "unknown", "alpaca")
     assert_refused(script(*common, "--data", pairs, "--context", 5), "no example fits --context 5", "dropped")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(pairs.read_text() + '{"question": "only"}\n')

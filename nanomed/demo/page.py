@@ -82,17 +82,13 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
     facts, others = {}, {}
     for name, o in opened.items():  # facts as they were measured, without a penalty on repetition
         prompts = [fact.asked() for _, fact in asked]
-        facts[names[name]] = compare.samples(o, _asked(prompts, template), TEMPLATES[template], 40, seed, penalty=1.0)
-        others[names[name]] = compare.samples(o, _asked(compare.PROMPTS, template), TEMPLATES[template], 40, seed)
+        facts[names[name]] = compare.samples(o, prompts, TEMPLATES[template], 40, seed, penalty=1.0)
+        others[names[name]] = compare.samples(o, compare.PROMPTS, TEMPLATES[template], 40, seed)
     out = [{"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": compare.answers_of(k, facts, fact.matches)}
            for k, (group, fact) in enumerate(asked)]  # fmt: skip
     return out + [{"prompt": prompt, "expected": None, "group": "About anything else, with a penalty on repetition",
                    "answers": compare.answers_of(k, others, lambda text: None)}
                   for k, prompt in enumerate(compare.PROMPTS)]  # fmt: skip
-
-
-def _asked(prompts: list[str], template: str) -> list[str]:
-    return [TEMPLATES[template].ask(prompt) for prompt in prompts]
 
 
 def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, names: dict, template: str) -> Path:

@@ -1,0 +1,54 @@
+"""Rows of a batch as text, with what is supervised in [[ ]]: what masks and packing really do."""
+
+import sys
+
+from nanomed.loss import IGNORE
+
+ON, OFF = ("\033[32m[[", "]]\033[0m") if sys.stdout.isatty() else ("[[", "]]")
+
+
+def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None) -> None:
+    """Print the first n rows of a window of updates: (..., targets) batches of blocks, of packed examples, or of texts to
+    classify (`labels` given)."""
+    for batch in window:
+        for b in range(len(batch[0])):
+            if n == 0:
+                return
+            print(f"\nrow of {len(batch[0][b])} tokens:" if labels is None else f"\n{_labels(batch[-1][b], labels)}:")
+            for line in _text(batch, b, tokenizer) if labels is None else [tokenizer.decode(batch[0][b][: batch[1][b]])]:
+                print(f"  {line}")
+            n -= 1
+    print()
+
+
+def _text(batch: tuple, b: int, tokenizer) -> list[str]:
+    """A line for each example of row b. Inputs and targets are the same ids, one place apart: the supervised ones are those
+    that are targets; the last of an example is a target only."""
+    idx, targets = batch[0][b], batch[-1][b]
+    segments = batch[2][b] if len(batch) > 2 else None
+    if segments is None:  # a block of running text, or an example alone, filled up on the right
+        used = len(idx) if (targets != IGNORE).all() else int((targets != IGNORE).nonzero().max()) + 1
+        spans = [slice(0, used)]
+    else:
+        spans = [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)]
+    lines = []
+    for k, span in enumerate(spans):
+        ids, wanted = idx[span].tolist(), targets[span].tolist()
+        last = [wanted[-1]] if wanted[-1] != IGNORE else []
+        marked = [False] + [t != IGNORE for t in wanted]
+        text, run, on = "", [], False
+        for token, supervised in [*zip(ids + last, marked, strict=False), (None, not marked[-1])]:
+            if supervised != on or token is None:
+                text += (ON + tokenizer.decode(run) + OFF) if on and run else tokenizer.decode(run)
+                run, on = [], supervised
+            run.append(token)
+        replayed = len(batch) == 5 and bool(batch[3][b][span][0])
+        number = f"{k + 1}. " if segments is not None else ""
+        lines.append(number + ("(replayed) " if replayed else "") + text.replace("\n", "\\n"))
+    return lines
+
+
+def _labels(target, labels: list[str]) -> str:
+    if target.dim():
+        return ", ".join(name for name, there in zip(labels, target.tolist(), strict=True) if there) or "none"
+    return labels[int(target)]
