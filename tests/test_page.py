@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from nanomed import compare, metrics, templates
+from nanomed import compare, measure, metrics, templates
 from nanomed.demo import page as demo_page
 from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
 
@@ -170,6 +170,20 @@ def test_what_models_write_is_escaped(tmp_path):
     assert "64 &lt;tokens&gt;" in html
 
 
+def test_a_classifier_of_several_labels_whose_measures_are_not_all_defined(tmp_path):
+    undefined = {"accuracy": 0.5, "accuracy_ci95": None, "macro_f1": None, "macro_f1_ci95": None, "auc": None,
+                 "calibration_error": 0.25, "f1": {"<b>": None, "c": 0.125}, "confusion": [[[1, 0], [0, 1]]]}  # fmt: skip
+    found = {"labels": ["<b>", "c"], "multi_label": True, "measures": {"model": undefined}, "on": "x", "name": "y"}
+    html = write(tmp_path / "p", classifier=found)
+    assert (
+        "0.500" in html
+        and "0.250" in html
+        and "0.125" in html
+        and "&lt;b&gt;" in html
+        and 'class="confusion"' not in html
+    )
+
+
 def test_without_a_known_answer_nothing_is_marked(tmp_path):
     answers = [{"model": "base", "text": "", "stopped": True, "right": None}]
     html = write(tmp_path / "p", questions=[{"prompt": "q", "expected": None, "group": "g", "answers": answers}])
@@ -244,7 +258,11 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
     assert "16 tokens, stride 8, the same for every model" in (tmp_path / "r" / "report.html").read_text()
 
 
-def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tmp_path, model_dir):
+def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tmp_path, model_dir, monkeypatch):
+    def complete(o, texts, *_, **__):  # the model that writes what it was asked
+        return [{"prompt": text, "completion": text, "stopped": True} for text in texts]
+
+    monkeypatch.setattr(measure, "complete", complete)
     shutil.copytree(model_dir, tmp_path / "instructed")
     templates.save(templates.TEMPLATES["response"], "<|endoftext|>", tmp_path / "instructed")
     write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1)), (tmp_path / "p.txt").write_text("the cells\n")
@@ -257,11 +275,13 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tm
         assert question["prompt"] == "the cells"
         return [a["text"] for a in question["answers"]], (tmp_path / "r" / "report.html").read_text()
 
-    (plain, own), html = written()
+    plain, own = "the cells", "### Instruction:\nthe cells\n### Response:"
+    found, html = written()
+    assert found == [plain, own]
     assert "put into the template that a model was instructed with, if it was" in html
     assert written("--template", "none")[0] == [plain, plain]
     both, html = written("--template", "response")
-    assert both == [own, own] and own != plain and "each put into the template “response”" in html
+    assert both == [own, own] and "each put into the template “response”" in html
 
 
 def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(script, tmp_path, model_dir, bpe_dir):
