@@ -281,4 +281,4 @@ def main() -> None:
 if __name__ == "__main__":
     from nanomed import cli
 
-    cli.run(main)
+    cli.run(main, "nanomed.report")
