@@ -59,8 +59,10 @@ def parse_args():
     page.add_argument(
         "--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts"
     )
-    page.add_argument("--prompts", metavar="FILE", help=cli.PROMPTS_HELP + " (default: six medical ones)")
-    page.add_argument("--template", metavar="NAME", help="put each prompt into a template as its instruction")
+    page.add_argument("--prompts", metavar="FILE",
+                      help=cli.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)")  # fmt: skip
+    page.add_argument("--template", metavar="NAME", help="put each prompt into this template as its instruction "
+                      "(default: a model's own, if it was instructed; none: the bare prompt)")  # fmt: skip
     page.add_argument("--max-new-tokens", type=cli.count, default=80, metavar="N", help="tokens a completion")
     page.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
     cli.add_window_flags(page)
@@ -102,9 +104,9 @@ def ppl(args):
         + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
     result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed) | {"data": args.data}
-    interval = "[{:.2f}, {:.2f}]".format(*result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
+    interval = report.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
     print(
-        f"perplexity {result['ppl']:.2f} {interval}, loss {result['loss']:.4f} nats a token, "
+        f"perplexity {report.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
         f"stride {result['stride']}, {result['tokens_per_s']:,.0f} a second"
     )
@@ -173,7 +175,7 @@ def qa(args):
     result = measure.measure_answers(
         o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed
     )
-    print(report.answers_table({args.model: result}))
+    print(report.text_table(report.answers_table({args.model: result})))
     print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
         print(
@@ -216,17 +218,18 @@ def cls(args):
     print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
           + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else ""))  # fmt: skip
     result = measure.measure_classes(o, found.items, args.batch_size, args.seed)
-    print(report.classification_table(result["measures"]))
+    print(report.text_table(report.classification_table(result["measures"])))
     if not result["multi_label"]:
-        print("", report.confusion_table(result["measures"]["model"]["confusion"], result["labels"]), "", sep="\n")
+        confusion = report.confusion_table(result["measures"]["model"]["confusion"], result["labels"])
+        print("", report.text_table(confusion, turn=False), "", sep="\n")
     print(f"no baselines: {result['no_baseline']}" if result["no_baseline"] else labelled.verdict(result["measures"]))
     save(args, result | {"data_sha256": found.sha256})
 
 
 def compare_models(args):
-    prompts = measure.read_prompts(args.prompts) if args.prompts else compare.PROMPTS
+    prompts, expected = compare.read_questions(args.prompts) if args.prompts else (compare.PROMPTS, None)
     template = load_template(args.template) if args.template else None
-    out = compare.make_page(args, prompts, template)
+    out = compare.make_page(args, prompts, template, expected)
     print(f"results in {out}")
 
 

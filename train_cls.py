@@ -119,12 +119,8 @@ def main():
         for name, side in sides.validation.items():
             logits = predict(saved, val_ids[name], pad, args.batch_size, setup.device, args.dtype)
             found[name] = measures(logits, labels, sides, side, val_targets[name], args.seed)
-            print(
-                f"{name}:" if len(val_ids) > 1 else "",
-                report.classification_table(found[name]),
-                verdict(found[name]),
-                sep="\n",
-            )
+            figures = report.text_table(report.classification_table(found[name]))
+            print(f"{name}:" if len(val_ids) > 1 else "", figures, verdict(found[name]), sep="\n")
         more = {"classification_sets": found} if len(found) > 1 else {}
         write_json(read_json(summary) | {"classification": next(iter(found.values()))} | more, summary)
     print(f"results in {args.out}; next: python eval.py cls --model {args.out} --data ...")

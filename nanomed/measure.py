@@ -59,7 +59,13 @@ def measure_ppl(o: Opened, corpus: data.Corpus, context=None, stride=None, batch
     context = context or min(o.model.config.n_positions, 1024)
     stride = stride or max(1, context // 2)
     result = perplexity(o.model, [corpus.all()], context, stride, batch_size, o.device, o.dtype, seed=seed)
-    return result | {"data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": o.name}
+    vocab_size = o.model.config.vocab_size
+    return result | {
+        "data_sha256": corpus.sha256,
+        "bad_rows": corpus.bad_rows,
+        "model": o.name,
+        "vocab_size": vocab_size,
+    }
 
 
 def trained_with(name: str) -> dict:

@@ -167,7 +167,7 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir):
         assert all(0 <= row[k] <= 1 for k in demo.COLUMNS if not k.endswith("ppl")) and row["biomedical_ppl"] > 1
     assert result["seconds"] > 0 and result["quick"]
     html = (tmp_path / "demo" / "report.html").read_text()
-    assert "What each phase does" in html and "Cox proportional hazards" in html and "confusion" in html
+    assert "exact match" in html and "Expected:" in html and "Cox proportional hazards" in html and "confusion" in html
     assert "these figures mean nothing" in html
     assert "| adapted, then instructed |" in out.stdout and "minutes" in out.stdout
 

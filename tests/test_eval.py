@@ -1,13 +1,10 @@
-"""eval.py's commands as a user runs them, and the page in a browser."""
+"""eval.py's commands as a user runs them."""
 
 import json
 import math
 import os
 import pty
-import re
 import select
-import shutil
-import subprocess
 import sys
 import time
 
@@ -16,8 +13,7 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from nanomed import compare, metrics
-from nanomed.compare import PROMPTS
+from nanomed import metrics
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 
 GREEDY = ("--temperature", 0, "--dtype", "fp32")
@@ -227,113 +223,3 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
     assert_refused(
         script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio"
     )
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory, model_dir):
-    """A page of three phases on tiny models, one prompt being an attack."""
-    d = tmp_path_factory.mktemp("page")
-    texts = make_texts(30, 1)
-    write_jsonl(d / "bio.jsonl", texts), write_jsonl(d / "general.test.jsonl", make_texts(20, 2))
-    (d / "neg.jsonl").write_text((d / "general.test.jsonl").read_text())
-    (d / "p.jsonl").write_text(json.dumps({"prompt": "<script>alert(1)</script> & the patients"}) + "\n")
-
-    def run(name, *args):
-        command = [sys.executable, str(ROOT / name), *map(str, args), "--dtype", "fp32"]
-        done = subprocess.run(command, cwd=d, text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    run(
-        "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        "bio.jsonl",
-        "--out",
-        "adapted",
-        "--max-steps",
-        2,
-        "--log-every",
-        1,
-    )
-    run("train_cls.py", "--model", "adapted", "--positives", "bio.jsonl", "--negatives", "neg.jsonl", "--out", "classifier",
-        "--max-steps", 2, "--val-fraction", 0.3)  # fmt: skip
-    run("eval.py", "compare", "--models", model_dir, "adapted", "--data", "bio=bio.jsonl", "general.test.jsonl", "--classifier",
-        "classifier", "--prompts", "p.jsonl", "--max-new-tokens", 8, "--out", "report")  # fmt: skip
-    return d / "report"
-
-
-def test_the_page_holds_everything_and_escapes_what_models_write(page, model_dir):
-    html, figures = (page / "report.html").read_text(), json.loads((page / "report.json").read_text())
-    assert figures["columns"] == ["bio", "general.test"]
-    for m in figures["models"]:
-        for r in m["ppl"].values():
-            assert f"{r['ppl']:,.2f}" in html
-    assert "<script" not in html and "&lt;script&gt;alert(1)" in html
-    assert not re.findall(r'(?:src|href|srcset)="(?!data:)', html)  # nothing from outside
-    assert html.count("data:image/svg+xml") == 4  # two runs, light and dark
-    assert "majority" in html and "TF-IDF" in html and 'class="confusion"' in html
-
-
-def chromium():
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    return browser
-
-
-@pytest.mark.parametrize("width", [1200, 390])
-def test_the_page_in_a_browser(page, tmp_path, width):
-    """Its tables and curves are there and drawn, nothing reaches over the edge, and the console says nothing."""
-    probe = """<script>addEventListener('load', () => { document.body.dataset.seen = JSON.stringify({
-        tables: document.querySelectorAll('table').length, curves: [...document.images].map(i => i.naturalWidth),
-        overflow: document.documentElement.scrollWidth - innerWidth, cells: document.querySelectorAll('.confusion td').length,
-        samples: document.querySelectorAll('.sides p').length }) })</script></body>"""
-    (tmp_path / "probe.html").write_text((page / "report.html").read_text().replace("</body>", probe))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
-             "--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={max(width, 500)},1400",
-             f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
-    target = tmp_path / "probe.html"
-    if width < 500:  # a window cannot be that narrow; a frame can
-        copy = "() => setTimeout(() => document.body.dataset.seen = f.contentDocument.body.dataset.seen, 300)"
-        frame = (
-            f'<iframe id="f" src="probe.html" width="{width}" height="1300"></iframe><script>f.onload = {copy}</script>'
-        )
-        (tmp_path / "frame.html").write_text(frame)
-        target, flags = (
-            tmp_path / "frame.html",
-            [*flags, "--allow-file-access-from-files", "--virtual-time-budget=3000"],
-        )
-    done = subprocess.run(
-        [chromium(), *flags, "--dump-dom", target.as_uri()], capture_output=True, text=True, timeout=90
-    )
-    seen = re.search(r'data-seen="(\{.*?\})"', done.stdout)
-    assert seen, done.stderr[-2000:]
-    seen = json.loads(seen[1].replace("&quot;", '"'))
-    assert seen["tables"] == 3 and seen["cells"] == 4 and seen["samples"] == 2
-    assert len(seen["curves"]) == 2 and min(seen["curves"]) > 0
-    assert seen["overflow"] <= 0
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def test_wrong_uses_of_compare(script, model_dir, tmp_path):
-    docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
-    common = ("eval.py", "compare", "--models", model_dir, "--out", "r")
-    assert_refused(script(*common, "--data", docs, docs), "same name")
-    assert_refused(script(*common, "--data", docs, "--classifier", model_dir), "summary.json")
-    assert_refused(script(*common, "--data", "no.jsonl"), "no.jsonl")
-
-
-def test_names_of_models_and_columns():
-    assert compare.short_names(["gpt2", "runs/a/adapted", "runs/b/adapted"]) == [
-        "gpt2",
-        "runs/a/adapted",
-        "runs/b/adapted",
-    ]
-    assert compare._named("bio=x/y.jsonl") == ("bio", "x/y.jsonl")
-    assert compare._named("hub:owner/name:config") == ("name", "hub:owner/name:config")
-    assert len(PROMPTS) == 6

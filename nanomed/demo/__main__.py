@@ -18,8 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from nanomed import cli, compare, hub, measure, report
-from nanomed.demo import render
+from nanomed import cli, hub, measure, report
+from nanomed.demo import page, render
 from nanomed.errors import Interrupted, UserError
 from nanomed.files import read_json, write_json, write_text
 from nanomed.generate import Sampling
@@ -266,31 +266,8 @@ def one_seed(args, out: Path, seed: int) -> dict:
 
 
 def write_page(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str) -> Path:
-    """report.html with the demo's table on top."""
-    groups = render.groups(seed)
-    rng = random.Random(f"samples {seed}")
-    asked = [(g, rng.choice(render.facts_of(names))) for g, names in groups.items() for _ in range(2)]
-    prompts = [f"{fact.asked()} ({group})" for group, fact in asked] + compare.PROMPTS
-    questions = [fact.asked() for _, fact in asked]
-    models, curves = [], []
-    for row in rows:
-        o = opened[row["name"]]
-        samples = compare.samples(o, questions, TEMPLATES[TEMPLATE], 40, seed, penalty=1.0)  # as they were measured
-        samples += compare.samples(o, compare.PROMPTS, TEMPLATES[TEMPLATE], 40, seed)
-        models.append({"name": NAMES[row["name"]], "model": o.name, "ppl": row["_ppl"], "samples": samples})
-        curves += compare.curves_of(NAMES[row["name"]], o.directory) if row["name"] != "base" else []
-    curves += compare.curves_of("classifier on adapted", out / "classifier_adapted", "texts")
-    table = {
-        "title": "What each phase does",
-        "text": explanation.replace("*", ""),
-        "head": ["model", *COLUMNS.values()],
-        "rows": [[NAMES[row["name"]], *(_cell(row, k) for k in COLUMNS)] for row in rows],
-    }
-    content = {"title": "nanomed's demo: read, then answer", "models": models, "columns": ["biomedical", "general"],
-               "prompts": prompts, "template": TEMPLATE, "classifier": compare.read_classifier(str(out / "classifier_adapted")),
-               "curves": curves, "tables": [table], "dtype": opened["base"].dtype,
-               "device": str(opened["base"].device)}  # fmt: skip
-    return compare.write_page(content, out)
+    """report.html: what a reader should see first, the table, and what each model answers."""
+    return page.write(out, rows, opened, seed, explanation, NAMES, TEMPLATE)
 
 
 def _cell(row: dict, key: str) -> str:

@@ -1,0 +1,120 @@
+"""The demo's page: its finding in sentences, its table, and questions on each group of conditions."""
+
+import random
+from pathlib import Path
+
+from nanomed import compare, report
+from nanomed.demo import render
+from nanomed.templates import TEMPLATES
+
+# The group, the heading and the key of each column; lower is better where it is a perplexity.
+COLUMNS = [
+    ("perplexity", "own corpus", "biomedical_ppl"),
+    ("perplexity", "unknown conditions", "unknown_ppl"),
+    ("perplexity", "real abstracts", "abstracts_ppl"),
+    ("perplexity", "general English", "general_ppl"),
+    ("probe", "read", "probe_read"),
+    ("probe", "unknown", "probe_unknown"),
+    ("cloze", "read", "cloze_read"),
+    ("exact match", "taught", "em_taught"),
+    ("exact match", "read", "em_read"),
+    ("exact match", "unknown", "em_unknown"),
+]
+GROUPS = {
+    "read": "About conditions that were read about, never asked about",
+    "unknown": "About conditions that were neither read nor asked about",
+    "taught": "About conditions that were read and asked about",
+}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
+    """What the table says, good or bad, the finding first."""
+    by = {row["name"]: row for row in rows}
+    base, adapted, alone, both = (by[n] for n in ("base", "adapted", "instructed_only", "adapted_instructed"))
+    before, after = base["em_read"], both["em_read"]
+    if after <= before:
+        first = (f"After reading and instruction, the model answers {percent(after)} of the questions about conditions it only "
+                 f"read about, no more than before ({percent(before)}).")  # fmt: skip
+    else:
+        only = "only " if after < 0.5 else ""
+        first = (f"After reading and instruction, the model answers {only}{percent(after)} of the questions about conditions it "
+                 f"only read about; before, {percent(before)}.")  # fmt: skip
+    second = (f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it never met, "
+              f"{percent(both['em_unknown'])} after both.")  # fmt: skip
+    prices = [f"{name} {_moved(base[key], adapted[key], vocab_size)}"
+              for _, name, key in COLUMNS if key in ("abstracts_ppl", "general_ppl") and key in base]  # fmt: skip
+    return [first, second, f"Perplexity before and after reading: {', '.join(prices)}."]
+
+
+def _moved(before: float, after: float, vocab_size: int | None) -> str:
+    mark = f", {report.WORSE}" if report.worse_than_guessing(after, vocab_size) else ""
+    return f"{compare.short(before)} → {compare.short(after)} ({100 * (after / before - 1):+,.0f} %{mark})"
+
+
+def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text: str) -> dict:
+    """The page's table (nanomed.compare) of the columns that the rows have."""
+    columns = [c for c in COLUMNS if c[2] in rows[0]]
+    cells, values = [], [[row[key] for _, _, key in columns] for row in rows]
+    for row in rows:
+        figures = [compare.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])}
+                   for _, _, key in columns]  # fmt: skip
+        cells.append([{"text": names[row["name"]]}, *figures])
+    compare.mark_best(cells, values, [key.endswith("_ppl") for _, _, key in columns])
+    groups = list(dict.fromkeys(group for group, _, _ in columns))
+    spans = [(g, sum(group == g for group, _, _ in columns)) for g in groups]
+    return {
+        "groups": [("", 1), *spans],
+        "head": ["model", *(head for _, head, _ in columns)],
+        "rows": cells,
+        "text": text,
+    }
+
+
+def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> list[dict]:
+    """Two facts of each group asked of every model, then what has no known answer: [{prompt, expected, group, answers}]."""
+    groups, rng = render.groups(seed), random.Random(f"samples {seed}")
+    asked = {g: rng.sample(render.facts_of(members), 2) for g, members in groups.items()}
+    asked = [(GROUPS[g], fact) for g in GROUPS for fact in asked[g]]
+    facts, others = {}, {}
+    for name, o in opened.items():  # facts as they were measured, without a penalty on repetition
+        prompts = [fact.asked() for _, fact in asked]
+        facts[names[name]] = compare.samples(o, prompts, TEMPLATES[template], 40, seed, penalty=1.0)
+        others[names[name]] = compare.samples(o, compare.PROMPTS, TEMPLATES[template], 40, seed)
+    out = [{"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": compare.answers_of(k, facts, fact.matches)}
+           for k, (group, fact) in enumerate(asked)]  # fmt: skip
+    return out + [{"prompt": prompt, "expected": None, "group": "About anything else, with a penalty on repetition",
+                   "answers": compare.answers_of(k, others, lambda text: None)}
+                  for k, prompt in enumerate(compare.PROMPTS)]  # fmt: skip
+
+
+def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, names: dict, template: str) -> Path:
+    """report.html and report.json of one seed; rows: those of demo.json, opened: {name: measure.Opened}, names: how a row is
+    called."""
+    base = opened["base"]
+    vocab_size = base.model.config.vocab_size
+    curves = [c for name, o in opened.items() if name != "base" for c in compare.curves_of(names[name], o.directory)]
+    classifier = next(
+        (d for d in (out / "probe_adapted", out / "classifier_adapted") if (d / "summary.json").exists()), None
+    )
+    content = {
+        "title": "nanomed's demo: read, then answer",
+        "claim": claims(rows, vocab_size),
+        "table": table(rows, names, vocab_size, explanation.replace("*", "")),
+        "questions": questions(opened, names, seed, template),
+        "curves": curves + (compare.curves_of(f"{classifier.name}: a head", classifier, "texts") if classifier else []),
+        "classifier": compare.read_classifier(str(classifier)) if classifier else None,
+        "models": [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row.get("_ppl", {})} for row in rows],
+        "measured": [
+            ("base", base.name),
+            ("seed", str(seed)),
+            ("answers", f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
+                        "that the condition has stands in the sentence"),
+            *([compare.windows(rows[0]["_ppl"])] if rows[0].get("_ppl") else []),
+            *compare.machine(base),
+        ],
+    }  # fmt: skip
+    return compare.write_page(content, out)
