@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanomed import cli, compare, examples, hub, labelled, measure, report
 from nanomed.errors import UserError
-from nanomed.files import check_directory, check_output, read_json, write_json
+from nanomed.files import check_directory, check_output, write_json
 from nanomed.generate import room
 from nanomed.templates import Template, load_template
 
@@ -244,22 +244,12 @@ def inputs(args) -> list[Path]:
     return directories + [Path(name) for name in names if name and Path(name).exists()]
 
 
-def check_page(args) -> None:
-    """Refuse a page's directory in which report.html or report.json are another's, or an input. Raises UserError."""
-    check_directory(args.out)
-    files = [Path(args.out) / name for name in ("report.json", "report.html")]
-    if any(file.exists() for file in files):
-        found = read_json(files[0]) if files[0].exists() else None
-        if not isinstance(found, dict) or not {"made", "torch"} <= found.keys():  # compare.write_page's
-            raise UserError(f"--out {args.out}: holds a page that is not of this command's; choose another directory")
-        for file in files:
-            check_output(file, inputs(args), "--out")
-
-
 def main():
     args = parse_args()
     if args.command == "compare":
-        check_page(args)
+        check_directory(args.out)
+        for file in filter(Path.exists, (Path(args.out) / name for name in ("report.json", "report.html"))):
+            check_output(file, inputs(args), "--out")
     elif args.json is not None:
         check_output(args.json, inputs(args))
     {"ppl": ppl, "generate": generate, "qa": qa, "cls": cls, "compare": compare_models}[args.command](args)

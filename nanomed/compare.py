@@ -96,16 +96,14 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
 
 
 def open_out(out: Path) -> Path:
-    """Make the directory of a page. Raises UserError if there is a file, or a page that nanomed did not make."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; the page needs a directory")
+    """Make the directory of a page. Raises UserError if there is a page that nanomed did not make."""
     html, figures = out / "report.html", out / "report.json"
     foreign = html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace"))
     if figures.exists():
         held = read_json(figures) if figures.is_file() else None
         foreign = foreign or not (isinstance(held, dict) and "torch" in held and "made" in held)
     if foreign:
-        raise UserError(f"--out {out}: holds a report.html or report.json of something else; give another --out")
+        raise UserError(f"--out {out}: holds a report.html or report.json of something else; choose another directory")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
