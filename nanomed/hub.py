@@ -142,6 +142,8 @@ def online() -> bool:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
+    if not answers:
+        constants.HF_HUB_OFFLINE = True  # else huggingface_hub would ask for something of its own, and wait as long again
     return bool(answers)
 
 

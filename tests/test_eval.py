@@ -9,7 +9,6 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from rouge_score import rouge_scorer
 
 from nanomed import compare, metrics
 from nanomed.compare import PROMPTS
-from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, run_script, write_jsonl
 
 GREEDY = ("--temperature", 0, "--dtype", "fp32")
 
@@ -117,9 +116,8 @@ def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
     def until(word, count):
         """Read until `word` has come `count` times."""
         nonlocal seen
-        end = time.time() + 90
         while seen.count(word) < count:
-            assert select.select([fd], [], [], max(0, end - time.time()))[0], seen
+            assert select.select([fd], [], [], PATIENCE)[0], seen
             seen += os.read(fd, 4096)
 
     for n, question in enumerate((b"the patients were", b"a disease of"), 1):
@@ -242,10 +240,8 @@ def page(tmp_path_factory, model_dir):
     (d / "p.jsonl").write_text(json.dumps({"prompt": "<script>alert(1)</script> & the patients"}) + "\n")
 
     def run(name, *args):
-        command = [sys.executable, str(ROOT / name), *map(str, args), "--dtype", "fp32"]
-        done = subprocess.run(command, cwd=d, text=True, capture_output=True)
+        done = run_script(d, name, *args, "--dtype", "fp32")
         assert done.returncode == 0, done.stderr
-        return done
 
     run(
         "train_clm.py",
@@ -309,7 +305,7 @@ def test_the_page_in_a_browser(page, tmp_path, width):
             [*flags, "--allow-file-access-from-files", "--virtual-time-budget=3000"],
         )
     done = subprocess.run(
-        [chromium(), *flags, "--dump-dom", target.as_uri()], capture_output=True, text=True, timeout=90
+        [chromium(), *flags, "--dump-dom", target.as_uri()], capture_output=True, text=True, timeout=PATIENCE
     )
     seen = re.search(r'data-seen="(\{.*?\})"', done.stdout)
     assert seen, done.stderr[-2000:]
