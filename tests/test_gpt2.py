@@ -87,7 +87,7 @@ def test_left_padding_with_positions_and_mask_changes_nothing(model_dir):
     real = torch.tensor([[False] * 4 + [True] * 9])
     mask = torch.ones(13, 13, dtype=torch.bool).tril() & real[:, None] | torch.eye(13, dtype=torch.bool)
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    torch.testing.assert_close(model(padded, pos, mask[:, None])[:, 4:], model(x), atol=1e-5, rtol=1e-5)
+    assert_near(model(padded, pos, mask[:, None])[:, 4:], model(x))
 
 
 def test_checkpointed_and_compiled_gradients_equal_plain_ones(model_dir):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.lora import LoRAConfig, inject
-from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
+from tests.conftest import assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
 from tests.standin_hub import StandinHub
 
 X = torch.arange(30).reshape(2, 15)
@@ -58,7 +58,7 @@ def with_head(state):
 def test_layouts(tiny, layout):
     directory, theirs = tiny
     rewrite(directory, layout)
-    torch.testing.assert_close(load(directory)(X), theirs(X).logits, atol=1e-5, rtol=1e-5)
+    assert_near(load(directory)(X), theirs(X).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -68,7 +68,7 @@ def test_half_precision_storage(tiny, dtype):
     rounded = theirs.to(dtype).float()
     model = load(directory)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    torch.testing.assert_close(model(X), rounded(X).logits, atol=1e-5, rtol=1e-5)
+    assert_near(model(X), rounded(X).logits)
 
 
 def test_shards(tiny):
@@ -76,7 +76,7 @@ def test_shards(tiny):
     theirs.save_pretrained(directory, max_shard_size="20KB")
     (directory / "model.safetensors").unlink()
     assert len(list(directory.glob("model-*.safetensors"))) > 3
-    torch.testing.assert_close(load(directory)(X), theirs(X).logits, atol=1e-5, rtol=1e-5)
+    assert_near(load(directory)(X), theirs(X).logits)
     next(directory.glob("model-*.safetensors")).unlink()
     with pytest.raises(UserError, match="no such file"):
         load(directory)
@@ -88,7 +88,7 @@ def test_saved_models_load_in_transformers_with_identical_logits(tmp_path, bpe_d
     model = load(tmp_path / "in")
     hub.save_model(model, tmp_path / "out", tmp_path / "in")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    torch.testing.assert_close(theirs(X).logits, model(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, model(X))
     again = load(tmp_path / "out")
     assert torch.equal(again(X), model(X))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -171,7 +171,7 @@ PUBLISHED = {
 def test_keys_of_published_configs_are_known(tiny, keys):
     path = tiny[0] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
-    torch.testing.assert_close(load(tiny[0])(X), tiny[1](X).logits, atol=1e-5, rtol=1e-5)
+    assert_near(load(tiny[0])(X), tiny[1](X).logits)
 
 
 @pytest.mark.parametrize("key", ["use_dora", "use_rslora", "modules_to_save", "rank_pattern", "layers_to_transform"])

@@ -58,12 +58,6 @@ def weights(model):
     return {k: p.detach().clone() for k, p in model.named_parameters()}
 
 
-def without_key_bias(name, tensor):
-    """A key's bias adds the same to all scores of a query, so its true gradient is 0; what rounding leaves of it, AdamW
-    blows up to full steps. It says nothing."""
-    return torch.cat([tensor[:32], tensor[64:]]) if name.endswith("c_attn.bias") else tensor
-
-
 def records(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

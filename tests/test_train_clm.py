@@ -46,7 +46,7 @@ def test_full_training_leaves_a_model_directory(script, model_dir, docs, tmp_pat
     assert not (d / "state").exists()  # nobody will ask for it any more
     ours = hub.load_model(hub.find(str(d))).eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(d).eval()
-    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, ours(X))
     before = hub.load_model(hub.find(str(model_dir))).eval()
     assert (before(X) - ours(X)).abs().max() > 1e-3
     # the line that says what will be done, the bar, and the line that says where the results are
@@ -100,11 +100,11 @@ def test_lora_leaves_an_adapter_that_peft_loads_from_anywhere(script, model_dir,
     base = transformers.AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     ours = hub.load_model(hub.find(str(tmp_path / "out"))).eval()
-    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, ours(X))
     merged = script("train_clm.py", "--model", "model", *args[:3], "merged", *args[4:], "--merge")
     assert merged.returncode == 0, merged.stderr
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, ours(X))
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
@@ -128,12 +128,10 @@ def test_adapters_on_adapters(script, model_dir, docs, tmp_path):
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "other" / "base") and config["r"] == 2
     merged = hub.load_model(hub.find(str(tmp_path / "other" / "base"))).eval()
-    torch.testing.assert_close(
-        merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X), atol=1e-5, rtol=1e-5
-    )
+    assert_near(merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other" / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "other").eval()
-    torch.testing.assert_close(theirs(X).logits, other(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, other(X))
     full = train("first", "full")  # no LoRA: merged, then all weights are trained
     assert full.lora is None and again.lora.r == 4
 
