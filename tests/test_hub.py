@@ -317,7 +317,7 @@ def test_a_host_that_keeps_it_waiting_is_given_up_after_connect_seconds(monkeypa
     class Session:
         def head(self, url, timeout):
             asked.append((threading.current_thread(), timeout))
-            over.wait()
+            over.wait(60)  # the end of it, should anyone wait for it
 
     assert hub.CONNECT_SECONDS <= 5  # ten seconds are promised, and it asks once
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.1)
