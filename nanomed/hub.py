@@ -143,7 +143,8 @@ def online() -> bool:
     thread.start()
     thread.join(CONNECT_SECONDS)
     if not answers:
-        constants.HF_HUB_OFFLINE = True  # else huggingface_hub would ask for something of its own, and wait as long again
+        # Else huggingface_hub would go on to ask for things of its own (which agent it runs under), and wait for those.
+        constants.HF_HUB_OFFLINE = True
     return bool(answers)
 
 
