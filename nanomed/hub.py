@@ -142,6 +142,9 @@ def online() -> bool:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
+    if not answers:
+        # Else huggingface_hub would go on to ask for things of its own (which agent it runs under), and wait for those.
+        constants.HF_HUB_OFFLINE = True
     return bool(answers)
 
 

@@ -9,22 +9,28 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Equal bits and 1e-5 are promised on the CPU; and the oracles must not look for anything (the Hub's tests run in
 # processes of their own).
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+# The models are so small that a second thread would only wait for the first, and long on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 import transformers
 
+from nanomed import train
 from nanomed.bpe import train_bpe
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 ROOT = Path(__file__).parent.parent
+PATIENCE = 600  # seconds until a process counts as hanging; nothing else is measured by the clock
 WORDS = """the a patient patients with of in and treatment disease cells were was study we results showed effect acute
 chronic therapy blood pressure clinical trial group control response risk protein gene expression tumor liver renal heart
 significantly increased decreased compared associated levels observed after before during weeks years dose mg/day p<0.05
@@ -63,6 +69,13 @@ def make_hf_model(directory: Path, tokenizer_from: Path | None = None, cls="GPT2
     return model.eval()
 
 
+def assert_near(ours, theirs, rel=1e-5, name="") -> None:
+    """Equal up to `rel` of the largest entry. fp32 keeps 6e-8 of what is summed, each CPU sums in its own order, and an
+    entry may be the small difference of large ones: so no entry is held to its own size, nor to a fixed number."""
+    scale = theirs.detach().abs().max().item()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=rel * scale, msg=lambda m: f"{name}: {m}")
+
+
 @pytest.fixture(scope="session")
 def bpe_dir(tmp_path_factory) -> Path:
     """A byte-level BPE of 400 tokens, <|endoftext|> being 0."""
@@ -85,28 +98,54 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
+def plain_steps(monkeypatch):
+    """Updates that are the (clipped) gradient times the rate. AdamW divides by the gradient's own size, so that the rounding of
+    a nearly vanishing one becomes a visible step; here it stays as small as it is."""
+    monkeypatch.setattr(train, "make_optimizer", lambda model, s: torch.optim.SGD(model.parameters(), lr=s.lr))
+
+
+@pytest.fixture(scope="session")
+def python():
+    """The beginning of a command line that stands for `python`, without its seconds of imports: see tests/warm.py. For
+    processes that are the point; a limit or a kill -9 from outside wants a real one, sys.executable."""
+    with tempfile.TemporaryDirectory() as directory:  # a socket's path must be short
+        path = Path(directory, "s")
+        command = [sys.executable, str(ROOT / "tests" / "warm.py"), str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            while not path.exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            yield [sys.executable, "-S", str(ROOT / "tests" / "warm.py"), str(path)]
+
+
+def run_script(directory: Path, name: str, *args) -> subprocess.CompletedProcess:
+    """Run a script in this process and in `directory`, as `python NAME ARGS` would."""
+    terminate, argv, before = signal.getsignal(signal.SIGTERM), sys.argv, Path.cwd()
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = [str(ROOT / name), *map(str, args)]
+    os.chdir(directory)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        return subprocess.CompletedProcess(sys.argv, end.value.code, out.getvalue(), err.getvalue())
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        os.chdir(before)
+        sys.argv = argv
+
+
+@pytest.fixture
+def script(tmp_path, request):
     """script("train_clm.py", "--model", ...) runs it as a user would, from tmp_path; gives returncode, stdout, stderr.
     In this process, which saves its start; in one of its own if the environment or a limit is to be another."""
 
-    def own_process(name, args, env, timeout, **kwargs):
-        command = [sys.executable, str(ROOT / name), *map(str, args)]
+    def run(name, *args, env=None, timeout=PATIENCE, **kwargs):
+        if not env and not kwargs:
+            return run_script(tmp_path, name, *args)
+        python = [sys.executable] if kwargs else request.getfixturevalue("python")
+        command = [*python, str(ROOT / name), *map(str, args)]
         env = {**os.environ, **(env or {})}
         return subprocess.run(command, cwd=tmp_path, env=env, timeout=timeout, capture_output=True, text=True, **kwargs)
-
-    def run(name, *args, env=None, timeout=120, **kwargs):
-        if env or kwargs:
-            return own_process(name, args, env, timeout, **kwargs)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *map(str, args)])
-        terminate = signal.getsignal(signal.SIGTERM)
-        out, err = io.StringIO(), io.StringIO()
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-                runpy.run_path(str(ROOT / name), run_name="__main__")
-        finally:
-            signal.signal(signal.SIGTERM, terminate)
-        return subprocess.CompletedProcess(sys.argv, end.value.code, out.getvalue(), err.getvalue())
 
     return run
 

@@ -25,7 +25,7 @@ from nanomed.labelled import (
 )
 from nanomed.lora import LoRAConfig, inject
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, predict
-from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
+from tests.conftest import assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
 
 CPU = torch.device("cpu")
 TINY = ("--batch-size", 4, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -50,14 +50,14 @@ def test_logits_are_those_of_transformers_both_ways(tmp_path, bpe_dir, k):
                            label2id={v: int(i) for i, v in names.items()})  # fmt: skip
     ours = hub.load_classifier(hub.find(str(tmp_path / "theirs"))).eval()
     ids = ragged()
-    torch.testing.assert_close(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids), atol=1e-5, rtol=1e-5)
+    assert_near(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids))
     assert ours.labels == list(names.values())
     # and saved here, read by transformers
     hub.save_model(ours, tmp_path / "ours", tmp_path / "theirs")
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
     assert again.config.id2label == {i: f"label {i}" for i in range(k)}
     assert again.config.pad_token_id == 0
-    torch.testing.assert_close(theirs_on(again, ids), predict(ours, ids, 0, 4, CPU, "fp32"), atol=1e-5, rtol=1e-5)
+    assert_near(theirs_on(again, ids), predict(ours, ids, 0, 4, CPU, "fp32"))
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -75,19 +75,17 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path, bpe_dir, multi):
     (loss / count).backward()
     expected = theirs(batch[0], labels=batch[2].float() if multi else batch[2]).loss
     expected.backward()
-    torch.testing.assert_close(loss / count, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.score.weight.grad, theirs.score.weight.grad, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(
-        ours.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, atol=1e-5, rtol=1e-4
-    )
+    assert_near(loss / count, expected)
+    assert_near(ours.score.weight.grad, theirs.score.weight.grad, 1e-4)
+    assert_near(ours.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, 1e-4)
 
 
 def test_padding_and_batch_size_change_nothing(tmp_path, model_dir):
     model = Classifier(hub.load_model(hub.find(str(model_dir))), ["a", "b"], False, 0).eval()
     ids = ragged(12)
     one_by_one = torch.cat([predict(model, [i], 0, 1, CPU, "fp32") for i in ids])
-    torch.testing.assert_close(predict(model, ids, 0, 12, CPU, "fp32"), one_by_one, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(predict(model, ids, 7, 5, CPU, "fp32"), one_by_one, atol=1e-5, rtol=1e-5)
+    assert_near(predict(model, ids, 0, 12, CPU, "fp32"), one_by_one)
+    assert_near(predict(model, ids, 7, 5, CPU, "fp32"), one_by_one)
 
 
 def test_an_adapter_with_its_head_loads_in_peft_and_here(tmp_path, model_dir):
@@ -104,10 +102,10 @@ def test_an_adapter_with_its_head_loads_in_peft_and_here(tmp_path, model_dir):
     logits = predict(model, ids, 0, 4, CPU, "fp32")
     again = hub.load_classifier(hub.find(str(out))).eval()
     assert again.labels == ["no", "maybe", "yes"]
-    torch.testing.assert_close(predict(again, ids, 0, 4, CPU, "fp32"), logits, atol=1e-5, rtol=1e-5)
+    assert_near(predict(again, ids, 0, 4, CPU, "fp32"), logits)
     base = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=3, pad_token_id=0)
     theirs = peft.PeftModel.from_pretrained(base, out).eval()
-    torch.testing.assert_close(theirs_on(theirs, ids), logits, atol=1e-4, rtol=1e-4)
+    assert_near(theirs_on(theirs, ids), logits, 1e-4)
     with pytest.raises(UserError, match="a classifier, not a language model"):
         hub.load_model(hub.find(str(out)))
 
@@ -135,7 +133,7 @@ def test_what_the_bases_config_says_of_other_labels_is_not_passed_on(tmp_path, b
     saved = json.loads((out / "config.json").read_text())
     assert "finetuning_task" not in saved and saved.get("num_labels", 3) == 3
     ids = ragged()
-    torch.testing.assert_close(theirs_on(theirs, ids), predict(model, ids, 0, 4, CPU, "fp32"), atol=1e-5, rtol=1e-5)
+    assert_near(theirs_on(theirs, ids), predict(model, ids, 0, 4, CPU, "fp32"))
 
 
 def test_a_language_model_is_no_classifier_and_the_other_way_round(tmp_path, bpe_dir, model_dir):
@@ -283,7 +281,7 @@ def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir,
     else:
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
         assert theirs.config.id2label == {0: "negative", 1: "positive"}
-    torch.testing.assert_close(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids), atol=1e-5, rtol=1e-5)
+    assert_near(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["classification"]["model"]["texts"] == 12
     pair = summary["classification"]["model"]["against_tfidf"]

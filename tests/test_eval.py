@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import sacrebleu
 from rouge_score import rouge_scorer
 
 from nanomed import metrics
-from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, write_jsonl
 
 GREEDY = ("--temperature", 0, "--dtype", "fp32")
 
@@ -113,9 +112,8 @@ def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
     def until(word, count):
         """Read until `word` has come `count` times."""
         nonlocal seen
-        end = time.time() + 90
         while seen.count(word) < count:
-            assert select.select([fd], [], [], max(0, end - time.time()))[0], seen
+            assert select.select([fd], [], [], PATIENCE)[0], seen
             seen += os.read(fd, 4096)
 
     for n, question in enumerate((b"the patients were", b"a disease of"), 1):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nanomed import files
 from nanomed.errors import UserError
-from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, write_jsonl
 
 TINY = ("--batch-size", 2, "--max-steps", 2, "--dtype", "fp32")
 
@@ -392,7 +392,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_training(docs, model_dir, tmp
     stderr = writer if streams == "both" else subprocess.PIPE
     process = subprocess.Popen(command("train_clm.py", *args), cwd=tmp_path, stdout=writer, stderr=stderr, text=True)
     os.close(writer)
-    noise = process.communicate(timeout=120)[1] or ""
+    noise = process.communicate(timeout=PATIENCE)[1] or ""
     assert process.returncode == 0, noise
     assert (tmp_path / "out" / "summary.json").exists()
     assert "Exception" not in noise and "BrokenPipe" not in noise
@@ -406,7 +406,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_result(docs, model_dir, tmp_p
         command("eval.py", *args), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
     )
     os.close(writer)
-    noise = process.communicate(timeout=120)[1]
+    noise = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0 and "Exception" not in noise, noise
     assert json.loads((tmp_path / "r.json").read_text())["ppl"] > 1
 
@@ -414,7 +414,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_result(docs, model_dir, tmp_p
 def test_without_any_stream_it_works_all_the_same(docs, model_dir, tmp_path):
     args = ("--model", model_dir, "--data", docs, "--out", "out", *TINY)
     line = '"$0" "$@" <&- >&- 2>&-'
-    done = subprocess.run(["sh", "-c", line, *command("train_clm.py", *args)], cwd=tmp_path, timeout=120)
+    done = subprocess.run(["sh", "-c", line, *command("train_clm.py", *args)], cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == 0 and (tmp_path / "out" / "summary.json").exists()
 
 

@@ -8,7 +8,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.generate import Ending, Sampling, choose, distribution, generate, make_cache
 from nanomed.tokenizer import load_tokenizer
-from tests.conftest import make_hf_model
+from tests.conftest import assert_near, make_hf_model
 
 CPU, GREEDY = torch.device("cpu"), Sampling()
 PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 2], [44] * 20]
@@ -80,7 +80,7 @@ def test_cached_logits_equal_uncached_ones(models, padded):
         cache = make_cache(model.config, 2, 12, CPU, torch.float32)
         steps = ((0, 7), (7, 10), (10, 11), (11, 12))
         parts = [model.transformer(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in steps]
-    torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real], atol=1e-5, rtol=1e-5)
+    assert_near(torch.cat(parts, 1)[real], whole[real])
 
 
 def test_several_tokens_after_others_need_a_mask(models):
@@ -113,7 +113,7 @@ def test_distributions_are_those_of_transformers(settings):
     for warper in warpers:
         theirs = warper(None, theirs)
     ours = distribution(logits, Sampling(**settings))
-    torch.testing.assert_close(ours.float(), theirs.softmax(-1), atol=1e-6, rtol=1e-5)
+    assert_near(ours.float(), theirs.softmax(-1))
 
 
 def test_draws_follow_the_distribution():

@@ -6,7 +6,7 @@ import torch
 from nanomed import hub
 from nanomed.loss import linear_cross_entropy
 from nanomed.models.gpt2 import ACTIVATIONS, GPT2, GPT2Config
-from tests.conftest import make_hf_model
+from tests.conftest import assert_near, make_hf_model
 
 FLAGS = {
     "gpt2": {},
@@ -31,17 +31,17 @@ def test_logits_loss_and_gradients_are_those_of_transformers(tmp_path, flags):
     theirs = make_hf_model(tmp_path, **flags)
     ours = hub.load_model(hub.find(str(tmp_path))).eval()
     x = ids(theirs)
-    torch.testing.assert_close(ours(x), theirs(x).logits, atol=1e-5, rtol=1e-5)
+    assert_near(ours(x), theirs(x).logits)
     loss = theirs(x, labels=x).loss
     nll, count = linear_cross_entropy(ours.transformer(x)[:, :-1], ours.lm_head.weight, x[:, 1:])
-    torch.testing.assert_close(nll / count, loss, atol=1e-5, rtol=1e-5)
+    assert_near(nll / count, loss)
     loss.backward()
     (nll / count).backward()
     their_grads = {k: p.grad for k, p in theirs.named_parameters()}
     our_grads = {k: p.grad.t() if k.endswith(ours.conv1d) else p.grad for k, p in ours.named_parameters()}
     assert our_grads.keys() == their_grads.keys()
     for name, grad in our_grads.items():
-        torch.testing.assert_close(grad, their_grads[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        assert_near(grad, their_grads[name], 1e-4, name)
 
 
 def test_the_flags_matter(tmp_path):
@@ -55,7 +55,7 @@ def test_the_flags_matter(tmp_path):
                                                                         "n_head")} | flags)).eval()  # fmt: skip
         ours = hub.load_model(hub.find(str(tmp_path)))
         other.load_state_dict(ours.state_dict())
-        same = torch.allclose(other(x), base(x).logits, atol=1e-5)
+        same = torch.allclose(other(x), base(x).logits, rtol=0, atol=1e-5 * base(x).logits.abs().max().item())
         harmless = flags.get("activation_function") in ("gelu_new", "gelu_pytorch_tanh")
         assert same == (harmless or flags == FLAGS["upcast"]), flags
 
@@ -87,7 +87,7 @@ def test_left_padding_with_positions_and_mask_changes_nothing(model_dir):
     real = torch.tensor([[False] * 4 + [True] * 9])
     mask = torch.ones(13, 13, dtype=torch.bool).tril() & real[:, None] | torch.eye(13, dtype=torch.bool)
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    torch.testing.assert_close(model(padded, pos, mask[:, None])[:, 4:], model(x), atol=1e-5, rtol=1e-5)
+    assert_near(model(padded, pos, mask[:, None])[:, 4:], model(x))
 
 
 def test_checkpointed_and_compiled_gradients_equal_plain_ones(model_dir):
@@ -101,10 +101,10 @@ def test_checkpointed_and_compiled_gradients_equal_plain_ones(model_dir):
 
     plain = gradients(lambda body: None)
     checkpointed = gradients(lambda body: setattr(body, "grad_checkpoint", True))
-    compiled = gradients(lambda body: body.compile())
+    compiled = gradients(lambda body: body.compile(backend="aot_eager"))  # C++ is written by the slow test of --compile
     for name, grad in plain.items():
-        torch.testing.assert_close(checkpointed[name], grad, atol=1e-7, rtol=1e-6)
-        torch.testing.assert_close(compiled[name], grad, atol=1e-5, rtol=1e-4)
+        assert_near(checkpointed[name], grad, 1e-5, name)
+        assert_near(compiled[name], grad, 1e-4, name)
 
 
 def test_checkpointing_keeps_less(model_dir):

@@ -9,6 +9,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.lora import LoRAConfig, LoRALinear, inject, lora_layers, merge_and_unwrap
 from nanomed.models.gpt2 import GPT2, GPT2Config
+from tests.conftest import assert_near
 
 TARGETS = (
     "c_attn",
@@ -58,7 +59,7 @@ def test_an_adapter_written_here_gives_the_same_logits_in_peft(adapted, model_di
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
     plain = theirs(X).logits
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
-    torch.testing.assert_close(adapted(X), theirs(X).logits, atol=1e-5, rtol=1e-5)
+    assert_near(adapted(X), theirs(X).logits)
     assert (plain - theirs(X).logits).abs().max() > 0.1
 
 
@@ -74,14 +75,14 @@ def test_an_adapter_written_by_peft_gives_the_same_logits_and_gradients_here(mod
     theirs.save_pretrained(tmp_path)
     ours = load(tmp_path)
     theirs.eval()
-    torch.testing.assert_close(ours(X), theirs(X).logits, atol=1e-5, rtol=1e-5)
+    assert_near(ours(X), theirs(X).logits)
     ours(X).pow(2).mean().backward()
     theirs(X).logits.pow(2).mean().backward()
     grads = {n: p.grad for n, p in ours.named_parameters() if p.requires_grad}
     for name, p in theirs.named_parameters():
         if p.requires_grad:
             key = name.removeprefix("base_model.model.").replace(".default", "")
-            torch.testing.assert_close(grads.pop(key), p.grad, atol=1e-5, rtol=1e-4)
+            assert_near(grads.pop(key), p.grad, 1e-4)
     assert not grads
 
 
@@ -93,7 +94,7 @@ def test_peft_merges_to_the_same_weights(adapted, model_dir, tmp_path):
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)
+        assert_near(a, b, 1e-6, name)
 
 
 def test_merged_equals_adapter_and_unmerge_is_a_round_trip(adapted):
@@ -102,15 +103,15 @@ def test_merged_equals_adapter_and_unmerge_is_a_round_trip(adapted):
     for layer in lora_layers(adapted).values():
         layer.merge()
         layer.merge()  # merging twice is merging once
-    torch.testing.assert_close(adapted(X), with_adapter, atol=1e-5, rtol=1e-5)
+    assert_near(adapted(X), with_adapter)
     for name, layer in lora_layers(adapted).items():
         assert not torch.allclose(layer.base_layer.weight, weights[name], atol=1e-3)
         layer.unmerge()
-        torch.testing.assert_close(layer.base_layer.weight, weights[name], atol=1e-6, rtol=0)
-    torch.testing.assert_close(adapted(X), with_adapter, atol=1e-5, rtol=1e-5)
+        assert_near(layer.base_layer.weight, weights[name], 1e-6)
+    assert_near(adapted(X), with_adapter)
     merge_and_unwrap(adapted)
     assert not lora_layers(adapted) and all(p.requires_grad for p in adapted.parameters())
-    torch.testing.assert_close(adapted(X), with_adapter, atol=1e-5, rtol=1e-5)
+    assert_near(adapted(X), with_adapter)
 
 
 def test_merging_into_bf16_computes_in_fp32():

@@ -39,7 +39,7 @@ with open({str(log)!r}, "a") as f:
 
 def make(project, *args, **env):
     env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in ("VENV", "RUNS", "MODEL")} | env
-    return subprocess.run(["make", *args], cwd=project, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["make", *args], cwd=project, env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

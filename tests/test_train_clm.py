@@ -4,12 +4,10 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import peft
 import pytest
@@ -17,10 +15,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanomed import hub
-from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
+from nanomed import files, hub, train
+from tests.conftest import PATIENCE, ROOT, assert_near, assert_refused, make_texts, run_script, write_jsonl
 from tests.standin_hub import StandinHub
-from tests.test_train import without_key_bias
 
 X = torch.arange(30).reshape(2, 15)
 TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -49,7 +46,7 @@ def test_full_training_leaves_a_model_directory(script, model_dir, docs, tmp_pat
     assert not (d / "state").exists()  # nobody will ask for it any more
     ours = hub.load_model(hub.find(str(d))).eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(d).eval()
-    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, ours(X))
     before = hub.load_model(hub.find(str(model_dir))).eval()
     assert (before(X) - ours(X)).abs().max() > 1e-3
     # the line that says what will be done, the bar, and the line that says where the results are
@@ -103,11 +100,11 @@ def test_lora_leaves_an_adapter_that_peft_loads_from_anywhere(script, model_dir,
     base = transformers.AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     ours = hub.load_model(hub.find(str(tmp_path / "out"))).eval()
-    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, ours(X))
     merged = script("train_clm.py", "--model", "model", *args[:3], "merged", *args[4:], "--merge")
     assert merged.returncode == 0, merged.stderr
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    torch.testing.assert_close(theirs(X).logits, ours(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, ours(X))
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
@@ -131,12 +128,10 @@ def test_adapters_on_adapters(script, model_dir, docs, tmp_path):
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "other" / "base") and config["r"] == 2
     merged = hub.load_model(hub.find(str(tmp_path / "other" / "base"))).eval()
-    torch.testing.assert_close(
-        merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X), atol=1e-5, rtol=1e-5
-    )
+    assert_near(merged(X), hub.load_model(hub.find(str(tmp_path / "first"))).eval()(X))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other" / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "other").eval()
-    torch.testing.assert_close(theirs(X).logits, other(X), atol=1e-5, rtol=1e-5)
+    assert_near(theirs(X).logits, other(X))
     full = train("first", "full")  # no LoRA: merged, then all weights are trained
     assert full.lora is None and again.lora.r == 4
 
@@ -261,59 +256,87 @@ def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
-def start(out, model_dir, docs, *flags):
-    args = [
-        "--model",
-        model_dir,
-        "--data",
-        docs,
-        "--out",
-        out,
-        "--max-steps",
-        60,
-        "--save-every",
-        5,
-        "--eval-every",
-        30,
-        *TINY,
-    ]
-    command = [sys.executable, ROOT / "train_clm.py", *args, "--dropout", 0.1, "--resume", *flags]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def command(out, model_dir, docs, *flags):
+    return ("train_clm.py", "--model", model_dir, "--data", docs, "--out", out, "--max-steps", 40, "--save-every", 5,
+            "--eval-every", 20, *TINY, "--dropout", 0.1, "--resume", *flags)  # fmt: skip
 
 
 LORA = ("--lora-r", 4, "--lora-dropout", 0.1)
+# Runs the script in its arguments, and kills itself with signal 9 in update 9; or while the second checkpoint is written.
+KILLED = """import os, runpy, sys
+where, script = sys.argv[1:3]
+sys.argv, sys.path[0] = sys.argv[2:], os.path.dirname(script)
+from nanomed import files, train
+calls = []
+original, save = train.learning_rate, files.save_file
+def in_an_update(*args):
+    calls.append(1)
+    return os.kill(os.getpid(), 9) if len(calls) == 9 else original(*args)
+def in_a_save(state, path, metadata):
+    calls.append(1)
+    save(state, path, metadata)
+    if len(calls) == 2:
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), 9)
+if where == "update":
+    train.learning_rate = in_an_update
+else:
+    files.save_file = in_a_save
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory, model_dir):
+    """The same run without an interruption, full and LoRA."""
+    directory = tmp_path_factory.mktemp("whole")
+    docs = write_jsonl(directory / "docs.jsonl", make_texts(40, 31))
+    for name, flags in {"full": (), "lora": LORA}.items():
+        out = run_script(directory, *command(name, model_dir, docs, *flags))
+        assert out.returncode == 0, out.stderr
+    return docs, {(): directory / "full", LORA: directory / "lora"}
 
 
 @pytest.mark.parametrize(
-    "sig, flags",
+    "stop, flags",
     [
-        pytest.param(signal.SIGKILL, (), id="kill-full"),
-        pytest.param(signal.SIGTERM, (), id="term-full"),
-        pytest.param(signal.SIGINT, (), id="ctrl-c-full"),
-        pytest.param(signal.SIGKILL, LORA, id="kill-lora"),
-        pytest.param(signal.SIGTERM, LORA, id="term-lora", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, LORA, id="ctrl-c-lora", marks=pytest.mark.slow),
+        pytest.param("update", (), id="kill-full"),
+        pytest.param("save", LORA, id="kill-lora-while-saving"),
+        *(pytest.param(sig, flags, id=f"{sig.name}-{'lora' if flags else 'full'}")
+          for sig in (signal.SIGTERM, signal.SIGINT) for flags in ((), LORA)),
     ],
-)
-def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(model_dir, docs, tmp_path, flags, sig):
-    whole = start(tmp_path / "whole", model_dir, docs, *flags)
-    assert whole.wait(120) == 0, whole.stderr.read()
-    out = tmp_path / "stopped"
-    process = start(out, model_dir, docs, *flags)
-    while not list(out.glob("state/step-*.safetensors")) and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(0.05)
-    process.send_signal(sig)
-    stderr = process.communicate()[1]
-    assert process.returncode == (-9 if sig == signal.SIGKILL else 128 + sig), stderr
-    assert not (out / "summary.json").exists()  # it was stopped before its end, so the test says something
-    if sig != signal.SIGKILL:
-        assert "--resume goes on from there" in stderr.splitlines()[-1]
-    process = start(out, model_dir, docs, *flags)
-    assert process.wait(120) == 0, process.stderr.read()
+)  # fmt: skip
+def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(
+    script, python, whole_runs, model_dir, tmp_path, monkeypatch, stop, flags
+):
+    docs, whole = whole_runs
+    args = command("stopped", model_dir, docs, *flags)
+    if isinstance(stop, str):  # kill -9, by its own hand, so that it comes when it should
+        again = [*python, "-c", KILLED, stop, str(ROOT / args[0]), *map(str, args[1:])]
+        done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    else:
+        original, calls = train.learning_rate, []
+
+        def rate(*args):
+            calls.append(1)
+            if len(calls) == 9:
+                os.kill(os.getpid(), stop)
+            return original(*args)
+
+        monkeypatch.setattr(train, "learning_rate", rate)
+        done = script(*args)
+        monkeypatch.setattr(train, "learning_rate", original)
+        assert done.returncode == 128 + stop, done.stderr
+        assert "--resume goes on from there" in done.stderr.splitlines()[-1]
+    out, whole = tmp_path / "stopped", whole[flags]
+    kept = 5 if isinstance(stop, str) else 9  # a signal that can be caught lets the update end, and saves
+    assert [p.name for p in out.glob("state/step-*.safetensors")] == [f"step-{kept:08d}.safetensors"]
+    again = script(*args)
+    assert again.returncode == 0, again.stderr
     name = "adapter_model.safetensors" if flags else "model.safetensors"
-    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert records(out) == records(tmp_path / "whole")
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert records(out) == records(whole)
 
 
 def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs, tmp_path, monkeypatch):
@@ -326,20 +349,27 @@ def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs
     assert_refused(script(*args, "--resume"), "the data changed")
 
 
-def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(model_dir, docs, tmp_path):
+def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(script, model_dir, docs, tmp_path, monkeypatch):
     """The file-size limit plays the full disk: the first checkpoint fits, and then the limit is lowered."""
-    out = tmp_path / "out"
-    process = start(out, model_dir, docs)
-    while not list(out.glob("state/step-*.safetensors")) and process.poll() is None:
-        time.sleep(0.005)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    stderr = process.communicate()[1]
-    assert process.returncode == 2, stderr
-    assert "could not be written" in stderr.splitlines()[-1] and "Traceback" not in stderr
-    (kept,) = out.glob("state/step-*")
-    assert len(load_file(kept)) > 10
-    process = start(out, model_dir, docs)
-    assert process.wait(120) == 0, process.stderr.read()
+    args, save, limit = command("out", model_dir, docs), files.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_on_a_small_disk(state, path, metadata):
+        if list(tmp_path.glob("out/state/step-*")):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        try:
+            save(state, path, metadata)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    monkeypatch.setattr(files, "save_file", save_on_a_small_disk)
+    out = script(*args)
+    assert out.returncode == 2, out.stderr
+    assert "could not be written" in out.stderr.splitlines()[-1] and "Traceback" not in out.stderr
+    (kept,) = tmp_path.glob("out/state/step-*")
+    assert kept.name == "step-00000005.safetensors" and len(load_file(kept)) > 10
+    monkeypatch.setattr(files, "save_file", save)
+    out = script(*args)
+    assert out.returncode == 0, out.stderr
 
 
 def test_running_out_of_memory_is_said_in_one_line(script, model_dir, tmp_path):
@@ -364,18 +394,19 @@ def test_help_is_complete_and_shows_defaults(script, name):
 
 
 @pytest.mark.slow
-def test_compiled_training_ends_where_eager_training_does(script, model_dir, docs, tmp_path):
+def test_compiled_training_ends_where_eager_training_does(script, model_dir, docs, tmp_path, plain_steps):
+    before = load_file(model_dir / "model.safetensors")
     for name, flags in {"eager": (), "compiled": ("--compile",), "checkpointed": ("--grad-checkpoint",)}.items():
-        out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, *flags,
-                     timeout=600)  # fmt: skip
+        out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, "--lr", 1,
+                     *flags)  # fmt: skip
         assert out.returncode == 0, out.stderr
     eager, compiled, checkpointed = (
         load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed")
     )
     for name in eager:
-        a, b, c = (without_key_bias(name, weights[name]) for weights in (eager, compiled, checkpointed))
-        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(c, a, atol=1e-5, rtol=1e-4)
+        a, b, c = (weights[name] - before[name] for weights in (eager, compiled, checkpointed))
+        assert_near(b, a, 1e-3, name)
+        assert_near(c, a, 1e-4, name)
 
 
 def test_a_run_without_a_checkpoint_can_simply_be_started_again(script, model_dir, docs, tmp_path):
@@ -403,21 +434,24 @@ def test_an_out_that_cannot_be_made_is_said_in_one_line(script, model_dir, docs,
     assert_refused(out, "file/sub")
 
 
-def ready_venv():
-    """The environment that the Makefile would use, if it is this one and up to date: a test must not install anything."""
-    stamp = Path(sys.prefix) / ".ready"
-    wanted = [ROOT / "requirements.lock", ROOT / "pyproject.toml"]
-    if not stamp.exists() or any(f.stat().st_mtime > stamp.stat().st_mtime for f in wanted):
-        pytest.skip("not run by `make test`: the Makefile would have to install packages first")
-    return sys.prefix
+@pytest.fixture
+def make(tmp_path, python):
+    """make("adapt", "DATA=...", HF_HOME=...): what a `make` of the user's prints; the flags of the one that runs these tests
+    are none of its business. In an environment that counts as ready: a test must not install anything."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n')
+    (venv / "bin" / "python").chmod(0o755)
+    (venv / ".ready").touch()
 
+    def run(*args, **env):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | env
+        args = [f"VENV={venv}", f"RUNS={tmp_path}/runs", *map(str, args)]
+        out = subprocess.run(["make", *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+        assert out.returncode == 0, out.stderr[-3000:]
+        return out.stdout
 
-def make(*args, **env):
-    """What a `make` of the user's prints; the flags of the one that runs these tests are none of its business."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | env
-    out = subprocess.run(["make", *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0, out.stderr[-3000:]
-    return out.stdout
+    return run
 
 
 def test_make_refuses_a_variable_that_it_does_not_know():
@@ -434,12 +468,12 @@ def table_rows(out):
 
 
 @pytest.mark.slow
-def test_make_study_walks_the_whole_road(tmp_path):
+def test_make_study_walks_the_whole_road(make, tmp_path):
     general = write_jsonl(tmp_path / "general.jsonl", make_texts(120, 1))
     pubmed = write_jsonl(tmp_path / "pubmed.jsonl", make_texts(60, 2))
     held = [write_jsonl(tmp_path / f"{i}.jsonl", make_texts(6, i)) for i in (3, 4)]
-    out = make("study", f"VENV={ready_venv()}", f"RUNS={tmp_path}/runs", f"GENERAL={general}", f"PUBMED={pubmed}",
-               f"TEST={held[0]}", f"GENERAL_TEST={held[1]}", "STEPS=2", "BATCH=4")  # fmt: skip
+    out = make("study", f"GENERAL={general}", f"PUBMED={pubmed}", f"TEST={held[0]}",
+               f"GENERAL_TEST={held[1]}", "STEPS=2", "BATCH=4")  # fmt: skip
     assert table_rows(out) == ["model", "---", "base", "adapted", "adapted-lora"]
     assert re.search(r"\| adapted \| [\d.]+ \[[\d.]+, [\d.]+\] \| [\d.]+ \| [-+][\d.]+% \|", out)
     assert (tmp_path / "runs/study/adapted-lora/adapter_model.safetensors").exists()
@@ -458,7 +492,7 @@ def hub_dataset(root, repo, configs):
     (folder / "README.md").write_text(f"---\nconfigs:\n{blocks}---\n")
 
 
-def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(model_dir, tmp_path):
+def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(make, model_dir, tmp_path):
     root = tmp_path / "hub"
     shutil.copytree(model_dir, root / "models" / "gpt2")
     abstracts = {"pqa_artificial": make_texts(40, 5), "pqa_labeled": make_texts(40, 5)[:4] + make_texts(3, 6)}
@@ -476,7 +510,7 @@ def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(mod
     (tmp_path / "short.toml").write_text('prompt = "{instruction}\\n"\nprompt_with_input = "{instruction}{input}\\n"\n')
     with StandinHub(root) as standin:
         env = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        common = (f"VENV={ready_venv()}", f"RUNS={tmp_path}/runs", f"TEMPLATE={tmp_path}/short.toml")
+        common = (f"TEMPLATE={tmp_path}/short.toml",)
         out = make("adapt", *common, "ARGS=--max-steps 2 --lora-r 2", **env)
         assert "4 training documents that are held out too were taken out" in out
         assert table_rows(out) == ["model", "---", "base", "adapted"]
