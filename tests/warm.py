@@ -54,6 +54,12 @@ def become(request: dict, streams: list[int]) -> None:
     for fd, stream in enumerate(streams):
         os.dup2(stream, fd)
         os.close(stream)
+    # New objects: those of the process that forked remember whether its own streams were files or pipes.
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(0, closefd=False),
+        os.fdopen(1, "w", closefd=False),
+        os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace"),
+    )
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["directory"])
     os.environ.clear()
