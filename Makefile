@@ -100,8 +100,7 @@ TRAINED = $(if $(shell [ -e $1/summary.json ] && echo yes),$1)
 REPORTED = $(MODEL) $(call TRAINED,$(ADAPTED)) $(call TRAINED,$(RUNS)/instructed)
 report: setup
 	$(PY) eval.py compare --models $(REPORTED) --data biomedical=$(TEST) --text-field $(FIELD) --limit 200 \
-		$(if $(call TRAINED,$(RUNS)/classifier),--classifier $(RUNS)/classifier) \
-		$(if $(call TRAINED,$(RUNS)/instructed),--template $(TEMPLATE)) --out $(RUNS)/report $(ARGS)
+		$(if $(call TRAINED,$(RUNS)/classifier),--classifier $(RUNS)/classifier) --out $(RUNS)/report $(ARGS)
 	@echo "open "$(RUNS)"/report/report.html in a browser"
 
 # The bundled model and its own small world.
