@@ -22,30 +22,48 @@ ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
 $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN))
 endif
 
-.PHONY: setup demo demo-full nano baseline adapt classify sft report study study-gpt2-small test test-all lint bench clean help
+# What the user gives is one name a variable, and taken as it stands: from here on each is a word of the shell's, in quotes,
+# whatever blanks, quotes and dollars it holds; ~/ is the home directory, as ever. Only ARGS is several words.
+define NEWLINE
+
+
+endef
+HOMED = $(subst $(NEWLINE),,$(subst $(NEWLINE)~/,$(value HOME)/,$(NEWLINE)$(value $1)))
+QUOTED = $(if $(value $1),'$(subst ','\'',$(HOMED))')
+ASKED = $(foreach v,$(KNOWN),$(if $(filter command environment,$(firstword $(origin $v))),$v))
+$(foreach v,$(ASKED),$(if $(findstring $(NEWLINE),$(value $v)),$(error $v has more than one line)))
+$(foreach v,VENV RUNS,$(if $(strip $(subst /,,$(value $v))),,$(error $v=$(value $v): name a directory)))
+$(if $(filter . .. ./ ../,$(VENV)),$(error VENV=$(VENV): name a directory of its own))
+$(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),$$(call QUOTED,$v))))
+
+.PHONY: setup environment demo demo-full nano baseline adapt classify sft report study study-gpt2-small test test-all lint bench clean help
 
 help:
-	@echo "make setup      a virtual environment with everything, in $(VENV)"
+	@echo "make setup      a virtual environment with everything, in "$(VENV)
 	@echo "make demo       all four phases on the bundled model, in minutes on a CPU, offline; make demo-full: three seeds, more rows"
-	@echo "make baseline   the perplexity of MODEL ($(MODEL)) on TEST"
+	@echo "make baseline   the perplexity of MODEL ("$(MODEL)") on TEST"
 	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
-	@echo "                MODEL=dir or Hub id, DATA=file, TEST=file to measure on, FIELD=name of the text's field, RUNS=where"
-	@echo "make classify   a classifier on $(ADAPTED): POSITIVES against NEGATIVES"
-	@echo "make sft        instruction tuning of $(ADAPTED) on PAIRS (fields instruction, input, output, or question, answer)"
-	@echo "make report     one page about $(MODEL), $(RUNS)/adapted, $(RUNS)/instructed and $(RUNS)/classifier"
+	@echo "                MODEL=dir or Hub id, DATA=file, TEST=file to measure on, FIELD=name of the text's field, RUNS=where;"
+	@echo "                each is one name; more files to train on: ARGS='--data FILE ...'"
+	@echo "make classify   a classifier on "$(ADAPTED)": POSITIVES against NEGATIVES"
+	@echo "make sft        instruction tuning of "$(ADAPTED)" on PAIRS (fields instruction, input, output, or question, answer)"
+	@echo "make report     one page about "$(MODEL)", "$(ADAPTED)", "$(RUNS)/instructed" and "$(RUNS)/classifier
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
 	@echo "make test       the tests; make test-all: the slow ones too; make lint"
 	@echo "make bench      ours against transformers, on this machine"
-	@echo "make clean      remove $(VENV) and caches of tools; $(RUNS) stays"
+	@echo "make clean      remove "$(VENV)" and caches of tools; "$(RUNS)" stays"
 
-setup: $(VENV)/.ready
+# A name with a blank is no target of make's: so the shell says whether the environment is there, and no older than its lists.
+READY = $(VENV)/.ready
+CURRENT = $(shell [ -e $(READY) ] && ! [ requirements.lock -nt $(READY) ] && ! [ pyproject.toml -nt $(READY) ] && echo yes)
+setup: $(if $(CURRENT),,environment)
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+environment:
 	python3 -m venv $(VENV)
 	$(PY) -m pip install -q -r requirements.lock
 	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
-	touch $@
+	touch $(READY)
 
 baseline: setup
 	mkdir -p $(RUNS)
@@ -78,12 +96,13 @@ sft: setup
 	@echo "next: make report"
 
 # Of the three models, those that are there: gpt2 always, the others once they were trained.
-REPORTED = $(MODEL) $(patsubst %/summary.json,%,$(wildcard $(ADAPTED)/summary.json $(RUNS)/instructed/summary.json))
+TRAINED = $(if $(shell [ -e $1/summary.json ] && echo yes),$1)
+REPORTED = $(MODEL) $(call TRAINED,$(ADAPTED)) $(call TRAINED,$(RUNS)/instructed)
 report: setup
 	$(PY) eval.py compare --models $(REPORTED) --data biomedical=$(TEST) --text-field $(FIELD) --limit 200 \
-		$(if $(wildcard $(RUNS)/classifier/summary.json),--classifier $(RUNS)/classifier) \
-		$(if $(wildcard $(RUNS)/instructed/summary.json),--template $(TEMPLATE)) --out $(RUNS)/report $(ARGS)
-	@echo "open $(RUNS)/report/report.html in a browser"
+		$(if $(call TRAINED,$(RUNS)/classifier),--classifier $(RUNS)/classifier) \
+		$(if $(call TRAINED,$(RUNS)/instructed),--template $(TEMPLATE)) --out $(RUNS)/report $(ARGS)
+	@echo "open "$(RUNS)"/report/report.html in a browser"
 
 # The bundled model and its own small world.
 demo: setup
@@ -94,7 +113,7 @@ demo-full: setup
 
 # How the bundled model was made: GENERAL and GENERAL_TEST are documents in general English.
 nano: setup
-	@test -n "$(GENERAL)" -a -n "$(GENERAL_TEST)" || { echo "make nano GENERAL=general.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2; }
+	@$(if $(and $(GENERAL),$(GENERAL_TEST)),,echo "make nano GENERAL=general.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2)
 	$(PY) -m nanomed.bpe --data $(GENERAL) --vocab-size 8192 --out $(RUNS)/nano-shape
 	cp recipes/nano.config.json $(RUNS)/nano-shape/config.json
 	$(PY) train_clm.py --config recipes/nano.toml --model $(RUNS)/nano-shape --data $(GENERAL) --val-data $(GENERAL_TEST) \
@@ -111,8 +130,8 @@ STEPS ?= 800
 BATCH ?= 16
 STUDY_EVAL = $(PY) eval.py ppl --text-field $(FIELD)
 study: setup
-	@test -n "$(GENERAL)" -a -n "$(PUBMED)" -a "$(origin TEST)" != file -a -n "$(GENERAL_TEST)" || \
-		{ echo "make study GENERAL=general.jsonl PUBMED=abstracts.jsonl TEST=test.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2; }
+	@$(if $(and $(GENERAL),$(PUBMED),$(filter-out file,$(origin TEST)),$(GENERAL_TEST)),, \
+		echo "make study GENERAL=general.jsonl PUBMED=abstracts.jsonl TEST=test.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2)
 	$(PY) -m nanomed.bpe --data $(GENERAL) --text-field $(FIELD) --out $(STUDY)/shape
 	cp recipes/nano.config.json $(STUDY)/shape/config.json
 	$(PY) train_clm.py --from-scratch --model $(STUDY)/shape --data $(GENERAL) --text-field $(FIELD) \
@@ -158,5 +177,9 @@ bench: setup
 	$(PY) bench/train_step.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache *.egg-info
+	@if [ -e $(VENV) ]; then \
+		[ -e $(VENV)/pyvenv.cfg ] || { echo $(VENV)": no virtual environment, so it stays" >&2; exit 2; }; \
+		case "$$(pwd -P)/" in "$$(CDPATH= cd -- $(VENV) && pwd -P)"/*) echo $(VENV)": the project lies there" >&2; exit 2;; esac; \
+	fi
+	rm -rf -- $(VENV) .pytest_cache .hypothesis .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

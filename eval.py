@@ -8,12 +8,13 @@ python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
 
+import os
 import sys
 from pathlib import Path
 
-from nanomed import cli, compare, examples, labelled, measure, report
+from nanomed import cli, compare, examples, hub, labelled, measure, report
 from nanomed.errors import UserError
-from nanomed.files import write_json
+from nanomed.files import check_directory, check_output, read_json, write_json
 from nanomed.generate import room
 from nanomed.templates import Template, load_template
 
@@ -46,7 +47,9 @@ def parse_args():
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
     cli.add_labelled_flags(cls)
-    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only")
+    cls.add_argument(
+        "--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only"
+    )
     cli.add_data_flags(cls)
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
@@ -173,12 +176,26 @@ def qa(args):
         o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed
     )
     print(report.text_table(report.answers_table({args.model: result})))
+    print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
         print(
             f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions"
         )
+    questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
+    show_answers(result["answers"], questions)
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
     save(args, result | how | {"sampling": vars(cli.sampling(args)), "max_new_tokens": args.max_new_tokens})
+
+
+def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 145) -> None:
+    """The first few answers beside their references, each text cut to two lines. questions: by prompt."""
+    for n, a in enumerate(answers[:most], 1):
+        texts = {"question": questions[a["prompt"]], "reference": a["reference"], "answer": a["completion"]}
+        print(f"\n{n} of {len(answers)}")
+        for name, text in texts.items():
+            text = " ".join(text.split()) or "(nothing)"
+            print(f"  {name + ':':10} {text if len(text) <= width else text[: width - 3] + '...'}")
+    print()
 
 
 def label_names(labels: list[str], args) -> tuple[str, str]:
@@ -216,10 +233,35 @@ def compare_models(args):
     print(f"results in {out}")
 
 
+def inputs(args) -> list[Path]:
+    """The files that the command reads, and the directories of its models, adapters' bases included."""
+    given = vars(args)
+    names = [n for key in ("data", "positives", "negatives") for n in given.get(key) or []]
+    names += [name.partition("=")[2] for name in names] + [given.get(k) for k in ("prompts", "template", "classifier")]
+    models = given.get("models") or [args.model]
+    sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
+    directories = [d for s in sources for d in (s.directory, s.adapter) if d]
+    return directories + [Path(name) for name in names if name and Path(name).exists()]
+
+
+def check_page(args) -> None:
+    """Refuse a page's directory in which report.html or report.json are another's, or an input. Raises UserError."""
+    check_directory(args.out)
+    files = [Path(args.out) / name for name in ("report.json", "report.html")]
+    if any(file.exists() for file in files):
+        found = read_json(files[0]) if files[0].exists() else None
+        if not isinstance(found, dict) or not {"made", "torch"} <= found.keys():  # compare.write_page's
+            raise UserError(f"--out {args.out}: holds a page that is not of this command's; choose another directory")
+        for file in files:
+            check_output(file, inputs(args), "--out")
+
+
 def main():
     args = parse_args()
-    if getattr(args, "json", None) and not Path(args.json).resolve().parent.is_dir():
-        raise UserError(f"--json {args.json}: no such directory")
+    if args.command == "compare":
+        check_page(args)
+    elif args.json is not None:
+        check_output(args.json, inputs(args))
     {"ppl": ppl, "generate": generate, "qa": qa, "cls": cls, "compare": compare_models}[args.command](args)
 
 

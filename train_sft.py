@@ -82,7 +82,9 @@ def main():
     earlier = heldout.earlier(setup.source.adapter, setup.source.directory)
     run.say_earlier(setup.source, sum(map(earlier.has_row, training)))
     side = examples.encode_instructions(training, setup.tokenizer, template, args.context)
-    sets = {name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()}
+    sets = {
+        name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()
+    }
     chosen = side.examples
     for found in (side, *sets.values()):
         if not found.examples:
@@ -93,7 +95,9 @@ def main():
     replayed, beyond = [], ""
     if args.replay:
         found, kept_out = data.without(documents("replay", args.replay), held.texts() | earlier.texts())
-        run.say_removed(kept_out, "documents that are held out, now or by an earlier phase, were taken out of what is replayed")
+        run.say_removed(
+            kept_out, "documents that are held out, now or by an earlier phase, were taken out of what is replayed"
+        )
         limit = round(args.replay_ratio * len(chosen))
         replayed = examples.text_examples(found, args.context, limit, args.seed)
         if limit > len(found.indices):
@@ -123,11 +127,15 @@ def main():
         if name in sets:
             result = answer_perplexity(model, sets[name].examples, args.batch_size, setup.device, args.dtype)
         else:
-            result = perplexity(model, [texts[name]], args.context, args.context // 2, args.batch_size, setup.device, args.dtype)
+            result = perplexity(
+                model, [texts[name]], args.context, args.context // 2, args.batch_size, setup.device, args.dtype
+            )
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    if run.train(args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template):
+    if run.train(
+        args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template
+    ):
         print(f"results in {args.out}; next: python eval.py generate --model {args.out} (or qa, with --data ...)")
 
 

@@ -10,7 +10,6 @@ runs as it comes (dropout 0.1 from GPT-2's config), and once more without dropou
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -73,6 +72,8 @@ def main():
 def measure(args) -> dict:
     import torch
 
+    from nanomed.precision import peak_rss
+
     who, what = args.one.split()
     torch.manual_seed(0)
     size = (args.batch_size, args.context) if what != "score" else (4, 1024)
@@ -83,8 +84,7 @@ def measure(args) -> dict:
         seconds = ours(args, ids, what == "lora")
     else:
         seconds = trainer(args, ids, what == "lora", who.endswith("nodropout"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"tokens_per_s": [size[0] * size[1] / s for s in seconds[1:]], "peak_rss_bytes": peak}
+    return {"tokens_per_s": [size[0] * size[1] / s for s in seconds[1:]], "peak_rss_bytes": peak_rss()}
 
 
 def ours(args, ids, lora) -> list[float]:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from nanomed import cli, rows
 from nanomed.errors import UserError
-from nanomed.files import write_json
+from nanomed.files import check_directory, names_in, read_json, write_json
 from nanomed.tokenizer import EOT
+
+CONFIG = {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOT, "eos_token": EOT}
+WRITTEN = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
 
 
 def train_bpe(texts, vocab_size: int, out: Path) -> int:
@@ -32,10 +35,20 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
     )
     bpe.train_from_iterator(texts, trainer)
     out.mkdir(parents=True, exist_ok=True)
+    write_json(CONFIG, out / "tokenizer_config.json")  # first: check_out knows by it who wrote the rest
     bpe.save(str(out / "tokenizer.json"))
     bpe.model.save(str(out))
-    write_json({"tokenizer_class": "GPT2Tokenizer", "bos_token": EOT, "eos_token": EOT}, out / "tokenizer_config.json")
     return bpe.get_vocab_size()
+
+
+def check_out(out: str) -> None:
+    """Refuse to write over another tokenizer, or beside the weights of a model that would read it. Raises UserError unless
+    `out` is new, empty, or what this program made: a config.json, for the shape of a new model, may have come to it."""
+    check_directory(out)
+    names, config = names_in(Path(out)), Path(out) / "tokenizer_config.json"
+    ours = names <= WRITTEN | {"config.json"} and config.exists() and read_json(config) == CONFIG
+    if names and not ours:
+        raise UserError(f"--out {out}: holds what nanomed.bpe did not write; choose another directory")
 
 
 def main():
@@ -48,6 +61,7 @@ def main():
     p.add_argument("--limit", type=cli.count, metavar="N", help="take only the first N documents of each --data")
     cli.add_data_flags(p)
     args = p.parse_args()
+    check_out(args.out)
     texts = (
         text
         for name in args.data

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.examples import Fields
+from nanomed.files import release
 from nanomed.generate import Sampling
 from nanomed.precision import reuse_memory
+from nanomed.streams import open_streams
 from nanomed.templates import TEMPLATES
 from nanomed.train import Settings
 
@@ -325,6 +327,7 @@ def run(main, name: str | None = None) -> None:
         raise Interrupted(signum)
 
     signal.signal(signal.SIGTERM, terminate)
+    open_streams()
     reuse_memory()
     name = name or Path(sys.argv[0]).name
     try:
@@ -349,4 +352,6 @@ def run(main, name: str | None = None) -> None:
         else:
             traceback.print_exc()
             code = 1
+    release()
+    sys.stdout.flush()  # now, while a reader that is gone can still be coped with
     sys.exit(code)

@@ -34,7 +34,6 @@ from nanomed.tokenizer import load_tokenizer
 # The topics whose samples the gpt2-lora-medical-terms recipe shows, and a question beside them.
 PROMPTS = ["Paracetamol poisoning", "Congenital adrenal hyperplasia", "Anthrax", "Cachexia", "Botulism",
            "What is Cox proportional hazards regression?"]  # fmt: skip
-TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced
 PENALTY = 1.2  # on repetition, which small models need
 TABLE = (
     "Perplexity: how surprised a model is by each text; lower is better. Beneath it the change against the first row, and in "
@@ -45,9 +44,8 @@ TABLE = (
 def make_page(args, prompts: list[str], template=None, expected: list[str | None] | None = None) -> Path:
     """`eval.py compare`: measure, print the table, then write report.html and report.json into args.out; expected: what
     the answer to each prompt should be, where that is known. Raises UserError for whatever cannot be measured, before
-    anything is: for a model that is not there, a prompt that fits no model, an `out` that holds something else."""
+    anything is: for a model that is not there, or a prompt that does not fit one."""
     need("jinja2"), need("matplotlib")
-    out = open_out(Path(args.out))
     columns = dict(_named(d) for d in args.data)
     if len(columns) < len(args.data):
         raise UserError("--data: two columns of the same name; NAME=D names them")
@@ -59,6 +57,8 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         context = min(context or 1024, positions)
         templates.append(template or own)
     stride = args.stride or max(1, context // 2)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
         o = measure.open_model(model, args.device, args.dtype)
@@ -93,21 +93,6 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         "measured": how_measured(models, columns, o, args, any(templates)),
     }
     return write_page(content, out)
-
-
-def open_out(out: Path) -> Path:
-    """Make the directory of a page. Raises UserError if there is a file, or a page that nanomed did not make."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; the page needs a directory")
-    html, figures = out / "report.html", out / "report.json"
-    foreign = html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace"))
-    if figures.exists():
-        held = read_json(figures) if figures.is_file() else None
-        foreign = foreign or not (isinstance(held, dict) and "torch" in held and "made" in held)
-    if foreign:
-        raise UserError(f"--out {out}: holds a report.html or report.json of something else; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
 
 
 def check_model(

@@ -7,9 +7,9 @@ A corpus on disk is never held in memory: its tokens are mapped, and only the ta
 """
 
 import hashlib
+import json
 import os
 import shutil
-import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nanomed.claim import LOCK, claimed, sweep
 from nanomed.errors import UserError
 from nanomed.files import read_json, sync_directory, write_json
 from nanomed.loss import IGNORE
-from nanomed.rows import data_file, read_documents
+from nanomed.rows import all_bad, data_file, placed_documents, read_documents
 from nanomed.tokenizer import Unencodable
 
-FORMAT = "2"  # of the cached token file; part of its key
+FORMAT = "3"  # of the cached token file; part of its key
+FILES = ("tokens.bin", "documents.bin")
 
 # One row a document: where its tokens start, how many there are (the leading <|endoftext|> counted), and of its text
 # the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
@@ -75,50 +77,69 @@ def cache_directory() -> Path:
 def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows=False) -> Corpus:
     """Encode the documents of `names`, in order, into a token file in the cache, or map the one that is there.
 
-    The key is a hash of the files' contents and of the tokenizer, so neither a change nor a renaming goes wrong.
-    `limit` takes the first documents of each name. Raises UserError for a bad row, before anything is kept.
+    The key is a hash of the files' contents and of the tokenizer, so neither a change nor a renaming goes wrong. Of several
+    processes one encodes and the others wait for it; a damaged token file is made anew. `limit` takes the first documents
+    of each name. Raises UserError for a bad row, or a file that changes meanwhile, before anything is kept.
     """
     names = [names] if isinstance(names, str) else list(names)
     key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, text_field, str(limit), str(skip_bad_rows)]).encode())
-    for name in names:
-        key.update(_content_hash(name, text_field, limit).encode())
+    contents = [_content_hash(name, text_field, limit, skip_bad_rows) for name in names]
+    key.update("".join(contents).encode())
     directory = cache_directory() / key.hexdigest()[:32]
     corpus = _map_corpus(directory, names)
-    if corpus is None:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=directory.parent, prefix="encoding-"))
-        try:
-            _encode_into(tmp, names, tokenizer, text_field, limit, skip_bad_rows)
+    if corpus is not None:
+        return corpus
+    try:
+        sweep(directory.parent.glob("encoding-*"), (*FILES, "meta.json"))
+        unfinished = directory.with_name(f"encoding-{directory.name}")
+        with claimed(unfinished):
             if _map_corpus(directory, names) is None:  # another process may have been faster
-                shutil.rmtree(directory, ignore_errors=True)
-                os.replace(tmp, directory)
+                _encode_into(unfinished, names, tokenizer, text_field, limit, skip_bad_rows)
+                for name, content in zip(names, contents, strict=True):
+                    if _content_hash(name, text_field, limit, skip_bad_rows) != content:
+                        raise UserError(f"{name}: changed while it was being encoded; start again once it is complete")
+                shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)  # a damaged one
+                os.replace(unfinished, directory)
+                (directory / LOCK).unlink(missing_ok=True)
                 sync_directory(directory.parent)
-        except OSError as e:
-            raise UserError(f"{directory.parent}: the encoded corpus could not be written ({e})") from e
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
-        corpus = _map_corpus(directory, names)
-    return corpus
+            corpus = _map_corpus(directory, names)
+            if corpus is None:
+                raise OSError("it is gone again, or is not what was written")
+            return corpus
+    except OSError as e:
+        raise UserError(
+            f"{directory.parent}: the encoded corpus could not be written ({e}); NANOMED_CACHE names another place"
+        ) from e
 
 
 def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
-    """The corpus in a directory of the cache; None if there is none, or a damaged one."""
-    if not (directory / "meta.json").exists():
+    """The corpus in a directory of the cache; None if there is none, or one that is not as it was written."""
+    try:
+        meta = read_json(directory / "meta.json")
+        if meta.pop("check") != _checksum(directory, meta):
+            return None
+        documents = np.fromfile(directory / "documents.bin", DOCUMENT)
+        tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
+    except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    meta = read_json(directory / "meta.json")
-    sizes = {name: (directory / name).stat().st_size for name in ("tokens.bin", "documents.bin")}
-    if sizes != meta["sizes"]:
-        return None
-    documents = np.fromfile(directory / "documents.bin", DOCUMENT)
-    tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
     return Corpus(" + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"])
 
 
-def _content_hash(name: str, text_field: str, limit: int | None) -> str:
+def _checksum(directory: Path, meta: dict) -> str:
+    """Of all that a cached corpus consists of: it is opened after its texts were hashed, which takes longer than this."""
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in FILES:
+        with open(directory / name, "rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: bool) -> str:
     if name.startswith("hub:"):  # no file of its own: hash what it gives
         digest = hashlib.sha256()
-        for text in read_documents(name, text_field, limit, skip_bad=True):
-            digest.update((text or "").encode("utf-8", "surrogatepass") + b"\0")
+        for text in read_documents(name, text_field, limit, skip_bad_rows):
+            raw = None if text is None else text.encode("utf-8")
+            digest.update(b"bad " if raw is None else b"%d %b" % (len(raw), raw))
         return digest.hexdigest()
     path = data_file(name)
     with open(path, "rb") as f:
@@ -132,15 +153,15 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
     def encode(batch):
         """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at once."""
         out = []
-        for number, text in batch:
+        for place, text in batch:
             try:
                 raw = text.encode("utf-8")
                 ids = tokenizer.encode(text).astype(dtype)
             except Unencodable as e:
-                out.append((number, str(e), None, None))
+                out.append((place, str(e), None, None))
             else:
                 row = (0, 1 + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
-                out.append((number, raw, ids, row))
+                out.append((place, raw, ids, row))
         return out
 
     with (
@@ -150,22 +171,23 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
         tqdm(desc="encoding", unit=" documents", leave=False, disable=None) as bar,
     ):
         for name in names:
-            rows = enumerate(read_documents(name, text_field, limit, skip_bad_rows), 1)
-            pending = deque()
+            rows = placed_documents(name, text_field, limit, skip_bad_rows)
+            pending, n_rows, before, first_bad = deque(), 0, count, None
             while True:
                 batch = _batch(rows)
+                n_rows += len(batch)
                 bad += sum(text is None for _, text in batch)
                 if batch:
-                    pending.append(pool.submit(encode, [(n, t) for n, t in batch if t is not None]))
+                    pending.append(pool.submit(encode, [(p, t) for p, t in batch if t is not None]))
                 if not pending:
                     break
                 if batch and len(pending) < 4 * pool._max_workers:  # a few batches ahead, and no more
                     continue
-                for number, raw, ids, row in pending.popleft().result():
+                for place, raw, ids, row in pending.popleft().result():
                     if ids is None:
                         if not skip_bad_rows:
-                            raise UserError(f"{name}, row {number}: {raw} (--skip-bad-rows leaves such rows out)")
-                        bad += 1
+                            raise UserError(f"{name}, {place}: {raw} (--skip-bad-rows leaves such rows out)")
+                        bad, first_bad = bad + 1, first_bad or f"{place}: {raw}"
                         continue
                     sha.update(raw + b"\0")
                     tokens.write(np.array([tokenizer.eot], dtype).tobytes() + ids.tobytes())
@@ -173,15 +195,15 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                     start += row[1]
                     count += 1
                     bar.update()
+            if first_bad and count == before:
+                raise all_bad(name, n_rows, first_bad)
         for f in (tokens, documents):  # on the disk before the table of contents is
             f.flush()
             os.fsync(f.fileno())
     if count == 0:
         raise UserError(f"{', '.join(names)}: no documents there")
-    sizes = {f.name: (directory / f.name).stat().st_size for f in directory.iterdir()}
-    write_json(
-        {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "sizes": sizes}, directory / "meta.json"
-    )
+    meta = {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad}
+    write_json(meta | {"check": _checksum(directory, meta)}, directory / "meta.json")
 
 
 def _batch(rows, documents: int = 64, characters: int = 2**20) -> list:
@@ -203,7 +225,9 @@ def split(selection: Selection, fraction: float, seed: int) -> tuple[Selection, 
     n = len(selection.indices)
     n_val = max(1, round(fraction * n)) if fraction > 0 else 0
     if n_val >= n > 0:
-        raise UserError(f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0")
+        raise UserError(
+            f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0"
+        )
     order = np.random.default_rng(seed).permutation(n)
     sides = (np.sort(order[n_val:]), np.sort(order[:n_val]))
     return tuple(Selection(selection.corpus, selection.indices[side]) for side in sides)

@@ -218,7 +218,11 @@ def instruction_loss(model, batch):
         return linear_cross_entropy(x, model.lm_head.weight, targets)
     total, nll = linear_cross_entropy(x, model.lm_head.weight, targets, per_token=True)
     text = replayed[0][targets != IGNORE]
-    return total, len(nll), {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))}
+    return (
+        total,
+        len(nll),
+        {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))},
+    )
 
 
 class Batches:

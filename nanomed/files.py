@@ -1,7 +1,16 @@
-"""Files that are read with a clear error and written whole or not at all: JSON and safetensors."""
+"""Files that are read with a clear error and written whole or not at all, JSON and safetensors; what may be written where;
+and a directory that one process has to itself."""
 
+import contextlib
+import fcntl
 import json
+import math
 import os
+import platform
+import shutil
+import sys
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -9,6 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nanomed.errors import UserError
+
+# What stands in a directory only while a process is at work there: temporary directories, and the lock.
+PASSING = ".nanomed-"
+LOCK = PASSING + "lock"
+# What a model's directory, or a run's, consists of; a file of another name in it is the user's affair.
+PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_config.json adapter_config.json tokenizer*.json
+    vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template* template.json run.json held_out.json
+    summary.json metrics.jsonl loss.png""".split()
+
+_locks = {}  # path: the open file's number; a lock lasts as long as that
 
 
 def read_json(path: Path):
@@ -30,31 +49,93 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
 
 
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
 def write_json(value, path: Path) -> None:
-    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+    write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def finite(value):
+    """The value with null for every NaN and infinity, which JSON does not know and most readers refuse."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(text: str, path: Path) -> None:
-    _replace(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    """A device or a named pipe is written in place, and what the program prints to is printed to; all else is replaced."""
+    if not _in_place(path):
+        _replace(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        return
+    try:
+        with _stream(path) or open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+    except OSError as e:
+        raise UserError(f"{path}: could not be written ({e})") from e
 
 
 def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     _replace(path, lambda tmp: save_file(state, tmp, metadata={"format": "pt"} | (metadata or {})))
 
 
+def _in_place(path: Path) -> bool:
+    return path.exists() and (not path.is_file() or _stream(path) is not None)
+
+
+def _stream(path: Path):
+    """sys.stdout or sys.stderr, if `path` is another name for it (/dev/stdout, say); as a context that leaves it open."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with contextlib.suppress(OSError):  # it is closed
+            if os.path.samestat(os.stat(path), os.fstat(number)):
+                return contextlib.nullcontext(stream)
+    return None
+
+
 def _replace(path: Path, write) -> None:
-    """Write beside `path`, force it to the disk, then rename over it: a reader sees the old file or the new one, and
-    a full disk or a lost power supply costs the new one only."""
-    tmp = path.with_name(path.name + ".tmp")
+    """Write beside `path` (or beside what it links to), force it to the disk, then rename over it: a reader sees the old
+    file or the new one, and a full disk or a lost power supply costs the new one only."""
+    path, tmp = Path(os.path.realpath(path)), None
     try:
-        write(tmp)
-        with open(tmp, "rb") as f:
+        _sweep(path.parent)
+        tmp = make_temporary(path.parent)
+        write(tmp / path.name)
+        with open(tmp / path.name, "rb") as f:
             os.fsync(f.fileno())
-        os.replace(tmp, path)
+        os.replace(tmp / path.name, path)
         sync_directory(path.parent)
     except (OSError, SafetensorError) as e:
-        tmp.unlink(missing_ok=True)
         raise UserError(f"{path}: could not be written ({e})") from e
+    finally:
+        if tmp:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+def make_temporary(directory: Path) -> Path:
+    """A directory of this process's own, so that whatever is left of it can be told from a file of the user's:
+    safetensors too makes a temporary file of its own, beside the one that it was asked for."""
+    return Path(tempfile.mkdtemp(dir=directory, prefix=f"{PASSING}{platform.node()}-{os.getpid()}-"))
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what writers left in a directory that were killed on this machine."""
+    mine = f"{PASSING}{platform.node()}-"
+    for entry in list(os.scandir(directory)):
+        pid = entry.name.removeprefix(mine).split("-")[0]
+        if entry.name.startswith(mine) and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def sync_directory(directory: Path) -> None:
@@ -63,4 +144,90 @@ def sync_directory(directory: Path) -> None:
     try:
         os.fsync(fd)
     finally:
+        os.close(fd)
+
+
+# --- what may be written where ----------------------------------------------------------------------------------------
+
+
+def check_output(name, inputs=(), flag: str = "--json") -> None:
+    """Refuse a result file before the work that it is to hold is done. inputs: the files that this command reads, and the
+    directories of its models. Raises UserError if the file is one of them, or could not be written."""
+    path, target = Path(name), Path(os.path.realpath(name))
+    if not str(name).strip():
+        raise UserError(f"{flag} {name}: name a file")
+    if path.is_dir():
+        raise UserError(f"{flag} {name}: it is a directory; name a file in it")
+    if not target.parent.is_dir() and not path.exists():  # what a pipe links to has no name
+        raise UserError(f"{flag} {name}: no such directory")
+    for i in map(Path, inputs):
+        parts = [f for f in i.iterdir() if is_part(f.name)] if i.is_dir() else [i]
+        new_part = i.is_dir() and os.path.realpath(i) == str(target.parent) and is_part(target.name)
+        if new_part or any(f.exists() and path.exists() and f.samefile(path) for f in parts):
+            raise UserError(f"{flag} {name}: this command reads {i}; name a file that is no part of it")
+    needed = [path] if _in_place(path) else [target.parent, *([path] if path.exists() else [])]
+    for p in needed:
+        if not os.access(p, os.W_OK):
+            raise UserError(f"{flag} {name}: no permission to write {p}")
+
+
+def check_directory(name, flag: str = "--out") -> None:
+    """Refuse a directory for results that is none, or could not be made. Raises UserError."""
+    path = Path(name)
+    if not str(name).strip():
+        raise UserError(f"{flag} {name}: name a directory")
+    there = next(p for p in (path, *Path(os.path.abspath(path)).parents) if os.path.lexists(p))
+    if not there.is_dir():
+        what = "a file" if there.exists() else f"a link to {os.readlink(there)}, which is not there"
+        raise UserError(f"{flag} {name}: {'it' if there == path else there} is {what}; choose another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {name}: no permission to write {there}")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name in a model's or a run's directory belongs to it."""
+    return any(fnmatch(name, pattern) for pattern in PARTS)
+
+
+def names_in(directory: Path) -> set[str]:
+    """What a directory holds, but for what is there only while a process is at work; nothing if it is not there."""
+    return {p.name for p in directory.iterdir() if not p.name.startswith(PASSING)} if directory.is_dir() else set()
+
+
+# --- one process a directory ------------------------------------------------------------------------------------------
+
+
+def lock(directory: Path) -> None:
+    """Make `directory` and hold it until release(), or until this process ends, however it ends. What killed holders
+    left half written goes. Raises UserError if another process holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory.resolve() / LOCK
+    while path not in _locks:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            pid = os.read(fd, 20).decode(errors="replace") or "unknown"
+            os.close(fd)
+            raise UserError(f"--out {directory}: another process ({pid}) is at work there; let it end, or choose another "
+                            "directory") from e  # fmt: skip
+        except OSError as e:
+            print(f"{directory}: the file system knows no locks ({e.strerror}); see to it that only one process writes there",
+                  file=sys.stderr)  # fmt: skip
+        if path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)):
+            _locks[path] = fd
+        else:  # the last holder took the file away between the two calls above
+            os.close(fd)
+    os.ftruncate(_locks[path], 0)
+    os.pwrite(_locks[path], str(os.getpid()).encode(), 0)
+    for place in (directory, directory / "state", directory / "base"):
+        for left in place.glob(PASSING + "*/"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def release() -> None:
+    """Let go of every directory that this process holds."""
+    while _locks:
+        path, fd = _locks.popitem()
+        path.unlink(missing_ok=True)
         os.close(fd)

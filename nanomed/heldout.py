@@ -74,7 +74,9 @@ def read(names: list[str], text_field: str, parts: Fields, skip_bad: bool = Fals
             held.documents.add(digest(texts[0]))
         if asked:
             instruction = get_text(row, parts.instruction, "--instruction-field")
-            others = [get_text(row, f) if get_value(row, f) not in (None, "") else "" for f in (parts.input, parts.response)]
+            others = [
+                get_text(row, f) if get_value(row, f) not in (None, "") else "" for f in (parts.input, parts.response)
+            ]
             group = get_value(row, parts.group) if parts.group else ""
             if group is None:
                 raise BadRow(f"no field {parts.group!r} (--group-field)")
@@ -100,7 +102,9 @@ def earlier(*directories: Path | None) -> HeldOut:
                 for name in SAVED:
                     getattr(held, name).update(map(bytes.fromhex, saved[name]))
             except (KeyError, TypeError, ValueError) as e:
-                raise UserError(f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without") from e
+                raise UserError(
+                    f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without"
+                ) from e
     return held
 
 

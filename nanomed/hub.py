@@ -249,7 +249,9 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
         config = replace(config, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
     model_class = ARCHITECTURES[raw["model_type"]]
     if from_scratch and source.adapter:
-        raise UserError(f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}")
+        raise UserError(
+            f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}"
+        )
     if from_scratch:
         model = model_class(config)
         model.init_weights()

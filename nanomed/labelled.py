@@ -1,6 +1,7 @@
 """Labelled texts: rows to the two sides of a training, to ids, and to the baselines that a classifier has to beat."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,10 @@ class LabelledSet:
     sha256: str
 
     def names(self) -> list[str]:
-        return sorted({label for item in self.items for label in item.labels})
+        """Every label once, in the order of the numbers that they get: 9 before 10 if all are whole numbers."""
+        names = {label for item in self.items for label in item.labels}
+        whole = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
+        return sorted(names, key=lambda name: (int(name) if whole else 0, name))
 
 
 def read_labelled(sources, text_field, label_field, limit, skip_bad) -> LabelledSet:
@@ -177,8 +181,10 @@ def measures(
     logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int
 ) -> dict:
     """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines made from it:
-    the majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat."""
-    out = {"model": metrics.classification(probabilities(logits, targets.ndim == 2), targets, labels, seed)}
+    the majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat. The model's `against_tfidf` is
+    metrics.paired of these two."""
+    probs = probabilities(logits, targets.ndim == 2)
+    out = {"model": metrics.classification(probs, targets, labels, seed)}
     if sides:
         train_targets = targets_of(sides.training, labels, sides.multi_label)
         majority = metrics.majority_baseline(train_targets, len(items), len(labels))
@@ -186,19 +192,30 @@ def measures(
         out["majority"] = metrics.classification(majority, targets, labels, seed)
         try:
             tfidf = metrics.tfidf_baseline(train_texts, train_targets, texts, len(labels))
-            out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
         except ValueError as e:  # scikit-learn's: no word occurs twice, say
             print(f"no TF-IDF baseline: {e}")
+        else:
+            out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
+            out["model"]["against_tfidf"] = metrics.paired(probs, tfidf, targets, seed)
     return out
 
 
 def verdict(measured: dict[str, dict]) -> str:
-    """One honest line: whether the model beats the plain baseline, and whether the difference is more than chance."""
+    """Two honest lines: whether the model beats the plain baseline, and what that rests on. The difference of macro-F1 counts
+    as more than chance if 0 is outside its paired 95 % interval and the p-value of swapping predictions is below 0.05."""
     if TFIDF not in measured:
         return "no TF-IDF baseline to beat"
-    ours, plain = measured["model"]["macro_f1"], measured[TFIDF]["macro_f1"]
-    low, high = measured["model"]["macro_f1_ci95"] or (ours, ours)
-    figures = f"macro-F1 {ours:.3f} [{low:.3f}, {high:.3f}] and {plain:.3f}"
-    if low <= plain <= high:
-        return f"the model does not beat the TF-IDF baseline beyond chance: {figures}"
-    return f"the model {'beats' if ours > plain else 'does NOT beat'} the TF-IDF baseline: {figures}"
+    r = measured["model"]["against_tfidf"]
+    if r["difference_ci95"] is None:
+        return "too few texts to tell whether the model beats the TF-IDF baseline"
+    low, high = r["difference_ci95"]
+    if low <= 0 <= high or r["difference_p"] >= 0.05:
+        found = "does not beat the TF-IDF baseline beyond chance"
+    else:
+        found = f"{'beats' if r['difference'] > 0 else 'does NOT beat'} the TF-IDF baseline"
+    return (
+        f"the model {found}: macro-F1 {measured['model']['macro_f1']:.3f} and {measured[TFIDF]['macro_f1']:.3f},\n"
+        f"  difference {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {r['difference_p']:.3f}; "
+        f"only the model is right on {r['only_model_right']:,} texts, only TF-IDF on {r['only_tfidf_right']:,} "
+        f"(McNemar's p {r['p']:.3f})"
+    )

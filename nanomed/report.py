@@ -228,17 +228,29 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
     return rows
 
 
-ANSWERS = {"exact_match": "exact match", "token_f1": "token F1", "bleu": "BLEU", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2",
-           "rouge_l": "ROUGE-L", "words": "words", "stopped": "stopped", "answer_ppl": "answer perplexity"}  # fmt: skip
+# Shares, ROUGE and BLEU are all printed from 0 to 100, as BLEU is published: (factor, digits, name).
+ANSWERS = {"exact_match": (100, 1, "exact match"), "exact_match_squad": (100, 1, "exact match (SQuAD's)"),
+           "token_f1": (100, 1, "token F1 (SQuAD's)"), "bleu": (1, 1, "BLEU"), "rouge_1": (100, 1, "ROUGE-1 F1"),
+           "rouge_2": (100, 1, "ROUGE-2 F1"), "rouge_l": (100, 1, "ROUGE-L F1"),
+           "stopped": (100, 1, "stopped by itself, of 100 answers"), "words": (1, 1, "words an answer"),
+           "answer_ppl": (1, 2, "answer perplexity, from 1 up")}  # fmt: skip
+
+
+def _cell(r: dict, key: str, factor=1, digits=3) -> str:
+    """A measure with its interval, if it has one; empty if there is none."""
+    if r.get(key) is None:
+        return ""
+    value, *interval = (f"{factor * x:.{digits}f}" for x in (r[key], *(r.get(key + "_ci95") or ())))
+    return f"{value} [{', '.join(interval)}]" if interval else value
 
 
 def answers_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of measure.measure_answers' results: a row a measure, a column a model."""
-    rows = [["", *results], ["---", *["---:"] * len(results)]]
-    for key, name in ANSWERS.items():
-        cells = [f"{r[key]:.3f}" + (" [{:.3f}, {:.3f}]".format(*r[key + "_ci95"]) if r[key + "_ci95"] else "")
-                 for r in results.values() if key in r]  # fmt: skip
-        rows.append([name, *cells])
+    rows = [["overlap with the reference, 0 to 100", *results], ["---", *["---:"] * len(results)]]
+    rows += [
+        [name, *(_cell(r, key, factor, digits) for r in results.values())]
+        for key, (factor, digits, name) in ANSWERS.items()
+    ]
     return rows
 
 
@@ -246,9 +258,7 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of metrics.classification's results, a row a classifier or baseline."""
     rows = [["", "accuracy [95 %]", "macro-F1 [95 %]", "AUC", "calibration error"], ["---", *["---:"] * 4]]
     for name, r in results.items():
-        cells = [f"{r[key]:.3f}" + ("" if r[key + "_ci95"] is None else " [{:.3f}, {:.3f}]".format(*r[key + "_ci95"]))
-                 for key in ("accuracy", "macro_f1")]  # fmt: skip
-        rows.append([name, *cells, "" if r["auc"] is None else f"{r['auc']:.3f}", f"{r['calibration_error']:.3f}"])
+        rows.append([name, *(_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))])
     return rows
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from nanomed import hub
@@ -16,6 +17,10 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
 class BadRow(Exception):
     """One row that cannot be used; the reader goes on after it if the user asked for that."""
+
+
+class NoField(BadRow):
+    """A row without the field at all: in the first row of a file it is the field's name that is wrong, not the row."""
 
 
 def split_weight(name: str) -> tuple[str, float | None]:
@@ -43,33 +48,51 @@ def named_sets(names: list[str], home: Path = Path()) -> dict[str, list[str]]:
 
 def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:
     """The texts of a file or of `hub:REPO[:CONFIG[:SPLIT]]`, in order; None for a bad row that is skipped."""
+    return (text for _, text in placed_documents(name, text_field, limit, skip_bad))
+
+
+def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[tuple[str, str | None]]:
+    """read_documents(), each with its place for a message: "row 2", or "row 2, line 4" where that is another number."""
     fields = "text" if name.lower().endswith(".txt") else text_field
-    return read_rows(name, lambda row: get_text(row, fields), limit, skip_bad)
+    return _placed_rows(name, lambda row: get_text(row, fields), limit, skip_bad)
 
 
 def read_rows(name: str, take, limit: int | None, skip_bad: bool) -> Iterator:
     """What `take(row)` makes of each row, in order; None for a bad row that is skipped.
 
-    `take` raises BadRow for a row that it cannot use. Raises UserError with file and row for the first, unless `skip_bad`.
+    `take` raises BadRow for a row that it cannot use. Raises UserError with file, row and line for the first, unless
+    `skip_bad`; and if there are rows and all of them are bad.
     """
-    for number, make in enumerate(_rows(name), 1):
-        if make is None:  # a blank line
-            continue
+    return (value for _, value in _placed_rows(name, take, limit, skip_bad))
+
+
+def _placed_rows(name: str, take, limit: int | None, skip_bad: bool) -> Iterator[tuple[str, object]]:
+    number, good, first_bad = 0, False, None
+    for number, (line, make) in enumerate(islice(_rows(name), limit), 1):
+        place = f"row {number}" + (f", line {line}" if line not in (None, number) else "")
         try:
-            yield take(make())
+            value, good = take(make()), True
         except BadRow as e:
             if not skip_bad:
-                raise UserError(f"{name}, row {number}: {e} (--skip-bad-rows leaves such rows out)") from e
-            yield None
-        limit = limit and limit - 1
-        if limit == 0:
-            return
+                mend = " (--skip-bad-rows leaves such rows out)"  # no mend where it would leave out all of them
+                raise UserError(f"{name}, {place}: {e}{'' if number == 1 and isinstance(e, NoField) else mend}") from e
+            value, first_bad = None, first_bad or f"{place}: {e}"
+        yield place, value
+    if first_bad and not good:
+        raise all_bad(name, number, first_bad)
+
+
+def all_bad(name: str, rows: int, first: str) -> UserError:
+    """--skip-bad-rows would leave out every row of a file. first: where the first of them is, and what is wrong with it."""
+    which = f"all {rows} rows are" if rows > 1 else "the only row is"
+    return UserError(f"{name}: {which} bad, so that leaving them out leaves nothing; {first}")
 
 
 def _rows(name: str) -> Iterator:
-    """One function a row, which gives the row's value or raises BadRow; None for a blank line, so that rows count as lines."""
+    """(the line where a row begins, a function that gives its value or raises BadRow); None where rows are no lines.
+    A blank line is no row."""
     if name.startswith("hub:"):
-        yield from (partial(_as_it_is, row) for row in _hub_rows(name))
+        yield from ((None, partial(_as_it_is, row)) for row in _hub_rows(name))
         return
     path = data_file(name)
     suffix = path.suffix.lower()
@@ -79,16 +102,16 @@ def _rows(name: str) -> Iterator:
         rows = read_json(path)
         if not isinstance(rows, list):
             raise UserError(f"{name}: a .json file must hold a list of objects; one object a line is .jsonl")
-        yield from (partial(_as_it_is, row) for row in rows)
+        yield from ((None, partial(_as_it_is, row)) for row in rows)
     else:
         with open(path, "rb") as f:
-            lines = (partial(_decode, line) for line in f)
             if suffix == ".csv":
-                yield from _csv_rows(path, lines)
-            elif suffix == ".txt":
-                yield from (partial(_plain, line) if _decode_lenient(line).strip() else None for line in lines)
+                yield from _csv_rows(path, f)
             else:
-                yield from (partial(_json_line, line) if _decode_lenient(line).strip() else None for line in lines)
+                make = _plain if suffix == ".txt" else _json_line
+                for number, line in enumerate(f, 1):
+                    if line.decode("utf-8", errors="replace").strip():
+                        yield number, partial(make, line)
 
 
 def data_file(name: str) -> Path:
@@ -111,32 +134,34 @@ def _decode(line: bytes) -> str:
         raise BadRow(f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start})") from e
 
 
-def _decode_lenient(line) -> str:
-    return line.args[0].decode("utf-8", errors="replace")
+def _plain(line: bytes) -> dict:
+    return {"text": _decode(line).rstrip("\r\n")}
 
 
-def _plain(line) -> dict:
-    return {"text": line().rstrip("\r\n")}
-
-
-def _json_line(line):
+def _json_line(line: bytes):
     try:
-        return json.loads(line())
+        return json.loads(_decode(line))
     except (ValueError, RecursionError) as e:
         raise BadRow(f"not valid JSON ({e})") from e
 
 
 def _csv_rows(path: Path, lines) -> Iterator:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(line() for line in lines)
+    reader = csv.reader(_decode(line) for line in lines)
+    header = None
     while True:
+        begin = reader.line_num + 1
         try:
-            row = next(reader)
+            values = next(reader)
         except StopIteration:
             return
         except (BadRow, csv.Error) as e:  # where the next row starts is unknown then
-            raise UserError(f"{path}, line {reader.line_num + 1}: {e}") from e
-        yield partial(_as_it_is, row)
+            line = reader.line_num + isinstance(e, BadRow)  # the reader has not seen a line that cannot be decoded
+            raise UserError(f"{path}, line {line}: {e}") from e
+        if values and header is None:
+            header = values
+        elif values:
+            yield begin, partial(_as_it_is, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
 
 
 def _parquet_rows(path: Path) -> Iterator:
@@ -144,7 +169,7 @@ def _parquet_rows(path: Path) -> Iterator:
 
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from (partial(_as_it_is, row) for row in batch.to_pylist())
+            yield from ((None, partial(_as_it_is, row)) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: truncated, corrupt or not Parquet ({e})") from e
 
@@ -166,7 +191,7 @@ def _hub_rows(name: str):
 
 def get_text(row, fields: str, flag: str = "--text-field") -> str:
     """The text at the first of the dotted paths `a.b,c` that a row has; a list of texts becomes lines. Raises BadRow if
-    there is none; `flag` is what names another field."""
+    there is none, NoField if the row has no such field; `flag` is what names another field."""
     for field in fields.split(","):
         value = get_value(row, field)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -180,8 +205,16 @@ def get_text(row, fields: str, flag: str = "--text-field") -> str:
         if value is not None:
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
-    names_another = f"; {flag} names another" if flag.startswith("--") else ""
-    raise BadRow(f"no text in the field {fields!r} ({there}{names_another})")
+    several = f"; {flag} a,b takes the first that a row has" if flag.startswith("--") else ""
+    kind = BadRow if any(_has(row, field) for field in fields.split(",")) else NoField
+    raise kind(f"no text in the field {fields!r} ({there}{several})")
+
+
+def _has(row, path: str) -> bool:
+    """Whether a row has the field, if only with null in it."""
+    parent, _, last = path.rpartition(".")
+    holder = get_value(row, parent) if parent else row
+    return isinstance(holder, dict) and last in holder
 
 
 def get_value(row, fields: str):

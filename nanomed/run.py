@@ -6,10 +6,10 @@ metrics.jsonl  one object a logged update                          (nanomed.trai
 state/         for --resume, until the run is complete             (nanomed.checkpoint)
 base/          the merged base, if an adapter was merged before a new one was trained on it
 config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png
+.nanomed-*     only while a process is at work there: its lock, files half written (nanomed.files)
 """
 
 import platform
-import resource
 import shlex
 import sys
 import time
@@ -23,10 +23,10 @@ import torch
 import nanomed
 from nanomed import checkpoint, cli, estimate, heldout, hub, report, show, templates
 from nanomed.errors import UserError
-from nanomed.files import read_json, write_json
+from nanomed.files import check_directory, is_part, lock, names_in, read_json, write_json
 from nanomed.generate import Ending, Sampling, generate, room
 from nanomed.lora import LoRAConfig, inject, lora_layers, merge_and_unwrap
-from nanomed.precision import resolve_device, resolve_dtype, store_frozen
+from nanomed.precision import peak_rss, resolve_device, resolve_dtype, store_frozen
 from nanomed.tokenizer import Tokenizer, load_tokenizer
 from nanomed.train import Settings, fit, total_steps
 
@@ -59,6 +59,7 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     args.lora_alpha = args.lora_alpha or 2.0 * args.lora_r
     torch.manual_seed(args.seed)
     source = hub.find(args.model, weights)
+    check_source(args, source)
     _, config = hub.read_config(source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
     hub.check_vocabulary(tokenizer, config, source)
@@ -84,7 +85,12 @@ def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.H
     }
     for flag, given in (("--patience", args.patience), ("--keep best", args.keep == "best")):
         if given and not validation:
-            raise UserError(f"{flag} looks at the validation loss, and there is no validation (--val-data, --val-fraction)")
+            raise UserError(
+                f"{flag} looks at the validation loss, and there is no validation (--val-data, --val-fraction)"
+            )
+    if not args.dry_run and not is_complete(args, identity):
+        lock(Path(args.out))
+        check_out(args)  # again, now that no other process changes it any more
     if is_complete(args, identity):
         checkpoint.remove(Path(args.out))  # in case it was killed just before it did so itself
         print(f"{args.out}: this run is complete; nothing to do")
@@ -133,7 +139,9 @@ def say_kept(args, result: dict) -> None:
     sets = [("validation", result["first_val"], kept)]
     if "sets" in kept:
         sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
-    print("; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets))
+    print(
+        "; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets)
+    )
     other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
     print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})" if args.keep == "best"
           else f"kept: the last weights (update {result['step']}){other}")  # fmt: skip
@@ -149,7 +157,9 @@ def _sample(args, setup: Setup, model, template) -> str:
     return f"{args.sample_prompt} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
 
 
-def say_removed(count: int, what: str = "training documents that are held out too were taken out of the training side") -> None:
+def say_removed(
+    count: int, what: str = "training documents that are held out too were taken out of the training side"
+) -> None:
     if count:
         print(f"{count} {what}")
 
@@ -163,15 +173,46 @@ def say_earlier(source: hub.Source, count: int) -> None:
 
 def check_out(args) -> None:
     """Refuse to train over what is there. Raises UserError unless DIR is new, empty, to be resumed, or what a run left
-    that ended before its first checkpoint."""
-    out = Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: it is a file")
-    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    if args.resume and names and "run.json" not in names:
-        raise UserError(f"--out {out}: not a run's directory (no run.json), so there is nothing to resume")
-    if not args.resume and (names - LEFTOVERS or checkpoint.latest(out)):
-        raise UserError(f"--out {out}: not empty; --resume goes on with the run there, or choose another directory")
+    that ended before its first checkpoint. A run's own names prove nothing: only its run.json does."""
+    check_directory(args.out)
+    out, names = Path(args.out), names_in(Path(args.out))
+    if out == Path("."):
+        raise UserError(f"--out {args.out}: name a directory for the run")
+    if not names:
+        return
+    ours = _is_run(out / "run.json")
+    if args.resume and not ours:
+        why = "its run.json is another program's" if "run.json" in names else "no run.json"
+        raise UserError(f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another "
+                        "directory")  # fmt: skip
+    started = "summary.json" in names or checkpoint.latest(out)
+    if not args.resume and (started or not ours or names - LEFTOVERS):
+        mend = "--resume goes on with the run there, or " if ours else ""
+        raise UserError(f"--out {out}: not empty; {mend}choose another directory")
+    if "summary.json" in names and not any(n.endswith(".safetensors") for n in names):
+        raise UserError(f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose another "
+                        "directory, or delete this one")  # fmt: skip
+    model = sorted(n for n in names - LEFTOVERS if is_part(n))
+    if not started and model:
+        raise UserError(f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would be "
+                        "trained over from the start; choose another directory")  # fmt: skip
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run.json is one that record_start wrote."""
+    try:
+        record = read_json(path)
+        return isinstance(record["settings"], dict) and "command" in record and "nanomed" in record["versions"]
+    except (UserError, TypeError, KeyError, IndexError):
+        return False
+
+
+def check_source(args, source: hub.Source) -> None:
+    """Refuse to train a model into the directory that it lies in. Raises UserError."""
+    out = Path(args.out).resolve()
+    for directory in filter(None, (source.directory, source.adapter)):
+        if directory.resolve().is_relative_to(out):
+            raise UserError(f"--out {args.out}: the model {directory} lies there; choose another directory")
 
 
 def is_complete(args, identity: dict) -> bool:
@@ -291,8 +332,7 @@ def finish(args, model, base: str, setup: Setup, result: dict, facts: dict, head
         hub.save_model(model, out, source.tokenizer_directory)
     if template:
         templates.save(template, setup.tokenizer.decode([setup.tokenizer.eot]), out)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the kernel counts in KiB
-    peak = {"peak_rss_bytes": memory}
+    peak = {"peak_rss_bytes": peak_rss()}
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     write_json(facts | result | peak, out / "summary.json")

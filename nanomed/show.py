@@ -15,7 +15,9 @@ def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None
             if n == 0:
                 return
             print(f"\nrow of {len(batch[0][b])} tokens:" if labels is None else f"\n{_labels(batch[-1][b], labels)}:")
-            for line in _text(batch, b, tokenizer) if labels is None else [tokenizer.decode(batch[0][b][: batch[1][b]])]:
+            for line in (
+                _text(batch, b, tokenizer) if labels is None else [tokenizer.decode(batch[0][b][: batch[1][b]])]
+            ):
                 print(f"  {line}")
             n -= 1
     print()

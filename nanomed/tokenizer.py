@@ -106,6 +106,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+        _check_side_files(directory, special)
         eot = _find_eot(vocab | special, directory)
         return Tokenizer(vocab, merges, special, eot, where)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
@@ -125,6 +126,49 @@ def _check_spec(spec: dict, where: Path):
         what = f"model.{changed[0]}" if changed else "normalizer" if spec.get("normalizer") else f"pre_tokenizer {pre}"
         raise UserError(f"{where}: not GPT-2's pre-tokenisation: {what} is not supported")
     return model["vocab"], model["merges"]
+
+
+def _check_side_files(directory: Path, special: dict[str, int]) -> None:
+    """Refuse what makes other ids of a text from beside the vocabulary: a blank put before it, tokens that are looked for in
+    it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a tokenizer.json too: the decoder
+    in tokenizer_config.json stands in place of added_tokens.json, and what a file names pad, eos and so on is special."""
+    config, named, added = (
+        _read_object(directory / name)
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
+    where = directory / "tokenizer_config.json"
+    if config.get("add_prefix_space"):
+        raise UserError(f"{where}: add_prefix_space: true is not supported; GPT-2's own tokenizer adds no blank")
+    if "added_tokens_decoder" in config:
+        names = {EOT, *_special_names(config)}
+        try:
+            tokens = [t["content"] for t in config["added_tokens_decoder"].values() if not t.get("special")]
+        except (AttributeError, KeyError, TypeError) as e:
+            raise UserError(f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})") from e
+        of = " (added_tokens_decoder)"
+    else:
+        where, tokens, of = directory / "added_tokens.json", list(added), ""
+        names = {EOT, *special, *_special_names(config), *_special_names(named)}
+    for token in tokens:
+        if token not in names:
+            raise UserError(f"{where}: the added token {token!r}{of} is not a special one; not supported")
+
+
+def _read_object(path: Path) -> dict:
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold an object, not a {type(value).__name__}")
+    return value
+
+
+def _special_names(settings: dict) -> set[str]:
+    """The tokens that are special because a file gives them a part: `pad_token` and its like, or a list of further ones."""
+    values = [v for key, v in settings.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = settings.get(key) or []
+        values += more.values() if isinstance(more, dict) else more
+    contents = [v.get("content") if isinstance(v, dict) else v for v in values]
+    return {v for v in contents if isinstance(v, str)}
 
 
 def _find_eot(vocab: dict[str, int], directory: Path) -> int:

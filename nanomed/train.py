@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nanomed import checkpoint
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.files import finite
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 
@@ -106,7 +107,9 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> 
     return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts}
 
 
-def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None) -> dict:
+def fit(
+    model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None
+) -> dict:
     """Train the parameters that require a gradient, in place; returns a summary as a dict.
 
     evaluate: a function giving {name: {"loss", ...}} of each held-out set, the first of which decides what is best, or
@@ -192,7 +195,13 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
 
             due = evaluate and (step % eval_every == 0 or step == steps)
             if step % s.log_every == 0 or due or step == steps:
-                line = {"step": step, "tokens": progress["tokens"], "loss": loss, "lr": lr, "grad_norm": done["grad_norm"]}
+                line = {
+                    "step": step,
+                    "tokens": progress["tokens"],
+                    "loss": loss,
+                    "lr": lr,
+                    "grad_norm": done["grad_norm"],
+                }
                 line |= {f"{name}_loss": part / n for name, (part, n) in logged["parts"].items() if n}
                 metrics(line | {"tokens_per_s": speed} | (validate() if due else {}))
                 progress["train_loss"] = loss
@@ -222,7 +231,9 @@ def _nothing() -> dict:
 
 def _describe(name: str, val: dict) -> str:
     """`validation loss 3.21, perplexity 24.8` of one held-out set."""
-    return f"{name} loss {val['loss']:.4f}" + "".join(f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss")
+    return f"{name} loss {val['loss']:.4f}" + "".join(
+        f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss"
+    )
 
 
 def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
@@ -231,7 +242,9 @@ def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32; "
                             f"{kept()}")  # fmt: skip
-    if not math.isfinite(done["grad_norm"]) and s.dtype != "fp16":  # fp16's scaler skips such a step and lowers its scale
+    if (
+        not math.isfinite(done["grad_norm"]) and s.dtype != "fp16"
+    ):  # fp16's scaler skips such a step and lowers its scale
         raise UserError(f"the gradient's norm is {done['grad_norm']} {where}); lower --lr; {kept()}")
 
 
@@ -254,6 +267,6 @@ def _open_metrics(path: Path, step: int):
 
     def append(record: dict) -> None:
         with open(path, "a") as f:
-            f.write(json.dumps(record) + "\n")
+            f.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
     return append

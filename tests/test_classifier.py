@@ -12,6 +12,7 @@ import transformers
 
 from nanomed import hub, metrics
 from nanomed.errors import UserError
+from nanomed.heldout import HeldOut
 from nanomed.labelled import (
     Labelled,
     Sides,
@@ -109,6 +110,32 @@ def test_an_adapter_with_its_head_loads_in_peft_and_here(tmp_path, model_dir):
     torch.testing.assert_close(theirs_on(theirs, ids), logits, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="a classifier, not a language model"):
         hub.load_model(hub.find(str(out)))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_the_bases_config_says_of_other_labels_is_not_passed_on(tmp_path, bpe_dir, lora):
+    base, out = tmp_path / "base", tmp_path / "out"
+    make_hf_model(base, bpe_dir)
+    config = json.loads((base / "config.json").read_text())
+    other = {"num_labels": 5, "finetuning_task": "cola", "id2label": {"0": "x"}, "label2id": {"x": 0}}
+    (base / "config.json").write_text(json.dumps(config | other))
+    lm = hub.load_model(hub.find(str(base)))
+    if lora:
+        inject(lm, LoRAConfig(4, 8.0))
+    model = Classifier(lm, ["no", "maybe", "yes"], False, 0).eval()
+    if lora:
+        hub.save_adapter(model, out, str(base), base)
+        config = transformers.AutoConfig.from_pretrained(out)
+        lm = transformers.AutoModelForSequenceClassification.from_pretrained(base, config=config)
+        theirs = peft.PeftModel.from_pretrained(lm, out).eval()
+    else:
+        hub.save_model(model, out, base)
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert theirs.config.id2label == {0: "no", 1: "maybe", 2: "yes"} and theirs.config.num_labels == 3
+    saved = json.loads((out / "config.json").read_text())
+    assert "finetuning_task" not in saved and saved.get("num_labels", 3) == 3
+    ids = ragged()
+    torch.testing.assert_close(theirs_on(theirs, ids), predict(model, ids, 0, 4, CPU, "fp32"), atol=1e-5, rtol=1e-5)
 
 
 def test_a_language_model_is_no_classifier_and_the_other_way_round(tmp_path, bpe_dir, model_dir):
@@ -219,7 +246,7 @@ def test_baselines_stand_beside_the_model_and_win_where_it_does_not_beat_them():
         Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
         for k in range(60)
     ]
-    sides = Sides(["ill", "well"], False, items[:40], items[40:], 0, 0, {})
+    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = targets_of(items[40:], sides.labels, False)
     got = measures(torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0)
     assert list(got) == ["model", "majority", "TF-IDF + logistic regression"]
@@ -259,6 +286,8 @@ def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir,
     torch.testing.assert_close(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids), atol=1e-5, rtol=1e-5)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["classification"]["model"]["texts"] == 12
+    pair = summary["classification"]["model"]["against_tfidf"]
+    assert pair.keys() == {"difference", "difference_ci95", "difference_p", "only_model_right", "only_tfidf_right", "p"}
     assert len(set(predict(ours, ids, 0, 4, CPU, "bf16")[:, 0].tolist())) == len(ids)  # in fp32, without ties
     if flags == ("--freeze",):
         before = hub.load_model(hub.find(str(model_dir)))
@@ -285,6 +314,16 @@ def test_a_multi_label_task(script, model_dir, tmp_path):
     assert theirs.config.problem_type == "multi_label_classification"
     measured = json.loads((tmp_path / "out" / "summary.json").read_text())["classification"]["model"]
     assert measured["micro_f1"] is not None and len(measured["confusion"]) == 2
+
+
+def test_labels_that_are_numbers_keep_their_order(script, model_dir, tmp_path):
+    rows = [{"text": t, "label": k % 11} for k, t in enumerate(make_texts(44, 4))]
+    file = labelled_file(tmp_path / "n.jsonl", rows)
+    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 1, "--val-fraction", 0,
+                 *TINY)  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    names = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
+    assert names == {str(k): str(k) for k in range(11)}
 
 
 def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):

@@ -1,21 +1,29 @@
 """Reading, encoding, selecting and packing: formats, bad rows, the cache, and which token is where."""
 
 import csv
+import fcntl
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nanomed import data
+from nanomed import data, rows
+from nanomed.claim import claimed
 from nanomed.data import Mixture, Selection, Stream, digests, encode_corpus, split, without
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.rows import read_documents, split_weight
 from nanomed.tokenizer import load_tokenizer
-from tests.conftest import ROOT, make_texts, write_jsonl
+from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 
 TEXTS = ["First patient.", "Second, with β-cells and “quotes”", "  blanks kept  ", "fourth"]
 
@@ -305,26 +313,281 @@ def test_weights_are_shares_of_the_blocks_and_no_source_is_repeated_in_an_epoch(
     assert not epochs[0] & epochs[1] and not epochs[1] & epochs[2]  # the longer source is read on
 
 
-@pytest.mark.parametrize("file", ["tokens.bin", "documents.bin"])
-def test_a_damaged_cache_is_encoded_again(tmp_path, tokenizer, monkeypatch, file):
+# --- the cache, when things go wrong ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+DAMAGE = {
+    "tokens cut": lambda d: (d / "tokens.bin").write_bytes((d / "tokens.bin").read_bytes()[:-3]),
+    "tokens gone": lambda d: (d / "tokens.bin").unlink(),
+    "tokens a folder": lambda d: ((d / "tokens.bin").unlink(), (d / "tokens.bin").mkdir()),
+    "tokens beyond the vocabulary": lambda d: (d / "tokens.bin").write_bytes(
+        b"\xff" * (d / "tokens.bin").stat().st_size
+    ),
+    "documents cut": lambda d: (d / "documents.bin").write_bytes((d / "documents.bin").read_bytes()[:-3]),
+    "documents gone": lambda d: (d / "documents.bin").unlink(),
+    "documents garbage": lambda d: (d / "documents.bin").write_bytes(b"\x7f" * (d / "documents.bin").stat().st_size),
+    "meta gone": lambda d: (d / "meta.json").unlink(),
+    "meta empty": lambda d: (d / "meta.json").write_bytes(b""),
+    "meta garbage": lambda d: (d / "meta.json").write_bytes(b"\x80\x00{"),
+    "meta a list": lambda d: (d / "meta.json").write_text("[1]"),
+    "meta without its keys": lambda d: (d / "meta.json").write_text("{}"),
+    "meta of an unknown type of number": lambda d: change(d / "meta.json", dtype="nonsense"),
+    "meta of another type of number": lambda d: change(d / "meta.json", dtype="float16"),
+    "meta of a wider type of number": lambda d: change(d / "meta.json", dtype="uint32"),
+    "meta with a text for a count": lambda d: change(d / "meta.json", bad_rows="x"),
+    "meta with null for a hash": lambda d: change(d / "meta.json", sha256=None),
+    "a file in its place": lambda d: (shutil.rmtree(d), d.write_bytes(b"x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_cache_is_encoded_again(tmp_path, tokenizer, cache, damage, monkeypatch):
     path = write_jsonl(tmp_path / "d.jsonl", TEXTS)
-    whole = encode_corpus(str(path), tokenizer).tokens.tolist()
-    (cached,) = (tmp_path / "cache").iterdir()
-    (cached / file).write_bytes((cached / file).read_bytes()[:-3])
-    again = encode_corpus(str(path), tokenizer)
-    assert again.tokens.tolist() == whole and len(again.documents) == len(TEXTS)
+    whole = encode_corpus(str(path), tokenizer)
+    expected = (whole.tokens.tolist(), whole.documents.tolist(), whole.sha256, whole.bad_rows)
+    (cached,) = cache.iterdir()
+    damage(cached)
+    for _ in range(2):
+        again = encode_corpus(str(path), tokenizer)
+        assert (again.tokens.tolist(), again.documents.tolist(), again.sha256, again.bad_rows) == expected
+        monkeypatch.setattr(data, "_encode_into", None)  # and once is enough
+    assert [p.name for p in cache.iterdir()] == [cached.name]
 
 
-def test_rows_are_counted_as_lines_of_the_file(tmp_path, tokenizer):
+def test_several_at_once_encode_a_corpus_once(tmp_path, tokenizer, cache, monkeypatch):
+    """All have seen that there is nothing before one begins; the others wait for what it makes."""
+    path = write_jsonl(tmp_path / "d.jsonl", TEXTS)
+    together, first, encodings = threading.Barrier(4), threading.local(), []
+    look, encode = data._map_corpus, data._encode_into
+
+    def look_and_wait(*args):
+        found = look(*args)
+        if not hasattr(first, "done"):
+            first.done = True
+            together.wait(60)
+        return found
+
+    monkeypatch.setattr(data, "_map_corpus", look_and_wait)
+    monkeypatch.setattr(data, "_encode_into", lambda *args: (encodings.append(args), encode(*args)))
+    with ThreadPoolExecutor(4) as pool:
+        corpora = list(pool.map(lambda _: encode_corpus(str(path), tokenizer), range(4)))
+    assert len(encodings) == 1
+    assert len({(c.sha256, c.tokens.tobytes(), c.documents.tobytes()) for c in corpora}) == 1
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_of_several_at_once_the_next_encodes_where_the_first_failed(tmp_path, tokenizer, cache, monkeypatch):
+    path = write_jsonl(tmp_path / "d.jsonl", TEXTS)
+    encode, encodings = data._encode_into, []
+
+    def fail_once(*args):
+        encodings.append(args)
+        if len(encodings) == 1:
+            raise OSError(28, "No space left on device")
+        encode(*args)
+
+    monkeypatch.setattr(data, "_encode_into", fail_once)
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(encode_corpus, str(path), tokenizer) for _ in range(3)]
+    errors = [task.exception() for task in tasks]
+    assert sorted(type(e).__name__ for e in errors) == ["NoneType", "NoneType", "UserError"] and len(encodings) == 2
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["replaced", "appended to"])
+def test_a_file_that_changes_while_it_is_encoded_is_no_corpus(tmp_path, tokenizer, cache, monkeypatch, how):
+    path, new = write_jsonl(tmp_path / "d.jsonl", TEXTS), write_jsonl(tmp_path / "new.jsonl", ["another text"])
+    old = path.read_bytes()
+    encode = data._encode_into
+
+    def change_first(*args):
+        path.write_bytes(new.read_bytes() if how == "replaced" else old + new.read_bytes())
+        encode(*args)
+
+    monkeypatch.setattr(data, "_encode_into", change_first)
+    with pytest.raises(UserError, match=f"{path}.*changed while it was being encoded"):
+        encode_corpus(str(path), tokenizer)
+    assert not list(cache.iterdir())
+    monkeypatch.setattr(data, "_encode_into", encode)
+    path.write_bytes(old)
+    assert len(encode_corpus(str(path), tokenizer).documents) == len(TEXTS)
+
+
+def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypatch):
+    """Nor are two texts one that holds what is between them."""
+    corpora = []
+    for texts in (["a", None], ["a", ""], ["a", "b"], ["a\0b"], ["a\0", "b"]):
+        monkeypatch.setattr(rows, "_hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
+        corpora.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
+    assert [(len(c.documents), c.bad_rows) for c in corpora] == [(1, 1), (2, 0), (2, 0), (1, 0), (2, 0)]
+    assert len(list(cache.iterdir())) == 5
+
+
+def test_what_killed_encodings_left_goes_and_what_living_ones_hold_stays(tmp_path, tokenizer, cache):
+    code = "import sys, time; from pathlib import Path; from nanomed.claim import claimed\n"
+    code += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    names = [str(cache / f"encoding-{name}") for name in ("killed", "alive")]
+    others = [
+        subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for name in names
+    ]
+    try:
+        assert [p.stdout.readline() for p in others] == ["held\n"] * 2
+        for name in names:
+            (Path(name) / "tokens.bin").write_bytes(b"x" * 1000)
+        others[0].kill()
+        others[0].wait()
+        for name, age in (("encoding-old", 3 * 24 * 3600), ("encoding-young", 0)):  # without a lock: an older nanomed's
+            (cache / name).mkdir()
+            os.utime(cache / name, (time.time() - age,) * 2)
+        (cache / "encoding-notes.txt").write_text("no folder")
+        (cache / "encoding-mine").mkdir()
+        (cache / "encoding-mine" / "letter.txt").write_text("somebody else's")
+        os.utime(cache / "encoding-mine", (0, 0))
+        encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", TEXTS)), tokenizer)
+        left = {p.name for p in cache.glob("encoding-*")}
+        assert left == {"encoding-alive", "encoding-young", "encoding-notes.txt", "encoding-mine"}
+        assert (cache / "encoding-alive" / "tokens.bin").stat().st_size == 1000
+    finally:
+        for p in others:
+            p.kill()
+            p.communicate()
+
+
+def test_a_claim_is_waited_for_and_the_wait_is_said(tmp_path, monkeypatch, capfd):
+    """The one that waits gets a folder of its own, once the first has been removed."""
+    held, release, seen, flock = threading.Event(), threading.Event(), [], fcntl.flock
+
+    def flock_and_release(file, how):
+        if how == fcntl.LOCK_EX:  # the second is about to wait
+            release.set()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_and_release)
+
+    def first():
+        with claimed(tmp_path / "f"):
+            (tmp_path / "f" / "part").touch()
+            held.set()
+            assert release.wait(60)
+
+    def second():
+        with claimed(tmp_path / "f"):
+            seen.extend(p.name for p in (tmp_path / "f").iterdir())
+
+    with ThreadPoolExecutor(2) as pool:
+        a = pool.submit(first)
+        assert held.wait(60)
+        b = pool.submit(second)
+        a.result(60), b.result(60)
+    assert seen == ["lock"] and not list(tmp_path.iterdir())
+    assert f"{tmp_path / 'f'}: waiting for another process" in capfd.readouterr().err
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+BLANKS = " " * 1_100_000 + "x"  # more in a row than the pre-tokeniser can take
+
+PLACES = {
+    "json": ("d.jsonl", '\n{"text": "a"}\n\n[[[\n', "row 2, line 4: not valid JSON"),
+    "surrogate": ("d.jsonl", '\n{"text": "a"}\n\n{"text": "\\ud800"}\n', "row 2, line 4: a lone surrogate"),
+    "no blank line": ("d.jsonl", '{"text": "a"}\n[[[\n', "row 2: not valid JSON"),
+    "blanks": ("d.jsonl", f'\n\n\n{{"text": "{BLANKS}"}}\n', "row 1, line 4: a text cannot be encoded"),
+    "blanks in text": ("d.txt", f"a\n\n\n{BLANKS}\n", "row 2, line 4: a text cannot be encoded"),
+    "csv": ("d.csv", f'id,text\n1,"a\nb"\n2,"{BLANKS}"\n', "row 2, line 4: a text cannot be encoded"),
+    "csv, blank lines": ("d.csv", f'\nid,text\n\n1,"{BLANKS}"\n', "row 1, line 4: a text cannot be encoded"),
+    "csv, a value missing": ("d.csv", 'text,id\n"a\n\nb",1\n,2\n"c"\n', "row 3, line 6: no text in the field 'id'"),
+    "csv, not UTF-8": ("d.csv", b'id,text\n1,"a\nb"\n2,\xff\n', "line 4: not UTF-8"),
+    "csv, half a line's end": ("d.csv", b'id,text\n1,"a\nb"\n2,c\rd\n', "line 4: new-line character"),
+    "list": ("d.json", '[{"text": "a"},\n\n\n{"text": 3}]', "row 2: field 'text' is not text"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), PLACES.values(), ids=PLACES)
+def test_a_bad_row_is_named_by_its_number_and_its_line(tmp_path, tokenizer, name, content, message):
+    """The number counts rows, as --limit does; the line is where the row begins, and is said where it is another number."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as e:
+        encode_corpus(str(path), tokenizer, text_field="id" if "'id'" in message else "text")
+    assert str(e.value).startswith(f"{path}, {message}"), str(e.value)[:300]
+
+
+def test_blank_lines_are_no_rows_for_the_limit_either(tmp_path):
     path = tmp_path / "d.jsonl"
-    path.write_text('\n{"text": "a"}\n\n[[[\n')
-    with pytest.raises(UserError, match="row 4"):
+    path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n{"text": "c"}\n')
+    assert read(path, limit=2) == ["a", "b"]
+    (tmp_path / "d.csv").write_text("\nid,text\n\n1,a\n\n2,b\n3,c\n")
+    assert read(tmp_path / "d.csv", limit=2) == ["a", "b"]
+
+
+WRONG_FIELD = {
+    "d.jsonl": b'{"id": 1, "body": "a"}\n{"id": 2, "body": "b"}\n',
+    "d.csv": b"id,body\n1,a\n2,b\n",
+    "d.json": b'[{"id": 1, "body": "a"}, {"id": 2, "body": "b"}]',
+}
+
+
+@pytest.mark.parametrize(("name", "content"), WRONG_FIELD.items(), ids=WRONG_FIELD)
+def test_a_wrong_field_is_told_from_a_bad_row(tmp_path, tokenizer, name, content):
+    """A field that the very first row lacks is a wrong name, and leaving such rows out would leave nothing."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as e:
         encode_corpus(str(path), tokenizer)
-    path.write_text('\n{"text": "a"}\n\n{"text": "\\ud800"}\n')
-    with pytest.raises(UserError, match="row 4: a lone surrogate"):
-        encode_corpus(str(path), tokenizer)
-    assert read(write_jsonl(path, TEXTS), limit=2) == TEXTS[:2]
+    for word in (str(path), "row 1", "'text'", "fields: id, body", "--text-field a,b takes the first that a row has"):
+        assert word in str(e.value)
+    assert "--skip-bad-rows" not in str(e.value)
+    with pytest.raises(UserError, match="all 2 rows are bad.*row 1.*no text in the field 'text'.*fields: id, body"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    assert len(encode_corpus(str(path), tokenizer, text_field="text,body").documents) == 2
+
+
+def test_a_field_without_a_text_in_the_first_row_is_a_bad_row(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"a": {"text": null}}\n{"a": {"text": "b"}}\n')
+    with pytest.raises(UserError, match="row 1: no text in the field 'a.text'.*--skip-bad-rows leaves"):
+        read(path, "a.text")
+    assert read(path, "a.text", skip=True) == [None, "b"]
+    with pytest.raises(UserError, match="no text in the field 'a.texts'") as e:
+        read(path, "a.texts")
+    assert "--skip-bad-rows" not in str(e.value)
+
+
+def test_a_file_of_bad_rows_only_says_why(tmp_path, tokenizer):
+    path = tmp_path / "d.jsonl"
+    path.write_text('\n{"text": \n[1]\n')
+    with pytest.raises(UserError, match="all 2 rows are bad.*row 1, line 2: not valid JSON"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    with pytest.raises(UserError, match="the only row is bad.*row 1, line 2: not valid JSON"):
+        encode_corpus(str(path), tokenizer, limit=1, skip_bad_rows=True)
+    path.write_text(f'{{"text": "{BLANKS}"}}\n' * 2)
+    with pytest.raises(UserError, match="all 2 rows are bad.*row 1: a text cannot be encoded"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="no documents there"):
+        encode_corpus(str(path), tokenizer, skip_bad_rows=True)
+
+
+@pytest.mark.parametrize("side", ["--exclude", "--val-data"])
+def test_a_wrong_field_beside_the_data_names_the_flag_that_takes_several(script, model_dir, tmp_path, side):
+    write_jsonl(tmp_path / "d.jsonl", make_texts(30, 1))
+    write_jsonl(tmp_path / "held.jsonl", make_texts(5, 2), field="abstract")
+    common = ("train_clm.py", "--model", model_dir, "--data", "d.jsonl", "--out", "out", side, "held.jsonl")
+    out = script(*common)
+    assert_refused(out, "held.jsonl, row 1", "fields: abstract", "--text-field a,b")
+    assert "--skip-bad-rows" not in out.stderr
+    assert_refused(script(*common, "--skip-bad-rows"), "held.jsonl", "all 5 rows are bad", "fields: abstract")
 
 
 def test_a_row_nested_beyond_reason_is_a_bad_row(tmp_path, tokenizer):

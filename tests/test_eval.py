@@ -139,7 +139,7 @@ def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_pat
     r = json.loads((tmp_path / "r.json").read_text())
     answers, references = ([a[key] for a in r["answers"]] for key in ("completion", "reference"))
     assert np.isclose(r["bleu"], sacrebleu.corpus_bleu(answers, [references]).score)
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=metrics.UnicodeWords())
     rouge = [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(answers, references, strict=True)]
     assert np.isclose(r["rouge_l"], np.mean(rouge))
     assert r["answers"][0]["prompt"].startswith("### Instruction:\nWhat is")
@@ -149,6 +149,14 @@ def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_pat
         assert (low <= r[key] + 1e-9 and r[key] <= high + 1e-9) or key == "bleu"
         assert {"exact_match": "exact match", "bleu": "BLEU"}.get(key, "") in out.stdout
     assert math.isfinite(r["answer_ppl"])
+    assert r["settings"]["bleu"] in out.stdout and r["settings"]["rouge"] in out.stdout
+    # three answers beside their references
+    names = ("  question:", "  reference:", "  answer:")
+    shown = [line.split(":", 1) for line in out.stdout.splitlines() if line.startswith(names)]
+    assert [name.strip() for name, _ in shown] == ["question", "reference", "answer"] * 3
+    first = json.loads(questions.read_text().splitlines()[0])
+    assert [text.strip() for _, text in shown[:2]] == [first["question"], first["answer"]]
+    assert all(len(text) <= 147 for _, text in shown)
 
 
 def test_known_pairs():

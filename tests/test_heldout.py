@@ -89,14 +89,18 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
 def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(script, trained_on, model_dir, tmp_path):
     texts = make_texts(20, 5)
     docs, val = write_jsonl(tmp_path / "docs.jsonl", texts), write_jsonl(tmp_path / "val.jsonl", texts[:6])
-    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", val, "--out", "o", *TINY)
+    out = script(
+        "train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", val, "--out", "o", *TINY
+    )
     assert "6 documents of --val-data are in --exclude too" in out.stdout, out.stderr
     assert (trained_on["facts"]["val_documents"], trained_on["facts"]["documents"]) == (6, 14)
 
 
 @pytest.mark.parametrize("flag", ["--val-data", "--exclude"])
 def test_a_group_stays_on_one_side_of_whatever_is_held_out(script, trained_on, model_dir, tmp_path, flag):
-    rows = [{"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d} for d in "abcdef" for k in range(5)]
+    rows = [
+        {"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d} for d in "abcdef" for k in range(5)
+    ]
     held = write_rows(tmp_path / "held.jsonl", rows[4:5])  # one row of the group a
     data = write_rows(tmp_path / "data.jsonl", rows[:4] + rows[5:])
     out = script("train_sft.py", "--model", model_dir, "--data", data, flag, held, "--group-field", "of", "--val-fraction", 0,
@@ -111,12 +115,38 @@ def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp
     both = write_rows(tmp_path / "both.jsonl", [{"text": texts[0]}, {"question": "Why?", "input": texts[1], "answer": texts[2]},
                                                 {"question": "How?", "text": texts[3]}])  # fmt: skip
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
-    script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", both, "--val-fraction", 0, "--out", "o", *TINY)
+    script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--exclude",
+        both,
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
     assert trained_on["facts"]["documents"] == 8
     rows = [{"question": "Why?", "input": texts[1], "answer": "other"}, {"question": "How?", "answer": "b"},
             {"question": "What?", "input": texts[0], "answer": "c"}, {"question": "Why?", "answer": "d"}]  # fmt: skip
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
-    out = script("train_sft.py", "--model", model_dir, "--data", pairs, "--exclude", both, "--val-fraction", 0, "--out", "o", *TINY)
+    out = script(
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        pairs,
+        "--exclude",
+        both,
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
     assert trained_on["facts"]["examples"] == 1, out.stderr  # the question alone, without the input, is another one
     assert_refused(
         script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", write_rows(tmp_path / "n.jsonl", [{"n": 1}]),
@@ -127,7 +157,9 @@ def test_a_question_is_held_out_whatever_its_answer():
     held = heldout.HeldOut()
     held.add_rows([Instruction("q", "x", "two", group="g")])
     assert held.has_row(Instruction("q", "x", "one")) and not held.has_row(Instruction("q", "y", "one"))
-    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(Instruction("other", "", "two"))
+    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(
+        Instruction("other", "", "two")
+    )
 
 
 def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, model_dir, tmp_path):
@@ -137,7 +169,9 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
     out = script("train_cls.py", "--model", model_dir, "--data", "d.jsonl", "--val-data", "here=v.jsonl", "there=d.jsonl", "--out",
                  "c", *TINY)  # fmt: skip
     assert_refused(out, "no text of the label")  # all of `there` is held out
-    out = script("train_cls.py", "--model", model_dir, "--data", data.name, "--val-data", f"here={val.name}", "--out", "c", *TINY)
+    out = script(
+        "train_cls.py", "--model", model_dir, "--data", data.name, "--val-data", f"here={val.name}", "--out", "c", *TINY
+    )
     assert out.returncode == 0, out.stderr
     o = measure.open_model(str(tmp_path / "c"), classifier=True)
     sides, why = measure._training_sides(o)

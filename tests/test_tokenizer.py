@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,81 @@ def test_what_is_not_gpt2s_kind_is_refused(bpe_dir, tmp_path, change, message):
     change(spec)
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+ADDED = {
+    "content": "patient",
+    "special": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": True,
+    "single_word": False,
+}
+MARKER = {"patient": 400}
+NAMED = {"pad_token": "patient"}
+# Beside vocab.json and merges.txt, or beside tokenizer.json: transformers heeds these files in both cases.
+SIDE_FILES = {
+    "prefix space": ({"tokenizer_config.json": {"add_prefix_space": True}}, "tokenizer_config.json: add_prefix_space: true"),
+    "added": ({"added_tokens.json": MARKER}, "added_tokens.json: the added token 'patient'"),
+    "decoder": (
+        {"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED}}},
+        "tokenizer_config.json: the added token 'patient' (added_tokens_decoder)",
+    ),
+    "decoder hides the names": (
+        {
+            "tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED}},
+            "special_tokens_map.json": NAMED,
+        },
+        "added_tokens_decoder",
+    ),
+    "no prefix space": ({"tokenizer_config.json": {"add_prefix_space": False}}, None),
+    "special by decoder": ({"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED | {"special": True}}}}, None),
+    "decoder and name": ({"tokenizer_config.json": NAMED | {"added_tokens_decoder": {"400": ADDED}}}, None),
+    "decoder before added": (
+        {"tokenizer_config.json": {"added_tokens_decoder": {}}, "added_tokens.json": MARKER},
+        None,
+    ),
+    "special by config": ({"tokenizer_config.json": NAMED, "added_tokens.json": MARKER}, None),
+    "special by config, in full": (
+        {"tokenizer_config.json": {"pad_token": ADDED | {"__type": "AddedToken"}}, "added_tokens.json": MARKER},
+        None,
+    ),
+    "special by map": ({"special_tokens_map.json": NAMED, "added_tokens.json": MARKER}, None),
+    "special by list": (
+        {"tokenizer_config.json": {"additional_special_tokens": ["patient"]}, "added_tokens.json": MARKER},
+        None,
+    ),
+    "the end of a text": ({"added_tokens.json": {EOT: 0}}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [as_pairs, as_two_files])
+@pytest.mark.parametrize(("files", "message"), SIDE_FILES.values(), ids=SIDE_FILES)
+def test_side_files_that_change_the_ids_are_refused_and_no_others(bpe_dir, tmp_path, form, files, message):
+    """What is refused changes the ids in transformers; what is not, does not."""
+    form(bpe_dir, tmp_path)
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    text = f"the patient, {EOT} patients"
+    theirs = oracle(tmp_path).encode(text, split_special_tokens=True)
+    if message is None:
+        assert load_tokenizer(tmp_path).encode(text).tolist() == theirs
+        return
+    assert load_tokenizer(bpe_dir).encode(text).tolist() != theirs
+    with pytest.raises(UserError, match=re.escape(message)) as e:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(e.value) and "not supported" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize("content", ["[1]", '{"added_tokens_decoder": [3]}', "{"])
+def test_side_files_of_another_shape_are_named(bpe_dir, tmp_path, name, content):
+    if name != "tokenizer_config.json" and "decoder" in content:
+        content = "3"
+    as_two_files(bpe_dir, tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(name)):
         load_tokenizer(tmp_path)
 
 

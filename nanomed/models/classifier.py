@@ -27,7 +27,9 @@ class Classifier(nn.Module):
         self.transformer = lm.transformer
         self.score = nn.Linear(lm.config.n_embd, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=lm.config.initializer_range)
-        self.hf_config = lm.hf_config | {
+        # transformers refuses a num_labels that is not the number of id2label.
+        kept = {k: v for k, v in lm.hf_config.items() if k not in ("num_labels", "_num_labels", "finetuning_task")}
+        self.hf_config = kept | {
             "id2label": {str(k): name for k, name in enumerate(labels)},
             "label2id": {name: k for k, name in enumerate(labels)},
             "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
@@ -52,7 +54,8 @@ def collate_labelled(items: list[tuple], pad: int) -> tuple[torch.Tensor, ...]:
 
 def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
     """(summed loss, decisions): cross-entropy of logits (N, K) a text against targets (N,), or binary cross-entropy a text
-    and label against zeros and ones (N, K). weights (K,): of class_weights."""
+    and label against zeros and ones (N, K). weights (K,): of class_weights. A decision is what the loss is the mean over: a
+    text, in a multi-label task a text and label, K decisions a text."""
     logits = logits.float()
     weights = None if weights is None else weights.to(logits)
     if targets.dim() == 2:
