@@ -4,8 +4,6 @@ import sys
 
 from nanomed.loss import IGNORE
 
-ON, OFF = ("\033[32m[[", "]]\033[0m") if sys.stdout.isatty() else ("[[", "]]")
-
 
 def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None) -> None:
     """Print the first n rows of a window of updates: (..., targets) batches of blocks, of packed examples, or of texts to
@@ -33,6 +31,8 @@ def _text(batch: tuple, b: int, tokenizer) -> list[str]:
         spans = [slice(0, used)]
     else:
         spans = [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)]
+    on_tty = sys.stdout is not None and sys.stdout.isatty()
+    begin, end = ("\033[32m[[", "]]\033[0m") if on_tty else ("[[", "]]")
     lines = []
     for k, span in enumerate(spans):
         ids, wanted = idx[span].tolist(), targets[span].tolist()
@@ -41,7 +41,7 @@ def _text(batch: tuple, b: int, tokenizer) -> list[str]:
         text, run, on = "", [], False
         for token, supervised in [*zip(ids + last, marked, strict=False), (None, not marked[-1])]:
             if supervised != on or token is None:
-                text += (ON + tokenizer.decode(run) + OFF) if on and run else tokenizer.decode(run)
+                text += (begin + tokenizer.decode(run) + end) if on and run else tokenizer.decode(run)
                 run, on = [], supervised
             run.append(token)
         replayed = len(batch) == 5 and bool(batch[3][b][span][0])

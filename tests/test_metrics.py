@@ -16,6 +16,7 @@ from rouge_score import rouge_scorer
 from scipy.stats import binomtest
 
 from nanomed import metrics, report
+from nanomed.heldout import HeldOut
 from nanomed.labelled import TFIDF, Labelled, LabelledSet, Sides, measures, verdict
 from tests.conftest import make_texts
 
@@ -273,7 +274,7 @@ def test_measures_carry_the_pairing():
         Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
         for k in range(60)
     ]
-    sides = Sides(["ill", "well"], False, items[:40], items[40:], 0, 0, {})
+    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = np.array([int(item.labels[0] == "well") for item in items[40:]])
     got = measures(torch.tensor([[1.0, 0.0]] * 20), sides.labels, sides, items[40:], targets, 0)
     pair = got["model"]["against_tfidf"]
