@@ -45,7 +45,7 @@ TABLE = (
 def make_page(args, prompts: list[str], template=None, expected: list[str | None] | None = None) -> Path:
     """`eval.py compare`: measure, print the table, then write report.html and report.json into args.out; expected: what
     the answer to each prompt should be, where that is known. Raises UserError for whatever cannot be measured, before
-    anything is: for a model that is not there, a prompt that fits no model, an `out` that holds something else."""
+    anything is: for a model that is not there, or a prompt that does not fit one."""
     need("jinja2"), need("matplotlib")
     out = open_out(Path(args.out))
     columns = dict(_named(d) for d in args.data)

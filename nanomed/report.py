@@ -284,6 +284,8 @@ def main() -> None:
         result = read_json(Path(name))
         if not isinstance(result, dict) or not {"ppl", "bits_per_byte", "tokens_scored", "ppl_ci95"} <= result.keys():
             raise UserError(f"{name}: not what eval.py ppl --json writes")
+        if result["ppl"] is None:
+            raise UserError(f"{name}: the perplexity is beyond what a number can hold; nothing to compare")
         results[parts[0], parts[1]] = result
     print((markdown if args.markdown else text_table)(table(results)))
 

@@ -123,6 +123,9 @@ def test_the_command_prints_text_or_markdown_and_refuses_what_is_none(tmp_path, 
         run(odd)
     with pytest.raises(UserError, match="no result of base on general"):
         run(base, adapted.rename(tmp_path / "adapted.general.json"))
+    odd.write_text(json.dumps(RESULT | {"ppl": None}))  # an infinite one, in JSON
+    with pytest.raises(UserError, match="beyond what a number can hold"):
+        run(odd)
     with pytest.raises(UserError, match="MODEL.DATA.json"):
         run(tmp_path / "base.json")
 

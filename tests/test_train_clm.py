@@ -463,7 +463,9 @@ def test_eval_without_a_command_says_so(script, model_dir, docs):
     assert_refused(script("eval.py", "--model", model_dir, "--data", docs), "a command comes first: eval.py ppl")
 
 
-MEASURED = r" +[\d,.]+ (\(worse than guessing\) )?\[[\d,.]+, [\d,.]+\] +[\d.]+"  # perplexity with its interval, bits per byte
+MEASURED = (
+    r" +[\d,.]+ (\(worse than guessing\) )?\[[\d,.]+, [\d,.]+\] +[\d.]+"  # perplexity with its interval, bits per byte
+)
 
 
 @pytest.mark.slow
