@@ -60,6 +60,7 @@ def become(request: dict, streams: list[int]) -> None:
         os.fdopen(1, "w", closefd=False),
         os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace"),
     )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["directory"])
     os.environ.clear()
