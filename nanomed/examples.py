@@ -12,7 +12,7 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE, linear_cross_entropy
-from nanomed.rows import BadRow, get_text, get_value, read_rows
+from nanomed.rows import BadRow, NoField, get_text, get_value, read_rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
         input = get_text(row, fields.input, "--input-field") if has_input else ""
         group = get_value(row, fields.group) if fields.group else ""
         if group is None:
-            raise BadRow(f"no field {fields.group!r} (--group-field)")
+            raise NoField(f"no field {fields.group!r} (--group-field)")
         return Instruction(instruction, input, get_text(row, fields.response, "--response-field"), str(group))
 
     taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]

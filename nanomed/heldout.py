@@ -16,7 +16,7 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.examples import Fields, Instruction
 from nanomed.files import read_json, write_json
-from nanomed.rows import BadRow, get_text, get_value, read_rows
+from nanomed.rows import NoField, get_text, get_value, read_rows
 
 FILE = "held_out.json"
 SAVED = ("documents", "questions", "quoted")
@@ -79,7 +79,7 @@ def read(names: list[str], text_field: str, parts: Fields, skip_bad: bool = Fals
             ]
             group = get_value(row, parts.group) if parts.group else ""
             if group is None:
-                raise BadRow(f"no field {parts.group!r} (--group-field)")
+                raise NoField(f"no field {parts.group!r} (--group-field)")
             held.add_rows([Instruction(instruction, *others, group=str(group))])
             texts += [instruction, *others]
         sha.update("\0".join([*texts, ""]).encode() + b"\0")

@@ -10,7 +10,7 @@ from nanomed import heldout, metrics
 from nanomed.errors import UserError
 from nanomed.examples import Fields, split_rows
 from nanomed.models.classifier import probabilities
-from nanomed.rows import BadRow, get_text, get_value, named_sets, read_rows
+from nanomed.rows import BadRow, NoField, get_text, get_value, named_sets, read_rows
 
 TFIDF = "TF-IDF + logistic regression"
 
@@ -51,7 +51,8 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad) -> Labelled
         value = get_value(row, label_field)
         values = value if isinstance(value, list) else [value]
         if any(v == "" or isinstance(v, bool) or not isinstance(v, str | int) for v in values):
-            raise BadRow(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")
+            kind = NoField if value is None else BadRow
+            raise kind(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")
         kinds.add(isinstance(value, list))
         return Labelled(text, tuple(dict.fromkeys(map(str, values))))
 

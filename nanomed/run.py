@@ -123,7 +123,7 @@ def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.H
     evaluate = (lambda: {name: measure(model) for name, measure in validation.items()}) if validation else None
     sample = partial(_sample, args, setup, model, template) if getattr(args, "sample_prompt", None) else None
     result = fit(model, blocks, loss_fn, evaluate, settings, Path(args.out), args.resume, unit, sample)
-    finish(args, model, base, setup, result, facts, prepare.get("head"), template)
+    finish(args, model, base, setup, result, facts, unit, prepare.get("head"), template)
     say_kept(args, result)
     return result | {"trained": model}
 
@@ -310,7 +310,9 @@ def _same(model, lora: LoRAConfig) -> bool:
     return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
 
 
-def finish(args, model, base: str, setup: Setup, result: dict, facts: dict, head=None, template=None) -> None:
+def finish(
+    args, model, base: str, setup: Setup, result: dict, facts: dict, unit: str, head=None, template=None
+) -> None:
     """Make DIR a model directory (adapter, merged or full), write summary.json and loss.png, and remove the state.
 
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
@@ -336,7 +338,7 @@ def finish(args, model, base: str, setup: Setup, result: dict, facts: dict, head
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     write_json(facts | result | peak, out / "summary.json")
-    report.plot_curves(out, "texts" if head else "tokens")
+    report.plot_curves(out, unit)
     checkpoint.remove(out)
 
 
