@@ -54,6 +54,14 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+WORSE = "worse than guessing"
+
+
+def worse_than_guessing(ppl: float, vocab_size: int | None) -> bool:
+    """Whether a perplexity is beyond the vocabulary's size: that of giving every token the same probability."""
+    return bool(vocab_size) and ppl > vocab_size
+
+
 def table(results: dict[tuple[str, str], dict]) -> str:
     """A Markdown table of eval.py ppl's results, {(model, data): result}: a row a model, for each data its perplexity
     with its interval and bits per byte, and how much smaller the perplexity is than in the first row."""
