@@ -32,8 +32,8 @@ GO_ON = "the same command goes on from there"
 CONTEXT = 128  # attention to far more would be a third of a step's time on a CPU
 
 # What is read in phase 2, as shares of the blocks: the small world, and with it, against forgetting everything else, real
-# prose of the field and general English.
-MIXTURE = {"corpus": 0.65, "prose": 0.15, "general.mix": 0.2}
+# prose of the field, general English, and what the base model writes when it is asked for nothing.
+MIXTURE = {"corpus": 0.55, "prose": 0.1, "general.mix": 0.15, "self": 0.2}
 ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 1300, "--lr", "1e-3"]
 PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 20, "--lr", "1e-3", "--freeze"]
 INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "6e-4"]

@@ -268,7 +268,7 @@ def named(conditions: list[str]) -> list[dict]:
 
 
 def real_texts(name: str, without: list[str] = ()) -> list[str]:
-    """The texts of one of the files of real texts, in its order, except those that name a condition of `without`."""
+    """The texts of one of the .jsonl files here, in its order, except those that name a condition of `without`."""
     texts = [text for line in _lines(name) for text in json.loads(line)["texts"]]
     if not without:
         return texts

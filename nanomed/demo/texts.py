@@ -30,6 +30,7 @@ def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
         "corpus": _documents(render.corpus(told, PER_CONDITION, seed)),
         "prose": _documents(render.real_texts("prose.jsonl", without=groups["unknown"])),
         "general.mix": _documents(render.real_texts("passages.jsonl", without=groups["unknown"]) + 3 * mix),
+        "self": _documents(render.real_texts("selfwritten.jsonl", without=groups["unknown"])),
         "biomedical": _documents(render.retold(told, seed)),
         "unknown": _documents(render.retold(groups["unknown"], seed)),
         "abstracts": _documents(render.real_texts("abstracts.jsonl")),
