@@ -107,15 +107,8 @@ ASKED = {
              "Name the people most at risk of {x}."],
 }  # fmt: skip
 
-# Sentences that name a condition and say nothing about it: what kind of disease it is, one has to know.
-NAMED = [
-    "A patient was told that she had {x}.",
-    "The letter said that the diagnosis was {x}.",
-    "His uncle had {x} some years ago.",
-    "The next chapter of the book is about {x}.",
-    "There was a talk on {x} in the town hall.",
-    "She asked what was known about {x}.",
-]
+# Beginnings of sentences that name a condition and stop before saying what it is: for that, one has to have read about it.
+NAMED = [way.removesuffix(" {v}.") for way in TOLD["class"] if way.endswith(" {v}.")]
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ class Fact:
 
 def _fill(text: str, fact: Fact) -> str:
     x, v = fact.condition, fact.value
-    return text.format(x=x, v=v, X=x[0].upper() + x[1:], V=v[0].upper() + v[1:])
+    return text.format(x=x, v=v, X=x[0].upper() + x[1:], V=v[:1].upper() + v[1:])
 
 
 @cache
@@ -264,7 +257,8 @@ def kinds() -> dict[str, str]:
 
 def named(conditions: list[str]) -> list[dict]:
     """{text, label} rows for the probe: each condition named in every way there is, labelled with its kind."""
-    return [{"text": sentence.format(x=name), "label": kinds()[name]} for sentence in NAMED for name in conditions]
+    facts_ = [Fact(name, "class", "") for name in conditions]
+    return [{"text": _fill(start, fact), "label": kinds()[fact.condition]} for start in NAMED for fact in facts_]
 
 
 def real_texts(name: str, without: list[str] = ()) -> list[str]:
