@@ -1,20 +1,26 @@
 """The demo's small world: its facts, its texts, and its table."""
 
+import io
 import json
 import os
 import random
 import re
+import runpy
 import signal
 import string
 import subprocess
 import sys
 import time
+import typing
+from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 
 from nanomed import hub
 from nanomed.demo import __main__ as demo
-from nanomed.demo import render
+from nanomed.demo import render, table, texts
+from nanomed.errors import Interrupted, UserError
 from nanomed.tokenizer import load_tokenizer
 from tests.conftest import ROOT, make_hf_model
 
@@ -46,7 +52,7 @@ def test_texts_are_a_function_of_the_seed():
 
 
 def test_every_fact_is_told_in_five_ways_and_measured_in_a_sixth():
-    corpus = "\n".join(render.corpus(ALL, demo.PER_CONDITION, seed=0))
+    corpus = "\n".join(render.corpus(ALL, texts.PER_CONDITION, seed=0))
     retold = "\n".join(render.retold(ALL, seed=0))
     for fact in random.Random(0).sample(render.facts_of(ALL), 150):
         told = {way for way in range(6) if fact.told(way) in corpus}
@@ -56,37 +62,103 @@ def test_every_fact_is_told_in_five_ways_and_measured_in_a_sixth():
 
 
 def test_the_groups_keep_their_promises():
-    files = {name.removesuffix(".jsonl"): text for name, text in demo.make_texts(3).items()}
+    files = {name.removesuffix(".jsonl"): text for name, text in texts.make_texts(3).items()}
     groups = render.groups(3)
     assert sum(map(len, groups.values())) == len(ALL) and set(groups["read"]).isdisjoint(groups["taught"])
 
+    lower = {file: text.lower() for file, text in files.items()}
+
     def told(group, file):
         """Which of a group's conditions some fact is told, or asked for, of."""
-        return {f.condition for f in render.facts_of(groups[group]) for way in range(6)
-                if f.told(way) in files[file] or (way < 4 and f.asked(way) in files[file])}  # fmt: skip
+        found = set()
+        for name in groups[group]:
+            text = "".join(line for line in lower[file].splitlines() if name.lower() in line)
+            sentences = [f.told(way) for f in render.facts()[name] for way in range(6)]
+            sentences += [f.asked(way) for f in render.facts()[name] for way in range(4)]
+            if any(sentence.lower() in text for sentence in sentences):
+                found.add(name)
+        return found
 
-    assert (
-        not told("unknown", "corpus")
-        and not told("unknown", "questions.train")
-        and not told("unknown", "classes.train")
-    )
-    for name in groups["unknown"]:  # nor does another's fact name it
-        assert not re.search(rf"\b{re.escape(name)}\b", files["corpus"] + files["questions.train"], re.IGNORECASE), name
+    assert not told("unknown", "corpus") and not told("unknown", "questions.train")
+    trained = "".join(files[name] for name in (*demo.MIXTURE, "questions.train", "probe.train")).lower()
+    for name in groups["unknown"]:  # nor does another's fact, or a real text, name it
+        assert not re.search(rf"\b{re.escape(name.lower())}\b", trained), name
     assert told("read", "corpus") == set(groups["read"]) and not told("read", "questions.train")
     assert told("taught", "corpus") == told("taught", "questions.train") == set(groups["taught"])
     sentences = {f.told(way) for f in render.facts_of(ALL) for way in range(6)}
-    assert not [
-        s for s in sentences if s in files["corpus"] and (s in files["biomedical"] or s in files["classes.test"])
-    ]
-    assert not told("taught", "classes.test") and not told("read", "classes.train")
+    assert not [s for s in sentences if s in files["corpus"] and s in files["biomedical"]]
+    assert told("unknown", "unknown") == set(groups["unknown"])
     assert not set(files["general"].splitlines()) & set(files["general.mix"].splitlines())
-    assert not set(files["classes.train"].splitlines()) & set(files["classes.test"].splitlines())
+
+
+def grams(text: str, n: int = 8) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[k : k + n]) for k in range(len(words) - n + 1)}
+
+
+def test_nothing_real_that_is_measured_is_in_what_is_read():
+    """Neither an article nor eight words in a row."""
+    rows = {name: [json.loads(line) for line in (render.HERE / name).read_text(encoding="utf-8").splitlines()]
+            for name in ("abstracts.jsonl", "prose.jsonl")}  # fmt: skip
+    measured = {row["doi"] for row in rows["abstracts.jsonl"]}
+    assert len(measured) == len(rows["abstracts.jsonl"]) == 40
+    assert measured.isdisjoint(row["doi"] for row in rows["prose.jsonl"])
+    mix, own = render.general_paragraphs()
+    held_out = set().union(*map(grams, render.real_texts("abstracts.jsonl") + own))
+    assert len(held_out) > 5000
+    for name in ("prose.jsonl", "passages.jsonl", "selfwritten.jsonl"):
+        for text in render.real_texts(name):
+            assert not grams(text) & held_out, text
+    assert not set().union(*map(grams, mix)) & held_out
+
+
+LICENCES = ("CC BY", "public domain", "this project's own")
+
+
+def test_every_bundled_text_has_its_source_and_its_licence_beside_it():
+    notice = (render.HERE / "README.md").read_text(encoding="utf-8")
+    for name in ("abstracts.jsonl", "prose.jsonl", "passages.jsonl", "selfwritten.jsonl"):
+        assert name in notice
+        for line in (render.HERE / name).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            assert row["title"] and row["authors"] and row["texts"] and row["licence"] in LICENCES, row["title"]
+            if "doi" not in row:
+                assert row["source"] and row["source"] in notice and row["title"] in notice
+            else:
+                assert (
+                    re.fullmatch(r"10\.1371/journal\.p\w+\.\d{7}", row["doi"])
+                    and row["journal"]
+                    and 2000 < row["year"] < 2020
+                )
+
+
+def test_the_real_texts_are_installed_with_the_package():
+    patterns = (ROOT / "pyproject.toml").read_text()
+    for file in render.HERE.iterdir():
+        if file.is_file() and file.suffix not in (".py", ".md"):
+            assert f'"demo/*{file.suffix}"' in patterns, file
+
+
+def test_every_condition_has_a_kind_and_every_kind_is_learnt_and_asked_for():
+    assert render.kinds().keys() == set(ALL)
+    assert (
+        len((render.HERE / "kinds.toml").read_text().split('", "')) > 100
+    )  # a name twice would have vanished in kinds()
+    for seed in range(5):
+        groups = render.groups(seed)
+        kinds = {g: [render.kinds()[name] for name in names] for g, names in groups.items()}
+        assert set(kinds["taught"]) == set(kinds["read"]) == set(render.kinds().values())
+        assert min(kinds["taught"].count(kind) for kind in set(kinds["taught"])) >= 5
+    rows = render.named(["gout", "anthrax"])
+    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {"other", "infection"}
+    facts = {fact.value for fact in render.facts_of(ALL)}
+    assert not [
+        s for s in render.NAMED for value in facts if re.search(rf"\b{re.escape(value)}\b", s)
+    ]  # they name, they tell nothing
 
 
 def test_general_texts_name_no_condition():
-    general = " ".join(
-        (render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt", "framed.txt")
-    ).lower()
+    general = " ".join((render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt")).lower()
     for name in ALL:
         assert not re.search(rf"\b{re.escape(name.lower())}\b", general), name
     assert sum(map(len, render.general_paragraphs())) >= 100
@@ -132,47 +204,168 @@ def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["ppl"] < 300
 
 
-def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir):
-    """On a tiny model, two updates of everything: the road, not the figures."""
-    make_hf_model(tmp_path / "tiny", bpe_dir, n_positions=256)
-    command = [sys.executable, "-m", "nanomed.demo", "--out", str(tmp_path / "demo"), "--model", str(tmp_path / "tiny"),
-               "--quick", "--dtype", "fp32"]  # fmt: skip
+class InProcess:
+    """Popen's part that the demo uses, with the script run in this process: its start is most of what a tiny training costs."""
 
-    def call(*flags):
-        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    commands: typing.ClassVar = []
 
-    # Ctrl-C in the first training
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:  # fmt: skip
-        for line in process.stdout:
-            if line.startswith("$ cd"):
-                break
-        time.sleep(2)
-        os.killpg(process.pid, signal.SIGINT)
-        err = process.communicate()[1]
-    assert process.returncode == 130 and "nanomed.demo: the same command goes on from there" in err, err
-    assert not (tmp_path / "demo" / "demo.json").exists()
+    def __init__(self, command, cwd):
+        self.commands.append(command[1:])
+        before, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+        sys.argv = command[1:]
+        os.chdir(cwd)
+        try:
+            runpy.run_path(str(ROOT / command[1]), run_name="__main__")
+        except SystemExit as e:
+            self.returncode = e.code or 0
+        finally:
+            sys.argv = before
+            signal.signal(signal.SIGTERM, handler)
 
-    before = {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
-    other = call("--seed", "1")
-    assert other.returncode == 2 and "holds a demo with other settings (seed, texts)" in other.stderr
-    assert before == {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
+    def wait(self):
+        return self.returncode
 
-    out = call()
-    assert out.returncode == 0, out.stderr[-2000:]
+
+def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch):
+    """On a tiny model, one update of everything: the road, not the figures."""
+    make_hf_model(tmp_path / "tiny", bpe_dir, n_positions=256, n_layer=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=InProcess))
+    argv = ["nanomed.demo", "--out", "demo", "--model", "tiny", "--quick", "--dtype", "fp32"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr("nanomed.metrics.interval", lambda *args, **kwargs: None)  # seconds, and tested elsewhere
+    monkeypatch.setattr(InProcess, "commands", [])
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        demo.main()
+    out, commands = printed.getvalue(), InProcess.commands
+
     result = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert [r["name"] for r in result["rows"]] == ["base", "adapted", "instructed_only", "adapted_instructed"]
     for row in result["rows"]:
-        assert row.keys() == {"name", *demo.COLUMNS}
-        assert all(0 <= row[k] <= 1 for k in demo.COLUMNS if not k.endswith("ppl")) and row["biomedical_ppl"] > 1
-    assert result["seconds"] > 0 and result["quick"]
-    html = (tmp_path / "demo" / "report.html").read_text()
-    assert "exact match" in html and "Expected:" in html and "Cox proportional hazards" in html and "confusion" in html
-    assert "these figures mean nothing" in html
-    assert "| adapted, then instructed |" in out.stdout and "minutes" in out.stdout
+        assert list(row) == ["name", "biomedical_ppl", "unknown_ppl", "abstracts_ppl", "general_ppl", "probe_read", "probe_unknown",
+                             "cloze_read", "em_taught", "em_read", "em_unknown"]  # fmt: skip
+        assert all(row[k] > 1 if k.endswith("ppl") else 0 <= row[k] <= 1 for k in table.COLUMNS)
+    assert result["seconds"] > 0 and result["quick"] and result["vocabulary"] == 400
+    assert result["probe_baselines"]["read"].keys() == result["probe_baselines"]["unknown"].keys() == {
+        "majority", "TF-IDF + logistic regression"}  # fmt: skip
+    assert "these figures mean nothing" in (tmp_path / "demo" / "report.html").read_text()
+    assert "adapted, then instructed" in (tmp_path / "demo" / "table.md").read_text()
+    assert "minutes" in out and "Phase 2, adapt" in out
+
+    assert [c[0] for c in commands] == ["train_cls.py", "train_clm.py", "train_cls.py", "train_sft.py", "train_cls.py",
+                                        "train_sft.py", "train_cls.py"]  # fmt: skip
+    for command in commands:  # each can be copied, and needs no path of this machine
+        assert f"$ python {' '.join(command)}" in out and str(tmp_path) not in " ".join(command)
+    adapt = " ".join(commands[1])
+    assert "demo/corpus.jsonl:" in adapt and "demo/prose.jsonl:" in adapt and "demo/general.mix.jsonl:" in adapt
+    assert all(len(line) <= 80 for line in out.splitlines() if line.startswith(("base ", "adapted", " " * 20)))
+
+    monkeypatch.setattr(sys, "argv", [*argv, "--seed", "1"])
+    before = {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
+    with pytest.raises(UserError, match=r"holds a demo with other settings \(seed, texts\)"):
+        demo.main()
+    assert before == {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
+
+
+SCRIPT = """
+import signal, sys, time
+if "--sleep" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    print("asleep", flush=True)
+    time.sleep(60)
+print(sys.argv[1:])
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, monkeypatch, capfd):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+
+    def run(status, *more):
+        demo.run(tmp_path / "demo", "x", "script.py", ["--status", status, "{corpus}:0.5", *more], 0, "fp32", False)
+
+    run(0)
+    printed = capfd.readouterr().out
+    assert "$ python script.py --status 0 demo/corpus.jsonl:0.5 --out demo/x --seed 0" in printed
+    with pytest.raises(UserError, match="ended with status 2"):
+        run(2)
+    with pytest.raises(Interrupted) as e:
+        run(130)
+    assert e.value.signum == signal.SIGINT and "the same command goes on from there" in str(e.value)
+
+    # SIGTERM to the demo alone: it ends the training too
+    class Waiting(subprocess.Popen):
+        waits = 0
+
+        def wait(self, *args, **kwargs):
+            self.waits += 1
+            if self.waits == 1:
+                while "asleep" not in capfd.readouterr().out:
+                    time.sleep(0.05)
+                raise Interrupted(signal.SIGTERM, "")
+            return super().wait(*args, **kwargs)
+
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=Waiting))
+    with pytest.raises(Interrupted) as e:
+        run(0, "--sleep")
+    assert e.value.signum == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "name", ["corpus.jsonl", "demo.json", "table.md", "report.html", "adapted", "probe_base", "settings.json"]
+)
+def test_what_is_not_the_demos_is_never_written_over(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", ["nanomed.demo", "--out", str(tmp_path / "mine"), "--quick"])
+    out = tmp_path / "mine"
+    out.mkdir()
+    if "." in name:
+        (out / name).write_text('{"text": "my own"}\n')
+    else:
+        (out / name).mkdir()
+        (out / name / "model.safetensors").write_text("my own")
+    before = {p: p.is_file() and p.read_bytes() for p in out.rglob("*")}
+    with pytest.raises(UserError, match=re.escape(name)):
+        demo.main()
+    assert before == {p: p.is_file() and p.read_bytes() for p in out.rglob("*")}
+    (tmp_path / "file").write_text("my own")
+    monkeypatch.setattr(sys, "argv", ["nanomed.demo", "--out", str(tmp_path / "file"), "--quick"])
+    with pytest.raises(UserError, match="not a directory"):
+        demo.main()
+
+
+def test_a_text_that_was_changed_between_two_calls_is_not_written_over(tmp_path):
+    args = SimpleNamespace(model="nano", dtype="fp32", quick=True, full=False)
+    texts.start(args, tmp_path, 0, ["adapted"])
+    (tmp_path / "adapted").mkdir()
+    texts.start(args, tmp_path, 0, ["adapted"])  # its own, once more
+    (tmp_path / "general.jsonl").write_text('{"text": "another"}\n')
+    with pytest.raises(UserError, match=r"general\.jsonl"):
+        texts.start(args, tmp_path, 0, ["adapted"])
+    assert (tmp_path / "general.jsonl").read_text() == '{"text": "another"}\n'
+
+
+def row(name="base", **figures):
+    return {"name": name, **dict.fromkeys(table.COLUMNS, 0.25)} | figures
+
+
+def test_a_perplexity_worse_than_guessing_is_marked():
+    fair, worse = (
+        row(general_ppl=8192.0),
+        row("adapted_instructed_no_replay", general_ppl=8193.0, abstracts_ppl=123456.7),
+    )
+    for shown in (table.terminal([fair, worse], 8192), table.markdown([fair, worse], 8192)):
+        assert shown.count("!") == 3 and "worse than guessing" in shown and "8,192 tokens" in shown
+        assert max(map(len, table.terminal([fair, worse], 8192).splitlines())) <= 80
+    assert "8,193!" in table.markdown([worse], 8192) and "8,192!" not in table.markdown([fair], 8192)
+    assert "guessing" not in table.terminal([fair], 8192) + table.markdown([fair], 8192)
 
 
 def test_the_table_over_seeds_gives_mean_and_range():
-    rows = [{"name": "base", **dict.fromkeys(demo.COLUMNS, v)} for v in (0.2, 0.4, 0.9)]
-    table = demo.over_seeds([{"rows": [r]} for r in rows])
-    assert "50% [20%, 90%]" in table
+    rows = [row(em_read=v) for v in (0.2, 0.4, 0.9)]
+    assert "50% [20%, 90%]" in table.over_seeds([[r] for r in rows], 8192)
+    said = table.summary([[r] for r in rows], 8192)
+    assert all(word in said for word in ("mean", "lowest", "highest", "50%", "20%", "90%"))
+    assert max(map(len, said.splitlines())) <= 80

@@ -6,79 +6,71 @@ python -m nanomed.demo --out runs/demo-full --full      two more rows, on three 
 Each training is a command of the scripts that everyone else uses; it is printed before it runs.
 """
 
-import hashlib
-import json
 import random
+import re
 import shlex
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
-from nanomed import cli, hub, measure, report
-from nanomed.demo import page, render
+from nanomed import cli, hub, labelled, measure, metrics
+from nanomed.demo import page, render, table, texts
 from nanomed.errors import Interrupted, UserError
 from nanomed.files import read_json, write_json, write_text
 from nanomed.generate import Sampling
-from nanomed.metrics import need
+from nanomed.models.classifier import predict
 from nanomed.templates import TEMPLATES
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = "response"
 GO_ON = "the same command goes on from there"
-PER_CONDITION = 16  # paragraphs in the corpus about each condition
 CONTEXT = 128  # attention to far more would be a third of a step's time on a CPU
 
-# Twice the batch at twice the rate learns as much and forgets half as much again.
-ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--epochs", 3, "--lr", "1e-3"]
-CLASSIFY = ["--data", "classes.train.jsonl", "--val-data", "classes.test.jsonl", "--context", 64, "--batch-size", 16,
-            "--epochs", 2, "--lr", "3e-4"]  # fmt: skip
-INSTRUCT = ["--data", "questions.train.jsonl", "--val-data", "questions.val.jsonl", "--template", TEMPLATE, "--context", CONTEXT,
-            "--batch-size", 16, "--epochs", 2, "--lr", "6e-4"]  # fmt: skip
-REPLAY = ["--replay", "corpus.jsonl", "--replay-ratio", 0.3]
-MIXED = {"corpus.jsonl": 0.8, "general.mix.jsonl": 0.2}  # shares of the blocks
+# What is read in phase 2, as shares of the blocks: the small world, and with it, against forgetting everything else, real
+# prose of the field, general English, and what the base model writes when it is asked for nothing.
+MIXTURE = {"corpus": 0.55, "prose": 0.1, "general.mix": 0.15, "self": 0.2}
+ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 1300, "--lr", "1e-3"]
+PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 20, "--lr", "1e-3", "--freeze"]
+INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "6e-4"]
+REPLAY_RATIO = 0.6
+QUICK = " --quick: one update of everything, so these figures mean nothing."
 
 # The rows of the table: how each model is made, from which other, in a directory of its name. `base` is there already.
+# Names of texts in braces stand for their files.
+ADAPTED = ("train_clm.py", "base", ["--data", *(f"{{{name}}}:{share}" for name, share in MIXTURE.items()),
+                                    "--val-data", "{biomedical}", *ADAPT])  # fmt: skip
+QUESTIONS = ["--data", "{questions.train}", "--val-data", "{questions.val}", *INSTRUCT]
+REPLAY = ["--replay", *(f"{{{name}}}" for name in MIXTURE), "--replay-ratio", REPLAY_RATIO]
 MODELS = {
-    "adapted": ("train_clm.py", "base", ["--data", "corpus.jsonl", "--val-data", "biomedical.jsonl", *ADAPT]),
-    "instructed_only": ("train_sft.py", "base", INSTRUCT),
-    "adapted_instructed": ("train_sft.py", "adapted", [*INSTRUCT, *REPLAY]),
+    "adapted": ADAPTED,
+    "instructed_only": ("train_sft.py", "base", QUESTIONS),
+    "adapted_instructed": ("train_sft.py", "adapted", [*QUESTIONS, *REPLAY]),
 }
 FULL = {
-    "adapted_instructed_no_replay": ("train_sft.py", "adapted", INSTRUCT),
-    "adapted_mixed": (
-        "train_clm.py",
-        "base",
-        ["--data", *(f"{f}:{share}" for f, share in MIXED.items()), "--val-data", "biomedical.jsonl", *ADAPT],
-    ),
+    "adapted_unmixed": ("train_clm.py", "base", ["--data", "{corpus}", "--val-data", "{biomedical}", *ADAPT]),
+    "adapted_instructed_no_replay": ("train_sft.py", "adapted", QUESTIONS),
 }
-NAMES = {
-    "base": "base",
-    "adapted": "adapted",
-    "instructed_only": "instructed only",
-    "adapted_instructed": "adapted, then instructed",
-    "adapted_instructed_no_replay": "the same without replay",
-    "adapted_mixed": "adapted with general text",
+BANNERS = {
+    "base": "Phase 1, measure: what the bundled model knows",
+    "adapted": "Phase 2, adapt: reading about 160 conditions, and real texts beside them; about 3 minutes on 2 cores",
+    "instructed_only": "Phase 4 without phase 2: questions and answers, nothing read; about 30 seconds on 2 cores",
+    "adapted_instructed": "Phase 4, instruct: questions and answers after reading; about 40 seconds on 2 cores",
+    "adapted_unmixed": "Phase 2 again, without the real texts: what it forgets then; about 3 minutes on 2 cores",
+    "adapted_instructed_no_replay": "Phase 4 again, without replayed texts; about 30 seconds on 2 cores",
 }
-QUICK = " --quick: two updates of everything, so these figures mean nothing."
-COLUMNS = {
-    "biomedical_ppl": "biomedical perplexity",
-    "general_ppl": "general perplexity",
-    "classifier_accuracy": "classifier accuracy",
-    "cloze_read": "cloze on read",
-    "em_taught": "exact match: taught",
-    "em_read": "read",
-    "em_unknown": "unknown",
-}
+PROBE_BANNER = "Phase 3, classify: a head on the frozen model, what kind of disease is it? about 15 seconds on 2 cores"
 EXPLANATION = (
-    "Perplexity: how surprised the model is by facts that it read, told in other words than it read them in, and by general "
-    "paragraphs. Classifier: single sentences, biomedical or not, about conditions that it was not trained on. Cloze: a fact of "
-    "a *read* condition completed from its plain statement. Exact match: the right value in the answer to a question, for "
-    "conditions that were in the corpus and in the training questions (taught), in the corpus only (read), and in neither "
-    "(unknown). After adapting, instruction tuning has some of the corpus mixed in (replay)."
+    "Perplexity: how surprised the model is by facts that it read, told in other words than it read them in (own); by the same "
+    "kind of paragraphs about *unknown* conditions; by 40 real abstracts; and by general English. Probe: the model is frozen, and "
+    "a head on it says what kind of disease a condition is, from sentences that only name it; learnt on *taught* conditions. "
+    "Cloze: a fact of a *read* condition completed from its plain statement. Exact match: the right value in the answer to a "
+    "question, for conditions that were in the corpus and in the training questions (*taught*), in the corpus only (*read*), and "
+    "in neither (*unknown*)."
 )
 
 
@@ -92,71 +84,38 @@ def parse_args():
     p.add_argument(
         "--quick",
         action="store_true",
-        help="two updates of everything, on a few texts: shows that it runs, and nothing else",
+        help="one update of everything, on a few texts: shows that it runs, and nothing else",
     )
     return p.parse_args()
 
 
-def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
-    """Everything that is trained and measured on, as the lines of files that the scripts read; `most`: lines of each."""
-    groups = render.groups(seed)
-    told = groups["taught"] + groups["read"]
-    mix, measured = render.general_paragraphs()
-    ways = [0, 1, 2, 3]
-    rng = random.Random(f"order {seed}")
-    train = render.questions(groups["taught"], ways, seed, per_fact=2)
-    rng.shuffle(train)
-    rows = {
-        "corpus": _documents(render.corpus(told, PER_CONDITION, seed)),
-        "biomedical": _documents(render.retold(told, seed)),
-        "general": _documents(measured),
-        "general.mix": _documents(mix),
-        "questions.train": train,
-        "questions.val": rng.sample(render.questions(groups["read"], [0], seed), 60),
-        "classes.train": render.labelled(groups["taught"], False, seed),
-        "classes.test": render.labelled(groups["read"], True, seed),
-    }
-    return {
-        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most])
-        for name, r in rows.items()
-    }
+def models_of(args) -> dict:
+    return MODELS | (FULL if args.full else {})
 
 
-def _documents(texts: list[str]) -> list[dict]:
-    return [{"text": text} for text in texts]
+def _probe(name: str) -> str:
+    return f"probe_{name}"
 
 
-def start(args, out: Path, seed: int) -> None:
-    """Write the texts into `out`. Raises UserError, before anything is touched, if a demo with other settings lives there,
-    or if something is missing that would be missed only at the end."""
-    for module in ("matplotlib", "jinja2", "sklearn"):
-        need(module)
-    hub.find(args.model)
-    texts = make_texts(seed, 60 if args.quick else None)
-    settings = {"seed": seed, "model": args.model, "dtype": args.dtype, "quick": args.quick, "full": args.full,
-                "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest()}  # fmt: skip
-    path = out / "settings.json"
-    before = read_json(path) if path.exists() else settings
-    changed = [k for k, v in settings.items() if v != before.get(k)]
-    if changed:
-        raise UserError(
-            f"{out}: holds a demo with other settings ({', '.join(changed)}); give another --out, or delete it "
-            "(with make: RUNS=...)"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(settings, path)
-    for name, text in texts.items():
-        write_text(text, out / name)
+def banner(text: str) -> None:
+    print(f"\n{'-' * 80}\n{textwrap.fill(text, 80)}", flush=True)
+
+
+def shown(path: Path) -> str:
+    """A path as commands in the project's directory take it."""
+    path = path.resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
-    """One training, in `out`, as a command that can be typed."""
-    flags = [*flags, "--out", name, "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
+    """One training, in the project's directory, as a command that can be typed there. {name} in a flag: a text's file."""
+    flags = [re.sub(r"\{(.+?)\}", lambda m: shown(out / f"{m[1]}.jsonl"), str(flag)) for flag in flags]
+    flags += ["--out", shown(out / name), "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
     if quick:
-        flags += ["--max-steps", 2]
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    print(f"\n$ cd {shlex.quote(str(out))} && {shlex.join(command)}", flush=True)
-    process = subprocess.Popen(command, cwd=out)
+        flags += ["--max-steps", 1]
+    command = [script, *map(str, flags)]
+    print(f"$ python {shlex.join(command)}", flush=True)
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
     try:
         process.wait()
     except KeyboardInterrupt:  # it reaches the training too, which saves before it ends
@@ -176,13 +135,50 @@ def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, q
     shutil.rmtree(out / name / "state", ignore_errors=True)  # of a finished training, three times the size of its model
 
 
+def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) -> dict[str, float]:
+    """Train a head on the frozen model; its accuracy on the conditions that it was not trained on, by group."""
+    flags = ["--model", model, "--data", "{probe.train}", "--val-data", "{probe.read}", *PROBE]
+    run(out, _probe(name), "train_cls.py", flags, seed, dtype, quick)
+    o = measure.open_model(str(out / _probe(name)), dtype=dtype, classifier=True)
+    accuracies = {}
+    for group, items in probed(out).items():
+        ids, _ = labelled.encode_texts([item.text for item in items], o.tokenizer, CONTEXT)
+        logits = predict(o.model, ids, o.tokenizer.eot, 64, o.device, o.dtype)
+        accuracies[group] = accuracy(logits.numpy(), items, o.model.labels)
+    return accuracies
+
+
+def probed(out: Path, groups=("read", "unknown")) -> dict[str, list[labelled.Labelled]]:
+    return {
+        g: labelled.read_labelled([(str(out / f"probe.{g}.jsonl"), None)], "text", "label", None, False).items
+        for g in groups
+    }
+
+
+def accuracy(scores, items: list[labelled.Labelled], labels: list[str]) -> float:
+    return float((scores.argmax(1) == labelled.targets_of(items, labels, False)).mean())
+
+
+def probe_baselines(out: Path) -> dict[str, dict[str, float]]:
+    """The accuracy that the probe's question allows without any model, by group."""
+    train = probed(out, ["train"])["train"]
+    labels = sorted(set(render.kinds().values()))
+    targets, texts = labelled.targets_of(train, labels, False), [item.text for item in train]
+    found = {}
+    for group, items in probed(out).items():
+        majority = metrics.majority_baseline(targets, len(items), len(labels))
+        tfidf = metrics.tfidf_baseline(texts, targets, [item.text for item in items], len(labels))
+        found[group] = {"majority": accuracy(majority, items, labels), labelled.TFIDF: accuracy(tfidf, items, labels)}
+    return found
+
+
 def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
-    """One row of the table, except for the classifier."""
+    """One row of the table, except for the probe."""
     groups = render.groups(seed)
     rng = random.Random(f"measured {seed}")
     ppl = {
         name: measure.measure_ppl(o, measure.encode(o, [str(out / f"{name}.jsonl")]), CONTEXT)
-        for name in ("biomedical", "general")
+        for name in ("biomedical", "unknown", "abstracts", "general")
     }
     read = render.facts_of(groups["read"])
     asked = {g: render.facts_of(names) for g, names in groups.items()}
@@ -222,75 +218,66 @@ def commonest_value(seed: int) -> float:
 
 
 def one_seed(args, out: Path, seed: int) -> dict:
-    """All phases with one seed: {rows, seconds, ...}; writes demo.json, report.json and report.html into `out`."""
+    """All phases with one seed: {rows, seconds, ...}; writes demo.json, table.md, report.json and report.html into `out`."""
     began = time.perf_counter()
-    start(args, out, seed)
+    results = ["demo.json", "table.md", "report.html", "report.json", *models_of(args), *map(_probe, table.NAMES)]
+    texts.start(args, out, seed, results)
     resumed = any(out.glob("*/run.json"))  # then `seconds` are not the whole
-    models = MODELS | (FULL if args.full else {})
+    models = models_of(args)
     is_path = args.model not in hub.BUNDLED and Path(args.model).exists()
-    names = {"base": str(Path(args.model).resolve()) if is_path else args.model}
+    names = {"base": shown(Path(args.model)) if is_path else args.model}
     rows, opened = [], {}
+    print(f"Texts in {out}. The commands below work as they stand in {ROOT}.")
     for name in ["base", *models]:
+        banner(BANNERS[name])
         if name != "base":
             script, start_from, flags = models[name]
-            if name == "adapted_mixed":  # as many blocks of the corpus as without the general ones among them
-                steps = read_json(out / "adapted" / "summary.json")["steps"] / MIXED["corpus.jsonl"]
-                flags = [*flags, "--max-steps", round(steps)]
+            if name == "adapted_unmixed":  # as many blocks of the corpus as with the real texts among them
+                flags = [
+                    *flags,
+                    "--max-steps",
+                    round(MIXTURE["corpus"] * read_json(out / "adapted" / "summary.json")["steps"]),
+                ]
             run(out, name, script, ["--model", names[start_from], *flags], seed, args.dtype, args.quick)
-            names[name] = name
-        run(
-            out, f"classifier_{name}", "train_cls.py", ["--model", names[name], *CLASSIFY], seed, args.dtype, args.quick
-        )
-        where = names[name] if name == "base" else str(out / name)
-        opened[name] = measure.open_model(where, dtype=args.dtype)
+            names[name] = shown(out / name)
+        opened[name] = measure.open_model(args.model if name == "base" else str(out / name), dtype=args.dtype)
         row = {"name": name} | measure_row(opened[name], out, seed, args.quick)
-        summary = read_json(out / f"classifier_{name}" / "summary.json")
-        row["classifier_accuracy"] = summary["classification"]["model"]["accuracy"]
-        tfidf = summary["classification"]["TF-IDF + logistic regression"]["accuracy"]  # the same beside every model
+        banner(PROBE_BANNER)
+        right = probe(out, name, names[name], seed, args.dtype, args.quick)
+        row |= {f"probe_{group}": value for group, value in right.items()}
         rows.append(row)
-        print(f"{NAMES[name]}: " + ", ".join(f"{c} {_cell(row, k)}" for k, c in COLUMNS.items()))
-    page = write_page(out, rows, opened, seed, EXPLANATION + QUICK * args.quick)
-    table = [{k: row[k] for k in ("name", *COLUMNS)} for row in rows]
+        print(f"\n{table.terminal(rows, vocabulary(opened['base']))}", flush=True)
+    html = write_page(out, rows, opened, seed, EXPLANATION + QUICK * args.quick)
+    figures = [{k: row[k] for k in ("name", *table.COLUMNS)} for row in rows]
     done_before = out / "demo.json"
     seconds = read_json(done_before)["seconds"] if done_before.exists() else time.perf_counter() - began
-    result = {"seconds": seconds, "resumed": resumed, "rows": table, "seed": seed, "model": args.model, "quick": args.quick,
-              "classifier_tfidf": tfidf, "dtype": opened["base"].dtype, "unknown_commonest_value": commonest_value(seed),
+    beside = probe_baselines(out)
+    result = {"seconds": seconds, "resumed": resumed, "rows": figures, "seed": seed, "model": args.model, "quick": args.quick,
+              "vocabulary": vocabulary(opened["base"]), "probe_baselines": beside, "dtype": opened["base"].dtype,
+              "unknown_commonest_value": commonest_value(seed),
               "conditions": {g: len(n) for g, n in render.groups(seed).items()}}  # fmt: skip
-    write_json(result, out / "demo.json")
+    write_json(result, done_before)
+    write_text(table.markdown(figures, result["vocabulary"]) + "\n", out / "table.md")
     earlier = ", going on from an earlier call" if resumed else ""
-    print(f"\n{one_seed_table(rows)}\n\n{EXPLANATION}\nAlways giving the commonest value would be right for "
-          f"{result['unknown_commonest_value']:.0%} of the unknown; TF-IDF with logistic regression classifies {tfidf:.0%} right."
-          f"{QUICK * args.quick}\n{result['seconds'] / 60:.1f} minutes{earlier}; "
-          f"results in {out}: demo.json, {page.name} (open it in a browser)")  # fmt: skip
+    plain = "; ".join(
+        f"{kind} {beside['read'][kind]:.0%} on read, {beside['unknown'][kind]:.0%} on unknown"
+        for kind in beside["read"]
+    )
+    notes = (f"{EXPLANATION} Without any model the probe's question is answered by {plain}. Always giving the commonest value "
+             f"would be an exact match on {result['unknown_commonest_value']:.0%} of them.{QUICK * args.quick}")  # fmt: skip
+    print(f"\n{textwrap.fill(notes, 80)}\n\n{result['seconds'] / 60:.1f} minutes{earlier}; results in {out}: demo.json, "
+          f"table.md, {html.name} (open it in a browser)")  # fmt: skip
     return result
+
+
+def vocabulary(o: measure.Opened) -> int:
+    return o.model.config.vocab_size
 
 
 def write_page(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str) -> Path:
     """report.html: what a reader should see first, the table, and what each model answers."""
-    return page.write(out, rows, opened, seed, explanation, NAMES, TEMPLATE)
-
-
-def _cell(row: dict, key: str) -> str:
-    return f"{row[key]:,.1f}" if key.endswith("ppl") else f"{row[key]:.0%}"
-
-
-def one_seed_table(rows: list[dict]) -> str:
-    lines = [["", *COLUMNS.values()], ["---", *["---:"] * len(COLUMNS)]]
-    lines += [[NAMES[row["name"]], *(_cell(row, key) for key in COLUMNS)] for row in rows]
-    return report.markdown(lines)
-
-
-def over_seeds(results: list[dict]) -> str:
-    """The table of several seeds: mean, and the range in brackets."""
-    lines = [["", *COLUMNS.values()], ["---", *["---:"] * len(COLUMNS)]]
-    for k, row in enumerate(results[0]["rows"]):
-        cells = []
-        for key in COLUMNS:
-            values = [r["rows"][k][key] for r in results]
-            mean, low, high = (_cell({key: v}, key) for v in (statistics.mean(values), min(values), max(values)))
-            cells.append(f"{mean} [{low}, {high}]")
-        lines.append([NAMES[row["name"]], *cells])
-    return report.markdown(lines)
+    names = {key: full for key, (full, _) in table.NAMES.items()}
+    return page.write(out, rows, opened, seed, explanation, names, TEMPLATE)
 
 
 def main():
@@ -299,13 +286,15 @@ def main():
     if not args.full:
         one_seed(args, out, args.seed)
         return
+    if not any(out.glob("seed-*/settings.json")):
+        texts.refuse_foreign(out, ["demo.json", "table.md"])
     results = [one_seed(args, out / f"seed-{seed}", seed) for seed in range(args.seed, args.seed + 3)]
     seconds = sum(r["seconds"] for r in results)
     write_json({"seconds": seconds, "seeds": results}, out / "demo.json")
-    (out / "table.md").write_text(over_seeds(results) + "\n", encoding="utf-8")
-    print(
-        f"\nThree seeds, mean [lowest, highest]:\n\n{over_seeds(results)}\n\n{seconds / 60:.0f} minutes; results in {out}"
-    )
+    tables = [r["rows"] for r in results]
+    write_text(table.over_seeds(tables, results[0]["vocabulary"]) + "\n", out / "table.md")
+    print(f"\nThree seeds\n\n{table.summary(tables, results[0]['vocabulary'])}\n\n{seconds / 60:.0f} minutes; results in {out}: "
+          "demo.json, table.md (mean [lowest, highest])")  # fmt: skip
 
 
 if __name__ == "__main__":

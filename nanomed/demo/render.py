@@ -1,10 +1,12 @@
-"""Texts from facts: a corpus in which every fact is told in several ways, questions and their answers, and general texts.
+"""Texts from facts: a corpus in which every fact is told in several ways, questions and their answers, sentences that only name
+a condition; and the real texts that are read or measured beside them.
 
 All of it is a function of a seed. Conditions are dealt into three groups: *taught* (in the corpus and in the questions),
 *read* (in the corpus only) and *unknown* (in neither), so that a right answer about a *read* condition is knowledge that
 came from reading and came out through what instruction tuning taught about other conditions.
 """
 
+import json
 import random
 import re
 import tomllib
@@ -14,6 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 GROUPS = {"unknown": 24, "read": 48}  # the others are taught
+PLAIN = 3  # how often the plain statement of a fact is told for each time that another way of telling it is
 
 # How a fact is told: {x} the condition and {v} the value as they stand in mid-sentence, {X} and {V} at its beginning. The
 # first way is the plain statement: it completes a cloze, and it is the answer to a question. It names the condition in
@@ -104,6 +107,9 @@ ASKED = {
              "Name the people most at risk of {x}."],
 }  # fmt: skip
 
+# Beginnings of sentences that name a condition and stop before saying what it is: for that, one has to have read about it.
+NAMED = [way.removesuffix(" {v}.") for way in TOLD["class"] if way.endswith(" {v}.")]
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -126,14 +132,14 @@ class Fact:
         and not as a part of another value ("smokers" in "older male smokers")."""
         sentence = re.split(r"(?<=[.!?])\s", answer.strip(), maxsplit=1)[0].lower()
         rest = sentence.replace(self.condition.lower(), "")
-        found = [v for v in _values(self.relation) if re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)]
+        found = [v for v in _values(self.relation) if v in rest and re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)]
         value = self.value.lower()
         return self.condition.lower() in sentence and value in found and len(value) == max(map(len, found))
 
 
 def _fill(text: str, fact: Fact) -> str:
     x, v = fact.condition, fact.value
-    return text.format(x=x, v=v, X=x[0].upper() + x[1:], V=v[0].upper() + v[1:])
+    return text.format(x=x, v=v, X=x[0].upper() + x[1:], V=v[:1].upper() + v[1:])
 
 
 @cache
@@ -204,18 +210,18 @@ def kept_out(condition: str, seed: int) -> dict[str, int]:
 
 
 def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
-    """Paragraphs about each condition, three articles to an abstract, shuffled. All but one of the ways of telling a fact
-    (kept_out) take turns, from a random first one on. Other seeds tell it otherwise."""
+    """Paragraphs about each condition, seven articles to an abstract, shuffled. All but one of the ways of telling a fact
+    (kept_out) take turns, the plain statement three times as often as each of the others. Other seeds tell it otherwise."""
     rng = random.Random(f"corpus {seed}")
     texts = []
     for name in conditions:
-        out = kept_out(name, seed)
-        turns = {
-            r: rng.sample([way for way in range(len(ways)) if way != out[r]], len(ways) - 1) for r, ways in TOLD.items()
-        }
+        out, turns = kept_out(name, seed), {}
+        for relation, ways in TOLD.items():
+            turn = [0] * PLAIN + [way for way in range(1, len(ways)) if way != out[relation]]
+            turns[relation] = rng.sample(turn, len(turn))
         for k in range(per_condition):
             ways = {relation: turn[k % len(turn)] for relation, turn in turns.items()}
-            texts.append((abstract if k % 4 == 3 else article)(name, ways, rng))
+            texts.append((abstract if k % 8 == 7 else article)(name, ways, rng))
     rng.shuffle(texts)
     return texts
 
@@ -242,23 +248,26 @@ def general_paragraphs() -> tuple[list[str], list[str]]:
     return lines[::2], lines[1::2]
 
 
-def labelled(conditions: list[str], held_out: bool, seed: int) -> list[dict]:
-    """{text, label} rows for the classifier: 248 biomedical and 248 general sentences. The biomedical ones tell facts of
-    `conditions`. Of the general ones 48 say everyday things in the very words in which facts are told, 100 have doctors,
-    hospitals and medicines in them, 100 are easy. `held_out` takes the other half of those, and tells each fact in the way
-    that the corpus keeps out."""
-    rng = random.Random(f"labelled {seed} {held_out}")
-    half = 1 if held_out else 0
-    general = [line for name in ("framed.txt", "hard.txt", "easy.txt") for line in _lines(name)[half::2]]
-    biomedical = []
-    for fact in rng.sample(facts_of(conditions), len(general)):
-        out = kept_out(fact.condition, seed)[fact.relation]
-        others = [way for way in range(len(TOLD[fact.relation])) if way != out]
-        biomedical.append(fact.told(out if held_out else rng.choice(others)))
-    rows = [{"text": text, "label": "biomedical"} for text in biomedical]
-    rows += [{"text": text, "label": "general"} for text in general]
-    rng.shuffle(rows)
-    return rows
+@cache
+def kinds() -> dict[str, str]:
+    """What kind of disease each condition is (kinds.toml)."""
+    tables = tomllib.loads((HERE / "kinds.toml").read_text(encoding="utf-8"))
+    return {name: kind for kind, names in tables.items() for name in names}
+
+
+def named(conditions: list[str]) -> list[dict]:
+    """{text, label} rows for the probe: each condition named in every way there is, labelled with its kind."""
+    facts_ = [Fact(name, "class", "") for name in conditions]
+    return [{"text": _fill(start, fact), "label": kinds()[fact.condition]} for start in NAMED for fact in facts_]
+
+
+def real_texts(name: str, without: list[str] = ()) -> list[str]:
+    """The texts of one of the .jsonl files here, in its order, except those that name a condition of `without`."""
+    texts = [text for line in _lines(name) for text in json.loads(line)["texts"]]
+    if not without:
+        return texts
+    words = re.compile(rf"\b({'|'.join(map(re.escape, without))})\b", re.IGNORECASE)
+    return [text for text in texts if not words.search(text)]
 
 
 def _lines(name: str) -> list[str]:

@@ -1,0 +1,87 @@
+"""The demo's table: its columns, and how it looks on a terminal, in Markdown, and over several seeds."""
+
+import statistics
+
+from nanomed import report
+
+# The columns by key: their names in full, then as they stand on a terminal, with their widths.
+COLUMNS = {
+    "biomedical_ppl": ("perplexity: own corpus, unseen words", "own", 7),
+    "unknown_ppl": ("unknown conditions", "unkn.", 7),
+    "abstracts_ppl": ("real abstracts", "real", 7),
+    "general_ppl": ("general English", "gen.", 7),
+    "probe_read": ("probe: read", "read", 5),
+    "probe_unknown": ("unknown", "unkn.", 6),
+    "cloze_read": ("cloze: read", "read", 6),
+    "em_taught": ("exact match: taught", "taught", 7),
+    "em_read": ("read", "read", 5),
+    "em_unknown": ("unknown", "unkn.", 6),
+}
+GROUPS = [("perplexity", 28), ("probe", 11), ("cloze", 6), ("exact match", 18)]  # of columns, and their widths
+NAMES = {
+    "base": ("base", "base"),
+    "adapted": ("adapted", "adapted"),
+    "instructed_only": ("instructed only", "instructed only"),
+    "adapted_instructed": ("adapted, then instructed", "adapted, instr."),
+    "adapted_unmixed": ("adapted without real text", "adapted unmixed"),
+    "adapted_instructed_no_replay": ("adapted, then instructed without replay", "instr. no replay"),
+}
+WIDTH = 16  # of the names on a terminal
+LEGEND = f"!: {report.WORSE}, beyond the {{vocabulary:,}} tokens of the vocabulary"
+
+
+def cell(value: float, key: str, vocabulary: int | None, short: bool = False) -> str:
+    """A figure of column `key`; a perplexity beyond `vocabulary` is marked. short: for a terminal."""
+    if not key.endswith("_ppl"):
+        return f"{value:.0%}"
+    mark = "!" if report.worse_than_guessing(value, vocabulary) else ""
+    if short and value >= 10_000:
+        return f"{value / 1000:,.0f}k{mark}"
+    return (f"{value:,.0f}" if value >= 1000 or (short and value >= 100) else f"{value:.1f}") + mark
+
+
+def legend(rows: list[dict], vocabulary: int) -> str:
+    """What the mark means, if there is one."""
+    marked = any(
+        report.worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl")
+    )
+    return LEGEND.format(vocabulary=vocabulary) if marked else ""
+
+
+def terminal(rows: list[dict], vocabulary: int) -> str:
+    """The rows in at most 80 columns."""
+    lines = [" " * WIDTH + "".join(name.rjust(width) for name, width in GROUPS)]
+    lines.append(" " * WIDTH + "".join(head.rjust(width) for _, head, width in COLUMNS.values()))
+    for row in rows:
+        cells = (cell(row[key], key, vocabulary, short=True).rjust(width) for key, (_, _, width) in COLUMNS.items())
+        lines.append(NAMES[row["name"]][1].ljust(WIDTH) + "".join(cells))
+    return "\n".join(filter(None, [*lines, legend(rows, vocabulary)]))
+
+
+def markdown(rows: list[dict], vocabulary: int) -> str:
+    return over_seeds([rows], vocabulary)
+
+
+def over_seeds(tables: list[list[dict]], vocabulary: int) -> str:
+    """The rows of several seeds in Markdown: mean, and the range in brackets; of one seed, its figures."""
+    lines = [["", *(name for name, _, _ in COLUMNS.values())], ["---", *["---:"] * len(COLUMNS)]]
+    for same in zip(*tables, strict=True):
+        cells = []
+        for key in COLUMNS:
+            mean, low, high = (
+                cell(f([row[key] for row in same]), key, vocabulary) for f in (statistics.mean, min, max)
+            )
+            cells.append(f"{mean} [{low}, {high}]" if len(same) > 1 else mean)
+        lines.append([NAMES[same[0]["name"]][0], *cells])
+    marks = legend([row for table in tables for row in table], vocabulary)
+    return report.markdown(lines) + (f"\n\n{marks}" if marks else "")
+
+
+def summary(tables: list[list[dict]], vocabulary: int) -> str:
+    """The rows of several seeds for a terminal: three tables, of the means, the lowest and the highest."""
+    parts = []
+    for title, f in (("mean", statistics.mean), ("lowest", min), ("highest", max)):
+        rows = [{"name": same[0]["name"]} | {key: f([row[key] for row in same]) for key in COLUMNS}
+                for same in zip(*tables, strict=True)]  # fmt: skip
+        parts.append(f"{title}\n{terminal(rows, vocabulary)}")
+    return "\n\n".join(parts)
