@@ -34,35 +34,12 @@ CONTEXT = 128  # attention to far more would be a third of a step's time on a CP
 # What is read in phase 2, as shares of the blocks: the small world, and with it, against forgetting everything else, real
 # prose of the field, general English, and what the base model writes when it is asked for nothing.
 MIXTURE = {"corpus": 0.54, "prose": 0.1, "general.mix": 0.16, "self": 0.2}
-ADAPT = [
-    "--context",
-    CONTEXT,
-    "--batch-size",
-    8,
-    "--max-steps",
-    1450,
-    "--lr",
-    "1.8e-3",
-    "--weight-decay",
-    0,
-    "--eval-every",
-    500,
-]
-PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "--eval-every", 210, "--freeze"]
-INSTRUCT = [
-    "--template",
-    TEMPLATE,
-    "--context",
-    CONTEXT,
-    "--batch-size",
-    16,
-    "--epochs",
-    2,
-    "--lr",
-    "5e-4",
-    "--weight-decay",
-    0,
-]
+ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 1450, "--lr", "1.8e-3", "--weight-decay", 0,
+         "--eval-every", 500]  # fmt: skip
+PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "--eval-every", 210, "--balance", "none",
+         "--freeze"]  # fmt: skip
+INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "5e-4",
+            "--weight-decay", 0]  # fmt: skip
 REPLAY_RATIO = 0.7
 QUICK = " --quick: one update of everything, so these figures mean nothing."
 
