@@ -59,14 +59,14 @@ FULL = {
     "adapted_instructed_no_replay": ("train_sft.py", "adapted", QUESTIONS),
 }
 BANNERS = {
-    "base": "Phase 1, measure: what the bundled model knows",
-    "adapted": "Phase 2, adapt: reading about 160 conditions, and real texts beside them; about 3 minutes on 2 cores",
+    "base": "Phase 1, measure: what the bundled model knows; about 15 seconds on 2 cores",
+    "adapted": "Phase 2, adapt: reading about 160 conditions, and other texts beside them; about 4 minutes on 2 cores",
     "instructed_only": "Phase 4 without phase 2: questions and answers, nothing read; about 30 seconds on 2 cores",
     "adapted_instructed": "Phase 4, instruct: questions and answers after reading; about 40 seconds on 2 cores",
-    "adapted_unmixed": "Phase 2 again, without the real texts: what it forgets then; about 3 minutes on 2 cores",
+    "adapted_unmixed": "Phase 2 again, without the other texts: what it forgets then; about 2 minutes on 2 cores",
     "adapted_instructed_no_replay": "Phase 4 again, without replayed texts; about 30 seconds on 2 cores",
 }
-PROBE_BANNER = "Phase 3, classify: a head on the frozen model, what kind of disease is it? about 15 seconds on 2 cores"
+PROBE_BANNER = "Phase 3, classify: a head on the frozen model, what kind of disease is it? about 10 seconds on 2 cores"
 EXPLANATION = (
     "Perplexity: how surprised the model is by facts that it read, told in other words than it read them in (own); by the same "
     "kind of paragraphs about *unknown* conditions; by 40 real abstracts; and by general English. Probe: the model is frozen, and "
