@@ -33,11 +33,14 @@ CONTEXT = 128  # attention to far more would be a third of a step's time on a CP
 
 # What is read in phase 2, as shares of the blocks: the small world, and with it, against forgetting everything else, real
 # prose of the field, general English, and what the base model writes when it is asked for nothing.
-MIXTURE = {"corpus": 0.55, "prose": 0.1, "general.mix": 0.15, "self": 0.2}
-ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 1300, "--lr", "1e-3"]
-PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 20, "--lr", "1e-3", "--freeze"]
-INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "6e-4"]
-REPLAY_RATIO = 0.6
+MIXTURE = {"corpus": 0.54, "prose": 0.1, "general.mix": 0.16, "self": 0.2}
+ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 1450, "--lr", "1.8e-3", "--weight-decay", 0,
+         "--eval-every", 500]  # fmt: skip
+PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "--eval-every", 210, "--balance", "none",
+         "--freeze"]  # fmt: skip
+INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "5e-4",
+            "--weight-decay", 0]  # fmt: skip
+REPLAY_RATIO = 0.7
 QUICK = " --quick: one update of everything, so these figures mean nothing."
 
 # The rows of the table: how each model is made, from which other, in a directory of its name. `base` is there already.
@@ -56,14 +59,14 @@ FULL = {
     "adapted_instructed_no_replay": ("train_sft.py", "adapted", QUESTIONS),
 }
 BANNERS = {
-    "base": "Phase 1, measure: what the bundled model knows",
-    "adapted": "Phase 2, adapt: reading about 160 conditions, and real texts beside them; about 3 minutes on 2 cores",
+    "base": "Phase 1, measure: what the bundled model knows; about 15 seconds on 2 cores",
+    "adapted": "Phase 2, adapt: reading about 160 conditions, and other texts beside them; about 4 minutes on 2 cores",
     "instructed_only": "Phase 4 without phase 2: questions and answers, nothing read; about 30 seconds on 2 cores",
     "adapted_instructed": "Phase 4, instruct: questions and answers after reading; about 40 seconds on 2 cores",
-    "adapted_unmixed": "Phase 2 again, without the real texts: what it forgets then; about 3 minutes on 2 cores",
+    "adapted_unmixed": "Phase 2 again, without the other texts: what it forgets then; about 2 minutes on 2 cores",
     "adapted_instructed_no_replay": "Phase 4 again, without replayed texts; about 30 seconds on 2 cores",
 }
-PROBE_BANNER = "Phase 3, classify: a head on the frozen model, what kind of disease is it? about 15 seconds on 2 cores"
+PROBE_BANNER = "Phase 3, classify: a head on the frozen model, what kind of disease is it? about 10 seconds on 2 cores"
 EXPLANATION = (
     "Perplexity: how surprised the model is by facts that it read, told in other words than it read them in (own); by the same "
     "kind of paragraphs about *unknown* conditions; by 40 real abstracts; and by general English. Probe: the model is frozen, and "

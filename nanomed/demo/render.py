@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 GROUPS = {"unknown": 24, "read": 48}  # the others are taught
-PLAIN = 3  # how often the plain statement of a fact is told for each time that another way of telling it is
+PLAIN = 5  # how often the plain statement of a fact is told for each time that another way of telling it is
 
 # How a fact is told: {x} the condition and {v} the value as they stand in mid-sentence, {X} and {V} at its beginning. The
 # first way is the plain statement: it completes a cloze, and it is the answer to a question. It names the condition in
@@ -210,8 +210,8 @@ def kept_out(condition: str, seed: int) -> dict[str, int]:
 
 
 def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
-    """Paragraphs about each condition, seven articles to an abstract, shuffled. All but one of the ways of telling a fact
-    (kept_out) take turns, the plain statement three times as often as each of the others. Other seeds tell it otherwise."""
+    """Paragraphs about each condition, fifteen articles to an abstract, shuffled. All but one of the ways of telling a fact
+    (kept_out) take turns, the plain statement PLAIN times as often as each of the others. Other seeds tell it otherwise."""
     rng = random.Random(f"corpus {seed}")
     texts = []
     for name in conditions:
@@ -221,7 +221,7 @@ def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
             turns[relation] = rng.sample(turn, len(turn))
         for k in range(per_condition):
             ways = {relation: turn[k % len(turn)] for relation, turn in turns.items()}
-            texts.append((abstract if k % 8 == 7 else article)(name, ways, rng))
+            texts.append((abstract if k % 16 == 15 else article)(name, ways, rng))
     rng.shuffle(texts)
     return texts
 

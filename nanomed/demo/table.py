@@ -23,7 +23,7 @@ NAMES = {
     "adapted": ("adapted", "adapted"),
     "instructed_only": ("instructed only", "instructed only"),
     "adapted_instructed": ("adapted, then instructed", "adapted, instr."),
-    "adapted_unmixed": ("adapted without real text", "adapted unmixed"),
+    "adapted_unmixed": ("adapted on the corpus alone", "adapted unmixed"),
     "adapted_instructed_no_replay": ("adapted, then instructed without replay", "instr. no replay"),
 }
 WIDTH = 16  # of the names on a terminal
@@ -50,7 +50,7 @@ def legend(rows: list[dict], vocabulary: int) -> str:
 
 def terminal(rows: list[dict], vocabulary: int) -> str:
     """The rows in at most 80 columns."""
-    lines = [" " * WIDTH + "".join(name.rjust(width) for name, width in GROUPS)]
+    lines = [(" " * WIDTH + "".join(name.center(width) for name, width in GROUPS)).rstrip()]
     lines.append(" " * WIDTH + "".join(head.rjust(width) for _, head, width in COLUMNS.values()))
     for row in rows:
         cells = (cell(row[key], key, vocabulary, short=True).rjust(width) for key, (_, _, width) in COLUMNS.items())
