@@ -43,10 +43,12 @@ INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "-
 REPLAY_RATIO = 0.7
 QUICK = " --quick: one update of everything, so these figures mean nothing."
 
+# Validated on while reading: the first set is what is learnt, the others what is forgotten meanwhile.
+WATCHED = ["--val-data", "own={biomedical}", "abstracts={abstracts}", "general={general}"]
 # The rows of the table: how each model is made, from which other, in a directory of its name. `base` is there already.
 # Names of texts in braces stand for their files.
 ADAPTED = ("train_clm.py", "base", ["--data", *(f"{{{name}}}:{share}" for name, share in MIXTURE.items()),
-                                    "--val-data", "{biomedical}", *ADAPT])  # fmt: skip
+                                    *WATCHED, *ADAPT])  # fmt: skip
 QUESTIONS = ["--data", "{questions.train}", "--val-data", "{questions.val}", *INSTRUCT]
 REPLAY = ["--replay", *(f"{{{name}}}" for name in MIXTURE), "--replay-ratio", REPLAY_RATIO]
 MODELS = {
@@ -55,7 +57,7 @@ MODELS = {
     "adapted_instructed": ("train_sft.py", "adapted", [*QUESTIONS, *REPLAY]),
 }
 FULL = {
-    "adapted_unmixed": ("train_clm.py", "base", ["--data", "{corpus}", "--val-data", "{biomedical}", *ADAPT]),
+    "adapted_unmixed": ("train_clm.py", "base", ["--data", "{corpus}", *WATCHED, *ADAPT]),
     "adapted_instructed_no_replay": ("train_sft.py", "adapted", QUESTIONS),
 }
 BANNERS = {
