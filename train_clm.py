@@ -5,9 +5,10 @@ python train_clm.py --model gpt2 --data pubmed.jsonl:0.9 --data general.jsonl:0.
 python train_clm.py --model config.json --from-scratch --data general.jsonl --out runs/base
 """
 
+import shlex
 from functools import partial
 
-from nanomed import cli, data, examples, heldout, rows, run
+from nanomed import cli, data, heldout, rows, run
 from nanomed.errors import UserError
 from nanomed.loss import linear_cross_entropy
 from nanomed.perplexity import perplexity
@@ -46,17 +47,14 @@ def main():
     if any(weights) and not all(weights):
         raise UserError("--data: give every source a weight (D:0.9), or none")
     chosen = [encode(n, args.limit).all() for n in (names if any(weights) else [names])]
-    held, hashes = heldout.HeldOut(), {s.corpus.name: s.corpus.sha256 for s in chosen}
-    if args.exclude:
-        held, hash = heldout.read(args.exclude, args.text_field, examples.Fields(), args.skip_bad_rows)
-        hashes[f"exclude: {' + '.join(args.exclude)}"] = hash
+    held, hashes = heldout.excluded(args)
+    hashes |= {s.corpus.name: s.corpus.sha256 for s in chosen}
     chosen, excluded = zip(*(data.without(s, held.texts()) for s in chosen), strict=True)
     if args.val_data:
         validation = {name: [encode(files).all()] for name, files in rows.named_sets(args.val_data).items()}
         hashes |= {f"val-data {name}": s.corpus.sha256 for name, (s,) in validation.items()}
         training = chosen
-        run.say_removed(len(held.texts() & data.digests([s for (s,) in validation.values()])),
-                        "documents of --val-data are in --exclude too; what is given to validate on stays as it is")  # fmt: skip
+        heldout.say_overlap(sum(data.without(s, held.texts())[1] for (s,) in validation.values()))
     else:
         training, drawn = zip(*(data.split(s, args.val_fraction, args.seed) for s in chosen), strict=True)
         drawn = [s for s in drawn if len(s.indices)]
@@ -67,8 +65,7 @@ def main():
     for selection in training:
         if not len(selection.indices):
             raise UserError(f"{selection.corpus.name}: no documents left to train on")
-    earlier = heldout.earlier(setup.source.adapter, setup.source.directory).texts()
-    run.say_earlier(setup.source, len(earlier & data.digests(training)))
+    run.say_earlier(setup, sum(data.without(s, setup.earlier.texts())[1] for s in training))
     shares = [w or 1.0 for w in weights[: len(training)]]
     blocks = data.Mixture(training, shares, args.context, args.batch_size, args.grad_accum, args.seed)
 
@@ -90,7 +87,9 @@ def main():
 
     measures = {name: partial(evaluate, documents=sides) for name, sides in validation.items()}
     if run.train(args, setup, blocks, clm_loss, measures, held, hashes, facts, what, from_scratch=args.from_scratch):
-        print(f"results in {args.out}; next: python eval.py ppl --model {args.out} --data ...")
+        print(
+            f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt 'The patients were'"
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out ru
 python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe
 """
 
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -54,10 +55,10 @@ def main():
 
     # rows -> the two sides -> ids and label numbers -> batches
     sides = read_sides(args)
-    run.say_removed(sides.removed)
+    run.say_removed(sides.removed, "texts")
     labels, multi, pad = sides.labels, sides.multi_label, setup.tokenizer.eot
-    earlier = heldout.earlier(setup.source.adapter, setup.source.directory).texts()
-    run.say_earlier(setup.source, sum(heldout.digest(item.text) in earlier for item in sides.training))
+    earlier = setup.earlier.texts()
+    run.say_earlier(setup, sum(heldout.digest(item.text) in earlier for item in sides.training))
     texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)
     ids, truncated = encode_texts(texts, setup.tokenizer, args.context)
     val_ids = {
@@ -123,7 +124,7 @@ def main():
             print(f"{name}:" if len(val_ids) > 1 else "", figures, verdict(found[name]), sep="\n")
         more = {"classification_sets": found} if len(found) > 1 else {}
         write_json(read_json(summary) | {"classification": next(iter(found.values()))} | more, summary)
-    print(f"results in {args.out}; next: python eval.py cls --model {args.out} --data ...")
+    print(f"results in {args.out}; next: python eval.py cls --model {shlex.quote(args.out)} --data LABELLED.jsonl")
 
 
 if __name__ == "__main__":

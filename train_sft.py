@@ -5,6 +5,7 @@ python train_sft.py --model runs/adapted --data pairs.jsonl --template alpaca --
 python train_sft.py --model runs/adapted --data pairs.jsonl --replay abstracts.jsonl --out runs/instructed
 """
 
+import shlex
 from functools import partial
 
 from nanomed import cli, data, examples, heldout, rows, run
@@ -54,20 +55,19 @@ def main():
         hashes[f"{side}: {corpus.name}"] = corpus.sha256
         return corpus.all()
 
-    hashes, held = {"template": repr(template)}, heldout.HeldOut()
+    held, hashes = heldout.excluded(args, fields)
+    hashes["template"] = repr(template)
     everything = read("data", args.data, args.limit)
-    if args.exclude:
-        held, hashes[f"exclude: {' + '.join(args.exclude)}"] = heldout.read(
-            args.exclude, args.text_field, fields, args.skip_bad_rows
-        )
     training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
     if args.val_data:
         for name, files in rows.named_sets(args.val_data).items():
-            if examples.holds_instructions(files[0], fields):
+            if examples.holds_instructions(files[0], fields, args.text_field, args.skip_bad_rows):
                 answers[name] = read(f"val-data {name}", files)
             else:
                 texts[name] = documents(f"val-data {name}", files)
-    elif args.val_fraction:
+        overlap = sum(held.has_row(item) for side in answers.values() for item in side)
+        heldout.say_overlap(overlap + sum(data.without(s, held.texts())[1] for s in texts.values()))
+    elif args.val_fraction and training:
         training, answers["validation"] = examples.split_instructions(training, args.val_fraction, args.seed)
     drawn = 0 if args.val_data else len(answers.get("validation", []))
     for side in answers.values():
@@ -75,12 +75,11 @@ def main():
     held.documents |= data.digests(list(texts.values()))
     training = [item for item in training if not held.has_row(item)]
     removed = len(everything) - drawn - len(training)
-    run.say_removed(removed)
+    run.say_removed(removed, "rows")
     if not training:
         raise UserError(f"{', '.join(args.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
                         "(--val-data, --val-fraction, --exclude)")  # fmt: skip
-    earlier = heldout.earlier(setup.source.adapter, setup.source.directory)
-    run.say_earlier(setup.source, sum(map(earlier.has_row, training)))
+    run.say_earlier(setup, sum(map(setup.earlier.has_row, training)))
     side = examples.encode_instructions(training, setup.tokenizer, template, args.context)
     sets = {
         name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()
@@ -94,10 +93,11 @@ def main():
         chosen = examples.supervise_prompts(chosen)
     replayed, beyond = [], ""
     if args.replay:
-        found, kept_out = data.without(documents("replay", args.replay), held.texts() | earlier.texts())
-        run.say_removed(
-            kept_out, "documents that are held out, now or by an earlier phase, were taken out of what is replayed"
-        )
+        found, kept_out = data.without(documents("replay", args.replay), held.texts() | setup.earlier.texts())
+        if kept_out:
+            print(
+                f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed"
+            )
         limit = round(args.replay_ratio * len(chosen))
         replayed = examples.text_examples(found, args.context, limit, args.seed)
         if limit > len(found.indices):
@@ -121,6 +121,7 @@ def main():
         + (f"{len(replayed):,} pieces of text replayed{beyond}; " if replayed else "")
         + f"{len(packed):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
         f"{facts['val_examples']:,} validation examples{''.join(map(str, sets.values()))}"
+        + (f", {sum(len(s.indices) for s in texts.values()):,} validation documents" if texts else "")
     )
 
     def evaluate(model, name):
@@ -136,7 +137,7 @@ def main():
     if run.train(
         args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template
     ):
-        print(f"results in {args.out}; next: python eval.py generate --model {args.out} (or qa, with --data ...)")
+        print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ dict of numbers: updates, windows of data consumed, tokens, ...). The data need 
 seed and the number of windows consumed.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from nanomed.errors import UserError
 from nanomed.files import read_safetensors, write_safetensors
 
-BEST = "best.safetensors"
+NAMES = ("step-*.safetensors", "best-*.safetensors", ".nanomed-*")  # of all that stands in state/
 
 
 def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
@@ -31,8 +32,11 @@ def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"progress": json.dumps(progress), "scaler": json.dumps(scaler.state_dict())}
     write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
-    for old in sorted(path.parent.glob("step-*.safetensors"))[:-1]:
-        old.unlink()
+    # Only now are the older ones of no use: until then, a kill would lead back to them.
+    best = progress.get("best_val") and _best(out, progress["best_val"]["step"])
+    for old in [*sorted(path.parent.glob("step-*.safetensors"))[:-1], *path.parent.glob("best-*.safetensors")]:
+        if old != best:
+            old.unlink()
     return path
 
 
@@ -42,7 +46,11 @@ def latest(out: Path) -> Path | None:
 
 def remove(out: Path) -> None:
     """Of a complete run, whose state nobody will ask for: it is three times the size of what was trained."""
-    shutil.rmtree(out / "state", ignore_errors=True)
+    for name in NAMES:
+        for path in (out / "state").glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):  # not there, or there is more in it than ours
+        (out / "state").rmdir()
 
 
 def load(path: Path, model, optimizer, scaler) -> dict:
@@ -69,14 +77,19 @@ def load(path: Path, model, optimizer, scaler) -> dict:
     return json.loads(metadata["progress"])
 
 
-def save_best(out: Path, model) -> None:
+def _best(out: Path, step: int) -> Path:
+    return out / "state" / f"best-{step:08d}.safetensors"
+
+
+def save_best(out: Path, model, step: int) -> None:
+    """Beside the one before, which a resumed run may have to come back to."""
     state = {k: p.detach().contiguous() for k, p in trainable(model).items()}
     (out / "state").mkdir(parents=True, exist_ok=True)
-    write_safetensors(state, out / "state" / BEST)
+    write_safetensors(state, _best(out, step))
 
 
-def load_best(out: Path, model) -> None:
-    state = read_safetensors(out / "state" / BEST)
+def load_best(out: Path, model, step: int) -> None:
+    state = read_safetensors(_best(out, step))
     with torch.no_grad():
         for name, p in trainable(model).items():
             p.copy_(state[name])

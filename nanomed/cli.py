@@ -255,7 +255,7 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
                         "--patience, else last)")  # fmt: skip
     g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
     g.add_argument("--dry-run", action="store_true",
-                   help="count everything, time two updates, say what it would take, and stop; nothing is written")  # fmt: skip
+                   help="count everything, time two updates, say what it would take, and stop; DIR is not touched")  # fmt: skip
     g.add_argument("--show", type=count, default=0, metavar="N",
                    help="first print N rows of a batch with what is supervised in [[ ]], packed examples one by one")  # fmt: skip
 

@@ -88,11 +88,18 @@ def split_instructions(items: list[Instruction], fraction: float, seed: int) -> 
     return split_rows(items, [item.group or str(k) for k, item in enumerate(items)], fraction, seed)
 
 
-def holds_instructions(name: str, fields: Fields) -> bool:
-    """Whether the first row of a file has an instruction: else its rows are plain documents."""
-    for row in read_rows(name, lambda row: row, 1, True):
-        return get_value(row, fields.instruction) is not None
-    return False
+def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
+    """Whether the first good row of a file has an instruction; else its rows are plain documents. Raises UserError if it has
+    neither."""
+    for row in read_rows(name, lambda row: row, None, skip_bad):
+        if row is not None:
+            asked = get_value(row, fields.instruction) is not None
+            if not asked and get_value(row, "text" if name.lower().endswith(".txt") else text_field) is None:
+                there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+                raise UserError(f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "
+                                f"(--instruction-field) nor a text in {text_field!r} (--text-field); fields: {there}")  # fmt: skip
+            return asked
+    raise UserError(f"{name}: no rows there")
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from nanomed.files import read_json, write_json
 from nanomed.rows import NoField, get_text, get_value, read_rows
 
 FILE = "held_out.json"
-SAVED = ("documents", "questions", "quoted")
+SAVED = ("documents", "questions", "quoted", "groups")
 
 
 def digest(text: str) -> bytes:
@@ -33,18 +33,18 @@ def question(item: Instruction) -> bytes:
 
 @dataclass
 class HeldOut:
-    """Digests of documents, of questions, and of the texts that those rows quote; and the rows' groups (--group-field)."""
+    """Digests of documents; of questions, of the texts that those rows quote, and of their groups (--group-field)."""
 
     documents: set[bytes] = field(default_factory=set)
     questions: set[bytes] = field(default_factory=set)
     quoted: set[bytes] = field(default_factory=set)
-    groups: set[str] = field(default_factory=set)
+    groups: set[bytes] = field(default_factory=set)
 
     def add_rows(self, items: list[Instruction]) -> None:
         for item in items:
             self.questions.add(question(item))
             self.quoted |= {digest(text) for text in (item.input, item.response) if text}
-            self.groups |= {item.group} if item.group else set()
+            self.groups |= {digest(item.group)} if item.group else set()
 
     def add(self, other: "HeldOut") -> "HeldOut":
         for f in fields(self):
@@ -58,37 +58,53 @@ class HeldOut:
     def has_row(self, item: Instruction) -> bool:
         """Whether its question is held out, whatever the answer, or its group, or a document that it quotes."""
         quotes = not self.documents.isdisjoint({digest(text) for text in (item.input, item.response) if text})
-        return question(item) in self.questions or (bool(item.group) and item.group in self.groups) or quotes
+        grouped = bool(item.group) and digest(item.group) in self.groups
+        return question(item) in self.questions or grouped or quotes
+
+    def hash(self) -> str:
+        return digest("".join(d.hex() for name in SAVED for d in sorted(getattr(self, name)))).hex()
 
 
-def read(names: list[str], text_field: str, parts: Fields, skip_bad: bool = False) -> tuple[HeldOut, str]:
-    """What the files of --exclude hold, documents or instruction rows or rows that are both; and a SHA-256 of it, in order.
-    Raises UserError with file and row for one that is neither."""
-    held, sha = HeldOut(), hashlib.sha256()
+def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]]:
+    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}. Says how many bad
+    rows were left out, since what they hold stays in. Raises UserError with file and row for one that is neither."""
+    held, sha, bad, parts = HeldOut(), hashlib.sha256(), 0, parts or Fields()
 
     def take(row, text_field):
-        asked = get_value(row, parts.instruction) is not None
+        asked, found = get_value(row, parts.instruction), get_value(row, text_field)
+        if asked is None and found is None:
+            there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            raise NoField(f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r} (fields: "
+                          f"{there}; --text-field, or train_sft.py's --instruction-field, names another)")  # fmt: skip
         texts = []
-        if not asked or get_value(row, text_field) is not None:
+        if found is not None:
             texts.append(get_text(row, text_field))
             held.documents.add(digest(texts[0]))
-        if asked:
-            instruction = get_text(row, parts.instruction, "--instruction-field")
-            others = [
-                get_text(row, f) if get_value(row, f) not in (None, "") else "" for f in (parts.input, parts.response)
-            ]
+        if isinstance(asked, str):
+            others = [v if isinstance(v := get_value(row, f), str) else "" for f in (parts.input, parts.response)]
             group = get_value(row, parts.group) if parts.group else ""
             if group is None:
                 raise NoField(f"no field {parts.group!r} (--group-field)")
-            held.add_rows([Instruction(instruction, *others, group=str(group))])
-            texts += [instruction, *others]
-        sha.update("\0".join([*texts, ""]).encode() + b"\0")
+            held.add_rows([Instruction(asked, *others, group=str(group))])
+            texts += [asked, *others]
+        sha.update("\0".join([*texts, ""]).encode("utf-8", "surrogatepass") + b"\0")
+        return True
 
-    for name in names:
-        of_text = "text" if name.lower().endswith(".txt") else text_field
-        for _ in read_rows(name, partial(take, text_field=of_text), None, skip_bad):
-            pass
-    return held, sha.hexdigest()
+    for name in args.exclude or []:
+        of_text = "text" if name.lower().endswith(".txt") else args.text_field
+        taken = read_rows(name, partial(take, text_field=of_text), None, args.skip_bad_rows)
+        bad += sum(row is None for row in taken)
+    if bad:
+        print(f"{bad} bad rows of --exclude left out: what they hold is not excluded")
+    return held, {f"exclude: {' + '.join(args.exclude)}": sha.hexdigest()} if args.exclude else {}
+
+
+def say_overlap(count: int) -> None:
+    """What a user gives to validate on stays as it is, also where it is in --exclude."""
+    if count:
+        print(
+            f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on stays as it is"
+        )
 
 
 def earlier(*directories: Path | None) -> HeldOut:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nanomed import heldout, metrics
 from nanomed.errors import UserError
-from nanomed.examples import Fields, split_rows
+from nanomed.examples import split_rows
 from nanomed.models.classifier import probabilities
 from nanomed.rows import BadRow, NoField, get_text, get_value, named_sets, read_rows
 
@@ -96,16 +96,14 @@ def read_sides(args) -> Sides:
 
     hashes = {}
     whole = read("data", labelled_sources(args), args.limit)
-    held = heldout.HeldOut()
-    if args.exclude:
-        held, hashes[f"exclude: {' + '.join(args.exclude)}"] = heldout.read(
-            args.exclude, args.text_field, Fields(), args.skip_bad_rows
-        )
+    held, hash = heldout.excluded(args)
+    hashes |= hash
     labels = [args.negative_name, args.positive_name] if args.positives else whole.names()
     if len(set(labels)) < 2:
         where = args.data[0] if args.data else "--positive-name, --negative-name"
         raise UserError(f"{where}: one label only ({', '.join(labels) or 'none'}): nothing to tell apart")
-    items = [item for item in whole.items if heldout.digest(item.text) not in held.texts()]
+    excluded = held.texts()
+    items = [item for item in whole.items if heldout.digest(item.text) not in excluded]
     if args.val_data:
         validation = {}
         for name, files in named_sets(args.val_data).items():
@@ -113,7 +111,10 @@ def read_sides(args) -> Sides:
             if found.multi_label != whole.multi_label:
                 raise UserError(f"{files[0]}: one label a text here and a list of labels there cannot be compared")
             validation[name] = found.items
+        heldout.say_overlap(sum(heldout.digest(i.text) in excluded for side in validation.values() for i in side))
         kept = items
+    elif not items:
+        raise UserError("no text is left to train on: --exclude holds all of them")
     else:
         kept, drawn = split_rows(items, [str(k) for k in range(len(items))], args.val_fraction, args.seed)
         validation = {"validation": drawn} if drawn else {}

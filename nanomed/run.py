@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +46,7 @@ class Setup:
     config: object
     tokenizer: Tokenizer
     device: torch.device
+    earlier: heldout.HeldOut  # by the phases that made the model; nothing where its weights are not used
 
 
 def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> Setup:
@@ -52,6 +54,10 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     holds them and a resumed run is held to them. Raises UserError for whatever cannot be trained."""
     device = resolve_device(args.device)
     args.device, args.dtype = str(device), resolve_dtype(args.dtype, device)
+    if args.lora_r and not weights:
+        raise UserError(
+            "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
+        )
     check_out(args)
     cli.check_lora_flags(args)
     args.lr = args.lr or (lora_lr if args.lora_r else full_lr)
@@ -66,7 +72,8 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     args.context = args.context or min(config.n_positions, 1024)
     if not 2 <= args.context <= config.n_positions:
         raise UserError(f"--context {args.context}: {source.name} has {config.n_positions} positions")
-    return Setup(source, config, tokenizer, device)
+    earlier = heldout.earlier(source.adapter, source.directory) if weights else heldout.HeldOut()
+    return Setup(source, config, tokenizer, device, earlier)
 
 
 def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.HeldOut, data_hashes: dict, facts: dict,
@@ -82,22 +89,27 @@ def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.H
         "data": data_hashes,
         "tokenizer": setup.tokenizer.hash,
         "model": hub.fingerprint(setup.source, weights=not prepare.get("from_scratch")),
+        "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
     }
-    for flag, given in (("--patience", args.patience), ("--keep best", args.keep == "best")):
+    sampled = getattr(args, "sample_prompt", None)
+    wanted = {"--patience": args.patience, "--keep best": args.keep == "best", "--sample-prompt": sampled}
+    for flag, given in wanted.items():
         if given and not validation:
-            raise UserError(
-                f"{flag} looks at the validation loss, and there is no validation (--val-data, --val-fraction)"
-            )
+            raise UserError(f"{flag} needs a validation, and there is none (--val-data, --val-fraction)")
+    sample = partial(_sample, args, setup, template) if sampled else None
+    if sample:
+        sample(None)
     if not args.dry_run and not is_complete(args, identity):
         lock(Path(args.out))
         check_out(args)  # again, now that no other process changes it any more
     if is_complete(args, identity):
-        checkpoint.remove(Path(args.out))  # in case it was killed just before it did so itself
+        if not args.dry_run:  # in case it was killed just before it did so itself
+            checkpoint.remove(Path(args.out))
         print(f"{args.out}: this run is complete; nothing to do")
         return None
     if not args.dry_run:
         record_start(args, identity)
-        heldout.write(heldout.earlier(setup.source.adapter, setup.source.directory).add(held), Path(args.out))
+        heldout.write(held.add(setup.earlier), Path(args.out))
     model, base = prepare_model(args, setup.source, setup.device, args.dtype, **prepare)
     settings = Settings(**{k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__})
     parameters = list(model.parameters())
@@ -118,14 +130,14 @@ def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.H
     if args.show:
         show.rows(blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
     if args.dry_run:
-        estimate.dry_run(model, blocks, loss_fn, settings, bool(validation), unit)
+        estimate.dry_run(model, blocks, loss_fn, settings, bool(validation), unit, args.out)
         return None
     evaluate = (lambda: {name: measure(model) for name, measure in validation.items()}) if validation else None
-    sample = partial(_sample, args, setup, model, template) if getattr(args, "sample_prompt", None) else None
-    result = fit(model, blocks, loss_fn, evaluate, settings, Path(args.out), args.resume, unit, sample)
+    write = partial(sample, model) if sample else None
+    result = fit(model, blocks, loss_fn, evaluate, settings, Path(args.out), args.resume, unit, write)
     finish(args, model, base, setup, result, facts, unit, prepare.get("head"), template)
     say_kept(args, result)
-    return result | {"trained": model}
+    return result
 
 
 def say_kept(args, result: dict) -> None:
@@ -147,28 +159,28 @@ def say_kept(args, result: dict) -> None:
           else f"kept: the last weights (update {result['step']}){other}")  # fmt: skip
 
 
-def _sample(args, setup: Setup, model, template) -> str:
-    """How the model goes on from --sample-prompt, greedily."""
+def _sample(args, setup: Setup, template, model) -> str | None:
+    """How the model goes on from --sample-prompt, greedily; without a model, only whether the prompt fits: UserError."""
     prompt = template.ask(args.sample_prompt) if template else args.sample_prompt
     ids = setup.tokenizer.encode(prompt).tolist()
-    steps = min(SAMPLE_TOKENS, room(model.config, ids, None))
+    steps = min(SAMPLE_TOKENS, room(setup.config, ids, None))
+    if model is None:
+        return None
     ending = Ending(setup.tokenizer, template.markers if template else ())
     (done,) = generate(model, [ids], steps, Sampling(), ending, setup.device, args.dtype)
     return f"{args.sample_prompt} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
 
 
-def say_removed(
-    count: int, what: str = "training documents that are held out too were taken out of the training side"
-) -> None:
+def say_removed(count: int, what: str = "documents") -> None:
     if count:
-        print(f"{count} {what}")
+        print(f"{count} training {what} that are held out too were taken out of the training side")
 
 
-def say_earlier(source: hub.Source, count: int) -> None:
+def say_earlier(setup: Setup, count: int) -> None:
     """Told to train on what an earlier phase measured on: it is done, and said."""
     if count:
-        print(f"note: {count} of the training side were held out when {source.adapter or source.name} was trained; a "
-              "measurement on them is no longer one on unseen text (--exclude takes them out)")  # fmt: skip
+        print(f"note: {count} of what is trained on was held out when {setup.source.adapter or setup.source.name} was trained; "
+              "from now on a measurement on it is none on unseen text")  # fmt: skip
 
 
 def check_out(args) -> None:
@@ -181,6 +193,11 @@ def check_out(args) -> None:
     if not names:
         return
     ours = _is_run(out / "run.json")
+    for folder, known in (("state", lambda n: any(fnmatch(n, p) for p in checkpoint.NAMES)), ("base", is_part)):
+        for name in sorted(n for n in names_in(out / folder) if not known(n)):
+            raise UserError(
+                f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory"
+            )
     if args.resume and not ours:
         why = "its run.json is another program's" if "run.json" in names else "no run.json"
         raise UserError(f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another "
@@ -235,7 +252,7 @@ def _check_same(args, identity: dict) -> None:
             "--out (make: RUNS=...)"
         )
     for key, value in identity.items():
-        if value != before[key]:
+        if value != before.get(key, value):
             raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
 
 
@@ -269,10 +286,6 @@ def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bo
     With --lora-r, an adapter that `source` names is continued if its settings are the same; with other settings it is
     merged first, and the merged base written to DIR/base, where the new adapter's config will point.
     """
-    if from_scratch and args.lora_r:
-        raise UserError(
-            "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
-        )
     model = hub.load_model(source, from_scratch, dropout=args.dropout)
     base = source.name
     if args.lora_r:
@@ -332,6 +345,9 @@ def finish(
         facts = facts | {"base_sha256": hub.fingerprint(hub.find(base))}
     else:
         hub.save_model(model, out, source.tokenizer_directory)
+    template = template or (
+        None if head else templates.of_model(source.adapter, source.directory)
+    )  # an instructed model stays one
     if template:
         templates.save(template, setup.tokenizer.decode([setup.tokenizer.eot]), out)
     peak = {"peak_rss_bytes": peak_rss()}

@@ -12,25 +12,30 @@ def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None
         for b in range(len(batch[0])):
             if n == 0:
                 return
-            print(f"\nrow of {len(batch[0][b])} tokens:" if labels is None else f"\n{_labels(batch[-1][b], labels)}:")
-            for line in (
-                _text(batch, b, tokenizer) if labels is None else [tokenizer.decode(batch[0][b][: batch[1][b]])]
-            ):
-                print(f"  {line}")
+            if labels is None:
+                lines, size = _text(batch, b, tokenizer)
+                print(f"\nrow of {size} tokens:")
+            else:
+                lines = [tokenizer.decode(batch[0][b][: batch[1][b]])]
+                print(f"\n{_labels(batch[-1][b], labels)}:")
+            print("".join(f"  {line}\n" for line in lines), end="")
             n -= 1
     print()
 
 
-def _text(batch: tuple, b: int, tokenizer) -> list[str]:
-    """A line for each example of row b. Inputs and targets are the same ids, one place apart: the supervised ones are those
-    that are targets; the last of an example is a target only."""
+def _text(batch: tuple, b: int, tokenizer) -> tuple[list[str], int]:
+    """A line for each example of row b, and how many inputs they have together. Inputs and targets are the same
+    ids, one place apart: the supervised ones are those that are targets; the last of an example is a target only."""
     idx, targets = batch[0][b], batch[-1][b]
     segments = batch[2][b] if len(batch) > 2 else None
     if segments is None:  # a block of running text, or an example alone, filled up on the right
         used = len(idx) if (targets != IGNORE).all() else int((targets != IGNORE).nonzero().max()) + 1
         spans = [slice(0, used)]
     else:
-        spans = [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)]
+        spans, used = (
+            [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)],
+            int((segments >= 0).sum()),
+        )
     on_tty = sys.stdout is not None and sys.stdout.isatty()
     begin, end = ("\033[32m[[", "]]\033[0m") if on_tty else ("[[", "]]")
     lines = []
@@ -47,7 +52,7 @@ def _text(batch: tuple, b: int, tokenizer) -> list[str]:
         replayed = len(batch) == 5 and bool(batch[3][b][span][0])
         number = f"{k + 1}. " if segments is not None else ""
         lines.append(number + ("(replayed) " if replayed else "") + text.replace("\n", "\\n"))
-    return lines
+    return lines, used
 
 
 def _labels(target, labels: list[str]) -> str:

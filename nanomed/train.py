@@ -96,13 +96,13 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> 
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf).item()
     losses = torch.stack(losses).tolist()
-    finite = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
+    sound = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
     scale = scaler.get_scale()
-    if finite:
+    if sound:
         scaler.step(optimizer)  # does nothing if fp16 overflowed
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    stepped = finite and scaler.get_scale() >= scale
+    stepped = sound and scaler.get_scale() >= scale
     parts = {name: (float(part), n) for name, (part, n) in parts.items()}
     return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts}
 
@@ -134,15 +134,16 @@ def fit(
     def validate() -> dict:
         sets = evaluate()
         first = next(iter(sets.values()))
-        progress["last_val"] = {"step": progress["step"], **first} | ({"sets": sets} if len(sets) > 1 else {})
+        named = sets if len(sets) > 1 or "validation" not in sets else {}
+        progress["last_val"] = {"step": progress["step"], **first} | ({"sets": named} if named else {})
         progress["first_val"] = progress["first_val"] or progress["last_val"]
         if progress["best_val"] is None or first["loss"] < progress["best_val"]["loss"]:
             progress["best_val"], progress["bad_evals"] = progress["last_val"], 0
             if s.keep == "best":
-                checkpoint.save_best(out, model)
+                checkpoint.save_best(out, model, progress["step"])
         else:
             progress["bad_evals"] += 1
-        line = {f"val_{k}": v for k, v in first.items()} | ({"val": sets} if len(sets) > 1 else {})
+        line = {f"val_{k}": v for k, v in first.items()} | ({"val": named} if named else {})
         tqdm.write(f"after update {progress['step']:,}: " + "; ".join(map(_describe, sets, sets.values())))
         if sample:
             line["sample"] = sample()
@@ -220,7 +221,7 @@ def fit(
         for sig, handler in handlers.items():
             signal.signal(sig, handler)
     if s.keep == "best":
-        checkpoint.load_best(out, model)
+        checkpoint.load_best(out, model, progress["best_val"]["step"])
     del progress["since_log"]
     return progress | {"steps": steps, "tokens_per_s": progress["tokens"] / progress["seconds"]}
 

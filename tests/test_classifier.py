@@ -375,4 +375,4 @@ def test_held_out_texts_leave_the_training_side(script, model_dir, two_kinds, tm
     out = script("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--exclude", held, "--out", "out",
                  "--val-fraction", 0, "--max-steps", 1, *TINY)  # fmt: skip
     assert out.returncode == 0, out.stderr
-    assert "5 training documents" in out.stdout and "15 negative, 40 positive" in out.stdout
+    assert "5 training texts" in out.stdout and "15 negative, 40 positive" in out.stdout

@@ -150,7 +150,10 @@ def test_every_condition_has_a_kind_and_every_kind_is_learnt_and_asked_for():
         assert set(kinds["taught"]) == set(kinds["read"]) == set(render.kinds().values())
         assert min(kinds["taught"].count(kind) for kind in set(kinds["taught"])) >= 5
     rows = render.named(["gout", "anthrax"])
-    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {"other", "infection"}
+    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {
+        "other",
+        "infection",
+    }
     facts = {fact.value for fact in render.facts_of(ALL)}
     assert not [
         s for s in render.NAMED for value in facts if re.search(rf"\b{re.escape(value)}\b", s)

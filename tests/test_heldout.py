@@ -1,6 +1,7 @@
 """What is held out is in no part of a run: training, replay, validation; and later phases know of it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
     assert len(heldout.earlier(tmp_path / "a").documents) == 7
     later = ("--negatives", docs, "--out", "c", *TINY)
     out = script("train_cls.py", "--model", "a", "--positives", test, val, *later, "--val-fraction", 0.3)
-    assert out.returncode == 0 and "note: " in out.stdout and "were held out when" in out.stdout, out.stderr
+    assert out.returncode == 0 and "note: " in out.stdout and "was held out when" in out.stdout, out.stderr
     assert len(heldout.earlier(tmp_path / "c").documents) >= 7  # and on, from phase to phase
     assert "note: " not in script("train_clm.py", "--model", "a", "--data", docs, "--out", "b", *TINY).stdout
     (tmp_path / "a" / "held_out.json").write_text('{"documents": [3]}')
@@ -92,7 +93,7 @@ def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(script, 
     out = script(
         "train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", val, "--out", "o", *TINY
     )
-    assert "6 documents of --val-data are in --exclude too" in out.stdout, out.stderr
+    assert "6 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
     assert (trained_on["facts"]["val_documents"], trained_on["facts"]["documents"]) == (6, 14)
 
 
@@ -180,5 +181,72 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
 
 def test_fields_of_ones_own(tmp_path):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "Why?", "a": "so"}])
-    held, _ = heldout.read([str(path)], "text", Fields(instruction="q", response="a"))
+    args = SimpleNamespace(exclude=[str(path)], text_field="text", skip_bad_rows=False)
+    held, _ = heldout.excluded(args, Fields(instruction="q", response="a"))
     assert held.has_row(Instruction("Why?", "", "else"))
+
+
+@pytest.mark.parametrize("name", ["train_cls.py", "train_sft.py"])
+def test_the_overlap_is_said_in_every_script(script, trained_on, model_dir, tmp_path, name):
+    rows = [{"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"} for k, t in enumerate(make_texts(12, 4))]
+    data, val = write_rows(tmp_path / "d.jsonl", rows[:8]), write_rows(tmp_path / "v.jsonl", rows[8:])
+    out = script(name, "--model", model_dir, "--data", data, "--val-data", val, "--exclude", val, "--out", "o", *TINY)
+    assert "4 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
+
+
+@pytest.mark.parametrize("name", ["train_clm.py", "train_cls.py", "train_sft.py"])
+def test_when_everything_is_excluded_that_is_what_is_said(script, model_dir, tmp_path, name):
+    rows = [{"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"} for k, t in enumerate(make_texts(6, 4))]
+    data = write_rows(tmp_path / "d.jsonl", rows)
+    out = script(name, "--model", model_dir, "--data", data, "--exclude", data, "--out", "o", *TINY)
+    assert_refused(out, "left to train on")
+    assert "cannot be split" not in out.stderr
+
+
+def test_bad_rows_of_an_exclusion_are_counted_and_other_fields_are_nobodys_business(
+    script, trained_on, model_dir, tmp_path
+):
+    texts = make_texts(12, 7)
+    docs = write_jsonl(tmp_path / "docs.jsonl", texts)
+    odd = [{"text": texts[0], "question": "Which?", "answer": 3, "input": ["a"]}, {"txt": texts[1]}, {"text": texts[2]}]
+    held = write_rows(tmp_path / "held.jsonl", odd)
+    args = (
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--exclude",
+        held,
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
+    assert_refused(script(*args), "row 2", "neither a text")
+    out = script(*args, "--skip-bad-rows")
+    assert "1 bad rows of --exclude left out" in out.stdout and trained_on["facts"]["documents"] == 10, out.stderr
+
+
+def test_validation_rows_are_told_from_documents_by_the_first_good_one(script, trained_on, model_dir, tmp_path):
+    pairs = write_rows(tmp_path / "p.jsonl", [{"question": f"{k}?", "answer": "yes"} for k in range(8)])
+    val = tmp_path / "v.jsonl"
+    val.write_text("{broken\n" + json.dumps({"question": "new?", "answer": "no"}) + "\n")
+    common = ("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", *TINY)
+    out = script(*common, "--val-data", val, "--skip-bad-rows")
+    assert trained_on["facts"]["val_examples"] == 1, out.stderr
+    odd = write_rows(tmp_path / "odd.jsonl", [{"q": "a", "a": "b"}])
+    assert_refused(script(*common, "--val-data", odd), "--instruction-field", "--text-field", "fields: q, a")
+
+
+def test_random_weights_have_no_earlier_phases(script, trained_on, model_dir, tmp_path):
+    docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(8, 1))
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in model_dir.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    heldout.write(heldout.HeldOut({heldout.digest(t) for t in make_texts(8, 1)}), own)
+    common = ("--data", docs, "--out", "o", *TINY)
+    assert "note: " in script("train_clm.py", "--model", own, *common).stdout
+    assert "note: " not in script("train_clm.py", "--from-scratch", "--model", own, *common).stdout

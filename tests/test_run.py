@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanomed import checkpoint, estimate, hub, measure, show
+from nanomed import checkpoint, estimate, heldout, hub, measure, show
 from nanomed.data import encode_corpus
 from nanomed.errors import UserError
 from nanomed.examples import Instruction, collate, encode_instructions, instruction_loss, pack, text_examples
@@ -150,6 +150,93 @@ def test_without_a_checkpoint_no_message_promises_one(model_dir, tmp_path):
         fit(a_model(model_dir), Steps(), broken, None, Settings(lr=1e-3, max_steps=3), tmp_path)
 
 
+def test_the_best_weights_are_those_of_the_run_that_is_gone_on_with(model_dir, tmp_path):
+    """A best validation after the last checkpoint, then a kill: the resumed run must not come back to those weights."""
+
+    def run(losses, out, stop=None):
+        model, seen, values = a_model(model_dir), [], iter(losses)
+
+        def evaluate():
+            seen.append(model.transformer.wte.weight.detach().clone())
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            return {"validation": {"loss": next(values)}}
+
+        out.mkdir(exist_ok=True)
+        s = Settings(lr=1e-3, max_steps=6, eval_every=1, save_every=2, keep="best")
+        fit(model, Steps(), clm_loss, evaluate, s, out, resume=True)
+        return model.transformer.wte.weight, seen
+
+    out = tmp_path / "o"
+    with pytest.raises(KeyboardInterrupt):
+        run([9.0, 5.0, 6.0, 1.0], out, stop=5)  # best at update 3; the checkpoint is that of update 2
+    weights, _ = run([7.0, 7.0, 7.0, 7.0], out)  # updates 3 to 6, none better than 5.0 at update 1
+    whole, seen = run([9.0, 5.0, 7.0, 7.0, 7.0, 7.0, 7.0], tmp_path / "whole")
+    assert torch.equal(weights, seen[1]) and torch.equal(whole, seen[1])
+
+
+@pytest.mark.parametrize("name", ["one", "validation"])
+def test_a_single_named_set_keeps_its_name(model_dir, tmp_path, name):
+    s = Settings(lr=1e-3, max_steps=1)
+    summary = fit(a_model(model_dir), Steps(), clm_loss, lambda: {name: {"loss": 1.0}}, s, tmp_path)
+    assert (list(records(tmp_path)[-1].get("val", [])) == ["one"]) == (name == "one") == ("sets" in summary["last_val"])
+
+
+def test_what_does_not_fit_is_said_before_the_training(script, model_dir, docs, tmp_path):
+    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--max-steps", 1, *TINY)
+    assert_refused(script(*args, "--sample-prompt", "the patient " * 60), "does not fit")
+    assert_refused(script(*args, "--sample-prompt", "the", "--val-fraction", 0), "--sample-prompt", "--val-data")
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_the_user_keeps_in_a_runs_folders_stays(script, model_dir, docs, tmp_path):
+    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--max-steps", 1, *TINY)
+    assert script(*args).returncode == 0
+    for folder in ("state", "base"):
+        (tmp_path / "o" / folder).mkdir()
+        (tmp_path / "o" / folder / "notes.txt").write_text("mine")
+        assert_refused(script(*args, "--resume"), f"{folder}/notes.txt is no part of a run")
+        assert (tmp_path / "o" / folder / "notes.txt").read_text() == "mine"
+        shutil.rmtree(tmp_path / "o" / folder)
+
+
+def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(
+    script, model_dir, docs, pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("nanomed.checkpoint.remove", lambda out: None)
+    source = tmp_path / "source"
+    shutil.copytree(model_dir, source)
+    heldout.write(heldout.HeldOut({heldout.digest("a")}), source)
+    args = ("train_sft.py", "--model", source, "--data", pairs, "--replay", docs, "--out", "o", "--max-steps", 1, *TINY)
+    assert script(*args).returncode == 0
+    (tmp_path / "o" / "summary.json").unlink()
+    (source / "held_out.json").unlink()
+    assert_refused(script(*args, "--resume"), "held_out.json of the model changed")
+
+
+def test_an_instructed_model_that_reads_on_keeps_its_template(script, model_dir, pairs, docs, tmp_path):
+    assert (
+        script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY).returncode
+        == 0
+    )
+    assert script("train_clm.py", "--model", "o", "--data", docs, "--out", "p", "--max-steps", 1, *TINY).returncode == 0
+    assert measure.open_model(str(tmp_path / "p")).template == TEMPLATES["response"]
+
+
+def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, capsys):
+    class Uneven:
+        """Short rows, one long one; the last window has a single row."""
+
+        windows_per_epoch = 3
+
+        def window(self, k):
+            x = torch.zeros(4 if k < 2 else 1, 50 if k == 1 else 9, dtype=torch.long)
+            return [(x, x)]
+
+    estimate.dry_run(a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out")
+    assert "(4 x 50 tokens at once)" in capsys.readouterr().out
+
+
 def test_shares_are_what_is_written_not_what_floats_make_of_it():
     assert (
         learning_rate(6, 100, Settings(lr=1.0, warmup_ratio=0.07))
@@ -196,7 +283,7 @@ def test_activations_are_what_autograd_keeps():
 
 def test_a_dry_runs_memory_is_within_reach_of_what_torch_counts(model_dir, capsys):
     model = a_model(model_dir)
-    estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens")
+    estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out")
     n = sum(p.numel() for p in model.parameters())
     said = capsys.readouterr().out
     for name, size in (("weights", 4 * n), ("gradients", 4 * n), ("optimizer", 8 * n)):
