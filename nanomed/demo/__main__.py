@@ -9,7 +9,6 @@ Each training is a command of the scripts that everyone else uses; it is printed
 import random
 import re
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
@@ -85,7 +84,7 @@ def parse_args():
     p.add_argument("--full", action="store_true", help="two more rows, and three seeds from --seed on")
     p.add_argument("--model", default="nano", metavar="M", help=f"what to start from: {cli.MODEL_HELP}")
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
-    p.add_argument("--seed", type=cli.whole, default=0, help="of the groups, the texts and the trainings")
+    p.add_argument("--seed", type=cli.seed, default=0, help="of the groups, the texts and the trainings")
     p.add_argument(
         "--quick",
         action="store_true",
@@ -137,7 +136,6 @@ def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, q
                         f"programs; {GO_ON}")  # fmt: skip
     if process.returncode:
         raise UserError(f"{script} ended with status {process.returncode}: see above")
-    shutil.rmtree(out / name / "state", ignore_errors=True)  # of a finished training, three times the size of its model
 
 
 def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) -> dict[str, float]:
@@ -252,7 +250,7 @@ def one_seed(args, out: Path, seed: int) -> dict:
         row |= {f"probe_{group}": value for group, value in right.items()}
         rows.append(row)
         print(f"\n{table.terminal(rows, vocabulary(opened['base']))}", flush=True)
-    html = write_page(out, rows, opened, seed, EXPLANATION + QUICK * args.quick)
+    html = page.write(out, rows, opened, seed, EXPLANATION + QUICK * args.quick, TEMPLATE)
     figures = [{k: row[k] for k in ("name", *table.COLUMNS)} for row in rows]
     done_before = out / "demo.json"
     seconds = read_json(done_before)["seconds"] if done_before.exists() else time.perf_counter() - began
@@ -277,12 +275,6 @@ def one_seed(args, out: Path, seed: int) -> dict:
 
 def vocabulary(o: measure.Opened) -> int:
     return o.model.config.vocab_size
-
-
-def write_page(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str) -> Path:
-    """report.html: what a reader should see first, the table, and what each model answers."""
-    names = {key: full for key, (full, _) in table.NAMES.items()}
-    return page.write(out, rows, opened, seed, explanation, names, TEMPLATE)
 
 
 def main():

@@ -5,21 +5,9 @@ from pathlib import Path
 
 from nanomed import compare, report
 from nanomed.demo import render
+from nanomed.demo.table import COLUMNS, NAMES
 from nanomed.templates import TEMPLATES
 
-# The group, the heading and the key of each column; lower is better where it is a perplexity.
-COLUMNS = [
-    ("perplexity", "own corpus", "biomedical_ppl"),
-    ("perplexity", "unknown conditions", "unknown_ppl"),
-    ("perplexity", "real abstracts", "abstracts_ppl"),
-    ("perplexity", "general English", "general_ppl"),
-    ("probe", "read", "probe_read"),
-    ("probe", "unknown", "probe_unknown"),
-    ("cloze", "read", "cloze_read"),
-    ("exact match", "taught", "em_taught"),
-    ("exact match", "read", "em_read"),
-    ("exact match", "unknown", "em_unknown"),
-]
 GROUPS = {
     "read": "About conditions that were read about, never asked about",
     "unknown": "About conditions that were neither read nor asked about",
@@ -46,7 +34,7 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
     second = (f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it never met, "
               f"{percent(both['em_unknown'])} after both.")  # fmt: skip
     prices = [f"{name} {_moved(base[key], adapted[key], vocab_size)}"
-              for _, name, key in COLUMNS if key in ("abstracts_ppl", "general_ppl") and key in base]  # fmt: skip
+              for key, (_, name, _, _) in COLUMNS.items() if key in ("abstracts_ppl", "general_ppl")]  # fmt: skip
     return [first, second, f"Perplexity before and after reading: {', '.join(prices)}."]
 
 
@@ -56,19 +44,17 @@ def _moved(before: float, after: float, vocab_size: int | None) -> str:
 
 
 def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text: str) -> dict:
-    """The page's table (nanomed.compare) of the columns that the rows have."""
-    columns = [c for c in COLUMNS if c[2] in rows[0]]
-    cells, values = [], [[row[key] for _, _, key in columns] for row in rows]
+    """The page's table (nanomed.compare)."""
+    cells, values = [], [[row[key] for key in COLUMNS] for row in rows]
     for row in rows:
         figures = [compare.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])}
-                   for _, _, key in columns]  # fmt: skip
+                   for key in COLUMNS]  # fmt: skip
         cells.append([{"text": names[row["name"]]}, *figures])
-    compare.mark_best(cells, values, [key.endswith("_ppl") for _, _, key in columns])
-    groups = list(dict.fromkeys(group for group, _, _ in columns))
-    spans = [(g, sum(group == g for group, _, _ in columns)) for g in groups]
+    compare.mark_best(cells, values, [key.endswith("_ppl") for key in COLUMNS])
+    headings = [group for group, *_ in COLUMNS.values()]
     return {
-        "groups": [("", 1), *spans],
-        "head": ["model", *(head for _, head, _ in columns)],
+        "groups": [("", 1), *((group, headings.count(group)) for group in dict.fromkeys(headings))],
+        "head": ["model", *(head for _, head, _, _ in COLUMNS.values())],
         "rows": cells,
         "text": text,
     }
@@ -91,29 +77,28 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
                   for k, prompt in enumerate(compare.PROMPTS)]  # fmt: skip
 
 
-def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, names: dict, template: str) -> Path:
-    """report.html and report.json of one seed; rows: those of demo.json, opened: {name: measure.Opened}, names: how a row is
-    called."""
+def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, template: str) -> Path:
+    """report.html and report.json of one seed; rows: those of demo.json, with `_ppl`, what was measured; opened: {name:
+    measure.Opened}."""
+    names = {key: full for key, (full, _) in NAMES.items()}
     base = opened["base"]
     vocab_size = base.model.config.vocab_size
     curves = [c for name, o in opened.items() if name != "base" for c in compare.curves_of(names[name], o.directory)]
-    classifier = next(
-        (d for d in (out / "probe_adapted", out / "classifier_adapted") if (d / "summary.json").exists()), None
-    )
+    probe = out / "probe_adapted"
     content = {
         "title": "nanomed's demo: read, then answer",
         "claim": claims(rows, vocab_size),
         "table": table(rows, names, vocab_size, explanation.replace("*", "")),
         "questions": questions(opened, names, seed, template),
-        "curves": curves + (compare.curves_of(f"{classifier.name}: a head", classifier, "texts") if classifier else []),
-        "classifier": compare.read_classifier(str(classifier)) if classifier else None,
-        "models": [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row.get("_ppl", {})} for row in rows],
+        "curves": curves + compare.curves_of("the probe on adapted", probe, "texts"),
+        "classifier": compare.read_classifier(str(probe)),
+        "models": [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows],
         "measured": [
             ("base", base.name),
             ("seed", str(seed)),
             ("answers", f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
                         "that the condition has stands in the sentence"),
-            *([compare.windows(rows[0]["_ppl"])] if rows[0].get("_ppl") else []),
+            compare.windows(rows[0]["_ppl"]),
             *compare.machine(base),
         ],
     }  # fmt: skip

@@ -4,20 +4,20 @@ import statistics
 
 from nanomed import report
 
-# The columns by key: their names in full, then as they stand on a terminal, with their widths.
+# The columns by key: the group that they stand in, their heading in full, then as it stands on a terminal, and its width there.
 COLUMNS = {
-    "biomedical_ppl": ("perplexity: own corpus, unseen words", "own", 7),
-    "unknown_ppl": ("unknown conditions", "unkn.", 7),
-    "abstracts_ppl": ("real abstracts", "real", 7),
-    "general_ppl": ("general English", "gen.", 7),
-    "probe_read": ("probe: read", "read", 5),
-    "probe_unknown": ("unknown", "unkn.", 6),
-    "cloze_read": ("cloze: read", "read", 6),
-    "em_taught": ("exact match: taught", "taught", 7),
-    "em_read": ("read", "read", 5),
-    "em_unknown": ("unknown", "unkn.", 6),
+    "biomedical_ppl": ("perplexity", "own corpus, unseen words", "own", 7),
+    "unknown_ppl": ("perplexity", "unknown conditions", "unkn.", 7),
+    "abstracts_ppl": ("perplexity", "real abstracts", "real", 7),
+    "general_ppl": ("perplexity", "general English", "gen.", 7),
+    "probe_read": ("probe", "read", "read", 5),
+    "probe_unknown": ("probe", "unknown", "unkn.", 6),
+    "cloze_read": ("cloze", "read", "read", 6),
+    "em_taught": ("exact match", "taught", "taught", 7),
+    "em_read": ("exact match", "read", "read", 5),
+    "em_unknown": ("exact match", "unknown", "unkn.", 6),
 }
-GROUPS = [("perplexity", 28), ("probe", 11), ("cloze", 6), ("exact match", 18)]  # of columns, and their widths
+GROUPS = list(dict.fromkeys(group for group, *_ in COLUMNS.values()))
 NAMES = {
     "base": ("base", "base"),
     "adapted": ("adapted", "adapted"),
@@ -50,10 +50,11 @@ def legend(rows: list[dict], vocabulary: int) -> str:
 
 def terminal(rows: list[dict], vocabulary: int) -> str:
     """The rows in at most 80 columns."""
-    lines = [(" " * WIDTH + "".join(name.center(width) for name, width in GROUPS)).rstrip()]
-    lines.append(" " * WIDTH + "".join(head.rjust(width) for _, head, width in COLUMNS.values()))
+    widths = {name: sum(width for group, _, _, width in COLUMNS.values() if group == name) for name in GROUPS}
+    lines = [(" " * WIDTH + "".join(name.center(width) for name, width in widths.items())).rstrip()]
+    lines.append(" " * WIDTH + "".join(head.rjust(width) for _, _, head, width in COLUMNS.values()))
     for row in rows:
-        cells = (cell(row[key], key, vocabulary, short=True).rjust(width) for key, (_, _, width) in COLUMNS.items())
+        cells = (cell(row[key], key, vocabulary, short=True).rjust(width) for key, (_, _, _, width) in COLUMNS.items())
         lines.append(NAMES[row["name"]][1].ljust(WIDTH) + "".join(cells))
     return "\n".join(filter(None, [*lines, legend(rows, vocabulary)]))
 
@@ -64,7 +65,8 @@ def markdown(rows: list[dict], vocabulary: int) -> str:
 
 def over_seeds(tables: list[list[dict]], vocabulary: int) -> str:
     """The rows of several seeds in Markdown: mean, and the range in brackets; of one seed, its figures."""
-    lines = [["", *(name for name, _, _ in COLUMNS.values())], ["---", *["---:"] * len(COLUMNS)]]
+    heads = [f"{group}: {name}" for group, name, _, _ in COLUMNS.values()]
+    lines = [["", *heads], ["---", *["---:"] * len(COLUMNS)]]
     for same in zip(*tables, strict=True):
         cells = []
         for key in COLUMNS:
