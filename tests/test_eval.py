@@ -170,6 +170,17 @@ def test_known_pairs():
     assert perfect["bleu_ci95"] == pytest.approx([100, 100])
 
 
+# --- names and flags --------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_flag_is_named_where_a_misspelt_one_was_required(script):
+    out = script("train_clm.py", "--modle", "nano", "--data", "d", "--out", "o")
+    assert_refused(out, "required: --model; --modle: did you mean --model?")
+    assert_refused(script("eval.py", "ppl", "--dta=d", "--model", "nano"), "--data", "did you mean --data?", "--dta")
+    plain = script("eval.py", "ppl", "--model", "nano")
+    assert_refused(plain, "required: --data (--help")
+
+
 # --- cls --------------------------------------------------------------------------------------------------------------
 
 
