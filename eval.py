@@ -16,6 +16,7 @@ from nanomed import cli, compare, examples, hub, labelled, measure, report
 from nanomed.errors import UserError
 from nanomed.files import check_directory, check_output, write_json
 from nanomed.generate import room
+from nanomed.rows import split_name
 from nanomed.templates import Template, load_template
 
 
@@ -120,7 +121,7 @@ def generate(args):
     if chat and not sys.stdin.isatty():
         raise UserError("no --prompt and no --prompts, and no terminal to chat on")
     sampling = cli.sampling(args)
-    texts = measure.read_prompts(args.prompts, args.limit) if args.prompts else [args.prompt]
+    texts = measure.read_questions(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
     o = measure.open_model(args.model, args.device, args.dtype)
     template = choose_template(args, o)
     markers = template.markers if template else ()
@@ -198,12 +199,12 @@ def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, 
     print()
 
 
-def label_names(labels: list[str], args) -> tuple[str, str]:
+def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
     """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives too."""
     given = args.negative_name, args.positive_name
     if set(given) <= set(labels):
         return given
-    trained = measure.trained_with(args.model)
+    trained = measure.trained_with(directory)
     if given == ("negative", "positive") and trained.get("positives"):
         return trained["negative_name"], trained["positive_name"]
     raise UserError(f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}")
@@ -212,7 +213,7 @@ def label_names(labels: list[str], args) -> tuple[str, str]:
 def cls(args):
     o = measure.open_model(args.model, args.device, args.dtype, classifier=True)
     if args.positives:
-        args.negative_name, args.positive_name = label_names(o.model.labels, args)
+        args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
     sources = labelled.labelled_sources(args)
     found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
     print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
@@ -227,7 +228,7 @@ def cls(args):
 
 
 def compare_models(args):
-    prompts, expected = compare.read_questions(args.prompts) if args.prompts else (compare.PROMPTS, None)
+    prompts, expected = measure.read_questions(args.prompts) if args.prompts else (compare.PROMPTS, None)
     template = load_template(args.template) if args.template else None
     out = compare.make_page(args, prompts, template, expected)
     print(f"results in {out}")
@@ -236,11 +237,13 @@ def compare_models(args):
 def inputs(args) -> list[Path]:
     """The files that the command reads, and the directories of its models, adapters' bases included."""
     given = vars(args)
-    names = [n for key in ("data", "positives", "negatives") for n in given.get(key) or []]
-    names += [name.partition("=")[2] for name in names] + [given.get(k) for k in ("prompts", "template", "classifier")]
     models = given.get("models") or [args.model]
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
+    trained = [measure.trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
+    flags = ("data", "positives", "negatives", "val_data", "exclude")  # of a classifier's run too, for its baselines
+    names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
+    names += [given.get(k) for k in ("prompts", "template", "classifier")]
     return directories + [Path(name) for name in names if name and Path(name).exists()]
 
 

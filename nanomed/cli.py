@@ -38,14 +38,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{self._nearest(message)} (--help lists the flags)")
 
     def _nearest(self, message: str) -> str:
-        """For a flag that nobody knows: the known one that is most like it."""
+        """For a flag that nobody knows: the known one that is most like it. argparse complains of what is missing before that."""
         flags = list(self._option_string_actions)
         for action in self._actions:  # of a command, its own
             if isinstance(action, argparse._SubParsersAction) and sys.argv[1:2] and sys.argv[1] in action.choices:
                 flags += action.choices[sys.argv[1]]._option_string_actions
-        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
-        near = difflib.get_close_matches(unknown[0], flags, 1) if unknown else []
-        return f"; did you mean {near[0]}?" if near else ""
+        if not message.startswith(("unrecognized", "the following arguments are required")):
+            return ""
+        said = message.split() if message.startswith("unrecognized") else sys.argv[1:]
+        for flag in (word.partition("=")[0] for word in said if re.match(r"--\w", word)):
+            near = difflib.get_close_matches(flag, flags, 1)
+            if flag not in flags and near:
+                return f"; {flag}: did you mean {near[0]}?"
+        return ""
 
 
 class Several(argparse.Action):
@@ -102,7 +107,7 @@ def positive(text: str) -> float:
 
 MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
 DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
-PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt` (.jsonl)"
+PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 
 
 def add_common_flags(p: argparse.ArgumentParser) -> None:

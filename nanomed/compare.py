@@ -23,11 +23,10 @@ from pathlib import Path
 
 from nanomed import hub, measure, report
 from nanomed.errors import UserError
-from nanomed.examples import Fields
-from nanomed.files import read_json, write_json, write_text
+from nanomed.files import read_json, read_object, write_json, write_text
 from nanomed.generate import Sampling
 from nanomed.metrics import need, normalise
-from nanomed.rows import get_text, get_value, read_rows
+from nanomed.rows import split_name
 from nanomed.templates import Template, of_model
 from nanomed.tokenizer import load_tokenizer
 
@@ -53,11 +52,20 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         raise UserError("--data: two columns of the same name; NAME=D names them")
     names = short_names(args.models)
     classifier = read_classifier(args.classifier) if args.classifier else None
-    context, templates = args.context, []
-    for model in args.models:  # what is wrong with the last should not wait until the others have been measured
-        positions, own = check_model(model, prompts, template, args.max_new_tokens)
-        context = min(context or 1024, positions)
+    sources = [hub.find(model) for model in args.models]
+    places = [(s.adapter or s.directory).resolve() for s in sources]
+    for k, model in enumerate(args.models):
+        if places[k] in places[:k]:
+            raise UserError(f"--models: {model} is there twice; give each model once")
+    positions, templates = {}, []
+    # what is wrong with the last should not wait until the others have been measured
+    for model, source in zip(args.models, sources, strict=True):
+        positions[model], own = check_model(model, source, prompts, template, args.max_new_tokens)
         templates.append(template or own)
+    least = min(positions, key=positions.get)
+    if (args.context or 0) > positions[least]:
+        raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
+    context = args.context or min(1024, positions[least])
     stride = args.stride or max(1, context // 2)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
@@ -109,11 +117,10 @@ def open_out(out: Path) -> Path:
 
 
 def check_model(
-    model: str, prompts: list[str], template: Template | None, max_new_tokens: int
+    model: str, source: hub.Source, prompts: list[str], template: Template | None, max_new_tokens: int
 ) -> tuple[int, Template | None]:
-    """The positions of a model, and the template that it was instructed with. Raises UserError if it cannot be found, or if a
-    prompt, in `template` or its own, and the answer do not fit."""
-    source = hub.find(model)
+    """The positions of a model, and the template that it was instructed with. Raises UserError if a prompt, in `template` or
+    its own, and the answer do not fit."""
     positions, own = hub.read_config(source.directory)[1].n_positions, of_model(source.adapter, source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
     for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
@@ -124,22 +131,6 @@ def check_model(
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
-
-
-def read_questions(file: str) -> tuple[list[str], list[str | None]]:
-    """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows say the answer
-    is (`response`, `output` or `answer`), or None."""
-    fields = "text" if file.lower().endswith(".txt") else f"prompt,{Fields.instruction}"
-
-    def take(row):
-        answer = get_value(row, Fields.response)
-        known = isinstance(answer, str) and bool(answer.strip())
-        return get_text(row, fields, "the file must have it"), answer if known else None
-
-    rows = list(read_rows(file, take, None, False))
-    if not rows:
-        raise UserError(f"{file}: no prompts there")
-    return [prompt for prompt, _ in rows], [answer for _, answer in rows]
 
 
 def stands_in(expected: str | None, text: str) -> bool | None:
@@ -277,12 +268,10 @@ def machine(o: measure.Opened) -> list[tuple[str, str]]:
 
 
 def _named(data: str) -> tuple[str, str]:
-    name, equals, file = data.partition("=")
-    if equals and not Path(data).exists():
-        return name, file
-    return (
-        data.removeprefix("hub:").split(":")[0].rsplit("/", 1)[-1] if data.startswith("hub:") else Path(data).stem
-    ), data
+    name, file = split_name(data)
+    if data.startswith("hub:"):
+        name = name or data.removeprefix("hub:").split(":")[0].rsplit("/", 1)[-1]
+    return name or Path(data).stem, file
 
 
 def short_names(models: list[str]) -> list[str]:
@@ -295,15 +284,16 @@ def read_classifier(name: str) -> dict:
     """{labels, multi_label, measures, on}: what summary.json in train_cls.py's directory says of the validation texts, or
     what `eval.py cls --json` wrote of others."""
     path = Path(name)
-    found = read_json(path / "summary.json" if path.is_dir() else path)
-    measures = found.get("classification") or found.get("measures")
-    if not measures:
+    found = read_object(path / "summary.json" if path.is_dir() else path)
+    try:
+        measures, labels = found.get("classification") or found["measures"], found["labels"]
+        multi_label = not isinstance(measures["model"]["confusion"][0][0], int)
+    except (KeyError, TypeError, IndexError) as e:
         raise UserError(
             f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls --json)"
-        )
-    multi_label = not isinstance(measures["model"]["confusion"][0][0], int)
+        ) from e
     on = "its validation texts" if path.is_dir() else "test texts"
-    return {"labels": found["labels"], "multi_label": multi_label, "measures": measures, "on": on, "name": path.name}
+    return {"labels": labels, "multi_label": multi_label, "measures": measures, "on": on, "name": path.name}
 
 
 def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:

@@ -39,6 +39,14 @@ def read_json(path: Path):
         raise UserError(f"{path}: not valid JSON ({e})") from e
 
 
+def read_object(path: Path) -> dict:
+    """read_json() of a file that must hold an object. Raises UserError if it holds anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, "pt") as f:

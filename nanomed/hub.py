@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 
 from nanomed import tokenizer
 from nanomed.errors import UserError
-from nanomed.files import read_json, read_safetensors, write_json, write_safetensors
+from nanomed.files import read_object, read_safetensors, write_json, write_safetensors
 from nanomed.lora import LoRAConfig, adapter_state, inject
 from nanomed.models.classifier import Classifier
 from nanomed.models.gpt2 import GPT2
@@ -109,8 +109,8 @@ def find(name: str, weights: bool = True) -> Source:
 
 
 def _find_adapter(path: Path, weights: bool) -> Source:
-    base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not base:
+    base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
     if Path(base).name == "base" and (path / "base" / "config.json").exists():
         base = str(path / "base")  # its own, wherever the two of them have been moved to
@@ -120,7 +120,7 @@ def _find_adapter(path: Path, weights: bool) -> Source:
         raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
     if source.adapter:
         raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
-    known = read_json(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
+    known = read_object(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
     if known and known != fingerprint(source):
         raise UserError(f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that back, "
                         f"or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})")  # fmt: skip
@@ -205,18 +205,23 @@ def fingerprint(source: Source, weights: bool = True) -> str:
         for pattern in patterns if directory else ():
             for file in sorted(directory.glob(pattern)):
                 if weights or file.suffix == ".json":
-                    with open(file, "rb") as f:
-                        digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
+                    s = file.stat()
+                    digest.update(file.name.encode() + _digest(file.resolve(), s.st_ino, s.st_mtime_ns, s.st_size))
     return digest.hexdigest()
+
+
+@cache
+def _digest(file: Path, *state: int) -> bytes:
+    """SHA-256 of a file, read once as long as its state, whatever tells one version of it from another, is the same."""
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()
 
 
 def read_config(directory: Path) -> tuple[dict, object]:
     """config.json as it stands, and the architecture's own config made from it. Raises UserError for an unknown
     architecture, or a flag that the model here would not honour."""
     path = Path(directory) / "config.json"
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: not a JSON object")
+    raw = read_object(path)
     if raw.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{path}: unknown architecture {raw.get('model_type')!r}; known: {', '.join(ARCHITECTURES)}")
     config_class = ARCHITECTURES[raw["model_type"]].config_class
@@ -273,7 +278,7 @@ def load_classifier(source: Source) -> Classifier:
     """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers. Raises UserError as
     load_model does, and if the directory holds no classifier."""
     directory = source.adapter or source.directory
-    raw = read_json(directory / "config.json") if (directory / "config.json").exists() else {}
+    raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
     names = raw.get("id2label") or {}
     if raw.get("architectures") != [Classifier.architecture] or not names:
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
@@ -360,7 +365,7 @@ def _read_weights(directory: Path) -> Iterable[tuple[Path, str, torch.Tensor]]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Which file holds each tensor; the files lie beside the index."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or any(Path(f).name != f for f in weight_map.values()):
         raise UserError(f"{index}: no weight_map of file names there")
     return weight_map
@@ -368,7 +373,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _load_adapter(model, directory: Path, classifier: bool) -> None:
     path = directory / ADAPTER_CONFIG
-    config = read_json(path)
+    config = read_object(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; LORA is")
     for key, value in config.items():

@@ -8,12 +8,12 @@ import torch
 
 from nanomed import data, examples, hub, labelled, metrics
 from nanomed.errors import UserError
-from nanomed.files import read_json
+from nanomed.files import read_object
 from nanomed.generate import Ending, Sampling, generate, row_seed, stream
 from nanomed.models.classifier import predict
 from nanomed.perplexity import answer_perplexity, perplexity
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.rows import get_text, named_sets, read_rows
+from nanomed.rows import get_text, get_value, named_sets, read_rows
 from nanomed.templates import Template, of_model
 from nanomed.tokenizer import Tokenizer, load_tokenizer
 
@@ -68,22 +68,53 @@ def measure_ppl(o: Opened, corpus: data.Corpus, context=None, stride=None, batch
     }
 
 
-def trained_with(name: str) -> dict:
-    """The settings of the run that made a directory; {} for a model from elsewhere."""
-    path = Path(name) / "run.json"
-    return read_json(path)["settings"] if path.exists() else {}
+def trained_with(directory: Path) -> dict:
+    """The settings of the run that made a directory, data files as they are found from here; {} for a model from elsewhere."""
+    return _read_run(directory)[0].get("settings", {})
+
+
+def _read_run(directory: Path) -> tuple[dict, str | None]:
+    """run.json, its settings as trained_with() gives them; or {}, and why nothing is known of the run."""
+    path = Path(directory) / "run.json"
+    if not path.exists():
+        return {}, f"{path} is not there, so the training texts are unknown"
+    try:
+        run = read_object(path)
+    except UserError as e:
+        return {}, f"{e}, so the training texts are unknown"
+    ours = all(isinstance(run.get(key), dict) for key in ("settings", "data", "versions"))
+    if not ours or "nanomed" not in run["versions"]:
+        return {}, f"{path} is another program's, so the training texts are unknown"
+    settings, home = dict(run["settings"]), Path(run.get("directory", "."))
+
+    def found(file):
+        return file if file.startswith("hub:") else str(home / file)
+
+    for flag in ("data", "positives", "negatives", "exclude"):
+        settings[flag] = [found(file) for file in settings.get(flag) or []] or None
+    if settings.get("val_data"):  # NAME=D
+        sets = named_sets(settings["val_data"], home).items()
+        settings["val_data"] = [f"{name}={found(file)}" for name, files in sets for file in files]
+    return run | {"settings": settings}, None
 
 
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-def read_prompts(file: str, limit: int | None = None) -> list[str]:
-    """The prompts of a .txt file (one a line) or of rows with the field `prompt`."""
-    field = "text" if file.lower().endswith(".txt") else "prompt"
-    prompts = list(read_rows(file, lambda row: get_text(row, field, "the file must have it"), limit, False))
-    if not prompts:
+def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list[str | None]]:
+    """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows say the answer
+    is (`response`, `output` or `answer`), or None."""
+    fields = "text" if file.lower().endswith(".txt") else f"prompt,{examples.Fields.instruction}"
+
+    def take(row):
+        answer = get_value(row, examples.Fields.response)
+        known = isinstance(answer, str) and bool(answer.strip())
+        return get_text(row, fields, "the file must have it"), answer if known else None
+
+    rows = list(read_rows(file, take, limit, False))
+    if not rows:
         raise UserError(f"{file}: no prompts there")
-    return prompts
+    return [prompt for prompt, _ in rows], [answer for _, answer in rows]
 
 
 def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16,
@@ -171,20 +202,11 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
 
 
 def _training_sides(o: Opened) -> tuple[labelled.Sides | None, str | None]:
-    path = o.directory / "run.json"
-    if not path.exists():
-        return None, f"{path} is not there, so the training texts are unknown"
-    run = read_json(path)
-    args = SimpleNamespace(**run["settings"])
-    home = Path(run.get("directory", "."))
-    for flag in ("data", "positives", "negatives", "exclude"):
-        files = getattr(args, flag, None)
-        setattr(args, flag, [f if f.startswith("hub:") else str(home / f) for f in files] if files else None)
-    if getattr(args, "val_data", None):  # NAME=D
-        named = [(name, f) for name, files in named_sets(args.val_data, home).items() for f in files]
-        args.val_data = [f"{name}={f if f.startswith('hub:') else home / f}" for name, f in named]
+    run, why = _read_run(o.directory)
+    if why:
+        return None, why
     try:
-        sides = labelled.read_sides(args)
+        sides = labelled.read_sides(SimpleNamespace(**run["settings"]))
     except (UserError, AttributeError) as e:  # AttributeError: a run.json of another script
         return None, f"the training texts cannot be read again: {e}"
     if sorted(sides.hashes.values()) != sorted(run["data"].values()):  # by content: the paths may be written otherwise

@@ -181,7 +181,11 @@ MEANS = re.compile(r"""[<>=+%]              # <10, HER2+, 5 %
                      | (?<=\d)[^\w\s](?=\d)  # 1.5, 5-10, 120/80, 1:1000
                      | (?<!\w)[.-](?=\.?\d)  # -5, .5
                      | (?<!\S)-(?=\s+\d)    # 5 - 10
-                     | (?<=\w)-(?!\w)       # ER-""", re.VERBOSE)  # fmt: skip
+                     | (?<=\w)-(?!\w)       # ER-
+                     | (?<!\w)-(?=[^\W\d_]{1,2}(?!\w))  # -ve
+                     | (?<=\de)-(?=\d)      # 1e-3
+                     | (?<=\w)/(?=\w)       # A/B, T4/T3
+                     | (?<!\w)(?:[^\W\d_]|[ivx]+)-(?=(?:[^\W\d_]|[ivx]+)(?!\w))  # A-B, I-II""", re.VERBOSE)  # fmt: skip
 # No article stands before these: "vitamin a and zinc", "A is correct".
 NO_NOUN = set("and or but is are was were in of to for with by on at as".split())
 
@@ -203,7 +207,7 @@ def normalise(text: str) -> str:
         if not (article and following):
             kept.append(word)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join(kept).lower())
-    meant = {m.start() for m in MEANS.finditer(text)}
+    meant = {m.end() - 1 for m in MEANS.finditer(text)}
     text = "".join(c for i, c in enumerate(text) if c not in string.punctuation or i in meant)
     text = re.sub(r"(?<!\S)([<>=+-]+)\s+(?=\d)", r"\1", text)  # "< 10" as "<10"
     text = re.sub(r"(?<=\d)\s+%(?!\S)", "%", text)

@@ -35,15 +35,22 @@ def split_weight(name: str) -> tuple[str, float | None]:
 
 
 def named_sets(names: list[str], home: Path = Path()) -> dict[str, list[str]]:
-    """{name: files} of `NAME=D ...`; several D of one name are one set, those without a name are the set `validation`, and
-    a file that exists (in `home`) as it stands has no name."""
+    """{name: files} of `NAME=D ...`; several D of one name are one set, those without a name are the set `validation`."""
     sets = {}
-    for text in names:
-        name, equals, file = text.partition("=")
-        if not equals or (home / text).exists() or "/" in name or not name:
-            name, file = "validation", text
-        sets.setdefault(name, []).append(file)
+    for name, file in (split_name(text, home) for text in names):
+        sets.setdefault(name or "validation", []).append(file)
     return sets
+
+
+def split_name(text: str, home: Path = Path()) -> tuple[str | None, str]:
+    """(NAME, D) of `NAME=D`. A file that exists (in `home`) as it stands has no name, nor has one with a `/` before the `=`,
+    which is part of a path then. Raises UserError for a name without a file."""
+    name, equals, file = text.partition("=")
+    if not equals or not name or "/" in name or (home / text).exists():
+        return None, text
+    if not file:
+        raise UserError(f"{text}: the name has no file; NAME=D gives it one")
+    return name, file
 
 
 def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:

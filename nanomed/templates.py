@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.files import read_json, write_json, write_text
+from nanomed.files import read_object, write_json, write_text
 
 FILES = ("template.json", "chat_template.jinja")  # how a model that was instructed is asked: for us, for transformers
 
@@ -86,10 +86,7 @@ def of_model(*directories: Path | None) -> Template | None:
     """The template that a model was instructed with, from the first of the directories that has one; None if none does."""
     for directory in directories:
         if directory and (directory / FILES[0]).exists():
-            keys = read_json(directory / FILES[0])
-            if not isinstance(keys, dict):
-                raise UserError(f"{directory / FILES[0]}: not a JSON object")
-            return _checked(keys, directory / FILES[0])
+            return _checked(read_object(directory / FILES[0]), directory / FILES[0])
     return None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tiktoken
 
 from nanomed.errors import UserError
-from nanomed.files import read_json
+from nanomed.files import read_json, read_object
 
 # GPT-2's pre-tokenisation (encoder.py of the GPT-2 release): no merge crosses a boundary between these pieces.
 # Possessive quantifiers and the split-off `\s++$` change no result; they keep long runs of blanks linear.
@@ -133,7 +133,7 @@ def _check_side_files(directory: Path, special: dict[str, int]) -> None:
     it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a tokenizer.json too: the decoder
     in tokenizer_config.json stands in place of added_tokens.json, and what a file names pad, eos and so on is special."""
     config, named, added = (
-        _read_object(directory / name)
+        read_object(directory / name) if (directory / name).exists() else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     where = directory / "tokenizer_config.json"
@@ -154,13 +154,6 @@ def _check_side_files(directory: Path, special: dict[str, int]) -> None:
             raise UserError(f"{where}: the added token {token!r}{of} is not a special one; not supported")
 
 
-def _read_object(path: Path) -> dict:
-    value = read_json(path) if path.exists() else {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold an object, not a {type(value).__name__}")
-    return value
-
-
 def _special_names(settings: dict) -> set[str]:
     """The tokens that are special because a file gives them a part: `pad_token` and its like, or a list of further ones."""
     values = [v for key, v in settings.items() if key.endswith("_token")]
@@ -177,7 +170,7 @@ def _find_eot(vocab: dict[str, int], directory: Path) -> int:
         return vocab[EOT]
     for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
         if (directory / name).exists():
-            eos = read_json(directory / name).get(key)
+            eos = read_object(directory / name).get(key)
             eos = eos.get("content") if isinstance(eos, dict) else eos
             if isinstance(eos, int) or eos in vocab:
                 return eos if isinstance(eos, int) else vocab[eos]

@@ -170,6 +170,25 @@ def test_known_pairs():
     assert perfect["bleu_ci95"] == pytest.approx([100, 100])
 
 
+# --- names and flags --------------------------------------------------------------------------------------------------
+
+
+def test_a_name_without_its_file_is_said_to_be_one(script, model_dir, tmp_path):
+    docs = write_jsonl(tmp_path / "d.jsonl", make_texts(9, 1))
+    common = ("--model", model_dir, "--data", docs, "--out", "o")
+    assert_refused(script("train_clm.py", *common, "--val-data", "general="), "general=: the name has no file")
+    compare = ("eval.py", "compare", "--models", model_dir, "--out", "r")
+    assert_refused(script(*compare, "--data", "general="), "general=: the name has no file")
+
+
+def test_the_nearest_flag_is_named_where_a_misspelt_one_was_required(script):
+    out = script("train_clm.py", "--modle", "nano", "--data", "d", "--out", "o")
+    assert_refused(out, "required: --model; --modle: did you mean --model?")
+    assert_refused(script("eval.py", "ppl", "--dta=d", "--model", "nano"), "--data", "did you mean --data?", "--dta")
+    plain = script("eval.py", "ppl", "--model", "nano")
+    assert_refused(plain, "required: --data (--help")
+
+
 # --- cls --------------------------------------------------------------------------------------------------------------
 
 
@@ -221,3 +240,26 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
     assert_refused(
         script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio"
     )
+
+
+def test_cls_never_writes_over_what_its_model_was_trained_on(script, model_dir, tmp_path):
+    (tmp_path / "a=b").mkdir()
+    names = ("lab.jsonl", "lab2.jsonl", "a=b/val.jsonl", "out.jsonl", "v.jsonl")
+    for seed, name in enumerate(names):
+        rows = [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(8, seed))]
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = script("train_cls.py", "--model", model_dir, "--data", "lab.jsonl", "lab2.jsonl", "--val-data", "x=lab2.jsonl",
+                 "--val-data", "a=b/val.jsonl", "--exclude", "out.jsonl", "--out", "c", "--max-steps", 1,
+                 "--dtype", "fp32")  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    for name in names:
+        before = (tmp_path / name).read_bytes()
+        assert_refused(script("eval.py", "cls", "--model", "c", "--data", "v.jsonl", "--json", name), "reads", name)
+        assert (tmp_path / name).read_bytes() == before
+    command = ("eval.py", "cls", "--model", "c", "--data", "v.jsonl", "--json", "r.json", "--dtype", "fp32")
+    assert script(*command).returncode == 0
+    for content in ("{}", "[]", "{", '{"settings": 1, "data": {}}', '{"settings": {"context": "x"}}'):
+        (tmp_path / "c" / "run.json").write_text(content)  # another program's
+        out = script(*command)
+        assert out.returncode == 0, out.stderr
+        assert "no baselines: c/run.json" in out.stdout.replace(str(tmp_path) + "/", ""), out.stdout

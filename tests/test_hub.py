@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
 
@@ -202,9 +203,33 @@ def test_wrong_adapters_are_named(tiny, tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="no adapter_model.safetensors"):
         load(out)
+    for name in ("summary.json", "adapter_config.json"):
+        (out / name).write_text("[]")
+        with pytest.raises(UserError, match=f"{name}: .*object"):
+            load(out)
+        (out / name).unlink()
     hub.save_adapter(model, out, str(tmp_path / "gone"), tiny[0])
     with pytest.raises(UserError, match="base cannot be had"):
         load(out)
+
+
+def test_a_base_is_hashed_once_and_again_when_it_changed(tiny, tmp_path, monkeypatch):
+    """Every find() of an adapter checks its base, whose weights may be gigabytes."""
+    base, out = tmp_path / "base-model", tmp_path / "a"
+    shutil.copytree(tiny[0], base)
+    model = load(base)
+    inject(model, LoRAConfig(2, 2.0))
+    hub.save_adapter(model, out, str(base), base)
+    (out / "summary.json").write_text(json.dumps({"base_sha256": hub.fingerprint(hub.find(str(base)))}))
+    hashed, digest = [], hub.hashlib.file_digest
+    monkeypatch.setattr(hub.hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or digest(f, kind))
+    hub.find(str(out)), hub.find(str(out))
+    assert not hashed
+    state = load_file(base / "model.safetensors")
+    save_file({k: v + 1 for k, v in state.items()}, base / "model.safetensors")
+    with pytest.raises(UserError, match="base-model is not what it was"):
+        hub.find(str(out))
+    assert [name.endswith("model.safetensors") for name in hashed] == [True]
 
 
 def test_saving_leaves_the_old_file_when_it_fails(tiny, monkeypatch):

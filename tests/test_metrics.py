@@ -21,9 +21,10 @@ from nanomed.labelled import TFIDF, Labelled, LabelledSet, Sides, measures, verd
 from tests.conftest import make_texts
 
 WORDS = ["a", "A", "an", "the", "The", "hepatitis", "1.5", "15", "mg", "<10", ">10", "<", "10", "%", "5-10", "-5", "1,000", "B-12",
-         "HER2-", "(n=20),", "Crohn's", "end.", "and", "β-cell", "٣", "İ"]  # fmt: skip
+         "HER2-", "(n=20),", "Crohn's", "end.", "and", "β-cell", "٣", "İ",
+         "1e-3", "I/II", "I-II", "-ve", "T4/T3", "/", "-"]  # fmt: skip
 phrases = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
-anything = st.one_of(phrases, st.text(), st.text(alphabet="aA1 .,-+%<the\n'", max_size=20))
+anything = st.one_of(phrases, st.text(), st.text(alphabet="aAiI1 .,-/+%<the\n'", max_size=20))
 
 
 # --- exact match ------------------------------------------------------------------------------------------------------
@@ -48,6 +49,15 @@ DIFFERENT = [  # for a reader, though SQuAD's evaluation takes them for the same
     ("vitamin a and zinc", "vitamin and zinc"),
     ("hepatitis a, b", "hepatitis b"),
     ("A", "The"),
+    ("1e-3", "1e3"),
+    ("1E-3 mol", "1E3 mol"),
+    ("grade I/II", "grade III"),
+    ("type I-II", "type III"),
+    ("types I-II-III", "types IIIIII"),
+    ("blood group A/B", "blood group AB"),
+    ("blood group A-B", "blood group AB"),
+    ("(-ve)", "(ve)"),
+    ("T4/T3", "T4T3"),
 ]
 SAME = [
     ("The cat sat.", "the cat  sat"),
@@ -62,6 +72,10 @@ SAME = [
     ("IL-6", "IL6"),
     ("vitamin A", "vitamin a"),
     ("give 5.", "give 5"),
+    ("X-ray, T-cell", "xray tcell"),
+    ("follow-up", "followup"),
+    ("fever -", "fever"),
+    ("fever /", "fever"),
 ]
 
 

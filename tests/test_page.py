@@ -127,9 +127,10 @@ def test_an_answer_is_right_if_the_expected_words_stand_in_it():
 def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
     rows = [{"prompt": "a", "response": "b"}, {"question": "c", "answer": " "}, {"instruction": "d"}]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert compare.read_questions(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
+    assert measure.read_questions(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
+    assert measure.read_questions(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
     (tmp_path / "q.txt").write_text("one\n\ntwo\n")
-    assert compare.read_questions(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
+    assert measure.read_questions(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
         assert out.returncode == 0, out.stderr
         return [m["ppl"]["d"] for m in json.loads((tmp_path / "r" / "report.json").read_text())["models"]]
 
-    for flags, context, stride in (((), 16, 8), (("--context", 12, "--stride", 4), 12, 4), (("--context", 64), 16, 8)):
+    for flags, context, stride in ((("--context", 12, "--stride", 4), 12, 4), ((), 16, 8)):
         long, short = ppl(*flags)
         assert long["ppl"] == pytest.approx(short["ppl"], rel=1e-5)
         assert (long["context"], long["stride"]) == (short["context"], short["stride"]) == (context, stride)
@@ -313,13 +314,25 @@ def test_a_page_of_ones_own_is_never_replaced(script, model_dir, tmp_path):
         assert script(*command, "--out", "r").returncode == 0
 
 
-def test_wrong_uses_of_compare(script, model_dir, tmp_path):
+def test_wrong_uses_of_compare(script, model_dir, bpe_dir, tmp_path):
     docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
     common = ("eval.py", "compare", "--models", model_dir, "--out", "r", "--max-new-tokens", 4)
     assert_refused(script(*common, "--data", docs, docs), "same name")
     assert_refused(script(*common, "--data", docs, "--classifier", model_dir), "summary.json")
+    for content in ("[]", '{"measures": {"model": 1}}'):
+        (tmp_path / "list.json").write_text(content)
+        assert_refused(script(*common, "--data", docs, "--classifier", "list.json"), "list.json")
     assert_refused(script(*common, "--data", "no.jsonl"), "no.jsonl")
     assert_refused(script(*common, "--data", docs, "--context", 8, "--stride", 8), "less than the context")
+    (tmp_path / "p.txt").write_text("a\n")
+    shutil.copytree(model_dir, tmp_path / "long")
+    make_hf_model(tmp_path / "short", bpe_dir, n_positions=32)
+    out = script("eval.py", "compare", "--models", "long", "short", "--out", "r", "--max-new-tokens", 4, "--data", docs,
+                 "--prompts", "p.txt", "--context", 64)  # fmt: skip
+    assert_refused(out, "--context 64", "32 positions of short")
+    assert "parameters" not in out.stdout
+    twice = ("eval.py", "compare", "--models", "long", "short", "./long/", "--out", "r", "--data", docs)
+    assert_refused(script(*twice), "--models", "./long/", "twice")
 
 
 def test_names_of_models_and_columns():
@@ -327,6 +340,7 @@ def test_names_of_models_and_columns():
     assert compare.short_names(names) == names and compare.short_names(names[:2]) == ["gpt2", "adapted"]
     assert compare._named("bio=x/y.jsonl") == ("bio", "x/y.jsonl")
     assert compare._named("hub:owner/name:config") == ("name", "hub:owner/name:config")
+    assert compare._named("runs/a=b/y.jsonl") == ("y", "runs/a=b/y.jsonl")  # a path, and no name
     assert len(compare.PROMPTS) == 6
 
 
