@@ -70,14 +70,16 @@ baseline: setup
 	$(PY) eval.py ppl --model $(MODEL) --data $(TEST) --text-field $(FIELD) --json $(RUNS)/base.test.json
 	@echo "next: make adapt"
 
-adapt: setup $(if $(MEASURED),baseline)
+# A dry run leaves nothing to measure.
+DRY = $(findstring --dry-run,$(value ARGS))
+adapt: setup $(if $(DRY),,$(if $(MEASURED),baseline))
 	$(PY) train_clm.py --model $(MODEL) --data $(DATA) --text-field $(FIELD) $(LIMIT) \
 		$(if $(MEASURED),--exclude $(MEASURED)) --out $(RUNS)/adapted --resume $(ARGS)
-ifneq ($(MEASURED),)
+ifneq ($(if $(DRY),,$(MEASURED)),)
 	$(PY) eval.py ppl --model $(RUNS)/adapted --data $(MEASURED) --text-field $(FIELD) --json $(RUNS)/adapted.test.json
 	$(PY) -m nanomed.report $(RUNS)/base.test.json $(RUNS)/adapted.test.json
 endif
-	@echo "next: make classify, or make sft"
+	@$(if $(DRY),,echo "next: make classify, or make sft")
 
 # Each phase takes what the one before left, and says which comes next.
 ADAPTED ?= $(RUNS)/adapted

@@ -105,6 +105,7 @@ def main():
     packed = [[e] for e in chosen + replayed] if args.no_packing else examples.pack(chosen + replayed, args.context)
     batches = examples.Batches(packed, examples.collate, args.batch_size, args.grad_accum, args.seed)
 
+    text_share = sum(len(e.ids) for e in replayed) / sum(len(e.ids) for e in chosen + replayed)
     facts = {
         "template": args.template,
         "examples": len(chosen),
@@ -118,7 +119,7 @@ def main():
     }
     what = (
         f"{len(chosen):,} examples{side}, {answer_tokens:,} tokens of answers; template {args.template}; "
-        + (f"{len(replayed):,} pieces of text replayed{beyond}; " if replayed else "")
+        + (f"{len(replayed):,} pieces of text replayed{beyond}, {text_share:.0%} of all tokens; " if replayed else "")
         + f"{len(packed):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
         f"{facts['val_examples']:,} validation examples{''.join(map(str, sets.values()))}"
         + (f", {sum(len(s.indices) for s in texts.values()):,} validation documents" if texts else "")

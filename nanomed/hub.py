@@ -161,7 +161,7 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
         return UserError(f"{repo}: no such repository on {endpoint}, and no such directory here{local}")
     if not online():
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"no network: {endpoint} is out of reach"
-        return UserError(f"{repo}: {why}; it is not in the cache, and no {what} here{local}")
+        return UserError(f"{repo}: no such {what} here, nor in the Hub's cache, and {why}{local}")
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")
 

@@ -8,19 +8,22 @@ from nanomed.loss import IGNORE
 def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None) -> None:
     """Print the first n rows of a window of updates: (..., targets) batches of blocks, of packed examples, or of texts to
     classify (`labels` given)."""
-    for batch in window:
-        for b in range(len(batch[0])):
-            if n == 0:
-                return
-            if labels is None:
-                lines, size = _text(batch, b, tokenizer)
-                print(f"\nrow of {size} tokens:")
-            else:
-                lines = [tokenizer.decode(batch[0][b][: batch[1][b]])]
-                print(f"\n{_labels(batch[-1][b], labels)}:")
-            print("".join(f"  {line}\n" for line in lines), end="")
-            n -= 1
+    places = [(batch, b) for batch in window for b in range(len(batch[0]))]
+    places.sort(key=lambda place: len(place[0]) == 5 and not _answers(*place))  # rows of replayed text alone come last
+    for batch, b in places[:n]:
+        if labels is None:
+            lines, size = _text(batch, b, tokenizer)
+            print(f"\nrow of {size} tokens:")
+        else:
+            lines = [tokenizer.decode(batch[0][b][: batch[1][b]])]
+            print(f"\n{_labels(batch[-1][b], labels)}:")
+        print("".join(f"  {line}\n" for line in lines), end="")
     print()
+
+
+def _answers(batch: tuple, b: int) -> bool:
+    """Whether there is more than replayed text in row b."""
+    return bool(((batch[-1][b] != IGNORE) & ~batch[3][b]).any())
 
 
 def _text(batch: tuple, b: int, tokenizer) -> tuple[list[str], int]:

@@ -156,7 +156,8 @@ def fit(
     interrupted = []
     handlers = {sig: signal.signal(sig, _on_signal(interrupted, kept)) for sig in (signal.SIGINT, signal.SIGTERM)}
     model.train()
-    bar = tqdm(total=steps, initial=progress["step"], desc="training", unit=" updates", dynamic_ncols=True,
+    bar = tqdm(total=steps, initial=progress["step"], desc="training", dynamic_ncols=True,
+               bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
                mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file gets a line now and then  # fmt: skip
     try:
         if evaluate and progress["first_val"] is None:
