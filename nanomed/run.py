@@ -95,7 +95,7 @@ def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.H
     wanted = {"--patience": args.patience, "--keep best": args.keep == "best", "--sample-prompt": sampled}
     for flag, given in wanted.items():
         if given and not validation:
-            raise UserError(f"{flag} needs a validation, and there is none (--val-data, --val-fraction)")
+            raise UserError(f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)")
     sample = partial(_sample, args, setup, template) if sampled else None
     if sample:
         sample(None)

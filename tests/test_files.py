@@ -281,7 +281,12 @@ def test_a_model_is_not_trained_into_its_own_place(script, docs, model, tmp_path
 
 
 def test_what_a_run_left_that_ended_early_is_no_hindrance(script, docs, model_dir, tmp_path):
-    put(tmp_path / "out", run_json=OURS, base__config_json="{", **{"metrics.jsonl": "", "state__x": ""})
+    put(
+        tmp_path / "out",
+        run_json=OURS,
+        base__config_json="{",
+        **{"metrics.jsonl": "", "state__best-00000001.safetensors": ""},
+    )
     files.make_temporary(tmp_path / "out" / "state")
     out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *TINY)
     assert out.returncode == 0, out.stderr
