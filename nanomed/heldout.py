@@ -75,7 +75,7 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
         if asked is None and found is None:
             there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise NoField(f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r} (fields: "
-                          f"{there}; --text-field a,b takes the first that a row has; train_sft.py: --instruction-field)")  # fmt: skip
+                          f"{there}; --text-field a,b takes the first that a row has, --instruction-field too)")  # fmt: skip
         texts = []
         if found is not None:
             texts.append(get_text(row, text_field))
