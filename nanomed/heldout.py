@@ -24,7 +24,7 @@ SAVED = ("documents", "questions", "quoted", "groups")
 
 def digest(text: str) -> bytes:
     """As in the table of an encoded corpus (nanomed.data)."""
-    return hashlib.sha256(text.encode("utf-8")).digest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def question(item: Instruction) -> bytes:

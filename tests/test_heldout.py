@@ -250,3 +250,11 @@ def test_random_weights_have_no_earlier_phases(script, trained_on, model_dir, tm
     common = ("--data", docs, "--out", "o", *TINY)
     assert "note: " in script("train_clm.py", "--model", own, *common).stdout
     assert "note: " not in script("train_clm.py", "--from-scratch", "--model", own, *common).stdout
+
+
+def test_a_question_that_is_no_valid_unicode_is_no_traceback(script, trained_on, model_dir, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"question": "\\ud800", "answer": "x"}\n')
+    docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(8, 1))
+    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", held, "--out", "o", *TINY)
+    assert "Traceback" not in out.stderr and trained_on["facts"]["documents"] == 7
