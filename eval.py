@@ -34,8 +34,12 @@ def parse_args():
     generate.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
     generate.add_argument("--prompt", metavar="TEXT", help="one prompt; the completion is shown as it is written")
     generate.add_argument("--prompts", metavar="FILE", help=cli.PROMPTS_HELP)
-    generate.add_argument("--template", metavar="NAME", help="put the prompt into this template as its instruction "
-                          "(default: the model's own, if it was instructed; none: the bare prompt)")  # fmt: skip
+    generate.add_argument(
+        "--template",
+        metavar="NAME",
+        help="put the prompt into this template as its instruction "
+        "(default: the model's own, if it was instructed; none: the bare prompt)",
+    )
     cli.add_sampling_flags(generate, temperature=0.8, top_p=0.95)
 
     qa = commands.add_parser("qa", help="exact match, F1, BLEU and ROUGE of a model's answers")
@@ -48,22 +52,29 @@ def parse_args():
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
     cli.add_labelled_flags(cls)
-    cls.add_argument(
-        "--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only"
-    )
+    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only")
     cli.add_data_flags(cls)
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
     page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=cli.MODEL_HELP)
-    page.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D",
-                      help="documents, each D a column of the perplexity table (NAME=D names it): " + cli.DATA_HELP)  # fmt: skip
     page.add_argument(
-        "--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts"
+        "--data",
+        required=True,
+        nargs="+",
+        action=cli.Several,
+        metavar="D",
+        help="documents, each D a column of the perplexity table (NAME=D names it): " + cli.DATA_HELP,
     )
-    page.add_argument("--prompts", metavar="FILE",
-                      help=cli.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)")  # fmt: skip
-    page.add_argument("--template", metavar="NAME", help="put each prompt into this template as its instruction "
-                      "(default: a model's own, if it was instructed; none: the bare prompt)")  # fmt: skip
+    page.add_argument("--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts")
+    page.add_argument(
+        "--prompts", metavar="FILE", help=cli.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)"
+    )
+    page.add_argument(
+        "--template",
+        metavar="NAME",
+        help="put each prompt into this template as its instruction "
+        "(default: a model's own, if it was instructed; none: the bare prompt)",
+    )
     page.add_argument("--max-new-tokens", type=cli.count, default=80, metavar="N", help="tokens a completion")
     page.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
     cli.add_window_flags(page)
@@ -170,18 +181,12 @@ def qa(args):
     items, bad, sha = examples.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     o = measure.open_model(args.model, args.device, args.dtype)
     template = choose_template(args, o, "response")
-    print(
-        f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}"
-    )
-    result = measure.measure_answers(
-        o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed
-    )
+    print(f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}")
+    result = measure.measure_answers(o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
     print(report.text_table(report.answers_table({args.model: result})))
     print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
-        print(
-            f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions"
-        )
+        print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
     questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
     show_answers(result["answers"], questions)
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
@@ -216,8 +221,10 @@ def cls(args):
         args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
     sources = labelled.labelled_sources(args)
     found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
-    print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
-          + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else ""))  # fmt: skip
+    print(
+        f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
+        + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")
+    )
     result = measure.measure_classes(o, found.items, args.batch_size, args.seed)
     print(report.text_table(report.classification_table(result["measures"])))
     if not result["multi_label"]:

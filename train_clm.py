@@ -17,8 +17,14 @@ from nanomed.perplexity import perplexity
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D",
-                   help=cli.DATA_HELP + "; D:WEIGHT gives its share of the blocks")  # fmt: skip
+    p.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        action=cli.Several,
+        metavar="D",
+        help=cli.DATA_HELP + "; D:WEIGHT gives its share of the blocks",
+    )
     cli.add_held_out_flags(p, "documents")
     cli.add_sample_flag(p)
     p.add_argument("--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer")
@@ -87,9 +93,7 @@ def main():
 
     measures = {name: partial(evaluate, documents=sides) for name, sides in validation.items()}
     if run.train(args, setup, blocks, clm_loss, measures, held, hashes, facts, what, from_scratch=args.from_scratch):
-        print(
-            f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt 'The patients were'"
-        )
+        print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt 'The patients were'")
 
 
 if __name__ == "__main__":

@@ -16,23 +16,8 @@ from nanomed import cli, heldout, hub, report, run
 from nanomed.errors import UserError
 from nanomed.examples import Batches
 from nanomed.files import read_json, write_json
-from nanomed.labelled import (
-    class_weights,
-    encode_texts,
-    measures,
-    oversampled,
-    read_sides,
-    targets_of,
-    verdict,
-)
-from nanomed.models.classifier import (
-    Classifier,
-    classification_loss,
-    collate_labelled,
-    loss_of_logits,
-    predict,
-    probabilities,
-)
+from nanomed.labelled import class_weights, encode_texts, measures, oversampled, read_sides, targets_of, verdict
+from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
 
 
 def parse_args():
@@ -41,8 +26,12 @@ def parse_args():
     cli.add_labelled_flags(p)
     cli.add_held_out_flags(p, "texts")
     p.add_argument("--freeze", action="store_true", help="train the head alone")
-    p.add_argument("--balance", choices=["weights", "sampling", "none"], default="weights",
-                   help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither")  # fmt: skip
+    p.add_argument(
+        "--balance",
+        choices=["weights", "sampling", "none"],
+        default="weights",
+        help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither",
+    )
     cli.add_training_flags(p)
     return cli.parse(p, phase="classify")
 
@@ -61,19 +50,14 @@ def main():
     run.say_earlier(setup, sum(heldout.digest(item.text) in earlier for item in sides.training))
     texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)
     ids, truncated = encode_texts(texts, setup.tokenizer, args.context)
-    val_ids = {
-        n: encode_texts([i.text for i in side], setup.tokenizer, args.context)[0]
-        for n, side in sides.validation.items()
-    }
+    val_ids = {n: encode_texts([i.text for i in side], setup.tokenizer, args.context)[0] for n, side in sides.validation.items()}
     val_targets = {name: targets_of(side, labels, multi) for name, side in sides.validation.items()}
     weights, chosen = None, range(len(ids))
     if args.balance == "weights":
         weights = torch.from_numpy(class_weights(targets, len(labels)))
     elif args.balance == "sampling":
         if multi:
-            raise UserError(
-                "--balance sampling repeats the texts of a class; a text of several needs --balance weights"
-            )
+            raise UserError("--balance sampling repeats the texts of a class; a text of several needs --balance weights")
         chosen = oversampled(targets, args.seed)
     items = [(ids[k], targets[k]) for k in chosen]
     batches = Batches(items, partial(collate_labelled, pad=pad), args.batch_size, args.grad_accum, args.seed)
@@ -109,8 +93,10 @@ def main():
     loss_fn = partial(classification_loss, weights=weights)
     validation = {name: partial(evaluate, name=name) for name in sides.validation}
     unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
-    if not run.train(args, setup, batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit,
-                     head=put_head_on) and args.dry_run:  # fmt: skip
+    if (
+        not run.train(args, setup, batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, head=put_head_on)
+        and args.dry_run
+    ):
         return
 
     summary = Path(args.out) / "summary.json"

@@ -17,18 +17,31 @@ from nanomed.templates import TEMPLATES, load_template, of_model
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D",
-                   help="rows of an instruction and its response: " + cli.DATA_HELP)  # fmt: skip
+    p.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        action=cli.Several,
+        metavar="D",
+        help="rows of an instruction and its response: " + cli.DATA_HELP,
+    )
     cli.add_held_out_flags(p, "rows")
     cli.add_instruction_flags(p, "the model's own, else response")
     cli.add_sample_flag(p)
-    p.add_argument("--group-field", metavar="FIELD",
-                   help="rows that share this field's value (a disease, say) stay on one side, be the other one the validation "
-                        "or --exclude")  # fmt: skip
+    p.add_argument(
+        "--group-field",
+        metavar="FIELD",
+        help="rows that share this field's value (a disease, say) stay on one side, be the other one the validation or --exclude",
+    )
     p.add_argument("--train-on-prompt", action="store_true", help="supervise the prompt too, for comparison")
     p.add_argument("--no-packing", action="store_true", help="one example a row, padded, instead of several, isolated")
-    p.add_argument("--replay", nargs="+", action=cli.Several, metavar="D",
-                   help="documents to mix in as plain text (--text-field), against forgetting what was read")  # fmt: skip
+    p.add_argument(
+        "--replay",
+        nargs="+",
+        action=cli.Several,
+        metavar="D",
+        help="documents to mix in as plain text (--text-field), against forgetting what was read",
+    )
     p.add_argument("--replay-ratio", type=cli.positive, default=1.0, help="documents of --replay per example")
     cli.add_training_flags(p)
     return cli.parse(p, phase="instruct")
@@ -77,13 +90,13 @@ def main():
     removed = len(everything) - drawn - len(training)
     run.say_removed(removed, "rows")
     if not training:
-        raise UserError(f"{', '.join(args.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
-                        "(--val-data, --val-fraction, --exclude)")  # fmt: skip
+        raise UserError(
+            f"{', '.join(args.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
+            "(--val-data, --val-fraction, --exclude)"
+        )
     run.say_earlier(setup, sum(map(setup.earlier.has_row, training)))
     side = examples.encode_instructions(training, setup.tokenizer, template, args.context)
-    sets = {
-        name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()
-    }
+    sets = {name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()}
     chosen = side.examples
     for found in (side, *sets.values()):
         if not found.examples:
@@ -95,9 +108,7 @@ def main():
     if args.replay:
         found, kept_out = data.without(documents("replay", args.replay), held.texts() | setup.earlier.texts())
         if kept_out:
-            print(
-                f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed"
-            )
+            print(f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed")
         limit = round(args.replay_ratio * len(chosen))
         replayed = examples.text_examples(found, args.context, limit, args.seed)
         if limit > len(found.indices):
@@ -129,15 +140,11 @@ def main():
         if name in sets:
             result = answer_perplexity(model, sets[name].examples, args.batch_size, setup.device, args.dtype)
         else:
-            result = perplexity(
-                model, [texts[name]], args.context, args.context // 2, args.batch_size, setup.device, args.dtype
-            )
+            result = perplexity(model, [texts[name]], args.context, args.context // 2, args.batch_size, setup.device, args.dtype)
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    if run.train(
-        args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template
-    ):
+    if run.train(args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 
 

@@ -20,8 +20,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-CASES = ["nanomed full", "trainer full", "trainer-nodropout full", "nanomed lora", "trainer lora", "nanomed score",
-         "transformers score"]  # fmt: skip
+CASES = [
+    "nanomed full",
+    "trainer full",
+    "trainer-nodropout full",
+    "nanomed lora",
+    "trainer lora",
+    "nanomed score",
+    "transformers score",
+]
 
 
 def main():
@@ -45,8 +52,12 @@ def main():
         for _ in range(args.rounds):
             for case in args.cases:
                 flags = [f"--{k}={getattr(args, k.replace('-', '_'))}" for k in ("batch-size", "context", "updates")]
-                out = subprocess.run([sys.executable, __file__, "--one", case, "--model", directory, *flags],
-                                     capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+                out = subprocess.run(
+                    [sys.executable, __file__, "--one", case, "--model", directory, *flags],
+                    capture_output=True,
+                    text=True,
+                    cwd=ROOT,
+                )
                 if out.returncode:
                     sys.exit(f"{case}: {out.stderr[-2000:]}")
                 results[case].append(json.loads(out.stdout.splitlines()[-1]))
@@ -64,8 +75,13 @@ def main():
     import torch
     import transformers
 
-    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-               "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+    machine = {
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     print(json.dumps({"results": summary, "machine": machine, "updates": args.updates, "rounds": args.rounds}))
 
 
@@ -134,9 +150,17 @@ def trainer(args, ids, lora, no_dropout) -> list[float]:
 
     rows = [{"input_ids": row, "labels": row} for row in ids.flatten(0, 1)]
     with tempfile.TemporaryDirectory() as out:
-        settings = transformers.TrainingArguments(out, per_device_train_batch_size=args.batch_size, max_steps=len(ids),
-                                                  bf16=True, use_cpu=True, report_to=[],
-                                                  save_strategy="no", logging_strategy="no", disable_tqdm=True)  # fmt: skip
+        settings = transformers.TrainingArguments(
+            out,
+            per_device_train_batch_size=args.batch_size,
+            max_steps=len(ids),
+            bf16=True,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
         transformers.Trainer(model, settings, train_dataset=rows, callbacks=[Clock()]).train()
     return [b - a for a, b in zip(marks[::2], marks[1::2], strict=True)]
 

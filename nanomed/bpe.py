@@ -28,10 +28,7 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
     out.mkdir(parents=True, exist_ok=True)
@@ -54,19 +51,14 @@ def check_out(out: str) -> None:
 def main():
     p = cli.Parser(prog="python -m nanomed.bpe", description=__doc__.splitlines()[0])
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
-    p.add_argument(
-        "--vocab-size", type=cli.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included"
-    )
+    p.add_argument("--vocab-size", type=cli.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included")
     p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
     p.add_argument("--limit", type=cli.count, metavar="N", help="take only the first N documents of each --data")
     cli.add_data_flags(p)
     args = p.parse_args()
     check_out(args.out)
     texts = (
-        text
-        for name in args.data
-        for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows)
-        if text
+        text for name in args.data for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows) if text
     )
     print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")
 

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{self._nearest(message)} (--help lists the flags)")
 
     def _nearest(self, message: str) -> str:
-        """For a flag that nobody knows: the known one that is most like it. argparse complains of what is missing before that."""
+        """For a flag that nobody knows: the known one that is most like it. argparse complains of what is missing first."""
         flags = list(self._option_string_actions)
         for action in self._actions:  # of a command, its own
             if isinstance(action, argparse._SubParsersAction) and sys.argv[1:2] and sys.argv[1] in action.choices:
@@ -110,11 +110,13 @@ DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 
 
+# One table of flags, laid out by hand.
+# fmt: off
 def add_common_flags(p: argparse.ArgumentParser) -> None:
     """The flags of everything that runs a model."""
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
                    help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
-                        "and fp32 on the CPU")  # fmt: skip
+                        "and fp32 on the CPU")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
     p.add_argument("--seed", type=seed, default=0, help="of everything random")
@@ -132,13 +134,13 @@ def add_window_flags(p: argparse.ArgumentParser) -> None:
 def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
     """How the next token is chosen, and how many there may be."""
     p.add_argument("--max-new-tokens", type=count, metavar="N",
-                   help="tokens a completion at most (default: 256, or what the model's positions leave)")  # fmt: skip
+                   help="tokens a completion at most (default: 256, or what the model's positions leave)")
     p.add_argument("--temperature", type=at_least_0, default=temperature, help="0: always the likeliest token")
     p.add_argument("--top-k", type=whole, default=0, metavar="K", help="draw from the K likeliest only; 0: from all")
     p.add_argument("--top-p", type=positive, default=top_p, metavar="P",
-                   help="draw from the likeliest that reach this probability together")  # fmt: skip
+                   help="draw from the likeliest that reach this probability together")
     p.add_argument("--repetition-penalty", type=positive, default=1.0, metavar="R",
-                   help="more than 1: make tokens that are there already less likely")  # fmt: skip
+                   help="more than 1: make tokens that are there already less likely")
     p.add_argument("--batch-size", type=count, default=16, help="prompts at once; changes a result by rounding only")
 
 
@@ -149,7 +151,7 @@ def sampling(args) -> Sampling:
 def add_data_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--text-field", default="text", help="field of the text: a name, a path like "
                    "context.contexts, or several (a,b), of which the first that a row has counts; a list is joined with "
-                   "newlines")  # fmt: skip
+                   "newlines")
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
 
@@ -157,11 +159,11 @@ def add_held_out_flags(p: argparse.ArgumentParser, what: str) -> None:
     """What is measured on, during the run and later. what: `documents`, say."""
     p.add_argument("--val-data", nargs="+", action=Several, metavar="[NAME=]D",
                    help=f"validate on these {what}; several named sets are each a line and a curve, and the first decides "
-                        "which weights are best")  # fmt: skip
+                        "which weights are best")
     p.add_argument("--val-fraction", type=share, default=0.05, help=f"else on this share of --data's {what}")
     p.add_argument("--exclude", nargs="+", action=Several, metavar="D",
                    help="documents or instruction rows that are measured on later: they get into no part of the run, neither "
-                        "training nor replay nor the share that is validated on")  # fmt: skip
+                        "training nor replay nor the share that is validated on")
 
 
 def add_labelled_flags(p: argparse.ArgumentParser) -> None:
@@ -171,7 +173,7 @@ def add_labelled_flags(p: argparse.ArgumentParser) -> None:
             f"--{side}", nargs="+", action=Several, metavar="D", help=f"texts of label {side[:-1]}: " + DATA_HELP
         )
     p.add_argument("--data", nargs="+", action=Several, metavar="D",
-                   help="or texts with their labels, of two classes or more; lists of labels make a multi-label task")  # fmt: skip
+                   help="or texts with their labels, of two classes or more; lists of labels make a multi-label task")
     p.add_argument("--label-field", default="label,labels", metavar="FIELD", help="of --data's labels")
     p.add_argument("--positive-name", default="positive", metavar="NAME", help="what label 1 is called")
     p.add_argument("--negative-name", default="negative", metavar="NAME", help="what label 0 is called")
@@ -180,7 +182,7 @@ def add_labelled_flags(p: argparse.ArgumentParser) -> None:
 def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
     """How rows become instructions."""
     p.add_argument("--template", metavar="NAME",
-                   help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: {otherwise})")  # fmt: skip
+                   help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: {otherwise})")
     fields = Fields()
     p.add_argument("--instruction-field", default=fields.instruction, metavar="FIELD", help="of what is asked")
     p.add_argument(
@@ -220,7 +222,7 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
         "--grad-clip", type=at_least_0, default=Settings.grad_clip, help="largest gradient norm; 0: no clipping"
     )
     g.add_argument("--dropout", type=share, default=0.0,
-                   help="in place of the three probabilities of the model's config (GPT-2's say 0.1)")  # fmt: skip
+                   help="in place of the three probabilities of the model's config (GPT-2's say 0.1)")
     g.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -238,7 +240,7 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
     g.add_argument("--lora-dropout", type=share, default=0.0, help="on the adapter's input, in training")
     g.add_argument("--lora-targets", default="c_attn", metavar="NAMES",
-                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc")  # fmt: skip
+                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc")
     g.add_argument(
         "--merge",
         action=argparse.BooleanOptionalAction,
@@ -254,25 +256,30 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
         "--eval-every", type=whole, default=Settings.eval_every, help="updates between validations; 0: an epoch"
     )
     g.add_argument("--patience", type=whole, default=Settings.patience,
-                   help="stop after so many validations without improvement; 0: never")  # fmt: skip
+                   help="stop after so many validations without improvement; 0: never")
     g.add_argument("--keep", choices=["last", "best"],
                    help="the weights that DIR holds at the end: the last, or those of the best validation (default: best with "
-                        "--patience, else last)")  # fmt: skip
+                        "--patience, else last)")
     g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
     g.add_argument("--dry-run", action="store_true",
-                   help="count everything, time two updates, say what it would take, and stop; DIR is not touched")  # fmt: skip
+                   help="count everything, time two updates, say what it would take, and stop; DIR is not touched")
     g.add_argument("--show", type=count, default=0, metavar="N",
-                   help="first print N rows of a batch with what is supervised in [[ ]], packed examples one by one")  # fmt: skip
+                   help="first print N rows of a batch with what is supervised in [[ ]], packed examples one by one")
 
 
 def add_sample_flag(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sample-prompt", metavar="TEXT", help="at each validation, show how the model goes on from this")
+# fmt: on
 
 
 def check_lora_flags(args) -> None:
     """Raises UserError for a LoRA flag that would do nothing, since there is no rank."""
-    given = {"--lora-alpha": args.lora_alpha, "--lora-dropout": args.lora_dropout, "--merge": args.merge,
-             "--lora-targets": args.lora_targets != "c_attn"}  # fmt: skip
+    given = {
+        "--lora-alpha": args.lora_alpha,
+        "--lora-dropout": args.lora_dropout,
+        "--merge": args.merge,
+        "--lora-targets": args.lora_targets != "c_attn",
+    }
     for flag, value in given.items():
         if value and not args.lora_r:
             raise UserError(f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained")

@@ -31,8 +31,14 @@ from nanomed.templates import Template, of_model
 from nanomed.tokenizer import load_tokenizer
 
 # The topics whose samples the gpt2-lora-medical-terms recipe shows, and a question beside them.
-PROMPTS = ["Paracetamol poisoning", "Congenital adrenal hyperplasia", "Anthrax", "Cachexia", "Botulism",
-           "What is Cox proportional hazards regression?"]  # fmt: skip
+PROMPTS = [
+    "Paracetamol poisoning",
+    "Congenital adrenal hyperplasia",
+    "Anthrax",
+    "Cachexia",
+    "Botulism",
+    "What is Cox proportional hazards regression?",
+]
 TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced
 PENALTY = 1.2  # on repetition, which small models need
 TABLE = (
@@ -125,8 +131,10 @@ def check_model(
     tokenizer = load_tokenizer(source.tokenizer_directory)
     for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
         if len(tokenizer.encode(text)) + max_new_tokens > positions:
-            raise UserError(f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
-                            "lower --max-new-tokens")  # fmt: skip
+            raise UserError(
+                f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
+                "lower --max-new-tokens"
+            )
     return positions, own
 
 
@@ -182,10 +190,7 @@ def claims(models: list[dict]) -> list[str]:
     if not others:
         figures = [f"{c} {report.ppl_cell(r['ppl'], r.get('vocab_size'))}" for c, r in first["ppl"].items()]
         return [f"{first['name']}: perplexity on {', on '.join(figures)}."]
-    return [
-        f"{m['name']}: " + ", ".join(f"{c} {moved(first['ppl'][c], r)}" for c, r in m["ppl"].items()) + "."
-        for m in others
-    ]
+    return [f"{m['name']}: " + ", ".join(f"{c} {moved(first['ppl'][c], r)}" for c, r in m["ppl"].items()) + "." for m in others]
 
 
 def claim_of_answers(questions: list[dict]) -> list[str]:
@@ -240,9 +245,7 @@ def perplexity_table(models: list[dict]) -> dict:
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def how_measured(
-    models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool
-) -> list[tuple[str, str]]:
+def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool) -> list[tuple[str, str]]:
     """Facts of the page's last section; o: one of the models, all being on one device."""
     first = models[0]["ppl"]
     facts = [(m["name"], m["model"]) for m in models if m["name"] != m["model"]]
@@ -252,8 +255,10 @@ def how_measured(
     asked = f", each put into the template “{args.template}”" if args.template else ""
     if templates and not args.template:
         asked = ", put into the template that a model was instructed with, if it was"
-    answers = (f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
-               f"{args.max_new_tokens} tokens; right if the expected words stand in it")  # fmt: skip
+    answers = (
+        f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
+        f"{args.max_new_tokens} tokens; right if the expected words stand in it"
+    )
     return [*facts, windows(first), ("answers", answers), *machine(o)]
 
 

@@ -225,9 +225,7 @@ def split(selection: Selection, fraction: float, seed: int) -> tuple[Selection, 
     n = len(selection.indices)
     n_val = max(1, round(fraction * n)) if fraction > 0 else 0
     if n_val >= n > 0:
-        raise UserError(
-            f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0"
-        )
+        raise UserError(f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0")
     order = np.random.default_rng(seed).permutation(n)
     sides = (np.sort(order[n_val:]), np.sort(order[:n_val]))
     return tuple(Selection(selection.corpus, selection.indices[side]) for side in sides)

@@ -25,8 +25,10 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
     print("memory    " + ", ".join(f"{name} {_bytes(n)}" for name, n in sizes.items()), end="", flush=True)
     model.train()
     activations = kept_for_backward(model, widest, loss_fn, s.dtype)
-    print(f", activations {_bytes(activations)} ({widest[0].size(0)} x {widest[0].size(1)} tokens at once): "
-          f"{_bytes(sum(sizes.values()) + activations)}, and what the libraries and the logits of a chunk take")  # fmt: skip
+    print(
+        f", activations {_bytes(activations)} ({widest[0].size(0)} x {widest[0].size(1)} tokens at once): "
+        f"{_bytes(sum(sizes.values()) + activations)}, and what the libraries and the logits of a chunk take"
+    )
     optimizer = make_optimizer(model, s)
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
     for _ in range(2):  # the first one also pays for compiling, and for memory that is taken for the first time
@@ -34,8 +36,10 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
         done = one_update(model, windows[0], loss_fn, optimizer, scaler, s)
         seconds = time.perf_counter() - start
     steps = total_steps(data, s)
-    print(f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s), {_time(steps * seconds)} for {steps:,}"
-          + ("; validations come on top" if validated else ""))  # fmt: skip
+    print(
+        f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s), {_time(steps * seconds)} for {steps:,}"
+        + ("; validations come on top" if validated else "")
+    )
     print(f"dry run: nothing was written to {out}")
 
 

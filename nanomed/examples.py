@@ -96,8 +96,10 @@ def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: boo
             asked = get_value(row, fields.instruction) is not None
             if not asked and get_value(row, "text" if name.lower().endswith(".txt") else text_field) is None:
                 there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-                raise UserError(f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "
-                                f"(--instruction-field) nor a text in {text_field!r} (--text-field); fields: {there}")  # fmt: skip
+                raise UserError(
+                    f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "
+                    f"(--instruction-field) nor a text in {text_field!r} (--text-field); fields: {there}"
+                )
             return asked
     raise UserError(f"{name}: no rows there")
 
@@ -115,8 +117,7 @@ class Encoded:
     empty: int = 0  # an empty response: only the end is supervised
 
     def __str__(self):
-        odd = {"truncated": self.truncated, "dropped (no room for an answer)": self.dropped,
-               "with an empty response": self.empty}  # fmt: skip
+        odd = {"truncated": self.truncated, "dropped (no room for an answer)": self.dropped, "with an empty response": self.empty}
         return "".join(f", {n:,} {what}" for what, n in odd.items() if n)
 
 
@@ -225,11 +226,7 @@ def instruction_loss(model, batch):
         return linear_cross_entropy(x, model.lm_head.weight, targets)
     total, nll = linear_cross_entropy(x, model.lm_head.weight, targets, per_token=True)
     text = replayed[0][targets != IGNORE]
-    return (
-        total,
-        len(nll),
-        {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))},
-    )
+    return (total, len(nll), {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))})
 
 
 class Batches:

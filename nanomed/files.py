@@ -217,11 +217,14 @@ def lock(directory: Path) -> None:
         except BlockingIOError as e:
             pid = os.read(fd, 20).decode(errors="replace") or "unknown"
             os.close(fd)
-            raise UserError(f"--out {directory}: another process ({pid}) is at work there; let it end, or choose another "
-                            "directory") from e  # fmt: skip
+            raise UserError(
+                f"--out {directory}: another process ({pid}) is at work there; let it end, or choose another directory"
+            ) from e
         except OSError as e:
-            print(f"{directory}: the file system knows no locks ({e.strerror}); see to it that only one process writes there",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"{directory}: the file system knows no locks ({e.strerror}); see to it that only one process writes there",
+                file=sys.stderr,
+            )
         if path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)):
             _locks[path] = fd
         else:  # the last holder took the file away between the two calls above

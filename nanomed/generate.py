@@ -21,9 +21,7 @@ from nanomed.precision import DTYPES, autocast, evaluating
 class Sampling:
     """How the next token is chosen, applied in this order (transformers' order)."""
 
-    repetition_penalty: float = (
-        1.0  # divides positive logits, multiplies negative ones, of tokens in the row (CTRL, 4.1)
-    )
+    repetition_penalty: float = 1.0  # divides positive logits, multiplies negative ones, of tokens in the row (CTRL, 4.1)
     temperature: float = 0.0  # 0: always the likeliest
     top_k: int = 0  # only the k likeliest; 0: all
     top_p: float = 1.0  # only the likeliest that together reach this probability (Holtzman et al. 2020, section 3.1)
@@ -67,15 +65,15 @@ def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 2
     left = config.n_positions - len(prompt)
     if left < (max_new_tokens or 1):
         wanted = f" and {max_new_tokens} new ones" if max_new_tokens else ""
-        raise UserError(f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions} positions; "
-                        "shorten it, or lower --max-new-tokens")  # fmt: skip
+        raise UserError(
+            f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions} positions; "
+            "shorten it, or lower --max-new-tokens"
+        )
     return max_new_tokens or min(default, left)
 
 
 @torch.no_grad()
-def stream(
-    model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype
-) -> Iterator[list[int]]:
+def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype) -> Iterator[list[int]]:
     """Yield the next token of every row, `steps` times; who has enough simply stops asking.
 
     prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the batch.

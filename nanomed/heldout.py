@@ -74,8 +74,10 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
         asked, found = get_value(row, parts.instruction), get_value(row, text_field)
         if asked is None and found is None:
             there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise NoField(f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r} (fields: "
-                          f"{there}; --text-field a,b takes the first that a row has, --instruction-field too)")  # fmt: skip
+            raise NoField(
+                f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r} (fields: "
+                f"{there}; --text-field a,b takes the first that a row has, --instruction-field too)"
+            )
         texts = []
         if found is not None:
             texts.append(get_text(row, text_field))
@@ -102,9 +104,7 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
 def say_overlap(count: int) -> None:
     """What a user gives to validate on stays as it is, also where it is in --exclude."""
     if count:
-        print(
-            f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on stays as it is"
-        )
+        print(f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on stays as it is")
 
 
 def earlier(*directories: Path | None) -> HeldOut:
@@ -118,9 +118,7 @@ def earlier(*directories: Path | None) -> HeldOut:
                 for name in SAVED:
                     getattr(held, name).update(map(bytes.fromhex, saved[name]))
             except (KeyError, TypeError, ValueError) as e:
-                raise UserError(
-                    f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without"
-                ) from e
+                raise UserError(f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without") from e
     return held
 
 

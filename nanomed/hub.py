@@ -122,8 +122,10 @@ def _find_adapter(path: Path, weights: bool) -> Source:
         raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
     known = read_object(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
     if known and known != fingerprint(source):
-        raise UserError(f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that back, "
-                        f"or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})")  # fmt: skip
+        raise UserError(
+            f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that back, "
+            f"or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})"
+        )
     return Source(source.name, source.directory, path.resolve())
 
 
@@ -198,10 +200,7 @@ def _download(repo: str, weights: bool) -> Source:
 def fingerprint(source: Source, weights: bool = True) -> str:
     """SHA-256 of everything that decides what the model computes: config, weights and adapter."""
     digest = hashlib.sha256()
-    for directory, patterns in (
-        (source.directory, ("config.json", "model*.safetensors")),
-        (source.adapter, ("adapter*",)),
-    ):
+    for directory, patterns in ((source.directory, ("config.json", "model*.safetensors")), (source.adapter, ("adapter*",))):
         for pattern in patterns if directory else ():
             for file in sorted(directory.glob(pattern)):
                 if weights or file.suffix == ".json":
@@ -257,9 +256,7 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
         config = replace(config, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout)
     model_class = ARCHITECTURES[raw["model_type"]]
     if from_scratch and source.adapter:
-        raise UserError(
-            f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}"
-        )
+        raise UserError(f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}")
     if from_scratch:
         model = model_class(config)
         model.init_weights()
@@ -320,9 +317,7 @@ def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
         if name.endswith(model.conv1d) and tensor.dim() == 2:
             tensor = tensor.t()
         if tensor.shape != expected[name]:
-            raise UserError(
-                f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}"
-            )
+            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}")
         state[name], origin[name] = tensor.float().contiguous(), file
     head, embedding = "lm_head.weight", "transformer.wte.weight"
     if head in expected and model.config.tie_word_embeddings and embedding in state:
@@ -331,9 +326,7 @@ def _model_state(model, directory: Path) -> dict[str, torch.Tensor]:
         state[head] = state[embedding]
     missing = sorted(expected.keys() - state.keys())
     if missing:
-        raise UserError(
-            f"{directory}: tensor {missing[0]} is missing" + f" (and {len(missing) - 1} more)" * (len(missing) > 1)
-        )
+        raise UserError(f"{directory}: tensor {missing[0]} is missing" + f" (and {len(missing) - 1} more)" * (len(missing) > 1))
     return state
 
 
@@ -378,10 +371,7 @@ def _load_adapter(model, directory: Path, classifier: bool) -> None:
         raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; LORA is")
     for key, value in config.items():
         harmless = not value or value == "none" or (key == "init_lora_weights" and value in (True, "gaussian"))
-        harmless |= key == "modules_to_save" and value in (
-            ["score"],
-            ["classifier", "score"],
-        )  # peft's, for classifiers
+        harmless |= key == "modules_to_save" and value in (["score"], ["classifier", "score"])  # peft's, for classifiers
         if key not in ADAPTER_INERT and not harmless:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
     for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):

@@ -179,9 +179,7 @@ def encode_texts(texts: list[str], tokenizer, context: int) -> tuple[list[np.nda
     return [i[:context] for i in ids], sum(len(i) > context for i in ids)
 
 
-def measures(
-    logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int
-) -> dict:
+def measures(logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int) -> dict:
     """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines made from it:
     the majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat. The model's `against_tfidf` is
     metrics.paired of these two."""

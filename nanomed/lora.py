@@ -81,9 +81,7 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
     linears = {n: m for n, m in model.named_modules() if config.matches(n)}
     targets = [config.targets] if isinstance(config.targets, str) else config.targets
     unused = [
-        t
-        for t in targets
-        if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
+        t for t in targets if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
     ]
     names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
     if unused:

@@ -102,9 +102,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.grads is None:  # they are multiplied in place: a second time would square the factor
             raise RuntimeError("linear_cross_entropy can be taken backward only once")
         (grad_x, grad_w), ctx.grads = ctx.grads, None
-        return (
-            grad_x.mul_(grad) if grad_x is not None else None,
-            grad_w.mul_(grad) if grad_w is not None else None,
-            None,
-            None,
-        )
+        return (grad_x.mul_(grad) if grad_x is not None else None, grad_w.mul_(grad) if grad_w is not None else None, None, None)

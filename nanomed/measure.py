@@ -60,12 +60,7 @@ def measure_ppl(o: Opened, corpus: data.Corpus, context=None, stride=None, batch
     stride = stride or max(1, context // 2)
     result = perplexity(o.model, [corpus.all()], context, stride, batch_size, o.device, o.dtype, seed=seed)
     vocab_size = o.model.config.vocab_size
-    return result | {
-        "data_sha256": corpus.sha256,
-        "bad_rows": corpus.bad_rows,
-        "model": o.name,
-        "vocab_size": vocab_size,
-    }
+    return result | {"data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": o.name, "vocab_size": vocab_size}
 
 
 def trained_with(directory: Path) -> dict:
@@ -117,8 +112,7 @@ def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list
     return [prompt for prompt, _ in rows], [answer for _, answer in rows]
 
 
-def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16,
-             seed=0) -> list[dict]:  # fmt: skip
+def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0) -> list[dict]:
     """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
     prompts = [o.tokenizer.encode(text).tolist() for text in texts]
     ending = Ending(o.tokenizer, markers)
@@ -143,17 +137,16 @@ def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def measure_answers(o: Opened, items: list[examples.Instruction], template: Template, sampling=None, max_new_tokens=None,
-                    batch_size=16, seed=0) -> dict:  # fmt: skip
+def measure_answers(
+    o: Opened, items: list[examples.Instruction], template: Template, sampling=None, max_new_tokens=None, batch_size=16, seed=0
+) -> dict:
     """metrics.answers() of what the model writes after each prompt, against the row's own response; answer_ppl: the
     perplexity of that response and its end; dropped: rows whose prompt leaves no room; answers: all of the others."""
     asked = [template.ask(item.instruction, item.input) for item in items]
     least = max_new_tokens or 1
     fits = [len(o.tokenizer.encode(prompt)) + least <= o.model.config.n_positions for prompt in asked]
     if not any(fits):
-        raise UserError(
-            f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions} positions"
-        )
+        raise UserError(f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions} positions")
     prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
     items = [item for item, fit in zip(items, fits, strict=True) if fit]
     done = complete(o, prompts, sampling or Sampling(), template.markers, max_new_tokens, batch_size, seed)
@@ -164,8 +157,10 @@ def measure_answers(o: Opened, items: list[examples.Instruction], template: Temp
     if encoded.examples:
         ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, seed)
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}
-    answers = [{"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
-               for d, c, r in zip(done, completions, references, strict=True)]  # fmt: skip
+    answers = [
+        {"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
+        for d, c, r in zip(done, completions, references, strict=True)
+    ]
     return result | {
         "truncated": encoded.truncated,
         "dropped": fits.count(False),
@@ -182,8 +177,9 @@ def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad
     found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad)
     if found.multi_label != o.model.multi_label:
         kinds = ("one label a text", "a list of labels a text")
-        raise UserError(f"{sources[0][0]}: has {kinds[found.multi_label]}, but {o.name} was trained on "
-                        f"{kinds[o.model.multi_label]}")  # fmt: skip
+        raise UserError(
+            f"{sources[0][0]}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[o.model.multi_label]}"
+        )
     return found
 
 
@@ -197,8 +193,16 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
     logits = predict(m, ids, o.tokenizer.eot, batch_size, o.device, o.dtype)
     sides, why = _training_sides(o)
     measures = labelled.measures(logits, m.labels, sides, items, targets, seed)
-    return {"labels": m.labels, "multi_label": m.multi_label, "texts": len(items), "truncated": truncated,
-            "measures": measures, "no_baseline": why, "model": o.name, "dtype": o.dtype}  # fmt: skip
+    return {
+        "labels": m.labels,
+        "multi_label": m.multi_label,
+        "texts": len(items),
+        "truncated": truncated,
+        "measures": measures,
+        "no_baseline": why,
+        "model": o.name,
+        "dtype": o.dtype,
+    }
 
 
 def _training_sides(o: Opened) -> tuple[labelled.Sides | None, str | None]:

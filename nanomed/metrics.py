@@ -81,7 +81,7 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
         "macro_f1_ci95": interval(macro_f1, n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),
         "f1": {label: _number(f1) for label, f1 in zip(labels, per_label, strict=True)},
-    }  # fmt: skip
+    }
     if multi:
         out["micro_f1"] = _number(sk.f1_score(targets, predicted, average="micro", zero_division=np.nan))
         confidence = np.where(predicted == 1, probs, 1 - probs)
@@ -177,7 +177,8 @@ def normalise_squad(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-MEANS = re.compile(r"""[<>=+%]              # <10, HER2+, 5 %
+MEANS = re.compile(
+    r"""[<>=+%]              # <10, HER2+, 5 %
                      | (?<=\d)[^\w\s](?=\d)  # 1.5, 5-10, 120/80, 1:1000
                      | (?<!\w)[.-](?=\.?\d)  # -5, .5
                      | (?<!\S)-(?=\s+\d)    # 5 - 10
@@ -185,7 +186,9 @@ MEANS = re.compile(r"""[<>=+%]              # <10, HER2+, 5 %
                      | (?<!\w)-(?=[^\W\d_]{1,2}(?!\w))  # -ve
                      | (?<=\de)-(?=\d)      # 1e-3
                      | (?<=\w)/(?=\w)       # A/B, T4/T3
-                     | (?<!\w)(?:[^\W\d_]|[ivx]+)-(?=(?:[^\W\d_]|[ivx]+)(?!\w))  # A-B, I-II""", re.VERBOSE)  # fmt: skip
+                     | (?<!\w)(?:[^\W\d_]|[ivx]+)-(?=(?:[^\W\d_]|[ivx]+)(?!\w))  # A-B, I-II""",
+    re.VERBOSE,
+)
 # No article stands before these: "vitamin a and zinc", "A is correct".
 NO_NOUN = set("and or but is are was were in of to for with by on at as".split())
 
@@ -224,8 +227,9 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 # Scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-            "\U00020000-\U0003ffff")  # fmt: skip
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 # In a text of letters, digits and combining marks: a letter without blanks and its marks, or a run of the others.
 WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|(?![{UNSPACED}])\w[^\s{UNSPACED}]*")
 
@@ -257,20 +261,20 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
         "exact_match": [normalise(c) == normalise(r) for c, r in pairs],
         "exact_match_squad": [normalise_squad(c) == normalise_squad(r) for c, r in pairs],
         "token_f1": [token_f1(c, r) for c, r in pairs],
-        **{key: [s[name].fmeasure for s in rouge]
-           for key, name in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL"))},
+        **{
+            key: [s[name].fmeasure for s in rouge]
+            for key, name in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL"))
+        },
         "words": [len(c.split()) for c in completions],
         "stopped": stopped,
-    }  # fmt: skip
+    }
     out = {"questions": len(completions)}
     for key, value in values.items():
         value = np.array(value, dtype=float)
         out[key] = float(value.mean())
         out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), len(value), seed=seed)
     bleu = bleu_lib.BLEU()
-    statistics = np.array(
-        bleu._extract_corpus_statistics(completions, [references])
-    )  # what BLEU adds up, a row an answer
+    statistics = np.array(bleu._extract_corpus_statistics(completions, [references]))  # what BLEU adds up, a row an answer
     out["bleu"] = bleu.corpus_score(completions, [references]).score
     out["bleu_ci95"] = interval(
         lambda rows: bleu._compute_score_from_stats(statistics[rows].sum(0).tolist()).score, len(completions), seed=seed

@@ -28,8 +28,10 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
     Raises UserError unless 1 <= stride < context <= n_positions, for nothing to score, and for a non-finite loss.
     """
     if not 1 <= stride < context:
-        raise UserError(f"stride {stride} must be at least 1 and less than the context {context}, so that every token "
-                        "has a predecessor in its window")  # fmt: skip
+        raise UserError(
+            f"stride {stride} must be at least 1 and less than the context {context}, so that every token "
+            "has a predecessor in its window"
+        )
     if context > model.config.n_positions:
         raise UserError(f"context {context} is more than the model's {model.config.n_positions} positions")
     table = np.concatenate([s.table() for s in documents])
@@ -69,8 +71,14 @@ def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) 
     nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype, "right")
     tokens = np.array([len(e.ids) - e.start for e in examples])
     loss = float(nll.sum()) / int(tokens.sum())
-    return {"loss": loss, "ppl": _exp(loss), "nll": float(nll.sum()), "tokens_scored": int(tokens.sum()),
-            "examples": len(examples), "ppl_ci95": bootstrap_ppl(nll, tokens, seed=seed)}  # fmt: skip
+    return {
+        "loss": loss,
+        "ppl": _exp(loss),
+        "nll": float(nll.sum()),
+        "tokens_scored": int(tokens.sum()),
+        "examples": len(examples),
+        "ppl_ci95": bootstrap_ppl(nll, tokens, seed=seed),
+    }
 
 
 def _score_all(model, ids_of, windows, n, batch_size, device, dtype, pad) -> np.ndarray:
@@ -84,8 +92,9 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype, pad) -> np.
                 nll[document] += values.sum()
                 t.update(len(values))
     if not np.isfinite(nll).all():
-        raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; "
-                        "try --dtype fp32")  # fmt: skip
+        raise UserError(
+            f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; try --dtype fp32"
+        )
     return nll
 
 
@@ -126,12 +135,7 @@ def _score(model, ids_of, batch, device, dtype, pad):
         mask = mask[:, None].to(device)
     with autocast(device, dtype):
         x = model.transformer(idx.to(device), pos, mask)
-    nll = (
-        token_nll(x[keep.to(device)], model.lm_head.weight, targets[keep].to(device), DTYPES[dtype])
-        .double()
-        .cpu()
-        .numpy()
-    )
+    nll = token_nll(x[keep.to(device)], model.lm_head.weight, targets[keep].to(device), DTYPES[dtype]).double().cpu().numpy()
     counts = keep.sum(1).tolist()
     return [(w[0], v) for w, v in zip(batch, np.split(nll, np.cumsum(counts)[:-1]), strict=True)]
 

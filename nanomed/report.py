@@ -61,8 +61,7 @@ def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]
     series = {
         "training": {name: points(lambda r, key=key: r.get(key)) for key, name in training.items()},
         "validation": {
-            f"validation: {name}": points(lambda r, name=name: ((r.get("val") or {}).get(name) or {}).get("loss"))
-            for name in named
+            f"validation: {name}": points(lambda r, name=name: ((r.get("val") or {}).get(name) or {}).get("loss")) for name in named
         }
         or {"validation": points(lambda r: r.get("val_loss"))},
         "lr": {"learning rate": points(lambda r: r.get("lr"))},
@@ -215,11 +214,16 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
                 if (m, data) not in results:
                     raise UserError(f"no result of {m} on {data}; each model must be measured on each data")
             r, first = results[model, data], results[models[0], data]
-            differ = [f"{key} {str(r.get(key))[:12]} and {str(first.get(key))[:12]}"
-                      for key in ("context", "stride", "data_sha256") if r.get(key) != first.get(key)]  # fmt: skip
+            differ = [
+                f"{key} {str(r.get(key))[:12]} and {str(first.get(key))[:12]}"
+                for key in ("context", "stride", "data_sha256")
+                if r.get(key) != first.get(key)
+            ]
             if differ:
-                raise UserError(f"{model} and {models[0]} were not measured alike on {data} ({', '.join(differ)}), so a change "
-                                "says nothing; give both the same --context, --stride, --data and --limit")  # fmt: skip
+                raise UserError(
+                    f"{model} and {models[0]} were not measured alike on {data} ({', '.join(differ)}), so a change "
+                    "says nothing; give both the same --context, --stride, --data and --limit"
+                )
             cell = ppl_cell(r["ppl"], r.get("vocab_size"))
             if r["ppl_ci95"]:
                 cell += f" {interval_cell(r['ppl_ci95'])}"
@@ -229,11 +233,18 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
 
 
 # Shares, ROUGE and BLEU are all printed from 0 to 100, as BLEU is published: (factor, digits, name).
-ANSWERS = {"exact_match": (100, 1, "exact match"), "exact_match_squad": (100, 1, "exact match (SQuAD's)"),
-           "token_f1": (100, 1, "token F1 (SQuAD's)"), "bleu": (1, 1, "BLEU"), "rouge_1": (100, 1, "ROUGE-1 F1"),
-           "rouge_2": (100, 1, "ROUGE-2 F1"), "rouge_l": (100, 1, "ROUGE-L F1"),
-           "stopped": (100, 1, "stopped by itself, of 100 answers"), "words": (1, 1, "words an answer"),
-           "answer_ppl": (1, 2, "answer perplexity, from 1 up")}  # fmt: skip
+ANSWERS = {
+    "exact_match": (100, 1, "exact match"),
+    "exact_match_squad": (100, 1, "exact match (SQuAD's)"),
+    "token_f1": (100, 1, "token F1 (SQuAD's)"),
+    "bleu": (1, 1, "BLEU"),
+    "rouge_1": (100, 1, "ROUGE-1 F1"),
+    "rouge_2": (100, 1, "ROUGE-2 F1"),
+    "rouge_l": (100, 1, "ROUGE-L F1"),
+    "stopped": (100, 1, "stopped by itself, of 100 answers"),
+    "words": (1, 1, "words an answer"),
+    "answer_ppl": (1, 2, "answer perplexity, from 1 up"),
+}
 
 
 def _cell(r: dict, key: str, factor=1, digits=3) -> str:
@@ -247,10 +258,7 @@ def _cell(r: dict, key: str, factor=1, digits=3) -> str:
 def answers_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of measure.measure_answers' results: a row a measure, a column a model."""
     rows = [["overlap with the reference, 0 to 100", *results], ["---", *["---:"] * len(results)]]
-    rows += [
-        [name, *(_cell(r, key, factor, digits) for r in results.values())]
-        for key, (factor, digits, name) in ANSWERS.items()
-    ]
+    rows += [[name, *(_cell(r, key, factor, digits) for r in results.values())] for key, (factor, digits, name) in ANSWERS.items()]
     return rows
 
 

@@ -55,9 +55,7 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     device = resolve_device(args.device)
     args.device, args.dtype = str(device), resolve_dtype(args.dtype, device)
     if args.lora_r and not weights:
-        raise UserError(
-            "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
-        )
+        raise UserError("--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)")
     check_out(args)
     cli.check_lora_flags(args)
     args.lr = args.lr or (lora_lr if args.lora_r else full_lr)
@@ -76,8 +74,20 @@ def setup(args, full_lr: float, lora_lr: float = 2e-4, weights: bool = True) -> 
     return Setup(source, config, tokenizer, device, earlier)
 
 
-def train(args, setup: Setup, blocks, loss_fn, validation: dict, held: heldout.HeldOut, data_hashes: dict, facts: dict,
-          what: str, template=None, unit: str = "tokens", **prepare) -> dict | None:  # fmt: skip
+def train(
+    args,
+    setup: Setup,
+    blocks,
+    loss_fn,
+    validation: dict,
+    held: heldout.HeldOut,
+    data_hashes: dict,
+    facts: dict,
+    what: str,
+    template=None,
+    unit: str = "tokens",
+    **prepare,
+) -> dict | None:
     """Train the model that `args` name on `blocks` and leave it in DIR; None if there was nothing to train: DIR holds the end
     of this very run, or it was a dry run.
 
@@ -151,12 +161,13 @@ def say_kept(args, result: dict) -> None:
     sets = [("validation", result["first_val"], kept)]
     if "sets" in kept:
         sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
-    print(
-        "; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets)
-    )
+    print("; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets))
     other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
-    print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})" if args.keep == "best"
-          else f"kept: the last weights (update {result['step']}){other}")  # fmt: skip
+    print(
+        f"kept: the weights of the best validation (update {best['step']} of {result['steps']})"
+        if args.keep == "best"
+        else f"kept: the last weights (update {result['step']}){other}"
+    )
 
 
 def _sample(args, setup: Setup, template, model) -> str | None:
@@ -179,8 +190,10 @@ def say_removed(count: int, what: str = "documents") -> None:
 def say_earlier(setup: Setup, count: int) -> None:
     """Told to train on what an earlier phase measured on: it is done, and said."""
     if count:
-        print(f"note: {count} of what is trained on was held out when {setup.source.adapter or setup.source.name} was trained; "
-              "from now on a measurement on it is none on unseen text")  # fmt: skip
+        print(
+            f"note: {count} of what is trained on was held out when {setup.source.adapter or setup.source.name} was trained; "
+            "from now on a measurement on it is none on unseen text"
+        )
 
 
 def check_out(args) -> None:
@@ -195,24 +208,25 @@ def check_out(args) -> None:
     ours = _is_run(out / "run.json")
     for folder, known in (("state", lambda n: any(fnmatch(n, p) for p in checkpoint.NAMES)), ("base", is_part)):
         for name in sorted(n for n in names_in(out / folder) if not known(n)):
-            raise UserError(
-                f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory"
-            )
+            raise UserError(f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory")
     if args.resume and not ours:
         why = "its run.json is another program's" if "run.json" in names else "no run.json"
-        raise UserError(f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another "
-                        "directory")  # fmt: skip
+        raise UserError(f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another directory")
     started = "summary.json" in names or checkpoint.latest(out)
     if not args.resume and (started or not ours or names - LEFTOVERS):
         mend = "--resume goes on with the run there, or " if ours else ""
         raise UserError(f"--out {out}: not empty; {mend}choose another directory")
     if "summary.json" in names and not any(n.endswith(".safetensors") for n in names):
-        raise UserError(f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose another "
-                        "directory, or delete this one")  # fmt: skip
+        raise UserError(
+            f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose another "
+            "directory, or delete this one"
+        )
     model = sorted(n for n in names - LEFTOVERS if is_part(n))
     if not started and model:
-        raise UserError(f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would be "
-                        "trained over from the start; choose another directory")  # fmt: skip
+        raise UserError(
+            f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would be "
+            "trained over from the start; choose another directory"
+        )
 
 
 def _is_run(path: Path) -> bool:
@@ -265,18 +279,24 @@ def record_start(args, identity: dict) -> None:
         return
     packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    write_json({
-        "command": shlex.join(sys.argv),
-        "directory": str(Path.cwd()),
-        "settings": vars(args),
-        "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()}
-        | {p: version(p) for p in packages},
-        "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads(),
-                    "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
-        "seed": args.seed,
-        **identity,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }, path)  # fmt: skip
+    write_json(
+        {
+            "command": shlex.join(sys.argv),
+            "directory": str(Path.cwd()),
+            "settings": vars(args),
+            "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+            "machine": {
+                "platform": platform.platform(),
+                "cpu": _cpu_name(),
+                "threads": torch.get_num_threads(),
+                "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+            "seed": args.seed,
+            **identity,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+        path,
+    )
 
 
 def prepare_model(args, source: hub.Source, device, dtype: str, from_scratch: bool = False, head=None):
@@ -323,9 +343,7 @@ def _same(model, lora: LoRAConfig) -> bool:
     return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
 
 
-def finish(
-    args, model, base: str, setup: Setup, result: dict, facts: dict, unit: str, head=None, template=None
-) -> None:
+def finish(args, model, base: str, setup: Setup, result: dict, facts: dict, unit: str, head=None, template=None) -> None:
     """Make DIR a model directory (adapter, merged or full), write summary.json and loss.png, and remove the state.
 
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
@@ -345,9 +363,7 @@ def finish(
         facts = facts | {"base_sha256": hub.fingerprint(hub.find(base))}
     else:
         hub.save_model(model, out, source.tokenizer_directory)
-    template = template or (
-        None if head else templates.of_model(source.adapter, source.directory)
-    )  # an instructed model stays one
+    template = template or (None if head else templates.of_model(source.adapter, source.directory))  # an instructed model stays one
     if template:
         templates.save(template, setup.tokenizer.decode([setup.tokenizer.eot]), out)
     peak = {"peak_rss_bytes": peak_rss()}

@@ -35,10 +35,7 @@ def _text(batch: tuple, b: int, tokenizer) -> tuple[list[str], int]:
         used = len(idx) if (targets != IGNORE).all() else int((targets != IGNORE).nonzero().max()) + 1
         spans = [slice(0, used)]
     else:
-        spans, used = (
-            [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)],
-            int((segments >= 0).sum()),
-        )
+        spans, used = ([(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)], int((segments >= 0).sum()))
     on_tty = sys.stdout is not None and sys.stdout.isatty()
     begin, end = ("\033[32m[[", "]]\033[0m") if on_tty else ("[[", "]]")
     lines = []

@@ -116,9 +116,7 @@ def _checked(keys: dict, path: Path) -> Template:
     """A template from the keys of a file. Raises UserError for an unknown key or a placeholder that is missing."""
     unknown = keys.keys() - {f.name for f in fields(Template)}
     if unknown:
-        raise UserError(
-            f"{path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(Template))}"
-        )
+        raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(Template))}")
     keys = dict(keys)
     markers = keys.pop("markers", [])
     for key, value in keys.items():
@@ -126,8 +124,12 @@ def _checked(keys: dict, path: Path) -> Template:
             raise UserError(f"{path}: {key} must be text")
     if not isinstance(markers, list) or not all(isinstance(m, str) and m for m in markers):
         raise UserError(f"{path}: markers must be a list of texts")
-    for key, placeholder in (("prompt", "instruction"), ("prompt_with_input", "instruction"),
-                             ("prompt_with_input", "input"), ("response", "response")):  # fmt: skip
+    for key, placeholder in (
+        ("prompt", "instruction"),
+        ("prompt_with_input", "instruction"),
+        ("prompt_with_input", "input"),
+        ("response", "response"),
+    ):
         if key in keys and f"{{{placeholder}}}" not in keys[key]:
             raise UserError(f"{path}: {key} must contain {{{placeholder}}}")
     if "prompt" not in keys:

@@ -19,14 +19,7 @@ from nanomed.files import read_json, read_object
 # Possessive quantifiers and the split-off `\s++$` change no result; they keep long runs of blanks linear.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 EOT = "<|endoftext|>"
-FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def _byte_characters() -> dict[str, int]:
@@ -97,9 +90,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             vocab, merges = _check_spec(spec, where)
             for token in spec.get("added_tokens") or []:
                 if not token.get("special"):
-                    raise UserError(
-                        f"{where}: the added token {token['content']!r} is not a special one; not supported"
-                    )
+                    raise UserError(f"{where}: the added token {token['content']!r} is not a special one; not supported")
                 special[token["content"]] = token["id"]
         else:
             vocab = read_json(where)
@@ -119,9 +110,7 @@ def _check_spec(spec: dict, where: Path):
     if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
         raise UserError(f"{where}: a {model.get('type')} tokenizer; only byte-level BPE is supported")
     byte_level = pre.get("type") == "ByteLevel" and not pre.get("add_prefix_space") and pre.get("use_regex", True)
-    changed = [
-        k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)
-    ]
+    changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)]
     if not byte_level or spec.get("normalizer") or changed:
         what = f"model.{changed[0]}" if changed else "normalizer" if spec.get("normalizer") else f"pre_tokenizer {pre}"
         raise UserError(f"{where}: not GPT-2's pre-tokenisation: {what} is not supported")
@@ -211,7 +200,5 @@ def _check_reachable(pair_rank: dict[tuple[bytes, bytes], int], where) -> None:
         while len(parts) > 1:
             best = min(range(len(parts) - 1), key=lambda i: pair_rank.get((parts[i], parts[i + 1]), rank + 1))
             if pair_rank.get((parts[best], parts[best + 1]), rank + 1) > rank:
-                raise UserError(
-                    f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it"
-                )
+                raise UserError(f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it")
             parts[best : best + 2] = [parts[best] + parts[best + 1]]

@@ -107,9 +107,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> 
     return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts}
 
 
-def fit(
-    model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None
-) -> dict:
+def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None) -> dict:
     """Train the parameters that require a gradient, in place; returns a summary as a dict.
 
     evaluate: a function giving {name: {"loss", ...}} of each held-out set, the first of which decides what is best, or
@@ -156,17 +154,25 @@ def fit(
     interrupted = []
     handlers = {sig: signal.signal(sig, _on_signal(interrupted, kept)) for sig in (signal.SIGINT, signal.SIGTERM)}
     model.train()
-    bar = tqdm(total=steps, initial=progress["step"], desc="training", dynamic_ncols=True,
-               bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-               mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file gets a line now and then  # fmt: skip
+    bar = tqdm(
+        total=steps,
+        initial=progress["step"],
+        desc="training",
+        dynamic_ncols=True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )  # a log file gets a line now and then
     try:
         if evaluate and progress["first_val"] is None:
             metrics({"step": 0, "tokens": 0, **validate()})
         while progress["step"] < steps and not progress["stopped_early"]:
             if interrupted:
                 saved = checkpoint.save(out, progress, model, optimizer, scaler)
-                raise Interrupted(interrupted[0], f"stopped after update {progress['step']} of {steps}; saved in {saved}; "
-                                                  "the same command with --resume goes on from there")  # fmt: skip
+                raise Interrupted(
+                    interrupted[0],
+                    f"stopped after update {progress['step']} of {steps}; saved in {saved}; "
+                    "the same command with --resume goes on from there",
+                )
             start = time.perf_counter()
             lr = learning_rate(progress["step"], steps, s)
             for group in optimizer.param_groups:
@@ -177,8 +183,10 @@ def fit(
             progress["seconds"] += time.perf_counter() - start
             if not done["stepped"]:  # fp16 overflowed: the next window at a smaller scale, at the same learning rate
                 if scaler.get_scale() < SMALLEST_SCALE:
-                    raise UserError(f"no gradient is finite in fp16 at update {progress['step'] + 1}, however small its "
-                                    f"scale; try --dtype bf16 or fp32; {kept()}")  # fmt: skip
+                    raise UserError(
+                        f"no gradient is finite in fp16 at update {progress['step'] + 1}, however small its "
+                        f"scale; try --dtype bf16 or fp32; {kept()}"
+                    )
                 continue
 
             progress["step"] += 1
@@ -197,13 +205,7 @@ def fit(
 
             due = evaluate and (step % eval_every == 0 or step == steps)
             if step % s.log_every == 0 or due or step == steps:
-                line = {
-                    "step": step,
-                    "tokens": progress["tokens"],
-                    "loss": loss,
-                    "lr": lr,
-                    "grad_norm": done["grad_norm"],
-                }
+                line = {"step": step, "tokens": progress["tokens"], "loss": loss, "lr": lr, "grad_norm": done["grad_norm"]}
                 line |= {f"{name}_loss": part / n for name, (part, n) in logged["parts"].items() if n}
                 metrics(line | {"tokens_per_s": speed} | (validate() if due else {}))
                 progress["train_loss"] = loss
@@ -214,8 +216,10 @@ def fit(
                 saved = checkpoint.save(out, progress, model, optimizer, scaler)
     except (RuntimeError, MemoryError) as e:
         if is_out_of_memory(e):
-            raise UserError(f"out of memory at update {progress['step'] + 1}: lower --batch-size (and raise --grad-accum "
-                            f"by as much) or --context, or add --grad-checkpoint; {kept()}") from e  # fmt: skip
+            raise UserError(
+                f"out of memory at update {progress['step'] + 1}: lower --batch-size (and raise --grad-accum "
+                f"by as much) or --context, or add --grad-checkpoint; {kept()}"
+            ) from e
         raise
     finally:
         bar.close()
@@ -233,20 +237,15 @@ def _nothing() -> dict:
 
 def _describe(name: str, val: dict) -> str:
     """`validation loss 3.21, perplexity 24.8` of one held-out set."""
-    return f"{name} loss {val['loss']:.4f}" + "".join(
-        f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss"
-    )
+    return f"{name} loss {val['loss']:.4f}" + "".join(f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss")
 
 
 def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
     where = f"at update {progress['step'] + 1} (window {progress['consumed'] + 1} of the data"
     for i, loss in enumerate(done["losses"]):
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32; "
-                            f"{kept()}")  # fmt: skip
-    if (
-        not math.isfinite(done["grad_norm"]) and s.dtype != "fp16"
-    ):  # fp16's scaler skips such a step and lowers its scale
+            raise UserError(f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32; {kept()}")
+    if not math.isfinite(done["grad_norm"]) and s.dtype != "fp16":  # fp16's scaler skips such a step and lowers its scale
         raise UserError(f"the gradient's norm is {done['grad_norm']} {where}); lower --lr; {kept()}")
 
 

@@ -13,16 +13,7 @@ import transformers
 from nanomed import hub, metrics
 from nanomed.errors import UserError
 from nanomed.heldout import HeldOut
-from nanomed.labelled import (
-    Labelled,
-    Sides,
-    class_weights,
-    measures,
-    oversampled,
-    read_labelled,
-    targets_of,
-    verdict,
-)
+from nanomed.labelled import Labelled, Sides, class_weights, measures, oversampled, read_labelled, targets_of, verdict
 from nanomed.lora import LoRAConfig, inject
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, predict
 from tests.conftest import assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
@@ -46,8 +37,14 @@ def theirs_on(model, ids, pad=0):
 def test_logits_are_those_of_transformers_both_ways(tmp_path, bpe_dir, k):
     # transformers' own file, read here
     names = {str(i): f"label {i}" for i in range(k)}
-    theirs = make_hf_model(tmp_path / "theirs", bpe_dir, "GPT2ForSequenceClassification", id2label=names, pad_token_id=0,
-                           label2id={v: int(i) for i, v in names.items()})  # fmt: skip
+    theirs = make_hf_model(
+        tmp_path / "theirs",
+        bpe_dir,
+        "GPT2ForSequenceClassification",
+        id2label=names,
+        pad_token_id=0,
+        label2id={v: int(i) for i, v in names.items()},
+    )
     ours = hub.load_classifier(hub.find(str(tmp_path / "theirs"))).eval()
     ids = ragged()
     assert_near(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids))
@@ -65,8 +62,9 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path, bpe_dir, multi):
     kind = "multi_label_classification" if multi else "single_label_classification"
     names = {str(i): f"label {i}" for i in range(3)}
     flags = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-    theirs = make_hf_model(tmp_path, bpe_dir, "GPT2ForSequenceClassification", id2label=names, pad_token_id=0,
-                           problem_type=kind, **flags)  # fmt: skip
+    theirs = make_hf_model(
+        tmp_path, bpe_dir, "GPT2ForSequenceClassification", id2label=names, pad_token_id=0, problem_type=kind, **flags
+    )
     ours = hub.load_classifier(hub.find(str(tmp_path)))
     rng = np.random.default_rng(1)
     targets = rng.integers(0, 2, (9, 3)).astype(float) if multi else rng.integers(0, 3, 9)
@@ -160,9 +158,7 @@ def test_labels_of_rows(tmp_path):
     single = read(labelled_file(tmp_path / "a.jsonl", [{"text": "t", "label": "b"}, {"text": "u", "label": 3}]))
     assert single.items == [Labelled("t", ("b",)), Labelled("u", ("3",))] and not single.multi_label
     assert targets_of(single.items, ["3", "b"], False).tolist() == [1, 0]
-    multi = read(
-        labelled_file(tmp_path / "b.jsonl", [{"text": "t", "labels": []}, {"text": "u", "labels": ["x", "y"]}])
-    )
+    multi = read(labelled_file(tmp_path / "b.jsonl", [{"text": "t", "labels": []}, {"text": "u", "labels": ["x", "y"]}]))
     assert multi.multi_label and multi.names() == ["x", "y"]
     assert targets_of(multi.items, ["x", "y"], True).tolist() == [[0, 0], [1, 1]]
     with pytest.raises(UserError, match="'z' is none of the model's: x, y"):
@@ -210,9 +206,7 @@ def test_measures_are_scikit_learns_and_the_definitions():
     got = metrics.classification(probs, targets, ["a", "b", "c"])
     predicted = probs.argmax(1)
     assert got["accuracy"] == (predicted == targets).mean()
-    assert (
-        np.array(got["confusion"]).sum() == 200 and got["confusion"][0][1] == ((targets == 0) & (predicted == 1)).sum()
-    )
+    assert np.array(got["confusion"]).sum() == 200 and got["confusion"][0][1] == ((targets == 0) & (predicted == 1)).sum()
     assert np.isclose(got["auc"], sklearn.metrics.roc_auc_score(targets, probs, multi_class="ovr"))
     hits = np.array([((targets == c) & (predicted == c)).sum() for c in range(3)])
     per_class = 2 * hits / (np.bincount(targets) + np.bincount(predicted))
@@ -240,10 +234,7 @@ def test_multi_label_measures():
 
 
 def test_baselines_stand_beside_the_model_and_win_where_it_does_not_beat_them():
-    items = [
-        Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
-        for k in range(60)
-    ]
+    items = [Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",)) for k in range(60)]
     sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = targets_of(items[40:], sides.labels, False)
     got = measures(torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0)
@@ -268,8 +259,23 @@ KINDS = [(), ("--lora-r", 4), ("--lora-r", 4, "--merge"), ("--freeze",), ("--bal
 
 @pytest.mark.parametrize("flags", KINDS)
 def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir, two_kinds, tmp_path, flags):
-    out = script("train_cls.py", "--model", model_dir, "--positives", two_kinds[0], "--negatives", two_kinds[1],
-                 "--out", "out", "--epochs", 2, "--val-fraction", 0.2, *TINY, *flags)  # fmt: skip
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--positives",
+        two_kinds[0],
+        "--negatives",
+        two_kinds[1],
+        "--out",
+        "out",
+        "--epochs",
+        2,
+        "--val-fraction",
+        0.2,
+        *TINY,
+        *flags,
+    )
     assert out.returncode == 0, out.stderr
     assert "TF-IDF" in out.stdout and "majority" in out.stdout and "results in out" in out.stdout.splitlines()[-1]
     ids = ragged()
@@ -295,8 +301,24 @@ def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir,
 
 
 def test_it_learns_what_can_be_learnt(script, model_dir, two_kinds, tmp_path):
-    out = script("train_cls.py", "--model", model_dir, "--positives", two_kinds[0], "--negatives", two_kinds[1],
-                 "--out", "out", "--epochs", 15, "--val-fraction", 0.3, *TINY, "--lr", 3e-3)  # fmt: skip
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--positives",
+        two_kinds[0],
+        "--negatives",
+        two_kinds[1],
+        "--out",
+        "out",
+        "--epochs",
+        15,
+        "--val-fraction",
+        0.3,
+        *TINY,
+        "--lr",
+        3e-3,
+    )
     assert out.returncode == 0, out.stderr
     measured = json.loads((tmp_path / "out" / "summary.json").read_text())["classification"]["model"]
     assert measured["accuracy"] > 0.9
@@ -305,8 +327,9 @@ def test_it_learns_what_can_be_learnt(script, model_dir, two_kinds, tmp_path):
 def test_a_multi_label_task(script, model_dir, tmp_path):
     rows = [{"text": t, "labels": [w for w in ("gene", "fox") if w in t]} for t in make_texts(60, 4)]
     file = labelled_file(tmp_path / "m.jsonl", rows)
-    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 4, "--val-fraction", 0.3,
-                 *TINY)  # fmt: skip
+    out = script(
+        "train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 4, "--val-fraction", 0.3, *TINY
+    )
     assert out.returncode == 0, out.stderr
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert theirs.config.problem_type == "multi_label_classification"
@@ -317,8 +340,7 @@ def test_a_multi_label_task(script, model_dir, tmp_path):
 def test_labels_that_are_numbers_keep_their_order(script, model_dir, tmp_path):
     rows = [{"text": t, "label": k % 11} for k, t in enumerate(make_texts(44, 4))]
     file = labelled_file(tmp_path / "n.jsonl", rows)
-    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 1, "--val-fraction", 0,
-                 *TINY)  # fmt: skip
+    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 1, "--val-fraction", 0, *TINY)
     assert out.returncode == 0, out.stderr
     names = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
     assert names == {str(k): str(k) for k in range(11)}
@@ -337,9 +359,7 @@ def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):
     assert_refused(script(*common, "--positives", pos, "--negatives", neg, "--val-data", other), "'new' is none of")
     lists = labelled_file(tmp_path / "lists.jsonl", [{"text": "t", "label": ["a"]}])
     assert_refused(script(*common, "--data", one.replace("one", "two"), "--val-data", lists), "no such file")
-    two = labelled_file(
-        tmp_path / "two.jsonl", [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(9, 1))]
-    )
+    two = labelled_file(tmp_path / "two.jsonl", [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(9, 1))])
     assert_refused(script(*common, "--data", two, "--val-data", lists), "a list of labels")
     none = labelled_file(tmp_path / "none.jsonl", [{"text": "t", "labels": []}])
     assert_refused(script(*common, "--data", none), "one label only (none)")
@@ -348,15 +368,33 @@ def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):
     same = ("--positive-name", "x", "--negative-name", "x")
     assert_refused(script(*common, "--positives", pos, "--negatives", neg, *same), "one label only")
     held = ("--exclude", neg, "--val-fraction", 0)
-    assert_refused(
-        script(*common, "--positives", pos, "--negatives", neg, *held), "no text of the label 'negative' is left"
-    )
+    assert_refused(script(*common, "--positives", pos, "--negatives", neg, *held), "no text of the label 'negative' is left")
 
 
 def test_a_measure_that_was_lost_is_made_up_for(script, model_dir, two_kinds, tmp_path, monkeypatch):
     pos, neg = two_kinds
-    command = ("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--out", "out", "--lora-r", 2,
-               "--merge", "--epochs", 15, "--val-fraction", 0.3, *TINY, "--lr", 1e-2, "--resume")  # fmt: skip
+    command = (
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--positives",
+        pos,
+        "--negatives",
+        neg,
+        "--out",
+        "out",
+        "--lora-r",
+        2,
+        "--merge",
+        "--epochs",
+        15,
+        "--val-fraction",
+        0.3,
+        *TINY,
+        "--lr",
+        1e-2,
+        "--resume",
+    )
     assert script(*command).returncode == 0
     path = tmp_path / "out" / "summary.json"
     summary = json.loads(path.read_text())
@@ -372,7 +410,23 @@ def test_a_measure_that_was_lost_is_made_up_for(script, model_dir, two_kinds, tm
 def test_held_out_texts_leave_the_training_side(script, model_dir, two_kinds, tmp_path):
     pos, neg = two_kinds
     held = write_jsonl(tmp_path / "held.jsonl", [json.loads(line)["text"] for line in neg.read_text().splitlines()[:5]])
-    out = script("train_cls.py", "--model", model_dir, "--positives", pos, "--negatives", neg, "--exclude", held, "--out", "out",
-                 "--val-fraction", 0, "--max-steps", 1, *TINY)  # fmt: skip
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--positives",
+        pos,
+        "--negatives",
+        neg,
+        "--exclude",
+        held,
+        "--out",
+        "out",
+        "--val-fraction",
+        0,
+        "--max-steps",
+        1,
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     assert "5 training texts" in out.stdout and "15 negative, 40 positive" in out.stdout

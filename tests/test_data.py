@@ -62,13 +62,7 @@ def write_lines(path, texts):
     return path
 
 
-FORMATS = {
-    ".jsonl": write_jsonl,
-    ".csv": write_csv,
-    ".parquet": write_parquet,
-    ".json": write_json_list,
-    ".txt": write_lines,
-}
+FORMATS = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet, ".json": write_json_list, ".txt": write_lines}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -86,9 +80,7 @@ def test_every_format_gives_the_same_documents(tmp_path, tokenizer, suffix):
 
 def test_dotted_fields_lists_and_alternatives(tmp_path):
     path = tmp_path / "d.jsonl"
-    path.write_text(
-        '{"context": {"contexts": ["a", "b"]}}\n{"text": "c", "context": {"contexts": ["d"]}}\n{"text": "e"}\n'
-    )
+    path.write_text('{"context": {"contexts": ["a", "b"]}}\n{"text": "c", "context": {"contexts": ["d"]}}\n{"text": "e"}\n')
     assert read(path, "context.contexts,text") == ["a\nb", "d", "e"]
     assert read(path, "text,context.contexts") == ["a\nb", "c", "e"]
 
@@ -192,9 +184,7 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").rea
         line = json.dumps({"text": " ".join(make_texts(50, 5))}) + "\n"
         with open(path, "w") as f:
             f.writelines(line for _ in range(copies))
-        out = subprocess.run(
-            [sys.executable, "-c", code, path, bpe_dir], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        out = subprocess.run([sys.executable, "-c", code, path, bpe_dir], cwd=ROOT, capture_output=True, text=True, check=True)
         return int(out.stdout), path.stat().st_size
 
     small, _ = peak(100)
@@ -224,10 +214,7 @@ def test_split_is_by_document_seeded_and_complete(tmp_path, tokenizer):
 
 def test_exact_duplicates_leave_the_training_side_only(tmp_path, tokenizer):
     training = corpus_of(tmp_path, tokenizer, ["a", "b", "c", "b", "B", "d "], "t.jsonl").all()
-    held = [
-        corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(),
-        corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all(),
-    ]
+    held = [corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(), corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all()]
     kept, removed = without(training, digests(held))
     assert (kept.indices.tolist(), removed) == ([0, 4, 5], 3)
 
@@ -330,9 +317,7 @@ DAMAGE = {
     "tokens cut": lambda d: (d / "tokens.bin").write_bytes((d / "tokens.bin").read_bytes()[:-3]),
     "tokens gone": lambda d: (d / "tokens.bin").unlink(),
     "tokens a folder": lambda d: ((d / "tokens.bin").unlink(), (d / "tokens.bin").mkdir()),
-    "tokens beyond the vocabulary": lambda d: (d / "tokens.bin").write_bytes(
-        b"\xff" * (d / "tokens.bin").stat().st_size
-    ),
+    "tokens beyond the vocabulary": lambda d: (d / "tokens.bin").write_bytes(b"\xff" * (d / "tokens.bin").stat().st_size),
     "documents cut": lambda d: (d / "documents.bin").write_bytes((d / "documents.bin").read_bytes()[:-3]),
     "documents gone": lambda d: (d / "documents.bin").unlink(),
     "documents garbage": lambda d: (d / "documents.bin").write_bytes(b"\x7f" * (d / "documents.bin").stat().st_size),
@@ -437,10 +422,7 @@ def test_what_killed_encodings_left_goes_and_what_living_ones_hold_stays(tmp_pat
     code = "import sys, time; from pathlib import Path; from nanomed.claim import claimed\n"
     code += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     names = [str(cache / f"encoding-{name}") for name in ("killed", "alive")]
-    others = [
-        subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for name in names
-    ]
+    others = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in names]
     try:
         assert [p.stdout.readline() for p in others] == ["held\n"] * 2
         for name in names:

@@ -46,8 +46,13 @@ def test_texts_are_a_function_of_the_seed():
     assert render.corpus(names, 3, seed=1) == render.corpus(names, 3, seed=1) != render.corpus(names, 3, seed=2)
     assert render.questions(names, [0, 1], 1) == render.questions(names, [0, 1], 1)
     assert render.groups(0) == render.groups(0) != render.groups(1)
-    again = subprocess.run([sys.executable, "-c", "from nanomed.demo import render; print(render.corpus(['gout'], 2, 7))"],
-                           cwd=ROOT, capture_output=True, text=True, env={"PYTHONHASHSEED": "99"})  # fmt: skip
+    again = subprocess.run(
+        [sys.executable, "-c", "from nanomed.demo import render; print(render.corpus(['gout'], 2, 7))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PYTHONHASHSEED": "99"},
+    )
     assert again.stdout.strip() == str(render.corpus(["gout"], 2, 7))
 
 
@@ -98,8 +103,10 @@ def grams(text: str, n: int = 8) -> set[tuple[str, ...]]:
 
 def test_nothing_real_that_is_measured_is_in_what_is_read():
     """Neither an article nor eight words in a row."""
-    rows = {name: [json.loads(line) for line in (render.HERE / name).read_text(encoding="utf-8").splitlines()]
-            for name in ("abstracts.jsonl", "prose.jsonl")}  # fmt: skip
+    rows = {
+        name: [json.loads(line) for line in (render.HERE / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("abstracts.jsonl", "prose.jsonl")
+    }
     measured = {row["doi"] for row in rows["abstracts.jsonl"]}
     assert len(measured) == len(rows["abstracts.jsonl"]) == 40
     assert measured.isdisjoint(row["doi"] for row in rows["prose.jsonl"])
@@ -125,11 +132,7 @@ def test_every_bundled_text_has_its_source_and_its_licence_beside_it():
             if "doi" not in row:
                 assert row["source"] and row["source"] in notice and row["title"] in notice
             else:
-                assert (
-                    re.fullmatch(r"10\.1371/journal\.p\w+\.\d{7}", row["doi"])
-                    and row["journal"]
-                    and 2000 < row["year"] < 2020
-                )
+                assert re.fullmatch(r"10\.1371/journal\.p\w+\.\d{7}", row["doi"]) and row["journal"] and 2000 < row["year"] < 2020
 
 
 def test_the_real_texts_are_installed_with_the_package():
@@ -141,19 +144,14 @@ def test_the_real_texts_are_installed_with_the_package():
 
 def test_every_condition_has_a_kind_and_every_kind_is_learnt_and_asked_for():
     assert render.kinds().keys() == set(ALL)
-    assert (
-        len((render.HERE / "kinds.toml").read_text().split('", "')) > 100
-    )  # a name twice would have vanished in kinds()
+    assert len((render.HERE / "kinds.toml").read_text().split('", "')) > 100  # a name twice would have vanished in kinds()
     for seed in range(5):
         groups = render.groups(seed)
         kinds = {g: [render.kinds()[name] for name in names] for g, names in groups.items()}
         assert set(kinds["taught"]) == set(kinds["read"]) == set(render.kinds().values())
         assert min(kinds["taught"].count(kind) for kind in set(kinds["taught"])) >= 5
     rows = render.named(["gout", "anthrax"])
-    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {
-        "other",
-        "infection",
-    }
+    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {"other", "infection"}
     facts = {fact.value for fact in render.facts_of(ALL)}
     assert not [
         s for s in render.NAMED for value in facts if re.search(rf"\b{re.escape(value)}\b", s)
@@ -183,9 +181,7 @@ def test_a_match_is_the_value_in_the_answers_sentence():
 
 def test_what_is_asked_names_the_condition_as_its_answer_does():
     for fact in render.facts_of(ALL):
-        assert (
-            fact.condition in fact.asked() and fact.condition in fact.told() and fact.told().endswith(fact.value + ".")
-        )
+        assert fact.condition in fact.asked() and fact.condition in fact.told() and fact.told().endswith(fact.value + ".")
 
 
 def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
@@ -199,9 +195,7 @@ def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
     assert (source.directory / "README.md").exists()
     for text in ("Ünïcode 字 \x00\x7f", "plain"):
         assert tok.decode(tok.encode(text)) == text
-    (tmp_path / "t.txt").write_text(
-        "The house stood on a hill above the town, and from its windows one could see the sea.\n"
-    )
+    (tmp_path / "t.txt").write_text("The house stood on a hill above the town, and from its windows one could see the sea.\n")
     out = script("eval.py", "ppl", "--model", "nano", "--data", "t.txt", "--json", "r.json")
     assert out.returncode == 0, out.stderr
     assert json.loads((tmp_path / "r.json").read_text())["ppl"] < 300
@@ -247,18 +241,39 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     result = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert [r["name"] for r in result["rows"]] == ["base", "adapted", "instructed_only", "adapted_instructed"]
     for row in result["rows"]:
-        assert list(row) == ["name", "biomedical_ppl", "unknown_ppl", "abstracts_ppl", "general_ppl", "probe_read", "probe_unknown",
-                             "cloze_read", "em_taught", "em_read", "em_unknown"]  # fmt: skip
+        assert list(row) == [
+            "name",
+            "biomedical_ppl",
+            "unknown_ppl",
+            "abstracts_ppl",
+            "general_ppl",
+            "probe_read",
+            "probe_unknown",
+            "cloze_read",
+            "em_taught",
+            "em_read",
+            "em_unknown",
+        ]
         assert all(row[k] > 1 if k.endswith("ppl") else 0 <= row[k] <= 1 for k in table.COLUMNS)
     assert result["seconds"] > 0 and result["quick"] and result["vocabulary"] == 400
-    assert result["probe_baselines"]["read"].keys() == result["probe_baselines"]["unknown"].keys() == {
-        "majority", "TF-IDF + logistic regression"}  # fmt: skip
+    assert (
+        result["probe_baselines"]["read"].keys()
+        == result["probe_baselines"]["unknown"].keys()
+        == {"majority", "TF-IDF + logistic regression"}
+    )
     assert "these figures mean nothing" in (tmp_path / "demo" / "report.html").read_text()
     assert "adapted, then instructed" in (tmp_path / "demo" / "table.md").read_text()
     assert "minutes" in out and "Phase 2, adapt" in out
 
-    assert [c[0] for c in commands] == ["train_cls.py", "train_clm.py", "train_cls.py", "train_sft.py", "train_cls.py",
-                                        "train_sft.py", "train_cls.py"]  # fmt: skip
+    assert [c[0] for c in commands] == [
+        "train_cls.py",
+        "train_clm.py",
+        "train_cls.py",
+        "train_sft.py",
+        "train_cls.py",
+        "train_sft.py",
+        "train_cls.py",
+    ]
     for command in commands:  # each can be copied, and needs no path of this machine
         assert f"$ python {' '.join(command)}" in out and str(tmp_path) not in " ".join(command)
     adapt = " ".join(commands[1])
@@ -317,9 +332,7 @@ def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, mon
     assert e.value.signum == signal.SIGTERM
 
 
-@pytest.mark.parametrize(
-    "name", ["corpus.jsonl", "demo.json", "table.md", "report.html", "adapted", "probe_base", "settings.json"]
-)
+@pytest.mark.parametrize("name", ["corpus.jsonl", "demo.json", "table.md", "report.html", "adapted", "probe_base", "settings.json"])
 def test_what_is_not_the_demos_is_never_written_over(tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["nanomed.demo", "--out", str(tmp_path / "mine"), "--quick"])
     out = tmp_path / "mine"
@@ -355,10 +368,7 @@ def row(name="base", **figures):
 
 
 def test_a_perplexity_worse_than_guessing_is_marked():
-    fair, worse = (
-        row(general_ppl=8192.0),
-        row("adapted_instructed_no_replay", general_ppl=8193.0, abstracts_ppl=123456.7),
-    )
+    fair, worse = (row(general_ppl=8192.0), row("adapted_instructed_no_replay", general_ppl=8193.0, abstracts_ppl=123456.7))
     for shown in (table.terminal([fair, worse], 8192), table.markdown([fair, worse], 8192)):
         assert shown.count("!") == 3 and "worse than guessing" in shown and "8,192 tokens" in shown
         assert max(map(len, table.terminal([fair, worse], 8192).splitlines())) <= 80

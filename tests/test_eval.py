@@ -21,10 +21,7 @@ GREEDY = ("--temperature", 0, "--dtype", "fp32")
 @pytest.fixture
 def questions(tmp_path):
     path = tmp_path / "q.jsonl"
-    rows = [
-        {"question": f"What is {a}?", "answer": b}
-        for a, b in zip(make_texts(6, 1, 1, 2), make_texts(6, 2, 3, 6), strict=True)
-    ]
+    rows = [{"question": f"What is {a}?", "answer": b} for a, b in zip(make_texts(6, 1, 1, 2), make_texts(6, 2, 3, 6), strict=True)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
 
@@ -51,8 +48,11 @@ def test_prompts_in_a_file_give_completions_in_their_order(script, model_dir, tm
 
 
 def test_a_seed_reproduces_and_streaming_writes_the_same(script, model_dir, tmp_path):
-    run = lambda *flags: script("eval.py", "generate", "--model", model_dir, "--prompt", "the cells", "--dtype", "fp32",  # noqa: E731
-                                "--max-new-tokens", 30, "--temperature", 1.0, *flags)  # fmt: skip
+    asked = ("--model", model_dir, "--prompt", "the cells", "--dtype", "fp32", "--max-new-tokens", 30, "--temperature", 1.0)
+
+    def run(*flags):
+        return script("eval.py", "generate", *asked, *flags)
+
     first = run("--seed", 3, "--json", "a.json")
     assert first.returncode == 0, first.stderr
     text = json.loads((tmp_path / "a.json").read_text())[0]["completion"]
@@ -62,42 +62,37 @@ def test_a_seed_reproduces_and_streaming_writes_the_same(script, model_dir, tmp_
 
 
 def test_a_template_wraps_the_prompt(script, model_dir, tmp_path):
-    wrapped = script("eval.py", "generate", "--model", model_dir, "--prompt", "Why?", "--template", "response", "--json", "a.json",
-                     "--max-new-tokens", 20, *GREEDY)  # fmt: skip
-    assert wrapped.returncode == 0, wrapped.stderr
-    by_hand = "### Instruction:\nWhy?\n### Response:\n"
-    script(
+    wrapped = script(
         "eval.py",
         "generate",
         "--model",
         model_dir,
         "--prompt",
-        by_hand,
+        "Why?",
+        "--template",
+        "response",
         "--json",
-        "b.json",
+        "a.json",
         "--max-new-tokens",
         20,
         *GREEDY,
     )
+    assert wrapped.returncode == 0, wrapped.stderr
+    by_hand = "### Instruction:\nWhy?\n### Response:\n"
+    script("eval.py", "generate", "--model", model_dir, "--prompt", by_hand, "--json", "b.json", "--max-new-tokens", 20, *GREEDY)
     a, b = (json.loads((tmp_path / f).read_text())[0] for f in ("a.json", "b.json"))
     assert a["completion"] == b["completion"] and a["prompt"] == "Why?"
 
 
 def test_wrong_uses_of_generate(script, model_dir, tmp_path):
     assert_refused(script("eval.py", "generate", "--model", model_dir), "no --prompt", "terminal")
-    assert_refused(
-        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--prompts", "b.txt"), "one of them"
-    )
+    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--prompts", "b.txt"), "one of them")
     assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompts", "no.txt"), "no.txt")
     assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", ""), "empty prompt")
     long = "the patients " * 80
     assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", long), "64 positions")
-    assert_refused(
-        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--template", "x"), "flashcards"
-    )
-    assert_refused(
-        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--max-new-tokens", 64), "64 positions"
-    )
+    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--template", "x"), "flashcards")
+    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--max-new-tokens", 64), "64 positions")
 
 
 def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
@@ -131,8 +126,22 @@ def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
 
 
 def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_path):
-    out = script("eval.py", "qa", "--model", model_dir, "--data", questions, "--template", "medtuned", "--json", "r.json",
-                 "--max-new-tokens", 12, "--dtype", "fp32")  # fmt: skip
+    out = script(
+        "eval.py",
+        "qa",
+        "--model",
+        model_dir,
+        "--data",
+        questions,
+        "--template",
+        "medtuned",
+        "--json",
+        "r.json",
+        "--max-new-tokens",
+        12,
+        "--dtype",
+        "fp32",
+    )
     assert out.returncode == 0, out.stderr
     r = json.loads((tmp_path / "r.json").read_text())
     answers, references = ([a[key] for a in r["answers"]] for key in ("completion", "reference"))
@@ -196,8 +205,22 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
     good, bad = make_texts(30, 1), ["fox " + t for t in make_texts(30, 2)]
     write_jsonl(tmp_path / "pos.jsonl", good[:20]), write_jsonl(tmp_path / "neg.jsonl", bad[:20])
     names = ("--positive-name", "bio", "--negative-name", "other")
-    out = script("train_cls.py", "--model", model_dir, "--positives", "pos.jsonl", "--negatives", "neg.jsonl", "--out", "c",
-                 "--max-steps", 2, "--dtype", "fp32", *names)  # fmt: skip
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--positives",
+        "pos.jsonl",
+        "--negatives",
+        "neg.jsonl",
+        "--out",
+        "c",
+        "--max-steps",
+        2,
+        "--dtype",
+        "fp32",
+        *names,
+    )
     assert out.returncode == 0, out.stderr
     rows = [{"text": t, "label": "bio"} for t in good[20:]] + [{"text": t, "label": "other"} for t in bad[20:]]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -207,39 +230,34 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
     assert list(r["measures"]) == ["model", "majority", "TF-IDF + logistic regression"] and r["texts"] == 20
     assert "the TF-IDF baseline" in out.stdout and "true \\ predicted" in out.stdout
     write_jsonl(tmp_path / "p2.jsonl", good[20:]), write_jsonl(tmp_path / "n2.jsonl", bad[20:])
-    other = script("eval.py", "cls", "--model", "c", "--positives", "p2.jsonl", "--negatives", "n2.jsonl", "--json", "s.json",
-                   "--dtype", "fp32")  # fmt: skip
-    assert other.returncode == 0, other.stderr
-    assert (
-        json.loads((tmp_path / "s.json").read_text())["measures"]["model"]["accuracy"]
-        == r["measures"]["model"]["accuracy"]
+    other = script(
+        "eval.py",
+        "cls",
+        "--model",
+        "c",
+        "--positives",
+        "p2.jsonl",
+        "--negatives",
+        "n2.jsonl",
+        "--json",
+        "s.json",
+        "--dtype",
+        "fp32",
     )
+    assert other.returncode == 0, other.stderr
+    assert json.loads((tmp_path / "s.json").read_text())["measures"]["model"]["accuracy"] == r["measures"]["model"]["accuracy"]
     write_jsonl(tmp_path / "pos.jsonl", good[:19])
     changed = script("eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--dtype", "fp32")
     assert "no baselines: the training texts have changed since" in changed.stdout
     assert_refused(script("eval.py", "cls", "--model", model_dir, "--data", "test.jsonl"), "not a classifier")
-    swapped = (
-        "--positives",
-        "n2.jsonl",
-        "--negatives",
-        "p2.jsonl",
-        "--positive-name",
-        "other",
-        "--negative-name",
-        "bio",
-    )
+    swapped = ("--positives", "n2.jsonl", "--negatives", "p2.jsonl", "--positive-name", "other", "--negative-name", "bio")
     other = script("eval.py", "cls", "--model", "c", *swapped, "--json", "t.json", "--dtype", "fp32")
     assert other.returncode == 0, other.stderr
-    assert (
-        json.loads((tmp_path / "t.json").read_text())["measures"]["model"]["accuracy"]
-        == r["measures"]["model"]["accuracy"]
-    )
+    assert json.loads((tmp_path / "t.json").read_text())["measures"]["model"]["accuracy"] == r["measures"]["model"]["accuracy"]
     unknown = ("--positives", "p2.jsonl", "--negatives", "n2.jsonl", "--positive-name", "x")
     assert_refused(script("eval.py", "cls", "--model", "c", *unknown), "must be two of the model's labels: other, bio")
     (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "t", "label": "new"}) + "\n")
-    assert_refused(
-        script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio"
-    )
+    assert_refused(script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio")
 
 
 def test_cls_never_writes_over_what_its_model_was_trained_on(script, model_dir, tmp_path):
@@ -248,9 +266,26 @@ def test_cls_never_writes_over_what_its_model_was_trained_on(script, model_dir, 
     for seed, name in enumerate(names):
         rows = [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(8, seed))]
         (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
-    out = script("train_cls.py", "--model", model_dir, "--data", "lab.jsonl", "lab2.jsonl", "--val-data", "x=lab2.jsonl",
-                 "--val-data", "a=b/val.jsonl", "--exclude", "out.jsonl", "--out", "c", "--max-steps", 1,
-                 "--dtype", "fp32")  # fmt: skip
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--data",
+        "lab.jsonl",
+        "lab2.jsonl",
+        "--val-data",
+        "x=lab2.jsonl",
+        "--val-data",
+        "a=b/val.jsonl",
+        "--exclude",
+        "out.jsonl",
+        "--out",
+        "c",
+        "--max-steps",
+        1,
+        "--dtype",
+        "fp32",
+    )
     assert out.returncode == 0, out.stderr
     for name in names:
         before = (tmp_path / name).read_bytes()

@@ -34,18 +34,9 @@ EXPECTED = {
     ("response", ""): ("### Instruction:\nWhat is flu?\n### Response:\n", "A viral disease."),
     ("response", "In adults."): ("### Instruction:\nWhat is flu?\nIn adults.\n### Response:\n", "A viral disease."),
     ("medtuned", ""): ("### Instruction:\nWhat is flu?\n### Output:\n", "A viral disease."),
-    ("medtuned", "In adults."): (
-        "### Instruction:\nWhat is flu?\n### Input:\nIn adults.\n### Output:\n",
-        "A viral disease.",
-    ),
-    ("flashcards", ""): (
-        "Instruction: Answer this question truthfully\nQuestion: What is flu?\nResponse:",
-        " A viral disease.",
-    ),
-    ("flashcards", "In adults."): (
-        "Instruction: What is flu?\nQuestion: In adults.\nResponse:",
-        " A viral disease.",
-    ),
+    ("medtuned", "In adults."): ("### Instruction:\nWhat is flu?\n### Input:\nIn adults.\n### Output:\n", "A viral disease."),
+    ("flashcards", ""): ("Instruction: Answer this question truthfully\nQuestion: What is flu?\nResponse:", " A viral disease."),
+    ("flashcards", "In adults."): ("Instruction: What is flu?\nQuestion: In adults.\nResponse:", " A viral disease."),
     ("alpaca", ""): (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nWhat is flu?\n\n### Response:\n",
@@ -204,23 +195,19 @@ def rows_file(path, rows):
 
 
 def test_rows_of_the_usual_kinds(tmp_path):
-    file = rows_file(tmp_path / "a.jsonl", [
-        {"instruction": "I", "input": "", "output": "O"},
-        {"instruction": "I", "input": "X", "response": "R", "output": "not this"},
-        {"question": "Q", "answer": "A", "input": None},
-        {"question": "Q", "answer": "A"},
-    ])  # fmt: skip
-    items, bad, sha = read_instructions([file], Fields(), None, False)
-    assert items == [
-        Instruction("I", "", "O"),
-        Instruction("I", "X", "R"),
-        Instruction("Q", "", "A"),
-        Instruction("Q", "", "A"),
-    ]
-    assert bad == 0 and len(sha) == 64
-    nested = rows_file(
-        tmp_path / "b.jsonl", [{"q": {"text": "Q"}, "contexts": ["one", "two"], "long": "A", "topic": 7}]
+    file = rows_file(
+        tmp_path / "a.jsonl",
+        [
+            {"instruction": "I", "input": "", "output": "O"},
+            {"instruction": "I", "input": "X", "response": "R", "output": "not this"},
+            {"question": "Q", "answer": "A", "input": None},
+            {"question": "Q", "answer": "A"},
+        ],
     )
+    items, bad, sha = read_instructions([file], Fields(), None, False)
+    assert items == [Instruction("I", "", "O"), Instruction("I", "X", "R"), Instruction("Q", "", "A"), Instruction("Q", "", "A")]
+    assert bad == 0 and len(sha) == 64
+    nested = rows_file(tmp_path / "b.jsonl", [{"q": {"text": "Q"}, "contexts": ["one", "two"], "long": "A", "topic": 7}])
     fields = Fields("q.text", "contexts", "long", "topic")
     assert read_instructions([nested], fields, None, False)[0] == [Instruction("Q", "one\ntwo", "A", "7")]
 

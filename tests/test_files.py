@@ -107,9 +107,7 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
         files.check_output(tmp_path / name)
         files.write_json({"a": 1}, tmp_path / name)
         assert (tmp_path / name).is_symlink()
-    assert (
-        files.read_json(tmp_path / "far" / "target.json") == files.read_json(tmp_path / "far" / "made.json") == {"a": 1}
-    )
+    assert files.read_json(tmp_path / "far" / "target.json") == files.read_json(tmp_path / "far" / "made.json") == {"a": 1}
     assert {p.name for p in (tmp_path / "far").iterdir()} == {"target.json", "made.json"}
 
 
@@ -281,12 +279,7 @@ def test_a_model_is_not_trained_into_its_own_place(script, docs, model, tmp_path
 
 
 def test_what_a_run_left_that_ended_early_is_no_hindrance(script, docs, model_dir, tmp_path):
-    put(
-        tmp_path / "out",
-        run_json=OURS,
-        base__config_json="{",
-        **{"metrics.jsonl": "", "state__best-00000001.safetensors": ""},
-    )
+    put(tmp_path / "out", run_json=OURS, base__config_json="{", **{"metrics.jsonl": "", "state__best-00000001.safetensors": ""})
     files.make_temporary(tmp_path / "out" / "state")
     out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *TINY)
     assert out.returncode == 0, out.stderr
@@ -306,8 +299,9 @@ HOLDER = """if True:
 
 
 def test_a_directory_is_held_by_one_process_as_long_as_it_lives(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "out")], cwd=ROOT, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "out")], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"--out .*out: .*\({process.pid}\)"):
         files.lock(tmp_path / "out")
@@ -400,9 +394,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_result(docs, model_dir, tmp_p
     reader, writer = os.pipe()
     os.close(reader)
     args = ("ppl", "--model", model_dir, "--data", docs, "--json", "r.json", "--dtype", "fp32")
-    process = subprocess.Popen(
-        command("eval.py", *args), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command("eval.py", *args), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     noise = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0 and "Exception" not in noise, noise
@@ -418,9 +410,7 @@ def test_without_any_stream_it_works_all_the_same(docs, model_dir, tmp_path):
 
 def test_a_line_is_seen_at_once_in_whatever_encoding():
     code = "import sys; from nanomed.streams import open_streams; open_streams(); print('caf\\xe9'); sys.stdin.read()"
-    process = python(
-        code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"}
-    )
+    process = python(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert process.stdout.readline() == "caf\\xe9\n"
     process.communicate()
 

@@ -121,9 +121,7 @@ def test_draws_follow_the_distribution():
     sampling = Sampling(temperature=1.0, top_k=3)
     n = 20_000
     generators = [torch.Generator().manual_seed(s) for s in range(n)]
-    drawn = choose(logits.expand(n, -1), sampling, torch.zeros(n, 5, dtype=torch.bool), generators).bincount(
-        minlength=5
-    )
+    drawn = choose(logits.expand(n, -1), sampling, torch.zeros(n, 5, dtype=torch.bool), generators).bincount(minlength=5)
     p = distribution(logits, sampling)[0]
     error = (p * (1 - p) / n).sqrt()
     assert ((drawn / n - p).abs() <= 4 * error + 1e-12).all(), (drawn / n, p)  # four standard errors; 0 stays 0

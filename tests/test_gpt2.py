@@ -51,8 +51,9 @@ def test_the_flags_matter(tmp_path):
     for flags in FLAGS.values():
         if flags.keys() & {"n_layer", "n_inner", "vocab_size", "tie_word_embeddings"} or not flags:
             continue
-        other = GPT2(GPT2Config(**{f: getattr(base.config, f) for f in ("vocab_size", "n_positions", "n_embd", "n_layer",
-                                                                        "n_head")} | flags)).eval()  # fmt: skip
+        other = GPT2(
+            GPT2Config(**{f: getattr(base.config, f) for f in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")} | flags)
+        ).eval()
         ours = hub.load_model(hub.find(str(tmp_path)))
         other.load_state_dict(ours.state_dict())
         same = torch.allclose(other(x), base(x).logits, rtol=0, atol=1e-5 * base(x).logits.abs().max().item())
@@ -72,9 +73,7 @@ def test_upcast_attention_is_fp32_under_autocast(tmp_path):
     exact = theirs(x).logits
     with torch.autocast("cpu", torch.bfloat16):
         error, reference = (ours(x) - exact).abs().mean(), (theirs(x).logits - exact).abs().mean()
-        ours.transformer.h[0].attn.upcast = ours.transformer.h[1].attn.upcast = ours.transformer.h[2].attn.upcast = (
-            False
-        )
+        ours.transformer.h[0].attn.upcast = ours.transformer.h[1].attn.upcast = ours.transformer.h[2].attn.upcast = False
         without = (ours(x) - exact).abs().mean()
     assert error <= 1.1 * reference
     assert error < without
@@ -114,9 +113,7 @@ def test_checkpointing_keeps_less(model_dir):
         model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
         model.transformer.grad_checkpoint = flag
         total = [0]
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: total.__setitem__(0, total[0] + t.numel()) or t, lambda t: t
-        ):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: total.__setitem__(0, total[0] + t.numel()) or t, lambda t: t):
             model.transformer(ids(model))
         return total[0]
 

@@ -64,8 +64,9 @@ def test_replay_leaves_out_what_is_excluded_and_what_an_earlier_phase_held_out(s
         (adapted / file.name).write_bytes(file.read_bytes())
     heldout.write(heldout.HeldOut({heldout.digest(t) for t in held}), adapted)
     write_jsonl(tmp_path / "test.jsonl", excluded)
-    out = script("train_sft.py", "--model", adapted, "--data", pairs, "--replay", docs, "--exclude", "test.jsonl", "--out", "o",
-                 *TINY)  # fmt: skip
+    out = script(
+        "train_sft.py", "--model", adapted, "--data", pairs, "--replay", docs, "--exclude", "test.jsonl", "--out", "o", *TINY
+    )
     assert "15 documents that are held out, now or by an earlier phase" in out.stdout, out.stderr
     assert sum(t[:25] in trained_on["training"] for t in abstracts) > 35
     assert not any(t[:25] in trained_on["training"] for t in held + excluded)
@@ -75,8 +76,12 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(20, 1))
     test = write_jsonl(tmp_path / "test.jsonl", make_texts(4, 2))
     val = write_jsonl(tmp_path / "val.jsonl", make_texts(3, 3))
-    assert script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", test, "--val-data", val, "--out", "a",
-                  *TINY).returncode == 0  # fmt: skip
+    assert (
+        script(
+            "train_clm.py", "--model", model_dir, "--data", docs, "--exclude", test, "--val-data", val, "--out", "a", *TINY
+        ).returncode
+        == 0
+    )
     assert len(heldout.earlier(tmp_path / "a").documents) == 7
     later = ("--negatives", docs, "--out", "c", *TINY)
     out = script("train_cls.py", "--model", "a", "--positives", test, val, *later, "--val-fraction", 0.3)
@@ -90,22 +95,32 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
 def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(script, trained_on, model_dir, tmp_path):
     texts = make_texts(20, 5)
     docs, val = write_jsonl(tmp_path / "docs.jsonl", texts), write_jsonl(tmp_path / "val.jsonl", texts[:6])
-    out = script(
-        "train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", val, "--out", "o", *TINY
-    )
+    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", val, "--out", "o", *TINY)
     assert "6 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
     assert (trained_on["facts"]["val_documents"], trained_on["facts"]["documents"]) == (6, 14)
 
 
 @pytest.mark.parametrize("flag", ["--val-data", "--exclude"])
 def test_a_group_stays_on_one_side_of_whatever_is_held_out(script, trained_on, model_dir, tmp_path, flag):
-    rows = [
-        {"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d} for d in "abcdef" for k in range(5)
-    ]
+    rows = [{"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d} for d in "abcdef" for k in range(5)]
     held = write_rows(tmp_path / "held.jsonl", rows[4:5])  # one row of the group a
     data = write_rows(tmp_path / "data.jsonl", rows[:4] + rows[5:])
-    out = script("train_sft.py", "--model", model_dir, "--data", data, flag, held, "--group-field", "of", "--val-fraction", 0,
-                 "--out", "o", *TINY)  # fmt: skip
+    out = script(
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        data,
+        flag,
+        held,
+        "--group-field",
+        "of",
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
     assert trained_on["facts"]["examples"] == 25, out.stderr
     assert "about a" not in trained_on["training"] and "about b" in trained_on["training"]
 
@@ -113,66 +128,66 @@ def test_a_group_stays_on_one_side_of_whatever_is_held_out(script, trained_on, m
 def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp_path):
     """Both kinds of row, in one file, in every script."""
     texts = make_texts(12, 7)
-    both = write_rows(tmp_path / "both.jsonl", [{"text": texts[0]}, {"question": "Why?", "input": texts[1], "answer": texts[2]},
-                                                {"question": "How?", "text": texts[3]}])  # fmt: skip
+    both = write_rows(
+        tmp_path / "both.jsonl",
+        [{"text": texts[0]}, {"question": "Why?", "input": texts[1], "answer": texts[2]}, {"question": "How?", "text": texts[3]}],
+    )
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
-    script(
-        "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        docs,
-        "--exclude",
-        both,
-        "--val-fraction",
-        0,
-        "--out",
-        "o",
-        *TINY,
-    )
+    script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", both, "--val-fraction", 0, "--out", "o", *TINY)
     assert trained_on["facts"]["documents"] == 8
-    rows = [{"question": "Why?", "input": texts[1], "answer": "other"}, {"question": "How?", "answer": "b"},
-            {"question": "What?", "input": texts[0], "answer": "c"}, {"question": "Why?", "answer": "d"}]  # fmt: skip
+    rows = [
+        {"question": "Why?", "input": texts[1], "answer": "other"},
+        {"question": "How?", "answer": "b"},
+        {"question": "What?", "input": texts[0], "answer": "c"},
+        {"question": "Why?", "answer": "d"},
+    ]
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
-    out = script(
-        "train_sft.py",
-        "--model",
-        model_dir,
-        "--data",
-        pairs,
-        "--exclude",
-        both,
-        "--val-fraction",
-        0,
-        "--out",
-        "o",
-        *TINY,
-    )
+    out = script("train_sft.py", "--model", model_dir, "--data", pairs, "--exclude", both, "--val-fraction", 0, "--out", "o", *TINY)
     assert trained_on["facts"]["examples"] == 1, out.stderr  # the question alone, without the input, is another one
     assert_refused(
-        script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", write_rows(tmp_path / "n.jsonl", [{"n": 1}]),
-               "--out", "o", *TINY), "n.jsonl", "row 1")  # fmt: skip
+        script(
+            "train_clm.py",
+            "--model",
+            model_dir,
+            "--data",
+            docs,
+            "--exclude",
+            write_rows(tmp_path / "n.jsonl", [{"n": 1}]),
+            "--out",
+            "o",
+            *TINY,
+        ),
+        "n.jsonl",
+        "row 1",
+    )
 
 
 def test_a_question_is_held_out_whatever_its_answer():
     held = heldout.HeldOut()
     held.add_rows([Instruction("q", "x", "two", group="g")])
     assert held.has_row(Instruction("q", "x", "one")) and not held.has_row(Instruction("q", "y", "one"))
-    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(
-        Instruction("other", "", "two")
-    )
+    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(Instruction("other", "", "two"))
 
 
 def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, model_dir, tmp_path):
     """eval.py cls reads them once more for its baselines: from another directory, through NAME=D."""
     rows = [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(24, 9))]
     data, val = write_rows(tmp_path / "d.jsonl", rows[:16]), write_rows(tmp_path / "v.jsonl", rows[16:])
-    out = script("train_cls.py", "--model", model_dir, "--data", "d.jsonl", "--val-data", "here=v.jsonl", "there=d.jsonl", "--out",
-                 "c", *TINY)  # fmt: skip
-    assert_refused(out, "no text of the label")  # all of `there` is held out
     out = script(
-        "train_cls.py", "--model", model_dir, "--data", data.name, "--val-data", f"here={val.name}", "--out", "c", *TINY
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--data",
+        "d.jsonl",
+        "--val-data",
+        "here=v.jsonl",
+        "there=d.jsonl",
+        "--out",
+        "c",
+        *TINY,
     )
+    assert_refused(out, "no text of the label")  # all of `there` is held out
+    out = script("train_cls.py", "--model", model_dir, "--data", data.name, "--val-data", f"here={val.name}", "--out", "c", *TINY)
     assert out.returncode == 0, out.stderr
     o = measure.open_model(str(tmp_path / "c"), classifier=True)
     sides, why = measure._training_sides(o)
@@ -203,27 +218,12 @@ def test_when_everything_is_excluded_that_is_what_is_said(script, model_dir, tmp
     assert "cannot be split" not in out.stderr
 
 
-def test_bad_rows_of_an_exclusion_are_counted_and_other_fields_are_nobodys_business(
-    script, trained_on, model_dir, tmp_path
-):
+def test_bad_rows_of_an_exclusion_are_counted_and_other_fields_are_nobodys_business(script, trained_on, model_dir, tmp_path):
     texts = make_texts(12, 7)
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
     odd = [{"text": texts[0], "question": "Which?", "answer": 3, "input": ["a"]}, {"txt": texts[1]}, {"text": texts[2]}]
     held = write_rows(tmp_path / "held.jsonl", odd)
-    args = (
-        "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        docs,
-        "--exclude",
-        held,
-        "--val-fraction",
-        0,
-        "--out",
-        "o",
-        *TINY,
-    )
+    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", held, "--val-fraction", 0, "--out", "o", *TINY)
     assert_refused(script(*args), "row 2", "neither a text")
     out = script(*args, "--skip-bad-rows")
     assert "1 bad rows of --exclude left out" in out.stdout and trained_on["facts"]["documents"] == 10, out.stderr

@@ -99,21 +99,12 @@ def test_saved_models_load_in_transformers_with_identical_logits(tmp_path, bpe_d
 
 
 BROKEN = {
-    "missing": (
-        lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"},
-        "h.1.mlp.c_fc.bias is missing",
-    ),
+    "missing": (lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"}, "h.1.mlp.c_fc.bias is missing"),
     "unexpected": (lambda s: s | {"transformer.h.0.extra": torch.zeros(1)}, "unexpected tensor transformer.h.0.extra"),
     "fourth layer": (lambda s: s | {"transformer.h.3.ln_1.weight": torch.zeros(32)}, "unexpected tensor"),
     "shape": (lambda s: s | {"transformer.wpe.weight": torch.zeros(63, 32)}, r"wpe.weight has shape \(63, 32\)"),
-    "not transposed": (
-        lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)},
-        "c_fc.weight has shape",
-    ),
-    "integers": (
-        lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)},
-        "stored as torch.int8",
-    ),
+    "not transposed": (lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)}, "c_fc.weight has shape"),
+    "integers": (lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)}, "stored as torch.int8"),
     "other head": (lambda s: s | {"lm_head.weight": torch.zeros(400, 32)}, "differs from the embedding"),
     "twice": (lambda s: s | {"wpe.weight": torch.zeros(64, 32)}, "stored twice"),
 }
@@ -287,8 +278,22 @@ def test_a_hub_id_downloads_only_what_is_needed_and_then_works_offline(online, s
 
 def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
     _, env = online
-    out = script("train_clm.py", "--model", "gpt2", "--data", texts, "--out", "a", "--lora-r", 2, "--max-steps", 1,
-                 "--val-fraction", 0, env=env)  # fmt: skip
+    out = script(
+        "train_clm.py",
+        "--model",
+        "gpt2",
+        "--data",
+        texts,
+        "--out",
+        "a",
+        "--lora-r",
+        2,
+        "--max-steps",
+        1,
+        "--val-fraction",
+        0,
+        env=env,
+    )
     assert out.returncode == 0, out.stderr
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "gpt2"
     out = script("eval.py", "ppl", "--model", "a", "--data", texts, env=env)
@@ -297,8 +302,12 @@ def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
 
 def test_unknown_gated_and_pickled_repositories(online, script, texts):
     _, env = online
-    for name, word in {"owner/nothing": "no such repository", "owner/gated": "gated", "owner/pickled": "no safetensors",
-                       "not a name": "no such repository"}.items():  # fmt: skip
+    for name, word in {
+        "owner/nothing": "no such repository",
+        "owner/gated": "gated",
+        "owner/pickled": "no safetensors",
+        "not a name": "no such repository",
+    }.items():
         out = script("eval.py", "ppl", "--model", name, "--data", texts, env=env)
         assert_refused(out, name, word, "give a local directory")
 
@@ -327,8 +336,7 @@ class Silent:
 @pytest.mark.parametrize("network", ["refused", "silent", "unknown host"])
 def test_without_a_network_it_fails_after_asking_once(script, texts, tmp_path, network):
     with Silent() as silent:
-        endpoint = {"refused": "http://127.0.0.1:9", "silent": silent.url,
-                    "unknown host": "http://no.such.host.invalid"}[network]  # fmt: skip
+        endpoint = {"refused": "http://127.0.0.1:9", "silent": silent.url, "unknown host": "http://no.such.host.invalid"}[network]
         env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, env=env)
         assert_refused(out, "gpt2", "no network", "give a local directory")
@@ -377,17 +385,12 @@ def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
     )
     local = write_jsonl(tmp_path / "local.jsonl", [t.replace(" ", "\n", 1) for t in texts])
     results = []
-    for name, extra, env_ in (
-        ("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env),
-        (local, [], None),
-    ):
+    for name, extra, env_ in (("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env), (local, [], None)):
         out = script("eval.py", "ppl", "--model", model_dir, "--data", name, "--json", "r.json", *extra, env=env_)
         assert out.returncode == 0, out.stderr
         results.append(json.loads((tmp_path / "r.json").read_text()))
     assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
-    assert_refused(
-        script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing"
-    )
+    assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing")
     with Silent() as silent:  # datasets itself would try for half a minute
         gone = env | {"HF_ENDPOINT": silent.url, "HF_HOME": str(tmp_path / "other")}
         out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", env=gone)

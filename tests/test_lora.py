@@ -11,11 +11,7 @@ from nanomed.lora import LoRAConfig, LoRALinear, inject, lora_layers, merge_and_
 from nanomed.models.gpt2 import GPT2, GPT2Config
 from tests.conftest import assert_near
 
-TARGETS = (
-    "c_attn",
-    "c_proj",
-    "c_fc",
-)  # c_proj of the attention is square: a wrong orientation would not show in shapes
+TARGETS = ("c_attn", "c_proj", "c_fc")  # c_proj of the attention is square: a wrong orientation would not show in shapes
 X = torch.arange(40).reshape(2, 20)
 
 
@@ -64,9 +60,7 @@ def test_an_adapter_written_here_gives_the_same_logits_in_peft(adapted, model_di
 
 
 def test_an_adapter_written_by_peft_gives_the_same_logits_and_gradients_here(model_dir, tmp_path):
-    config = peft.LoraConfig(
-        r=4, lora_alpha=12, target_modules=list(TARGETS), fan_in_fan_out=True, task_type="CAUSAL_LM"
-    )
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=list(TARGETS), fan_in_fan_out=True, task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(model_dir), config)
     torch.manual_seed(4)
     for name, p in theirs.named_parameters():
@@ -141,11 +135,12 @@ def test_targets_match_names_as_peft_does():
     model = GPT2(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2))
     for targets in (("c_proj",), ("attn.c_proj",), ("c_attn", "c_fc"), r".*h\.1\.mlp\.c_(fc|proj)"):
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2))
-        config = peft.LoraConfig(
-            target_modules=targets if isinstance(targets, str) else list(targets), fan_in_fan_out=True
-        )
-        wrapped = {n.removeprefix("base_model.model.") for n, m in peft.get_peft_model(theirs, config).named_modules()
-                   if isinstance(m, peft.tuners.lora.Linear)}  # fmt: skip
+        config = peft.LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets), fan_in_fan_out=True)
+        wrapped = {
+            n.removeprefix("base_model.model.")
+            for n, m in peft.get_peft_model(theirs, config).named_modules()
+            if isinstance(m, peft.tuners.lora.Linear)
+        }
         lora = LoRAConfig(2, 2.0, targets=targets)
         assert {n for n, _ in model.named_modules() if lora.matches(n)} == wrapped
 

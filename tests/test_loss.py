@@ -48,11 +48,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(problem):
 
 
 def test_nothing_supervised_is_zero_with_zero_gradients(problem):
-    x, w, targets = (
-        problem[0].detach().float().requires_grad_(),
-        problem[1].detach().float().requires_grad_(),
-        problem[2],
-    )
+    x, w, targets = (problem[0].detach().float().requires_grad_(), problem[1].detach().float().requires_grad_(), problem[2])
     nll, count = linear_cross_entropy(x, w, torch.full_like(targets, IGNORE))
     nll.backward()
     assert (nll.item(), count) == (0.0, 0)
@@ -60,11 +56,7 @@ def test_nothing_supervised_is_zero_with_zero_gradients(problem):
 
 
 def test_backward_twice_is_refused(problem):
-    x, w, targets = (
-        problem[0].detach().float().requires_grad_(),
-        problem[1].detach().float().requires_grad_(),
-        problem[2],
-    )
+    x, w, targets = (problem[0].detach().float().requires_grad_(), problem[1].detach().float().requires_grad_(), problem[2])
     nll, _ = linear_cross_entropy(x, w, targets)
     nll.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
@@ -73,11 +65,7 @@ def test_backward_twice_is_refused(problem):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_it_is_as_near_as_plain_autocast(problem, dtype):
-    x, w, targets = (
-        problem[0].detach().float().requires_grad_(),
-        problem[1].detach().float().requires_grad_(),
-        problem[2],
-    )
+    x, w, targets = (problem[0].detach().float().requires_grad_(), problem[1].detach().float().requires_grad_(), problem[2])
 
     def plain(x, w):
         logits = F.linear(x, w).float().flatten(0, 1)

@@ -69,51 +69,40 @@ def test_adapt_takes_every_name_as_one_word(made, tmp_path, project):
     names = {"MODEL": f"m{ODD}", "DATA": f"d{ODD}", "TEST": f"t{ODD}", "FIELD": f"f{ODD},g"}
     before, train, after_it, report = made("adapt", RUNS=runs, ARGS="--lora-r 8 --lr '1 2'", **names)
     m, d, t, f = names.values()
-    assert before == [
-        "eval.py",
-        "ppl",
+    assert before == ["eval.py", "ppl", "--model", m, "--data", t, "--text-field", f, "--json", f"{runs}/base.test.json"]
+    assert train == [
+        "train_clm.py",
         "--model",
         m,
         "--data",
-        t,
+        d,
         "--text-field",
         f,
-        "--json",
-        f"{runs}/base.test.json",
+        "--exclude",
+        t,
+        "--out",
+        f"{runs}/adapted",
+        "--resume",
+        "--lora-r",
+        "8",
+        "--lr",
+        "1 2",
     ]
-    assert train == ["train_clm.py", "--model", m, "--data", d, "--text-field", f, "--exclude", t,
-                     "--out", f"{runs}/adapted", "--resume", "--lora-r", "8", "--lr", "1 2"]  # fmt: skip
     assert after_it[2:6] == ["--model", f"{runs}/adapted", "--data", t]
     assert report == ["-m", "nanomed.report", f"{runs}/base.test.json", f"{runs}/adapted.test.json"]
-    assert Path(runs).is_dir() and {p.name for p in tmp_path.iterdir()} == {
-        Path(runs).name,
-        f"venv{ODD}",
-        "log",
-        project.name,
-    }
+    assert Path(runs).is_dir() and {p.name for p in tmp_path.iterdir()} == {Path(runs).name, f"venv{ODD}", "log", project.name}
 
 
 def test_every_other_target_takes_every_name_as_one_word(made, tmp_path):
     runs = str(tmp_path / f"runs{ODD}")
     keys = "DATA TEST FIELD ADAPTED POSITIVES NEGATIVES PAIRS TEMPLATE GENERAL PUBMED GENERAL_TEST STEPS BATCH".split()
     names = {k: f"{k}{ODD}" for k in keys} | {"RUNS": runs, "MODEL": f"m{ODD}"}
-    for name in (
-        "study/shape",
-        "nano-shape",
-        "study-gpt2-small/adapted",
-        "study-gpt2-small/adapted-lora",
-        "instructed",
-    ):
+    for name in ("study/shape", "nano-shape", "study-gpt2-small/adapted", "study-gpt2-small/adapted-lora", "instructed"):
         (Path(runs) / name).mkdir(parents=True)
         (Path(runs) / name / "summary.json").write_text("peak_rss")
     (classify,) = made("classify", **names)
-    assert after(classify, "--model") == [names["ADAPTED"]] and after(classify, "--text-field") == [
-        names["FIELD"] + ",text"
-    ]
-    assert [after(classify, f"--{k}") for k in ("positives", "negatives")] == [
-        [names["POSITIVES"]],
-        [names["NEGATIVES"]],
-    ]
+    assert after(classify, "--model") == [names["ADAPTED"]] and after(classify, "--text-field") == [names["FIELD"] + ",text"]
+    assert [after(classify, f"--{k}") for k in ("positives", "negatives")] == [[names["POSITIVES"]], [names["NEGATIVES"]]]
     (sft,) = made("sft", **names)
     assert [after(sft, f"--{k}") for k in ("data", "template", "out")] == [
         [names["PAIRS"]],
@@ -131,8 +120,9 @@ def test_every_other_target_takes_every_name_as_one_word(made, tmp_path):
     commands = made("study", **names)
     assert len(commands) == 11 and after(commands[1], "--exclude") == [names["TEST"], names["GENERAL_TEST"]]
     assert after(commands[1], "--max-steps") == [names["STEPS"]] and after(commands[2], "--data") == [names["PUBMED"]]
-    assert commands[-1][2:] == [f"{runs}/study/{m}.{c}.json" for m in ("base", "adapted", "adapted-lora")
-                                for c in ("biomedical", "general")]  # fmt: skip
+    assert commands[-1][2:] == [
+        f"{runs}/study/{m}.{c}.json" for m in ("base", "adapted", "adapted-lora") for c in ("biomedical", "general")
+    ]
     assert len(made("study-gpt2-small", **names)) == 7
 
 
@@ -169,9 +159,7 @@ def test_an_environment_that_is_missing_or_old_is_made_and_one_that_is_there_is_
         os.utime(project / name, (stamp - 10, stamp - 10))
 
 
-@pytest.mark.parametrize(
-    "given", ["RUNS=", "RUNS= ", "RUNS=/", "VENV=", "VENV=/", "VENV=//", "VENV=.", "VENV=../", "DATA=a\nb"]
-)
+@pytest.mark.parametrize("given", ["RUNS=", "RUNS= ", "RUNS=/", "VENV=", "VENV=/", "VENV=//", "VENV=.", "VENV=../", "DATA=a\nb"])
 def test_a_name_that_is_none_is_refused_whatever_is_made(project, given):
     before = sorted(project.rglob("*"))
     for target in ("adapt", "demo", "clean"):
@@ -205,12 +193,7 @@ def test_clean_leaves_what_is_no_environment(project, tmp_path):
     inner = project / "around" / "project"
     inner.mkdir()
     shutil.copyfile(project / "Makefile", inner / "Makefile")
-    for where, name in (
-        (project, "data"),
-        (project, "data/precious"),
-        (inner, str(project / "around")),
-        (inner, "../../around"),
-    ):
+    for where, name in ((project, "data"), (project, "data/precious"), (inner, str(project / "around")), (inner, "../../around")):
         before = sorted(project.rglob("*"))
         out = make(where, "clean", f"VENV={name}")
         assert out.returncode == 2 and name in out.stderr

@@ -20,9 +20,41 @@ from nanomed.heldout import HeldOut
 from nanomed.labelled import TFIDF, Labelled, LabelledSet, Sides, measures, verdict
 from tests.conftest import make_texts
 
-WORDS = ["a", "A", "an", "the", "The", "hepatitis", "1.5", "15", "mg", "<10", ">10", "<", "10", "%", "5-10", "-5", "1,000", "B-12",
-         "HER2-", "(n=20),", "Crohn's", "end.", "and", "β-cell", "٣", "İ",
-         "1e-3", "I/II", "I-II", "-ve", "T4/T3", "/", "-"]  # fmt: skip
+WORDS = [
+    "a",
+    "A",
+    "an",
+    "the",
+    "The",
+    "hepatitis",
+    "1.5",
+    "15",
+    "mg",
+    "<10",
+    ">10",
+    "<",
+    "10",
+    "%",
+    "5-10",
+    "-5",
+    "1,000",
+    "B-12",
+    "HER2-",
+    "(n=20),",
+    "Crohn's",
+    "end.",
+    "and",
+    "β-cell",
+    "٣",
+    "İ",
+    "1e-3",
+    "I/II",
+    "I-II",
+    "-ve",
+    "T4/T3",
+    "/",
+    "-",
+]
 phrases = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 anything = st.one_of(phrases, st.text(), st.text(alphabet="aAiI1 .,-/+%<the\n'", max_size=20))
 
@@ -144,8 +176,18 @@ def test_ascii_words_are_the_librarys(text):
     assert metrics.UnicodeWords().tokenize(text) == expected
 
 
-@pytest.mark.parametrize("text", ["β-αναστολέας της αδρένης", "高血压 是 慢性病", "高血压是慢性病", "Œdème aigu généralisé",
-                                  "ความดันโลหิตสูง", "उच्च रक्तचाप हिन्दी", "고혈압은 만성 질환이다"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "β-αναστολέας της αδρένης",
+        "高血压 是 慢性病",
+        "高血压是慢性病",
+        "Œdème aigu généralisé",
+        "ความดันโลหิตสูง",
+        "उच्च रक्तचाप हिन्दी",
+        "고혈압은 만성 질환이다",
+    ],
+)
 def test_rouge_of_identical_answers_is_one_in_any_script(text):
     got = metrics.answers([text], [text], [True])
     assert got["rouge_1"] == got["rouge_2"] == got["rouge_l"] == 1
@@ -270,24 +312,24 @@ def test_measures_of_nothing_are_none_and_not_nan():
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("given", "ordered"), [
-    ([str(k) for k in range(11)], [str(k) for k in range(11)]),
-    (["10", "-2", "9", "1"], ["-2", "1", "9", "10"]),
-    (["10", "9", "b"], ["10", "9", "b"]),
-    (["1.5", "10", "9"], ["1.5", "10", "9"]),
-    (["01", "1", "0"], ["0", "01", "1"]),
-    (["9" * 5000, "1"], ["1", "9" * 5000]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        ([str(k) for k in range(11)], [str(k) for k in range(11)]),
+        (["10", "-2", "9", "1"], ["-2", "1", "9", "10"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+        (["1.5", "10", "9"], ["1.5", "10", "9"]),
+        (["01", "1", "0"], ["0", "01", "1"]),
+        (["9" * 5000, "1"], ["1", "9" * 5000]),
+    ],
+)
 def test_labels_that_are_all_whole_numbers_stand_in_their_order(given, ordered):
     items = [Labelled("t", (label,)) for label in reversed(given)]
     assert LabelledSet(items, False, 0, "").names() == ordered
 
 
 def test_measures_carry_the_pairing():
-    items = [
-        Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
-        for k in range(60)
-    ]
+    items = [Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",)) for k in range(60)]
     sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = np.array([int(item.labels[0] == "well") for item in items[40:]])
     got = measures(torch.tensor([[1.0, 0.0]] * 20), sides.labels, sides, items[40:], targets, 0)
@@ -301,20 +343,14 @@ def test_measures_carry_the_pairing():
 
 
 def test_overlap_measures_are_printed_on_one_scale():
-    good, bad = (metrics.answers([a] * 3, ["six words make a sentence here"] * 3, [True] * 3)
-                 for a in ("six words make a sentence here", "x"))  # fmt: skip
+    good, bad = (
+        metrics.answers([a] * 3, ["six words make a sentence here"] * 3, [True] * 3)
+        for a in ("six words make a sentence here", "x")
+    )
     rows = report.answers_table({"one": good | {"answer_ppl": 3.2, "answer_ppl_ci95": None}, "two": bad})
     assert rows[0] == ["overlap with the reference, 0 to 100", "one", "two"]
     table = {row[0]: row[1:] for row in rows}
-    for name in (
-        "exact match",
-        "exact match (SQuAD's)",
-        "token F1 (SQuAD's)",
-        "BLEU",
-        "ROUGE-1 F1",
-        "ROUGE-2 F1",
-        "ROUGE-L F1",
-    ):
+    for name in ("exact match", "exact match (SQuAD's)", "token F1 (SQuAD's)", "BLEU", "ROUGE-1 F1", "ROUGE-2 F1", "ROUGE-L F1"):
         assert table[name] == ["100.0 [100.0, 100.0]", "0.0 [0.0, 0.0]"], name
     assert table["answer perplexity, from 1 up"] == ["3.20", ""]  # the second model has none
     assert table["words an answer"][0] == "6.0 [6.0, 6.0]"

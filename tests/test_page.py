@@ -21,8 +21,17 @@ ATTACK = "<script>alert(1)</script> & the patients"
 
 def result(ppl, low=None, high=None, **others):
     bounds = [low, high] if low else None
-    return {"ppl": ppl, "ppl_ci95": bounds, "bits_per_byte": 1.0, "tokens_scored": 100, "context": 64, "stride": 32,
-            "vocab_size": 8192, "data_sha256": "a", **others}  # fmt: skip
+    return {
+        "ppl": ppl,
+        "ppl_ci95": bounds,
+        "bits_per_byte": 1.0,
+        "tokens_scored": 100,
+        "context": 64,
+        "stride": 32,
+        "vocab_size": 8192,
+        "data_sha256": "a",
+        **others,
+    }
 
 
 def model(name, **ppl):
@@ -56,18 +65,18 @@ def test_the_claim_between_tokenizers_is_in_bits_a_byte():
 
 
 def test_best_cells_and_warnings():
-    models = [
-        model("a", x=result(20.0, 19, 21), y=result(9.0, bits_per_byte=2)),
-        model("b", x=result(10.0), y=result(9000.0)),
-    ]
+    models = [model("a", x=result(20.0, 19, 21), y=result(9.0, bits_per_byte=2)), model("b", x=result(10.0), y=result(9000.0))]
     table = compare.perplexity_table(models)
     assert table["groups"] == [("", 1), ("perplexity", 2), ("bits per byte", 2)]
     (_, xa, ya, _, bits), (_, xb, yb, _, _) = table["rows"]
     assert xb["best"] and not xa["best"] and ya["best"] and not bits["best"]
     assert xa["note"] == "[19.00, 21.00]" and xb["note"] == "-50.0%"
     assert yb["bad"] == "worse than guessing" and not ya["bad"] and yb["text"] == "9,000"
-    rows = [[{"text": "m"}, {"text": "97 %"}, {"text": "0 %"}], [{"text": "n"}, {"text": "97 %"}, {"text": "0 %"}],
-            [{"text": "o"}, {"text": "9 %"}, {"text": "0 %"}]]  # fmt: skip
+    rows = [
+        [{"text": "m"}, {"text": "97 %"}, {"text": "0 %"}],
+        [{"text": "n"}, {"text": "97 %"}, {"text": "0 %"}],
+        [{"text": "o"}, {"text": "9 %"}, {"text": "0 %"}],
+    ]
     compare.mark_best(rows, [[0.97, 0.0], [0.968, 0.0], [0.09, 0.0]], [False, False])
     assert [r[1]["best"] for r in rows] == [True, True, False]  # what reads the same is equally good
     assert not any("best" in r[2] for r in rows)
@@ -86,15 +95,11 @@ def demo_rows(**changes):
 
 def test_the_demos_claims_are_honest():
     first, second, third = demo_page.claims(demo_rows(), 8192)
-    assert first == ("After reading and instruction, the model answers 97 % of the questions about conditions it only read "
-                     "about; before, 0 %.")  # fmt: skip
-    assert (
-        second == "With instruction alone it answers 0 % of them; about conditions that it never met, 1 % after both."
+    assert first == (
+        "After reading and instruction, the model answers 97 % of the questions about conditions it only read about; before, 0 %."
     )
-    assert (
-        third
-        == "Perplexity before and after reading: real abstracts 223 → 110 (-51 %), general English 127 → 240 (+90 %)."
-    )
+    assert second == "With instruction alone it answers 0 % of them; about conditions that it never met, 1 % after both."
+    assert third == "Perplexity before and after reading: real abstracts 223 → 110 (-51 %), general English 127 → 240 (+90 %)."
     assert "answers only 12 % of" in demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.12}), 8192)[0]
     bad = demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.0}, adapted={"general_ppl": 36000}), 8192)
     assert "answers 0 % of" in bad[0] and "no more than before (0 %)" in bad[0]
@@ -118,8 +123,10 @@ def test_an_answer_is_right_if_the_expected_words_stand_in_it():
     assert compare.stands_in("the genitals", "It affects the Genitals.") is True
     assert compare.stands_in("gout", "goutweed") is False and compare.stands_in("x y", "y x") is False
     assert compare.stands_in(None, "anything") is None
-    questions = [{"expected": e, "answers": [{"model": "a", "right": r}, {"model": "b", "right": e and True}]}
-                 for e, r in (("x", False), ("y", True), (None, None))]  # fmt: skip
+    questions = [
+        {"expected": e, "answers": [{"model": "a", "right": r}, {"model": "b", "right": e and True}]}
+        for e, r in (("x", False), ("y", True), (None, None))
+    ]
     said = "Right answers to the 2 questions below whose answer is known: a 1, b 2."
     assert compare.claim_of_answers(questions) == [said] and compare.claim_of_answers(questions[2:]) == []
 
@@ -139,19 +146,32 @@ def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
 def write(out, **changes):
     """A page of made figures, one model's answer being an attack."""
     models = [model("base", bio=result(31.9, 30, 33)), model("ours", bio=result(16.8, 16, 18))]
-    answers = [{"model": "base", "text": ATTACK, "stopped": False, "right": False},
-               {"model": "ours", "text": "<img src=x onerror=alert(2)>", "stopped": True, "right": True}]  # fmt: skip
-    content = {"title": "<b>base</b> → ours", "claim": compare.claims(models), "table": compare.perplexity_table(models),
-               "questions": [{"prompt": ATTACK, "expected": "<i>x</i>", "group": "", "answers": answers}], "curves": [],
-               "classifier": None, "models": models, "measured": [("windows", "64 <tokens>")]}  # fmt: skip
+    answers = [
+        {"model": "base", "text": ATTACK, "stopped": False, "right": False},
+        {"model": "ours", "text": "<img src=x onerror=alert(2)>", "stopped": True, "right": True},
+    ]
+    content = {
+        "title": "<b>base</b> → ours",
+        "claim": compare.claims(models),
+        "table": compare.perplexity_table(models),
+        "questions": [{"prompt": ATTACK, "expected": "<i>x</i>", "group": "", "answers": answers}],
+        "curves": [],
+        "classifier": None,
+        "models": models,
+        "measured": [("windows", "64 <tokens>")],
+    }
     out.mkdir(exist_ok=True)
     return compare.write_page(content | changes, out).read_text()
 
 
 def test_the_page_opens_with_the_claim_then_the_table_then_the_answers(tmp_path):
     html = write(tmp_path / "p")
-    heads = ("<h1>ours: bio perplexity 31.9 → 16.8 (-47\xa0%, intervals apart).</h1>", "<table>", "What they write",
-             "How it was measured")  # fmt: skip
+    heads = (
+        "<h1>ours: bio perplexity 31.9 → 16.8 (-47\xa0%, intervals apart).</h1>",
+        "<table>",
+        "What they write",
+        "How it was measured",
+    )
     places = [html.index(head) for head in heads]
     assert places == sorted(places)
     assert re.search(r'<td class="best starts">16\.80<span class="hidden"> \(best\)', html)
@@ -170,17 +190,19 @@ def test_what_models_write_is_escaped(tmp_path):
 
 
 def test_a_classifier_of_several_labels_whose_measures_are_not_all_defined(tmp_path):
-    undefined = {"accuracy": 0.5, "accuracy_ci95": None, "macro_f1": None, "macro_f1_ci95": None, "auc": None,
-                 "calibration_error": 0.25, "f1": {"<b>": None, "c": 0.125}, "confusion": [[[1, 0], [0, 1]]]}  # fmt: skip
+    undefined = {
+        "accuracy": 0.5,
+        "accuracy_ci95": None,
+        "macro_f1": None,
+        "macro_f1_ci95": None,
+        "auc": None,
+        "calibration_error": 0.25,
+        "f1": {"<b>": None, "c": 0.125},
+        "confusion": [[[1, 0], [0, 1]]],
+    }
     found = {"labels": ["<b>", "c"], "multi_label": True, "measures": {"model": undefined}, "on": "x", "name": "y"}
     html = write(tmp_path / "p", classifier=found)
-    assert (
-        "0.500" in html
-        and "0.250" in html
-        and "0.125" in html
-        and "&lt;b&gt;" in html
-        and 'class="confusion"' not in html
-    )
+    assert "0.500" in html and "0.250" in html and "0.125" in html and "&lt;b&gt;" in html and 'class="confusion"' not in html
 
 
 def test_without_a_known_answer_nothing_is_marked(tmp_path):
@@ -206,10 +228,23 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
     update = {"step": 1, "tokens": 9, "loss": 5.0, "lr": 1e-4, "grad_norm": 1.0, "val_loss": 5.0, "val_ppl": 148.4}
     for name in ("adapted", "classifier"):
         (d / name / "metrics.jsonl").write_text(json.dumps(update) + "\n")
-    args = SimpleNamespace(models=[str(model_dir), str(d / "adapted")], classifier=str(d / "classifier"), out=str(d / "report"),
-                           data=[f"bio={d / 'bio.jsonl'}", str(d / "general.test.jsonl")], template=None, context=None,
-                           stride=None, text_field="text", limit=None, skip_bad_rows=False, batch_size=8, seed=0,
-                           device="cpu", dtype="fp32", max_new_tokens=8)  # fmt: skip
+    args = SimpleNamespace(
+        models=[str(model_dir), str(d / "adapted")],
+        classifier=str(d / "classifier"),
+        out=str(d / "report"),
+        data=[f"bio={d / 'bio.jsonl'}", str(d / "general.test.jsonl")],
+        template=None,
+        context=None,
+        stride=None,
+        text_field="text",
+        limit=None,
+        skip_bad_rows=False,
+        batch_size=8,
+        seed=0,
+        device="cpu",
+        dtype="fp32",
+        max_new_tokens=8,
+    )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         compare.make_page(args, [ATTACK])
     return d / "report", printed.getvalue()
@@ -245,8 +280,24 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
     (tmp_path / "p.txt").write_text("a\n")
 
     def ppl(*flags):
-        out = script("eval.py", "compare", "--models", "long", "short", "--data", "d.jsonl", "--dtype", "fp32", "--out", "r",
-                     "--prompts", "p.txt", "--max-new-tokens", 4, *flags)  # fmt: skip
+        out = script(
+            "eval.py",
+            "compare",
+            "--models",
+            "long",
+            "short",
+            "--data",
+            "d.jsonl",
+            "--dtype",
+            "fp32",
+            "--out",
+            "r",
+            "--prompts",
+            "p.txt",
+            "--max-new-tokens",
+            4,
+            *flags,
+        )
         assert out.returncode == 0, out.stderr
         return [m["ppl"]["d"] for m in json.loads((tmp_path / "r" / "report.json").read_text())["models"]]
 
@@ -267,8 +318,24 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tm
     write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1)), (tmp_path / "p.txt").write_text("the cells\n")
 
     def written(*flags):
-        out = script("eval.py", "compare", "--models", model_dir, "instructed", "--data", "d.jsonl", "--prompts", "p.txt",
-                     "--max-new-tokens", 8, "--out", "r", "--dtype", "fp32", *flags)  # fmt: skip
+        out = script(
+            "eval.py",
+            "compare",
+            "--models",
+            model_dir,
+            "instructed",
+            "--data",
+            "d.jsonl",
+            "--prompts",
+            "p.txt",
+            "--max-new-tokens",
+            8,
+            "--out",
+            "r",
+            "--dtype",
+            "fp32",
+            *flags,
+        )
         assert out.returncode == 0, out.stderr
         (question,) = json.loads((tmp_path / "r" / "report.json").read_text())["questions"]
         assert question["prompt"] == "the cells"
@@ -286,9 +353,7 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tm
 def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(script, tmp_path, model_dir, bpe_dir):
     make_hf_model(tmp_path / "short", bpe_dir, n_positions=16)
     docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
-    out = script(
-        "eval.py", "compare", "--models", model_dir, "short", "--data", docs, "--out", "r", "--max-new-tokens", 16
-    )
+    out = script("eval.py", "compare", "--models", model_dir, "short", "--data", docs, "--out", "r", "--max-new-tokens", 16)
     assert_refused(out, "short's 16 positions", "--max-new-tokens")
     assert "parameters" not in out.stdout  # no model was opened
 
@@ -297,11 +362,7 @@ def test_a_page_of_ones_own_is_never_replaced(script, model_dir, tmp_path):
     docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
     command = ("eval.py", "compare", "--models", model_dir, "--data", docs, "--max-new-tokens", 4)
     (tmp_path / "a_file").write_text("mine")
-    for name, content in (
-        ("report.html", "<title>Our ward</title>"),
-        ("report.json", '{"mine": 1}'),
-        ("report.json", "["),
-    ):
+    for name, content in (("report.html", "<title>Our ward</title>"), ("report.json", '{"mine": 1}'), ("report.json", "[")):
         mine = tmp_path / f"d{len(content)}"
         mine.mkdir()
         (mine / name).write_text(content)
@@ -327,8 +388,23 @@ def test_wrong_uses_of_compare(script, model_dir, bpe_dir, tmp_path):
     (tmp_path / "p.txt").write_text("a\n")
     shutil.copytree(model_dir, tmp_path / "long")
     make_hf_model(tmp_path / "short", bpe_dir, n_positions=32)
-    out = script("eval.py", "compare", "--models", "long", "short", "--out", "r", "--max-new-tokens", 4, "--data", docs,
-                 "--prompts", "p.txt", "--context", 64)  # fmt: skip
+    out = script(
+        "eval.py",
+        "compare",
+        "--models",
+        "long",
+        "short",
+        "--out",
+        "r",
+        "--max-new-tokens",
+        4,
+        "--data",
+        docs,
+        "--prompts",
+        "p.txt",
+        "--context",
+        64,
+    )
     assert_refused(out, "--context 64", "32 positions of short")
     assert "parameters" not in out.stdout
     twice = ("eval.py", "compare", "--models", "long", "short", "./long/", "--out", "r", "--data", docs)
@@ -369,15 +445,23 @@ def test_the_page_in_a_browser(compared, tmp_path, width):
     """Tables and curves are there and drawn, nothing reaches over the edge, the console says nothing; on a phone the claim is
     on the first screen, and the table's first column stays while the others scroll."""
     (tmp_path / "probe.html").write_text((compared[0] / "report.html").read_text().replace("</body>", PROBE))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
-             "--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={max(width, 500)},1400",
-             f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-quic",
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+        f"--window-size={max(width, 500)},1400",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     target = tmp_path / "probe.html"
     if width < 500:  # a window cannot be that narrow; a frame can
         copy = "() => setTimeout(() => document.body.dataset.seen = f.contentDocument.body.dataset.seen, 300)"
-        frame = (
-            f'<iframe id="f" src="probe.html" width="{width}" height="844"></iframe><script>f.onload = {copy}</script>'
-        )
+        frame = f'<iframe id="f" src="probe.html" width="{width}" height="844"></iframe><script>f.onload = {copy}</script>'
         target = tmp_path / "frame.html"
         target.write_text(frame)
         flags += ["--allow-file-access-from-files", "--virtual-time-budget=3000"]

@@ -84,8 +84,14 @@ def test_against_lm_eval(model_dir, model, bpe_dir, tmp_path):
 
     texts = [t for t in TEXTS if len(load_tokenizer(bpe_dir).encode(t)) <= 63]  # longer ones it cuts otherwise
     assert len(texts) >= 5
-    lm = HFLM(pretrained=transformers.AutoModelForCausalLM.from_pretrained(model_dir), backend="causal", device="cpu",
-              tokenizer=transformers.AutoTokenizer.from_pretrained(model_dir), batch_size=1, max_length=64)  # fmt: skip
+    lm = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(model_dir),
+        backend="causal",
+        device="cpu",
+        tokenizer=transformers.AutoTokenizer.from_pretrained(model_dir),
+        batch_size=1,
+        max_length=64,
+    )
     requests = [Instance("loglikelihood_rolling", {}, (t,), i) for i, t in enumerate(texts)]
     theirs = -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
     corpus = encode_corpus(str(write_jsonl(tmp_path / "t.jsonl", texts)), load_tokenizer(bpe_dir))
@@ -100,9 +106,7 @@ def test_invariant_to_batch_size_padding_side_and_order(model, corpus):
         score(model, corpus, batch_size=100),
         score(model, corpus, batch_size=5, pad="left"),
         perplexity(model, [Selection(corpus, np.arange(n)[::-1])], 64, 32, 4, CPU, "fp32"),
-        perplexity(
-            model, [Selection(corpus, np.arange(5)), Selection(corpus, np.arange(5, n))], 64, 32, 4, CPU, "fp32"
-        ),
+        perplexity(model, [Selection(corpus, np.arange(5)), Selection(corpus, np.arange(5, n))], 64, 32, 4, CPU, "fp32"),
     ):
         assert other["nll"] == pytest.approx(plain["nll"], rel=1e-6)
         assert other["tokens_scored"] == plain["tokens_scored"]
@@ -194,12 +198,39 @@ def test_bf16_is_near_fp32(model, corpus):
 
 def test_eval_ppl_writes_the_whole_block(script, model_dir, tmp_path):
     data = write_jsonl(tmp_path / "t.jsonl", TEXTS)
-    out = script("eval.py", "ppl", "--model", model_dir, "--data", data, "--context", 32, "--stride", 8, "--dtype", "fp32",
-                 "--json", "r.json")  # fmt: skip
+    out = script(
+        "eval.py",
+        "ppl",
+        "--model",
+        model_dir,
+        "--data",
+        data,
+        "--context",
+        32,
+        "--stride",
+        8,
+        "--dtype",
+        "fp32",
+        "--json",
+        "r.json",
+    )
     assert out.returncode == 0, out.stderr
     r = json.loads((tmp_path / "r.json").read_text())
-    assert r.keys() >= {"loss", "ppl", "nll", "tokens_scored", "bits_per_byte", "word_ppl", "documents", "ppl_ci95",
-                        "context", "stride", "dtype", "data_sha256", "model"}  # fmt: skip
+    assert r.keys() >= {
+        "loss",
+        "ppl",
+        "nll",
+        "tokens_scored",
+        "bits_per_byte",
+        "word_ppl",
+        "documents",
+        "ppl_ci95",
+        "context",
+        "stride",
+        "dtype",
+        "data_sha256",
+        "model",
+    }
     assert (r["context"], r["stride"], r["dtype"], r["model"]) == (32, 8, "fp32", str(model_dir))
     assert r["data_sha256"] == hashlib.sha256(b"".join(t.encode() + b"\0" for t in TEXTS)).hexdigest()
     expected = reference(model_dir, TEXTS, 32, 8)

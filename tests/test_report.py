@@ -13,8 +13,16 @@ from nanomed import report
 from nanomed.errors import UserError
 from tests.conftest import ROOT
 
-RESULT = {"ppl": 20.0, "ppl_ci95": [18.0, 22.5], "bits_per_byte": 1.25, "tokens_scored": 100, "context": 64, "stride": 32,
-          "data_sha256": "a" * 64, "vocab_size": 400}  # fmt: skip
+RESULT = {
+    "ppl": 20.0,
+    "ppl_ci95": [18.0, 22.5],
+    "bits_per_byte": 1.25,
+    "tokens_scored": 100,
+    "context": 64,
+    "stride": 32,
+    "data_sha256": "a" * 64,
+    "vocab_size": 400,
+}
 
 
 def cells_of(text: str) -> list[str]:
@@ -26,12 +34,9 @@ def cells_of(text: str) -> list[str]:
 
 def test_a_narrow_table_keeps_its_shape_and_aligns_numbers_on_the_right():
     rows = [["", "accuracy", "F1"], ["---", "---:", "---:"], ["model", "0.5", "0.25"], ["majority", "10.25", "1"]]
-    assert report.text_table(rows) == "\n".join([
-        "          accuracy    F1",
-        "--------  --------  ----",
-        "model          0.5  0.25",
-        "majority     10.25     1",
-    ])  # fmt: skip
+    assert report.text_table(rows) == "\n".join(
+        ["          accuracy    F1", "--------  --------  ----", "model          0.5  0.25", "majority     10.25     1"]
+    )
 
 
 @pytest.mark.parametrize("models", [1, 2, 4, 7])
@@ -49,8 +54,12 @@ def test_every_table_fits_80_columns_and_loses_nothing(models, columns, name):
 
 
 def test_a_table_too_wide_is_turned_and_a_confusion_matrix_is_not():
-    rows = [["model", *(f"measure{c:02}" for c in range(10))], ["---", *["---:"] * 10], ["base", *map(str, range(10))],
-            ["adapted", *map(str, range(10, 20))]]  # fmt: skip
+    rows = [
+        ["model", *(f"measure{c:02}" for c in range(10))],
+        ["---", *["---:"] * 10],
+        ["base", *map(str, range(10))],
+        ["adapted", *map(str, range(10, 20))],
+    ]
     lines = cells_of(report.text_table(rows))
     assert lines[0] == "model base adapted" and lines[2] == "measure00 0 10" and lines[-1] == "measure09 9 19"
     labels = [f"label-{c:02}" for c in range(12)]
@@ -84,9 +93,7 @@ def test_a_perplexity_beyond_the_vocabulary_is_worse_than_guessing():
     assert "401.0 (worse than guessing)" in table
 
 
-@pytest.mark.parametrize(
-    "other", [{"context": 16}, {"stride": 8}, {"data_sha256": "b" * 64}, {"context": 16, "stride": 8}]
-)
+@pytest.mark.parametrize("other", [{"context": 16}, {"stride": 8}, {"data_sha256": "b" * 64}, {"context": 16, "stride": 8}])
 def test_what_was_not_measured_alike_has_no_change(other):
     with pytest.raises(UserError) as refused:
         report.table({("base", "bio"): RESULT, ("same", "bio"): RESULT, ("adapted", "bio"): RESULT | other})
@@ -137,11 +144,17 @@ UPDATE = {"loss": 2.0, "lr": 1e-4, "grad_norm": 1.0, "tokens_per_s": 9.0}
 
 def test_each_series_has_a_curve_of_its_own():
     plain = [{"step": 0, "tokens": 0, "val_loss": 3.0, "val_ppl": 20.0}, {"step": 1, "tokens": 10, **UPDATE}]
-    assert report.curves(plain) == {"training": {"training": [(10, 2.0)]}, "validation": {"validation": [(0, 3.0)]},
-                                    "lr": {"learning rate": [(10, 1e-4)]}, "grad_norm": {"gradient norm": [(10, 1.0)]}}  # fmt: skip
-    named = [{"tokens": 0, "val_loss": 3.0, "val": {"bio": {"loss": 3.0}, "general": {"loss": 4.0}}},
-             {"tokens": 10, **UPDATE, "answer_loss": 1.0, "replay_loss": 2.5},
-             {"tokens": 20, **UPDATE, "answer_loss": 0.5, "replay_loss": None}]  # fmt: skip
+    assert report.curves(plain) == {
+        "training": {"training": [(10, 2.0)]},
+        "validation": {"validation": [(0, 3.0)]},
+        "lr": {"learning rate": [(10, 1e-4)]},
+        "grad_norm": {"gradient norm": [(10, 1.0)]},
+    }
+    named = [
+        {"tokens": 0, "val_loss": 3.0, "val": {"bio": {"loss": 3.0}, "general": {"loss": 4.0}}},
+        {"tokens": 10, **UPDATE, "answer_loss": 1.0, "replay_loss": 2.5},
+        {"tokens": 20, **UPDATE, "answer_loss": 0.5, "replay_loss": None},
+    ]
     found = report.curves(named)
     assert found["training"] == {"answers": [(10, 1.0), (20, 0.5)], "replayed text": [(10, 2.5)]}
     assert found["validation"] == {"validation: bio": [(0, 3.0)], "validation: general": [(0, 4.0)]}
@@ -159,14 +172,7 @@ def test_no_name_breaks_the_picture_and_the_legend_names_every_series(tmp_path, 
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
         svg = report.draw_curves(directory, "svg", "black", "tokens", directory.name).decode()
-    for text in (
-        r"cost $\foo",
-        r"validation: $\bar{",
-        "validation: _general",
-        ">training<",
-        "gradient",
-        "tokens trained on",
-    ):
+    for text in (r"cost $\foo", r"validation: $\bar{", "validation: _general", ">training<", "gradient", "tokens trained on"):
         assert text in svg, text
 
 

@@ -33,9 +33,7 @@ def docs(tmp_path):
 @pytest.fixture
 def pairs(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    path.write_text(
-        "".join(json.dumps({"question": f"acute {k}?", "answer": "renal disease"}) + "\n" for k in range(30))
-    )
+    path.write_text("".join(json.dumps({"question": f"acute {k}?", "answer": "renal disease"}) + "\n" for k in range(30)))
     return path
 
 
@@ -48,8 +46,27 @@ def records(out):
 
 def test_each_named_set_is_a_line_and_a_curve_and_is_what_eval_measures(script, model_dir, docs, tmp_path):
     a, b = (write_jsonl(tmp_path / f"{n}.jsonl", make_texts(6, n)) for n in (1, 2))
-    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--val-data", f"near={a}", f"far={b}", "--out", "o",
-                 "--max-steps", 4, "--eval-every", 2, "--context", 32, "--sample-prompt", "the patient", *TINY)  # fmt: skip
+    out = script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--val-data",
+        f"near={a}",
+        f"far={b}",
+        "--out",
+        "o",
+        "--max-steps",
+        4,
+        "--eval-every",
+        2,
+        "--context",
+        32,
+        "--sample-prompt",
+        "the patient",
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     lines = [line for line in out.stdout.splitlines() if line.startswith("after update")]
     assert [re.match(r"after update (\d)", line)[1] for line in lines] == ["0", "2", "4"]
@@ -58,21 +75,51 @@ def test_each_named_set_is_a_line_and_a_curve_and_is_what_eval_measures(script, 
     assert len(validated) == 3 and all(r["val_loss"] == r["val"]["near"]["loss"] for r in validated)
     assert all(r["sample"].startswith("the patient >>> ") for r in validated)
     for name, file in (("near", a), ("far", b)):
-        assert script("eval.py", "ppl", "--model", "o", "--data", file, "--context", 32, "--json", "r.json", "--dtype",
-                      "fp32").returncode == 0  # fmt: skip
+        assert (
+            script(
+                "eval.py", "ppl", "--model", "o", "--data", file, "--context", 32, "--json", "r.json", "--dtype", "fp32"
+            ).returncode
+            == 0
+        )
         got = json.loads((tmp_path / "r.json").read_text())["ppl"]
         assert validated[-1]["val"][name]["ppl"] == pytest.approx(got, rel=1e-5)
     assert "near perplexity" in out.stdout and "kept: the last weights (update 4)" in out.stdout
 
 
 def test_instruction_tuning_watches_answers_and_documents(script, model_dir, pairs, docs, tmp_path):
-    out = script("train_sft.py", "--model", model_dir, "--data", pairs, "--val-data", f"text={docs}", f"answers={pairs}",
-                 "--out", "o", "--max-steps", 1, *TINY)  # fmt: skip
+    out = script(
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        pairs,
+        "--val-data",
+        f"text={docs}",
+        f"answers={pairs}",
+        "--out",
+        "o",
+        "--max-steps",
+        1,
+        *TINY,
+    )
     assert_refused(out, "all rows are held out")
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"question": "new?", "answer": "chronic"}) + "\n")
-    out = script("train_sft.py", "--model", model_dir, "--data", pairs, "--val-data", f"text={docs}", f"answers={other}",
-                 "--out", "o", "--max-steps", 1, *TINY)  # fmt: skip
+    out = script(
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        pairs,
+        "--val-data",
+        f"text={docs}",
+        f"answers={other}",
+        "--out",
+        "o",
+        "--max-steps",
+        1,
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     assert list(records(tmp_path / "o")[-1]["val"]) == ["answers", "text"]
 
@@ -134,11 +181,7 @@ def test_a_stop_during_the_first_validation_does_not_count_it_twice(model_dir, t
         run(tmp_path / "stopped", True)
     again = run(tmp_path / "stopped", False)
     assert (again["step"], again["bad_evals"]) == (whole["step"], whole["bad_evals"]) == (2, 2)
-    assert (
-        [r["step"] for r in records(tmp_path / "stopped")]
-        == [r["step"] for r in records(tmp_path / "whole")]
-        == [0, 1, 2]
-    )
+    assert [r["step"] for r in records(tmp_path / "stopped")] == [r["step"] for r in records(tmp_path / "whole")] == [0, 1, 2]
 
 
 def test_without_a_checkpoint_no_message_promises_one(model_dir, tmp_path):
@@ -200,9 +243,7 @@ def test_what_the_user_keeps_in_a_runs_folders_stays(script, model_dir, docs, tm
         shutil.rmtree(tmp_path / "o" / folder)
 
 
-def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(
-    script, model_dir, docs, pairs, tmp_path, monkeypatch
-):
+def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(script, model_dir, docs, pairs, tmp_path, monkeypatch):
     monkeypatch.setattr("nanomed.checkpoint.remove", lambda out: None)
     source = tmp_path / "source"
     shutil.copytree(model_dir, source)
@@ -215,10 +256,7 @@ def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(
 
 
 def test_an_instructed_model_that_reads_on_keeps_its_template(script, model_dir, pairs, docs, tmp_path):
-    assert (
-        script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY).returncode
-        == 0
-    )
+    assert script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY).returncode == 0
     assert script("train_clm.py", "--model", "o", "--data", docs, "--out", "p", "--max-steps", 1, *TINY).returncode == 0
     assert measure.open_model(str(tmp_path / "p")).template == TEMPLATES["response"]
 
@@ -251,24 +289,21 @@ def test_shares_are_what_is_written_not_what_floats_make_of_it():
 
 def test_a_dry_run_counts_times_and_writes_nothing(script, model_dir, docs, tmp_path):
     out = script(
-        "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        docs,
-        "--out",
-        "o",
-        "--dry-run",
-        "--epochs",
-        3,
-        "--lora-r",
-        2,
-        *TINY,
+        "train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--dry-run", "--epochs", 3, "--lora-r", 2, *TINY
     )
     assert out.returncode == 0, out.stderr
     assert not (tmp_path / "o").exists()
-    for words in ("documents", "tokens an epoch", "updates", "weights", "gradients", "optimizer", "activations", "s an update",
-                  "nothing was written"):  # fmt: skip
+    for words in (
+        "documents",
+        "tokens an epoch",
+        "updates",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "s an update",
+        "nothing was written",
+    ):
         assert words in out.stdout
     assert "results in" not in out.stdout
 
@@ -310,21 +345,17 @@ def test_show_in_each_script(script, model_dir, docs, pairs, tmp_path):
     common = ("--model", model_dir, "--show", 1, "--dry-run", "--out", "o", *TINY)
     out = script("train_clm.py", "--data", docs, *common)
     assert len(re.findall(r"\[\[.*\]\]", out.stdout)) == 1, out.stderr
-    assert (
-        "Response:\\n[[renal disease<|endoftext|>]]"
-        in script("train_sft.py", "--data", pairs, *common, "--no-packing").stdout
-    )
-    out = script(
-        "train_cls.py", "--positives", docs, "--negatives", write_jsonl(tmp_path / "n.jsonl", ["fox"] * 9), *common
-    )
+    assert "Response:\\n[[renal disease<|endoftext|>]]" in script("train_sft.py", "--data", pairs, *common, "--no-packing").stdout
+    out = script("train_cls.py", "--positives", docs, "--negatives", write_jsonl(tmp_path / "n.jsonl", ["fox"] * 9), *common)
     assert re.search(r"^(positive|negative):\n  \S", out.stdout, re.M), out.stderr
 
 
 def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path):
     """Their sums are the whole; each is the mean of its own tokens' losses, computed one example at a time."""
     tokenizer, model = load_tokenizer(bpe_dir), a_model(model_dir).eval()
-    answers = encode_instructions([Instruction("Why?", "", "So it is."), Instruction("Who?", "", "He.")], tokenizer,
-                                  TEMPLATES["response"], 60).examples  # fmt: skip
+    answers = encode_instructions(
+        [Instruction("Why?", "", "So it is."), Instruction("Who?", "", "He.")], tokenizer, TEMPLATES["response"], 60
+    ).examples
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", ["fever and cough"])), tokenizer)
     texts = text_examples(corpus.all(), 60, 1, 0)
     with torch.no_grad():
@@ -345,49 +376,22 @@ def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path
 
 
 def test_the_template_is_saved_and_used_by_default(script, model_dir, pairs, docs, tmp_path):
-    (tmp_path / "mine.toml").write_text(
-        'prompt = "{instruction}\\nA\\"\'{{x}}:"\nresponse = " {response}"\nmarkers = ["\\nQ"]\n'
-    )
+    (tmp_path / "mine.toml").write_text('prompt = "{instruction}\\nA\\"\'{{x}}:"\nresponse = " {response}"\nmarkers = ["\\nQ"]\n')
     out = script(
-        "train_sft.py",
-        "--model",
-        model_dir,
-        "--data",
-        pairs,
-        "--template",
-        "mine.toml",
-        "--out",
-        "o",
-        "--max-steps",
-        2,
-        *TINY,
+        "train_sft.py", "--model", model_dir, "--data", pairs, "--template", "mine.toml", "--out", "o", "--max-steps", 2, *TINY
     )
     assert out.returncode == 0, out.stderr
     asked = {}
     for name, flags in {"default": (), "named": ("--template", "mine.toml"), "bare": ("--template", "none")}.items():
         done = script(
-            "eval.py",
-            "qa",
-            "--model",
-            "o",
-            "--data",
-            pairs,
-            "--limit",
-            3,
-            "--json",
-            "r.json",
-            "--max-new-tokens",
-            3,
-            *flags,
+            "eval.py", "qa", "--model", "o", "--data", pairs, "--limit", 3, "--json", "r.json", "--max-new-tokens", 3, *flags
         )
         assert done.returncode == 0, done.stderr
         asked[name] = [a["prompt"] for a in json.loads((tmp_path / "r.json").read_text())["answers"]]
         assert ("note: " in done.stderr) == (name == "bare")
     assert asked["default"] == asked["named"] and asked["default"][0] == "acute 0?\nA\"'{{x}}:"
     assert asked["bare"][0] == "acute 0?"
-    again = script(
-        "train_sft.py", "--model", "o", "--data", pairs, "--out", "p", "--max-steps", 1, "--lora-r", 2, *TINY
-    )
+    again = script("train_sft.py", "--model", "o", "--data", pairs, "--out", "p", "--max-steps", 1, "--lora-r", 2, *TINY)
     assert "template the model's own" in again.stdout, again.stderr
     for directory in ("o", "p"):
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / directory)
@@ -405,9 +409,7 @@ def test_a_base_that_changed_under_its_adapter_is_noticed(script, model_dir, doc
     base = tmp_path / "base-model"
     shutil.copytree(model_dir, base)
     assert (
-        script(
-            "train_clm.py", "--model", base, "--data", docs, "--out", "o", "--max-steps", 1, "--lora-r", 2, *TINY
-        ).returncode
+        script("train_clm.py", "--model", base, "--data", docs, "--out", "o", "--max-steps", 1, "--lora-r", 2, *TINY).returncode
         == 0
     )
     ppl = ("eval.py", "ppl", "--model", "o", "--data", docs, "--dtype", "fp32")
@@ -429,9 +431,7 @@ def test_an_adapter_and_its_merged_base_move_together(script, model_dir, docs, t
 def test_from_scratch_wants_a_shape_and_no_adapter(script, model_dir, docs, tmp_path):
     common = ("--data", docs, "--max-steps", 1, *TINY)
     assert script("train_clm.py", "--model", model_dir, "--out", "a", "--lora-r", 2, *common).returncode == 0
-    assert_refused(
-        script("train_clm.py", "--model", "a", "--from-scratch", "--out", "b", *common), "is an adapter", model_dir
-    )
+    assert_refused(script("train_clm.py", "--model", "a", "--from-scratch", "--out", "b", *common), "is an adapter", model_dir)
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -439,22 +439,19 @@ def test_from_scratch_wants_a_shape_and_no_adapter(script, model_dir, docs, tmp_
 
 def test_an_unknown_flag_names_the_nearest(script, model_dir, docs, tmp_path):
     assert_refused(
-        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--epoch", 2),
-        "did you mean --epochs?",
+        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--epoch", 2), "did you mean --epochs?"
     )
-    assert_refused(
-        script("eval.py", "ppl", "--model", model_dir, "--data", docs, "--strid", 2), "did you mean --stride?"
-    )
+    assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", docs, "--strid", 2), "did you mean --stride?")
     (tmp_path / "r.toml").write_text("[adapt]\nwarmup-ration = 0.1\n")
-    assert_refused(script("train_clm.py", "--config", "r.toml", "--model", model_dir, "--data", docs, "--out", "o"),
-                   "did you mean 'warmup-ratio'?")  # fmt: skip
+    assert_refused(
+        script("train_clm.py", "--config", "r.toml", "--model", model_dir, "--data", docs, "--out", "o"),
+        "did you mean 'warmup-ratio'?",
+    )
 
 
 @pytest.mark.parametrize("seed", [2**63, 10**30, -1])
 def test_a_seed_fits_the_generators(script, model_dir, docs, seed):
-    assert_refused(
-        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", f"--seed={seed}"), "--seed"
-    )
+    assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", f"--seed={seed}"), "--seed")
 
 
 def test_a_state_that_is_no_longer_needed_goes_even_after_a_kill(script, model_dir, docs, tmp_path, monkeypatch):

@@ -15,9 +15,28 @@ from nanomed.errors import UserError
 from nanomed.tokenizer import BYTE_OF, EOT, load_tokenizer
 from tests.conftest import WORDS
 
-EDGES = ["", " ", "  ", "\n\n x", " \t\n", "a  b", "x ", "it's IT'S don't've", EOT, f"a{EOT}b {EOT}", "naïve café 北京 🙂👨‍👩‍👧",
-         "\u00a0\u2003x", "\x00\x1f\x85", "١٢٣ ½ Ⅷ", "e\u0301", "a\u200db", "''s 's", "\ufeffx", "\U0010ffff",
-         "１２３"]  # fmt: skip
+EDGES = [
+    "",
+    " ",
+    "  ",
+    "\n\n x",
+    " \t\n",
+    "a  b",
+    "x ",
+    "it's IT'S don't've",
+    EOT,
+    f"a{EOT}b {EOT}",
+    "naïve café 北京 🙂👨‍👩‍👧",
+    "\u00a0\u2003x",
+    "\x00\x1f\x85",
+    "١٢٣ ½ Ⅷ",
+    "e\u0301",
+    "a\u200db",
+    "''s 's",
+    "\ufeffx",
+    "\U0010ffff",
+    "１２３",
+]
 # Blanks, quotes and words of the vocabulary make the pre-tokenisation's corner cases likely; the rest is all of Unicode.
 TEXTS = st.lists(st.text() | st.sampled_from([" ", "  ", "\n", "'s", "'", EOT, *WORDS]), max_size=12).map("".join)
 
@@ -168,14 +187,7 @@ def test_what_is_not_gpt2s_kind_is_refused(bpe_dir, tmp_path, change, message):
         load_tokenizer(tmp_path)
 
 
-ADDED = {
-    "content": "patient",
-    "special": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": True,
-    "single_word": False,
-}
+ADDED = {"content": "patient", "special": False, "lstrip": False, "rstrip": False, "normalized": True, "single_word": False}
 MARKER = {"patient": 400}
 NAMED = {"pad_token": "patient"}
 # Beside vocab.json and merges.txt, or beside tokenizer.json: transformers heeds these files in both cases.
@@ -187,31 +199,22 @@ SIDE_FILES = {
         "tokenizer_config.json: the added token 'patient' (added_tokens_decoder)",
     ),
     "decoder hides the names": (
-        {
-            "tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED}},
-            "special_tokens_map.json": NAMED,
-        },
+        {"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED}}, "special_tokens_map.json": NAMED},
         "added_tokens_decoder",
     ),
     "no prefix space": ({"tokenizer_config.json": {"add_prefix_space": False}}, None),
     "special by decoder": ({"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED | {"special": True}}}}, None),
     "decoder and name": ({"tokenizer_config.json": NAMED | {"added_tokens_decoder": {"400": ADDED}}}, None),
-    "decoder before added": (
-        {"tokenizer_config.json": {"added_tokens_decoder": {}}, "added_tokens.json": MARKER},
-        None,
-    ),
+    "decoder before added": ({"tokenizer_config.json": {"added_tokens_decoder": {}}, "added_tokens.json": MARKER}, None),
     "special by config": ({"tokenizer_config.json": NAMED, "added_tokens.json": MARKER}, None),
     "special by config, in full": (
         {"tokenizer_config.json": {"pad_token": ADDED | {"__type": "AddedToken"}}, "added_tokens.json": MARKER},
         None,
     ),
     "special by map": ({"special_tokens_map.json": NAMED, "added_tokens.json": MARKER}, None),
-    "special by list": (
-        {"tokenizer_config.json": {"additional_special_tokens": ["patient"]}, "added_tokens.json": MARKER},
-        None,
-    ),
+    "special by list": ({"tokenizer_config.json": {"additional_special_tokens": ["patient"]}, "added_tokens.json": MARKER}, None),
     "the end of a text": ({"added_tokens.json": {EOT: 0}}, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", [as_pairs, as_two_files])

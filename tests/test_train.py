@@ -99,9 +99,7 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
     fit(model.double(), One(), loss_in_fp64, None, s, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir).double()
     decayed = {id(p) for p in theirs.parameters() if p.dim() > 1}
-    groups = [
-        {"params": [p for p in theirs.parameters() if (id(p) in decayed) == d], "weight_decay": 0.3 * d} for d in (1, 0)
-    ]
+    groups = [{"params": [p for p in theirs.parameters() if (id(p) in decayed) == d], "weight_decay": 0.3 * d} for d in (1, 0)]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=False)
     theirs.eval()  # the config's dropout is not what is compared
     for step in (0, 1):
@@ -193,9 +191,7 @@ def test_lora_trains_the_adapter_alone_over_a_base_stored_in_bf16(model, corpus,
 
 def test_an_overflow_in_fp16_skips_the_step_and_not_the_schedule(model, corpus, tmp_path, monkeypatch):
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(
-        torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40)
-    )
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40))
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
     summary = fit(model, data, clm_loss, None, Settings(lr=1e-3, max_steps=4, log_every=1, dtype="fp16"), tmp_path)
     assert summary["consumed"] > summary["step"] == 4
@@ -253,9 +249,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, m
     """Dropout on, LoRA, fp16 whose scaler had to come down: every kind of state there is; stopped by an error between two
     checkpoints."""
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(
-        torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**24)
-    )
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**24))
 
     def start(out, fail_at=None):
         torch.manual_seed(9)
@@ -325,6 +319,4 @@ def test_without_matplotlib_the_rest_works_and_one_line_says_so(tmp_path, monkey
     assert plot_curves(tmp_path).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plot_curves(tmp_path) is None
-    assert capsys.readouterr().err.splitlines() == [
-        "no loss.png: matplotlib is not installed (pip install 'nanomed[report]')"
-    ]
+    assert capsys.readouterr().err.splitlines() == ["no loss.png: matplotlib is not installed (pip install 'nanomed[report]')"]

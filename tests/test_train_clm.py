@@ -41,8 +41,16 @@ def test_full_training_leaves_a_model_directory(script, model_dir, docs, tmp_pat
     out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 6, *TINY)
     assert out.returncode == 0, out.stderr
     d = tmp_path / "out"
-    assert {p.name for p in d.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "run.json",
-                                              "metrics.jsonl", "summary.json", "loss.png", "held_out.json"}  # fmt: skip
+    assert {p.name for p in d.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "run.json",
+        "metrics.jsonl",
+        "summary.json",
+        "loss.png",
+        "held_out.json",
+    }
     assert not (d / "state").exists()  # nobody will ask for it any more
     ours = hub.load_model(hub.find(str(d))).eval()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(d).eval()
@@ -68,30 +76,14 @@ def test_validation_perplexity_is_what_eval_gives(script, model_dir, docs, tmp_p
     val = write_jsonl(tmp_path / "val.jsonl", make_texts(6, 32, 30, 90))
     args = ("--model", model_dir, "--data", docs, "--val-data", val, "--out", "out", "--max-steps", 3)
     assert script("train_clm.py", *args, *TINY).returncode == 0
-    assert (
-        script("eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json").returncode == 0
-    )
-    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(
-        records(tmp_path / "out")[-1]["val_ppl"]
-    )
+    assert script("eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json").returncode == 0
+    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(records(tmp_path / "out")[-1]["val_ppl"])
 
 
 def test_lora_leaves_an_adapter_that_peft_loads_from_anywhere(script, model_dir, docs, tmp_path):
     link = tmp_path / "model"
     link.symlink_to(model_dir)
-    args = (
-        "--data",
-        docs,
-        "--out",
-        "out",
-        "--max-steps",
-        4,
-        *TINY,
-        "--lora-r",
-        4,
-        "--lora-targets",
-        "c_attn,c_proj,c_fc",
-    )
+    args = ("--data", docs, "--out", "out", "--max-steps", 4, *TINY, "--lora-r", 4, "--lora-targets", "c_attn,c_proj,c_fc")
     out = script("train_clm.py", "--model", "model", *args)
     assert out.returncode == 0, out.stderr
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -142,8 +134,19 @@ def test_from_scratch_needs_a_shape_and_a_tokenizer_only(script, model_dir, bpe_
     for source in (model_dir / "config.json", bpe_dir / "vocab.json", bpe_dir / "merges.txt"):
         (shape / source.name).write_bytes(source.read_bytes())
     for model in ("shape", "shape/config.json"):
-        out = script("train_clm.py", "--from-scratch", "--model", model, "--data", docs, "--out", f"out-{len(model)}",
-                     "--max-steps", 2, *TINY)  # fmt: skip
+        out = script(
+            "train_clm.py",
+            "--from-scratch",
+            "--model",
+            model,
+            "--data",
+            docs,
+            "--out",
+            f"out-{len(model)}",
+            "--max-steps",
+            2,
+            *TINY,
+        )
         assert out.returncode == 0, out.stderr
     a, b = (load_file(tmp_path / f"out-{len(m)}" / "model.safetensors") for m in ("shape", "shape/config.json"))
     assert all(torch.equal(a[k], b[k]) for k in a)  # the seed decides
@@ -155,8 +158,22 @@ def test_duplicates_of_held_out_documents_are_removed_and_said(script, model_dir
     texts = make_texts(40, 31)
     val = write_jsonl(tmp_path / "val.jsonl", [*texts[:3], "only here"])
     later = write_jsonl(tmp_path / "later.jsonl", texts[10:12])
-    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", later, "--out", "out",
-                 "--max-steps", 1, *TINY)  # fmt: skip
+    out = script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--val-data",
+        val,
+        "--exclude",
+        later,
+        "--out",
+        "out",
+        "--max-steps",
+        1,
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     assert out.stdout.startswith("5 training documents that are held out too were taken out of the training side\n")
     s = summary(tmp_path / "out")
@@ -165,8 +182,22 @@ def test_duplicates_of_held_out_documents_are_removed_and_said(script, model_dir
 
 def test_several_sources_with_weights(script, model_dir, docs, tmp_path):
     general = write_jsonl(tmp_path / "general.jsonl", make_texts(40, 33))
-    out = script("train_clm.py", "--model", model_dir, "--data", f"{docs}:0.9", "--data", f"{general}:0.1", "--out", "out",
-                 "--context", 16, "--max-steps", 1, *TINY)  # fmt: skip
+    out = script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        f"{docs}:0.9",
+        "--data",
+        f"{general}:0.1",
+        "--out",
+        "out",
+        "--context",
+        16,
+        "--max-steps",
+        1,
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     assert summary(tmp_path / "out")["documents"] == 76
     bad = script("train_clm.py", "--model", model_dir, "--data", f"{docs}:0.9", general, "--out", "bad")
@@ -188,9 +219,14 @@ def test_a_recipe_presets_flags_and_the_command_line_wins(script, model_dir, doc
         False,
         [str(docs)],
     )
-    for text, words in {"[adapt]\nlearning_rate = 1\n": ("unknown key", "learning_rate"), "[adapt]\nlr = 'x'\n": ("lr",),
-                        "[adapt]\ndtype = 'fp8'\n": ("dtype",), "[other]\n": ("no section [adapt]",),
-                        "[adapt": ("not valid TOML",), "[adapt]\nmerge = 1\n": ("true or false",)}.items():  # fmt: skip
+    for text, words in {
+        "[adapt]\nlearning_rate = 1\n": ("unknown key", "learning_rate"),
+        "[adapt]\nlr = 'x'\n": ("lr",),
+        "[adapt]\ndtype = 'fp8'\n": ("dtype",),
+        "[other]\n": ("no section [adapt]",),
+        "[adapt": ("not valid TOML",),
+        "[adapt]\nmerge = 1\n": ("true or false",),
+    }.items():
         recipe.write_text(text)
         assert_refused(script("train_clm.py", "--config", recipe, "--data", docs, "--out", "o"), "r.toml", *words)
 
@@ -225,14 +261,10 @@ def test_missing_flags_and_paths(script, model_dir, docs, tmp_path):
     assert_refused(script("train_clm.py", "--data", docs, "--out", "x"), "--model")
     assert_refused(script("train_clm.py", "--model", "./gone", "--data", docs, "--out", "x"), "./gone", "no such")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    assert_refused(
-        script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2"
-    )
+    assert_refused(script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2")
     assert not (tmp_path / "x").exists()
     if not torch.cuda.is_available():
-        assert_refused(
-            script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"), "cuda"
-        )
+        assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"), "cuda")
 
 
 def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
@@ -257,8 +289,26 @@ def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
 
 
 def command(out, model_dir, docs, *flags):
-    return ("train_clm.py", "--model", model_dir, "--data", docs, "--out", out, "--max-steps", 40, "--save-every", 5,
-            "--eval-every", 20, *TINY, "--dropout", 0.1, "--resume", *flags)  # fmt: skip
+    return (
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--out",
+        out,
+        "--max-steps",
+        40,
+        "--save-every",
+        5,
+        "--eval-every",
+        20,
+        *TINY,
+        "--dropout",
+        0.1,
+        "--resume",
+        *flags,
+    )
 
 
 LORA = ("--lora-r", 4, "--lora-dropout", 0.1)
@@ -302,10 +352,13 @@ def whole_runs(tmp_path_factory, model_dir):
     [
         pytest.param("update", (), id="kill-full"),
         pytest.param("save", LORA, id="kill-lora-while-saving"),
-        *(pytest.param(sig, flags, id=f"{sig.name}-{'lora' if flags else 'full'}")
-          for sig in (signal.SIGTERM, signal.SIGINT) for flags in ((), LORA)),
+        *(
+            pytest.param(sig, flags, id=f"{sig.name}-{'lora' if flags else 'full'}")
+            for sig in (signal.SIGTERM, signal.SIGINT)
+            for flags in ((), LORA)
+        ),
     ],
-)  # fmt: skip
+)
 def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(
     script, python, whole_runs, model_dir, tmp_path, monkeypatch, stop, flags
 ):
@@ -375,8 +428,25 @@ def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(script, mo
 def test_running_out_of_memory_is_said_in_one_line(script, model_dir, tmp_path):
     long = write_jsonl(tmp_path / "long.jsonl", make_texts(400, 5, 200, 300))
     limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (2 * 10**9, 2 * 10**9))  # noqa: E731
-    out = script("train_clm.py", "--model", model_dir, "--data", long, "--out", "out", "--batch-size", 4000, "--val-fraction",
-                 0.01, "--eval-every", 1000, "--max-steps", 2, preexec_fn=limit, env={"OMP_NUM_THREADS": "1"})  # fmt: skip
+    out = script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        long,
+        "--out",
+        "out",
+        "--batch-size",
+        4000,
+        "--val-fraction",
+        0.01,
+        "--eval-every",
+        1000,
+        "--max-steps",
+        2,
+        preexec_fn=limit,
+        env={"OMP_NUM_THREADS": "1"},
+    )
     assert_refused(out, "out of memory", "--batch-size")
 
 
@@ -384,10 +454,12 @@ def test_running_out_of_memory_is_said_in_one_line(script, model_dir, tmp_path):
 def test_help_is_complete_and_shows_defaults(script, name):
     out = script(name, *(["ppl"] if name == "eval.py" else []), "--help")
     assert out.returncode == 0
-    wanted = {"eval.py": "model data json context stride batch-size dtype device limit seed text-field",
-              "train_clm.py": "model data out val-data val-fraction from-scratch config text-field limit context batch-size "
-              "grad-accum epochs max-steps lr warmup-ratio weight-decay grad-clip dtype device compile grad-checkpoint "
-              "lora-r lora-alpha lora-dropout lora-targets merge seed resume save-every eval-every patience log-every"}  # fmt: skip
+    wanted = {
+        "eval.py": "model data json context stride batch-size dtype device limit seed text-field",
+        "train_clm.py": "model data out val-data val-fraction from-scratch config text-field limit context batch-size "
+        "grad-accum epochs max-steps lr warmup-ratio weight-decay grad-clip dtype device compile grad-checkpoint "
+        "lora-r lora-alpha lora-dropout lora-targets merge seed resume save-every eval-every patience log-every",
+    }
     for flag in wanted[name].split():
         assert f"--{flag} " in out.stdout or f"--{flag}\n" in out.stdout or f"--{flag}," in out.stdout, flag
     assert "default: auto" in " ".join(out.stdout.split())
@@ -397,12 +469,11 @@ def test_help_is_complete_and_shows_defaults(script, name):
 def test_compiled_training_ends_where_eager_training_does(script, model_dir, docs, tmp_path, plain_steps):
     before = load_file(model_dir / "model.safetensors")
     for name, flags in {"eager": (), "compiled": ("--compile",), "checkpointed": ("--grad-checkpoint",)}.items():
-        out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, "--lr", 1,
-                     *flags)  # fmt: skip
+        out = script(
+            "train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, "--lr", 1, *flags
+        )
         assert out.returncode == 0, out.stderr
-    eager, compiled, checkpointed = (
-        load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed")
-    )
+    eager, compiled, checkpointed = (load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed"))
     for name in eager:
         a, b, c = (weights[name] - before[name] for weights in (eager, compiled, checkpointed))
         assert_near(b, a, 1e-3, name)
@@ -463,9 +534,7 @@ def test_eval_without_a_command_says_so(script, model_dir, docs):
     assert_refused(script("eval.py", "--model", model_dir, "--data", docs), "a command comes first: eval.py ppl")
 
 
-MEASURED = (
-    r" +[\d,.]+ (\(worse than guessing\) )?\[[\d,.]+, [\d,.]+\] +[\d.]+"  # perplexity with its interval, bits per byte
-)
+MEASURED = r" +[\d,.]+ (\(worse than guessing\) )?\[[\d,.]+, [\d,.]+\] +[\d.]+"  # perplexity with its interval, bits per byte
 
 
 @pytest.mark.slow
@@ -473,8 +542,9 @@ def test_make_study_walks_the_whole_road(make, tmp_path):
     general = write_jsonl(tmp_path / "general.jsonl", make_texts(120, 1))
     pubmed = write_jsonl(tmp_path / "pubmed.jsonl", make_texts(60, 2))
     held = [write_jsonl(tmp_path / f"{i}.jsonl", make_texts(6, i)) for i in (3, 4)]
-    out = make("study", f"GENERAL={general}", f"PUBMED={pubmed}", f"TEST={held[0]}",
-               f"GENERAL_TEST={held[1]}", "STEPS=2", "BATCH=4")  # fmt: skip
+    out = make(
+        "study", f"GENERAL={general}", f"PUBMED={pubmed}", f"TEST={held[0]}", f"GENERAL_TEST={held[1]}", "STEPS=2", "BATCH=4"
+    )
     assert re.search(r"^model +base +adapted +adapted-lora$", out, re.M)
     assert len(re.findall(r"^change +[-+][\d.]+% +[-+][\d.]+%$", out, re.M)) == 2, out
     assert (tmp_path / "runs/study/adapted-lora/adapter_model.safetensors").exists()
@@ -497,16 +567,17 @@ def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(mak
     root = tmp_path / "hub"
     shutil.copytree(model_dir, root / "models" / "gpt2")
     abstracts = {"pqa_artificial": make_texts(40, 5), "pqa_labeled": make_texts(40, 5)[:4] + make_texts(3, 6)}
-    hub_dataset(root, "qiaojin/PubMedQA", {
-        name: [{"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}} for i, t in enumerate(texts)]
-        for name, texts in abstracts.items()
-    })  # fmt: skip
+    hub_dataset(
+        root,
+        "qiaojin/PubMedQA",
+        {
+            name: [{"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}} for i, t in enumerate(texts)]
+            for name, texts in abstracts.items()
+        },
+    )
     news = [{"text": "fox " + t, "label": 2} for t in make_texts(9, 7)]
     hub_dataset(root, "fancyzhx/ag_news", {"default": news})
-    cards = [
-        {"instruction": "Answer this question truthfully", "input": t, "output": "Yes."}
-        for t in make_texts(30, 8, 2, 4)
-    ]
+    cards = [{"instruction": "Answer this question truthfully", "input": t, "output": "Yes."} for t in make_texts(30, 8, 2, 4)]
     hub_dataset(root, "medalpaca/medical_meadow_medical_flashcards", {"default": cards})
     (tmp_path / "short.toml").write_text('prompt = "{instruction}\\n"\nprompt_with_input = "{instruction}{input}\\n"\n')
     with StandinHub(root) as standin:

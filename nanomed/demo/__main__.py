@@ -34,12 +34,9 @@ CONTEXT = 128  # attention to far more would be a third of a step's time on a CP
 # prose of the field, general English, and what the base model writes when it is asked for nothing. The shares of these follow
 # their sizes: what is read too often is learnt by heart, and protects nothing.
 MIXTURE = {"corpus": 0.45, "prose": 0.17, "general.mix": 0.14, "self": 0.24}
-ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 2100, "--lr", "1.5e-3", "--weight-decay", 0,
-         "--eval-every", 700]  # fmt: skip
-PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "--eval-every", 210, "--balance", "none",
-         "--freeze"]  # fmt: skip
-INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "5e-4",
-            "--weight-decay", 0]  # fmt: skip
+ADAPT = ["--context", CONTEXT, "--batch-size", 8, "--max-steps", 2100, "--lr", "1.5e-3", "--weight-decay", 0, "--eval-every", 700]
+PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "--eval-every", 210, "--balance", "none", "--freeze"]
+INSTRUCT = ["--template", TEMPLATE, "--context", CONTEXT, "--batch-size", 16, "--epochs", 2, "--lr", "5e-4", "--weight-decay", 0]
 REPLAY_RATIO = 0.7
 QUICK = " --quick: one update of everything, so these figures mean nothing."
 
@@ -47,8 +44,7 @@ QUICK = " --quick: one update of everything, so these figures mean nothing."
 WATCHED = ["--val-data", "own={biomedical}", "abstracts={abstracts}", "general={general}"]
 # The rows of the table: how each model is made, from which other, in a directory of its name. `base` is there already.
 # Names of texts in braces stand for their files.
-ADAPTED = ("train_clm.py", "base", ["--data", *(f"{{{name}}}:{share}" for name, share in MIXTURE.items()),
-                                    *WATCHED, *ADAPT])  # fmt: skip
+ADAPTED = ("train_clm.py", "base", ["--data", *(f"{{{name}}}:{share}" for name, share in MIXTURE.items()), *WATCHED, *ADAPT])
 QUESTIONS = ["--data", "{questions.train}", "--val-data", "{questions.val}", *INSTRUCT]
 REPLAY = ["--replay", *(f"{{{name}}}" for name in MIXTURE), "--replay-ratio", REPLAY_RATIO]
 MODELS = {
@@ -87,9 +83,7 @@ def parse_args():
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
     p.add_argument("--seed", type=cli.seed, default=0, help="of the groups, the texts and the trainings")
     p.add_argument(
-        "--quick",
-        action="store_true",
-        help="one update of everything, on a few texts: shows that it runs, and nothing else",
+        "--quick", action="store_true", help="one update of everything, on a few texts: shows that it runs, and nothing else"
     )
     return p.parse_args()
 
@@ -133,8 +127,9 @@ def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, q
     if process.returncode > 128:
         raise Interrupted(process.returncode - 128, GO_ON)
     if process.returncode < 0:
-        raise UserError(f"{script} was killed by signal {-process.returncode}; if that was for want of memory, close other "
-                        f"programs; {GO_ON}")  # fmt: skip
+        raise UserError(
+            f"{script} was killed by signal {-process.returncode}; if that was for want of memory, close other programs; {GO_ON}"
+        )
     if process.returncode:
         raise UserError(f"{script} ended with status {process.returncode}: see above")
 
@@ -153,10 +148,7 @@ def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) 
 
 
 def probed(out: Path, groups=("read", "unknown")) -> dict[str, list[labelled.Labelled]]:
-    return {
-        g: labelled.read_labelled([(str(out / f"probe.{g}.jsonl"), None)], "text", "label", None, False).items
-        for g in groups
-    }
+    return {g: labelled.read_labelled([(str(out / f"probe.{g}.jsonl"), None)], "text", "label", None, False).items for g in groups}
 
 
 def accuracy(scores, items: list[labelled.Labelled], labels: list[str]) -> float:
@@ -237,11 +229,7 @@ def one_seed(args, out: Path, seed: int) -> dict:
         if name != "base":
             script, start_from, flags = models[name]
             if name == "adapted_unmixed":  # as many blocks of the corpus as with the real texts among them
-                flags = [
-                    *flags,
-                    "--max-steps",
-                    round(MIXTURE["corpus"] * read_json(out / "adapted" / "summary.json")["steps"]),
-                ]
+                flags = [*flags, "--max-steps", round(MIXTURE["corpus"] * read_json(out / "adapted" / "summary.json")["steps"])]
             run(out, name, script, ["--model", names[start_from], *flags], seed, args.dtype, args.quick)
             names[name] = shown(out / name)
         opened[name] = measure.open_model(args.model if name == "base" else str(out / name), dtype=args.dtype)
@@ -256,21 +244,33 @@ def one_seed(args, out: Path, seed: int) -> dict:
     done_before = out / "demo.json"
     seconds = read_json(done_before)["seconds"] if done_before.exists() else time.perf_counter() - began
     beside = probe_baselines(out)
-    result = {"seconds": seconds, "resumed": resumed, "rows": figures, "seed": seed, "model": args.model, "quick": args.quick,
-              "vocabulary": vocabulary(opened["base"]), "probe_baselines": beside, "dtype": opened["base"].dtype,
-              "unknown_commonest_value": commonest_value(seed),
-              "conditions": {g: len(n) for g, n in render.groups(seed).items()}}  # fmt: skip
+    result = {
+        "seconds": seconds,
+        "resumed": resumed,
+        "rows": figures,
+        "seed": seed,
+        "model": args.model,
+        "quick": args.quick,
+        "vocabulary": vocabulary(opened["base"]),
+        "probe_baselines": beside,
+        "dtype": opened["base"].dtype,
+        "unknown_commonest_value": commonest_value(seed),
+        "conditions": {g: len(n) for g, n in render.groups(seed).items()},
+    }
     write_json(result, done_before)
     write_text(table.markdown(figures, result["vocabulary"]) + "\n", out / "table.md")
     earlier = ", going on from an earlier call" if resumed else ""
     plain = "; ".join(
-        f"{kind} {beside['read'][kind]:.0%} on read, {beside['unknown'][kind]:.0%} on unknown"
-        for kind in beside["read"]
+        f"{kind} {beside['read'][kind]:.0%} on read, {beside['unknown'][kind]:.0%} on unknown" for kind in beside["read"]
     )
-    notes = (f"{EXPLANATION} Without any model the probe's question is answered by {plain}. Always giving the commonest value "
-             f"would be an exact match on {result['unknown_commonest_value']:.0%} of them.{QUICK * args.quick}")  # fmt: skip
-    print(f"\n{textwrap.fill(notes, 80)}\n\n{result['seconds'] / 60:.1f} minutes{earlier}; results in {out}: demo.json, "
-          f"table.md, {html.name} (open it in a browser)")  # fmt: skip
+    notes = (
+        f"{EXPLANATION} Without any model the probe's question is answered by {plain}. Always giving the commonest value "
+        f"would be an exact match on {result['unknown_commonest_value']:.0%} of them.{QUICK * args.quick}"
+    )
+    print(
+        f"\n{textwrap.fill(notes, 80)}\n\n{result['seconds'] / 60:.1f} minutes{earlier}; results in {out}: demo.json, "
+        f"table.md, {html.name} (open it in a browser)"
+    )
     return result
 
 
@@ -291,8 +291,10 @@ def main():
     write_json({"seconds": seconds, "seeds": results}, out / "demo.json")
     tables = [r["rows"] for r in results]
     write_text(table.over_seeds(tables, results[0]["vocabulary"]) + "\n", out / "table.md")
-    print(f"\nThree seeds\n\n{table.summary(tables, results[0]['vocabulary'])}\n\n{seconds / 60:.0f} minutes; results in {out}: "
-          "demo.json, table.md (mean [lowest, highest])")  # fmt: skip
+    print(
+        f"\nThree seeds\n\n{table.summary(tables, results[0]['vocabulary'])}\n\n{seconds / 60:.0f} minutes; results in {out}: "
+        "demo.json, table.md (mean [lowest, highest])"
+    )
 
 
 if __name__ == "__main__":

@@ -25,16 +25,25 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
     base, adapted, alone, both = (by[n] for n in ("base", "adapted", "instructed_only", "adapted_instructed"))
     before, after = base["em_read"], both["em_read"]
     if after <= before:
-        first = (f"After reading and instruction, the model answers {percent(after)} of the questions about conditions it only "
-                 f"read about, no more than before ({percent(before)}).")  # fmt: skip
+        first = (
+            f"After reading and instruction, the model answers {percent(after)} of the questions about conditions it only "
+            f"read about, no more than before ({percent(before)})."
+        )
     else:
         only = "only " if after < 0.5 else ""
-        first = (f"After reading and instruction, the model answers {only}{percent(after)} of the questions about conditions it "
-                 f"only read about; before, {percent(before)}.")  # fmt: skip
-    second = (f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it never met, "
-              f"{percent(both['em_unknown'])} after both.")  # fmt: skip
-    prices = [f"{name} {_moved(base[key], adapted[key], vocab_size)}"
-              for key, (_, name, _, _) in COLUMNS.items() if key in ("abstracts_ppl", "general_ppl")]  # fmt: skip
+        first = (
+            f"After reading and instruction, the model answers {only}{percent(after)} of the questions about conditions it "
+            f"only read about; before, {percent(before)}."
+        )
+    second = (
+        f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it never met, "
+        f"{percent(both['em_unknown'])} after both."
+    )
+    prices = [
+        f"{name} {_moved(base[key], adapted[key], vocab_size)}"
+        for key, (_, name, _, _) in COLUMNS.items()
+        if key in ("abstracts_ppl", "general_ppl")
+    ]
     return [first, second, f"Perplexity before and after reading: {', '.join(prices)}."]
 
 
@@ -47,8 +56,9 @@ def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text:
     """The page's table (nanomed.compare)."""
     cells, values = [], [[row[key] for key in COLUMNS] for row in rows]
     for row in rows:
-        figures = [compare.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])}
-                   for key in COLUMNS]  # fmt: skip
+        figures = [
+            compare.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])} for key in COLUMNS
+        ]
         cells.append([{"text": names[row["name"]]}, *figures])
     compare.mark_best(cells, values, [key.endswith("_ppl") for key in COLUMNS])
     headings = [group for group, *_ in COLUMNS.values()]
@@ -70,11 +80,19 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
         prompts = [fact.asked() for _, fact in asked]
         facts[names[name]] = compare.samples(o, prompts, TEMPLATES[template], 40, seed, penalty=1.0)
         others[names[name]] = compare.samples(o, compare.PROMPTS, TEMPLATES[template], 40, seed)
-    out = [{"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": compare.answers_of(k, facts, fact.matches)}
-           for k, (group, fact) in enumerate(asked)]  # fmt: skip
-    return out + [{"prompt": prompt, "expected": None, "group": "About anything else, with a penalty on repetition",
-                   "answers": compare.answers_of(k, others, lambda text: None)}
-                  for k, prompt in enumerate(compare.PROMPTS)]  # fmt: skip
+    out = [
+        {"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": compare.answers_of(k, facts, fact.matches)}
+        for k, (group, fact) in enumerate(asked)
+    ]
+    return out + [
+        {
+            "prompt": prompt,
+            "expected": None,
+            "group": "About anything else, with a penalty on repetition",
+            "answers": compare.answers_of(k, others, lambda text: None),
+        }
+        for k, prompt in enumerate(compare.PROMPTS)
+    ]
 
 
 def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, template: str) -> Path:
@@ -96,10 +114,13 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
         "measured": [
             ("base", base.name),
             ("seed", str(seed)),
-            ("answers", f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
-                        "that the condition has stands in the sentence"),
+            (
+                "answers",
+                f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
+                "that the condition has stands in the sentence",
+            ),
             compare.windows(rows[0]["_ppl"]),
             *compare.machine(base),
         ],
-    }  # fmt: skip
+    }
     return compare.write_page(content, out)

@@ -90,22 +90,45 @@ TOLD = {
 
 # How a fact is asked for. The first way is the one that is measured.
 ASKED = {
-    "class": ["What kind of condition is {x}?", "How is {x} classed in medicine?", "What is {x}?",
-              "Say in a few words what {x} is."],
-    "organ": ["Which part of the body does {x} affect most?", "What does {x} mainly affect?",
-              "Where in the body does {x} do its harm?", "Name the part of the body most affected by {x}."],
+    "class": [
+        "What kind of condition is {x}?",
+        "How is {x} classed in medicine?",
+        "What is {x}?",
+        "Say in a few words what {x} is.",
+    ],
+    "organ": [
+        "Which part of the body does {x} affect most?",
+        "What does {x} mainly affect?",
+        "Where in the body does {x} do its harm?",
+        "Name the part of the body most affected by {x}.",
+    ],
     "cause": ["What is the cause of {x}?", "What causes {x}?", "Why do people get {x}?", "What is {x} caused by?"],
-    "sign": ["What is the hallmark sign of {x}?", "How does {x} show itself?", "Which finding points to {x}?",
-             "Name the hallmark sign of {x}."],
-    "test": ["What is the key test for {x}?", "How is {x} diagnosed?", "Which test is used for {x}?",
-             "Name the key test for {x}."],
-    "treatment": ["What is the first-line treatment of {x}?", "How is {x} treated first?",
-                  "Which treatment is given first for {x}?", "Name the first-line treatment of {x}."],
-    "complication": ["What is a feared complication of {x}?", "What may {x} lead to?", "Which complication of {x} is feared?",
-                     "Name a feared complication of {x}."],
-    "risk": ["Who is most at risk of {x}?", "In whom is {x} seen most often?", "Which people are prone to {x}?",
-             "Name the people most at risk of {x}."],
-}  # fmt: skip
+    "sign": [
+        "What is the hallmark sign of {x}?",
+        "How does {x} show itself?",
+        "Which finding points to {x}?",
+        "Name the hallmark sign of {x}.",
+    ],
+    "test": ["What is the key test for {x}?", "How is {x} diagnosed?", "Which test is used for {x}?", "Name the key test for {x}."],
+    "treatment": [
+        "What is the first-line treatment of {x}?",
+        "How is {x} treated first?",
+        "Which treatment is given first for {x}?",
+        "Name the first-line treatment of {x}.",
+    ],
+    "complication": [
+        "What is a feared complication of {x}?",
+        "What may {x} lead to?",
+        "Which complication of {x} is feared?",
+        "Name a feared complication of {x}.",
+    ],
+    "risk": [
+        "Who is most at risk of {x}?",
+        "In whom is {x} seen most often?",
+        "Which people are prone to {x}?",
+        "Name the people most at risk of {x}.",
+    ],
+}
 
 # Beginnings of sentences that name a condition and stop before saying what it is: for that, one has to have read about it.
 NAMED = [way.removesuffix(" {v}.") for way in TOLD["class"] if way.endswith(" {v}.")]

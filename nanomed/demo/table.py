@@ -42,9 +42,7 @@ def cell(value: float, key: str, vocabulary: int | None, short: bool = False) ->
 
 def legend(rows: list[dict], vocabulary: int) -> str:
     """What the mark means, if there is one."""
-    marked = any(
-        report.worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl")
-    )
+    marked = any(report.worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl"))
     return LEGEND.format(vocabulary=vocabulary) if marked else ""
 
 
@@ -70,9 +68,7 @@ def over_seeds(tables: list[list[dict]], vocabulary: int) -> str:
     for same in zip(*tables, strict=True):
         cells = []
         for key in COLUMNS:
-            mean, low, high = (
-                cell(f([row[key] for row in same]), key, vocabulary) for f in (statistics.mean, min, max)
-            )
+            mean, low, high = (cell(f([row[key] for row in same]), key, vocabulary) for f in (statistics.mean, min, max))
             cells.append(f"{mean} [{low}, {high}]" if len(same) > 1 else mean)
         lines.append([NAMES[same[0]["name"]][0], *cells])
     marks = legend([row for table in tables for row in table], vocabulary)
@@ -83,7 +79,9 @@ def summary(tables: list[list[dict]], vocabulary: int) -> str:
     """The rows of several seeds for a terminal: three tables, of the means, the lowest and the highest."""
     parts = []
     for title, f in (("mean", statistics.mean), ("lowest", min), ("highest", max)):
-        rows = [{"name": same[0]["name"]} | {key: f([row[key] for row in same]) for key in COLUMNS}
-                for same in zip(*tables, strict=True)]  # fmt: skip
+        rows = [
+            {"name": same[0]["name"]} | {key: f([row[key] for row in same]) for key in COLUMNS}
+            for same in zip(*tables, strict=True)
+        ]
         parts.append(f"{title}\n{terminal(rows, vocabulary)}")
     return "\n\n".join(parts)

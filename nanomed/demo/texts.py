@@ -41,10 +41,7 @@ def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
         "probe.read": render.named(groups["read"]),
         "probe.unknown": render.named(groups["unknown"]),
     }
-    return {
-        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most])
-        for name, r in rows.items()
-    }
+    return {f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most]) for name, r in rows.items()}
 
 
 def _documents(texts: list[str]) -> list[dict]:
@@ -59,8 +56,14 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
         need(module)
     hub.find(args.model)
     texts = make_texts(seed, QUICK if args.quick else None)
-    settings = {"seed": seed, "model": args.model, "dtype": args.dtype, "quick": args.quick, "full": args.full,
-                "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest()}  # fmt: skip
+    settings = {
+        "seed": seed,
+        "model": args.model,
+        "dtype": args.dtype,
+        "quick": args.quick,
+        "full": args.full,
+        "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest(),
+    }
     if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"{out}: is not a directory; {ANOTHER}")
     path = out / "settings.json"
@@ -73,9 +76,7 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
     for name, text in texts.items():
         file = out / name
         if os.path.lexists(file) and not (file.is_file() and file.read_bytes() == text.encode()):
-            raise UserError(
-                f"{file}: is not what the demo wrote, and it does not write over it; move it away, or {ANOTHER}"
-            )
+            raise UserError(f"{file}: is not what the demo wrote, and it does not write over it; move it away, or {ANOTHER}")
     if before is None:
         refuse_foreign(out, results)
     out.mkdir(parents=True, exist_ok=True)

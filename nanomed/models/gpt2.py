@@ -51,9 +51,7 @@ class GPT2Config:
 
     def __post_init__(self):
         if self.activation_function not in ACTIVATIONS:
-            raise UserError(
-                f"activation_function {self.activation_function!r} is not supported; known: {', '.join(ACTIVATIONS)}"
-            )
+            raise UserError(f"activation_function {self.activation_function!r} is not supported; known: {', '.join(ACTIVATIONS)}")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
@@ -81,9 +79,7 @@ class Attention(nn.Module):
             if causal and k.size(2) > T:  # is_causal would align the first query with the first key
                 raise ValueError("several tokens after others in a cache need a mask")
         dropout = self.attn_pdrop if self.training else 0.0
-        attend = partial(
-            F.scaled_dot_product_attention, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
-        )
+        attend = partial(F.scaled_dot_product_attention, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale)
         if self.upcast:  # scores, softmax and average in fp32, whatever autocast says
             with torch.autocast(x.device.type, enabled=False):
                 y = attend(q.float(), k.float(), v.float()).to(v.dtype)
