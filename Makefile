@@ -77,7 +77,7 @@ adapt: setup $(if $(DRY),,$(if $(MEASURED),baseline))
 		$(if $(MEASURED),--exclude $(MEASURED)) --out $(RUNS)/adapted --resume $(ARGS)
 ifneq ($(if $(DRY),,$(MEASURED)),)
 	$(PY) eval.py ppl --model $(RUNS)/adapted --data $(MEASURED) --text-field $(FIELD) --json $(RUNS)/adapted.test.json
-	$(PY) -m nanomed.report $(RUNS)/base.test.json $(RUNS)/adapted.test.json
+	$(PY) -m nanomed.evaluation.tables $(RUNS)/base.test.json $(RUNS)/adapted.test.json
 endif
 	@$(if $(DRY),,echo "next: make classify, or make sft")
 
@@ -115,7 +115,7 @@ demo-full: setup
 # How the bundled model was made: GENERAL and GENERAL_TEST are documents in general English.
 nano: setup
 	@$(if $(and $(GENERAL),$(GENERAL_TEST)),,echo "make nano GENERAL=general.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2)
-	$(PY) -m nanomed.bpe --data $(GENERAL) --vocab-size 8192 --out $(RUNS)/nano-shape
+	$(PY) -m nanomed.text.bpe --data $(GENERAL) --vocab-size 8192 --out $(RUNS)/nano-shape
 	cp recipes/nano.config.json $(RUNS)/nano-shape/config.json
 	$(PY) train_clm.py --config recipes/nano.toml --model $(RUNS)/nano-shape --data $(GENERAL) --val-data $(GENERAL_TEST) \
 		--out $(RUNS)/nano --resume
@@ -133,7 +133,7 @@ STUDY_EVAL = $(PY) eval.py ppl --text-field $(FIELD)
 study: setup
 	@$(if $(and $(GENERAL),$(PUBMED),$(filter-out file,$(origin TEST)),$(GENERAL_TEST)),, \
 		echo "make study GENERAL=general.jsonl PUBMED=abstracts.jsonl TEST=test.jsonl GENERAL_TEST=val.jsonl" >&2; exit 2)
-	$(PY) -m nanomed.bpe --data $(GENERAL) --text-field $(FIELD) --out $(STUDY)/shape
+	$(PY) -m nanomed.text.bpe --data $(GENERAL) --text-field $(FIELD) --out $(STUDY)/shape
 	cp recipes/nano.config.json $(STUDY)/shape/config.json
 	$(PY) train_clm.py --from-scratch --model $(STUDY)/shape --data $(GENERAL) --text-field $(FIELD) \
 		--exclude $(TEST) $(GENERAL_TEST) --out $(STUDY)/base --max-steps $(STEPS) --batch-size $(BATCH) --lr 2e-3 \
@@ -147,7 +147,7 @@ study: setup
 		$(STUDY_EVAL) --model $(STUDY)/$$model --data $(TEST) --json $(STUDY)/$$model.biomedical.json || exit; \
 		$(STUDY_EVAL) --model $(STUDY)/$$model --data $(GENERAL_TEST) --json $(STUDY)/$$model.general.json || exit; \
 	done
-	$(PY) -m nanomed.report $(foreach m,base adapted adapted-lora,$(STUDY)/$m.biomedical.json $(STUDY)/$m.general.json)
+	$(PY) -m nanomed.evaluation.tables $(foreach m,base adapted adapted-lora,$(STUDY)/$m.biomedical.json $(STUDY)/$m.general.json)
 
 # The same road, a few updates of each, at GPT-2's real size (124 M, random weights) and 8 x 512 tokens an update.
 BIG = $(RUNS)/study-gpt2-small
@@ -161,7 +161,7 @@ study-gpt2-small: setup
 	$(BIG_TRAIN) --out $(BIG)/adapted-lora --lora-r 8
 	$(BIG_EVAL) --model $(BIG)/adapted --json $(BIG)/adapted.biomedical.json
 	$(BIG_EVAL) --model $(BIG)/adapted-lora --json $(BIG)/adapted-lora.biomedical.json
-	$(PY) -m nanomed.report $(foreach m,base adapted adapted-lora,$(BIG)/$m.biomedical.json)
+	$(PY) -m nanomed.evaluation.tables $(foreach m,base adapted adapted-lora,$(BIG)/$m.biomedical.json)
 	grep peak_rss $(BIG)/adapted/summary.json $(BIG)/adapted-lora/summary.json
 
 test: setup

@@ -12,12 +12,15 @@ import os
 import sys
 from pathlib import Path
 
-from nanomed import cli, compare, examples, hub, labelled, measure, report
+from nanomed import cli, hub
 from nanomed.errors import UserError
+from nanomed.evaluation import compare, measure, tables
+from nanomed.evaluation.baselines import verdict
+from nanomed.evaluation.generate import room
 from nanomed.files import check_directory, check_output, write_json
-from nanomed.generate import room
-from nanomed.rows import split_name
-from nanomed.templates import Template, load_template
+from nanomed.text import instructions, labelled
+from nanomed.text.rows import split_name
+from nanomed.text.templates import Template, load_template
 
 
 def parse_args():
@@ -116,9 +119,9 @@ def ppl(args):
         + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
     result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed) | {"data": args.data}
-    interval = report.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
+    interval = tables.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
     print(
-        f"perplexity {report.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
+        f"perplexity {tables.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
         f"stride {result['stride']}, {result['tokens_per_s']:,.0f} a second"
     )
@@ -177,13 +180,13 @@ def talk(o, args, sampling, template):
 
 
 def qa(args):
-    fields = examples.Fields(args.instruction_field, args.input_field, args.response_field)
-    items, bad, sha = examples.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
+    fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
+    items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     o = measure.open_model(args.model, args.device, args.dtype)
     template = choose_template(args, o, "response")
     print(f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}")
     result = measure.measure_answers(o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
-    print(report.text_table(report.answers_table({args.model: result})))
+    print(tables.text_table(tables.answers_table({args.model: result})))
     print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
         print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
@@ -226,11 +229,11 @@ def cls(args):
         + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")
     )
     result = measure.measure_classes(o, found.items, args.batch_size, args.seed)
-    print(report.text_table(report.classification_table(result["measures"])))
+    print(tables.text_table(tables.classification_table(result["measures"])))
     if not result["multi_label"]:
-        confusion = report.confusion_table(result["measures"]["model"]["confusion"], result["labels"])
-        print("", report.text_table(confusion, turn=False), "", sep="\n")
-    print(f"no baselines: {result['no_baseline']}" if result["no_baseline"] else labelled.verdict(result["measures"]))
+        confusion = tables.confusion_table(result["measures"]["model"]["confusion"], result["labels"])
+        print("", tables.text_table(confusion, turn=False), "", sep="\n")
+    print(f"no baselines: {result['no_baseline']}" if result["no_baseline"] else verdict(result["measures"]))
     save(args, result | {"data_sha256": found.sha256})
 
 
@@ -266,4 +269,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.execute(main)

@@ -1,4 +1,4 @@
-"""Phase 3, classify: put a classification head on a GPT-2 and train it: all weights, LoRA, or the head alone.
+"""Phase 3, classify: put a classification head on a model and train it: all weights, LoRA, or the head alone.
 
 python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out runs/classifier
 python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
@@ -12,12 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanomed import cli, heldout, hub, report, run
+from nanomed import cli, hub
 from nanomed.errors import UserError
-from nanomed.examples import Batches
+from nanomed.evaluation import tables
+from nanomed.evaluation.baselines import beside_baselines, verdict
 from nanomed.files import read_json, write_json
-from nanomed.labelled import class_weights, encode_texts, measures, oversampled, read_sides, targets_of, verdict
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
+from nanomed.text import heldout
+from nanomed.text.batches import Batches
+from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
+from nanomed.training import run
+from nanomed.training.plan import Classify
 
 
 def parse_args():
@@ -33,42 +38,43 @@ def parse_args():
         help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither",
     )
     cli.add_training_flags(p)
-    return cli.parse(p, phase="classify")
+    return cli.parse(p, phase=Classify.phase)
 
 
 def main():
     args = parse_args()
     if args.freeze and args.lora_r:
         raise UserError("--freeze trains the head alone, --lora-r an adapter too: give one of them")
-    setup = run.setup(args, full_lr=1e-3 if args.freeze else 5e-5)
+    setup = run.setup(args, Classify, full_lr=1e-3 if args.freeze else 5e-5)
+    plan = setup.plan
 
     # rows -> the two sides -> ids and label numbers -> batches
-    sides = read_sides(args)
+    sides = read_sides(plan)
     run.say_removed(sides.removed, "texts")
     labels, multi, pad = sides.labels, sides.multi_label, setup.tokenizer.eot
     earlier = setup.earlier.texts()
     run.say_earlier(setup, sum(heldout.digest(item.text) in earlier for item in sides.training))
     texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)
-    ids, truncated = encode_texts(texts, setup.tokenizer, args.context)
-    val_ids = {n: encode_texts([i.text for i in side], setup.tokenizer, args.context)[0] for n, side in sides.validation.items()}
+    ids, truncated = encode_texts(texts, setup.tokenizer, plan.context)
+    val_ids = {n: encode_texts([i.text for i in side], setup.tokenizer, plan.context)[0] for n, side in sides.validation.items()}
     val_targets = {name: targets_of(side, labels, multi) for name, side in sides.validation.items()}
     weights, chosen = None, range(len(ids))
-    if args.balance == "weights":
+    if plan.balance == "weights":
         weights = torch.from_numpy(class_weights(targets, len(labels)))
-    elif args.balance == "sampling":
+    elif plan.balance == "sampling":
         if multi:
             raise UserError("--balance sampling repeats the texts of a class; a text of several needs --balance weights")
-        chosen = oversampled(targets, args.seed)
+        chosen = oversampled(targets, plan.seed)
     items = [(ids[k], targets[k]) for k in chosen]
-    batches = Batches(items, partial(collate_labelled, pad=pad), args.batch_size, args.grad_accum, args.seed)
+    batches = Batches(items, partial(collate_labelled, pad=pad), plan.batch_size, plan.grad_accum, plan.seed)
 
     def put_head_on(lm):
-        if args.freeze:
+        if plan.freeze:
             lm.requires_grad_(False)
         return Classifier(lm, labels, multi, pad)
 
     def evaluate(model, name):
-        logits = predict(model, val_ids[name], pad, args.batch_size, setup.device, args.dtype)
+        logits = predict(model, val_ids[name], pad, plan.batch_size, setup.device, plan.dtype)
         loss, count = loss_of_logits(logits, torch.from_numpy(val_targets[name]), weights)
         right = probabilities(logits, multi) >= 0.5 if multi else logits.argmax(1).numpy()
         hits = right == val_targets[name]
@@ -86,17 +92,15 @@ def main():
     }
     what = (
         f"{len(texts):,} texts ({', '.join(f'{n:,} {name}' for name, n in facts['texts_by_label'].items())})"
-        + (f", {truncated:,} cut at {args.context} tokens" if truncated else "")
+        + (f", {truncated:,} cut at {plan.context} tokens" if truncated else "")
         + (f", {sides.bad_rows:,} bad rows left out" if sides.bad_rows else "")
         + f"; {facts['val_texts']:,} validation texts"
     )
     loss_fn = partial(classification_loss, weights=weights)
     validation = {name: partial(evaluate, name=name) for name in sides.validation}
     unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
-    if (
-        not run.train(args, setup, batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, head=put_head_on)
-        and args.dry_run
-    ):
+    job = run.Job(batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on)
+    if not run.train(args, setup, job) and args.dry_run:
         return
 
     summary = Path(args.out) / "summary.json"
@@ -104,9 +108,9 @@ def main():
         saved = hub.load_classifier(hub.find(args.out)).to(setup.device)
         found = {}
         for name, side in sides.validation.items():
-            logits = predict(saved, val_ids[name], pad, args.batch_size, setup.device, args.dtype)
-            found[name] = measures(logits, labels, sides, side, val_targets[name], args.seed)
-            figures = report.text_table(report.classification_table(found[name]))
+            logits = predict(saved, val_ids[name], pad, plan.batch_size, setup.device, plan.dtype)
+            found[name] = beside_baselines(logits, labels, sides, side, val_targets[name], plan.seed)
+            figures = tables.text_table(tables.classification_table(found[name]))
             print(f"{name}:" if len(val_ids) > 1 else "", figures, verdict(found[name]), sep="\n")
         more = {"classification_sets": found} if len(found) > 1 else {}
         write_json(read_json(summary) | {"classification": next(iter(found.values()))} | more, summary)
@@ -114,4 +118,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.execute(main)

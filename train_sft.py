@@ -1,4 +1,4 @@
-"""Phase 4, instruct: supervised fine-tuning of a GPT-2 on instruction/response pairs, with all weights or with LoRA.
+"""Phase 4, instruct: supervised fine-tuning on instruction/response pairs, with all weights or with LoRA.
 
 python train_sft.py --model runs/adapted --data pairs.jsonl --out runs/instructed
 python train_sft.py --model runs/adapted --data pairs.jsonl --template alpaca --lora-r 8 --out runs/instructed-lora
@@ -6,12 +6,20 @@ python train_sft.py --model runs/adapted --data pairs.jsonl --replay abstracts.j
 """
 
 import shlex
+from dataclasses import replace
 from functools import partial
 
-from nanomed import cli, data, examples, heldout, rows, run
+from nanomed import cli
 from nanomed.errors import UserError
-from nanomed.perplexity import answer_perplexity, perplexity
-from nanomed.templates import TEMPLATES, load_template, of_model
+from nanomed.evaluation.perplexity import answer_perplexity, perplexity
+from nanomed.loss import instruction_loss
+from nanomed.text import heldout, instructions
+from nanomed.text.batches import Batches
+from nanomed.text.corpus import digests, encode_corpus, without
+from nanomed.text.rows import named_sets
+from nanomed.text.templates import TEMPLATES, load_template, of_model
+from nanomed.training import run
+from nanomed.training.plan import Instruct
 
 
 def parse_args():
@@ -44,81 +52,83 @@ def parse_args():
     )
     p.add_argument("--replay-ratio", type=cli.positive, default=1.0, help="documents of --replay per example")
     cli.add_training_flags(p)
-    return cli.parse(p, phase="instruct")
+    return cli.parse(p, phase=Instruct.phase)
 
 
 def main():
     args = parse_args()
-    setup = run.setup(args, full_lr=5e-5)
+    setup = run.setup(args, Instruct, full_lr=5e-5)
     own = of_model(setup.source.adapter, setup.source.directory)
     template = load_template(args.template) if args.template else own or TEMPLATES["response"]
-    args.template = args.template or ("the model's own" if own else "response")
-    fields = examples.Fields(args.instruction_field, args.input_field, args.response_field, args.group_field)
+    name = args.template or ("the model's own" if own else "response")
+    setup = replace(setup, plan=replace(setup.plan, template=name))
+    plan = setup.plan
+    fields = instructions.Fields(plan.instruction_field, plan.input_field, plan.response_field, plan.group_field)
 
     # rows -> the sides -> masked ids -> rows of a batch
     def read(side, names, limit=None):
-        items, bad, sha = examples.read_instructions(names, fields, limit, args.skip_bad_rows)
+        items, bad, sha = instructions.read_instructions(names, fields, limit, plan.skip_bad_rows)
         if bad:
             print(f"{' + '.join(names)}: {bad} bad rows left out")
         hashes[f"{side}: {' + '.join(names)}"] = sha
         return items
 
     def documents(side, names):
-        corpus = data.encode_corpus(names, setup.tokenizer, args.text_field, None, args.skip_bad_rows)
+        corpus = encode_corpus(names, setup.tokenizer, plan.text_field, None, plan.skip_bad_rows)
         hashes[f"{side}: {corpus.name}"] = corpus.sha256
         return corpus.all()
 
-    held, hashes = heldout.excluded(args, fields)
+    held, hashes = heldout.excluded(plan, fields)
     hashes["template"] = repr(template)
-    everything = read("data", args.data, args.limit)
+    everything = read("data", plan.data, plan.limit)
     training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
-    if args.val_data:
-        for name, files in rows.named_sets(args.val_data).items():
-            if examples.holds_instructions(files[0], fields, args.text_field, args.skip_bad_rows):
+    if plan.val_data:
+        for name, files in named_sets(plan.val_data).items():
+            if instructions.holds_instructions(files[0], fields, plan.text_field, plan.skip_bad_rows):
                 answers[name] = read(f"val-data {name}", files)
             else:
                 texts[name] = documents(f"val-data {name}", files)
         overlap = sum(held.has_row(item) for side in answers.values() for item in side)
-        heldout.say_overlap(overlap + sum(data.without(s, held.texts())[1] for s in texts.values()))
-    elif args.val_fraction and training:
-        training, answers["validation"] = examples.split_instructions(training, args.val_fraction, args.seed)
-    drawn = 0 if args.val_data else len(answers.get("validation", []))
+        heldout.say_overlap(overlap + sum(without(s, held.texts())[1] for s in texts.values()))
+    elif plan.val_fraction and training:
+        training, answers["validation"] = instructions.split_instructions(training, plan.val_fraction, plan.seed)
+    drawn = 0 if plan.val_data else len(answers.get("validation", []))
     for side in answers.values():
         held.add_rows(side)
-    held.documents |= data.digests(list(texts.values()))
+    held.documents |= digests(list(texts.values()))
     training = [item for item in training if not held.has_row(item)]
     removed = len(everything) - drawn - len(training)
     run.say_removed(removed, "rows")
     if not training:
         raise UserError(
-            f"{', '.join(args.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
+            f"{', '.join(plan.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
             "(--val-data, --val-fraction, --exclude)"
         )
     run.say_earlier(setup, sum(map(setup.earlier.has_row, training)))
-    side = examples.encode_instructions(training, setup.tokenizer, template, args.context)
-    sets = {name: examples.encode_instructions(rs, setup.tokenizer, template, args.context) for name, rs in answers.items()}
+    side = instructions.encode_instructions(training, setup.tokenizer, template, plan.context)
+    sets = {name: instructions.encode_instructions(rs, setup.tokenizer, template, plan.context) for name, rs in answers.items()}
     chosen = side.examples
     for found in (side, *sets.values()):
         if not found.examples:
-            raise UserError(f"no example fits --context {args.context}{found}")
+            raise UserError(f"no example fits --context {plan.context}{found}")
     answer_tokens = sum(len(e.ids) - e.start for e in chosen)
-    if args.train_on_prompt:
-        chosen = examples.supervise_prompts(chosen)
+    if plan.train_on_prompt:
+        chosen = instructions.supervise_prompts(chosen)
     replayed, beyond = [], ""
-    if args.replay:
-        found, kept_out = data.without(documents("replay", args.replay), held.texts() | setup.earlier.texts())
+    if plan.replay:
+        found, kept_out = without(documents("replay", plan.replay), held.texts() | setup.earlier.texts())
         if kept_out:
             print(f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed")
-        limit = round(args.replay_ratio * len(chosen))
-        replayed = examples.text_examples(found, args.context, limit, args.seed)
+        limit = round(plan.replay_ratio * len(chosen))
+        replayed = instructions.text_examples(found, plan.context, limit, plan.seed)
         if limit > len(found.indices):
             beyond = f" (of {limit:,} documents asked for, all that there are)"
-    packed = [[e] for e in chosen + replayed] if args.no_packing else examples.pack(chosen + replayed, args.context)
-    batches = examples.Batches(packed, examples.collate, args.batch_size, args.grad_accum, args.seed)
+    packed = [[e] for e in chosen + replayed] if plan.no_packing else instructions.pack(chosen + replayed, plan.context)
+    batches = Batches(packed, instructions.collate, plan.batch_size, plan.grad_accum, plan.seed)
 
     text_share = sum(len(e.ids) for e in replayed) / sum(len(e.ids) for e in chosen + replayed)
     facts = {
-        "template": args.template,
+        "template": plan.template,
         "examples": len(chosen),
         "val_examples": sum(len(found.examples) for found in sets.values()),
         "truncated": side.truncated,
@@ -126,27 +136,28 @@ def main():
         "empty_responses": side.empty,
         "duplicates_removed": removed,
         "rows": len(packed),
-        "filled": sum(len(e.ids) - 1 for e in chosen + replayed) / (len(packed) * args.context),
+        "filled": sum(len(e.ids) - 1 for e in chosen + replayed) / (len(packed) * plan.context),
     }
     what = (
-        f"{len(chosen):,} examples{side}, {answer_tokens:,} tokens of answers; template {args.template}; "
+        f"{len(chosen):,} examples{side}, {answer_tokens:,} tokens of answers; template {plan.template}; "
         + (f"{len(replayed):,} pieces of text replayed{beyond}, {text_share:.0%} of all tokens; " if replayed else "")
-        + f"{len(packed):,} rows of up to {args.context} tokens, {facts['filled']:.0%} filled; "
+        + f"{len(packed):,} rows of up to {plan.context} tokens, {facts['filled']:.0%} filled; "
         f"{facts['val_examples']:,} validation examples{''.join(map(str, sets.values()))}"
         + (f", {sum(len(s.indices) for s in texts.values()):,} validation documents" if texts else "")
     )
 
     def evaluate(model, name):
         if name in sets:
-            result = answer_perplexity(model, sets[name].examples, args.batch_size, setup.device, args.dtype)
+            result = answer_perplexity(model, sets[name].examples, plan.batch_size, setup.device, plan.dtype)
         else:
-            result = perplexity(model, [texts[name]], args.context, args.context // 2, args.batch_size, setup.device, args.dtype)
+            result = perplexity(model, [texts[name]], plan.context, plan.context // 2, plan.batch_size, setup.device, plan.dtype)
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    if run.train(args, setup, batches, examples.instruction_loss, validation, held, hashes, facts, what, template=template):
+    job = run.Job(batches, instruction_loss, validation, held, hashes, facts, what, template)
+    if run.train(args, setup, job):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.execute(main)

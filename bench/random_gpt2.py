@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from nanomed.tokenizer import FILES, load_tokenizer
+from nanomed.text.tokenizer import FILES, load_tokenizer
 
 
 def write_random_gpt2(out: Path, tokenizer: Path | None = None, **config) -> None:

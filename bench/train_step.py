@@ -107,9 +107,9 @@ def ours(args, ids, lora) -> list[float]:
     import torch
 
     from nanomed import hub
-    from nanomed.lora import LoRAConfig, inject
+    from nanomed.models.lora import LoRAConfig, inject
     from nanomed.precision import store_frozen
-    from nanomed.train import Settings, fit
+    from nanomed.training.loop import Settings, fit
     from train_clm import clm_loss
 
     class Data:
@@ -170,9 +170,9 @@ def score(who, name, ids) -> list[float]:
     import torch
 
     from nanomed import hub
-    from nanomed.data import DOCUMENT, Corpus
-    from nanomed.perplexity import perplexity
+    from nanomed.evaluation.perplexity import perplexity
     from nanomed.precision import store_frozen
+    from nanomed.text.corpus import DOCUMENT, Corpus
 
     if who == "nanomed":
         model = hub.load_model(hub.find(name)).requires_grad_(False)

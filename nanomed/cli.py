@@ -10,13 +10,14 @@ import traceback
 from pathlib import Path
 
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
-from nanomed.examples import Fields
+from nanomed.evaluation.generate import Sampling
 from nanomed.files import release
-from nanomed.generate import Sampling
 from nanomed.precision import reuse_memory
 from nanomed.streams import open_streams
-from nanomed.templates import TEMPLATES
-from nanomed.train import Settings
+from nanomed.text.instructions import Fields
+from nanomed.text.templates import TEMPLATES
+from nanomed.training.loop import Settings
+from nanomed.training.plan import Plan
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -124,9 +125,7 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
 
 def add_window_flags(p: argparse.ArgumentParser) -> None:
     """The windows in which perplexity is measured."""
-    p.add_argument(
-        "--context", type=count, metavar="N", help="ids a window (default: the model's positions, 1024 at most)"
-    )
+    p.add_argument("--context", type=count, metavar="N", help="ids a window (default: the model's positions, 1024 at most)")
     p.add_argument("--stride", type=count, metavar="N", help="ids between windows (default: context // 2)")
     p.add_argument("--batch-size", type=count, default=8, help="windows at once; changes a result by rounding only")
 
@@ -146,6 +145,10 @@ def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: fl
 
 def sampling(args) -> Sampling:
     return Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p)
+
+
+def add_data_flag(p: argparse.ArgumentParser, help: str) -> None:
+    p.add_argument("--data", required=True, nargs="+", action=Several, metavar="D", help=help)
 
 
 def add_data_flags(p: argparse.ArgumentParser) -> None:
@@ -169,9 +172,7 @@ def add_held_out_flags(p: argparse.ArgumentParser, what: str) -> None:
 def add_labelled_flags(p: argparse.ArgumentParser) -> None:
     """Texts with labels: two kinds of texts, or rows that say it themselves."""
     for side in ("positives", "negatives"):
-        p.add_argument(
-            f"--{side}", nargs="+", action=Several, metavar="D", help=f"texts of label {side[:-1]}: " + DATA_HELP
-        )
+        p.add_argument(f"--{side}", nargs="+", action=Several, metavar="D", help=f"texts of label {side[:-1]}: " + DATA_HELP)
     p.add_argument("--data", nargs="+", action=Several, metavar="D",
                    help="or texts with their labels, of two classes or more; lists of labels make a multi-label task")
     p.add_argument("--label-field", default="label,labels", metavar="FIELD", help="of --data's labels")
@@ -185,9 +186,7 @@ def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
                    help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: {otherwise})")
     fields = Fields()
     p.add_argument("--instruction-field", default=fields.instruction, metavar="FIELD", help="of what is asked")
-    p.add_argument(
-        "--input-field", default=fields.input, metavar="FIELD", help="of what it is asked about, if anything"
-    )
+    p.add_argument("--input-field", default=fields.input, metavar="FIELD", help="of what it is asked about, if anything")
     p.add_argument("--response-field", default=fields.response, metavar="FIELD", help="of the answer")
 
 
@@ -198,64 +197,36 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     add_common_flags(p)
     add_data_flags(p)
     g = p.add_argument_group("training")
-    g.add_argument(
-        "--context", type=count, metavar="N", help="tokens a row (default: the model's positions, 1024 at most)"
-    )
-    g.add_argument("--batch-size", type=count, default=8, help="rows a micro-batch")
-    g.add_argument("--grad-accum", type=count, default=1, help="micro-batches an update")
-    g.add_argument("--epochs", type=positive, default=Settings.epochs, help="passes over the data")
-    g.add_argument(
-        "--max-steps", type=whole, default=Settings.max_steps, help="updates, whatever --epochs says; 0: unset"
-    )
-    g.add_argument(
-        "--lr",
-        type=positive,
-        help="peak learning rate (default: 5e-5; LoRA 2e-4; from scratch 6e-4; head alone 1e-3)",
-    )
-    g.add_argument(
-        "--warmup-ratio", type=share, default=Settings.warmup_ratio, help="share of the updates that warm up"
-    )
-    g.add_argument(
-        "--weight-decay", type=at_least_0, default=Settings.weight_decay, help="on matrices and embeddings only"
-    )
-    g.add_argument(
-        "--grad-clip", type=at_least_0, default=Settings.grad_clip, help="largest gradient norm; 0: no clipping"
-    )
-    g.add_argument("--dropout", type=share, default=0.0,
-                   help="in place of the three probabilities of the model's config (GPT-2's say 0.1)")
-    g.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compile the model with torch.compile; minutes, then faster",
-    )
-    g.add_argument(
-        "--grad-checkpoint",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="recompute activations in backward: less memory, slower",
-    )
+    g.add_argument("--context", type=count, metavar="N", help="tokens a row (default: the model's positions, 1024 at most)")
+    g.add_argument("--batch-size", type=count, default=Plan.batch_size, help="rows a micro-batch")
+    g.add_argument("--grad-accum", type=count, default=Plan.grad_accum, help="micro-batches an update")
+    g.add_argument("--epochs", type=positive, default=Plan.epochs, help="passes over the data")
+    g.add_argument("--max-steps", type=whole, default=Plan.max_steps, help="updates, whatever --epochs says; 0: unset")
+    g.add_argument("--lr", type=positive,
+                   help="peak learning rate (default: 5e-5; LoRA 2e-4; from scratch 6e-4; head alone 1e-3)")
+    g.add_argument("--warmup-ratio", type=share, default=Plan.warmup_ratio, help="share of the updates that warm up")
+    g.add_argument("--weight-decay", type=at_least_0, default=Plan.weight_decay, help="on matrices and embeddings only")
+    g.add_argument("--grad-clip", type=at_least_0, default=Plan.grad_clip, help="largest gradient norm; 0: no clipping")
+    g.add_argument("--dropout", type=share, default=Plan.dropout,
+                   help="in place of the probabilities in the model's config (GPT-2's say 0.1)")
+    g.add_argument("--compile", action=argparse.BooleanOptionalAction, default=Plan.compile,
+                   help="compile the model with torch.compile; minutes, then faster")
+    g.add_argument("--grad-checkpoint", action=argparse.BooleanOptionalAction, default=False,
+                   help="recompute activations in backward: less memory, slower")
     g = p.add_argument_group("LoRA")
-    g.add_argument("--lora-r", type=whole, default=0, metavar="R", help="rank; 0 trains all weights")
+    g.add_argument("--lora-r", type=whole, default=Plan.lora_r, metavar="R", help="rank; 0 trains all weights")
     g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
-    g.add_argument("--lora-dropout", type=share, default=0.0, help="on the adapter's input, in training")
-    g.add_argument("--lora-targets", default="c_attn", metavar="NAMES",
-                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc")
-    g.add_argument(
-        "--merge",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="fold the adapter into the model that DIR holds at the end",
-    )
+    g.add_argument("--lora-dropout", type=share, default=Plan.lora_dropout, help="on the adapter's input, in training")
+    g.add_argument("--lora-targets", metavar="NAMES",
+                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc (default: peft's for "
+                        "the family: c_attn of GPT-2, else q_proj,v_proj)")
+    g.add_argument("--merge", action=argparse.BooleanOptionalAction, default=Plan.merge,
+                   help="fold the adapter into the model that DIR holds at the end")
     g = p.add_argument_group("the run")
     g.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint, or start if it has none")
-    g.add_argument(
-        "--save-every", type=whole, default=Settings.save_every, help="updates between checkpoints; 0: at the end"
-    )
-    g.add_argument(
-        "--eval-every", type=whole, default=Settings.eval_every, help="updates between validations; 0: an epoch"
-    )
-    g.add_argument("--patience", type=whole, default=Settings.patience,
+    g.add_argument("--save-every", type=whole, default=Settings.save_every, help="updates between checkpoints; 0: at the end")
+    g.add_argument("--eval-every", type=whole, default=Plan.eval_every, help="updates between validations; 0: an epoch")
+    g.add_argument("--patience", type=whole, default=Plan.patience,
                    help="stop after so many validations without improvement; 0: never")
     g.add_argument("--keep", choices=["last", "best"],
                    help="the weights that DIR holds at the end: the last, or those of the best validation (default: best with "
@@ -278,7 +249,7 @@ def check_lora_flags(args) -> None:
         "--lora-alpha": args.lora_alpha,
         "--lora-dropout": args.lora_dropout,
         "--merge": args.merge,
-        "--lora-targets": args.lora_targets != "c_attn",
+        "--lora-targets": args.lora_targets,
     }
     for flag, value in given.items():
         if value and not args.lora_r:
@@ -332,7 +303,7 @@ def _preset(parser, section: dict, where: str) -> None:
         parser.set_defaults(**{action.dest: value})
 
 
-def run(main, name: str | None = None) -> None:
+def execute(main, name: str | None = None) -> None:
     """Call a script's main() and exit: 0 done, 2 what the user can mend (one line), 128 + n after a signal, 1 a bug."""
 
     def terminate(signum, frame):

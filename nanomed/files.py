@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -48,9 +49,27 @@ def read_object(path: Path) -> dict:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    return dict(tensors(path))
+
+
+def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, tensor) of a safetensors file, each read when it is asked for. Raises UserError for a file that is none."""
+    with _safetensors(path) as f:
+        for key in f.keys():  # noqa: SIM118 (not a dict)
+            yield key, f.get_tensor(key)
+
+
+def safetensors_keys(path: Path) -> set[str]:
+    """The names of the tensors in a file, none of which is read. Raises UserError as tensors() does."""
+    with _safetensors(path) as f:
+        return set(f.keys())
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path):
     try:
         with safe_open(path, "pt") as f:
-            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+            yield f
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file") from e
     except (SafetensorError, OSError) as e:

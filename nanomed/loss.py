@@ -103,3 +103,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("linear_cross_entropy can be taken backward only once")
         (grad_x, grad_w), ctx.grads = ctx.grads, None
         return (grad_x.mul_(grad) if grad_x is not None else None, grad_w.mul_(grad) if grad_w is not None else None, None, None)
+
+
+# --- of a batch -------------------------------------------------------------------------------------------------------
+
+
+def clm_loss(model, batch):
+    """Summed next-token loss of (inputs, targets), each (B, T), and how many tokens it sums."""
+    idx, targets = batch
+    return linear_cross_entropy(model.backbone(idx), model.lm_head.weight, targets)
+
+
+def instruction_loss(model, batch):
+    """Summed loss of a batch of nanomed.text.instructions.collate, and how many tokens it sums: packed examples never see each
+    other. With replayed text in it, also {"answer": (sum, count), "replay": (sum, count)}, to be logged apart."""
+    idx, *packed, targets = batch
+    pos = mask = replayed = None
+    if packed:
+        pos, segments, *replayed = packed
+        T = idx.size(1)
+        same = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
+        mask = same & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
+    x = model.backbone(idx, pos, mask)
+    if not replayed:
+        return linear_cross_entropy(x, model.lm_head.weight, targets)
+    total, nll = linear_cross_entropy(x, model.lm_head.weight, targets, per_token=True)
+    text = replayed[0][targets != IGNORE]
+    return (total, len(nll), {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))})

@@ -24,8 +24,8 @@ import pytest
 import torch
 import transformers
 
-from nanomed import train
-from nanomed.bpe import train_bpe
+from nanomed.text.bpe import train_bpe
+from nanomed.training import loop
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -101,7 +101,7 @@ def _own_cache(tmp_path_factory):
 def plain_steps(monkeypatch):
     """Updates that are the (clipped) gradient times the rate. AdamW divides by the gradient's own size, so that the rounding of
     a nearly vanishing one becomes a visible step; here it stays as small as it is."""
-    monkeypatch.setattr(train, "make_optimizer", lambda model, s: torch.optim.SGD(model.parameters(), lr=s.lr))
+    monkeypatch.setattr(loop, "make_optimizer", lambda model, s: torch.optim.SGD(model.parameters(), lr=s.lr))
 
 
 @pytest.fixture(scope="session")

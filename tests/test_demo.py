@@ -21,7 +21,7 @@ from nanomed import hub
 from nanomed.demo import __main__ as demo
 from nanomed.demo import render, table, texts
 from nanomed.errors import Interrupted, UserError
-from nanomed.tokenizer import load_tokenizer
+from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, make_hf_model
 
 ALL = list(render.facts())
@@ -231,7 +231,7 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     argv = ["nanomed.demo", "--out", "demo", "--model", "tiny", "--quick", "--dtype", "fp32"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(demo, "ROOT", tmp_path)
-    monkeypatch.setattr("nanomed.metrics.interval", lambda *args, **kwargs: None)  # seconds, and tested elsewhere
+    monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)  # seconds, and tested elsewhere
     monkeypatch.setattr(InProcess, "commands", [])
     printed = io.StringIO()
     with redirect_stdout(printed):
@@ -303,7 +303,7 @@ def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, mon
     monkeypatch.setattr(demo, "ROOT", tmp_path)
 
     def run(status, *more):
-        demo.run(tmp_path / "demo", "x", "script.py", ["--status", status, "{corpus}:0.5", *more], 0, "fp32", False)
+        demo.train(tmp_path / "demo", "x", "script.py", ["--status", status, "{corpus}:0.5", *more], 0, "fp32", False)
 
     run(0)
     printed = capfd.readouterr().out

@@ -335,23 +335,24 @@ def test_a_directory_is_looked_at_again_once_it_is_held(script, docs, model_dir,
         put(directory, run_json=OURS, **{"model.safetensors": "precious"})
 
     monkeypatch.setattr("nanomed.files.lock", wait)
-    monkeypatch.setattr("nanomed.run.lock", wait)
+    monkeypatch.setattr("nanomed.training.run.lock", wait)
     out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *TINY)
     assert_refused(out, "--out out")
     assert (tmp_path / "out" / "model.safetensors").read_text() == "precious"
 
 
-# --- nanomed.bpe ------------------------------------------------------------------------------------------------------
+# --- nanomed.text.bpe ------------------------------------------------------------------------------------------------------
 
 
 def bpe(monkeypatch, capsys, *args):
-    """Run `python -m nanomed.bpe` in this process."""
-    from nanomed import bpe, cli
+    """Run `python -m nanomed.text.bpe` in this process."""
+    from nanomed import cli
+    from nanomed.text import bpe
 
     monkeypatch.setattr(sys, "argv", ["bpe", *map(str, args)])
     terminate = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
-        cli.run(bpe.main)
+        cli.execute(bpe.main)
     signal.signal(signal.SIGTERM, terminate)
     out, err = capsys.readouterr()
     return subprocess.CompletedProcess(args, end.value.code, out, err)

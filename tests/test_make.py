@@ -89,7 +89,7 @@ def test_adapt_takes_every_name_as_one_word(made, tmp_path, project):
         "1 2",
     ]
     assert after_it[2:6] == ["--model", f"{runs}/adapted", "--data", t]
-    assert report == ["-m", "nanomed.report", f"{runs}/base.test.json", f"{runs}/adapted.test.json"]
+    assert report == ["-m", "nanomed.evaluation.tables", f"{runs}/base.test.json", f"{runs}/adapted.test.json"]
     assert Path(runs).is_dir() and {p.name for p in tmp_path.iterdir()} == {Path(runs).name, f"venv{ODD}", "log", project.name}
 
 

@@ -17,13 +17,15 @@ import textwrap
 import time
 from pathlib import Path
 
-from nanomed import cli, hub, labelled, measure, metrics
+from nanomed import cli, hub
 from nanomed.demo import page, render, table, texts
 from nanomed.errors import Interrupted, UserError
+from nanomed.evaluation import baselines, measure
+from nanomed.evaluation.generate import Sampling
 from nanomed.files import read_json, write_json, write_text
-from nanomed.generate import Sampling
 from nanomed.models.classifier import predict
-from nanomed.templates import TEMPLATES
+from nanomed.text import labelled
+from nanomed.text.templates import TEMPLATES
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = "response"
@@ -106,7 +108,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
+def train(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
     """One training, in the project's directory, as a command that can be typed there. {name} in a flag: a text's file."""
     flags = [re.sub(r"\{(.+?)\}", lambda m: shown(out / f"{m[1]}.jsonl"), str(flag)) for flag in flags]
     flags += ["--out", shown(out / name), "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
@@ -137,7 +139,7 @@ def run(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, q
 def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) -> dict[str, float]:
     """Train a head on the frozen model; its accuracy on the conditions that it was not trained on, by group."""
     flags = ["--model", model, "--data", "{probe.train}", "--val-data", "{probe.read}", *PROBE]
-    run(out, _probe(name), "train_cls.py", flags, seed, dtype, quick)
+    train(out, _probe(name), "train_cls.py", flags, seed, dtype, quick)
     o = measure.open_model(str(out / _probe(name)), dtype=dtype, classifier=True)
     accuracies = {}
     for group, items in probed(out).items():
@@ -162,9 +164,9 @@ def probe_baselines(out: Path) -> dict[str, dict[str, float]]:
     targets, texts = labelled.targets_of(train, labels, False), [item.text for item in train]
     found = {}
     for group, items in probed(out).items():
-        majority = metrics.majority_baseline(targets, len(items), len(labels))
-        tfidf = metrics.tfidf_baseline(texts, targets, [item.text for item in items], len(labels))
-        found[group] = {"majority": accuracy(majority, items, labels), labelled.TFIDF: accuracy(tfidf, items, labels)}
+        majority = baselines.majority_baseline(targets, len(items), len(labels))
+        tfidf = baselines.tfidf_baseline(texts, targets, [item.text for item in items], len(labels))
+        found[group] = {"majority": accuracy(majority, items, labels), baselines.TFIDF: accuracy(tfidf, items, labels)}
     return found
 
 
@@ -230,7 +232,7 @@ def one_seed(args, out: Path, seed: int) -> dict:
             script, start_from, flags = models[name]
             if name == "adapted_unmixed":  # as many blocks of the corpus as with the real texts among them
                 flags = [*flags, "--max-steps", round(MIXTURE["corpus"] * read_json(out / "adapted" / "summary.json")["steps"])]
-            run(out, name, script, ["--model", names[start_from], *flags], seed, args.dtype, args.quick)
+            train(out, name, script, ["--model", names[start_from], *flags], seed, args.dtype, args.quick)
             names[name] = shown(out / name)
         opened[name] = measure.open_model(args.model if name == "base" else str(out / name), dtype=args.dtype)
         row = {"name": name} | measure_row(opened[name], out, seed, args.quick)
@@ -298,4 +300,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, "nanomed.demo")
+    cli.execute(main, "nanomed.demo")

@@ -3,10 +3,11 @@
 import random
 from pathlib import Path
 
-from nanomed import compare, report
 from nanomed.demo import render
 from nanomed.demo.table import COLUMNS, NAMES
-from nanomed.templates import TEMPLATES
+from nanomed.evaluation import compare, page
+from nanomed.evaluation.tables import WORSE, worse_than_guessing
+from nanomed.text.templates import TEMPLATES
 
 GROUPS = {
     "read": "About conditions that were read about, never asked about",
@@ -48,19 +49,19 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
 
 
 def _moved(before: float, after: float, vocab_size: int | None) -> str:
-    mark = f", {report.WORSE}" if report.worse_than_guessing(after, vocab_size) else ""
-    return f"{compare.short(before)} → {compare.short(after)} ({100 * (after / before - 1):+,.0f} %{mark})"
+    mark = f", {WORSE}" if worse_than_guessing(after, vocab_size) else ""
+    return f"{page.short(before)} → {page.short(after)} ({100 * (after / before - 1):+,.0f} %{mark})"
 
 
 def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text: str) -> dict:
-    """The page's table (nanomed.compare)."""
+    """The page's table (nanomed.evaluation.page)."""
     cells, values = [], [[row[key] for key in COLUMNS] for row in rows]
     for row in rows:
         figures = [
-            compare.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])} for key in COLUMNS
+            page.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])} for key in COLUMNS
         ]
         cells.append([{"text": names[row["name"]]}, *figures])
-    compare.mark_best(cells, values, [key.endswith("_ppl") for key in COLUMNS])
+    page.mark_best(cells, values, [key.endswith("_ppl") for key in COLUMNS])
     headings = [group for group, *_ in COLUMNS.values()]
     return {
         "groups": [("", 1), *((group, headings.count(group)) for group in dict.fromkeys(headings))],
@@ -81,7 +82,7 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
         facts[names[name]] = compare.samples(o, prompts, TEMPLATES[template], 40, seed, penalty=1.0)
         others[names[name]] = compare.samples(o, compare.PROMPTS, TEMPLATES[template], 40, seed)
     out = [
-        {"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": compare.answers_of(k, facts, fact.matches)}
+        {"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": page.answers_of(k, facts, fact.matches)}
         for k, (group, fact) in enumerate(asked)
     ]
     return out + [
@@ -89,7 +90,7 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
             "prompt": prompt,
             "expected": None,
             "group": "About anything else, with a penalty on repetition",
-            "answers": compare.answers_of(k, others, lambda text: None),
+            "answers": page.answers_of(k, others, lambda text: None),
         }
         for k, prompt in enumerate(compare.PROMPTS)
     ]
@@ -101,15 +102,15 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
     names = {key: full for key, (full, _) in NAMES.items()}
     base = opened["base"]
     vocab_size = base.model.config.vocab_size
-    curves = [c for name, o in opened.items() if name != "base" for c in compare.curves_of(names[name], o.directory)]
+    curves = [c for name, o in opened.items() if name != "base" for c in page.curves_of(names[name], o.directory)]
     probe = out / "probe_adapted"
     content = {
         "title": "nanomed's demo: read, then answer",
         "claim": claims(rows, vocab_size),
         "table": table(rows, names, vocab_size, explanation.replace("*", "")),
         "questions": questions(opened, names, seed, template),
-        "curves": curves + compare.curves_of("the probe on adapted", probe, "texts"),
-        "classifier": compare.read_classifier(str(probe)),
+        "curves": curves + page.curves_of("the probe on adapted", probe, "texts"),
+        "classifier": page.read_classifier(str(probe)),
         "models": [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows],
         "measured": [
             ("base", base.name),
@@ -119,8 +120,8 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
                 f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
                 "that the condition has stands in the sentence",
             ),
-            compare.windows(rows[0]["_ppl"]),
-            *compare.machine(base),
+            page.windows(rows[0]["_ppl"]),
+            *page.machine(base),
         ],
     }
-    return compare.write_page(content, out)
+    return page.write_page(content, out)

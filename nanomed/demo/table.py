@@ -2,7 +2,8 @@
 
 import statistics
 
-from nanomed import report
+from nanomed.evaluation.tables import WORSE, worse_than_guessing
+from nanomed.evaluation.tables import markdown as markdown_table
 
 # The columns by key: the group that they stand in, their heading in full, then as it stands on a terminal, and its width there.
 COLUMNS = {
@@ -27,14 +28,14 @@ NAMES = {
     "adapted_instructed_no_replay": ("adapted, then instructed without replay", "instr. no replay"),
 }
 WIDTH = 16  # of the names on a terminal
-LEGEND = f"!: {report.WORSE}, beyond the {{vocabulary:,}} tokens of the vocabulary"
+LEGEND = f"!: {WORSE}, beyond the {{vocabulary:,}} tokens of the vocabulary"
 
 
 def cell(value: float, key: str, vocabulary: int | None, short: bool = False) -> str:
     """A figure of column `key`; a perplexity beyond `vocabulary` is marked. short: for a terminal."""
     if not key.endswith("_ppl"):
         return f"{value:.0%}"
-    mark = "!" if report.worse_than_guessing(value, vocabulary) else ""
+    mark = "!" if worse_than_guessing(value, vocabulary) else ""
     if short and value >= 10_000:
         return f"{value / 1000:,.0f}k{mark}"
     return (f"{value:,.0f}" if value >= 1000 or (short and value >= 100) else f"{value:.1f}") + mark
@@ -42,7 +43,7 @@ def cell(value: float, key: str, vocabulary: int | None, short: bool = False) ->
 
 def legend(rows: list[dict], vocabulary: int) -> str:
     """What the mark means, if there is one."""
-    marked = any(report.worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl"))
+    marked = any(worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl"))
     return LEGEND.format(vocabulary=vocabulary) if marked else ""
 
 
@@ -72,7 +73,7 @@ def over_seeds(tables: list[list[dict]], vocabulary: int) -> str:
             cells.append(f"{mean} [{low}, {high}]" if len(same) > 1 else mean)
         lines.append([NAMES[same[0]["name"]][0], *cells])
     marks = legend([row for table in tables for row in table], vocabulary)
-    return report.markdown(lines) + (f"\n\n{marks}" if marks else "")
+    return markdown_table(lines) + (f"\n\n{marks}" if marks else "")
 
 
 def summary(tables: list[list[dict]], vocabulary: int) -> str:

@@ -10,7 +10,7 @@ from nanomed import hub
 from nanomed.demo import render
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json, write_text
-from nanomed.metrics import need
+from nanomed.optional import need
 
 PER_CONDITION = 16  # paragraphs in the corpus about each condition
 QUICK = 60  # lines of each file, with --quick

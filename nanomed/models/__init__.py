@@ -1,0 +1,27 @@
+"""The networks, and what a family of them has to provide. Everything else here works on any family without knowing which.
+
+A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a page to read from top to bottom:
+
+    ARCHITECTURES  {model_type: (language model's, classifier's name)}, as config.json has them
+    DEFAULTS       {model_type: {field: value}} that config.json leaves out, where the members of a family differ
+    Config         a frozen dataclass of config.json's fields that change what is computed, with Hugging Face's names and
+                   defaults; raises UserError for what is not honoured. Also, whatever Hugging Face calls them: vocab_size,
+                   n_positions, n_embd, and cache_shape: (layers, heads of keys and values, size of a head)
+    FIXED          {key: the only value that is supported} of config.json, beside hub.weights.FIXED
+    INERT          its other keys, which change nothing that is computed here
+    DROPOUTS       Config's fields that are probabilities of dropout
+    Transformer    the network below the head: Transformer(config)(idx, pos, mask, cache) -> hidden states (B, T, C), with
+                   Hugging Face's parameter names; grad_checkpoint is False until someone sets it
+    BACKBONE       what Hugging Face calls that network within a model, and so the first part of its parameters' names
+    EMBEDDING      the input embedding's name, which the head may be tied to
+    CONV1D         ends of names of weights that files keep as (in, out), transposed at load and at save
+    BUFFERS        ends of names of tensors in old files that are no weights
+    RESIDUAL       ends of names of the projections onto the residual stream, which from-scratch initialisation scales down
+    LORA_TARGETS   which linear layers an adapter wraps by default, as peft has it
+
+The head, its tie to the embedding and the model around both are language_model.py, for all of them.
+"""
+
+from nanomed.models import gpt2
+
+FAMILIES = {model_type: family for family in (gpt2,) for model_type in family.ARCHITECTURES}

@@ -1,8 +1,7 @@
 """A classifier: a linear head on the hidden state of a text's last token.
 
-The layout is that of transformers' GPT2ForSequenceClassification: no <|endoftext|> before or after the text, padding on the
-right with the end-of-text id, and the logits of the last token that is no padding. Causal attention never looks right, so
-the padding changes nothing.
+The layout is that of transformers' ...ForSequenceClassification: nothing after the text, padding on the right, and the logits of
+the last token that is no padding. Causal attention never looks right, so the padding changes nothing.
 """
 
 import numpy as np
@@ -14,17 +13,17 @@ from tqdm import tqdm
 from nanomed.errors import UserError
 from nanomed.precision import autocast, evaluating
 
+HEAD = "score.weight"
+
 
 class Classifier(nn.Module):
     """A language model's transformer under a classification head; logits (B, K) of ids (B, T) with `lengths` (B,)."""
 
-    architecture = "GPT2ForSequenceClassification"
-
     def __init__(self, lm, labels: list[str], multi_label: bool, pad: int):
         super().__init__()
-        self.config, self.lora, self.conv1d, self.mask_buffers = lm.config, lm.lora, lm.conv1d, lm.mask_buffers
+        self.family, self.config, self.lora = lm.family, lm.config, lm.lora
         self.labels, self.multi_label = labels, multi_label
-        self.transformer = lm.transformer
+        setattr(self, self.family.BACKBONE, lm.backbone)
         self.score = nn.Linear(lm.config.n_embd, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=lm.config.initializer_range)
         # transformers refuses a num_labels that is not the number of id2label.
@@ -36,8 +35,16 @@ class Classifier(nn.Module):
             "pad_token_id": pad,
         }
 
+    @property
+    def architecture(self) -> str:
+        return self.family.ARCHITECTURES[self.config.model_type][1]
+
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self, self.family.BACKBONE)
+
     def forward(self, idx, lengths):
-        x = self.transformer(idx)  # (B, T, C)
+        x = self.backbone(idx)  # (B, T, C)
         last = x[torch.arange(len(idx), device=idx.device), lengths - 1]  # (B, C)
         with torch.autocast(idx.device.type, enabled=False):  # logits in fp32: bf16 would tie half of the texts
             return self.score(last.float())

@@ -3,10 +3,9 @@
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: a decoder-only transformer
 with the layer norms moved to the input of each sub-block, one more after the last block, and learned positions.
 
-Letters in the shape comments: B batch, T time, C channels (n_embd), nh heads, hs head size, V vocabulary.
+Letters in the shape comments: B batch, T time, C channels (n_embd), nh heads, hs head size.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +15,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
+from nanomed.models.attention import attend
+
+ARCHITECTURES = {"gpt2": ("GPT2LMHeadModel", "GPT2ForSequenceClassification")}
+DEFAULTS = {"gpt2": {}}
+FIXED = {}
+INERT = {"n_ctx", "n_special", "predict_special_tokens", "use_cache"}
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+BACKBONE = "transformer"
+EMBEDDING = "transformer.wte.weight"
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask
+RESIDUAL = ("c_proj.weight",)
+LORA_TARGETS = ("c_attn",)
 
 ACTIVATIONS = {
     "gelu_new": partial(F.gelu, approximate="tanh"),  # GPT-2's own: the tanh form, not the exact erf
@@ -29,9 +41,10 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class Config:
     """The fields of Hugging Face's `config.json` that change what the model computes, with its defaults."""
 
+    model_type: str = "gpt2"
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768
@@ -55,9 +68,13 @@ class GPT2Config:
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        return self.n_layer, self.n_head, self.n_embd // self.n_head
+
 
 class Attention(nn.Module):
-    def __init__(self, config: GPT2Config, layer: int):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
@@ -72,25 +89,13 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, cache=None):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, nh, T, hs)
-        causal = mask is None
-        if cache is not None:
-            k, v = cache.append(k, v)  # all keys and values so far, (B, nh, S, hs)
-            causal = causal and T > 1  # a single new token may look at everything
-            if causal and k.size(2) > T:  # is_causal would align the first query with the first key
-                raise ValueError("several tokens after others in a cache need a mask")
         dropout = self.attn_pdrop if self.training else 0.0
-        attend = partial(F.scaled_dot_product_attention, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale)
-        if self.upcast:  # scores, softmax and average in fp32, whatever autocast says
-            with torch.autocast(x.device.type, enabled=False):
-                y = attend(q.float(), k.float(), v.float()).to(v.dtype)
-        else:
-            y = attend(q, k, v)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = attend(q, k, v, mask, cache, self.scale, dropout, self.upcast)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: Config):
         super().__init__()
         inner = config.n_inner or 4 * config.n_embd
         self.c_fc = nn.Linear(config.n_embd, inner)
@@ -103,7 +108,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: GPT2Config, layer: int):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
@@ -118,7 +123,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Everything below the head: token ids (B, T) in, hidden states (B, T, C) after the last layer norm out."""
 
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: Config):
         super().__init__()
         self.n_positions = config.n_positions
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -141,51 +146,3 @@ class Transformer(nn.Module):
             else:
                 x = block(x, mask, cache[layer] if cache else None)
         return self.ln_f(x)
-
-
-class GPT2(nn.Module):
-    """GPT-2 with its language-model head.
-
-    `forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T) their
-    positions if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key; without a mask
-    attention is causal. Training and evaluation call `transformer` alone and leave the head to `nanomed.loss`, which
-    never holds all logits at once. Generation gives `transformer` its `cache`, one `nanomed.generate.KVCache` a layer: the
-    keys of earlier calls come first then, `mask` is (B, 1, T, S) over all S of them, and `pos` is the caller's to give.
-    """
-
-    config_class = GPT2Config
-    architecture = "GPT2LMHeadModel"  # its name in config.json
-    # What Hugging Face's files call otherwise, or store besides: Conv1D keeps (in, out), and old files hold the
-    # causal mask as a buffer.
-    conv1d = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-    mask_buffers = (".attn.bias", ".attn.masked_bias")
-
-    def __init__(self, config: GPT2Config):
-        super().__init__()
-        self.config = config
-        self.lora = None  # the LoRAConfig once nanomed.lora has wrapped some of the linears
-        self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.tie_weights()
-
-    def tie_weights(self):
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer.wte.weight
-
-    def forward(self, idx, pos=None, mask=None):
-        return self.lm_head(self.transformer(idx, pos, mask))
-
-    @torch.no_grad()
-    def init_weights(self):
-        """Random weights for training from scratch: normal(0, 0.02), biases zero, and the projections that write to
-        the residual stream divided by sqrt(2 * n_layer) (GPT-2 paper, section 2.3)."""
-        std = self.config.initializer_range
-        for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer))
-            elif p.dim() >= 2:
-                nn.init.normal_(p, std=std)
-            elif name.endswith(".bias"):
-                nn.init.zeros_(p)
-            else:
-                nn.init.ones_(p)  # layer-norm gains

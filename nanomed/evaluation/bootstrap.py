@@ -1,0 +1,13 @@
+"""How far a figure can be trusted: a bootstrap over whatever is independent of one another."""
+
+import numpy as np
+
+
+def interval(statistic, n: int, samples: int = 1000, seed: int = 0) -> list[float] | None:
+    """95 % percentile bootstrap of statistic(indices) over n items drawn with replacement (Efron 1979); None if there is
+    but one, or the statistic is defined for no draw."""
+    if n < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = np.array([statistic(rng.integers(n, size=n)) for _ in range(samples)])
+    return None if np.isnan(draws).all() else [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])]

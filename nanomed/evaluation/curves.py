@@ -1,0 +1,112 @@
+"""The curves of a training run, drawn from its metrics.jsonl."""
+
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from nanomed.errors import UserError
+
+# Pictures here go into files. What a notebook left in the environment for its own pictures would fail matplotlib's import
+# where that notebook's package is not installed.
+os.environ.pop("MPLBACKEND", None)
+
+TRAINING = ("#3f8fbd", "#8f7fc4")
+VALIDATION = ("#d9622b", "#2f9e6e", "#c2458f", "#b8901f", "#5566c8")
+
+
+def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
+    """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed."""
+    try:
+        image = draw_curves(directory, "png", "black", unit, title=directory.name)
+    except ImportError:
+        print("no loss.png: matplotlib is not installed (pip install 'nanomed[report]')", file=sys.stderr)
+        return None
+    (directory / "loss.png").write_bytes(image)
+    return directory / "loss.png"
+
+
+def read_metrics(directory: Path) -> list[dict]:
+    """The records of metrics.jsonl. Raises UserError for a line that is none."""
+    path, records = directory / "metrics.jsonl", []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}, line {number}: not valid JSON ({e})") from e
+        if not isinstance(record, dict) or "tokens" not in record:
+            raise UserError(f"{path}, line {number}: not what a training writes there (no `tokens`)")
+        records.append(record)
+    return records
+
+
+def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """The points (tokens, value) of every series there is, {"training", "validation", "lr", "grad_norm": {name: points}}:
+    answers and replayed text apart where both were trained on, each validation set under its own name."""
+    both = any(r.get("replay_loss") is not None for r in records)
+    training = {"answer_loss": "answers", "replay_loss": "replayed text"} if both else {"loss": "training"}
+    named = list(dict.fromkeys(name for r in records for name in r.get("val") or {}))
+
+    def points(value_of) -> list[tuple[int, float]]:
+        found = [(r["tokens"], value_of(r)) for r in records]
+        return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
+
+    series = {
+        "training": {name: points(lambda r, key=key: r.get(key)) for key, name in training.items()},
+        "validation": {
+            f"validation: {name}": points(lambda r, name=name: ((r.get("val") or {}).get(name) or {}).get("loss")) for name in named
+        }
+        or {"validation": points(lambda r: r.get("val_loss"))},
+        "lr": {"learning rate": points(lambda r: r.get("lr"))},
+        "grad_norm": {"gradient norm": points(lambda r: r.get("grad_norm"))},
+    }
+    return {kind: {name: p for name, p in found.items() if p} for kind, found in series.items()}
+
+
+def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -> bytes:
+    """A run as a picture: its losses over the tokens (`unit`) it saw, validation as points, and beneath them the learning
+    rate and the gradient's norm; ink: of text and axes. An SVG is transparent and small, for a page of any colour."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot, which would look for a window
+    from matplotlib.ticker import EngFormatter
+
+    series = curves(read_metrics(directory))
+    small = format == "svg"
+    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with rc_context(dict.fromkeys(colours, ink) | {"svg.hashsalt": "nanomed"}):
+        figure = Figure(figsize=(4.5, 3.6) if small else (7, 5), layout="constrained")
+        losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        lines = []
+        for (name, points), colour in zip(series["training"].items(), TRAINING, strict=False):
+            lines += losses.plot(*zip(*points, strict=True), color=colour, lw=1.3, marker=_dot(points), label=name)
+        for k, (name, points) in enumerate(series["validation"].items()):
+            marker = {"marker": "osD^v"[k % 5], "ms": 5, "ls": "none", "color": VALIDATION[k % len(VALIDATION)]}
+            lines += losses.plot(*zip(*points, strict=True), **marker, zorder=3, label=name)
+        if lines:
+            labels = [line.get_label() for line in lines]
+            legend = figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+            for text in legend.get_texts():
+                text.set_parse_math(False)
+        losses.set_ylabel("loss")
+        losses.set_title(title, parse_math=False)  # a name with $ is a name
+        for ax, kind, colour in ((below, "lr", "#2f9e6e"), (below.twinx(), "grad_norm", "#b07a2a")):
+            for name, points in series[kind].items():
+                ax.plot(*zip(*points, strict=True), color=colour, lw=1, marker=_dot(points))
+                ax.set_ylabel(name.replace(" ", "\n"), color=colour, fontsize="small")
+            ax.set_ylim(0, 1.1 * max((y for points in series[kind].values() for _, y in points), default=0) or 1)
+            ax.tick_params("y", labelsize="small", labelcolor=colour)
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_visible(bool(series[kind]))
+        below.set_xlabel(f"{unit} trained on")
+        below.xaxis.set_major_formatter(EngFormatter(sep=""))
+        for ax in (losses, below):
+            ax.grid(alpha=0.3)
+        out = io.BytesIO()
+        figure.savefig(out, format=format, dpi=144, transparent=small, metadata={"Date": None} if small else None)
+    return out.getvalue()
+
+
+def _dot(points: list) -> str:
+    return "." if len(points) == 1 else ""  # a line of one point would not be seen

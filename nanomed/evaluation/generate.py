@@ -1,0 +1,197 @@
+"""Write on from prompts: a KV cache, sampling, batches of prompts of unequal length.
+
+Each step feeds the model one token a row; the keys and values of all earlier ones lie in a cache that is made here and
+handed to the model as an argument. Shorter prompts are padded on the left, so that all rows end at the same place: a mask
+hides the padding, and positions count from each row's first real token.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from nanomed.errors import UserError
+from nanomed.loss import head_logits
+from nanomed.precision import DTYPES, autocast, evaluating
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, applied in this order (transformers' order)."""
+
+    repetition_penalty: float = 1.0  # divides positive logits, multiplies negative ones, of tokens in the row (CTRL, 4.1)
+    temperature: float = 0.0  # 0: always the likeliest
+    top_k: int = 0  # only the k likeliest; 0: all
+    top_p: float = 1.0  # only the likeliest that together reach this probability (Holtzman et al. 2020, section 3.1)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written after a prompt, without the end-of-text token; text: up to the marker that ended it, if one did;
+    stopped: it ended by itself and not for want of room."""
+
+    ids: list[int]
+    text: str
+    stopped: bool
+
+
+class KVCache:
+    """Keys and values of one layer, (B, heads of keys, S, hs), allocated once for the longest S and filled from the left."""
+
+    def __init__(self, B, n_head, length, head_size, device, dtype):
+        self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
+        self.v = torch.empty_like(self.k)
+        self.n = 0
+
+    def append(self, k, v):
+        start, self.n = self.n, self.n + k.size(2)
+        self.k[:, :, start : self.n], self.v[:, :, start : self.n] = k, v
+        return self.k[:, :, : self.n], self.v[:, :, : self.n]
+
+
+def make_cache(config, B: int, length: int, device, dtype) -> list[KVCache]:
+    """One cache a layer for B rows of up to `length` tokens."""
+    n_layer, n_head, head_size = config.cache_shape
+    return [KVCache(B, n_head, length, head_size, device, dtype) for _ in range(n_layer)]
+
+
+def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 256) -> int:
+    """How many tokens may be written after a prompt: what was asked for, or `default`, or what is left.
+    Raises UserError if the prompt is empty, or prompt and new tokens do not fit the model's positions."""
+    if not prompt:
+        raise UserError("an empty prompt: there is nothing to write on from")
+    left = config.n_positions - len(prompt)
+    if left < (max_new_tokens or 1):
+        wanted = f" and {max_new_tokens} new ones" if max_new_tokens else ""
+        raise UserError(
+            f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions} positions; "
+            "shorten it, or lower --max-new-tokens"
+        )
+    return max_new_tokens or min(default, left)
+
+
+@torch.no_grad()
+def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype) -> Iterator[list[int]]:
+    """Yield the next token of every row, `steps` times; who has enough simply stops asking.
+
+    prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the batch.
+    The caller sees to it that no row is listened to beyond the model's positions (`room`).
+    """
+    B, T = len(prompts), max(map(len, prompts))
+    lengths = torch.tensor([len(p) for p in prompts])
+    idx = torch.zeros(B, T, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        idx[row, T - len(prompt) :] = torch.tensor(prompt)
+    real = torch.arange(T) >= T - lengths[:, None]  # (B, T)
+    seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool)  # which tokens a row holds, for the penalty
+    for row, prompt in enumerate(prompts):
+        seen[row, prompt] = True
+    real, seen, idx, lengths = (t.to(device) for t in (real, seen, idx, lengths))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    padded = not bool(real.all())
+    cache = make_cache(model.config, B, T + steps, device, DTYPES[dtype])
+
+    pos = (real.long().cumsum(1) - 1).clamp(min=0)
+    mask = None
+    if padded:  # causal, without padding; the diagonal keeps a padding row from having nothing to look at
+        causal = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+        mask = (causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=device))[:, None]
+    for step in range(steps):
+        with autocast(device, dtype):
+            x = model.backbone(idx, pos, mask, cache)[:, -1]  # (B, C)
+        token = choose(head_logits(x, model.lm_head.weight), sampling, seen, generators)  # (B,)
+        yield token.tolist()
+        seen[torch.arange(B, device=device), token] = True
+        # A row that has no room left may have to wait for the others; what it still gets is thrown away.
+        idx, pos = token[:, None], (lengths + step).clamp(max=model.config.n_positions - 1)[:, None]
+        if padded:
+            real = torch.cat([real, real.new_ones(B, 1)], 1)
+            mask = real[:, None, None]  # (B, 1, 1, S)
+
+
+def choose(logits, sampling: Sampling, seen, generators):
+    """The next token (B,) of each row by its logits (B, V). seen (B, V): the tokens that the row holds already."""
+    if sampling.repetition_penalty != 1:
+        p = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / p, logits * p), logits)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    cumulative = distribution(logits, sampling).cumsum(-1)
+    # The token in whose share of [0, 1) a random number falls. Counting shares that end at or before it never lands on a
+    # token of probability 0.
+    u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits.device)
+    return (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
+
+
+def distribution(logits, sampling: Sampling):
+    """Probabilities (B, V), float64, after temperature, top-k and top-p."""
+    logits = logits.double() / sampling.temperature
+    if 0 < sampling.top_k < logits.size(-1):
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # of all likelier ones; 0 for the first
+        drop = (before >= sampling.top_p).scatter(-1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(drop, -math.inf)
+    return logits.softmax(-1)
+
+
+class Ending:
+    """When an answer is over: at the end-of-text token, or where one of `markers` stands in its text."""
+
+    def __init__(self, tokenizer, markers=()):
+        self.tokenizer, self.markers = tokenizer, tuple(markers)
+
+    def completion(self, ids: list[int], last: bool) -> Completion | None:
+        """The completion if `ids` are over, or are the `last` there will be; else None."""
+        stopped = ids[-1] == self.tokenizer.eot
+        ids = ids[:-1] if stopped else ids
+        if not (stopped or last or self.markers):
+            return None
+        text = self.tokenizer.decode(ids)
+        found = [text.index(m) for m in self.markers if m in text]
+        if not (stopped or last or found):
+            return None
+        return Completion(ids, text[: min(found)] if found else text, stopped or bool(found))
+
+    def printable(self, ids: list[int]) -> str:
+        """As much of an unfinished text as will stay: no half characters, no beginning of what may become a marker."""
+        text = self.tokenizer.decode(ids).rstrip("\ufffd")
+        for marker in self.markers:
+            for n in range(len(marker), 0, -1):
+                text = text[:-n] if text.endswith(marker[:n]) else text
+        return text
+
+
+def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
+    """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad little.
+
+    max_new_tokens: of each prompt, or None for what its own length leaves, 256 at most; neighbours change nothing.
+    seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval mode and back.
+    Raises UserError as `room` does, before anything is written.
+    """
+    rooms = [room(model.config, prompt, max_new_tokens) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+    done: list[Completion | None] = [None] * len(prompts)
+    with evaluating(model), tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None) as t:
+        for i in range(0, len(order), batch_size):
+            rows = order[i : i + batch_size]
+            written = {k: [] for k in rows}
+            seeds = [row_seed(seed, k) for k in rows]
+            steps = max(rooms[k] for k in rows)
+            for tokens in stream(model, [prompts[k] for k in rows], steps, sampling, seeds, device, dtype):
+                for k, token in zip(rows, tokens, strict=True):
+                    if done[k] is None:
+                        written[k].append(token)
+                        done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
+                        t.update(done[k] is not None)
+                if all(done[k] for k in rows):
+                    break
+    return done
+
+
+def row_seed(seed: int, k: int) -> int:
+    return (seed * 1_000_003 + k) % 2**63

@@ -1,0 +1,251 @@
+"""Figures of classifiers and of answers. Libraries compute what has a name (scikit-learn, sacrebleu, rouge-score); each figure
+has an interval."""
+
+import importlib.metadata
+import re
+import string
+import unicodedata
+from collections import Counter
+
+import numpy as np
+
+from nanomed.evaluation.bootstrap import interval
+from nanomed.optional import need
+
+# --- classification ---------------------------------------------------------------------------------------------------
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, section 2): the mean distance between confidence and accuracy over
+    equal bins of confidence, weighted by how many texts fall into each."""
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    n = np.bincount(which, minlength=bins)
+    gap = np.bincount(which, confidence, bins) - np.bincount(which, correct, bins)
+    return float(np.abs(gap).sum() / n.sum())
+
+
+def _number(x) -> float | None:
+    return None if np.isnan(x) else float(x)  # JSON has no NaN
+
+
+def _decide(probs, targets):
+    """(predicted, in the targets' form; right (N,), whether a text has exactly the right labels)."""
+    if targets.ndim == 2:
+        predicted = (probs >= 0.5).astype(int)
+        return predicted, (predicted == targets).all(1)
+    predicted = probs.argmax(1)
+    return predicted, predicted == targets
+
+
+def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], seed: int = 0) -> dict:
+    """Accuracy and macro-F1 with intervals, AUC, confusion matrix [true][predicted], calibration error, F1 of each label.
+
+    probs (N, K); targets (N,). In a multi-label task targets are (N, K) and a label is predicted at 1/2 or more: accuracy is
+    then the share of texts with exactly the right labels, micro-F1 stands beside macro-F1, and each label has a confusion
+    matrix of its own. A label that is neither there nor predicted has no F1 (None), and is left out of the mean."""
+    sk = need("sklearn.metrics")
+    n, multi = len(targets), targets.ndim == 2
+    predicted, right = _decide(probs, targets)
+    known = list(range(len(labels)))
+
+    def macro_f1(rows):
+        return sk.f1_score(targets[rows], predicted[rows], labels=known, average="macro", zero_division=np.nan)
+
+    everything = np.arange(n)
+    per_label = sk.f1_score(targets, predicted, labels=known, average=None, zero_division=np.nan)
+    out = {
+        "texts": n,
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": interval(lambda rows: right[rows].mean(), n, seed=seed),
+        "macro_f1": _number(macro_f1(everything)),
+        "macro_f1_ci95": interval(macro_f1, n, samples=300, seed=seed),
+        "auc": _auc(sk, probs, targets, len(labels)),
+        "f1": {label: _number(f1) for label, f1 in zip(labels, per_label, strict=True)},
+    }
+    if multi:
+        out["micro_f1"] = _number(sk.f1_score(targets, predicted, average="micro", zero_division=np.nan))
+        confidence = np.where(predicted == 1, probs, 1 - probs)
+        out["calibration_error"] = calibration_error(confidence.ravel(), (predicted == targets).ravel())
+        out["confusion"] = sk.multilabel_confusion_matrix(targets, predicted).tolist()
+    else:
+        out["calibration_error"] = calibration_error(probs.max(1), right)
+        out["confusion"] = sk.confusion_matrix(targets, predicted, labels=known).tolist()
+    return out
+
+
+def _auc(sk, probs, targets, k) -> float | None:
+    """Area under the ROC curve, one label against the rest, averaged over labels; None if some label never occurs."""
+    one_hot = targets if targets.ndim == 2 else np.eye(k)[targets]
+    if not (one_hot.sum(0) > 0).all() or not (one_hot.sum(0) < len(one_hot)).all():
+        return None
+    if k == 2 and targets.ndim == 1:
+        return float(sk.roc_auc_score(targets, probs[:, 1]))
+    return float(sk.roc_auc_score(one_hot, probs, average="macro"))
+
+
+def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed: int = 0, samples: int = 1000) -> dict:
+    """Two classifiers' probabilities (N, K) of the same texts: the difference of their macro-F1.
+
+    difference_ci95: a paired bootstrap, each draw taking the same texts for both. difference_p: the share of differences as
+    large if, text by text, a coin decides whose prediction is whose (Yeh 2000); it holds for few texts too, where a
+    bootstrap's interval is too narrow. only_model_right, only_tfidf_right: on how many texts only one of the two is right,
+    in a multi-label task about every label; p: of McNemar's exact test on these two counts."""
+    stats = need("scipy.stats")
+    n, k = model.shape
+    (a, a_right), (b, b_right) = _decide(model, targets), _decide(tfidf, targets)
+    # Texts of one target and one pair of predictions are alike: only how many there are of each kind matters.
+    rows = [x if targets.ndim == 2 else np.eye(k)[x] for x in (targets, a, b)]
+    kinds, counts = np.unique(np.concatenate(rows, 1), axis=0, return_counts=True)
+    t, a, b = np.split(kinds, 3, axis=1)
+
+    def macro_f1(counts, t, predicted):  # counts (draws, kinds) -> (draws,); labels are left out as in classification()
+        size, hits = counts @ (t + predicted), counts @ (t * predicted)
+        f1 = np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
+        with np.errstate(invalid="ignore"):
+            return f1.sum(1) / (size > 0).sum(1)
+
+    def difference(counts, t, a, b):
+        counts = counts.astype(float)  # whole numbers are multiplied slowly
+        return macro_f1(counts, t, a) - macro_f1(counts, t, b)
+
+    rng, found = np.random.default_rng(seed), difference(counts[None], t, a, b)[0]
+    drawn, swapped = [], []
+    for _ in range(samples // 100):  # in parts, for the memory
+        drawn.append(difference(rng.multinomial(n, counts / n, size=100), t, a, b))
+        m = rng.binomial(counts, 0.5, size=(100, len(counts)))
+        both_ways = np.concatenate([t, t]), np.concatenate([a, b]), np.concatenate([b, a])
+        swapped.append(difference(np.concatenate([counts - m, m], 1), *both_ways))
+    drawn, swapped = np.concatenate(drawn), np.concatenate(swapped)
+    defined = n > 1 and not np.isnan(drawn).all()
+    only_model, only_tfidf = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
+    return {
+        "difference": _number(found),
+        "difference_ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])] if defined else None,
+        "difference_p": float((1 + (np.abs(swapped) >= abs(found) - 1e-9).sum()) / (1 + len(swapped))),
+        "only_model_right": only_model,
+        "only_tfidf_right": only_tfidf,
+        "p": float(stats.binomtest(only_model, only_model + only_tfidf).pvalue) if only_model + only_tfidf else 1.0,
+    }
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def normalise_squad(text: str) -> str:
+    """Lower case, without ASCII punctuation, articles and extra blanks (SQuAD's evaluation, Rajpurkar et al. 2016)."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+MEANS = re.compile(
+    r"""[<>=+%]              # <10, HER2+, 5 %
+                     | (?<=\d)[^\w\s](?=\d)  # 1.5, 5-10, 120/80, 1:1000
+                     | (?<!\w)[.-](?=\.?\d)  # -5, .5
+                     | (?<!\S)-(?=\s+\d)    # 5 - 10
+                     | (?<=\w)-(?!\w)       # ER-
+                     | (?<!\w)-(?=[^\W\d_]{1,2}(?!\w))  # -ve
+                     | (?<=\de)-(?=\d)      # 1e-3
+                     | (?<=\w)/(?=\w)       # A/B, T4/T3
+                     | (?<!\w)(?:[^\W\d_]|[ivx]+)-(?=(?:[^\W\d_]|[ivx]+)(?!\w))  # A-B, I-II""",
+    re.VERBOSE,
+)
+# No article stands before these: "vitamin a and zinc", "A is correct".
+NO_NOUN = set("and or but is are was were in of to for with by on at as".split())
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normalisation, but for what changes a medical answer's meaning: punctuation stays where it is a sign or part
+    of a number (a thousands comma does not), and articles go only where they stand before a word. A capital A is an article
+    at the beginning of a sentence alone, so that hepatitis A stays; a small one within a sentence always is.
+
+    Whatever goes here goes in SQuAD's too, so that texts which are the same here are the same there."""
+    words, kept = text.split(), []
+    for k, word in enumerate(words):
+        following = words[k + 1].strip(string.punctuation) if k + 1 < len(words) else ""
+        bare = word.lstrip("\"'([{")
+        begins = k == 0 or words[k - 1].endswith((".", "!", "?"))
+        if bare == "A" and begins and not (len(following) == 1 and following.isalpha()):
+            bare = "a"
+        article = bare in ("the", "The", "THE", "an", "An") or (bare == "a" and following.lower() not in NO_NOUN)
+        if not (article and following):
+            kept.append(word)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join(kept).lower())
+    meant = {m.end() - 1 for m in MEANS.finditer(text)}
+    text = "".join(c for i, c in enumerate(text) if c not in string.punctuation or i in meant)
+    text = re.sub(r"(?<!\S)([<>=+-]+)\s+(?=\d)", r"\1", text)  # "< 10" as "<10"
+    text = re.sub(r"(?<=\d)\s+%(?!\S)", "%", text)
+    return " ".join(text.split())
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """F1 of the words that answer and reference share, normalised as in SQuAD; two empty ones agree (SQuAD 2.0)."""
+    a, b = normalise_squad(answer).split(), normalise_squad(reference).split()
+    shared = sum((Counter(a) & Counter(b)).values())
+    if not a or not b:
+        return float(a == b)
+    return 2 * shared / (len(a) + len(b))
+
+
+# Scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# In a text of letters, digits and combining marks: a letter without blanks and its marks, or a run of the others.
+WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|(?![{UNSPACED}])\w[^\s{UNSPACED}]*")
+
+
+class UnicodeWords:
+    """A tokenizer for rouge-score, whose own drops every letter but a-z and 0-9. ASCII words are left to that one and its
+    Porter stemmer, so that English is measured as ever; others stay whole, in lower case; where a script has no blanks each
+    character is a word."""
+
+    def __init__(self):
+        self.ascii = need("rouge_score.tokenizers").DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        text = unicodedata.normalize("NFC", text.lower())
+        text = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
+        words = (self.ascii.tokenize(word) if word.isascii() else [word] for word in WORD.findall(text))
+        return [part for parts in words for part in parts]
+
+
+def answers(completions: list[str], references: list[str], stopped: list[bool], seed: int = 0) -> dict:
+    """How far answers agree with their references, each measure with its bootstrap interval over questions: exact match
+    (0..1) by `normalise` and by SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1 (0..1); words an answer and
+    the share that stopped by itself; settings: which library, in which version, measured how."""
+    bleu_lib, rouge_lib = need("sacrebleu.metrics"), need("rouge_score.rouge_scorer")
+    scorer = rouge_lib.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeWords())
+    pairs = list(zip(completions, references, strict=True))
+    rouge = [scorer.score(r, c) for c, r in pairs]
+    values = {
+        "exact_match": [normalise(c) == normalise(r) for c, r in pairs],
+        "exact_match_squad": [normalise_squad(c) == normalise_squad(r) for c, r in pairs],
+        "token_f1": [token_f1(c, r) for c, r in pairs],
+        **{
+            key: [s[name].fmeasure for s in rouge]
+            for key, name in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL"))
+        },
+        "words": [len(c.split()) for c in completions],
+        "stopped": stopped,
+    }
+    out = {"questions": len(completions)}
+    for key, value in values.items():
+        value = np.array(value, dtype=float)
+        out[key] = float(value.mean())
+        out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), len(value), seed=seed)
+    bleu = bleu_lib.BLEU()
+    statistics = np.array(bleu._extract_corpus_statistics(completions, [references]))  # what BLEU adds up, a row an answer
+    out["bleu"] = bleu.corpus_score(completions, [references]).score
+    out["bleu_ci95"] = interval(
+        lambda rows: bleu._compute_score_from_stats(statistics[rows].sum(0).tolist()).score, len(completions), seed=seed
+    )
+    unspaced = re.search(f"[{UNSPACED}]", " ".join([*completions, *references]))
+    out["settings"] = {
+        "exact_match": "punctuation and articles aside, unless they change the meaning",
+        "exact_match_squad": "SQuAD's normalisation",
+        "token_f1": "SQuAD's normalisation",
+        "bleu": f"sacrebleu {bleu.get_signature()}"
+        + ("; its 13a takes unspaced Chinese, Japanese or Thai for one word" if unspaced else ""),
+        "rouge": f"rouge-score {importlib.metadata.version('rouge-score')}, F1, Porter stemmer, Unicode words",
+    }
+    return out

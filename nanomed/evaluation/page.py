@@ -1,0 +1,140 @@
+"""report.html, one file that needs nothing else, and report.json, which holds its figures; page.html is the template.
+
+What write_page() makes a page of, from eval.py compare or from the demo, is a dict:
+
+    title      what the page is about
+    claim      sentences made from the figures, the finding first
+    table      {"groups": [(heading, columns it spans)], "head": [heading], "rows": [[cell]], "text": how to read it};
+               a cell is {"text"} and perhaps "note" (beneath it), "best" (of its column) and "bad" (a warning, beneath it)
+    questions  [{"prompt", "expected", "group", "answers": [{"model", "text", "stopped", "right"}]}]; expected and right are None
+               where no answer is known, group names the heading that a question stands under, or is ""
+    curves     [{"name", "light", "dark"}], pictures as data: addresses
+    classifier what read_classifier() gives, or None
+    models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json
+    measured   [(what, how)], of how all this was measured
+"""
+
+import base64
+import time
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.evaluation import measure
+from nanomed.evaluation.curves import draw_curves
+from nanomed.evaluation.tables import WORSE, ppl_cell, worse_than_guessing
+from nanomed.files import read_json, read_object, write_json, write_text
+from nanomed.optional import need
+
+TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced
+
+
+def open_out(out: Path) -> Path:
+    """Make the directory of a page. Raises UserError if there is a page that nanomed did not make."""
+    html, figures = out / "report.html", out / "report.json"
+    foreign = html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace"))
+    if figures.exists():
+        held = read_json(figures) if figures.is_file() else None
+        foreign = foreign or not (isinstance(held, dict) and "torch" in held and "made" in held)
+    if foreign:
+        raise UserError(f"--out {out}: holds a report.html or report.json of something else; choose another directory")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def answers_of(k: int, written: dict[str, list[dict]], is_right) -> list[dict]:
+    """What each model wrote after the k-th prompt, for the page; written: {model's name: [{completion, stopped}]}."""
+    found = [(name, done[k]["completion"].strip(), done[k]["stopped"]) for name, done in written.items()]
+    return [{"model": name, "text": text, "stopped": stopped, "right": is_right(text)} for name, text, stopped in found]
+
+
+def short(ppl: float) -> str:
+    return f"{ppl:.2f}" if ppl < 10 else f"{ppl:.1f}" if ppl < 100 else f"{ppl:,.0f}"
+
+
+def moved(first: dict, r: dict) -> str:
+    """From one result of measure_ppl to another on the same texts: `perplexity 31.9 → 16.8 (-47 %, intervals apart)`."""
+    if r["tokens_scored"] != first["tokens_scored"]:  # perplexities of other tokens cannot be compared
+        before, after = first["bits_per_byte"], r["bits_per_byte"]
+        return f"bits a byte {before:.3f} → {after:.3f} ({100 * (after / before - 1):+.0f} %, another tokenizer)"
+    said = [f"{100 * (r['ppl'] / first['ppl'] - 1):+,.0f} %"]
+    if first["ppl_ci95"] and r["ppl_ci95"]:
+        (a, b), (c, d) = first["ppl_ci95"], r["ppl_ci95"]
+        said.append("intervals apart" if b < c or d < a else "intervals overlap")
+    if worse_than_guessing(r["ppl"], r.get("vocab_size")):
+        said.append(WORSE)
+    return f"perplexity {short(first['ppl'])} → {short(r['ppl'])} ({', '.join(said)})"
+
+
+def mark_best(rows: list[list[dict]], values: list[list[float | None]], lowest: list[bool]) -> None:
+    """Mark the best cells of each column but the first; values: the figures of those columns, row by row. Cells that read
+    the same are equally good, and where all do, none is best."""
+    for k, low in enumerate(lowest):
+        column = [(v[k], row[k + 1]) for v, row in zip(values, rows, strict=True) if v[k] is not None]
+        if len({cell["text"] for _, cell in column}) < 2:
+            continue
+        best = (min if low else max)(column, key=lambda pair: pair[0])[1]["text"]
+        for _, cell in column:
+            cell["best"] = cell["text"] == best
+
+
+def ppl_page_cell(ppl: float, vocab_size: int | None, note: str = "") -> dict:
+    bad = WORSE if worse_than_guessing(ppl, vocab_size) else ""
+    return {"text": ppl_cell(ppl), "note": note, "bad": bad}
+
+
+def windows(ppl: dict[str, dict]) -> tuple[str, str]:
+    """How every text was cut for every model; ppl: one model's results."""
+    r = next(iter(ppl.values()))
+    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text"
+
+
+def machine(o: measure.Opened) -> list[tuple[str, str]]:
+    return [("computed", f"{o.device}, {o.dtype}, torch {version('torch').split('+')[0]}")]
+
+
+def read_classifier(name: str) -> dict:
+    """{labels, multi_label, measures, on}: what summary.json in train_cls.py's directory says of the validation texts, or
+    what `eval.py cls --json` wrote of others."""
+    path = Path(name)
+    found = read_object(path / "summary.json" if path.is_dir() else path)
+    try:
+        measures, labels = found.get("classification") or found["measures"], found["labels"]
+        multi_label = not isinstance(measures["model"]["confusion"][0][0], int)
+    except (KeyError, TypeError, IndexError) as e:
+        raise UserError(
+            f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls --json)"
+        ) from e
+    on = "its validation texts" if path.is_dir() else "test texts"
+    return {"labels": labels, "multi_label": multi_label, "measures": measures, "on": on, "name": path.name}
+
+
+def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
+    """The curves of the run that made a directory, drawn for a light and a dark page; none for a model from elsewhere."""
+    if not (directory / "metrics.jsonl").exists():
+        return []
+    images = {}
+    for theme, ink in (("light", "#1c2733"), ("dark", "#dfe7ee")):
+        image = draw_curves(directory, "svg", ink, unit, title="")
+        images[theme] = "data:image/svg+xml;base64," + base64.b64encode(image).decode()
+    return [{"name": name, **images}]
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def write_page(content: dict, out: Path) -> Path:
+    """Write report.json and report.html from the dict that is described above."""
+    jinja2 = need("jinja2")
+    content = content | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
+    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    starts = set(accumulate(span for _, span in content["table"]["groups"]))  # columns where a group begins
+    html = page.render(**content, starts=starts)
+    write_json({k: v for k, v in content.items() if k != "curves"}, out / "report.json")
+    write_text(html, out / "report.html")
+    return out / "report.html"

@@ -1,0 +1,19 @@
+"""Models of others and for others: found and downloaded (source, network), read and written in Hugging Face's layout (weights), and
+peft's (adapters)."""
+
+from nanomed.hub.adapters import save_adapter
+from nanomed.hub.source import BUNDLED, Source, find, fingerprint
+from nanomed.hub.weights import check_vocabulary, load_classifier, load_model, read_config, save_model
+
+__all__ = [
+    "BUNDLED",
+    "Source",
+    "check_vocabulary",
+    "find",
+    "fingerprint",
+    "load_classifier",
+    "load_model",
+    "read_config",
+    "save_adapter",
+    "save_model",
+]

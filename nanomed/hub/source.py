@@ -1,0 +1,136 @@
+"""Find a model: the bundled one, a directory, a peft adapter and its base, or a Hub id, which is downloaded.
+
+A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adapter directory, whose base is found through
+`base_model_name_or_path`, or `nano`, the bundled one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
+
+from nanomed.errors import UserError
+from nanomed.files import read_object
+from nanomed.hub.network import explain, online
+from nanomed.text import tokenizer
+
+BUNDLED = {"nano": Path(__file__).parent.parent / "demo" / "nano"}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SUMMARY = "summary.json"  # of a run: says on what state of its base an adapter was trained
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files lie. name: what others find it by (Hub id or absolute path); directory: its config,
+    weights and tokenizer; adapter: the adapter's directory, `name` and `directory` being its base's."""
+
+    name: str
+    directory: Path
+    adapter: Path | None = None
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        own = self.adapter is not None and any((self.adapter / f).exists() for f in tokenizer.FILES[:2])
+        return self.adapter if own else self.directory
+
+
+def find(name: str, weights: bool = True) -> Source:
+    """Locate a model, downloading what is not there yet: config, safetensors and tokenizer files, nothing else.
+
+    Raises UserError if it is neither a directory nor a Hub id, or cannot be had; within 10 seconds if there is no network.
+    """
+    if name in BUNDLED:
+        return Source(str(BUNDLED[name].resolve()), BUNDLED[name])
+    path = Path(name).expanduser()
+    if (path / ADAPTER_CONFIG).exists():
+        return _find_adapter(path, weights)
+    if path.is_file() and path.name == "config.json":  # for training from scratch
+        path = path.parent
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"{path}: not a model directory (no config.json, no {ADAPTER_CONFIG})")
+        return Source(str(path.resolve()), path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such model directory")
+    return _download(name, weights)
+
+
+def _find_adapter(path: Path, weights: bool) -> Source:
+    base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
+    if Path(base).name == "base" and (path / "base" / "config.json").exists():
+        base = str(path / "base")  # its own, wherever the two of them have been moved to
+    try:
+        source = find(base, weights)
+    except UserError as e:
+        raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
+    if source.adapter:
+        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
+    known = read_object(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
+    if known and known != fingerprint(source):
+        raise UserError(
+            f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that back, "
+            f"or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})"
+        )
+    return Source(source.name, source.directory, path.resolve())
+
+
+def _download(repo: str, weights: bool) -> Source:
+    def get(filename: str) -> Path | None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, filename, local_files_only=not online()))
+        except LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
+            if online():
+                raise
+            return None
+        except EntryNotFoundError:
+            return None
+
+    try:
+        config = get("config.json")
+        if config is None:
+            raise explain(repo, FileNotFoundError("it has no config.json"), "directory")
+        if weights and get(WEIGHTS) is None:
+            index = get(INDEX)
+            if index is None:
+                raise explain(repo, FileNotFoundError("it has no safetensors weights"), "directory")
+            for shard in sorted(set(weight_map(index).values())):
+                get(shard)
+        if get("tokenizer.json") is None:
+            get("vocab.json"), get("merges.txt")
+        get("tokenizer_config.json")
+    except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
+        raise explain(repo, e, "directory") from e
+    return Source(repo, config.parent)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor; the files lie beside the index."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or any(Path(f).name != f for f in weight_map.values()):
+        raise UserError(f"{index}: no weight_map of file names there")
+    return weight_map
+
+
+def fingerprint(source: Source, weights: bool = True) -> str:
+    """SHA-256 of everything that decides what the model computes: config, weights and adapter."""
+    digest = hashlib.sha256()
+    for directory, patterns in ((source.directory, ("config.json", "model*.safetensors")), (source.adapter, ("adapter*",))):
+        for pattern in patterns if directory else ():
+            for file in sorted(directory.glob(pattern)):
+                if weights or file.suffix == ".json":
+                    s = file.stat()
+                    digest.update(file.name.encode() + _digest(file.resolve(), s.st_ino, s.st_mtime_ns, s.st_size))
+    return digest.hexdigest()
+
+
+@cache
+def _digest(file: Path, *state: int) -> bytes:
+    """SHA-256 of a file, read once as long as its state, whatever tells one version of it from another, is the same."""
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()

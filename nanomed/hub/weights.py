@@ -1,0 +1,208 @@
+"""A model's directory in Hugging Face's layout, read and written: config.json and safetensors weights, of any family."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from nanomed.errors import UserError
+from nanomed.files import read_object, safetensors_keys, tensors, write_json, write_safetensors
+from nanomed.hub.adapters import head_of, load_adapter
+from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
+from nanomed.models import FAMILIES
+from nanomed.models.classifier import HEAD, Classifier
+from nanomed.models.language_model import LanguageModel
+from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
+
+# Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other heads.
+INERT = set(
+    """architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype transformers_version use_cache
+    output_attentions output_hidden_states output_past return_dict torchscript id2label label2id num_labels finetuning_task
+    problem_type task_specific_params summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout gradient_checkpointing use_bfloat16 tokenizer_class prefix max_length min_length do_sample
+    early_stopping num_beams num_beam_groups temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate diversity_penalty forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id sep_token_id
+    tf_legacy_loss""".split()
+)
+# Keys that would change what is computed, with the only value that is supported.
+FIXED = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+    "cross_attention_hidden_size": None,
+    "chunk_size_feed_forward": 0,
+    "pruned_heads": {},
+}
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+def read_config(directory: Path) -> tuple[dict, object]:
+    """config.json as it stands, and the family's own Config made from it. Raises UserError for an unknown architecture, or
+    a flag that the model here would not honour."""
+    path = Path(directory) / "config.json"
+    raw = read_object(path)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"{path}: unknown architecture {model_type!r}; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    known, fixed = {f.name for f in fields(family.Config)}, FIXED | family.FIXED
+    for key, value in raw.items():
+        if key in fixed and value != fixed[key]:
+            raise UserError(f"{path}: {key} = {value!r} is not supported")
+        if key not in known | INERT | family.INERT | fixed.keys() and not key.startswith("_"):
+            raise UserError(f"{path}: {key!r} is not supported; if it changes nothing, take it out of the file")
+    try:
+        return raw, family.Config(**(family.DEFAULTS[model_type] | {k: v for k, v in raw.items() if k in known}))
+    except (UserError, TypeError, ZeroDivisionError) as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
+    """Raises UserError if the tokenizer gives ids that the model has no embedding for."""
+    if tok.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size "
+            f"is {config.vocab_size}"
+        )
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_model(source: Source, from_scratch=False, dropout: float | None = None, classifier=False) -> LanguageModel:
+    """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
+    `dropout`, if given, takes the place of the probabilities in the config; `classifier`: the adapter is one's.
+
+    Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
+    """
+    raw, config = read_config(source.directory)
+    family = FAMILIES[raw["model_type"]]
+    if dropout is not None:
+        config = replace(config, **dict.fromkeys(family.DROPOUTS, dropout))
+    if from_scratch and source.adapter:
+        raise UserError(f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}")
+    if from_scratch:
+        model = LanguageModel(family, config)
+        model.init_weights()
+    else:
+        with torch.device("meta"):
+            model = LanguageModel(family, config)
+        model.load_state_dict(_read_state(model, source.directory), assign=True)
+        model.tie_weights()
+    model.hf_config = raw
+    if source.adapter:
+        load_adapter(model, source.adapter, classifier)
+    return model.train()
+
+
+def load_classifier(source: Source) -> Classifier:
+    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers. Raises UserError as
+    load_model does, and if the directory holds no classifier."""
+    directory = source.adapter or source.directory
+    raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
+    names = raw.get("id2label") or {}
+    known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
+    if not names or raw.get("architectures") not in [[name] for name in known]:
+        raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
+    labels = [names.get(str(k)) for k in range(len(names))]
+    like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)
+    if source.adapter:
+        model = Classifier(load_model(source, classifier=True), *like)
+        head = head_of(source.adapter)
+        if head is None or head.shape != model.score.weight.shape:
+            raise UserError(f"{directory}: no {HEAD} of shape {tuple(model.score.weight.shape)} there")
+        model.score.weight.data = head
+        return model.train()
+    _, config = read_config(source.directory)
+    with torch.device("meta"):
+        lm = LanguageModel(FAMILIES[raw["model_type"]], config)
+        lm.hf_config = raw
+        model = Classifier(lm, *like)
+    model.load_state_dict(_read_state(model, source.directory), assign=True)
+    return model.train()
+
+
+def _read_state(model, directory: Path) -> dict[str, torch.Tensor]:
+    """The files' tensors as the model's parameters, checked both ways. One is read at a time, so that beside the model there
+    is never more than one in memory."""
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    state, origin = {}, {}
+    for file, key, tensor in _read_weights(directory):
+        if key.endswith(model.family.BUFFERS):
+            continue
+        name, tensor = _to_parameter(model.family, key, tensor)
+        if name in state:
+            raise UserError(f"{file}: {key} is stored twice, with and without the prefix `{model.family.BACKBONE}.`")
+        if name not in expected:
+            hint = " (a classifier, not a language model)" if name == HEAD else ""
+            raise UserError(f"{file}: unexpected tensor {key}{hint}")
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UserError(f"{file}: {key} is stored as {tensor.dtype}; fp32, fp16 and bf16 are supported")
+        if tensor.shape != expected[name]:
+            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}")
+        state[name], origin[name] = tensor.float().contiguous(), file
+    head, embedding = "lm_head.weight", model.family.EMBEDDING
+    if head in expected and model.config.tie_word_embeddings and embedding in state:
+        if head in state and not torch.equal(state[head], state[embedding]):
+            raise UserError(f"{origin[head]}: {head} differs from the embedding that config.json ties it to")
+        state[head] = state[embedding]
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        more = f" (and {len(missing) - 1} more)" * (len(missing) > 1)
+        raise UserError(f"{directory}: tensor {missing[0]} is missing{more}")
+    return state
+
+
+def _to_parameter(family, key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The parameter's name and orientation of a file's tensor. Files of a bare backbone leave its name out."""
+    bare = not key.startswith((f"{family.BACKBONE}.", "lm_head.", "score."))
+    name = f"{family.BACKBONE}.{key}" if bare else key
+    return name, tensor.t() if name.endswith(family.CONV1D) and tensor.dim() == 2 else tensor
+
+
+def _to_file(family, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The inverse."""
+    return name, (tensor.t() if name.endswith(family.CONV1D) else tensor).contiguous()
+
+
+def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """(file, key, tensor) of model.safetensors, or of every shard that the index names, one after the other."""
+    directory = Path(directory)
+    if (directory / WEIGHTS).exists():
+        yield from ((directory / WEIGHTS, key, tensor) for key, tensor in tensors(directory / WEIGHTS))
+        return
+    if not (directory / INDEX).exists():
+        pickled = sorted(p.name for p in directory.glob("*.bin"))
+        why = "is a pickle, which could run any code and is never loaded: convert it to safetensors"
+        raise UserError(f"{directory}: no {WEIGHTS} there" + (f"; {pickled[0]} {why}" if pickled else ""))
+    shards = {}
+    for key, file in weight_map(directory / INDEX).items():
+        shards.setdefault(directory / file, set()).add(key)
+    for file, keys in shards.items():
+        odd = sorted(keys ^ safetensors_keys(file))
+        if odd:
+            raise UserError(f"{file}: tensor {odd[0]} is {'missing' if odd[0] in keys else 'not in the index'}")
+        yield from ((file, key, tensor) for key, tensor in tensors(file))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)  # a classifier has none
+    state = dict(_to_file(model.family, k, v.detach().to(dtype)) for k, v in state.items())
+    stored_as = {"architectures": [model.architecture], "dtype": str(dtype).removeprefix("torch.")}
+    config = {k: v for k, v in model.hf_config.items() if k != "torch_dtype"} | stored_as
+    write_safetensors(state, directory / WEIGHTS)
+    write_json(config, directory / "config.json")
+    copy_tokenizer(tokenizer_from, directory)

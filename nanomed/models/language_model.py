@@ -1,0 +1,54 @@
+"""A language model of any family: its transformer under the head that turns hidden states into logits."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class LanguageModel(nn.Module):
+    """`forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T) their positions
+    if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key; without a mask attention is causal.
+
+    Training and evaluation call `backbone` alone and leave the head to `nanomed.loss`, which never holds all logits at once.
+    Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier calls come first then, `mask` is
+    (B, 1, T, S) over all S of them, and `pos` is the caller's to give.
+    """
+
+    def __init__(self, family, config):
+        super().__init__()
+        self.family, self.config = family, config
+        self.lora = None  # the LoRAConfig once nanomed.models.lora has wrapped some of the linears
+        setattr(self, family.BACKBONE, family.Transformer(config))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    @property
+    def architecture(self) -> str:
+        return self.family.ARCHITECTURES[self.config.model_type][0]
+
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self, self.family.BACKBONE)
+
+    def tie_weights(self):
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.get_parameter(self.family.EMBEDDING)
+
+    def forward(self, idx, pos=None, mask=None):
+        return self.lm_head(self.backbone(idx, pos, mask))
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Random weights for training from scratch: normal(0, initializer_range), biases zero, gains one; the projections
+        onto the residual stream that the family names, divided by sqrt(2 * layers) (GPT-2 paper, section 2.3)."""
+        std, (n_layer, _, _) = self.config.initializer_range, self.config.cache_shape
+        for name, p in self.named_parameters():
+            if name.endswith(self.family.RESIDUAL):
+                nn.init.normal_(p, std=std / math.sqrt(2 * n_layer))
+            elif p.dim() >= 2:
+                nn.init.normal_(p, std=std)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(p)
+            else:
+                nn.init.ones_(p)  # gains of the norms

@@ -1,0 +1,108 @@
+"""LoRA: freeze the model and learn a low-rank change of some of its matrices.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1: W x becomes W x + (alpha / r) B A x,
+with A (r, in) random and B (out, r) zero, so that training starts at the pretrained model.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from nanomed.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    r: int
+    alpha: float
+    dropout: float
+    # Names of modules, matched at the end of the dotted path ("c_proj" is both the attention's and the MLP's,
+    # "attn.c_proj" the attention's alone), or one regular expression for the whole path: peft's rule.
+    targets: tuple[str, ...] | str
+
+    def __post_init__(self):
+        if self.r < 1:
+            raise UserError(f"LoRA's rank must be at least 1, not {self.r}")
+
+    def matches(self, name: str) -> bool:
+        if isinstance(self.targets, str):
+            return re.fullmatch(self.targets, name) is not None
+        return any(name == t or name.endswith("." + t) for t in self.targets)
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus a trainable low-rank change. It wraps the layer and never looks inside, except to
+    merge: any module with `in_features` and `out_features` will do."""
+
+    def __init__(self, base: nn.Module, config: LoRAConfig):
+        super().__init__()
+        self.base_layer = base
+        self.scale = config.alpha / config.r
+        self.dropout = nn.Dropout(config.dropout)
+        device = base.weight.device
+        self.lora_A = nn.Linear(base.in_features, config.r, bias=False, device=device, dtype=torch.float32)
+        self.lora_B = nn.Linear(config.r, base.out_features, bias=False, device=device, dtype=torch.float32)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+        self.merged = False
+
+    def forward(self, x):
+        y = self.base_layer(x)
+        if self.merged:
+            return y
+        return y + self.lora_B(self.scale * self.lora_A(self.dropout(x)))  # scaled where it is narrow
+
+    @torch.no_grad()
+    def merge(self):
+        """Add the change to the base weight, computed in fp32 and cast once. Merging twice is merging once."""
+        if not self.merged:
+            w = self.base_layer.weight
+            w.copy_(w.float() + self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float()))
+            self.merged = True
+
+
+def inject(model: nn.Module, config: LoRAConfig) -> None:
+    """Freeze every parameter of a loaded model and wrap the target linears, in place; `model.lora` says how.
+
+    Raises UserError if a target matches nothing, or something that is not a linear layer.
+    """
+    linears = {n: m for n, m in model.named_modules() if config.matches(n)}
+    targets = [config.targets] if isinstance(config.targets, str) else config.targets
+    unused = [
+        t for t in targets if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
+    ]
+    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
+    if unused:
+        raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {', '.join(names)}")
+    for name, module in linears.items():
+        if not isinstance(module, nn.Linear) or name == "lm_head":  # the head is the embedding too
+            raise UserError(
+                f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {', '.join(names)}"
+            )
+    model.requires_grad_(False)
+    model.lora = config
+    for name, module in linears.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoRALinear(module, config))
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def merge_and_unwrap(model: nn.Module) -> None:
+    """Fold every adapter into its base layer and put the plain layers back, in place. Nothing stays frozen."""
+    for name, layer in lora_layers(model).items():
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base_layer)
+    model.requires_grad_(True)
+    model.lora = None
+
+
+def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by their names in the model: `...c_attn.lora_A.weight` (r, in), `lora_B` (out, r)."""
+    return {k: v for k, v in model.state_dict().items() if ".lora_A." in k or ".lora_B." in k}

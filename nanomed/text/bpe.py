@@ -1,0 +1,68 @@
+"""Train a byte-level BPE of one's own, for a model that is trained from scratch.
+
+    python -m nanomed.text.bpe --data general.jsonl --vocab-size 8192 --out runs/shape
+
+The training itself is the `tokenizers` library's (of the dev extra: transformers brings it); nanomed.text.tokenizer reads
+what it writes: tokenizer.json, vocab.json and merges.txt.
+"""
+
+from pathlib import Path
+
+from nanomed import cli
+from nanomed.errors import UserError
+from nanomed.files import check_directory, names_in, read_json, write_json
+from nanomed.text import rows
+from nanomed.text.tokenizer import EOT
+
+CONFIG = {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOT, "eos_token": EOT}
+WRITTEN = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
+
+
+def train_bpe(texts, vocab_size: int, out: Path) -> int:
+    """Write a vocabulary of up to `vocab_size` tokens to `out`, every byte and <|endoftext|> (id 0) among them.
+    Returns its size."""
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    except ImportError as e:
+        raise UserError("training a BPE needs the tokenizers library: pip install 'nanomed[dev]'") from e
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(CONFIG, out / "tokenizer_config.json")  # first: check_out knows by it who wrote the rest
+    bpe.save(str(out / "tokenizer.json"))
+    bpe.model.save(str(out))
+    return bpe.get_vocab_size()
+
+
+def check_out(out: str) -> None:
+    """Refuse to write over another tokenizer, or beside the weights of a model that would read it. Raises UserError unless
+    `out` is new, empty, or what this program made: a config.json, for the shape of a new model, may have come to it."""
+    check_directory(out)
+    names, config = names_in(Path(out)), Path(out) / "tokenizer_config.json"
+    ours = names <= WRITTEN | {"config.json"} and config.exists() and read_json(config) == CONFIG
+    if names and not ours:
+        raise UserError(f"--out {out}: holds what nanomed.text.bpe did not write; choose another directory")
+
+
+def main():
+    p = cli.Parser(prog="python -m nanomed.text.bpe", description=__doc__.splitlines()[0])
+    p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
+    p.add_argument("--vocab-size", type=cli.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included")
+    p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
+    p.add_argument("--limit", type=cli.count, metavar="N", help="take only the first N documents of each --data")
+    cli.add_data_flags(p)
+    args = p.parse_args()
+    check_out(args.out)
+    texts = (
+        text for name in args.data for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows) if text
+    )
+    print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")
+
+
+if __name__ == "__main__":
+    cli.execute(main)

@@ -1,0 +1,199 @@
+"""Instruction examples: rows to masked ids, and several of them to a row of a batch.
+
+{instruction, input, response} -> Example -> rows packed to the context -> Batches -> fit
+                                     \\-> answer_perplexity
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from nanomed.errors import UserError
+from nanomed.loss import IGNORE
+from nanomed.text.batches import split_rows
+from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One row: what is asked, on what, and what is answered; group: rows of one group stay on one side of a split."""
+
+    instruction: str
+    input: str
+    response: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it; replayed: a piece of
+    plain text, and no answer."""
+
+    ids: np.ndarray
+    start: int
+    replayed: bool = False
+
+
+@dataclass
+class Fields:
+    """Where a row keeps its parts: dotted paths, the first of several that a row has."""
+
+    instruction: str = "instruction,question"
+    input: str = "input"
+    response: str = "response,output,answer"
+    group: str | None = None
+
+
+def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) -> tuple[list[Instruction], int, str]:
+    """(instructions, rows left out, SHA-256 of the texts in order). Raises UserError with file and row for a bad one."""
+
+    def take(row):
+        instruction = get_text(row, fields.instruction, "--instruction-field")
+        if not instruction.strip():
+            raise BadRow("an empty instruction")
+        has_input = get_value(row, fields.input) not in (None, "")
+        input = get_text(row, fields.input, "--input-field") if has_input else ""
+        group = get_value(row, fields.group) if fields.group else ""
+        if group is None:
+            raise NoField(f"no field {fields.group!r} (--group-field)")
+        return Instruction(instruction, input, get_text(row, fields.response, "--response-field"), str(group))
+
+    taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]
+    kept = [item for item in taken if item is not None]
+    if not kept:
+        raise UserError(f"{', '.join(names)}: no instructions there")
+    sha = hashlib.sha256()
+    for item in kept:
+        for part in (item.instruction, item.input, item.response, item.group):
+            sha.update(part.encode() + b"\0")
+    return kept, len(taken) - len(kept), sha.hexdigest()
+
+
+def split_instructions(items: list[Instruction], fraction: float, seed: int) -> tuple[list, list]:
+    """(training, validation), by group where the rows have one."""
+    return split_rows(items, [item.group or str(k) for k, item in enumerate(items)], fraction, seed)
+
+
+def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
+    """Whether the first good row of a file has an instruction; else its rows are plain documents. Raises UserError if it has
+    neither."""
+    for row in read_rows(name, lambda row: row, None, skip_bad):
+        if row is not None:
+            asked = get_value(row, fields.instruction) is not None
+            if not asked and get_value(row, "text" if name.lower().endswith(".txt") else text_field) is None:
+                there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+                raise UserError(
+                    f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "
+                    f"(--instruction-field) nor a text in {text_field!r} (--text-field); fields: {there}"
+                )
+            return asked
+    raise UserError(f"{name}: no rows there")
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Encoded:
+    """Examples, and what became of the rows that did not fit or had nothing to say."""
+
+    examples: list[Example] = field(default_factory=list)
+    truncated: int = 0  # cut, so without the end that teaches to stop
+    dropped: int = 0  # the prompt alone fills the context
+    empty: int = 0  # an empty response: only the end is supervised
+
+    def __str__(self):
+        odd = {"truncated": self.truncated, "dropped (no room for an answer)": self.dropped, "with an empty response": self.empty}
+        return "".join(f", {n:,} {what}" for what, n in odd.items() if n)
+
+
+def encode_instructions(items: list[Instruction], tokenizer, template, context: int) -> Encoded:
+    """Prompt ids + response ids + <|endoftext|>, put together as ids: no marker is ever searched for in encoded text.
+
+    The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since the last is
+    predicted and never an input: a longer response is cut on the right and loses its end; a prompt that leaves no room
+    drops the row. Both are counted.
+    """
+    out = Encoded()
+    for item in items:
+        prompt = tokenizer.encode(template.ask(item.instruction, item.input))
+        response = tokenizer.encode(template.answer(item.response))
+        out.empty += not item.response
+        ids = np.concatenate([prompt, response, [tokenizer.eot]]).astype(np.int64)
+        if len(prompt) > context:
+            out.dropped += 1
+            continue
+        out.truncated += len(ids) > context + 1
+        out.examples.append(Example(ids[: context + 1], len(prompt)))
+    return out
+
+
+def supervise_prompts(examples: list[Example]) -> list[Example]:
+    """The same examples with every token supervised that has a predecessor: for comparison."""
+    return [replace(e, start=1) for e in examples]
+
+
+def text_examples(selection, context: int, limit: int, seed: int) -> list[Example]:
+    """Up to `limit` documents, drawn at random, as examples without a prompt; long ones in pieces of the context."""
+    chosen = np.random.default_rng(seed).permutation(len(selection.indices))[:limit]
+    out = []
+    for k in sorted(chosen.tolist()):
+        ids = selection.ids(k).astype(np.int64)
+        out += [Example(ids[i : i + context + 1], 1, True) for i in range(0, len(ids) - 1, context)]
+    return out
+
+
+# --- rows and batches -------------------------------------------------------------------------------------------------
+
+
+def pack(examples: list[Example], context: int) -> list[list[Example]]:
+    """Put several examples into rows of up to `context` inputs: each, longest first, where the least room is left.
+
+    Example a has inputs a1 a2 a3, b has b1 b2. Packed into one row, with their positions, and who may look at whom:
+
+        input     a1 a2 a3 b1 b2         a1  x
+        position   0  1  2  0  1         a2  x  x
+        segment    0  0  0  1  1         a3  x  x  x
+                                         b1           x
+                                         b2           x  x
+    """
+    rows, by_room = [], [[] for _ in range(context + 1)]  # by_room[n]: rows with room for n more inputs
+    for example in sorted(examples, key=lambda e: -len(e.ids)):
+        need = len(example.ids) - 1
+        room = next((n for n in range(need, context + 1) if by_room[n]), None)
+        if room is None:
+            rows.append([])
+            row, room = rows[-1], context
+        else:
+            row = by_room[room].pop()
+        row.append(example)
+        by_room[room - need].append(row)
+    return rows
+
+
+def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
+    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row has one. With
+    replayed text in it, (inputs, positions, segments, replayed, targets).
+
+    Rows are filled on the right: filling is segment -1 and its targets are IGNORE, by length and not by token.
+    """
+    B, T = len(rows), max(sum(len(e.ids) - 1 for e in row) for row in rows)
+    idx, pos = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
+    segments, targets = torch.full((B, T), -1), torch.full((B, T), IGNORE)
+    replayed = torch.zeros(B, T, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        at = 0
+        for k, example in enumerate(row):
+            ids = torch.from_numpy(example.ids)
+            n = len(ids) - 1
+            idx[b, at : at + n], pos[b, at : at + n], segments[b, at : at + n] = ids[:-1], torch.arange(n), k
+            targets[b, at + example.start - 1 : at + n] = ids[example.start :]
+            replayed[b, at : at + n] = example.replayed
+            at += n
+    if replayed.any():
+        return idx, pos, segments, replayed, targets
+    if max(map(len, rows)) == 1:  # filling on the right is behind every query, where causal attention does not look
+        return idx, targets
+    return idx, pos, segments, targets

@@ -1,0 +1,128 @@
+"""The directory of a run: what may be there when it begins, whether it may go on, and that it is complete.
+
+run.json       command, settings (nanomed.training.plan), versions, hashes of the data     (written first)
+held_out.json  what it and the phases before it measure on                                 (nanomed.text.heldout)
+metrics.jsonl  one object a logged update                                                  (nanomed.training.loop)
+state/         for --resume, until the run is complete                                     (nanomed.training.checkpoint)
+base/          the merged base, if an adapter was merged before a new one was trained on it
+config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png
+.nanomed-*     only while a process is at work there: its lock, files half written         (nanomed.files)
+"""
+
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import nanomed
+from nanomed.errors import UserError
+from nanomed.files import check_directory, is_part, names_in, read_json, write_json
+from nanomed.training import checkpoint
+from nanomed.training.plan import Plan
+
+# What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
+LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse to train over what is there. Raises UserError unless DIR is new, empty, to be resumed, or what a run left
+    that ended before its first checkpoint. A run's own names prove nothing: only its run.json does."""
+    check_directory(out)
+    names = names_in(out)
+    if out == Path("."):
+        raise UserError(f"--out {out}: name a directory for the run")
+    if not names:
+        return
+    ours = _is_run(out / "run.json")
+    for folder, known in (("state", lambda n: any(fnmatch(n, p) for p in checkpoint.NAMES)), ("base", is_part)):
+        for name in sorted(n for n in names_in(out / folder) if not known(n)):
+            raise UserError(f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory")
+    if resume and not ours:
+        why = "its run.json is another program's" if "run.json" in names else "no run.json"
+        raise UserError(f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another directory")
+    started = "summary.json" in names or checkpoint.latest(out)
+    if not resume and (started or not ours or names - LEFTOVERS):
+        mend = "--resume goes on with the run there, or " if ours else ""
+        raise UserError(f"--out {out}: not empty; {mend}choose another directory")
+    if "summary.json" in names and not any(n.endswith(".safetensors") for n in names):
+        raise UserError(
+            f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose another directory, or "
+            "delete this one"
+        )
+    model = sorted(n for n in names - LEFTOVERS if is_part(n))
+    if not started and model:
+        raise UserError(
+            f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would be trained over from "
+            "the start; choose another directory"
+        )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run.json is one that record_start wrote."""
+    try:
+        record = read_json(path)
+        return isinstance(record["settings"], dict) and "command" in record and "nanomed" in record["versions"]
+    except (UserError, TypeError, KeyError, IndexError):
+        return False
+
+
+def is_complete(out: Path, resume: bool, plan: Plan, identity: dict) -> bool:
+    """Whether DIR already holds the end of this very run. Raises UserError if it was another one."""
+    if not resume or not (out / "summary.json").exists():
+        return False
+    check_same(out, plan, identity)
+    return True
+
+
+def check_same(out: Path, plan: Plan, identity: dict) -> None:
+    """A run may be resumed if every setting that decides its weights, and everything that goes into it, is what it was.
+    Raises UserError, naming what changed."""
+    path = out / "run.json"
+    record = read_json(path)
+    if record.get("phase", plan.phase) != plan.phase:
+        raise UserError(f"{path}: the run is of another phase ([{record['phase']}]); choose another --out")
+    changes = plan.changes(type(plan).read(record["settings"], path))
+    if changes:
+        raise UserError(
+            f"{path}: the run was started with {changes[0]}, now it is {changes[1]}; resume with the same settings, or choose "
+            "another --out (make: RUNS=...)"
+        )
+    for key, value in identity.items():
+        if value != record.get(key, value):
+            raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
+
+
+def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
+    """Write run.json, or check it against this command if the run is resumed. identity: hashes of what goes in: the data by
+    name, the tokenizer, the model."""
+    if resume and checkpoint.latest(out):
+        check_same(out, plan, identity)
+        return
+    packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
+    machine = {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
+    machine["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    record = {
+        "command": shlex.join(sys.argv),
+        "directory": str(Path.cwd()),
+        "phase": plan.phase,
+        "settings": asdict(plan),
+        "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+        "machine": machine,
+        "seed": plan.seed,
+        **identity,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(record, out / "run.json")
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor()

@@ -1,0 +1,71 @@
+"""What a training would take, before it is begun: memory by what it is for, time from two real updates."""
+
+import time
+
+import torch
+
+from nanomed.precision import autocast
+from nanomed.training.loop import Settings, make_optimizer, one_update, total_steps
+
+LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
+
+
+def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str) -> None:
+    """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written to `out`."""
+    params = list(model.parameters())
+    trained = [p for p in params if p.requires_grad]
+    device = trained[0].device
+    sizes = {
+        "weights": sum(p.numel() * p.element_size() for p in params),
+        "gradients": sum(p.numel() * 4 for p in trained),
+        "optimizer": sum(p.numel() * 8 for p in trained),
+    }
+    windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
+    widest = max((batch for window in windows for batch in window), key=lambda batch: batch[0].numel())
+    print("memory    " + ", ".join(f"{name} {_bytes(n)}" for name, n in sizes.items()), end="", flush=True)
+    model.train()
+    activations = kept_for_backward(model, widest, loss_fn, s.dtype)
+    print(
+        f", activations {_bytes(activations)} ({widest[0].size(0)} x {widest[0].size(1)} tokens at once): "
+        f"{_bytes(sum(sizes.values()) + activations)}, and what the libraries and the logits of a chunk take"
+    )
+    optimizer = make_optimizer(model, s)
+    scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
+    for _ in range(2):  # the first one also pays for compiling, and for memory that is taken for the first time
+        start = time.perf_counter()
+        done = one_update(model, windows[0], loss_fn, optimizer, scaler, s)
+        seconds = time.perf_counter() - start
+    steps = total_steps(data, s)
+    print(
+        f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s), {_time(steps * seconds)} for {steps:,}"
+        + ("; validations come on top" if validated else "")
+    )
+    print(f"dry run: nothing was written to {out}")
+
+
+def kept_for_backward(model, batch, loss_fn, dtype: str) -> int:
+    """Bytes that autograd keeps of one micro-batch: every tensor once, weights and inputs not counted."""
+    device = next(model.parameters()).device
+    batch = [t.to(device) for t in batch]
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *batch]}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(device, dtype):
+        loss_fn(model, batch)
+    return sum(kept.values())
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,273 @@
+"""The training loop, to be read from top to bottom.
+
+It knows nothing of phases: `data` deals out the micro-batches of each update, `loss_fn(model, batch)` gives the summed
+loss and the number of supervised tokens of one, `evaluate()` measures the model on held-out data.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.files import finite
+from nanomed.loss import IGNORE
+from nanomed.precision import autocast
+from nanomed.training import checkpoint
+
+LONG = {"ppl": "perplexity"}  # of a measure's name, for people
+SMALLEST_SCALE = 2.0**-14  # of fp16's losses; they start at 2^16, and each overflow halves the scale
+
+
+@dataclass
+class Settings:
+    """What fit() needs to know, with its defaults. Updates are optimiser steps; schedules count nothing else."""
+
+    lr: float  # peak learning rate
+    epochs: float = 1.0  # passes over the data, unless max_steps is set
+    max_steps: int = 0  # updates; 0 means as many as `epochs` take
+    warmup_ratio: float = 0.05  # share of the updates in which the rate rises from 0 to its peak
+    weight_decay: float = 0.1  # on matrices and embeddings only
+    grad_clip: float = 1.0  # largest norm of the whole gradient; 0 leaves it as it is
+    eval_every: int = 0  # updates between validations; 0 means once an epoch
+    save_every: int = 200  # updates between checkpoints; 0 means only at the end
+    log_every: int = 10
+    patience: int = 0  # validations without improvement before stopping; 0 never stops early
+    keep: str = "last"  # which weights stay at the end: the last, or those of the best validation
+    dtype: str = "fp32"
+
+
+def total_steps(data, s: Settings) -> int:
+    return s.max_steps or max(1, _ceil(s.epochs, data.windows_per_epoch))
+
+
+def _ceil(share: float, whole: int) -> int:
+    """share x whole, rounded up, of the share as it is written: in floats, 0.07 x 100 is a little more than 7."""
+    return math.ceil(Fraction(str(share)) * whole)
+
+
+def learning_rate(step: int, steps: int, s: Settings) -> float:
+    """Linear warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts), for update `step` of
+    0..steps-1. Neither the first update nor the last has a rate of 0, which would waste it."""
+    warmup = _ceil(s.warmup_ratio, steps)
+    if step < warmup:
+        return s.lr * (step + 1) / warmup
+    return s.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def make_optimizer(model, s: Settings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); biases and layer norms, of one dimension, are not decayed."""
+    params = list(checkpoint.trainable(model).values())
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": s.weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=(0.9, 0.95), fused=True)
+
+
+def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> dict:
+    """Gradients of all micro-batches of `window`, clipped, and one step of the optimizer.
+
+    The supervised tokens are counted before the first backward, so that every micro-batch is divided by the same number
+    and the gradient is that of the mean over all of them, however they are dealt out.
+    Returns losses: the summed loss of each micro-batch; count: supervised tokens; grad_norm: before clipping; stepped:
+    False if fp16 overflowed; parts: {name: (summed loss, tokens)} if loss_fn tells the window's parts apart.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    device = params[0].device
+    count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
+    losses, parts = [], {}
+    for batch in window:
+        batch = [t.to(device, non_blocking=True) for t in batch]
+        with autocast(device, s.dtype):
+            nll, _, *named = loss_fn(model, batch)
+        scaler.scale(nll / count).backward()
+        losses.append(nll.detach())
+        for name, (part, n) in named[0].items() if named else ():
+            before = parts.get(name, (0.0, 0))
+            parts[name] = (before[0] + part, before[1] + n)
+    scaler.unscale_(optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf).item()
+    losses = torch.stack(losses).tolist()
+    sound = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
+    scale = scaler.get_scale()
+    if sound:
+        scaler.step(optimizer)  # does nothing if fp16 overflowed
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    stepped = sound and scaler.get_scale() >= scale
+    parts = {name: (float(part), n) for name, (part, n) in parts.items()}
+    return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts}
+
+
+def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None) -> dict:
+    """Train the parameters that require a gradient, in place; returns a summary as a dict.
+
+    evaluate: a function giving {name: {"loss", ...}} of each held-out set, the first of which decides what is best, or
+    None; sample: a function giving a text that the model writes, shown and logged at each validation, or None; unit: what
+    loss_fn counts. Appends to out/metrics.jsonl, one object a logged update, and keeps the newest checkpoint in out/state/.
+    Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C or SIGTERM.
+    """
+    device = next(model.parameters()).device
+    steps = total_steps(data, s)
+    eval_every = s.eval_every or data.windows_per_epoch
+    optimizer = make_optimizer(model, s)
+    scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")  # fp16 alone loses small gradients
+    # What the run has done so far. `consumed` counts windows of data; it runs ahead of `step` when fp16 skips one.
+    progress = {"step": 0, "consumed": 0, "tokens": 0, "seconds": 0.0, "bad_evals": 0}
+    progress["since_log"] = _nothing()  # since the last line of metrics.jsonl
+    progress |= {"first_val": None, "best_val": None, "last_val": None, "stopped_early": False}
+    saved = checkpoint.latest(out) if resume else None
+    if saved:
+        progress = checkpoint.load(saved, model, optimizer, scaler)
+    metrics = _open_metrics(out / "metrics.jsonl", progress["step"] if saved else -1)
+
+    def validate() -> dict:
+        sets = evaluate()
+        first = next(iter(sets.values()))
+        named = sets if len(sets) > 1 or "validation" not in sets else {}
+        progress["last_val"] = {"step": progress["step"], **first} | ({"sets": named} if named else {})
+        progress["first_val"] = progress["first_val"] or progress["last_val"]
+        if progress["best_val"] is None or first["loss"] < progress["best_val"]["loss"]:
+            progress["best_val"], progress["bad_evals"] = progress["last_val"], 0
+            if s.keep == "best":
+                checkpoint.save_best(out, model, progress["step"])
+        else:
+            progress["bad_evals"] += 1
+        line = {f"val_{k}": v for k, v in first.items()} | ({"val": named} if named else {})
+        tqdm.write(f"after update {progress['step']:,}: " + "; ".join(map(_describe, sets, sets.values())))
+        if sample:
+            line["sample"] = sample()
+            tqdm.write(line["sample"])
+        return line
+
+    def kept() -> str:
+        return f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
+
+    interrupted = []
+    handlers = {sig: signal.signal(sig, _on_signal(interrupted, kept)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    model.train()
+    bar = tqdm(
+        total=steps,
+        initial=progress["step"],
+        desc="training",
+        dynamic_ncols=True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )  # a log file gets a line now and then
+    try:
+        if evaluate and progress["first_val"] is None:
+            metrics({"step": 0, "tokens": 0, **validate()})
+        while progress["step"] < steps and not progress["stopped_early"]:
+            if interrupted:
+                saved = checkpoint.save(out, progress, model, optimizer, scaler)
+                raise Interrupted(
+                    interrupted[0],
+                    f"stopped after update {progress['step']} of {steps}; saved in {saved}; "
+                    "the same command with --resume goes on from there",
+                )
+            start = time.perf_counter()
+            lr = learning_rate(progress["step"], steps, s)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            done = one_update(model, data.window(progress["consumed"]), loss_fn, optimizer, scaler, s)
+            _check_finite(done, progress, s, kept)
+            progress["consumed"] += 1
+            progress["seconds"] += time.perf_counter() - start
+            if not done["stepped"]:  # fp16 overflowed: the next window at a smaller scale, at the same learning rate
+                if scaler.get_scale() < SMALLEST_SCALE:
+                    raise UserError(
+                        f"no gradient is finite in fp16 at update {progress['step'] + 1}, however small its "
+                        f"scale; try --dtype bf16 or fp32; {kept()}"
+                    )
+                continue
+
+            progress["step"] += 1
+            progress["tokens"] += done["count"]
+            step = progress["step"]
+            logged = progress["since_log"]
+            logged["loss"] += sum(done["losses"])
+            logged["tokens"] += done["count"]
+            logged["seconds"] += time.perf_counter() - start
+            for name, (part, n) in done["parts"].items():
+                before = logged["parts"].get(name, (0.0, 0))
+                logged["parts"][name] = (before[0] + part, before[1] + n)
+            loss, speed = logged["loss"] / logged["tokens"], logged["tokens"] / logged["seconds"]
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} {unit}/s", refresh=False)
+
+            due = evaluate and (step % eval_every == 0 or step == steps)
+            if step % s.log_every == 0 or due or step == steps:
+                line = {"step": step, "tokens": progress["tokens"], "loss": loss, "lr": lr, "grad_norm": done["grad_norm"]}
+                line |= {f"{name}_loss": part / n for name, (part, n) in logged["parts"].items() if n}
+                metrics(line | {"tokens_per_s": speed} | (validate() if due else {}))
+                progress["train_loss"] = loss
+                progress["since_log"] = _nothing()
+                progress["stopped_early"] = bool(due and 0 < s.patience <= progress["bad_evals"])
+            ended = step == steps or progress["stopped_early"]
+            if ended or (s.save_every and step % s.save_every == 0):
+                saved = checkpoint.save(out, progress, model, optimizer, scaler)
+    except (RuntimeError, MemoryError) as e:
+        if is_out_of_memory(e):
+            raise UserError(
+                f"out of memory at update {progress['step'] + 1}: lower --batch-size (and raise --grad-accum "
+                f"by as much) or --context, or add --grad-checkpoint; {kept()}"
+            ) from e
+        raise
+    finally:
+        bar.close()
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
+    if s.keep == "best":
+        checkpoint.load_best(out, model, progress["best_val"]["step"])
+    del progress["since_log"]
+    return progress | {"steps": steps, "tokens_per_s": progress["tokens"] / progress["seconds"]}
+
+
+def _nothing() -> dict:
+    return {"loss": 0.0, "tokens": 0, "seconds": 0.0, "parts": {}}
+
+
+def _describe(name: str, val: dict) -> str:
+    """`validation loss 3.21, perplexity 24.8` of one held-out set."""
+    return f"{name} loss {val['loss']:.4f}" + "".join(f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss")
+
+
+def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
+    where = f"at update {progress['step'] + 1} (window {progress['consumed'] + 1} of the data"
+    for i, loss in enumerate(done["losses"]):
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32; {kept()}")
+    if not math.isfinite(done["grad_norm"]) and s.dtype != "fp16":  # fp16's scaler skips such a step and lowers its scale
+        raise UserError(f"the gradient's norm is {done['grad_norm']} {where}); lower --lr; {kept()}")
+
+
+def _on_signal(interrupted: list, kept):
+    def handler(signum, frame):
+        if interrupted:  # the second time does not wait
+            raise Interrupted(signum, f"stopped at once; {kept()}")
+        interrupted.append(signum)
+        tqdm.write("stopping after this update (again: at once, without saving)")
+
+    return handler
+
+
+def _open_metrics(path: Path, step: int):
+    """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are dropped (all of
+    them if `step` is -1: nothing was saved)."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept))
+
+    def append(record: dict) -> None:
+        with open(path, "a") as f:
+            f.write(json.dumps(finite(record), allow_nan=False) + "\n")
+
+    return append

@@ -1,0 +1,89 @@
+"""The model that a run starts from, and the one that it leaves: all weights, an adapter, or an adapter merged."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nanomed import hub
+from nanomed.errors import UserError
+from nanomed.models.classifier import HEAD
+from nanomed.models.lora import LoRAConfig, adapter_state, inject, lora_layers, merge_and_unwrap
+from nanomed.precision import store_frozen
+from nanomed.training.plan import Plan
+
+
+def check_source(source: hub.Source, out: Path) -> None:
+    """Refuse to train a model into the directory that it lies in. Raises UserError."""
+    for directory in filter(None, (source.directory, source.adapter)):
+        if directory.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out}: the model {directory} lies there; choose another directory")
+
+
+def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classifier=None):
+    """(model in fp32 on the CPU, the name of its base), by what `source` is and what the plan asks for:
+
+        without --lora-r    all weights; an adapter that `source` names is merged into them
+        with --lora-r       a new adapter; or the adapter of `source`, if its settings are the same, goes on; if they differ,
+                            it is merged first, and the merged base written to DIR/base, where the new one's config will point
+
+    classifier: a function that puts a classification head on the model, or None.
+    """
+    model, base = hub.load_model(source, plan.from_scratch, dropout=plan.dropout), source.name
+    if model.lora and not plan.lora:
+        print(f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on with it")
+        merge_and_unwrap(model)
+    elif model.lora and not _same(model, plan.lora):
+        print(f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a new one")
+        merge_and_unwrap(model)
+        base = str((out / "base").resolve())
+        if not dry_run:
+            hub.save_model(model, Path(base), source.tokenizer_directory)
+        inject(model, plan.lora)
+    elif model.lora:
+        print(f"{source.adapter}: the adapter goes on")
+        model.lora = replace(model.lora, dropout=plan.lora_dropout)
+        for layer in lora_layers(model).values():
+            layer.dropout.p = plan.lora_dropout
+    elif plan.lora:
+        inject(model, plan.lora)
+    return classifier(model) if classifier else model, base
+
+
+def _same(model, lora: LoRAConfig) -> bool:
+    """Whether the model's adapter has this rank, this alpha, and these layers, however its targets are spelled."""
+    wanted = {n for n, m in model.named_modules() if lora.matches(n)}
+    return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
+
+
+def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -> None:
+    """In place: on its device, and as --dtype, --compile and --grad-checkpoint want it."""
+    if model.lora:  # else what is frozen will be saved from here, and must keep its bits
+        store_frozen(model, plan.dtype, device)
+    model.backbone.grad_checkpoint = grad_checkpoint
+    model.to(device)
+    if plan.compile:
+        model.backbone.compile()
+
+
+def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, classifier=None) -> dict:
+    """Make DIR a model directory: full, adapter or merged; returns what summary.json should say of it.
+
+    Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
+    """
+    if not model.lora:
+        hub.save_model(model, out, source.tokenizer_directory)
+        return {}
+    if not plan.merge:
+        hub.save_adapter(model, out, base, source.tokenizer_directory)
+        return {"base_sha256": hub.fingerprint(hub.find(base))}
+    merged = hub.load_model(hub.find(base))
+    inject(merged, model.lora)
+    trained = adapter_state(model)
+    if classifier:
+        merged = classifier(merged)
+        trained[HEAD] = model.score.weight
+    merged.load_state_dict({k: v.detach().cpu() for k, v in trained.items()}, strict=False)
+    merge_and_unwrap(merged)
+    hub.save_model(merged, out, source.tokenizer_directory)
+    return {}

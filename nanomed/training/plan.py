@@ -1,0 +1,122 @@
+"""What a run is: the settings that decide its weights, which run.json keeps and a resumed run is held to.
+
+The command line says more than that (where results go, how often to save, what to show): that stays in `args`, may differ
+from call to call, and is written nowhere. A key that is absent in a run.json has the default that stands here, so that a
+run which began before a setting was thought of goes on as it was.
+"""
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+from nanomed.errors import UserError
+from nanomed.models.lora import LoRAConfig
+
+# Of the command and not of the run: earlier versions wrote these down too.
+FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of every phase. Names are those of the flags; what a flag leaves open (auto, a default that depends on others) is decided
+    here: nanomed.training.run.setup does that."""
+
+    phase: ClassVar[str]
+
+    model: str
+    device: str
+    dtype: str
+    context: int
+    lr: float
+    data: list[str] | None = None
+    text_field: str = "text"
+    limit: int | None = None
+    skip_bad_rows: bool = False
+    val_data: list[str] | None = None
+    val_fraction: float = 0.05
+    exclude: list[str] | None = None
+    batch_size: int = 8
+    grad_accum: int = 1
+    epochs: float = 1.0
+    max_steps: int = 0
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    dropout: float = 0.0
+    compile: bool = False
+    lora_r: int = 0
+    lora_alpha: float = 0.0
+    lora_dropout: float = 0.0
+    lora_targets: str = "c_attn"
+    merge: bool = False
+    eval_every: int = 0
+    patience: int = 0
+    keep: str = "last"
+    seed: int = 0
+    from_scratch: bool = False
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
+        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets) if self.lora_r else None
+
+    @classmethod
+    def of(cls, args, **decided) -> "Plan":
+        """From the command line, and what was decided beyond it."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)} | decided)
+
+    @classmethod
+    def read(cls, settings: dict, where: Path) -> "Plan":
+        """From what run.json keeps. Raises UserError for a run of another phase, or of a version that knows more settings."""
+        known = {f.name: f for f in fields(cls)}
+        odd = sorted(settings.keys() - known.keys() - FREE)
+        odd += [name for name, f in known.items() if f.default is MISSING and name not in settings]
+        if odd:
+            raise UserError(f"{where}: not a run of this phase, or of this version of nanomed (the setting {odd[0]!r})")
+        return cls(**{name: value for name, value in settings.items() if name in known})
+
+    def changes(self, before: "Plan") -> tuple[str, str] | None:
+        """The settings in which two plans differ, as they were and as they are now; None if there is none."""
+        was, now = asdict(before), asdict(self)
+        changed = [name for name in now if now[name] != was[name]]
+        said = [", ".join(f"{name} = {plan[name]!r}" for name in changed) for plan in (was, now)]
+        return (said[0], said[1]) if changed else None
+
+
+@dataclass(frozen=True)
+class Adapt(Plan):
+    """Of train_clm.py."""
+
+    phase = "adapt"
+
+
+@dataclass(frozen=True)
+class Classify(Plan):
+    """Of train_cls.py."""
+
+    phase = "classify"
+
+    positives: list[str] | None = None
+    negatives: list[str] | None = None
+    label_field: str = "label,labels"
+    positive_name: str = "positive"
+    negative_name: str = "negative"
+    freeze: bool = False
+    balance: str = "weights"
+
+
+@dataclass(frozen=True)
+class Instruct(Plan):
+    """Of train_sft.py."""
+
+    phase = "instruct"
+
+    template: str = "response"
+    instruction_field: str = "instruction,question"
+    input_field: str = "input"
+    response_field: str = "response,output,answer"
+    group_field: str | None = None
+    train_on_prompt: bool = False
+    no_packing: bool = False
+    replay: list[str] | None = None
+    replay_ratio: float = 1.0

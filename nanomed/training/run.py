@@ -1,0 +1,204 @@
+"""A run, from the command line to a directory that others can load: what every training script does after reading its data.
+
+setup()  flags -> Plan, model found, tokenizer        train()  Job -> checks, fit(), the model and summary.json in DIR
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from nanomed import cli, hub
+from nanomed.errors import UserError
+from nanomed.evaluation import curves
+from nanomed.evaluation.generate import Ending, Sampling, generate, room
+from nanomed.files import lock, write_json
+from nanomed.models import FAMILIES
+from nanomed.precision import peak_rss, resolve_device, resolve_dtype
+from nanomed.text import heldout, show, templates
+from nanomed.text.tokenizer import Tokenizer, load_tokenizer
+from nanomed.training import checkpoint, estimate
+from nanomed.training.directory import check_out, is_complete, record_start
+from nanomed.training.loop import Settings, fit, total_steps
+from nanomed.training.model import check_source, leave_model, make_ready, start_model
+from nanomed.training.plan import Plan
+
+SAMPLE_TOKENS = 40  # of --sample-prompt's continuation
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every phase begins with: what the run is, where the model lies, how it reads, and where it will be trained."""
+
+    plan: Plan
+    source: hub.Source
+    config: object
+    tokenizer: Tokenizer
+    device: torch.device
+    earlier: heldout.HeldOut  # by the phases that made the model; nothing where its weights are not used
+
+
+@dataclass
+class Job:
+    """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is measured on, for
+    later phases; hashes: of the data, by name; facts: what summary.json should say besides; what: the data, in words;
+    template: how the model that comes out is to be asked, if it was instructed; unit: what loss_fn counts; classifier: a
+    function that puts a classification head on the model."""
+
+    blocks: object
+    loss_fn: Callable
+    validation: dict
+    held: heldout.HeldOut
+    hashes: dict
+    facts: dict
+    what: str
+    template: templates.Template | None = None
+    unit: str = "tokens"
+    classifier: Callable | None = None
+
+
+def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4, **decided) -> Setup:
+    """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever cannot be trained."""
+    device, out = resolve_device(args.device), Path(args.out)
+    from_scratch = getattr(args, "from_scratch", False)
+    if args.lora_r and from_scratch:
+        raise UserError("--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)")
+    check_out(out, args.resume)
+    cli.check_lora_flags(args)
+    torch.manual_seed(args.seed)
+    source = hub.find(args.model, weights=not from_scratch)
+    check_source(source, out)
+    raw, config = hub.read_config(source.directory)
+    tokenizer = load_tokenizer(source.tokenizer_directory)
+    hub.check_vocabulary(tokenizer, config, source)
+    context = args.context or min(config.n_positions, 1024)
+    if not 2 <= context <= config.n_positions:
+        raise UserError(f"--context {context}: {source.name} has {config.n_positions} positions")
+    plan = kind.of(
+        args,
+        device=str(device),
+        dtype=resolve_dtype(args.dtype, device),
+        context=context,
+        lr=args.lr or (lora_lr if args.lora_r else full_lr),
+        keep=args.keep or ("best" if args.patience else "last"),
+        lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
+        lora_targets=args.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
+        **decided,
+    )
+    earlier = heldout.HeldOut() if from_scratch else heldout.earlier(source.adapter, source.directory)
+    return Setup(plan, source, config, tokenizer, device, earlier)
+
+
+def train(args, setup: Setup, job: Job) -> dict | None:
+    """Train the model that the plan names and leave it in DIR; None if there was nothing to train: DIR holds the end of this
+    very run, or it was a dry run."""
+    plan, source, out = setup.plan, setup.source, Path(args.out)
+    identity = {
+        "data": job.hashes,
+        "tokenizer": setup.tokenizer.hash,
+        "model": hub.fingerprint(source, weights=not plan.from_scratch),
+        "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
+    }
+    sampled = getattr(args, "sample_prompt", None)
+    wanted = {"--patience": plan.patience, "--keep best": plan.keep == "best", "--sample-prompt": sampled}
+    for flag, given in wanted.items():
+        if given and not job.validation:
+            raise UserError(f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)")
+    sample = partial(_sample, sampled, setup, job.template) if sampled else None
+    if sample:
+        sample(None)
+    if not args.dry_run and not is_complete(out, args.resume, plan, identity):
+        lock(out)
+        check_out(out, args.resume)  # again, now that no other process changes it any more
+    if is_complete(out, args.resume, plan, identity):
+        if not args.dry_run:  # in case it was killed just before it did so itself
+            checkpoint.remove(out)
+        print(f"{out}: this run is complete; nothing to do")
+        return None
+    if not args.dry_run:
+        record_start(out, args.resume, plan, identity)
+        heldout.write(job.held.add(setup.earlier), out)
+    model, base = start_model(plan, source, out, args.dry_run, job.classifier)
+    make_ready(model, plan, setup.device, args.grad_checkpoint)
+    known = vars(args) | vars(plan)
+    settings = Settings(**{k: v for k, v in known.items() if k in Settings.__dataclass_fields__})
+    parameters = list(model.parameters())
+    facts = {
+        "model": source.name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        **job.facts,
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "context": plan.context,
+    }
+    print(
+        f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what}; {plan.device}, "
+        f"{plan.dtype}; {total_steps(job.blocks, settings):,} updates of up to {plan.batch_size} x {plan.grad_accum} rows, "
+        f"peak learning rate {plan.lr:g}"
+    )
+    if args.show:
+        show.rows(job.blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
+    if args.dry_run:
+        estimate.dry_run(model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out)
+        return None
+    evaluate = (lambda: {name: measure(model) for name, measure in job.validation.items()}) if job.validation else None
+    write = partial(sample, model) if sample else None
+    result = fit(model, job.blocks, job.loss_fn, evaluate, settings, out, args.resume, job.unit, write)
+    facts |= leave_model(model, base, plan, source, out, job.classifier)
+    if job.template:
+        templates.save(job.template, setup.tokenizer.decode([setup.tokenizer.eot]), out)
+    peak = {"peak_rss_bytes": peak_rss()}
+    if torch.cuda.is_available():
+        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+    write_json(facts | result | peak, out / "summary.json")
+    curves.plot_curves(out, job.unit)
+    checkpoint.remove(out)
+    say_kept(plan, result)
+    return result
+
+
+def say_kept(plan: Plan, result: dict) -> None:
+    """Which weights DIR holds, and what their validation was."""
+    best, last = result["best_val"], result["last_val"]
+    if not last:
+        print(f"no validation; kept the last weights (update {result['step']})")
+        return
+    kept = best if plan.keep == "best" else last
+    name = "ppl" if "ppl" in kept else "loss"
+    sets = [("validation", result["first_val"], kept)]
+    if "sets" in kept:
+        sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
+    print("; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets))
+    other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
+    if plan.keep == "best":
+        print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})")
+    else:
+        print(f"kept: the last weights (update {result['step']}){other}")
+
+
+def _sample(asked: str, setup: Setup, template, model) -> str | None:
+    """How the model goes on from --sample-prompt, greedily; without a model, only whether the prompt fits: UserError."""
+    ids = setup.tokenizer.encode(template.ask(asked) if template else asked).tolist()
+    steps = min(SAMPLE_TOKENS, room(setup.config, ids, None))
+    if model is None:
+        return None
+    ending = Ending(setup.tokenizer, template.markers if template else ())
+    (done,) = generate(model, [ids], steps, Sampling(), ending, setup.device, setup.plan.dtype)
+    return f"{asked} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
+
+
+def say_removed(count: int, what: str = "documents") -> None:
+    if count:
+        print(f"{count} training {what} that are held out too were taken out of the training side")
+
+
+def say_earlier(setup: Setup, count: int) -> None:
+    """Told to train on what an earlier phase measured on: it is done, and said."""
+    if count:
+        print(
+            f"note: {count} of what is trained on was held out when {setup.source.adapter or setup.source.name} was trained; "
+            "from now on a measurement on it is none on unseen text"
+        )

@@ -1,0 +1,186 @@
+"""Generation against transformers: the same tokens when greedy, the same distributions when sampling."""
+
+import pytest
+import torch
+import transformers
+
+from nanomed import hub
+from nanomed.errors import UserError
+from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate, make_cache
+from nanomed.text.tokenizer import load_tokenizer
+from tests.conftest import assert_near, make_hf_model
+
+CPU, GREEDY = torch.device("cpu"), Sampling()
+PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 2], [44] * 20]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, bpe_dir):
+    """Ours and transformers', of BioMedLM's kind too, where attention's scale differs by layer."""
+    out = {}
+    kinds = {"gpt2": {}, "biomedlm": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}}
+    for name, flags in kinds.items():
+        directory = tmp_path_factory.mktemp(name)
+        theirs = make_hf_model(directory, bpe_dir, **flags)
+        out[name] = hub.load_model(hub.find(str(directory))).eval(), theirs
+    return out
+
+
+@pytest.fixture(scope="module")
+def tok(bpe_dir):
+    return load_tokenizer(bpe_dir)
+
+
+def run(model, tok, prompts, n, sampling=GREEDY, markers=(), **kwargs):
+    return generate(model, prompts, n, sampling, Ending(tok, markers), CPU, "fp32", **kwargs)
+
+
+def greedy_of_transformers(model, prompts, n, **flags):
+    T = max(map(len, prompts))
+    idx = torch.tensor([[0] * (T - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
+    with torch.no_grad():
+        out = model.generate(idx, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0, **flags)
+    rows = [row[T:].tolist() for row in out]
+    return [row[: row.index(0)] if 0 in row else row for row in rows]  # 0 is <|endoftext|>
+
+
+@pytest.mark.parametrize("name", ["gpt2", "biomedlm"])
+def test_greedy_tokens_are_those_of_transformers(models, tok, name):
+    ours, theirs = models[name]
+    for prompt in PROMPTS:  # one by one, to the last position
+        n = 64 - len(prompt)
+        assert run(ours, tok, [prompt], n)[0].ids == greedy_of_transformers(theirs, [prompt], n)[0]
+    n = 64 - 20
+    batched = run(ours, tok, PROMPTS, n, batch_size=len(PROMPTS))  # padded on the left
+    assert [c.ids for c in batched] == greedy_of_transformers(theirs, PROMPTS, n)
+    assert [c.ids for c in run(ours, tok, PROMPTS, n, batch_size=2)] == [c.ids for c in batched]
+    assert any(len(c.ids) == n for c in batched)  # some row really went to the limit
+
+
+def test_repetition_penalty_is_that_of_transformers(models, tok):
+    ours, theirs = models["gpt2"]
+    for prompt in PROMPTS:
+        mine = run(ours, tok, [prompt], 30, Sampling(repetition_penalty=1.7))[0].ids
+        assert mine == greedy_of_transformers(theirs, [prompt], 30, repetition_penalty=1.7)[0]
+        assert mine != run(ours, tok, [prompt], 30)[0].ids
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_cached_logits_equal_uncached_ones(models, padded):
+    model = models["gpt2"][0]
+    idx = torch.randint(0, 400, (2, 12), generator=torch.Generator().manual_seed(3))
+    real = torch.ones(2, 12, dtype=torch.bool)
+    if padded:
+        real[1, :5] = False
+    pos = (real.long().cumsum(1) - 1).clamp(min=0)
+    mask = torch.ones(12, 12, dtype=torch.bool).tril() & real[:, None, None, :] | torch.eye(12, dtype=torch.bool)
+    with torch.no_grad():
+        whole = model.backbone(idx, pos, mask)
+        cache = make_cache(model.config, 2, 12, CPU, torch.float32)
+        steps = ((0, 7), (7, 10), (10, 11), (11, 12))
+        parts = [model.backbone(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in steps]
+    assert_near(torch.cat(parts, 1)[real], whole[real])
+
+
+def test_several_tokens_after_others_need_a_mask(models):
+    model = models["gpt2"][0]
+    cache = make_cache(model.config, 1, 8, CPU, torch.float32)
+    model.backbone(torch.tensor([[1, 2, 3]]), None, None, cache)
+    with pytest.raises(ValueError, match="mask"):
+        model.backbone(torch.tensor([[4, 5]]), torch.tensor([[3, 4]]), None, cache)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.3, "top_p": 0.6},
+        {"temperature": 0.8, "top_k": 12, "top_p": 0.8},
+        {"temperature": 1.0, "top_p": 1e-9},
+    ],
+)
+def test_distributions_are_those_of_transformers(settings):
+    torch.manual_seed(0)
+    logits = torch.randn(4, 50) * 2
+    warpers = [transformers.TemperatureLogitsWarper(settings["temperature"])]
+    if settings.get("top_k"):
+        warpers.append(transformers.TopKLogitsWarper(settings["top_k"]))
+    if settings.get("top_p"):
+        warpers.append(transformers.TopPLogitsWarper(settings["top_p"]))
+    theirs = logits
+    for warper in warpers:
+        theirs = warper(None, theirs)
+    ours = distribution(logits, Sampling(**settings))
+    assert_near(ours.float(), theirs.softmax(-1))
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -30.0]])
+    sampling = Sampling(temperature=1.0, top_k=3)
+    n = 20_000
+    generators = [torch.Generator().manual_seed(s) for s in range(n)]
+    drawn = choose(logits.expand(n, -1), sampling, torch.zeros(n, 5, dtype=torch.bool), generators).bincount(minlength=5)
+    p = distribution(logits, sampling)[0]
+    error = (p * (1 - p) / n).sqrt()
+    assert ((drawn / n - p).abs() <= 4 * error + 1e-12).all(), (drawn / n, p)  # four standard errors; 0 stays 0
+
+
+def test_a_seed_reproduces_whatever_the_batch(models, tok):
+    model, sampling = models["gpt2"][0], Sampling(temperature=1.0)
+    first = run(model, tok, PROMPTS, 20, sampling, seed=7, batch_size=5)
+    assert first == run(model, tok, PROMPTS, 20, sampling, seed=7, batch_size=2)
+    assert first != run(model, tok, PROMPTS, 20, sampling, seed=8, batch_size=5)
+    same = run(model, tok, [PROMPTS[0]] * 2, 20, sampling, seed=7)
+    assert same[0] != same[1]  # two prompts that are equal do not get the same answer
+
+
+def test_ends_at_end_of_text_and_at_markers(models, tok):
+    model = models["gpt2"][0]
+    whole = run(model, tok, [PROMPTS[0]], 40)[0]
+    assert not whole.stopped and len(whole.ids) == 40
+    marker = whole.text[len(whole.text) // 2 :][:6]
+    cut = run(model, tok, [PROMPTS[0]], 40, markers=[marker, "no such thing"])[0]
+    assert cut.stopped and cut.text == whole.text[: whole.text.index(marker)] and len(cut.ids) < 40
+    ending = Ending(tok, ["###"])
+    over = ending.completion([*tok.encode("Yes.").tolist(), tok.eot], last=False)
+    assert (over.text, over.stopped) == ("Yes.", True) and tok.eot not in over.ids
+    assert ending.completion(tok.encode("Yes.").tolist(), last=False) is None
+    assert not ending.completion(tok.encode("Yes.").tolist(), last=True).stopped
+    assert ending.printable(tok.encode("Yes. ##").tolist()) == "Yes. "
+    assert ending.printable(tok.encode("字")[:1].tolist()) == ""  # half a character
+
+
+def test_stops_early_once_all_rows_are_done(models, tok, monkeypatch):
+    model = models["gpt2"][0]
+    marker = run(model, tok, [PROMPTS[0]], 40)[0].text[:1]
+    calls = []
+    monkeypatch.setattr(model.transformer, "forward", lambda *a, f=model.transformer.forward: calls.append(1) or f(*a))
+    run(model, tok, [PROMPTS[0]], 40, markers=[marker])
+    assert len(calls) < 5
+
+
+def test_beyond_the_context_is_an_error(models, tok):
+    model = models["gpt2"][0]
+    assert len(run(model, tok, [[5] * 60], None)[0].ids) <= 4  # without a wish, what is left
+    with pytest.raises(UserError, match="60 tokens and 5 new ones does not fit the model's 64 positions"):
+        run(model, tok, [[5] * 60], 5)
+    with pytest.raises(UserError, match="64 positions"):
+        run(model, tok, [[5] * 64], None)
+    with pytest.raises(UserError, match="empty prompt"):
+        run(model, tok, [[]], 5)
+
+
+def test_a_long_neighbour_leaves_the_others_their_room(models, tok):
+    model = models["gpt2"][0]
+    alone = run(model, tok, [PROMPTS[0]], None)[0]
+    together = run(model, tok, [PROMPTS[0], [5] * 60], None)
+    assert len(alone.ids) > 30 and together[0] == alone and len(together[1].ids) <= 4
+
+
+def test_training_mode_is_put_back(models, tok):
+    model = models["gpt2"][0].train()
+    run(model, tok, [[5]], 2)
+    assert model.training
+    model.eval()

@@ -1,0 +1,399 @@
+"""Every layout of the Hub loads, what is saved loads in transformers, and what is wrong is named."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from nanomed import hub
+from nanomed.errors import UserError
+from nanomed.hub import network, source
+from nanomed.models.lora import LoRAConfig, inject
+from tests.conftest import assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
+from tests.standin_hub import StandinHub
+
+X = torch.arange(30).reshape(2, 15)
+
+
+def load(directory):
+    return hub.load_model(hub.find(str(directory))).eval()
+
+
+def weights(directory):
+    return load_file(directory / "model.safetensors")
+
+
+def rewrite(directory, change):
+    """Save the directory's tensors again after `change(dict) -> dict`."""
+    save_file({k: v.contiguous() for k, v in change(weights(directory)).items()}, directory / "model.safetensors")
+
+
+@pytest.fixture
+def tiny(tmp_path, bpe_dir):
+    return tmp_path, make_hf_model(tmp_path, bpe_dir)
+
+
+def gpt2s_own(state):
+    """As in the file of `gpt2`: no prefix, and each layer's causal mask as a buffer."""
+    state = {k.removeprefix("transformer."): v for k, v in state.items()}
+    return state | {f"h.{i}.attn.bias": torch.ones(64, 64).tril().reshape(1, 1, 64, 64) for i in range(3)}
+
+
+def distilgpt2s(state):
+    """As in `distilgpt2`: prefix, mask and masked_bias."""
+    masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for i in range(3)}
+    return state | masks | {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
+
+
+def with_head(state):
+    return state | {"lm_head.weight": state["transformer.wte.weight"].clone()}
+
+
+@pytest.mark.parametrize("layout", [gpt2s_own, distilgpt2s, with_head])
+def test_layouts(tiny, layout):
+    directory, theirs = tiny
+    rewrite(directory, layout)
+    assert_near(load(directory)(X), theirs(X).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_storage(tiny, dtype):
+    directory, theirs = tiny
+    rewrite(directory, lambda state: {k: v.to(dtype) for k, v in state.items()})
+    rounded = theirs.to(dtype).float()
+    model = load(directory)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert_near(model(X), rounded(X).logits)
+
+
+def test_shards(tiny):
+    directory, theirs = tiny
+    theirs.save_pretrained(directory, max_shard_size="20KB")
+    (directory / "model.safetensors").unlink()
+    assert len(list(directory.glob("model-*.safetensors"))) > 3
+    assert_near(load(directory)(X), theirs(X).logits)
+    next(directory.glob("model-*.safetensors")).unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load(directory)
+
+
+@pytest.mark.parametrize("flags", [{}, {"tie_word_embeddings": False}, {"n_inner": 40}])
+def test_saved_models_load_in_transformers_with_identical_logits(tmp_path, bpe_dir, flags):
+    make_hf_model(tmp_path / "in", bpe_dir, **flags)
+    model = load(tmp_path / "in")
+    hub.save_model(model, tmp_path / "out", tmp_path / "in")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert_near(theirs(X).logits, model(X))
+    again = load(tmp_path / "out")
+    assert torch.equal(again(X), model(X))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.decode(tokenizer.encode("the acute patient")) == "the acute patient"
+    stored = weights(tmp_path / "out")
+    assert ("lm_head.weight" in stored) == (flags.get("tie_word_embeddings") is False)
+
+
+BROKEN = {
+    "missing": (lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"}, "h.1.mlp.c_fc.bias is missing"),
+    "unexpected": (lambda s: s | {"transformer.h.0.extra": torch.zeros(1)}, "unexpected tensor transformer.h.0.extra"),
+    "fourth layer": (lambda s: s | {"transformer.h.3.ln_1.weight": torch.zeros(32)}, "unexpected tensor"),
+    "shape": (lambda s: s | {"transformer.wpe.weight": torch.zeros(63, 32)}, r"wpe.weight has shape \(63, 32\)"),
+    "not transposed": (lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)}, "c_fc.weight has shape"),
+    "integers": (lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)}, "stored as torch.int8"),
+    "other head": (lambda s: s | {"lm_head.weight": torch.zeros(400, 32)}, "differs from the embedding"),
+    "twice": (lambda s: s | {"wpe.weight": torch.zeros(64, 32)}, "stored twice"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_wrong_tensors_are_named(tiny, change, message):
+    rewrite(tiny[0], change)
+    with pytest.raises(UserError, match=message) as e:
+        load(tiny[0])
+    assert str(tiny[0]) in str(e.value)
+
+
+def test_truncated_corrupt_and_pickled_weights(tiny):
+    file = tiny[0] / "model.safetensors"
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:20], b"", b"\x80\x02not safetensors"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="model.safetensors: truncated, corrupt or not safetensors"):
+            load(tiny[0])
+    file.unlink()
+    torch.save({"a": torch.zeros(1)}, tiny[0] / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pytorch_model.bin is a pickle.*never loaded"):
+        load(tiny[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("add_cross_attention", True, "add_cross_attention = True is not supported"),
+        ("activation_function", "mish", "activation_function 'mish' is not supported"),
+        ("quantization_config", {"bits": 4}, "'quantization_config' is not supported"),
+        ("rotary_dim", 64, "'rotary_dim' is not supported"),
+        ("model_type", "bert", "unknown architecture 'bert'"),
+        ("n_head", 5, "n_embd 32 is not a multiple of n_head 5"),
+    ],
+)
+def test_a_config_flag_that_is_not_supported_is_an_error(tiny, key, value, message):
+    config = json.loads((tiny[0] / "config.json").read_text()) | {key: value}
+    (tiny[0] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load(tiny[0])
+
+
+# The keys of configs on the Hub, as transformers of many versions wrote them.
+PUBLISHED = {
+    "gpt2": {"n_ctx": 64, "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}},
+    "gpt2-medium": {"n_special": 0, "predict_special_tokens": True, "n_ctx": 64},
+    "gpt2-xl": {"output_past": True, "n_ctx": 64},
+    "distilgpt2": {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},
+    "biomedlm": {"gradient_checkpointing": False, "torch_dtype": "float32", "use_cache": False, "n_inner": None},
+}
+
+
+@pytest.mark.parametrize("keys", PUBLISHED.values(), ids=PUBLISHED)
+def test_keys_of_published_configs_are_known(tiny, keys):
+    path = tiny[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    assert_near(load(tiny[0])(X), tiny[1](X).logits)
+
+
+@pytest.mark.parametrize("key", ["use_dora", "use_rslora", "modules_to_save", "rank_pattern", "layers_to_transform"])
+def test_an_adapter_setting_that_is_not_supported_is_an_error(tiny, tmp_path, key):
+    model = load(tiny[0])
+    inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
+    hub.save_adapter(model, tmp_path / "a", str(tiny[0]), tiny[0])
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: [1]}))
+    with pytest.raises(UserError, match=key):
+        load(tmp_path / "a")
+
+
+def test_wrong_adapters_are_named(tiny, tmp_path):
+    model = load(tiny[0])
+    inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
+    out = tmp_path / "a"
+    hub.save_adapter(model, out, str(tiny[0]), tiny[0])
+    file = out / "adapter_model.safetensors"
+    whole = load_file(file)
+    key = next(iter(whole))
+    save_file({k: v for k, v in whole.items() if k != key}, file)
+    with pytest.raises(UserError, match="is missing"):
+        load(out)
+    save_file(whole | {key: torch.zeros(3, 3)}, file)
+    with pytest.raises(UserError, match=r"has shape \(3, 3\)"):
+        load(out)
+    file.unlink()
+    with pytest.raises(UserError, match="no adapter_model.safetensors"):
+        load(out)
+    for name in ("summary.json", "adapter_config.json"):
+        (out / name).write_text("[]")
+        with pytest.raises(UserError, match=f"{name}: .*object"):
+            load(out)
+        (out / name).unlink()
+    hub.save_adapter(model, out, str(tmp_path / "gone"), tiny[0])
+    with pytest.raises(UserError, match="base cannot be had"):
+        load(out)
+
+
+def test_a_base_is_hashed_once_and_again_when_it_changed(tiny, tmp_path, monkeypatch):
+    """Every find() of an adapter checks its base, whose weights may be gigabytes."""
+    base, out = tmp_path / "base-model", tmp_path / "a"
+    shutil.copytree(tiny[0], base)
+    model = load(base)
+    inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
+    hub.save_adapter(model, out, str(base), base)
+    (out / "summary.json").write_text(json.dumps({"base_sha256": hub.fingerprint(hub.find(str(base)))}))
+    hashed, digest = [], source.hashlib.file_digest
+    monkeypatch.setattr(source.hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or digest(f, kind))
+    hub.find(str(out)), hub.find(str(out))
+    assert not hashed
+    state = load_file(base / "model.safetensors")
+    save_file({k: v + 1 for k, v in state.items()}, base / "model.safetensors")
+    with pytest.raises(UserError, match="base-model is not what it was"):
+        hub.find(str(out))
+    assert [name.endswith("model.safetensors") for name in hashed] == [True]
+
+
+def test_saving_leaves_the_old_file_when_it_fails(tiny, monkeypatch):
+    model, before = load(tiny[0]), (tiny[0] / "model.safetensors").read_bytes()
+
+    def full(state, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nanomed.files.save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        hub.save_model(model, tiny[0], tiny[0])
+    assert (tiny[0] / "model.safetensors").read_bytes() == before
+    assert not list(tiny[0].glob("*.tmp"))
+
+
+# --- the Hub, from processes of their own -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def online(tmp_path, bpe_dir):
+    """A stand-in hub with the model `gpt2`, other formats beside it, and the environment that leads there."""
+    root = tmp_path / "hub"
+    make_hf_model(root / "models" / "gpt2", bpe_dir)
+    for name in ("pytorch_model.bin", "tf_model.h5", "onnx/decoder.onnx", "README.md"):
+        file = root / "models" / "gpt2" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x")
+    (root / "models" / "owner" / "gated").mkdir(parents=True)
+    (root / "models" / "owner" / "gated" / ".gated").touch()
+    make_hf_model(root / "models" / "owner" / "pickled", bpe_dir)
+    os.rename(root / "models/owner/pickled/model.safetensors", root / "models/owner/pickled/pytorch_model.bin")
+    with StandinHub(root) as standin:
+        yield standin, {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    return write_jsonl(tmp_path / "texts.jsonl", make_texts(5, 7))
+
+
+def test_a_hub_id_downloads_only_what_is_needed_and_then_works_offline(online, script, texts, tmp_path):
+    standin, env = online
+    out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "a.json", env=env)
+    assert out.returncode == 0, out.stderr
+    got = {path.rsplit("/", 1)[1] for method, path in standin.requests if method == "GET" and "/resolve/" in path}
+    assert got == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert (tmp_path / "home" / "hub" / "models--gpt2").is_dir()
+    for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        again = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "b.json", env=env | offline)
+        assert again.returncode == 0, again.stderr
+        a, b = (json.loads((tmp_path / f).read_text()) for f in ("a.json", "b.json"))
+        assert a["nll"] == b["nll"]
+
+
+def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
+    _, env = online
+    out = script(
+        "train_clm.py",
+        "--model",
+        "gpt2",
+        "--data",
+        texts,
+        "--out",
+        "a",
+        "--lora-r",
+        2,
+        "--max-steps",
+        1,
+        "--val-fraction",
+        0,
+        env=env,
+    )
+    assert out.returncode == 0, out.stderr
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "gpt2"
+    out = script("eval.py", "ppl", "--model", "a", "--data", texts, env=env)
+    assert out.returncode == 0, out.stderr
+
+
+def test_unknown_gated_and_pickled_repositories(online, script, texts):
+    _, env = online
+    for name, word in {
+        "owner/nothing": "no such repository",
+        "owner/gated": "gated",
+        "owner/pickled": "no safetensors",
+        "not a name": "no such repository",
+    }.items():
+        out = script("eval.py", "ppl", "--model", name, "--data", texts, env=env)
+        assert_refused(out, name, word, "give a local directory")
+
+
+class Silent:
+    """A host that takes connections and never answers; how many it took."""
+
+    def __enter__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.socket.setblocking(False)
+        return self
+
+    def __exit__(self, *exc):
+        self.socket.close()
+
+    def connections(self) -> int:
+        n = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.socket.accept()[0].close()
+                n += 1
+        return n
+
+
+@pytest.mark.parametrize("network", ["refused", "silent", "unknown host"])
+def test_without_a_network_it_fails_after_asking_once(script, texts, tmp_path, network):
+    with Silent() as silent:
+        endpoint = {"refused": "http://127.0.0.1:9", "silent": silent.url, "unknown host": "http://no.such.host.invalid"}[network]
+        env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, env=env)
+        assert_refused(out, "gpt2", "no network", "give a local directory")
+        assert silent.connections() == (network == "silent")  # once, so it waits CONNECT_SECONDS once
+
+
+def test_a_host_that_keeps_it_waiting_is_given_up_after_connect_seconds(monkeypatch):
+    """However long the request itself takes: a dead name server knows nothing of its timeout."""
+    asked, over = [], threading.Event()
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((threading.current_thread(), timeout))
+            over.wait(60)  # the end of it, should anyone wait for it
+
+    assert network.CONNECT_SECONDS <= 5  # ten seconds are promised, and it asks once
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(network, "OFFLINE", False)
+    monkeypatch.setattr(network.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(network.huggingface_hub, "get_session", Session)
+    network.online.cache_clear()
+    try:
+        assert not network.online() and not network.online()
+        ((thread, timeout),) = asked
+        assert thread.is_alive() and timeout == 0.1  # it is still waiting there, and not here
+        assert network.constants.HF_HUB_OFFLINE  # for what huggingface_hub would ask besides
+        over.set()
+        thread.join()
+    finally:
+        over.set()
+        network.online.cache_clear()
+
+
+def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    standin, env = online
+    folder = standin.root / "datasets" / "owner" / "abstracts"
+    (folder / "big").mkdir(parents=True)
+    texts = make_texts(12, 8)
+    rows = [{"id": i, "context": {"contexts": t.split(" ", 1)}} for i, t in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "big" / "train-0.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: big\n  data_files:\n  - split: train\n    path: big/train-*\n---\n"
+    )
+    local = write_jsonl(tmp_path / "local.jsonl", [t.replace(" ", "\n", 1) for t in texts])
+    results = []
+    for name, extra, env_ in (("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env), (local, [], None)):
+        out = script("eval.py", "ppl", "--model", model_dir, "--data", name, "--json", "r.json", *extra, env=env_)
+        assert out.returncode == 0, out.stderr
+        results.append(json.loads((tmp_path / "r.json").read_text()))
+    assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
+    assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing")
+    with Silent() as silent:  # datasets itself would try for half a minute
+        gone = env | {"HF_ENDPOINT": silent.url, "HF_HOME": str(tmp_path / "other")}
+        out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", env=gone)
+        assert silent.connections() == 1
+    assert_refused(out, "no network", "give a local file")
