@@ -151,7 +151,7 @@ def generate(args):
         done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
         print(done[0]["completion"])
     else:
-        steps = room(o.model.config, o.tokenizer.encode(prompts[0]).tolist(), args.max_new_tokens)
+        steps = room(o.model.config, o.tokenizer.prompt(prompts[0]).tolist(), args.max_new_tokens)
         measure.write_on(o, prompts[0], sampling, markers, steps, args.seed)
         return
     save(args, [d | {"prompt": text} for d, text in zip(done, texts, strict=True)])
@@ -171,7 +171,7 @@ def talk(o, args, sampling, template):
             continue
         prompt = template.ask(question) if template else question
         try:
-            steps = room(o.model.config, o.tokenizer.encode(prompt).tolist(), args.max_new_tokens)
+            steps = room(o.model.config, o.tokenizer.prompt(prompt).tolist(), args.max_new_tokens)
         except UserError as e:  # too long a question is no reason to leave
             print(e)
             continue

@@ -51,7 +51,7 @@ def main():
     # rows -> the two sides -> ids and label numbers -> batches
     sides = read_sides(plan)
     run.say_removed(sides.removed, "texts")
-    labels, multi, pad = sides.labels, sides.multi_label, setup.tokenizer.eot
+    labels, multi, pad = sides.labels, sides.multi_label, setup.tokenizer.pad
     earlier = setup.earlier.texts()
     run.say_earlier(setup, sum(heldout.digest(item.text) in earlier for item in sides.training))
     texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)

@@ -15,7 +15,7 @@ from nanomed.text.tokenizer import FILES, load_tokenizer
 def write_random_gpt2(out: Path, tokenizer: Path | None = None, **config) -> None:
     """GPT-2's default shape, or as `config` says, in `out`; with the tokenizer's files and its <|endoftext|>."""
     torch.manual_seed(0)
-    eot = load_tokenizer(tokenizer).eot if tokenizer else 50256
+    eot = load_tokenizer(tokenizer).eos if tokenizer else 50256
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**{"bos_token_id": eot, "eos_token_id": eot} | config)).save_pretrained(
         out
     )

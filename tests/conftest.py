@@ -55,18 +55,54 @@ def randomise(model) -> None:
             p.add_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else 0.1))
 
 
-def make_hf_model(directory: Path, tokenizer_from: Path | None = None, cls="GPT2LMHeadModel", attn="eager", **config):
-    """A random model of transformers, saved in `directory`; returned in eval mode."""
-    sizes = {"vocab_size": 400, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
-    tokens = {"bos_token_id": 0, "eos_token_id": 0}
-    config = transformers.GPT2Config(**(sizes | tokens | config))
+# A tiny model of each family: transformers' names of its config, language model and classifier, its sizes (3 layers, 64
+# positions; sequences here are longer than the window), and the linear layers of a block.
+FAMILIES = {
+    "gpt2": (
+        ("GPT2Config", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
+        {"n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4},
+        ("c_attn", "c_proj", "c_fc"),
+    ),
+    "gpt_neo": (
+        ("GPTNeoConfig", "GPTNeoForCausalLM", "GPTNeoForSequenceClassification"),
+        {"max_position_embeddings": 64, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "window_size": 8}
+        | {"attention_types": [[["global", "local"], 1], [["local"], 1]]},
+        ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
+    ),
+    "llama": (
+        ("LlamaConfig", "LlamaForCausalLM", "LlamaForSequenceClassification"),
+        {"max_position_embeddings": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+        | {"num_key_value_heads": 2, "intermediate_size": 48},
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ),
+}
+# Members of the Llama family beside it: its sizes with classes of their own.
+MEMBERS = {
+    name: (tuple(n.replace("Llama", kind) for n in FAMILIES["llama"][0]), *FAMILIES["llama"][1:])
+    for name, kind in (("mistral", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3"))
+}
+# Of a test that takes model_dir (or a fixture made from it): run it on each.
+every_family = pytest.mark.parametrize("model_dir", FAMILIES, indirect=True)
+
+
+def make_hf_model(directory: Path, tokenizer_from: Path | None = None, cls=None, attn="eager", family="gpt2", **config):
+    """A random model of transformers, saved in `directory`; returned in eval mode. cls: its class, if it is not the family's
+    language model; config: in place of the family's sizes."""
+    (config_class, lm, _), sizes, _ = (FAMILIES | MEMBERS)[family]
+    tokens = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
+    config = getattr(transformers, config_class)(**(sizes | tokens | config))
     torch.manual_seed(0)
-    model = getattr(transformers, cls)._from_config(config, attn_implementation=attn)
+    model = getattr(transformers, cls or lm)._from_config(config, attn_implementation=attn)
     randomise(model)
     model.save_pretrained(directory)
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json") if tokenizer_from else ():
         (directory / name).write_bytes((tokenizer_from / name).read_bytes())
     return model.eval()
+
+
+def linears(model) -> tuple[str, ...]:
+    """The names of the linear layers in a block of a model's family."""
+    return FAMILIES[model.config.model_type][2]
 
 
 def assert_near(ours, theirs, rel=1e-5, name="") -> None:
@@ -85,11 +121,13 @@ def bpe_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory, bpe_dir) -> Path:
-    """A complete model directory: tiny random GPT-2 and tokenizer."""
-    out = tmp_path_factory.mktemp("model")
-    make_hf_model(out, bpe_dir)
-    return out
+def model_dir(request, tmp_path_factory, bpe_dir, _made={}) -> Path:  # noqa: B006 (made once a session)
+    """A complete model directory: tiny random model and tokenizer, GPT-2's if the test is not one of every family's."""
+    family = getattr(request, "param", "gpt2")
+    if family not in _made:
+        _made[family] = tmp_path_factory.mktemp(family)
+        make_hf_model(_made[family], bpe_dir, family=family)
+    return _made[family]
 
 
 @pytest.fixture(autouse=True, scope="session")

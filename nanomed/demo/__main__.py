@@ -144,7 +144,7 @@ def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) 
     accuracies = {}
     for group, items in probed(out).items():
         ids, _ = labelled.encode_texts([item.text for item in items], o.tokenizer, CONTEXT)
-        logits = predict(o.model, ids, o.tokenizer.eot, 64, o.device, o.dtype)
+        logits = predict(o.model, ids, o.tokenizer.pad, 64, o.device, o.dtype)
         accuracies[group] = accuracy(logits.numpy(), items, o.model.labels)
     return accuracies
 

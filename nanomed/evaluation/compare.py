@@ -112,7 +112,7 @@ def check_model(
     positions, own = hub.read_config(source.directory)[1].n_positions, of_model(source.adapter, source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
     for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
-        if len(tokenizer.encode(text)) + max_new_tokens > positions:
+        if len(tokenizer.prompt(text)) + max_new_tokens > positions:
             raise UserError(
                 f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
                 "lower --max-new-tokens"

@@ -147,7 +147,7 @@ class Ending:
 
     def completion(self, ids: list[int], last: bool) -> Completion | None:
         """The completion if `ids` are over, or are the `last` there will be; else None."""
-        stopped = ids[-1] == self.tokenizer.eot
+        stopped = ids[-1] in self.tokenizer.ends
         ids = ids[:-1] if stopped else ids
         if not (stopped or last or self.markers):
             return None

@@ -118,7 +118,7 @@ def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list
 
 def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0) -> list[dict]:
     """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
-    prompts = [o.tokenizer.encode(text).tolist() for text in texts]
+    prompts = [o.tokenizer.prompt(text).tolist() for text in texts]
     ending = Ending(o.tokenizer, markers)
     done = generate(o.model, prompts, max_new_tokens, sampling, ending, o.device, o.dtype, seed, batch_size)
     return [{"prompt": p, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
@@ -126,7 +126,7 @@ def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_ne
 
 def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int) -> None:
     """Write a completion to the terminal as it comes."""
-    prompt, ending, ids, shown = o.tokenizer.encode(text).tolist(), Ending(o.tokenizer, markers), [], 0
+    prompt, ending, ids, shown = o.tokenizer.prompt(text).tolist(), Ending(o.tokenizer, markers), [], 0
     for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
         ids.append(token)
         done = ending.completion(ids, last=len(ids) == steps)
@@ -148,7 +148,7 @@ def measure_answers(
     perplexity of that response and its end; dropped: rows whose prompt leaves no room; answers: all of the others."""
     asked = [template.ask(item.instruction, item.input) for item in items]
     least = max_new_tokens or 1
-    fits = [len(o.tokenizer.encode(prompt)) + least <= o.model.config.n_positions for prompt in asked]
+    fits = [len(o.tokenizer.prompt(prompt)) + least <= o.model.config.n_positions for prompt in asked]
     if not any(fits):
         raise UserError(f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions} positions")
     prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
@@ -194,7 +194,7 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
     context = trained_with(o.directory).get("context", m.config.n_positions)  # beyond it nothing was trained
     ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
     targets = labelled.targets_of(items, m.labels, m.multi_label)
-    logits = predict(m, ids, o.tokenizer.eot, batch_size, o.device, o.dtype)
+    logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
     sides, why = _training_sides(o)
     measures = beside_baselines(logits, m.labels, sides, items, targets, seed)
     return {

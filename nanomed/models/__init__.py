@@ -22,6 +22,6 @@ A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a p
 The head, its tie to the embedding and the model around both are language_model.py, for all of them.
 """
 
-from nanomed.models import gpt2
+from nanomed.models import gpt2, gpt_neo, llama
 
-FAMILIES = {model_type: family for family in (gpt2,) for model_type in family.ARCHITECTURES}
+FAMILIES = {model_type: family for family in (gpt2, gpt_neo, llama) for model_type in family.ARCHITECTURES}

@@ -22,13 +22,13 @@ from tqdm import tqdm
 from nanomed.claim import LOCK, claimed, sweep
 from nanomed.errors import UserError
 from nanomed.files import read_json, sync_directory, write_json
+from nanomed.text.byte_level import Unencodable
 from nanomed.text.rows import all_bad, data_file, placed_documents, read_documents
-from nanomed.text.tokenizer import Unencodable
 
 FORMAT = "3"  # of the cached token file; part of its key
 FILES = ("tokens.bin", "documents.bin")
 
-# One row a document: where its tokens start, how many there are (the leading <|endoftext|> counted), and of its text
+# One row a document: where its tokens start, how many there are (the leading one counted), and of its text
 # the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
 DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("n_words", "<i8"), ("digest", "V16")])
 
@@ -38,8 +38,8 @@ DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("
 
 @dataclass(frozen=True)
 class Corpus:
-    """Encoded documents. tokens: uint16 or uint32, mapped, each document led by <|endoftext|>; documents: their table;
-    sha256: of the texts in order, each followed by a NUL byte; bad_rows: how many rows were left out."""
+    """Encoded documents. tokens: uint16 or uint32, mapped, each document led by tokenizer.lead (<|endoftext|>, say); documents:
+    their table; sha256: of the texts in order, each followed by a NUL byte; bad_rows: how many rows were left out."""
 
     name: str
     tokens: np.ndarray
@@ -62,7 +62,7 @@ class Selection:
         return self.corpus.documents[self.indices]
 
     def ids(self, k: int) -> np.ndarray:
-        """<|endoftext|> and the tokens of the k-th selected document."""
+        """The leading token and the tokens of the k-th selected document."""
         d = self.corpus.documents[self.indices[k]]
         return self.corpus.tokens[d["start"] : d["start"] + d["length"]]
 
@@ -188,7 +188,7 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                         bad, first_bad = bad + 1, first_bad or f"{place}: {raw}"
                         continue
                     sha.update(raw + b"\0")
-                    tokens.write(np.array([tokenizer.eot], dtype).tobytes() + ids.tobytes())
+                    tokens.write(np.array([tokenizer.lead], dtype).tobytes() + ids.tobytes())
                     documents.write(np.array([(start, *row[1:])], DOCUMENT).tobytes())
                     start += row[1]
                     count += 1

@@ -110,7 +110,7 @@ class Encoded:
 
 
 def encode_instructions(items: list[Instruction], tokenizer, template, context: int) -> Encoded:
-    """Prompt ids + response ids + <|endoftext|>, put together as ids: no marker is ever searched for in encoded text.
+    """Prompt ids + response ids + the end (tokenizer.eos), put together as ids: no marker is ever searched for in encoded text.
 
     The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since the last is
     predicted and never an input: a longer response is cut on the right and loses its end; a prompt that leaves no room
@@ -118,10 +118,10 @@ def encode_instructions(items: list[Instruction], tokenizer, template, context: 
     """
     out = Encoded()
     for item in items:
-        prompt = tokenizer.encode(template.ask(item.instruction, item.input))
+        prompt = tokenizer.prompt(template.ask(item.instruction, item.input))
         response = tokenizer.encode(template.answer(item.response))
         out.empty += not item.response
-        ids = np.concatenate([prompt, response, [tokenizer.eot]]).astype(np.int64)
+        ids = np.concatenate([prompt, response, [tokenizer.eos]]).astype(np.int64)
         if len(prompt) > context:
             out.dropped += 1
             continue

@@ -172,5 +172,5 @@ def oversampled(targets: np.ndarray, seed: int) -> np.ndarray:
 
 def encode_texts(texts: list[str], tokenizer, context: int) -> tuple[list[np.ndarray], int]:
     """The first `context` ids of each text, and how many texts were longer."""
-    ids = [tokenizer.encode(text).astype(np.int64) for text in texts]
+    ids = [tokenizer.prompt(text).astype(np.int64) for text in texts]
     return [i[:context] for i in ids], sum(len(i) > context for i in ids)

@@ -90,16 +90,18 @@ def of_model(*directories: Path | None) -> Template | None:
     return None
 
 
-def save(template: Template, eos: str, directory: Path) -> None:
+def save(template: Template, tokenizer, directory: Path) -> None:
     """Write it beside the model: as template.json, and as the chat template that transformers' apply_chat_template uses
     (what a user says is the instruction, what the assistant says the response and its end)."""
+    bos = json.dumps(tokenizer.name(tokenizer.bos)) if tokenizer.adds_bos else ""
+    eos = json.dumps(tokenizer.name(tokenizer.eos))
     write_json(asdict(template), directory / FILES[0])
     write_text(
-        "{%- for message in messages -%}"
+        (f"{{{{- {bos} -}}}}" if bos else "") + "{%- for message in messages -%}"
         "{%- if message['role'] == 'user' -%}"
         f"{{{{- {_jinja(template.prompt, 'instruction')} -}}}}"
         "{%- elif message['role'] == 'assistant' -%}"
-        f"{{{{- {_jinja(template.response, 'response')} + {json.dumps(eos)} -}}}}"
+        f"{{{{- {_jinja(template.response, 'response')} + {eos} -}}}}"
         "{%- else -%}{{- raise_exception('only user and assistant have a place in this template') -}}"
         "{%- endif -%}{%- endfor -%}",
         directory / FILES[1],

@@ -1,9 +1,7 @@
-"""GPT-2's byte-level BPE from a model directory's own files, run by tiktoken.
+"""A model directory's tokenizer: text to ids and back, and the three tokens that stand for no text: beginning, end, padding.
 
-tiktoken knows a vocabulary as {bytes: rank}: it merges, of all neighbouring pairs whose union is in the vocabulary, the
-one of lowest rank, and gives out ranks as ids. Hugging Face's files say the same in three parts: which bytes a token's
-characters stand for, in which order pairs merge, and which id each token has. So ranks are made from the order of the
-merges, and a table turns ranks into the model's ids, whatever their order.
+GPT-2's, SmolLM2's and Llama 3's kinds are run by tiktoken (byte_level.py). Llama 2's and Qwen's kinds are left to the
+`tokenizers` library, an extra; all else is refused by name.
 """
 
 import hashlib
@@ -11,111 +9,146 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 
 from nanomed.errors import UserError
 from nanomed.files import read_json, read_object
+from nanomed.optional import need
+from nanomed.text.byte_level import GPT2, ByteLevel, Unencodable, pattern_of
 
-# GPT-2's pre-tokenisation (encoder.py of the GPT-2 release): no merge crosses a boundary between these pieces.
-# Possessive quantifiers and the split-off `\s++$` change no result; they keep long runs of blanks linear.
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 EOT = "<|endoftext|>"
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def _byte_characters() -> dict[str, int]:
-    """GPT-2 writes each byte as a printable character: itself where it is one, else the next from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+class Library:
+    """Text to ids and back by the `tokenizers` library, special tokens being text like any other."""
 
+    def __init__(self, where: Path):
+        try:
+            self._tokenizer = need("tokenizers").Tokenizer.from_file(str(where))
+        except Exception as e:  # the library raises nothing more special
+            raise e if isinstance(e, UserError) else UserError(f"{where}: the tokenizers library cannot read it ({e})") from e
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.pattern, self._file = "tokenizers", where.read_bytes()
 
-BYTE_OF = _byte_characters()
+    def content(self) -> bytes:
+        return self._file
 
+    def encode(self, text: str) -> np.ndarray:
+        try:
+            text.encode("utf-8")
+        except ValueError as e:
+            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
 
-class Unencodable(UserError):
-    """A text that has no ids."""
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 class Tokenizer:
-    """Text to ids and back. Special tokens are never read out of text: `encode("<|endoftext|>")` gives the pieces of
-    that string; the program itself puts `eot` where it belongs.
+    """Special tokens are never read out of text: `encode("<|endoftext|>")` gives the pieces of that string; the program itself
+    puts them where they belong:
 
-    encoding: the tiktoken.Encoding, whose ids are merge ranks; eot: the id of <|endoftext|>; vocab_size: largest id + 1;
-    hash: of everything that decides the ids of a text.
+    bos         what a text begins with, or None; adds_bos: whether the model's own tokenizer puts it before every text
+    eos         what a text ends with; ends: all ids after which nothing more is to be read
+    pad         what fills a row; only a classifier's head has to know it
+    lead        what a document of running text begins with, in training and in every measurement: <|endoftext|> where the
+                vocabulary has it, as GPT-2, GPT-Neo, SmolLM2 and Qwen read theirs; else bos (Llama), else eos
+    vocab_size  largest id + 1; hash: of everything that decides the ids of a text
     """
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], special: dict[str, int], eot: int, where):
-        ranks, ids = _ranks(vocab, merges, where)
-        self.encoding = tiktoken.Encoding(Path(where).name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-        self._id_of_rank = np.array(ids, dtype=np.uint32)
+    def __init__(self, codec, ids: dict[str, int], special: dict[str, int | None], ends: set[int], adds_bos: bool):
+        self.codec, self._ids = codec, ids
+        self.bos, self.eos, self.pad = special["bos"], special["eos"], special["pad"]
+        self.adds_bos = adds_bos and self.bos is not None
+        self.lead = ids.get(EOT, self.eos if self.bos is None else self.bos)
+        self.ends = ends | {self.eos, self.lead} if self.lead == ids.get(EOT) else ends | {self.eos}
         # Special tokens, and any other that no merge makes, are never encoded but can be decoded.
-        self._bytes_of_id = {i: token.encode() for token, i in (vocab | special).items()}
-        self._bytes_of_id |= {i: token for token, i in zip(ranks, ids, strict=True)}
-        self.eot = eot
-        self.vocab_size = max([*self._bytes_of_id, eot]) + 1
-        digest = hashlib.sha256(f"{PATTERN} {eot}".encode())
-        for token, i in zip(ranks, ids, strict=True):
-            digest.update(b"%d %d " % (len(token), i) + token)
-        self.hash = digest.hexdigest()
+        self._bytes_of_id = {i: token.encode() for token, i in ids.items()}
+        if isinstance(codec, ByteLevel):
+            self._bytes_of_id |= codec.tokens
+        self.vocab_size = max([*self._bytes_of_id, self.lead, *self.ends]) + 1
+        parts = f"{codec.pattern} {self.lead}"
+        if self.eos != self.lead or self.adds_bos:
+            parts += f" {self.eos} {self.bos if self.adds_bos else None}"
+        self.hash = hashlib.sha256(parts.encode() + codec.content()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, uint32 (T,), without special tokens. Raises Unencodable for a lone surrogate, which tiktoken would
-        replace silently, and for a million blanks in a row, which overflow the pre-tokeniser's stack."""
-        try:
-            text.encode("utf-8")
-            return self._id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
-        except ValueError as e:
-            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+        """The ids of a text, uint32 (T,), without special tokens. Raises Unencodable for one that has none."""
+        return self.codec.encode(text)
+
+    def prompt(self, text: str) -> np.ndarray:
+        """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts that there."""
+        ids = self.encode(text)
+        return np.concatenate([np.array([self.bos], ids.dtype), ids]) if self.adds_bos else ids
 
     def decode(self, ids) -> str:
         """The text of ids; bytes that are not UTF-8 (half a character, say) become U+FFFD, as in transformers."""
+        if isinstance(self.codec, Library):
+            return self.codec.decode([int(i) for i in ids])
         return b"".join(self._bytes_of_id.get(int(i), b"") for i in ids).decode("utf-8", errors="replace")
+
+    def name(self, i: int) -> str:
+        """A special token as the files write it."""
+        return self._bytes_of_id[i].decode("utf-8", errors="replace")
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory.
 
-    Raises UserError if there is none, or one that is not GPT-2's kind: byte-level BPE with all 256 bytes.
+    Raises UserError if there is none, or one of a kind that is not known here.
     """
     directory = Path(directory)
     where = directory / "tokenizer.json"
     if not where.exists():
         where = directory / "vocab.json"
     if not where.exists() or (where.name == "vocab.json" and not (directory / "merges.txt").exists()):
-        raise UserError(f"{directory}: no tokenizer there (tokenizer.json, or vocab.json and merges.txt)")
-    special: dict[str, int] = {}
+        old = "; tokenizer.model alone is not read: let transformers write tokenizer.json from it"
+        hint = old if (directory / "tokenizer.model").exists() else ""
+        raise UserError(f"{directory}: no tokenizer there (tokenizer.json, or vocab.json and merges.txt){hint}")
+    added: dict[str, int] = {}
     try:
+        pattern, spec, all_splits = GPT2, {}, False
         if where.name == "tokenizer.json":
             spec = read_json(where)
-            vocab, merges = _check_spec(spec, where)
+            pattern = _check_spec(spec, where)
+            vocab, merges, all_splits = spec["model"]["vocab"], spec["model"]["merges"], bool(spec["model"].get("ignore_merges"))
             for token in spec.get("added_tokens") or []:
-                if not token.get("special"):
+                if pattern and not token.get("special"):
                     raise UserError(f"{where}: the added token {token['content']!r} is not a special one; not supported")
-                special[token["content"]] = token["id"]
+                added[token["content"]] = token["id"]
         else:
             vocab = read_json(where)
             lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-        merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-        _check_side_files(directory, special)
-        eot = _find_eot(vocab | special, directory)
-        return Tokenizer(vocab, merges, special, eot, where)
+        if pattern:
+            merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+            _check_side_files(directory, added)
+            codec = ByteLevel(vocab, merges, pattern, all_splits, where)
+        else:
+            codec = Library(where)
+        return Tokenizer(codec, vocab | added, *_find_special(vocab | added, spec, directory))
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{where}: not a byte-level BPE vocabulary ({type(e).__name__}: {e})") from e
 
 
-def _check_spec(spec: dict, where: Path):
-    """vocab and merges of a tokenizer.json, once everything else in it is known to be GPT-2's."""
+def _check_spec(spec: dict, where: Path) -> str | None:
+    """The pattern of a tokenizer.json that tiktoken can run; None if it is one for the library. Raises UserError for others."""
     model, pre = spec.get("model") or {}, spec.get("pre_tokenizer") or {}
     if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
-        raise UserError(f"{where}: a {model.get('type')} tokenizer; only byte-level BPE is supported")
-    byte_level = pre.get("type") == "ByteLevel" and not pre.get("add_prefix_space") and pre.get("use_regex", True)
-    changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback") if model.get(k)]
-    if not byte_level or spec.get("normalizer") or changed:
-        what = f"model.{changed[0]}" if changed else "normalizer" if spec.get("normalizer") else f"pre_tokenizer {pre}"
-        raise UserError(f"{where}: not GPT-2's pre-tokenisation: {what} is not supported")
-    return model["vocab"], model["merges"]
+        raise UserError(f"{where}: a {model.get('type')} tokenizer; only BPE is supported")
+    pattern = pattern_of(spec)
+    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
+    normalizer = (spec.get("normalizer") or {}).get("type")
+    split = [part.get("type") for part in parts] == ["Split", "ByteLevel"]  # Qwen's
+    for_library = model.get("byte_fallback") or (split and normalizer in (None, "NFC"))
+    if pattern is None and not for_library:
+        what = "a normalizer" if normalizer else f"pre_tokenizer {pre}"
+        changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
+        what = f"model.{changed[0]}" if changed else what
+        raise UserError(f"{where}: not the pre-tokenisation of GPT-2, SmolLM2, Llama or Qwen: {what} is not supported")
+    return pattern
 
 
 def _check_side_files(directory: Path, special: dict[str, int]) -> None:
@@ -154,55 +187,38 @@ def _special_names(settings: dict) -> set[str]:
     return {v for v in contents if isinstance(v, str)}
 
 
-def _find_eot(vocab: dict[str, int], directory: Path) -> int:
-    """<|endoftext|> by name, else whatever the directory's files call the end of a text."""
-    if EOT in vocab:
-        return vocab[EOT]
-    for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
-        if (directory / name).exists():
-            eos = read_object(directory / name).get(key)
-            eos = eos.get("content") if isinstance(eos, dict) else eos
-            if isinstance(eos, int) or eos in vocab:
-                return eos if isinstance(eos, int) else vocab[eos]
-    raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
+def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dict[str, int | None], set[int], bool]:
+    """({"bos", "eos", "pad"}, all ids that end a text, whether bos comes before every text), from what the directory's files
+    say. Raises UserError if none says what ends a text."""
+    config, model = (
+        read_object(directory / name) if (directory / name).exists() else {} for name in ("tokenizer_config.json", "config.json")
+    )
 
+    def find(part: str) -> int | None:
+        named = config.get(f"{part}_token")
+        named = named.get("content") if isinstance(named, dict) else named
+        if isinstance(named, str) and named in ids:
+            return ids[named]
+        if EOT in ids and part == "eos":
+            return ids[EOT]
+        given = model.get(f"{part}_token_id")
+        given = given[0] if isinstance(given, list) and given else given
+        return given if isinstance(given, int) and not isinstance(given, bool) and given >= 0 else None
 
-def _ranks(vocab, merges, where) -> tuple[dict[bytes, int], list[int]]:
-    """tiktoken's {bytes: rank}, single bytes first and then the merges in order, and the model's id of each rank."""
-    characters = sorted((c for c in BYTE_OF if c in vocab), key=vocab.__getitem__)
-    if len(characters) < 256:  # tiktoken would panic on the first text that needs a missing one
-        missing = sorted(BYTE_OF[c] for c in BYTE_OF if c not in vocab)
-        raise UserError(
-            f"{where}: {len(missing)} of the 256 bytes have no token (first 0x{missing[0]:02x}), so some texts could not "
-            "be encoded; train it with initial_alphabet=ByteLevel.alphabet()"
-        )
-    ranks = {bytes([BYTE_OF[c]]): i for i, c in enumerate(characters)}
-    ids = [vocab[c] for c in characters]
-    pair_rank: dict[tuple[bytes, bytes], int] = {}
-    for left, right in merges:
-        a, b = (bytes(BYTE_OF[c] for c in part) for part in (left, right))
-        if a + b in ranks or a not in ranks or b not in ranks:
-            raise UserError(f"{where}: the merge {left!r} {right!r} is a repetition, or comes before its parts")
-        pair_rank[a, b] = ranks[a + b] = len(ranks)
-        ids.append(vocab[left + right])
-    _check_reachable(pair_rank, where)
-    return ranks, ids
-
-
-def _check_reachable(pair_rank: dict[tuple[bytes, bytes], int], where) -> None:
-    """Every token must come out of its own bytes by the listed pairs alone.
-
-    Then tiktoken, which merges any two neighbours whose union is a token, never does what the list does not: inside
-    the span of a token the list's order of merges leads to that token, so the last two parts before it are a listed pair.
-    A vocabulary that was trained has this property; one put together by hand may not, and its ids would differ.
-    """
-    for (a, b), rank in pair_rank.items():
-        parts = [bytes([c]) for c in a + b]
-        while len(parts) > 1:
-            best = min(range(len(parts) - 1), key=lambda i: pair_rank.get((parts[i], parts[i + 1]), rank + 1))
-            if pair_rank.get((parts[best], parts[best + 1]), rank + 1) > rank:
-                raise UserError(f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it")
-            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    bos, eos, pad = map(find, ("bos", "eos", "pad"))
+    if eos is None:
+        raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
+    more = model.get("eos_token_id")
+    ends = {i for i in (more if isinstance(more, list) else [more]) if isinstance(i, int) and i in ids.values()}
+    processors = spec.get("post_processor") or {}
+    begins = [
+        piece.get("SpecialToken", {}).get("id")
+        for p in processors.get("processors", [processors])
+        if p.get("type") == "TemplateProcessing"
+        for piece in p["single"][:1]
+    ]
+    adds_bos = bool(config.get("add_bos_token")) or (bos is not None and any(ids.get(name) == bos for name in begins))
+    return {"bos": bos, "eos": eos, "pad": eos if pad is None else pad}, ends, adds_bos
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -149,7 +149,7 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     result = fit(model, job.blocks, job.loss_fn, evaluate, settings, out, args.resume, job.unit, write)
     facts |= leave_model(model, base, plan, source, out, job.classifier)
     if job.template:
-        templates.save(job.template, setup.tokenizer.decode([setup.tokenizer.eot]), out)
+        templates.save(job.template, setup.tokenizer, out)
     peak = {"peak_rss_bytes": peak_rss()}
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
@@ -181,7 +181,7 @@ def say_kept(plan: Plan, result: dict) -> None:
 
 def _sample(asked: str, setup: Setup, template, model) -> str | None:
     """How the model goes on from --sample-prompt, greedily; without a model, only whether the prompt fits: UserError."""
-    ids = setup.tokenizer.encode(template.ask(asked) if template else asked).tolist()
+    ids = setup.tokenizer.prompt(template.ask(asked) if template else asked).tolist()
     steps = min(SAMPLE_TOKENS, room(setup.config, ids, None))
     if model is None:
         return None

@@ -14,14 +14,24 @@ CPU, GREEDY = torch.device("cpu"), Sampling()
 PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 2], [44] * 20]
 
 
+# BioMedLM scales attention by layer; GPT-Neo's window is shorter than what is written, and so is the second Llama's.
+KINDS = {
+    "gpt2": ("gpt2", {}),
+    "biomedlm": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    "gpt_neo": ("gpt_neo", {}),
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+}
+every_kind = pytest.mark.parametrize("name", KINDS)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, bpe_dir):
-    """Ours and transformers', of BioMedLM's kind too, where attention's scale differs by layer."""
+    """{kind: (ours, transformers')}."""
     out = {}
-    kinds = {"gpt2": {}, "biomedlm": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}}
-    for name, flags in kinds.items():
+    for name, (family, flags) in KINDS.items():
         directory = tmp_path_factory.mktemp(name)
-        theirs = make_hf_model(directory, bpe_dir, **flags)
+        theirs = make_hf_model(directory, bpe_dir, family=family, **flags)
         out[name] = hub.load_model(hub.find(str(directory))).eval(), theirs
     return out
 
@@ -45,7 +55,7 @@ def greedy_of_transformers(model, prompts, n, **flags):
     return [row[: row.index(0)] if 0 in row else row for row in rows]  # 0 is <|endoftext|>
 
 
-@pytest.mark.parametrize("name", ["gpt2", "biomedlm"])
+@every_kind
 def test_greedy_tokens_are_those_of_transformers(models, tok, name):
     ours, theirs = models[name]
     for prompt in PROMPTS:  # one by one, to the last position
@@ -58,33 +68,37 @@ def test_greedy_tokens_are_those_of_transformers(models, tok, name):
     assert any(len(c.ids) == n for c in batched)  # some row really went to the limit
 
 
-def test_repetition_penalty_is_that_of_transformers(models, tok):
-    ours, theirs = models["gpt2"]
+@every_kind
+def test_repetition_penalty_is_that_of_transformers(models, tok, name):
+    ours, theirs = models[name]
     for prompt in PROMPTS:
         mine = run(ours, tok, [prompt], 30, Sampling(repetition_penalty=1.7))[0].ids
         assert mine == greedy_of_transformers(theirs, [prompt], 30, repetition_penalty=1.7)[0]
         assert mine != run(ours, tok, [prompt], 30)[0].ids
 
 
+@every_kind
 @pytest.mark.parametrize("padded", [False, True])
-def test_cached_logits_equal_uncached_ones(models, padded):
-    model = models["gpt2"][0]
-    idx = torch.randint(0, 400, (2, 12), generator=torch.Generator().manual_seed(3))
-    real = torch.ones(2, 12, dtype=torch.bool)
+def test_cached_logits_equal_uncached_ones(models, padded, name):
+    model = models[name][0]
+    T = 20  # more than the windows
+    idx = torch.randint(0, 400, (2, T), generator=torch.Generator().manual_seed(3))
+    real = torch.ones(2, T, dtype=torch.bool)
     if padded:
         real[1, :5] = False
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    mask = torch.ones(12, 12, dtype=torch.bool).tril() & real[:, None, None, :] | torch.eye(12, dtype=torch.bool)
+    mask = torch.ones(T, T, dtype=torch.bool).tril() & real[:, None, None, :] | torch.eye(T, dtype=torch.bool)
     with torch.no_grad():
         whole = model.backbone(idx, pos, mask)
-        cache = make_cache(model.config, 2, 12, CPU, torch.float32)
-        steps = ((0, 7), (7, 10), (10, 11), (11, 12))
+        cache = make_cache(model.config, 2, T, CPU, torch.float32)
+        steps = ((0, 7), (7, 10), (10, 11), (11, 18), (18, 19), (19, T))
         parts = [model.backbone(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in steps]
     assert_near(torch.cat(parts, 1)[real], whole[real])
 
 
-def test_several_tokens_after_others_need_a_mask(models):
-    model = models["gpt2"][0]
+@every_kind
+def test_several_tokens_after_others_need_a_mask(models, name):
+    model = models[name][0]
     cache = make_cache(model.config, 1, 8, CPU, torch.float32)
     model.backbone(torch.tensor([[1, 2, 3]]), None, None, cache)
     with pytest.raises(ValueError, match="mask"):
@@ -127,8 +141,9 @@ def test_draws_follow_the_distribution():
     assert ((drawn / n - p).abs() <= 4 * error + 1e-12).all(), (drawn / n, p)  # four standard errors; 0 stays 0
 
 
-def test_a_seed_reproduces_whatever_the_batch(models, tok):
-    model, sampling = models["gpt2"][0], Sampling(temperature=1.0)
+@every_kind
+def test_a_seed_reproduces_whatever_the_batch(models, tok, name):
+    model, sampling = models[name][0], Sampling(temperature=1.0)
     first = run(model, tok, PROMPTS, 20, sampling, seed=7, batch_size=5)
     assert first == run(model, tok, PROMPTS, 20, sampling, seed=7, batch_size=2)
     assert first != run(model, tok, PROMPTS, 20, sampling, seed=8, batch_size=5)
@@ -144,8 +159,8 @@ def test_ends_at_end_of_text_and_at_markers(models, tok):
     cut = run(model, tok, [PROMPTS[0]], 40, markers=[marker, "no such thing"])[0]
     assert cut.stopped and cut.text == whole.text[: whole.text.index(marker)] and len(cut.ids) < 40
     ending = Ending(tok, ["###"])
-    over = ending.completion([*tok.encode("Yes.").tolist(), tok.eot], last=False)
-    assert (over.text, over.stopped) == ("Yes.", True) and tok.eot not in over.ids
+    over = ending.completion([*tok.encode("Yes.").tolist(), tok.eos], last=False)
+    assert (over.text, over.stopped) == ("Yes.", True) and tok.eos not in over.ids
     assert ending.completion(tok.encode("Yes.").tolist(), last=False) is None
     assert not ending.completion(tok.encode("Yes.").tolist(), last=True).stopped
     assert ending.printable(tok.encode("Yes. ##").tolist()) == "Yes. "

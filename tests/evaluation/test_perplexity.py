@@ -16,7 +16,7 @@ from nanomed.models.lora import LoRAConfig, inject
 from nanomed.precision import evaluating
 from nanomed.text.corpus import Selection, encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
-from tests.conftest import make_texts, write_jsonl
+from tests.conftest import every_family, linears, make_texts, write_jsonl
 
 CPU = torch.device("cpu")
 TEXTS = [*make_texts(7, 11, 3, 15), *make_texts(3, 12, 80, 160), "x", "é🙂 β-cell", *make_texts(2, 13, 40, 70)]
@@ -59,7 +59,11 @@ def reference(model_dir, texts, context, stride):
     return np.array(results)
 
 
-@pytest.mark.parametrize(("context", "stride"), [(64, 32), (64, 63), (17, 5), (64, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("model_dir", "context", "stride"),
+    [*(("gpt2", *windows) for windows in ((64, 32), (64, 63), (17, 5), (64, 1), (2, 1))), ("gpt_neo", 17, 5), ("llama", 17, 5)],
+    indirect=["model_dir"],
+)
 def test_against_transformers(model, model_dir, corpus, context, stride):
     if stride == 1 and context == 64:  # one window a token: a few documents will do
         corpus = encode_subset(corpus, 4)
@@ -79,6 +83,7 @@ def encode_subset(corpus, n):
     return Part
 
 
+@every_family
 def test_against_lm_eval(model_dir, model, bpe_dir, tmp_path):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -99,6 +104,7 @@ def test_against_lm_eval(model_dir, model, bpe_dir, tmp_path):
     assert score(model, corpus)["nll"] == pytest.approx(theirs, rel=1e-5)
 
 
+@every_family
 def test_invariant_to_batch_size_and_order(model, corpus):
     plain = score(model, corpus, batch_size=1)
     n = len(corpus.documents)
@@ -112,6 +118,7 @@ def test_invariant_to_batch_size_and_order(model, corpus):
         assert other["tokens_scored"] == plain["tokens_scored"]
 
 
+@every_family
 def test_padding_on_the_left_would_give_the_same(model, corpus):
     """The evaluator pads on the right, where causal attention does not look; under a mask, with positions that count real
     tokens, so does the other side."""
@@ -140,6 +147,7 @@ def test_every_token_is_scored_once_and_has_a_predecessor():
                 assert sorted(seen) == list(range(1, length)), (length, context, stride)
 
 
+@every_family
 def test_documents_do_not_leak_into_each_other(model, corpus, bpe_dir, tmp_path):
     alone = []
     for i, text in enumerate(TEXTS):
@@ -172,9 +180,10 @@ def test_bootstrap_covers_the_truth_about_95_times_in_100():
     assert ppl_interval(np.array([3.0]), np.array([1])) is None
 
 
+@every_family
 def test_eval_mode_is_entered_and_restored_adapter_dropout_included(model_dir, corpus):
     model = hub.load_model(hub.find(str(model_dir)))
-    inject(model, LoRAConfig(2, 4.0, 0.5, ("c_attn",)))
+    inject(model, LoRAConfig(2, 4.0, 0.5, linears(model)))
     for p in model.parameters():
         if p.requires_grad:
             torch.nn.init.normal_(p)
@@ -206,6 +215,7 @@ def test_a_non_finite_loss_names_the_document(model_dir, corpus):
         score(model, corpus)
 
 
+@every_family
 def test_bf16_is_near_fp32(model, corpus):
     exact = score(model, corpus)
     rounded = perplexity(model, [corpus.all()], 64, 32, 4, CPU, "bf16")

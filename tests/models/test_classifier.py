@@ -14,11 +14,12 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
 from nanomed.evaluation.baselines import beside_baselines, verdict
+from nanomed.models import FAMILIES as FAMILY
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, predict
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.text.heldout import HeldOut
 from nanomed.text.labelled import Labelled, Sides, class_weights, oversampled, read_labelled, targets_of
-from tests.conftest import assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
+from tests.conftest import FAMILIES, assert_near, assert_refused, every_family, linears, make_hf_model, make_texts, write_jsonl
 
 CPU = torch.device("cpu")
 TINY = ("--batch-size", 4, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -35,18 +36,13 @@ def theirs_on(model, ids, pad=0):
         return model(torch.tensor([[*i, *[pad] * (T - len(i))] for i in ids])).logits
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("k", [2, 5])
-def test_logits_are_those_of_transformers_both_ways(tmp_path, bpe_dir, k):
+def test_logits_are_those_of_transformers_both_ways(tmp_path, bpe_dir, k, family):
     # transformers' own file, read here
     names = {str(i): f"label {i}" for i in range(k)}
-    theirs = make_hf_model(
-        tmp_path / "theirs",
-        bpe_dir,
-        "GPT2ForSequenceClassification",
-        id2label=names,
-        pad_token_id=0,
-        label2id={v: int(i) for i, v in names.items()},
-    )
+    labels = {"id2label": names, "label2id": {v: int(i) for i, v in names.items()}, "pad_token_id": 0}
+    theirs = make_hf_model(tmp_path / "theirs", bpe_dir, FAMILIES[family][0][2], family=family, **labels)
     ours = hub.load_classifier(hub.find(str(tmp_path / "theirs"))).eval()
     ids = ragged()
     assert_near(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids))
@@ -59,14 +55,13 @@ def test_logits_are_those_of_transformers_both_ways(tmp_path, bpe_dir, k):
     assert_near(theirs_on(again, ids), predict(ours, ids, 0, 4, CPU, "fp32"))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("multi", [False, True])
-def test_loss_and_gradients_are_those_of_transformers(tmp_path, bpe_dir, multi):
+def test_loss_and_gradients_are_those_of_transformers(tmp_path, bpe_dir, multi, family):
     kind = "multi_label_classification" if multi else "single_label_classification"
     names = {str(i): f"label {i}" for i in range(3)}
-    flags = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-    theirs = make_hf_model(
-        tmp_path, bpe_dir, "GPT2ForSequenceClassification", id2label=names, pad_token_id=0, problem_type=kind, **flags
-    )
+    flags = {"id2label": names, "pad_token_id": 0, "problem_type": kind} | dict.fromkeys(FAMILY[family].DROPOUTS, 0.0)
+    theirs = make_hf_model(tmp_path, bpe_dir, FAMILIES[family][0][2], family=family, **flags)
     ours = hub.load_classifier(hub.find(str(tmp_path)))
     rng = np.random.default_rng(1)
     targets = rng.integers(0, 2, (9, 3)).astype(float) if multi else rng.integers(0, 3, 9)
@@ -77,9 +72,11 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path, bpe_dir, multi):
     expected.backward()
     assert_near(loss / count, expected)
     assert_near(ours.score.weight.grad, theirs.score.weight.grad, 1e-4)
-    assert_near(ours.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, 1e-4)
+    embedding = ours.family.EMBEDDING
+    assert_near(ours.get_parameter(embedding).grad, theirs.get_parameter(embedding).grad, 1e-4)
 
 
+@every_family
 def test_padding_and_batch_size_change_nothing(tmp_path, model_dir):
     model = Classifier(hub.load_model(hub.find(str(model_dir))), ["a", "b"], False, 0).eval()
     ids = ragged(12)
@@ -88,9 +85,10 @@ def test_padding_and_batch_size_change_nothing(tmp_path, model_dir):
     assert_near(predict(model, ids, 7, 5, CPU, "fp32"), one_by_one)
 
 
+@every_family
 def test_an_adapter_with_its_head_loads_in_peft_and_here(tmp_path, model_dir):
     lm = hub.load_model(hub.find(str(model_dir)))
-    inject(lm, LoRAConfig(4, 8.0, 0.0, ("c_attn", "c_fc")))
+    inject(lm, LoRAConfig(4, 8.0, 0.0, linears(lm)))
     model = Classifier(lm, ["no", "maybe", "yes"], False, 0).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():

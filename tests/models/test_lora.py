@@ -10,9 +10,9 @@ from nanomed.errors import UserError
 from nanomed.models import gpt2
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, LoRALinear, inject, lora_layers, merge_and_unwrap
-from tests.conftest import assert_near
+from tests.conftest import assert_near, every_family, linears
 
-TARGETS = ("c_attn", "c_proj", "c_fc")  # c_proj of the attention is square: a wrong orientation would not show in shapes
+# Adapters go on all linear layers of a block: some are square, where a wrong orientation would not show in shapes.
 X = torch.arange(40).reshape(2, 20)
 
 
@@ -31,17 +31,31 @@ def stir(model):
 @pytest.fixture
 def adapted(model_dir):
     model = load(model_dir)
-    inject(model, LoRAConfig(4, 12.0, 0.0, TARGETS))
+    inject(model, LoRAConfig(4, 12.0, 0.0, linears(model)))
     return stir(model)
 
 
+@every_family
 def test_starts_as_identity_and_trains_only_the_adapter(model_dir):
     model = load(model_dir)
     before = model(X)
-    inject(model, LoRAConfig(4, 8.0, 0.0, ("c_attn",)))
+    inject(model, LoRAConfig(4, 8.0, 0.0, model.family.LORA_TARGETS))
     assert torch.equal(model(X), before)
     names = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert names == {f"transformer.h.{i}.attn.c_attn.lora_{ab}.weight" for i in range(3) for ab in "AB"}
+    layers = {
+        "gpt2": ["transformer.h.{}.attn.c_attn"],
+        "gpt_neo": ["transformer.h.{}.attn.attention.q_proj", "transformer.h.{}.attn.attention.v_proj"],
+        "llama": ["model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"],
+    }[model.config.model_type]
+    assert names == {f"{layer.format(i)}.lora_{ab}.weight" for layer in layers for i in range(3) for ab in "AB"}
+
+
+@every_family
+def test_the_default_targets_are_pefts(model_dir):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=bool(load(model_dir).family.CONV1D))
+    targets = peft.get_peft_model(theirs, config).peft_config["default"].target_modules
+    assert set(targets) == set(load(model_dir).family.LORA_TARGETS)
 
 
 def test_initial_a_is_kaiming_uniform():
@@ -51,6 +65,7 @@ def test_initial_a_is_kaiming_uniform():
     assert not layer.lora_B.weight.any()
 
 
+@every_family
 def test_an_adapter_written_here_gives_the_same_logits_in_peft(adapted, model_dir, tmp_path):
     hub.save_adapter(adapted, tmp_path, str(model_dir), model_dir)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
@@ -60,8 +75,10 @@ def test_an_adapter_written_here_gives_the_same_logits_in_peft(adapted, model_di
     assert (plain - theirs(X).logits).abs().max() > 0.1
 
 
+@every_family
 def test_an_adapter_written_by_peft_gives_the_same_logits_and_gradients_here(model_dir, tmp_path):
-    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=list(TARGETS), fan_in_fan_out=True, task_type="CAUSAL_LM")
+    conv1d, targets = bool(load(model_dir).family.CONV1D), list(linears(load(model_dir)))
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, fan_in_fan_out=conv1d, task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(model_dir), config)
     torch.manual_seed(4)
     for name, p in theirs.named_parameters():
@@ -81,6 +98,7 @@ def test_an_adapter_written_by_peft_gives_the_same_logits_and_gradients_here(mod
     assert not grads
 
 
+@every_family
 def test_peft_merges_to_the_same_weights(adapted, model_dir, tmp_path):
     hub.save_adapter(adapted, tmp_path / "adapter", str(model_dir), model_dir)
     merge_and_unwrap(adapted)
@@ -92,6 +110,7 @@ def test_peft_merges_to_the_same_weights(adapted, model_dir, tmp_path):
         assert_near(a, b, 1e-6, name)
 
 
+@every_family
 def test_merged_equals_adapter_and_the_change_is_what_was_added(adapted):
     with_adapter = adapted(X)
     weights = {n: m.base_layer.weight.clone() for n, m in lora_layers(adapted).items()}
@@ -119,10 +138,11 @@ def test_merging_into_bf16_computes_in_fp32():
     assert torch.equal(base.weight, expected)
 
 
+@every_family
 def test_dropout_falls_on_the_adapter_alone_and_only_in_training(model_dir):
     model = load(model_dir)
     plain = model(X)
-    inject(model, LoRAConfig(4, 8.0, 0.5, ("c_attn",)))
+    inject(model, LoRAConfig(4, 8.0, 0.5, linears(model)))
     model.train()
     assert torch.equal(model(X), plain)  # B is zero: what dropout does cannot show
     stir(model)

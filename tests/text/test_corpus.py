@@ -75,7 +75,7 @@ def test_every_format_gives_the_same_documents(tmp_path, tokenizer, suffix):
     assert corpus.sha256 == hashlib.sha256(b"".join(t.encode() + b"\0" for t in TEXTS)).hexdigest()
     for i, text in enumerate(TEXTS):
         ids = corpus.all().ids(i)
-        assert ids[0] == tokenizer.eot and tokenizer.decode(ids[1:]) == text
+        assert ids[0] == tokenizer.lead and tokenizer.decode(ids[1:]) == text
         row = corpus.documents[i]
         assert (row["n_bytes"], row["n_words"]) == (len(text.encode()), len(text.split()))
 
@@ -248,7 +248,7 @@ def test_a_stream_predicts_every_token_once_after_its_true_predecessor(tmp_path,
         targets = np.concatenate([blocks[i][1][blocks[i][1] != IGNORE] for i in order])
         whole = [*idx[:1], *targets]  # the stream again: documents in some order, each led by <|endoftext|>
         assert np.array_equal(idx, whole[:-1])
-        starts = [i for i, t in enumerate(whole) if t == tokenizer.eot]
+        starts = [i for i, t in enumerate(whole) if t == tokenizer.lead]
         documents = [tuple(whole[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
         assert sorted(documents) == expected
         assert all(len(b[0]) == len(b[1]) == 16 for b in blocks)

@@ -27,7 +27,7 @@ from nanomed.text.instructions import (
 )
 from nanomed.text.templates import TEMPLATES, load_template
 from nanomed.text.tokenizer import load_tokenizer
-from tests.conftest import assert_near, make_texts, write_jsonl
+from tests.conftest import assert_near, every_family, make_texts, write_jsonl
 
 # What must be supervised (the end besides) and the whole text before it, written out by hand for each template.
 EXPECTED = {
@@ -69,7 +69,7 @@ def encode(tok, items, template="response", context=1000):
 def test_the_response_and_its_end_are_supervised_and_nothing_else(tok, template, input):
     prompt, response = EXPECTED[template, input]
     (example,) = encode(tok, [Instruction("What is flu?", input, "A viral disease.")], template).examples
-    assert supervised(tok, example) == [*tok.encode(response).tolist(), tok.eot]
+    assert supervised(tok, example) == [*tok.encode(response).tolist(), tok.eos]
     assert tok.decode(example.ids[: example.start]) == prompt
     idx, targets = collate([[example]])
     assert tok.decode(idx[0]) == prompt + response  # the end is predicted and never an input
@@ -80,9 +80,9 @@ def test_the_response_and_its_end_are_supervised_and_nothing_else(tok, template,
 def test_a_marker_or_a_brace_in_the_answer_is_text_like_any_other(tok):
     answer = "Write ### Response:\nand {instruction} <|endoftext|> ### Instruction:\nAgain"
     (example,) = encode(tok, [Instruction("How {response}?", "", answer)]).examples
-    assert supervised(tok, example) == [*tok.encode(answer).tolist(), tok.eot]
+    assert supervised(tok, example) == [*tok.encode(answer).tolist(), tok.eos]
     assert tok.decode(example.ids[: example.start]) == "### Instruction:\nHow {response}?\n### Response:\n"
-    assert example.ids.tolist().count(tok.eot) == 1  # the one that was put there
+    assert example.ids.tolist().count(tok.eos) == 1  # the one that was put there
 
 
 def test_truncated_dropped_and_empty_examples_are_counted(tok):
@@ -91,7 +91,7 @@ def test_truncated_dropped_and_empty_examples_are_counted(tok):
     response = tok.encode(item.response).tolist()
     whole = n_prompt + len(response) + 1
     fits = encode(tok, [item], context=whole - 1)  # the end is no input
-    assert fits.truncated == 0 and supervised(tok, fits.examples[0]) == [*response, tok.eot]
+    assert fits.truncated == 0 and supervised(tok, fits.examples[0]) == [*response, tok.eos]
     cut = encode(tok, [item], context=whole - 2)
     assert cut.truncated == 1 and supervised(tok, cut.examples[0]) == response  # a cut answer teaches no end
     cut = encode(tok, [item], context=n_prompt)
@@ -99,7 +99,7 @@ def test_truncated_dropped_and_empty_examples_are_counted(tok):
     none = encode(tok, [item, item], context=n_prompt - 1)
     assert (none.dropped, none.examples) == (2, [])
     empty = encode(tok, [Instruction("What is flu?", "", "")])
-    assert empty.empty == 1 and supervised(tok, empty.examples[0]) == [tok.eot]
+    assert empty.empty == 1 and supervised(tok, empty.examples[0]) == [tok.eos]
     assert str(Encoded([], 3, 2, 1)) == ", 3 truncated, 2 dropped (no room for an answer), 1 with an empty response"
 
 
@@ -136,6 +136,7 @@ def test_layout_of_a_packed_row():
     assert targets.tolist() == [[IGNORE, 13, 22], [22, IGNORE, IGNORE]]
 
 
+@every_family
 def test_packed_examples_have_the_loss_and_gradients_that_they_have_alone(model_dir):
     model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
     examples = many()
@@ -171,7 +172,7 @@ def test_text_is_replayed_whole_and_in_pieces(tok, tmp_path):
     ids = np.concatenate([e.ids[e.start :] for e in pieces])
     assert ids.tolist() == np.concatenate([tok.encode(t) for t in texts]).tolist()  # each token predicted once
     assert max(len(e.ids) for e in pieces) == 17
-    assert pieces[0].ids[0] == tok.eot
+    assert pieces[0].ids[0] == tok.eos
     few = text_examples(corpus.all(), 1000, limit=2, seed=0)
     assert len(few) == 2 and {tok.decode(e.ids[1:]) for e in few} < set(texts)
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomed.errors import UserError
-from nanomed.text.tokenizer import BYTE_OF, EOT, load_tokenizer
+from nanomed.text.byte_level import BYTE_OF
+from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.conftest import WORDS
 
 EDGES = [
@@ -102,9 +103,9 @@ def test_edges(pair, text):
     ours, theirs = pair
     ids = ours.encode(text).tolist()
     assert ids == theirs.encode(text, split_special_tokens=True)
-    assert ours.eot not in ids
-    assert ours.eot == theirs.eos_token_id
-    assert ours.decode([*ids, ours.eot]) == text + EOT
+    assert ours.eos not in ids
+    assert ours.eos == theirs.eos_token_id
+    assert ours.decode([*ids, ours.eos]) == text + EOT
 
 
 def test_every_code_point_between_letters_digits_and_blanks(bpe_dir):
@@ -122,7 +123,7 @@ def test_gpt2s_own_vocabulary_where_there_is_one():
     if "NANOMED_GPT2_BPE" not in os.environ:
         pytest.skip("GPT-2's own files are not part of the project; NANOMED_GPT2_BPE=DIR names them")
     tokenizer = load_tokenizer(os.environ["NANOMED_GPT2_BPE"])
-    assert tokenizer.eot == 50256 and tokenizer.vocab_size == 50257
+    assert tokenizer.lead == 50256 and tokenizer.vocab_size == 50257
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]  # transformers' documentation of GPT2Tokenizer
     theirs = oracle(os.environ["NANOMED_GPT2_BPE"])
     for text in [*EDGES, " ".join(WORDS), Path(__file__).read_text()]:

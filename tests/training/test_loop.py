@@ -21,7 +21,7 @@ from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint
 from nanomed.training.loop import Settings, fit, learning_rate, make_optimizer
-from tests.conftest import assert_near, make_texts, write_jsonl
+from tests.conftest import assert_near, every_family, linears, make_texts, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def records(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@every_family
 @pytest.mark.parametrize("batch_size, grad_accum", [(1, 8), (3, 3), (4, 2)])
 def test_accumulated_equals_one_batch_on_ragged_data(model_dir, tmp_path, plain_steps, batch_size, grad_accum):
     before = weights(hub.load_model(hub.find(str(model_dir))))
@@ -121,6 +122,7 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
         torch.testing.assert_close(q, p.detach(), atol=1e-10, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@every_family
 def test_the_first_loss_and_its_gradient_in_fp32_are_those_of_transformers(model, model_dir, tmp_path):
     """The update above once more as it is really done: in fp32, with the loss that never holds all logits."""
     data = Ragged(4, 2)
@@ -154,11 +156,13 @@ def test_schedule_is_that_of_transformers_shifted_by_one():
     assert [learning_rate(0, 1, s), learning_rate(0, 1, Settings(lr=2.0, warmup_ratio=0))] == [2.0, 2.0]
 
 
+@every_family
 def test_only_matrices_and_embeddings_are_decayed(model):
     optimizer = make_optimizer(model, Settings(lr=1.0, weight_decay=0.1))
     decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
-        plain = name.endswith("bias") or "ln_" in name
+        plain = p.dim() < 2  # biases, gains of norms
+        assert plain == (name.endswith("bias") or "ln_" in name or "norm" in name)
         assert decayed[id(p)] == (0.0 if plain else 0.1), name
     assert len(decayed) == len(list(model.parameters()))
 
@@ -166,6 +170,7 @@ def test_only_matrices_and_embeddings_are_decayed(model):
 FIRST_LOSSES = {}
 
 
+@every_family
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_training_lowers_the_loss_in_every_dtype(model, corpus, tmp_path, dtype):
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
@@ -177,15 +182,16 @@ def test_training_lowers_the_loss_in_every_dtype(model, corpus, tmp_path, dtype)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@every_family
 def test_lora_trains_the_adapter_alone_over_a_base_stored_in_bf16(model, corpus, tmp_path):
-    inject(model, LoRAConfig(4, 8.0, 0.0, ("c_attn",)))
+    inject(model, LoRAConfig(4, 8.0, 0.0, linears(model)[:-1]))
     store_frozen(model, "bf16", torch.device("cpu"))
     before = weights(model)
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
     fit(model, data, clm_loss, None, Settings(lr=1e-2, max_steps=10, log_every=1, dtype="bf16"), tmp_path)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != ("lora_" in name), name
-        frozen_linear = "base_layer" in name or (".c_" in name and "lora" not in name)
+        frozen_linear = "lora_" not in name and any(f".{linear}." in name for linear in linears(model))
         assert p.dtype == (torch.bfloat16 if frozen_linear else torch.float32), name
     assert records(tmp_path)[-1]["loss"] < records(tmp_path)[0]["loss"]
 
@@ -246,6 +252,7 @@ def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
     assert [r["val_loss"] for r in records(tmp_path) if "val_loss" in r] == [5.0, 4.0, 3.0, 3.5, 3.2]
 
 
+@every_family
 def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, monkeypatch):
     """Dropout on, LoRA, fp16 whose scaler had to come down: every kind of state there is; stopped by an error between two
     checkpoints."""
@@ -255,7 +262,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, m
     def start(out, fail_at=None):
         torch.manual_seed(9)
         model = hub.load_model(hub.find(str(model_dir)), dropout=0.1)
-        inject(model, LoRAConfig(4, 8.0, 0.2, ("c_attn",)))
+        inject(model, LoRAConfig(4, 8.0, 0.2, model.family.LORA_TARGETS))
         out.mkdir(exist_ok=True)
         s = Settings(lr=1e-3, max_steps=9, save_every=2, log_every=2, dtype="fp16")
         calls = []

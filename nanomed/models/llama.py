@@ -1,0 +1,209 @@
+"""Llama and what is built like it (Llama 2 and 3, TinyLlama, SmolLM2, Mistral, Qwen 2.5 and 3): one page.
+
+Touvron et al., "LLaMA" (2023), section 2.2. Against GPT-2: norms divide by the root mean square and subtract nothing (Zhang &
+Sennrich 2019); positions turn queries and keys instead of being added to the input (Su et al. 2021, RoFormer, section 3.2);
+the MLP has a gate (Shazeer 2020, SwiGLU); several heads of queries share one of keys and values (Ainslie et al. 2023); few
+layers have biases.
+
+Letters in the shape comments: B batch, T time, C channels (hidden_size), nh heads, hs head size (head_dim).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from nanomed.errors import UserError
+from nanomed.models.attention import attend, within
+from nanomed.models.gpt2 import ACTIVATIONS
+from nanomed.models.rope import rope_frequencies, rotate
+
+ARCHITECTURES = {
+    kind: (f"{name}ForCausalLM", f"{name}ForSequenceClassification")
+    for kind, name in (("llama", "Llama"), ("mistral", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3"))
+}
+DEFAULTS = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "use_sliding_window": True},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+}
+FIXED = {"rope_interleaved": False}  # SmolLM2's configs say so
+INERT = {"pretraining_tp", "is_llama_config"}
+DROPOUTS = ("attention_dropout",)
+BACKBONE = "model"
+EMBEDDING = "model.embed_tokens.weight"
+CONV1D = ()
+BUFFERS = (".rotary_emb.inv_freq",)
+RESIDUAL = ("o_proj.weight", "down_proj.weight")
+LORA_TARGETS = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of Hugging Face's `config.json` that change what the model computes. Sizes have no defaults: the members of
+    the family would have different ones."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    model_type: str = "llama"
+    num_key_value_heads: int | None = None  # None: as many as there are of queries
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False  # of q, k, v and o; Qwen 2's q, k and v have one always
+    mlp_bias: bool = False
+    rope_theta: float | None = None  # 10,000 where nothing says otherwise
+    rope_scaling: dict | None = None  # nanomed.models.rope
+    rope_parameters: dict | None = None  # theta and scaling together, as transformers 5 writes them
+    sliding_window: int | None = None
+    use_sliding_window: bool = False
+    max_window_layers: int = 0  # layers before this one have no window
+    layer_types: list | None = None  # the same, a word a layer
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"hidden_act {self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        _, n_kv, hs = self.cache_shape
+        if self.num_attention_heads % n_kv or hs % 2:
+            raise UserError(f"{self.num_attention_heads} heads of size {hs} over {n_kv} of keys: do not divide evenly")
+        kinds = self.layer_types
+        if kinds and (len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}):
+            raise UserError(f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}")
+        known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": ("mistral", "qwen2", "qwen3")}
+        for field, members in known.items():
+            if getattr(self, field) and self.model_type not in members:
+                raise UserError(f"{field} of a {self.model_type} is not supported; {' and '.join(members)} have one")
+        self.rope()  # raises for what is not honoured
+
+    def rope(self) -> tuple[torch.Tensor, float]:
+        """How fast each pair of channels turns: rope_frequencies() of both ways of writing it down."""
+        scaling = dict(self.rope_parameters or self.rope_scaling or {})
+        theta = scaling.pop("rope_theta", None) or self.rope_theta or 10_000.0
+        return rope_frequencies(self.cache_shape[2], theta, scaling, self.max_position_embeddings)
+
+    def windows(self) -> list[int | None]:
+        """How far back each layer looks."""
+        if not (self.use_sliding_window and self.sliding_window):
+            return [None] * self.num_hidden_layers
+        sliding = [kind == "sliding_attention" for kind in self.layer_types or ()]
+        sliding = sliding or [layer >= self.max_window_layers for layer in range(self.num_hidden_layers)]
+        return [self.sliding_window if s else None for s in sliding]
+
+    @property
+    def n_positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def n_embd(self) -> int:
+        return self.hidden_size
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        heads = self.num_key_value_heads or self.num_attention_heads
+        return self.num_hidden_layers, heads, self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        C, (_, n_kv, hs) = config.hidden_size, config.cache_shape
+        self.hs = hs
+        bias = config.attention_bias or config.model_type == "qwen2"
+        self.q_proj = nn.Linear(C, config.num_attention_heads * hs, bias=bias)
+        self.k_proj = nn.Linear(C, n_kv * hs, bias=bias)
+        self.v_proj = nn.Linear(C, n_kv * hs, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * hs, C, bias=config.attention_bias)
+        if config.model_type == "qwen3":  # a norm of each head, before it is turned
+            self.q_norm = RMSNorm(hs, config.rms_norm_eps)
+            self.k_norm = RMSNorm(hs, config.rms_norm_eps)
+        self.normed = config.model_type == "qwen3"
+        self.attention_dropout = config.attention_dropout
+
+    def forward(self, x, cos, sin, mask=None, cache=None):
+        B, T, _ = x.shape
+        q, k, v = (proj(x).view(B, T, -1, self.hs) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs); k and v have fewer heads
+        dropout = self.attention_dropout if self.training else 0.0
+        return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, cache, dropout=dropout))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x):
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, mask=None, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """Everything below the head: token ids (B, T) in, hidden states (B, T, C) after the last norm out."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.n_positions, self.windows = config.max_position_embeddings, config.windows()
+        self.inv_freq, self.rope_factor = config.rope()  # no buffer: files do not hold it, and it stays fp32
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
+
+    def forward(self, idx, pos=None, mask=None, cache=None):
+        T = idx.size(1)
+        if self.n_positions < T:
+            raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
+        if pos is None:
+            pos = torch.arange(T, device=idx.device)[None]
+        angles = pos[:, None, :, None].float() * self.inv_freq.to(idx.device)  # (B or 1, 1, T, hs / 2)
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
+        S = T + (cache[0].n if cache else 0)
+        masks = {window: within(window, mask, T, S, idx.device) for window in set(self.windows)}
+        x = self.embed_tokens(idx)  # (B, T, C)
+        for layer, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, masks[window], use_reentrant=False)
+            else:
+                x = block(x, cos, sin, masks[window], cache[layer] if cache else None)
+        return self.norm(x)

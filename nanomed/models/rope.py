@@ -1,0 +1,66 @@
+"""Rotary positions (Su et al. 2021, RoFormer, section 3.2), and the ways to stretch them beyond the length of pretraining."""
+
+import math
+
+import torch
+
+from nanomed.errors import UserError
+
+
+def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> tuple[torch.Tensor, float]:
+    """By how many radians each pair of channels turns from one position to the next, fp32 (hs / 2,), and a factor on cosine and
+    sine. Pair i turns by theta^(-2i / hs), but for what `scaling` (config.json's) says by its `rope_type`:
+
+        default   nothing
+        linear    all turn `factor` times slower (Chen et al. 2023, position interpolation)
+        llama3    slow pairs do, fast ones do not, with a passage between (Llama 3.1)
+        yarn      the same, the passage being a ramp over pairs, and scores are sharpened (Peng et al. 2023, section 3.2 to 3.4)
+
+    Raises UserError for any other type, and for a key that is not read here: a model that was trained with it is another one.
+    """
+    rope = dict(scaling)
+    older = rope.pop("type", None)  # the key's name before transformers 4.43
+    kind = rope.pop("rope_type", None) or older or "default"
+    original = rope.pop("original_max_position_embeddings", None) or n_positions
+    inv_freq = 1.0 / (theta ** (torch.arange(0, hs, 2, dtype=torch.int64, device="cpu").float() / hs))
+    sharpened = 1.0
+    if kind == "linear":
+        inv_freq = inv_freq / _number(rope, "factor")
+    elif kind == "llama3":
+        factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        length = 2 * math.pi / inv_freq  # of a full turn, in positions
+        smooth = (original / length - low) / (high - low)
+        between = (1 - smooth) * inv_freq / factor + smooth * inv_freq
+        faster = torch.where(length < original / high, inv_freq, between)
+        inv_freq = torch.where(length > original / low, inv_freq / factor, faster)
+    elif kind == "yarn":
+        factor = _number(rope, "factor")
+        fast, slow = _number(rope, "beta_fast", 32), _number(rope, "beta_slow", 1)
+        sharpened = _number(rope, "attention_factor", 0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+        # the pairs that make `fast` and `slow` turns within the original length
+        low, high = (hs * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
+        if rope.pop("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, hs - 1)
+        ramp = ((torch.arange(hs // 2, device="cpu").float() - low) / (high - low or 0.001)).clamp(0, 1)
+        inv_freq = inv_freq / factor * ramp + inv_freq * (1 - ramp)
+    elif kind != "default":
+        raise UserError(f"rope_type {kind!r} is not supported; default, linear, llama3 and yarn are")
+    odd = [key for key, value in rope.items() if value is not None and (key, value) != ("partial_rotary_factor", 1.0)]
+    if odd:
+        raise UserError(f"rope scaling of type {kind}: {odd[0]} = {rope[odd[0]]!r} is not supported")
+    return inv_freq, sharpened
+
+
+def _number(rope: dict, key: str, otherwise: float | None = None) -> float:
+    value = rope.pop(key, None)
+    value = otherwise if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"rope scaling: {key} must be a positive number, not {value!r}")
+    return value
+
+
+def rotate(x, cos, sin):
+    """Turn each pair of channels (i, i + hs / 2) of x (B, nh, T, hs) by its angle; cos and sin (B or 1, 1, T, hs)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-b, a), dim=-1) * sin.to(x.dtype)

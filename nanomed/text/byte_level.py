@@ -1,0 +1,126 @@
+"""Byte-level BPE from a model directory's own files, run by tiktoken: GPT-2's, SmolLM2's and Llama 3's kind.
+
+tiktoken knows a vocabulary as {bytes: rank}: it merges, of all neighbouring pairs whose union is in the vocabulary, the
+one of lowest rank, and gives out ranks as ids. Hugging Face's files say the same in three parts: which bytes a token's
+characters stand for, in which order pairs merge, and which id each token has. So ranks are made from the order of the
+merges, and a table turns ranks into the model's ids, whatever their order.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from nanomed.errors import UserError
+
+# Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off `\s++$` change
+# no result; they keep long runs of blanks linear.
+# GPT-2's (encoder.py of its release):
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# SmolLM2's: each digit by itself, then GPT-2's.
+DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?=\p{N})|\s+(?!\S)|\s"
+# Llama 3's, as its tokenizer.json has it, and for tiktoken:
+LLAMA3_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2 writes each byte as a printable character: itself where it is one, else the next from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF = _byte_characters()
+
+
+class Unencodable(UserError):
+    """A text that has no ids."""
+
+
+class ByteLevel:
+    """Text to ids and back, without special tokens. `vocab`: {token: id}; `merges`: pairs in order; `pattern`: of the pieces."""
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, all_splits: bool, where: Path):
+        ranks, ids = _ranks(vocab, merges, all_splits, where)
+        self.encoding = tiktoken.Encoding(where.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self._id_of_rank = np.array(ids, dtype=np.uint32)
+        self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
+        self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
+        self.pattern = pattern
+
+    def content(self) -> bytes:
+        """Everything that decides the ids of a piece."""
+        return b"".join(b"%d %d %b" % (len(token), i, token) for i, token in self.tokens.items())
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises Unencodable for a lone surrogate, which tiktoken would replace silently, for a byte that has no token, and for
+        a million blanks in a row, which overflow the pre-tokeniser's stack."""
+        try:
+            raw = text.encode("utf-8")
+            if len(raw.translate(None, self._without_token)) < len(raw):
+                byte = next(b for b in raw if b in self._without_token)
+                raise Unencodable(f"a text cannot be encoded: its byte 0x{byte:02x} has no token; it begins {text[:40]!r}")
+            return self._id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
+        except ValueError as e:
+            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+
+
+def pattern_of(spec: dict) -> str | None:
+    """The pattern of a tokenizer.json whose every part is known to be one of the three kinds; None if it is another's."""
+    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if spec.get("normalizer") or any(model.get(key) for key in odd):
+        return None
+    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
+    kinds = [part.get("type") for part in parts]
+    if not kinds or kinds[-1] != "ByteLevel" or parts[-1].get("add_prefix_space"):
+        return None
+    own_regex = parts[-1].get("use_regex", True)
+    if kinds == ["ByteLevel"] and own_regex:
+        return GPT2
+    if kinds == ["Digits", "ByteLevel"] and own_regex and parts[0].get("individual_digits"):
+        return DIGITS
+    isolated = {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
+    return LLAMA3 if len(parts) == 2 and not own_regex and parts[0] == isolated else None
+
+
+def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], list[int]]:
+    """tiktoken's {bytes: rank}, single bytes first and then the merges in order, and the model's id of each rank.
+
+    all_splits: the list was itself made from ranks (Llama 3's was), and names one after the other every pair that a token can be
+    made of; these have one rank."""
+    characters = sorted((c for c in BYTE_OF if c in vocab), key=vocab.__getitem__)
+    ranks = {bytes([BYTE_OF[c]]): i for i, c in enumerate(characters)}
+    ids = [vocab[c] for c in characters]
+    pair_rank: dict[tuple[bytes, bytes], int] = {}
+    last = None
+    for left, right in merges:
+        a, b = (bytes(BYTE_OF[c] for c in part) for part in (left, right))
+        again = all_splits and a + b == last and (a, b) not in pair_rank
+        if (a + b in ranks and not again) or a not in ranks or b not in ranks:
+            raise UserError(f"{where}: the merge {left!r} {right!r} is a repetition, or comes before its parts")
+        if not again:
+            ranks[a + b] = len(ranks)
+            ids.append(vocab[left + right])
+        pair_rank[a, b], last = ranks[a + b], a + b
+    _check_reachable(pair_rank, where)
+    return ranks, ids
+
+
+def _check_reachable(pair_rank: dict[tuple[bytes, bytes], int], where) -> None:
+    """Every token must come out of its own bytes by the listed pairs alone.
+
+    Then tiktoken, which merges any two neighbours whose union is a token, never does what the list does not: inside
+    the span of a token the list's order of merges leads to that token, so the last two parts before it are a listed pair.
+    A vocabulary that was trained has this property; one put together by hand may not, and its ids would differ.
+    """
+    for (a, b), rank in pair_rank.items():
+        parts = [bytes([c]) for c in a + b]
+        while len(parts) > 1:
+            best = min(range(len(parts) - 1), key=lambda i: pair_rank.get((parts[i], parts[i + 1]), rank + 1))
+            if pair_rank.get((parts[best], parts[best + 1]), rank + 1) > rank:
+                raise UserError(f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it")
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
