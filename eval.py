@@ -123,7 +123,7 @@ def ppl(args):
     print(
         f"perplexity {tables.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
-        f"stride {result['stride']}, {result['tokens_per_s']:,.0f} a second"
+        f"stride {result['stride']}, each document after {result['begins_with']}, {result['tokens_per_s']:,.0f} a second"
     )
     save(args, result)
 

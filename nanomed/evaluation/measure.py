@@ -63,8 +63,13 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
     context = context or min(o.model.config.n_positions, 1024)
     stride = stride or max(1, context // 2)
     result = perplexity(o.model, [corpus.all()], context, stride, batch_size, o.device, o.dtype, seed=seed)
-    vocab_size = o.model.config.vocab_size
-    return result | {"data_sha256": corpus.sha256, "bad_rows": corpus.bad_rows, "model": o.name, "vocab_size": vocab_size}
+    return result | {
+        "data_sha256": corpus.sha256,
+        "bad_rows": corpus.bad_rows,
+        "model": o.name,
+        "vocab_size": o.model.config.vocab_size,
+        "begins_with": o.tokenizer.name(o.tokenizer.lead),
+    }
 
 
 def trained_with(directory: Path) -> dict:

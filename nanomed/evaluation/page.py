@@ -90,7 +90,8 @@ def ppl_page_cell(ppl: float, vocab_size: int | None, note: str = "") -> dict:
 def windows(ppl: dict[str, dict]) -> tuple[str, str]:
     """How every text was cut for every model; ppl: one model's results."""
     r = next(iter(ppl.values()))
-    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text"
+    begins = f"; each document after {r['begins_with']}" if "begins_with" in r else ""
+    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text{begins}"
 
 
 def machine(o: measure.Opened) -> list[tuple[str, str]]:

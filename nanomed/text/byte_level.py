@@ -90,8 +90,8 @@ def pattern_of(spec: dict) -> str | None:
 def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], list[int]]:
     """tiktoken's {bytes: rank}, single bytes first and then the merges in order, and the model's id of each rank.
 
-    all_splits: the list was itself made from ranks (Llama 3's was), and names one after the other every pair that a token can be
-    made of; these have one rank."""
+    all_splits: the list was itself made from ranks (Llama 3's was), and names one after the other every pair of tokens that a
+    token can be made of, also of ones that come later; these pairs have one rank."""
     characters = sorted((c for c in BYTE_OF if c in vocab), key=vocab.__getitem__)
     ranks = {bytes([BYTE_OF[c]]): i for i, c in enumerate(characters)}
     ids = [vocab[c] for c in characters]
@@ -100,7 +100,8 @@ def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], li
     for left, right in merges:
         a, b = (bytes(BYTE_OF[c] for c in part) for part in (left, right))
         again = all_splits and a + b == last and (a, b) not in pair_rank
-        if (a + b in ranks and not again) or a not in ranks or b not in ranks:
+        known = {left, right} <= vocab.keys() if all_splits else a in ranks and b in ranks
+        if (a + b in ranks and not again) or not known:
             raise UserError(f"{where}: the merge {left!r} {right!r} is a repetition, or comes before its parts")
         if not again:
             ranks[a + b] = len(ranks)

@@ -149,13 +149,15 @@ def test_a_lone_surrogate_is_an_error(pair):
         pair[0].encode("a\ud800b")
 
 
-def test_a_vocabulary_without_all_bytes_is_refused(bpe_dir, tmp_path):
+def test_a_byte_without_a_token_refuses_the_text_and_not_the_vocabulary(bpe_dir, tmp_path):
     vocab = json.loads((bpe_dir / "vocab.json").read_text())
     del vocab[next(c for c, b in BYTE_OF.items() if b == 0x07)]
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     shutil.copy(bpe_dir / "merges.txt", tmp_path)
-    with pytest.raises(UserError, match="1 of the 256 bytes have no token.*0x07"):
-        load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("fine")) == "fine"
+    with pytest.raises(UserError, match="its byte 0x07 has no token"):
+        tokenizer.encode("a bell: \x07")
 
 
 def test_a_token_that_its_merges_cannot_reach_is_refused(tmp_path):
@@ -171,7 +173,7 @@ def test_a_token_that_its_merges_cannot_reach_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["model"].update(type="WordPiece"), "only byte-level BPE"),
+        (lambda s: s["model"].update(type="WordPiece"), "a WordPiece tokenizer; only BPE"),
         (lambda s: s["pre_tokenizer"].update(add_prefix_space=True), "pre_tokenizer"),
         (lambda s: s.update(pre_tokenizer=None), "pre_tokenizer"),
         (lambda s: s.update(normalizer={"type": "NFC"}), "normalizer"),
