@@ -104,6 +104,7 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
     vocab_size = base.model.config.vocab_size
     curves = [c for name, o in opened.items() if name != "base" for c in page.curves_of(names[name], o.directory)]
     probe = out / "probe_adapted"
+    models = [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows]
     content = {
         "title": "nanomed's demo: read, then answer",
         "claim": claims(rows, vocab_size),
@@ -111,7 +112,7 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
         "questions": questions(opened, names, seed, template),
         "curves": curves + page.curves_of("the probe on adapted", probe, "texts"),
         "classifier": page.read_classifier(str(probe)),
-        "models": [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows],
+        "models": models,
         "measured": [
             ("base", base.name),
             ("seed", str(seed)),
@@ -121,6 +122,7 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
                 "that the condition has stands in the sentence",
             ),
             page.windows(rows[0]["_ppl"]),
+            page.begins(models),
             *page.machine(base),
         ],
     }

@@ -10,6 +10,7 @@ from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import (
     answers_of,
+    begins,
     curves_of,
     machine,
     mark_best,
@@ -200,7 +201,7 @@ def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened,
         f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
         f"{args.max_new_tokens} tokens; right if the expected words stand in it"
     )
-    return [*facts, windows(first), ("answers", answers), *machine(o)]
+    return [*facts, windows(first), begins(models), ("answers", answers), *machine(o)]
 
 
 def _named(data: str) -> tuple[str, str]:

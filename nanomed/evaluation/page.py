@@ -90,8 +90,14 @@ def ppl_page_cell(ppl: float, vocab_size: int | None, note: str = "") -> dict:
 def windows(ppl: dict[str, dict]) -> tuple[str, str]:
     """How every text was cut for every model; ppl: one model's results."""
     r = next(iter(ppl.values()))
-    begins = f"; each document after {r['begins_with']}" if "begins_with" in r else ""
-    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text{begins}"
+    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text"
+
+
+def begins(models: list[dict]) -> tuple[str, str]:
+    """What each document begins with, which is context only: the custom of the texts that a model was pretrained on."""
+    tokens = {m["name"]: next(iter(m["ppl"].values()))["begins_with"] for m in models}
+    alike = set(tokens.values())
+    return "documents begin with", alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {t}" for name, t in tokens.items())
 
 
 def machine(o: measure.Opened) -> list[tuple[str, str]]:

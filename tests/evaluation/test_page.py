@@ -17,6 +17,7 @@ from nanomed.evaluation import compare, measure, metrics
 from nanomed.evaluation import page as pages
 from nanomed.evaluation.tables import ppl_cell
 from nanomed.text import templates
+from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
 
 ATTACK = "<script>alert(1)</script> & the patients"
@@ -317,7 +318,7 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tm
 
     monkeypatch.setattr(measure, "complete", complete)
     shutil.copytree(model_dir, tmp_path / "instructed")
-    templates.save(templates.TEMPLATES["response"], "<|endoftext|>", tmp_path / "instructed")
+    templates.save(templates.TEMPLATES["response"], load_tokenizer(model_dir), tmp_path / "instructed")
     write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1)), (tmp_path / "p.txt").write_text("the cells\n")
 
     def written(*flags):

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -16,7 +18,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.hub import network, source
 from nanomed.models.lora import LoRAConfig, inject
-from tests.conftest import assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
+from tests.conftest import ROOT, assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
 from tests.standin_hub import StandinHub
 
 X = torch.arange(30).reshape(2, 15)
@@ -236,6 +238,27 @@ def test_saving_leaves_the_old_file_when_it_fails(tiny, monkeypatch):
         hub.save_model(model, tiny[0], tiny[0])
     assert (tiny[0] / "model.safetensors").read_bytes() == before
     assert not list(tiny[0].glob("*.tmp"))
+
+
+def test_shards_are_loaded_one_by_one_without_a_second_copy(tmp_path):
+    """Sixteen files in bf16 of a model of 200 MB in fp32: the peak is the model and one tensor, not the model and its files."""
+    make_hf_model(tmp_path / "tiny", family="llama")  # loaded first, for whatever is imported only then
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 400, "num_attention_heads": 8}
+    theirs = make_hf_model(tmp_path, family="llama", **shape).bfloat16()
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="6MB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) >= 12
+    code = (
+        "import sys; from nanomed import hub; from nanomed.precision import peak_rss; source = hub.find(sys.argv[1]); "
+        "hub.load_model(hub.find(sys.argv[1] + '/tiny')); before = peak_rss(); model = hub.load_model(source); "
+        "print(peak_rss() - before, sum(p.nbytes for p in model.parameters()), max(p.nbytes for p in model.parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    grown, size, largest = map(int, done.stdout.split())
+    assert size > 180e6 and grown < size + 2 * largest + 30e6  # pages of the file at hand
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert_near(load(tmp_path)(X), theirs(X).logits)
 
 
 # --- the Hub, from processes of their own -----------------------------------------------------------------------------
