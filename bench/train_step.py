@@ -107,10 +107,10 @@ def ours(args, ids, lora) -> list[float]:
     import torch
 
     from nanomed import hub
+    from nanomed.loss import clm_loss
     from nanomed.models.lora import LoRAConfig, inject
     from nanomed.precision import store_frozen
     from nanomed.training.loop import Settings, fit
-    from train_clm import clm_loss
 
     class Data:
         windows_per_epoch = len(ids)
@@ -120,7 +120,7 @@ def ours(args, ids, lora) -> list[float]:
 
     model = hub.load_model(hub.find(args.model), dropout=0.0)
     if lora:
-        inject(model, LoRAConfig(8, 16.0))
+        inject(model, LoRAConfig(8, 16.0, 0.0, model.family.LORA_TARGETS))
         store_frozen(model, "bf16", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as out:
         s = Settings(lr=1e-4, max_steps=len(ids), dtype="bf16", log_every=1, save_every=0)

@@ -32,7 +32,7 @@ def tfidf_baseline(train_texts: list[str], train_targets: np.ndarray, texts: lis
 
 def beside_baselines(logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int) -> dict:
     """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines made from it:
-    the majority, and logistic regression on TF-IDF, which a fine-tuned GPT-2 has to beat. The model's `against_tfidf` is
+    the majority, and logistic regression on TF-IDF, which a fine-tuned model has to beat. The model's `against_tfidf` is
     metrics.paired of these two."""
     probs = probabilities(logits, targets.ndim == 2)
     out = {"model": metrics.classification(probs, targets, labels, seed)}

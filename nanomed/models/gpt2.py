@@ -95,13 +95,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, n_embd: int, inner: int | None, activation: str, dropout: float):
         super().__init__()
-        inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, inner)
-        self.c_proj = nn.Linear(inner, config.n_embd)
-        self.act = ACTIVATIONS[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.c_fc = nn.Linear(n_embd, inner or 4 * n_embd)
+        self.c_proj = nn.Linear(inner or 4 * n_embd, n_embd)
+        self.act = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
@@ -113,7 +112,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.n_embd, config.n_inner, config.activation_function, config.resid_pdrop)
 
     def forward(self, x, mask=None, cache=None):
         x = x + self.attn(self.ln_1(x), mask, cache)

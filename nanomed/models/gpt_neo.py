@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
 from nanomed.models.attention import attend, within
-from nanomed.models.gpt2 import ACTIVATIONS
+from nanomed.models.gpt2 import ACTIVATIONS, MLP
 
 ARCHITECTURES = {"gpt_neo": ("GPTNeoForCausalLM", "GPTNeoForSequenceClassification")}
 DEFAULTS = {"gpt_neo": {}}
@@ -110,26 +110,13 @@ class Attention(nn.Module):
         return self.attention(x, mask, cache)
 
 
-class MLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        inner = config.intermediate_size or 4 * config.hidden_size
-        self.c_fc = nn.Linear(config.hidden_size, inner)
-        self.c_proj = nn.Linear(inner, config.hidden_size)
-        self.act = ACTIVATIONS[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_dropout)
-
-    def forward(self, x):
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
-
-
 class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.activation_function, config.resid_dropout)
 
     def forward(self, x, mask=None, cache=None):
         x = x + self.attn(self.ln_1(x), mask, cache)
