@@ -2,7 +2,7 @@
 
     python -m nanomed.text.bpe --data general.jsonl --vocab-size 8192 --out runs/shape
 
-The training itself is the `tokenizers` library's (of the dev extra: transformers brings it); nanomed.text.tokenizer reads
+The training itself is the `tokenizers` library's (the [sentencepiece] extra); nanomed.text.tokenizer reads
 what it writes: tokenizer.json, vocab.json and merges.txt.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from nanomed import cli
 from nanomed.errors import UserError
 from nanomed.files import check_directory, names_in, read_json, write_json
+from nanomed.optional import need
 from nanomed.text import rows
 from nanomed.text.tokenizer import EOT
 
@@ -21,10 +22,9 @@ WRITTEN = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
 def train_bpe(texts, vocab_size: int, out: Path) -> int:
     """Write a vocabulary of up to `vocab_size` tokens to `out`, every byte and <|endoftext|> (id 0) among them.
     Returns its size."""
-    try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    except ImportError as e:
-        raise UserError("training a BPE needs the tokenizers library: pip install 'nanomed[dev]'") from e
+    need("tokenizers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
