@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from nanomed.errors import UserError
 from nanomed.models.lora import LoRAConfig
+from nanomed.training.loop import Settings
 
 # Of the command and not of the run: earlier versions wrote these down too.
 FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
@@ -37,11 +38,11 @@ class Plan:
     exclude: list[str] | None = None
     batch_size: int = 8
     grad_accum: int = 1
-    epochs: float = 1.0
-    max_steps: int = 0
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
+    epochs: float = Settings.epochs
+    max_steps: int = Settings.max_steps
+    warmup_ratio: float = Settings.warmup_ratio
+    weight_decay: float = Settings.weight_decay
+    grad_clip: float = Settings.grad_clip
     dropout: float = 0.0
     compile: bool = False
     lora_r: int = 0
@@ -49,9 +50,9 @@ class Plan:
     lora_dropout: float = 0.0
     lora_targets: str = "c_attn"
     merge: bool = False
-    eval_every: int = 0
-    patience: int = 0
-    keep: str = "last"
+    eval_every: int = Settings.eval_every
+    patience: int = Settings.patience
+    keep: str = Settings.keep
     seed: int = 0
     from_scratch: bool = False
 
