@@ -29,7 +29,7 @@ def parse_args():
 
     ppl = commands.add_parser("ppl", help="perplexity, bits per byte and word perplexity of documents")
     ppl.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    ppl.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
+    cli.add_data_flag(ppl, cli.DATA_HELP)
     cli.add_window_flags(ppl)
     cli.add_data_flags(ppl)
 
@@ -47,7 +47,7 @@ def parse_args():
 
     qa = commands.add_parser("qa", help="exact match, F1, BLEU and ROUGE of a model's answers")
     qa.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    qa.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
+    cli.add_data_flag(qa, cli.DATA_HELP)
     cli.add_instruction_flags(qa, "the model's own, else response")
     cli.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
     qa.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
@@ -60,14 +60,7 @@ def parse_args():
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
     page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=cli.MODEL_HELP)
-    page.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        action=cli.Several,
-        metavar="D",
-        help="documents, each D a column of the perplexity table (NAME=D names it): " + cli.DATA_HELP,
-    )
+    cli.add_data_flag(page, "documents, each D a column of the perplexity table (NAME=D names it): " + cli.DATA_HELP)
     page.add_argument("--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts")
     page.add_argument(
         "--prompts", metavar="FILE", help=cli.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)"

@@ -25,14 +25,7 @@ from nanomed.training.plan import Instruct
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    p.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        action=cli.Several,
-        metavar="D",
-        help="rows of an instruction and its response: " + cli.DATA_HELP,
-    )
+    cli.add_data_flag(p, "rows of an instruction and its response: " + cli.DATA_HELP)
     cli.add_held_out_flags(p, "rows")
     cli.add_instruction_flags(p, "the model's own, else response")
     cli.add_sample_flag(p)
@@ -154,7 +147,7 @@ def main():
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    job = run.Job(batches, instruction_loss, validation, held, hashes, facts, what, template)
+    job = run.Job(batches, instruction_loss, validation, held, hashes, facts, what, template, template)
     if run.train(args, setup, job):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 

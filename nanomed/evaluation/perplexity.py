@@ -1,8 +1,8 @@
 """Perplexity that can be trusted: every token of every document counts once, in float64, and nothing else does.
 
-A document is `<|endoftext|>` and its tokens. Windows of `context` ids start at 0, stride, 2 x stride, ... until one
-reaches the end; each scores the tokens that no earlier window scored. So a document within the context is scored in one
-piece, and a longer one with at least `context - stride` tokens of history (after the strided evaluation in
+A document is a leading token (Tokenizer.lead: `<|endoftext|>`, say) and its tokens. Windows of `context` ids start at 0, stride,
+2 x stride, ... until one reaches the end; each scores the tokens that no earlier window scored. So a document within the context
+is scored in one piece, and a longer one with at least `context - stride` tokens of history (after the strided evaluation in
 transformers' guide). Documents never see each other.
 """
 
@@ -103,7 +103,7 @@ def _windows(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, 
     """(document, start, end, first scored position) of every window, longest first, so that batches pad little."""
     windows = []
     for document, length in enumerate(lengths.tolist()):
-        scored = 1  # position 0 is the <|endoftext|>, which is context only
+        scored = 1  # position 0 is the leading token, which is context only
         for start in range(0, length, stride):
             end = min(start + context, length)
             if scored < end:

@@ -1,4 +1,4 @@
-"""Models of others and for others: found and downloaded (source, network), read and written in Hugging Face's layout (weights), and
+"""Models of others and for others: found and downloaded (source), read and written in Hugging Face's layout (weights), and
 peft's (adapters)."""
 
 from nanomed.hub.adapters import save_adapter

@@ -36,6 +36,21 @@ def load_adapter(model, directory: Path, classifier: bool) -> None:
         if config.get(key) is None:
             raise UserError(f"{path}: {key} is missing")
     targets = config["target_modules"]
+    wrong = [
+        key
+        for key, ok in (
+            ("r", _number(config["r"], whole=True)),
+            ("lora_alpha", _number(config["lora_alpha"])),
+            ("lora_dropout", _number(config["lora_dropout"]) and config["lora_dropout"] < 1),
+            (
+                "target_modules",
+                isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets)),
+            ),
+        )
+        if not ok
+    ]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} = {config[wrong[0]]!r} is not what peft writes there")
     lora = LoRAConfig(
         r=config["r"],
         alpha=config["lora_alpha"],
@@ -56,6 +71,10 @@ def load_adapter(model, directory: Path, classifier: bool) -> None:
         if state[key].shape != expected[key]:
             raise UserError(f"{file}: {key} has shape {tuple(state[key].shape)}, not {tuple(expected[key])}")
     model.load_state_dict(state, strict=False)
+
+
+def _number(value, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def head_of(directory: Path) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from nanomed.errors import UserError
 from nanomed.files import read_object
-from nanomed.hub.network import explain, online
+from nanomed.network import explain, online
 from nanomed.text import tokenizer
 
 BUNDLED = {"nano": Path(__file__).parent.parent / "demo" / "nano"}
@@ -112,7 +112,7 @@ def _download(repo: str, weights: bool) -> Source:
 def weight_map(index: Path) -> dict[str, str]:
     """Which file holds each tensor; the files lie beside the index."""
     weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or any(Path(f).name != f for f in weight_map.values()):
+    if not isinstance(weight_map, dict) or any(not isinstance(f, str) or Path(f).name != f for f in weight_map.values()):
         raise UserError(f"{index}: no weight_map of file names there")
     return weight_map
 
@@ -120,12 +120,14 @@ def weight_map(index: Path) -> dict[str, str]:
 def fingerprint(source: Source, weights: bool = True) -> str:
     """SHA-256 of everything that decides what the model computes: config, weights and adapter."""
     digest = hashlib.sha256()
-    for directory, patterns in ((source.directory, ("config.json", "model*.safetensors")), (source.adapter, ("adapter*",))):
-        for pattern in patterns if directory else ():
-            for file in sorted(directory.glob(pattern)):
-                if weights or file.suffix == ".json":
-                    s = file.stat()
-                    digest.update(file.name.encode() + _digest(file.resolve(), s.st_ino, s.st_mtime_ns, s.st_size))
+    index = source.directory / INDEX
+    shards = {source.directory / name for name in weight_map(index).values()} if index.exists() else set()
+    files = [source.directory / "config.json", *sorted(shards | {*source.directory.glob("model*.safetensors")})]
+    files += sorted(source.adapter.glob("adapter*")) if source.adapter else []
+    for file in files:
+        if file.exists() and (weights or file.suffix == ".json"):
+            s = file.stat()
+            digest.update(file.name.encode() + _digest(file.resolve(), s.st_ino, s.st_mtime_ns, s.st_size))
     return digest.hexdigest()
 
 

@@ -1,8 +1,10 @@
 """A model's directory in Hugging Face's layout, read and written: config.json and safetensors weights, of any family."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import torch
 
@@ -25,6 +27,7 @@ INERT = set(
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate diversity_penalty forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id sep_token_id
+    auto_map neftune_noise_alpha tokenizer_model_max_length transformers.js_config unsloth_fixed unsloth_version unk_token_id
     tf_legacy_loss""".split()
 )
 # Keys that would change what is computed, with the only value that is supported.
@@ -57,10 +60,33 @@ def read_config(directory: Path) -> tuple[dict, object]:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
         if key not in known | INERT | family.INERT | fixed.keys() and not key.startswith("_"):
             raise UserError(f"{path}: {key!r} is not supported; if it changes nothing, take it out of the file")
+    hints = get_type_hints(family.Config)
+    for key, value in raw.items():
+        if key in known and not _can_be(key, value, get_args(hints[key]) or (hints[key],), family):
+            raise UserError(f"{path}: {key} = {value!r} is not what it must be: {_in_words(hints[key])}")
     try:
         return raw, family.Config(**(family.DEFAULTS[model_type] | {k: v for k, v in raw.items() if k in known}))
-    except (UserError, TypeError, ZeroDivisionError) as e:
+    except (UserError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
         raise UserError(f"{path}: {e}") from e
+
+
+def _can_be(key: str, value, kinds, family) -> bool:
+    """Whether a value of config.json is of one of the types of its field. Numbers there are sizes, factors and probabilities:
+    none is negative, sizes are at least 1."""
+    for kind in kinds:
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if kind is int and number and (value >= 1 or (value == 0 and key == "max_window_layers")) and value < 2**31:
+            return True
+        if kind is float and number and 0 <= value < (1 if key in family.DROPOUTS else math.inf):
+            return True
+        if kind not in (int, float) and isinstance(value, kind):
+            return True
+    return False
+
+
+def _in_words(hint) -> str:
+    names = {int: "a size", float: "a number (a probability, of dropout)", bool: "true or false", str: "text", type(None): "null"}
+    return " or ".join(names.get(kind, f"a {kind.__name__}") for kind in get_args(hint) or (hint,))
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
@@ -108,7 +134,7 @@ def load_classifier(source: Source) -> Classifier:
     raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
     names = raw.get("id2label") or {}
     known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
-    if not names or raw.get("architectures") not in [[name] for name in known]:
+    if not isinstance(names, dict) or not names or raw.get("architectures") not in [[name] for name in known]:
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
     labels = [names.get(str(k)) for k in range(len(names))]
     like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)

@@ -6,7 +6,8 @@ A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a p
     DEFAULTS       {model_type: {field: value}} that config.json leaves out, where the members of a family differ
     Config         a frozen dataclass of config.json's fields that change what is computed, with Hugging Face's names and
                    defaults; raises UserError for what is not honoured. Also, whatever Hugging Face calls them: vocab_size,
-                   n_positions, n_embd, and cache_shape: (layers, heads of keys and values, size of a head)
+                   n_positions, n_embd, cache_shape: (layers, heads of keys and values, size of a head),
+                   model_type, tie_word_embeddings and initializer_range
     FIXED          {key: the only value that is supported} of config.json, beside hub.weights.FIXED
     INERT          its other keys, which change nothing that is computed here
     DROPOUTS       Config's fields that are probabilities of dropout

@@ -25,12 +25,12 @@ ARCHITECTURES = {
 }
 DEFAULTS = {
     "llama": {},
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "use_sliding_window": True},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
 }
-FIXED = {"rope_interleaved": False}  # SmolLM2's configs say so
-INERT = {"pretraining_tp", "is_llama_config"}
+FIXED = {"rope_interleaved": False, "use_mrope": False}  # SmolLM2's and Qwen 2.5's configs say so
+INERT = {"pretraining_tp", "is_llama_config", "max_sequence_length"}
 DROPOUTS = ("attention_dropout",)
 BACKBONE = "model"
 EMBEDDING = "model.embed_tokens.weight"
@@ -80,7 +80,8 @@ class Config:
         kinds = self.layer_types
         if kinds and (len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}):
             raise UserError(f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}")
-        known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": ("mistral", "qwen2", "qwen3")}
+        known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": ("qwen2", "qwen3")}
+        known["layer_types"] = known["use_sliding_window"]
         for field, members in known.items():
             if getattr(self, field) and self.model_type not in members:
                 raise UserError(f"{field} of a {self.model_type} is not supported; {' and '.join(members)} have one")
@@ -88,12 +89,14 @@ class Config:
 
     def rope(self) -> tuple[torch.Tensor, float]:
         """How fast each pair of channels turns: rope_frequencies() of both ways of writing it down."""
-        scaling = dict(self.rope_parameters or self.rope_scaling or {})
+        scaling = dict(self.rope_scaling or self.rope_parameters or {})
         theta = scaling.pop("rope_theta", None) or self.rope_theta or 10_000.0
         return rope_frequencies(self.cache_shape[2], theta, scaling, self.max_position_embeddings)
 
     def windows(self) -> list[int | None]:
         """How far back each layer looks."""
+        if self.model_type == "mistral":  # in every layer
+            return [self.sliding_window] * self.num_hidden_layers
         if not (self.use_sliding_window and self.sliding_window):
             return [None] * self.num_hidden_layers
         sliding = [kind == "sliding_attention" for kind in self.layer_types or ()]
@@ -184,6 +187,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.n_positions, self.windows = config.max_position_embeddings, config.windows()
         self.inv_freq, self.rope_factor = config.rope()  # no buffer: files do not hold it, and it stays fp32
+        # transformers never trains the row of pad_token_id, whatever it stands for besides; here it is a row like any other
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

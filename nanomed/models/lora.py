@@ -26,6 +26,13 @@ class LoRAConfig:
     def __post_init__(self):
         if self.r < 1:
             raise UserError(f"LoRA's rank must be at least 1, not {self.r}")
+        if not self.targets:
+            raise UserError("LoRA needs a target: the name of a layer that gets an adapter")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as e:
+                raise UserError(f"LoRA's target {self.targets!r} is no regular expression ({e})") from e
 
     def matches(self, name: str) -> bool:
         if isinstance(self.targets, str):
@@ -78,7 +85,7 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
     if unused:
         raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {', '.join(names)}")
     for name, module in linears.items():
-        if not isinstance(module, nn.Linear) or name == "lm_head":  # the head is the embedding too
+        if not isinstance(module, nn.Linear) or name == "lm_head":  # the head may be the embedding too
             raise UserError(
                 f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {', '.join(names)}"
             )

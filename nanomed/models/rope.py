@@ -21,13 +21,16 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
     rope = dict(scaling)
     older = rope.pop("type", None)  # the key's name before transformers 4.43
     kind = rope.pop("rope_type", None) or older or "default"
-    original = rope.pop("original_max_position_embeddings", None) or n_positions
+    original = _number(rope, "original_max_position_embeddings", n_positions)
+    theta = _number({"rope_theta": theta}, "rope_theta")
     inv_freq = 1.0 / (theta ** (torch.arange(0, hs, 2, dtype=torch.int64, device="cpu").float() / hs))
     sharpened = 1.0
     if kind == "linear":
         inv_freq = inv_freq / _number(rope, "factor")
     elif kind == "llama3":
         factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        if low >= high:
+            raise UserError(f"rope scaling: low_freq_factor {low} must be less than high_freq_factor {high}")
         length = 2 * math.pi / inv_freq  # of a full turn, in positions
         smooth = (original / length - low) / (high - low)
         between = (1 - smooth) * inv_freq / factor + smooth * inv_freq

@@ -91,7 +91,8 @@ def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], li
     """tiktoken's {bytes: rank}, single bytes first and then the merges in order, and the model's id of each rank.
 
     all_splits: the list was itself made from ranks (Llama 3's was), and names one after the other every pair of tokens that a
-    token can be made of, also of ones that come later; these pairs have one rank."""
+    token can be made of, also of ones that come later; these pairs have one rank. Some hundred of Llama 3's tokens no merging
+    leads to."""
     characters = sorted((c for c in BYTE_OF if c in vocab), key=vocab.__getitem__)
     ranks = {bytes([BYTE_OF[c]]): i for i, c in enumerate(characters)}
     ids = [vocab[c] for c in characters]
@@ -107,7 +108,15 @@ def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], li
             ranks[a + b] = len(ranks)
             ids.append(vocab[left + right])
         pair_rank[a, b], last = ranks[a + b], a + b
-    _check_reachable(pair_rank, where)
+    if not all_splits:
+        _check_reachable(pair_rank, where)
+        return ranks, ids
+    # Whole pieces are looked up first, there as here: so are tokens that no pair makes.
+    for token, i in sorted(vocab.items(), key=lambda item: item[1]):
+        whole = bytes(BYTE_OF[c] for c in token) if all(c in BYTE_OF for c in token) else b""
+        if whole and whole not in ranks:
+            ranks[whole] = len(ranks)
+            ids.append(i)
     return ranks, ids
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from nanomed import network
 from nanomed.errors import UserError
 from nanomed.files import read_json
-from nanomed.hub import network
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 

@@ -1,7 +1,7 @@
 """Prompt templates as data: the one place that says how an instruction looks, in training, evaluation and generation.
 
 A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's ids, then the
-response's, then <|endoftext|>; each part is encoded by itself, so that the boundary is the same when there is no response yet.
+response's, then its end; each part is encoded by itself, so that the boundary is the same when there is no response yet.
 """
 
 import json

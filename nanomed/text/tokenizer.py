@@ -122,13 +122,17 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             vocab = read_json(where)
             lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
+        odd = next((t for t, i in (vocab | added).items() if type(i) is not int or not 0 <= i < 2**31), None)
+        if odd is not None:
+            raise UserError(f"{where}: the token {odd!r} has no whole number from 0 up for its id")
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
             _check_side_files(directory, added)
             codec = ByteLevel(vocab, merges, pattern, all_splits, where)
         else:
             codec = Library(where)
-        return Tokenizer(codec, vocab | added, *_find_special(vocab | added, spec, directory))
+        ids = vocab | added
+        return Tokenizer(codec, ids, *_find_special(ids, spec, directory))
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{where}: not a byte-level BPE vocabulary ({type(e).__name__}: {e})") from e
 
@@ -194,6 +198,9 @@ def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dic
         read_object(directory / name) if (directory / name).exists() else {} for name in ("tokenizer_config.json", "config.json")
     )
 
+    def _known(i) -> bool:
+        return isinstance(i, int) and not isinstance(i, bool) and i in ids.values()
+
     def find(part: str) -> int | None:
         named = config.get(f"{part}_token")
         named = named.get("content") if isinstance(named, dict) else named
@@ -203,13 +210,13 @@ def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dic
             return ids[EOT]
         given = model.get(f"{part}_token_id")
         given = given[0] if isinstance(given, list) and given else given
-        return given if isinstance(given, int) and not isinstance(given, bool) and given >= 0 else None
+        return given if _known(given) else None
 
     bos, eos, pad = map(find, ("bos", "eos", "pad"))
     if eos is None:
         raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
     more = model.get("eos_token_id")
-    ends = {i for i in (more if isinstance(more, list) else [more]) if isinstance(i, int) and i in ids.values()}
+    ends = {i for i in (more if isinstance(more, list) else [more]) if _known(i)}
     processors = spec.get("post_processor") or {}
     begins = [
         piece.get("SpecialToken", {}).get("id")
@@ -217,7 +224,7 @@ def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dic
         if p.get("type") == "TemplateProcessing"
         for piece in p["single"][:1]
     ]
-    adds_bos = bool(config.get("add_bos_token")) or (bos is not None and any(ids.get(name) == bos for name in begins))
+    adds_bos = bos is not None and any(ids.get(name) == bos for name in begins)
     return {"bos": bos, "eos": eos, "pad": eos if pad is None else pad}, ends, adds_bos
 
 

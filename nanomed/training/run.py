@@ -44,7 +44,8 @@ class Setup:
 class Job:
     """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is measured on, for
     later phases; hashes: of the data, by name; facts: what summary.json should say besides; what: the data, in words;
-    template: how the model that comes out is to be asked, if it was instructed; unit: what loss_fn counts; classifier: a
+    template: how the model that comes out is to be asked, if it was instructed; sample_in: the template that
+    --sample-prompt is put into; unit: what loss_fn counts; classifier: a
     function that puts a classification head on the model."""
 
     blocks: object
@@ -55,6 +56,7 @@ class Job:
     facts: dict
     what: str
     template: templates.Template | None = None
+    sample_in: templates.Template | None = None
     unit: str = "tokens"
     classifier: Callable | None = None
 
@@ -106,7 +108,7 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     for flag, given in wanted.items():
         if given and not job.validation:
             raise UserError(f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)")
-    sample = partial(_sample, sampled, setup, job.template) if sampled else None
+    sample = partial(_sample, sampled, setup, job.sample_in) if sampled else None
     if sample:
         sample(None)
     if not args.dry_run and not is_complete(out, args.resume, plan, identity):

@@ -14,9 +14,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanomed import hub
+from nanomed import hub, network
 from nanomed.errors import UserError
-from nanomed.hub import network, source
+from nanomed.hub import source
 from nanomed.models.lora import LoRAConfig, inject
 from tests.conftest import ROOT, assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
 from tests.standin_hub import StandinHub

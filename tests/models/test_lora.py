@@ -59,7 +59,7 @@ def test_the_default_targets_are_pefts(model_dir):
 
 
 def test_initial_a_is_kaiming_uniform():
-    layer = LoRALinear(torch.nn.Linear(256, 64), LoRAConfig(64, 64.0, 0.0, ()))
+    layer = LoRALinear(torch.nn.Linear(256, 64), LoRAConfig(64, 64.0, 0.0, ("x",)))
     a = layer.lora_A.weight
     assert a.abs().max() <= 1 / 16 and a.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)  # bound 1/sqrt(in)
     assert not layer.lora_B.weight.any()
@@ -130,7 +130,7 @@ def test_merged_equals_adapter_and_the_change_is_what_was_added(adapted):
 def test_merging_into_bf16_computes_in_fp32():
     torch.manual_seed(0)
     base = torch.nn.Linear(32, 32, bias=False)
-    layer = LoRALinear(base, LoRAConfig(4, 4.0, 0.0, ()))
+    layer = LoRALinear(base, LoRAConfig(4, 4.0, 0.0, ("x",)))
     torch.nn.init.normal_(layer.lora_B.weight)
     base.weight.data = base.weight.data.bfloat16()
     expected = (base.weight.float() + layer.lora_B.weight @ layer.lora_A.weight).bfloat16()

@@ -20,6 +20,9 @@ from tests.conftest import WORDS, assert_refused, make_hf_model, make_texts, wri
 from tests.text.test_tokenizer import EDGES
 
 PARTS = [
+    "qjjq",
+    "zqxwv",
+    "qjjqq",
     " ",
     "  ",
     "\n",
@@ -80,21 +83,23 @@ def llama3(out):
     """Merges as the conversion from tiktoken's file writes them: every split of every token whose parts are tokens."""
     split = pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated")
     bpe = trained(pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]), [])
+    spec, merges = json.loads(bpe.to_str()), []
+    vocab = spec["model"]["vocab"]
+    # As in the real one: a token that no merging leads to ("jj" would be merged first), and one that no pair makes.
+    for token in ("jj", "qj", "jq", "qjjq", "zqxwv"):
+        vocab[token] = len(vocab)
+    for token in sorted(vocab, key=vocab.get):
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
+        pairs = [p for p in pairs if p[0] in vocab and p[1] in vocab]
+        merges += sorted(pairs, key=lambda p: (vocab[p[0]], vocab[p[1]]))
+    assert len(merges) > len(spec["model"]["merges"])
+    spec["model"].update(merges=merges, ignore_merges=True)
+    bpe = Tokenizer.from_str(json.dumps(spec))
     bpe.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
     begin = ("<|begin_of_text|>", bpe.token_to_id("<|begin_of_text|>"))
     template = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[begin])
     bpe.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-
-    def all_splits(spec):
-        vocab, merges = spec["model"]["vocab"], []
-        for token in sorted(vocab, key=vocab.get):
-            pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
-            pairs = [p for p in pairs if p[0] in vocab and p[1] in vocab]
-            merges += sorted(pairs, key=lambda p: (vocab[p[0]], vocab[p[1]]))
-        assert len(merges) > len(spec["model"]["merges"])
-        spec["model"].update(merges=merges, ignore_merges=True)
-
-    return write(bpe, out, all_splits, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+    return write(bpe, out, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
 
 
 def llama2(out):
