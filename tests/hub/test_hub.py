@@ -240,6 +240,31 @@ def test_saving_leaves_the_old_file_when_it_fails(tiny, monkeypatch):
     assert not list(tiny[0].glob("*.tmp"))
 
 
+def test_a_fingerprint_is_of_the_files_that_the_index_names(tmp_path, bpe_dir):
+    make_hf_model(tmp_path, bpe_dir)
+    state, shard = load_file(tmp_path / "model.safetensors"), "pytorch_model-00001-of-00001.safetensors"
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(state, shard)}))
+    save_file(state, tmp_path / shard)
+    before = hub.fingerprint(hub.find(str(tmp_path)))
+    save_file({k: v + 1 for k, v in state.items()}, tmp_path / shard)
+    assert hub.fingerprint(hub.find(str(tmp_path))) != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("r", "4"), ("r", 4.5), ("lora_alpha", "8"), ("lora_dropout", 2), ("target_modules", [1]), ("target_modules", 5)],
+)
+def test_a_value_of_the_wrong_kind_in_an_adapters_config_is_named(tiny, tmp_path, key, value):
+    model = load(tiny[0])
+    inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
+    hub.save_adapter(model, tmp_path / "a", str(tiny[0]), tiny[0])
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=f"adapter_config.json: {key} = "):
+        load(tmp_path / "a")
+
+
 def test_shards_are_loaded_one_by_one_without_a_second_copy(tmp_path):
     """Sixteen files in bf16 of a model of 200 MB in fp32: the peak is the model and one tensor, not the model and its files."""
     make_hf_model(tmp_path / "tiny", family="llama")  # loaded first, for whatever is imported only then

@@ -152,6 +152,26 @@ def test_both_ways_of_writing_rope_down_are_read(tmp_path):
         ("llama", {"use_sliding_window": True}, "use_sliding_window of a llama is not supported"),
         ("llama", {"num_key_value_heads": 3}, "do not divide evenly"),
         ("qwen2", {"attention_bias": True}, "attention_bias of a qwen2 is not supported"),
+        ("qwen2", {"use_mrope": True}, "use_mrope = True is not supported"),
+        ("mistral", {"use_sliding_window": True}, "use_sliding_window of a mistral is not supported"),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types of a mistral is not supported"),
+        ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 must be less"),
+        ("llama", {"rope_scaling": YARN | {"original_max_position_embeddings": -16}}, "must be a positive number, not -16"),
+        ("llama", {"rope_scaling": "linear"}, "rope_scaling = 'linear' is not what it must be: a dict or null"),
+        ("llama", {"hidden_size": "32"}, "hidden_size = '32' is not what it must be: a size"),
+        ("llama", {"rope_theta": -1.0}, "rope_theta = -1.0 is not what it must be"),
+        ("llama", {"tie_word_embeddings": "yes"}, "true or false"),
+        ("llama", {"num_key_value_heads": 0}, "num_key_value_heads = 0"),
+        ("llama", {"rms_norm_eps": None}, "rms_norm_eps = None"),
+        ("gpt2", {"n_positions": "256"}, "n_positions = '256' is not what it must be: a size"),
+        ("gpt2", {"vocab_size": None}, "vocab_size = None"),
+        ("gpt2", {"n_layer": -4}, "n_layer = -4"),
+        ("gpt2", {"n_layer": True}, "n_layer = True"),
+        ("gpt2", {"n_inner": 1.5}, "n_inner = 1.5 is not what it must be: a size or null"),
+        ("gpt2", {"resid_pdrop": 1.5}, "resid_pdrop = 1.5"),
+        ("gpt2", {"model_type": ["gpt2"]}, "unknown architecture"),
+        ("gpt_neo", {"attention_types": "x"}, "attention_types = 'x'"),
+        ("gpt_neo", {"attention_types": [[["global"]]]}, "config.json: not enough values"),
         ("gpt_neo", {"attention_types": [[["global", "sparse"], 1], [["local"], 1]]}, "global or local"),
         ("gpt_neo", {"attention_layers": ["global", "global", "local"]}, "are not what attention_types says"),
     ],
@@ -164,6 +184,37 @@ def test_what_would_be_computed_otherwise_is_an_error(tmp_path, family, keys, me
     (tmp_path / "config.json").write_text(json.dumps(config | keys))
     with pytest.raises(UserError, match=message):
         hub.load_model(hub.find(str(tmp_path)))
+
+
+# Keys of configs on the Hub that transformers 5 no longer writes, or that other programs left there.
+PUBLISHED = [
+    ("llama", {"pretraining_tp": 1, "rope_scaling": None, "rope_theta": 1e4, "torch_dtype": "float16", "max_sequence_length": 64}),
+    ("llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
+    ("llama", {"unsloth_fixed": True, "mlp_bias": False, "attention_bias": False, "head_dim": 8}),
+    ("mistral", {"sliding_window": 4096, "rope_theta": 1e4}),
+    ("qwen2", {"use_mrope": False, "sliding_window": 64, "max_window_layers": 2, "use_sliding_window": False, "rope_theta": 1e4}),
+    ("qwen3", {"max_window_layers": 3, "sliding_window": None, "use_sliding_window": False, "rope_scaling": None}),
+    ("gpt_neo", {"attention_layers": ["global", "local", "local"], "classifier_dropout": 0.1, "gradient_checkpointing": False}),
+]
+
+
+@pytest.mark.parametrize("family, keys", PUBLISHED)
+def test_keys_of_published_configs_are_known(tmp_path, family, keys):
+    theirs = make_hf_model(tmp_path, family=family)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | keys))
+    x = ids(theirs)
+    assert_near(hub.load_model(hub.find(str(tmp_path))).eval()(x), theirs(x).logits)
+
+
+def test_rope_scaling_wins_over_rope_parameters_as_in_transformers(tmp_path):
+    make_hf_model(tmp_path, family="llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    scaling = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    x = ids(theirs)
+    assert_near(hub.load_model(hub.find(str(tmp_path))).eval()(x), theirs(x).logits)
 
 
 def test_old_files_of_gpt_neo_hold_buffers_and_no_prefix(tmp_path):

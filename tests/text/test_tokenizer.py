@@ -255,3 +255,21 @@ def test_no_tokenizer_and_broken_files(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_tokenizer(tmp_path)
+
+
+def test_special_tokens_that_are_not_there_are_not_believed(bpe_dir, tmp_path):
+    """A padding or beginning that config.json gives an id for which no token has would be an id without an embedding."""
+    shutil.copytree(bpe_dir, tmp_path / "t")
+    (tmp_path / "t" / "config.json").write_text(json.dumps({"pad_token_id": 400, "bos_token_id": 4000, "eos_token_id": True}))
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+    t = load_tokenizer(tmp_path / "t")
+    assert (t.bos, t.eos, t.pad, t.ends, t.adds_bos, t.vocab_size) == (None, 0, 0, {0}, False, 400)
+
+
+@pytest.mark.parametrize("bad", [-1, 2**40, "7", 1.5, None])
+def test_an_id_that_is_none_is_refused(bpe_dir, tmp_path, bad):
+    vocab = json.loads((bpe_dir / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab | {"the": bad}))
+    shutil.copy(bpe_dir / "merges.txt", tmp_path)
+    with pytest.raises(UserError, match="the token 'the' has no whole number"):
+        load_tokenizer(tmp_path)

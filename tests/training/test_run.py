@@ -263,6 +263,14 @@ def test_an_instructed_model_that_reads_on_keeps_its_template(script, model_dir,
     assert measure.open_model(str(tmp_path / "p")).template == TEMPLATES["response"]
 
 
+def test_a_sample_of_an_instructed_model_that_reads_on_is_a_bare_continuation(script, model_dir, pairs, docs, tmp_path):
+    assert script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY).returncode == 0
+    prompt = "the patient " * 20  # fits alone, and not with a template around it
+    args = ("--data", docs, "--out", "p", "--max-steps", 1, "--sample-prompt", prompt, *TINY)
+    assert script("train_clm.py", "--model", "o", *args).returncode == 0
+    assert_refused(script("train_sft.py", "--model", "o", "--data", pairs, *args[2:3], "q", *args[4:]), "does not fit")
+
+
 def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, capsys):
     class Uneven:
         """Short rows, one long one; the last window has a single row."""
