@@ -64,7 +64,8 @@ def convert(file: Path, out: Path) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    kept = {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path", "unk_token_id")}
+    odd = ("quantization_config", "unk_token_id", "_model_name_or_path")
+    kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
     kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))  # one that says it is quantised cannot be saved
     model.load_state_dict(read.state_dict())

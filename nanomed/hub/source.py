@@ -54,6 +54,8 @@ def find(name: str, weights: bool = True) -> Source:
         if not (path / "config.json").exists():
             raise UserError(f"{path}: not a model directory (no config.json, no {ADAPTER_CONFIG})")
         return Source(str(path.resolve()), path)
+    if path.is_file():
+        raise UserError(f"{path}: a file; a model is named by the directory that it lies in")
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such model directory")
     return _download(name, weights)

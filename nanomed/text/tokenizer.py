@@ -17,6 +17,8 @@ from nanomed.text.byte_level import GPT2, ByteLevel, Unencodable, pattern_of
 
 EOT = "<|endoftext|>"
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Not read here, but others ask the model by them: they go where the tokenizer goes.
+BESIDE = ("chat_template.jinja", "generation_config.json")
 
 
 class Library:
@@ -229,7 +231,7 @@ def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dic
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Put a tokenizer's files beside another model."""
-    for name in FILES:
+    """Put a tokenizer's files, and how others ask the model, beside another model."""
+    for name in FILES + BESIDE:
         if (source / name).exists() and source.resolve() != directory.resolve():
             shutil.copyfile(source / name, directory / name)

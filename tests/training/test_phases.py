@@ -29,6 +29,7 @@ def test_adapt_instruct_classify_and_compare(script, tmp_path, bpe_dir, files, f
     docs, other, pairs = files
     base = tmp_path / "base"
     make_hf_model(base, bpe_dir, family=family)
+    (base / "chat_template.jinja").write_text("of its makers")
 
     def run(*args):
         done = script(*args)
@@ -45,10 +46,12 @@ def test_adapt_instruct_classify_and_compare(script, tmp_path, bpe_dir, files, f
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapted").eval()
     assert_near(ours("adapted")(X), theirs(X).logits)
     assert (ours("adapted")(X) - ours("base")(X)).abs().max() > 1e-3
+    assert (tmp_path / "adapted" / "chat_template.jinja").read_text() == "of its makers"
 
     run("train_sft.py", "--model", "adapted", "--data", pairs, "--out", "instructed", "--lora-r", 4, "--merge", *TINY)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "instructed").eval()
     assert_near(ours("instructed")(X), theirs(X).logits)
+    assert "### Instruction" in (tmp_path / "instructed" / "chat_template.jinja").read_text()
 
     run("train_cls.py", "--model", "instructed", "--positives", docs, "--negatives", other, "--out", "classifier", *TINY)
     classifier = hub.load_classifier(hub.find(str(tmp_path / "classifier"))).eval()
