@@ -24,7 +24,7 @@ def files(tmp_path):
     return docs, other, pairs
 
 
-@pytest.mark.parametrize("family", ["gpt_neo", "llama", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
 def test_adapt_instruct_classify_and_compare(script, tmp_path, bpe_dir, files, family):
     docs, other, pairs = files
     base = tmp_path / "base"
