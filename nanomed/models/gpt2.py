@@ -107,12 +107,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config, layer: int):
+    def __init__(self, n_embd: int, epsilon: float, attn: nn.Module, mlp: nn.Module):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = MLP(config.n_embd, config.n_inner, config.activation_function, config.resid_pdrop)
+        self.ln_1 = nn.LayerNorm(n_embd, eps=epsilon)
+        self.attn = attn
+        self.ln_2 = nn.LayerNorm(n_embd, eps=epsilon)
+        self.mlp = mlp
 
     def forward(self, x, mask=None, cache=None):
         x = x + self.attn(self.ln_1(x), mask, cache)
@@ -128,7 +128,10 @@ class Transformer(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = nn.ModuleList()
+        for layer in range(config.n_layer):
+            mlp = MLP(config.n_embd, config.n_inner, config.activation_function, config.resid_pdrop)
+            self.h.append(Block(config.n_embd, config.layer_norm_epsilon, Attention(config, layer), mlp))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 

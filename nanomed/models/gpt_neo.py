@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
 from nanomed.models.attention import attend, within
-from nanomed.models.gpt2 import ACTIVATIONS, MLP
+from nanomed.models.gpt2 import ACTIVATIONS, MLP, Block
 
 ARCHITECTURES = {"gpt_neo": ("GPTNeoForCausalLM", "GPTNeoForSequenceClassification")}
 DEFAULTS = {"gpt_neo": {}}
@@ -84,8 +84,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.n_head = config.num_heads
-        for name in ("q_proj", "k_proj", "v_proj"):
-            setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size, bias=False))
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.attention_dropout = config.attention_dropout
         self.resid_dropout = nn.Dropout(config.resid_dropout)
@@ -110,19 +111,6 @@ class Attention(nn.Module):
         return self.attention(x, mask, cache)
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.activation_function, config.resid_dropout)
-
-    def forward(self, x, mask=None, cache=None):
-        x = x + self.attn(self.ln_1(x), mask, cache)
-        return x + self.mlp(self.ln_2(x))
-
-
 class Transformer(nn.Module):
     """Everything below the head: token ids (B, T) in, hidden states (B, T, C) after the last layer norm out."""
 
@@ -133,7 +121,10 @@ class Transformer(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.drop = nn.Dropout(config.embed_dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.h = nn.ModuleList()
+        for _ in range(config.num_layers):
+            mlp = MLP(config.hidden_size, config.intermediate_size, config.activation_function, config.resid_dropout)
+            self.h.append(Block(config.hidden_size, config.layer_norm_epsilon, Attention(config), mlp))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 

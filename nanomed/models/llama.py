@@ -80,8 +80,8 @@ class Config:
         kinds = self.layer_types
         if kinds and (len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}):
             raise UserError(f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}")
-        known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": ("qwen2", "qwen3")}
-        known["layer_types"] = known["use_sliding_window"]
+        qwen = ("qwen2", "qwen3")
+        known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": qwen, "layer_types": qwen}
         for field, members in known.items():
             if getattr(self, field) and self.model_type not in members:
                 raise UserError(f"{field} of a {self.model_type} is not supported; {' and '.join(members)} have one")
@@ -139,18 +139,15 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(C, n_kv * hs, bias=bias)
         self.v_proj = nn.Linear(C, n_kv * hs, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * hs, C, bias=config.attention_bias)
-        if config.model_type == "qwen3":  # a norm of each head, before it is turned
-            self.q_norm = RMSNorm(hs, config.rms_norm_eps)
-            self.k_norm = RMSNorm(hs, config.rms_norm_eps)
-        self.normed = config.model_type == "qwen3"
+        headwise = config.model_type == "qwen3"  # a norm of each head, before it is turned
+        self.q_norm = RMSNorm(hs, config.rms_norm_eps) if headwise else nn.Identity()
+        self.k_norm = RMSNorm(hs, config.rms_norm_eps) if headwise else nn.Identity()
         self.attention_dropout = config.attention_dropout
 
     def forward(self, x, cos, sin, mask=None, cache=None):
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.hs) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.normed:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs); k and v have fewer heads
+        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, nh, T, hs); k and v have fewer heads
         dropout = self.attention_dropout if self.training else 0.0
         return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, cache, dropout=dropout))
 

@@ -22,7 +22,7 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
     older = rope.pop("type", None)  # the key's name before transformers 4.43
     kind = rope.pop("rope_type", None) or older or "default"
     original = _number(rope, "original_max_position_embeddings", n_positions)
-    theta = _number({"rope_theta": theta}, "rope_theta")
+    theta = _positive("rope_theta", theta)
     inv_freq = 1.0 / (theta ** (torch.arange(0, hs, 2, dtype=torch.int64, device="cpu").float() / hs))
     sharpened = 1.0
     if kind == "linear":
@@ -57,7 +57,10 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
 
 def _number(rope: dict, key: str, otherwise: float | None = None) -> float:
     value = rope.pop(key, None)
-    value = otherwise if value is None else value
+    return _positive(key, otherwise if value is None else value)
+
+
+def _positive(key: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"rope scaling: {key} must be a positive number, not {value!r}")
     return value

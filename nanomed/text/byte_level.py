@@ -68,13 +68,18 @@ class ByteLevel:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
 
 
+def pre_tokenizers(spec: dict) -> list[dict]:
+    """The steps of a tokenizer.json's pre-tokenisation."""
+    pre = spec.get("pre_tokenizer") or {}
+    return pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
+
+
 def pattern_of(spec: dict) -> str | None:
     """The pattern of a tokenizer.json whose every part is known to be one of the three kinds; None if it is another's."""
-    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    model, parts = spec["model"], pre_tokenizers(spec)
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if spec.get("normalizer") or any(model.get(key) for key in odd):
         return None
-    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
     kinds = [part.get("type") for part in parts]
     if not kinds or kinds[-1] != "ByteLevel" or parts[-1].get("add_prefix_space"):
         return None

@@ -13,7 +13,7 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.files import read_json, read_object
 from nanomed.optional import need
-from nanomed.text.byte_level import GPT2, ByteLevel, Unencodable, pattern_of
+from nanomed.text.byte_level import GPT2, ByteLevel, Unencodable, pattern_of, pre_tokenizers
 
 EOT = "<|endoftext|>"
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -61,16 +61,16 @@ class Tokenizer:
     """
 
     def __init__(self, codec, ids: dict[str, int], special: dict[str, int | None], ends: set[int], adds_bos: bool):
-        self.codec, self._ids = codec, ids
+        self.codec = codec
         self.bos, self.eos, self.pad = special["bos"], special["eos"], special["pad"]
-        self.adds_bos = adds_bos and self.bos is not None
+        self.adds_bos = adds_bos
         self.lead = ids.get(EOT, self.eos if self.bos is None else self.bos)
         self.ends = ends | {self.eos, self.lead} if self.lead == ids.get(EOT) else ends | {self.eos}
         # Special tokens, and any other that no merge makes, are never encoded but can be decoded.
         self._bytes_of_id = {i: token.encode() for token, i in ids.items()}
         if isinstance(codec, ByteLevel):
             self._bytes_of_id |= codec.tokens
-        self.vocab_size = max([*self._bytes_of_id, self.lead, *self.ends]) + 1
+        self.vocab_size = max(self._bytes_of_id) + 1
         parts = f"{codec.pattern} {self.lead}"
         if self.eos != self.lead or self.adds_bos:
             parts += f" {self.eos} {self.bos if self.adds_bos else None}"
@@ -124,7 +124,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             vocab = read_json(where)
             lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-        odd = next((t for t, i in (vocab | added).items() if type(i) is not int or not 0 <= i < 2**31), None)
+        ids = vocab | added
+        odd = next((t for t, i in ids.items() if type(i) is not int or not 0 <= i < 2**31), None)
         if odd is not None:
             raise UserError(f"{where}: the token {odd!r} has no whole number from 0 up for its id")
         if pattern:
@@ -133,7 +134,6 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             codec = ByteLevel(vocab, merges, pattern, all_splits, where)
         else:
             codec = Library(where)
-        ids = vocab | added
         return Tokenizer(codec, ids, *_find_special(ids, spec, directory))
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{where}: not a byte-level BPE vocabulary ({type(e).__name__}: {e})") from e
@@ -145,9 +145,8 @@ def _check_spec(spec: dict, where: Path) -> str | None:
     if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
         raise UserError(f"{where}: a {model.get('type')} tokenizer; only BPE is supported")
     pattern = pattern_of(spec)
-    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
     normalizer = (spec.get("normalizer") or {}).get("type")
-    split = [part.get("type") for part in parts] == ["Split", "ByteLevel"]  # Qwen's
+    split = [part.get("type") for part in pre_tokenizers(spec)] == ["Split", "ByteLevel"]  # Qwen's
     for_library = model.get("byte_fallback") or (split and normalizer in (None, "NFC"))
     if pattern is None and not for_library:
         what = "a normalizer" if normalizer else f"pre_tokenizer {pre}"
@@ -200,7 +199,7 @@ def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dic
         read_object(directory / name) if (directory / name).exists() else {} for name in ("tokenizer_config.json", "config.json")
     )
 
-    def _known(i) -> bool:
+    def known(i) -> bool:
         return isinstance(i, int) and not isinstance(i, bool) and i in ids.values()
 
     def find(part: str) -> int | None:
@@ -212,13 +211,13 @@ def _find_special(ids: dict[str, int], spec: dict, directory: Path) -> tuple[dic
             return ids[EOT]
         given = model.get(f"{part}_token_id")
         given = given[0] if isinstance(given, list) and given else given
-        return given if _known(given) else None
+        return given if known(given) else None
 
     bos, eos, pad = map(find, ("bos", "eos", "pad"))
     if eos is None:
         raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
     more = model.get("eos_token_id")
-    ends = {i for i in (more if isinstance(more, list) else [more]) if _known(i)}
+    ends = {i for i in (more if isinstance(more, list) else [more]) if known(i)}
     processors = spec.get("post_processor") or {}
     begins = [
         piece.get("SpecialToken", {}).get("id")

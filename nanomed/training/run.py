@@ -44,9 +44,8 @@ class Setup:
 class Job:
     """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is measured on, for
     later phases; hashes: of the data, by name; facts: what summary.json should say besides; what: the data, in words;
-    template: how the model that comes out is to be asked, if it was instructed; sample_in: the template that
-    --sample-prompt is put into; unit: what loss_fn counts; classifier: a
-    function that puts a classification head on the model."""
+    template: how the model that comes out is to be asked, if it was instructed; sample_in: the template that --sample-prompt is
+    put into; unit: what loss_fn counts; classifier: a function that puts a classification head on the model."""
 
     blocks: object
     loss_fn: Callable
@@ -61,7 +60,7 @@ class Job:
     classifier: Callable | None = None
 
 
-def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4, **decided) -> Setup:
+def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setup:
     """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever cannot be trained."""
     device, out = resolve_device(args.device), Path(args.out)
     from_scratch = getattr(args, "from_scratch", False)
@@ -87,7 +86,6 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4, **decid
         keep=args.keep or ("best" if args.patience else "last"),
         lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
         lora_targets=args.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
-        **decided,
     )
     earlier = heldout.HeldOut() if from_scratch else heldout.earlier(source.adapter, source.directory)
     return Setup(plan, source, config, tokenizer, device, earlier)
