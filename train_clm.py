@@ -28,11 +28,13 @@ def parse_args():
     cli.add_sample_flag(p)
     p.add_argument("--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer")
     cli.add_training_flags(p)
+    cli.add_forgetting_flags(p)
     return cli.parse(p, phase=Adapt.phase)
 
 
 def main():
     args = parse_args()
+    cli.check_forgetting_flags(args)
     setup = run.setup(args, Adapt, full_lr=6e-4 if args.from_scratch else 5e-5)
     plan = setup.plan
 
@@ -66,6 +68,7 @@ def main():
         if not len(selection.indices):
             raise UserError(f"{selection.corpus.name}: no documents left to train on")
     run.say_earlier(setup, sum(without(s, setup.earlier.texts())[1] for s in training))
+    general = run.general_stream(plan, encode, held, hashes)
     shares = [w or 1.0 for w in weights[: len(training)]]
     blocks = Mixture(training, shares, plan.context, plan.batch_size, plan.grad_accum, plan.seed)
 
@@ -86,7 +89,7 @@ def main():
 
     measures = {name: partial(evaluate, documents=sides) for name, sides in validation.items()}
     own = templates.of_model(setup.source.adapter, setup.source.directory)  # an instructed model that reads on stays one
-    if run.train(args, setup, run.Job(blocks, clm_loss, measures, held, hashes, facts, what, own)):
+    if run.train(args, setup, run.Job(blocks, clm_loss, measures, held, hashes, facts, what, own, general=general)):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt 'The patients were'")
 
 

@@ -45,11 +45,13 @@ def parse_args():
     )
     p.add_argument("--replay-ratio", type=cli.positive, default=1.0, help="documents of --replay per example")
     cli.add_training_flags(p)
+    cli.add_forgetting_flags(p)
     return cli.parse(p, phase=Instruct.phase)
 
 
 def main():
     args = parse_args()
+    cli.check_forgetting_flags(args)
     setup = run.setup(args, Instruct, full_lr=5e-5)
     own = of_model(setup.source.adapter, setup.source.directory)
     template = load_template(args.template) if args.template else own or TEMPLATES["response"]
@@ -66,8 +68,11 @@ def main():
         hashes[f"{side}: {' + '.join(names)}"] = sha
         return items
 
+    def encode(names):
+        return encode_corpus(names, setup.tokenizer, plan.text_field, None, plan.skip_bad_rows)
+
     def documents(side, names):
-        corpus = encode_corpus(names, setup.tokenizer, plan.text_field, None, plan.skip_bad_rows)
+        corpus = encode(names)
         hashes[f"{side}: {corpus.name}"] = corpus.sha256
         return corpus.all()
 
@@ -119,6 +124,7 @@ def main():
     packed = [[e] for e in chosen + replayed] if plan.no_packing else instructions.pack(chosen + replayed, plan.context)
     batches = Batches(packed, instructions.collate, plan.batch_size, plan.grad_accum, plan.seed)
 
+    general = run.general_stream(plan, encode, held, hashes)
     text_share = sum(len(e.ids) for e in replayed) / sum(len(e.ids) for e in chosen + replayed)
     facts = {
         "template": plan.template,
@@ -147,7 +153,7 @@ def main():
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    job = run.Job(batches, instruction_loss, validation, held, hashes, facts, what, template, template)
+    job = run.Job(batches, instruction_loss, validation, held, hashes, facts, what, template, template, general)
     if run.train(args, setup, job):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 

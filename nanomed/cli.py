@@ -238,6 +238,19 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
                    help="first print N rows of a batch with what is supervised in [[ ]], packed examples one by one")
 
 
+def add_forgetting_flags(p: argparse.ArgumentParser) -> None:
+    """What holds the weights back, of the trainings that keep the language model's head."""
+    g = p.add_argument_group("against forgetting (beside a lower --lr, --lora-r, other text mixed in)")
+    g.add_argument("--l2-sp", type=at_least_0, default=Plan.l2_sp, metavar="A",
+                   help="pull all weights towards where they started: A/2 times the squared distance is added to the loss")
+    g.add_argument("--ewc", type=at_least_0, default=Plan.ewc, metavar="L",
+                   help="elastic weight consolidation: the same, each weight by its Fisher information on --ewc-data; L: what a "
+                        "token of that text counts beside one that is trained on")
+    g.add_argument("--ewc-data", nargs="+", action=Several, metavar="D", help="general text, of which a sample is taken")
+    g.add_argument("--ewc-blocks", type=count, default=Plan.ewc_blocks, metavar="N",
+                   help="blocks of --context tokens in the sample")
+
+
 def add_sample_flag(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sample-prompt", metavar="TEXT", help="at each validation, show how the model goes on from this")
 # fmt: on
@@ -254,6 +267,17 @@ def check_lora_flags(args) -> None:
     for flag, value in given.items():
         if value and not args.lora_r:
             raise UserError(f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained")
+
+
+def check_forgetting_flags(args) -> None:
+    """Raises UserError where there is nothing to pull back, or no text to tell what each weight is needed for."""
+    pull = "--ewc" if args.ewc else "--l2-sp" if args.l2_sp else None
+    if pull and args.lora_r:
+        raise UserError(f"{pull} holds trained weights back; the adapter of --lora-r leaves them as they are: give one of the two")
+    if pull and getattr(args, "from_scratch", False):
+        raise UserError(f"{pull} pulls towards the weights that a training starts from; --from-scratch has none")
+    if bool(args.ewc) != bool(args.ewc_data):
+        raise UserError("--ewc and --ewc-data (general text, to tell what each weight is needed for) go together")
 
 
 def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:

@@ -5,7 +5,7 @@ import importlib
 from nanomed.errors import UserError
 
 # The extra of pyproject.toml that brings a library, if it is not `report`.
-EXTRAS = {"tokenizers": "sentencepiece", "gguf": "gguf", "transformers": "gguf"}
+EXTRAS = {"tokenizers": "sentencepiece", "gguf": "gguf", "transformers": "gguf", "bm25s": "tasks", "datasketch": "tasks"}
 
 
 def need(module: str):

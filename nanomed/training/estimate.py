@@ -10,7 +10,7 @@ from nanomed.training.loop import Settings, make_optimizer, one_update, total_st
 LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
 
 
-def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str) -> None:
+def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str, anchor=None) -> None:
     """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written to `out`."""
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
@@ -20,6 +20,8 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
         "gradients": sum(p.numel() * 4 for p in trained),
         "optimizer": sum(p.numel() * 8 for p in trained),
     }
+    if anchor:
+        sizes["where they started"] = anchor.nbytes()
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
     widest = max((batch for window in windows for batch in window), key=lambda batch: batch[0].numel())
     print("memory    " + ", ".join(f"{name} {_bytes(n)}" for name, n in sizes.items()), end="", flush=True)
@@ -33,7 +35,7 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
     for _ in range(2):  # the first one also pays for compiling, and for memory that is taken for the first time
         start = time.perf_counter()
-        done = one_update(model, windows[0], loss_fn, optimizer, scaler, s)
+        done = one_update(model, windows[0], loss_fn, optimizer, scaler, s, anchor)
         seconds = time.perf_counter() - start
     steps = total_steps(data, s)
     print(

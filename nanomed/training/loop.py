@@ -72,13 +72,14 @@ def make_optimizer(model, s: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=(0.9, 0.95), fused=True)
 
 
-def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> dict:
-    """Gradients of all micro-batches of `window`, clipped, and one step of the optimizer.
+def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anchor=None) -> dict:
+    """Gradients of all micro-batches of `window`, and of what `anchor` adds to the loss, clipped, and one step of the optimizer.
 
     The supervised tokens are counted before the first backward, so that every micro-batch is divided by the same number
     and the gradient is that of the mean over all of them, however they are dealt out.
     Returns losses: the summed loss of each micro-batch; count: supervised tokens; grad_norm: before clipping; stepped:
-    False if fp16 overflowed; parts: {name: (summed loss, tokens)} if loss_fn tells the window's parts apart.
+    False if fp16 overflowed; parts: {name: (summed loss, tokens)} if loss_fn tells the window's parts apart; penalty: the
+    anchor's, or None.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device = params[0].device
@@ -94,6 +95,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> 
             before = parts.get(name, (0.0, 0))
             parts[name] = (before[0] + part, before[1] + n)
     scaler.unscale_(optimizer)
+    penalty = anchor.pull().item() if anchor else None
     grad_norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf).item()
     losses = torch.stack(losses).tolist()
     sound = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
@@ -104,15 +106,18 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings) -> 
     optimizer.zero_grad(set_to_none=True)
     stepped = sound and scaler.get_scale() >= scale
     parts = {name: (float(part), n) for name, (part, n) in parts.items()}
-    return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts}
+    return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts, "penalty": penalty}
 
 
-def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None) -> dict:
+def fit(
+    model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None, anchor=None
+) -> dict:
     """Train the parameters that require a gradient, in place; returns a summary as a dict.
 
     evaluate: a function giving {name: {"loss", ...}} of each held-out set, the first of which decides what is best, or
     None; sample: a function giving a text that the model writes, shown and logged at each validation, or None; unit: what
-    loss_fn counts. Appends to out/metrics.jsonl, one object a logged update, and keeps the newest checkpoint in out/state/.
+    loss_fn counts; anchor: an Anchor (nanomed.training.anchor), or None. Appends to out/metrics.jsonl, one object a logged
+    update, and keeps the newest checkpoint in out/state/.
     Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C or SIGTERM.
     """
     device = next(model.parameters()).device
@@ -177,7 +182,7 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
             lr = learning_rate(progress["step"], steps, s)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            done = one_update(model, data.window(progress["consumed"]), loss_fn, optimizer, scaler, s)
+            done = one_update(model, data.window(progress["consumed"]), loss_fn, optimizer, scaler, s, anchor)
             _check_finite(done, progress, s, kept)
             progress["consumed"] += 1
             progress["seconds"] += time.perf_counter() - start
@@ -206,6 +211,7 @@ def fit(model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = F
             due = evaluate and (step % eval_every == 0 or step == steps)
             if step % s.log_every == 0 or due or step == steps:
                 line = {"step": step, "tokens": progress["tokens"], "loss": loss, "lr": lr, "grad_norm": done["grad_norm"]}
+                line |= {"penalty": done["penalty"]} if anchor else {}
                 line |= {f"{name}_loss": part / n for name, (part, n) in logged["parts"].items() if n}
                 metrics(line | {"tokens_per_s": speed} | (validate() if due else {}))
                 progress["train_loss"] = loss

@@ -54,6 +54,11 @@ class Plan:
     patience: int = Settings.patience
     keep: str = Settings.keep
     seed: int = 0
+    l2_sp: float = 0.0
+    ewc: float = 0.0
+    ewc_data: list[str] | None = None
+    ewc_blocks: int = 200
+    near_duplicates: float = 0.0
     from_scratch: bool = False
 
     @property

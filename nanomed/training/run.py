@@ -18,8 +18,11 @@ from nanomed.files import lock, write_json
 from nanomed.models import FAMILIES
 from nanomed.precision import peak_rss, resolve_device, resolve_dtype
 from nanomed.text import heldout, show, templates
+from nanomed.text.blocks import Stream
+from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import checkpoint, estimate
+from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.directory import check_out, is_complete, record_start
 from nanomed.training.loop import Settings, fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
@@ -45,7 +48,8 @@ class Job:
     """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is measured on, for
     later phases; hashes: of the data, by name; facts: what summary.json should say besides; what: the data, in words;
     template: how the model that comes out is to be asked, if it was instructed; sample_in: the template that --sample-prompt is
-    put into; unit: what loss_fn counts; classifier: a function that puts a classification head on the model."""
+    put into; general: a Stream of --ewc-data; unit: what loss_fn counts; classifier: a function that puts a classification head on
+    the model."""
 
     blocks: object
     loss_fn: Callable
@@ -56,6 +60,7 @@ class Job:
     what: str
     template: templates.Template | None = None
     sample_in: templates.Template | None = None
+    general: Stream | None = None
     unit: str = "tokens"
     classifier: Callable | None = None
 
@@ -141,12 +146,13 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     )
     if args.show:
         show.rows(job.blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
+    anchor = make_anchor(model, plan, job.general, setup.device)
     if args.dry_run:
-        estimate.dry_run(model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out)
+        estimate.dry_run(model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out, anchor)
         return None
     evaluate = (lambda: {name: measure(model) for name, measure in job.validation.items()}) if job.validation else None
     write = partial(sample, model) if sample else None
-    result = fit(model, job.blocks, job.loss_fn, evaluate, settings, out, args.resume, job.unit, write)
+    result = fit(model, job.blocks, job.loss_fn, evaluate, settings, out, args.resume, job.unit, write, anchor)
     facts |= leave_model(model, base, plan, source, out, job.classifier)
     if job.template:
         templates.save(job.template, setup.tokenizer, out)
@@ -158,6 +164,29 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     checkpoint.remove(out)
     say_kept(plan, result)
     return result
+
+
+def general_stream(plan: Plan, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:
+    """The blocks of --ewc-data, without what is held out; encode(names) gives a corpus. None if there is no --ewc."""
+    if not plan.ewc:
+        return None
+    corpus = encode(plan.ewc_data)
+    hashes[f"ewc-data: {corpus.name}"] = corpus.sha256
+    stream = Stream(without(corpus.all(), held.texts())[0], plan.context, (plan.seed, 1))
+    if stream.n_blocks < 1:
+        raise UserError(f"{corpus.name}: not a single token for --ewc that is not held out")
+    return stream
+
+
+def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device) -> Anchor | None:
+    """What pulls the weights back, made of the model as the run starts it; None if nothing is to."""
+    if not (plan.l2_sp or plan.ewc):
+        return None
+    information = None
+    if plan.ewc:
+        blocks = [general.block(0, i) for i in range(min(plan.ewc_blocks, general.n_blocks))]
+        information = fisher(model, [[torch.from_numpy(side)[None] for side in block] for block in blocks], device)
+    return Anchor(model, plan.l2_sp, plan.ewc, information)
 
 
 def say_kept(plan: Plan, result: dict) -> None:
