@@ -8,6 +8,7 @@ python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from nanomed.errors import UserError
 from nanomed.evaluation import compare, measure, tables
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.generate import room
+from nanomed.evaluation.mistakes import MISTAKES
+from nanomed.evaluation.trained import trained_with
 from nanomed.files import check_directory, check_output, write_json
 from nanomed.text import instructions, labelled
 from nanomed.text.rows import split_name
@@ -32,6 +35,14 @@ def parse_args():
     cli.add_data_flag(ppl, cli.DATA_HELP)
     cli.add_window_flags(ppl)
     cli.add_data_flags(ppl)
+    ppl.add_argument(
+        "--also",
+        type=mistake_names,
+        default=(),
+        metavar="NAMES",
+        help="beside it, under their names, what common mistakes would give: " + ", ".join(MISTAKES) + ", or all "
+        "(docs/measuring-perplexity.md)",
+    )
 
     generate = commands.add_parser("generate", help="write on from prompts; without any, a small chat")
     generate.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
@@ -85,6 +96,15 @@ def parse_args():
     return p.parse_args()
 
 
+def mistake_names(text: str) -> tuple[str, ...]:
+    """The names in a list that is separated by commas; `all`: every one."""
+    names = tuple(MISTAKES) if text == "all" else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in MISTAKES:
+            raise argparse.ArgumentTypeError(f"unknown: {name!r}; known: {', '.join(MISTAKES)}")
+    return names
+
+
 def choose_template(args, o, otherwise: str | None = None) -> Template | None:
     """The template that was asked for, else the one that the model was instructed with, else `otherwise`; says which."""
     if args.template is None and o.template:
@@ -111,13 +131,18 @@ def ppl(args):
         f"{o}; {len(corpus.documents):,} documents, {tokens:,} tokens"
         + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
-    result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed) | {"data": args.data}
+    result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed, args.also) | {"data": args.data}
     interval = tables.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
     print(
         f"perplexity {tables.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
         f"stride {result['stride']}, each document after {result['begins_with']}, {result['tokens_per_s']:,.0f} a second"
     )
+    if args.also:
+        print("\nwhat common mistakes would give on the same model and texts:")
+        for name, value in result["also"].items():
+            cell = tables.ppl_cell(value, result["vocab_size"]) if value is not None else "-"
+            print(f"  {name:16} {cell:>8}   {result['also_missing'].get(name, MISTAKES[name])}")
     save(args, result)
 
 
@@ -205,7 +230,7 @@ def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
     given = args.negative_name, args.positive_name
     if set(given) <= set(labels):
         return given
-    trained = measure.trained_with(directory)
+    trained = trained_with(directory)
     if given == ("negative", "positive") and trained.get("positives"):
         return trained["negative_name"], trained["positive_name"]
     raise UserError(f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}")
@@ -243,7 +268,7 @@ def inputs(args) -> list[Path]:
     models = given.get("models") or [args.model]
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
-    trained = [measure.trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
+    trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
     flags = ("data", "positives", "negatives", "val_data", "exclude")  # of a classifier's run too, for its baselines
     names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]

@@ -7,19 +7,18 @@ import torch
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import metrics
+from nanomed.evaluation import metrics, mistakes
 from nanomed.evaluation.baselines import beside_baselines
 from nanomed.evaluation.generate import Ending, Sampling, generate, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity
-from nanomed.files import read_object
+from nanomed.evaluation.trained import trained_with, training_sides
 from nanomed.models.classifier import predict
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import instructions, labelled
 from nanomed.text.corpus import Corpus, encode_corpus
-from nanomed.text.rows import get_text, get_value, named_sets, read_rows
+from nanomed.text.rows import get_text, get_value, read_rows
 from nanomed.text.templates import Template, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
-from nanomed.training.plan import Classify
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,18 @@ def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=
     return encode_corpus(names, o.tokenizer, text_field, limit, skip_bad)
 
 
-def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size=8, seed=0) -> dict:
-    """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half overlapping."""
+def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size=8, seed=0, also=()) -> dict:
+    """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half overlapping; `also`: what some
+    of mistakes.MISTAKES give."""
     context = context or min(o.model.config.n_positions, 1024)
     stride = stride or max(1, context // 2)
-    result = perplexity(o.model, [corpus.all()], context, stride, batch_size, o.device, o.dtype, seed=seed)
+    everything = corpus.all()
+    result = perplexity(o.model, [everything], context, stride, batch_size, o.device, o.dtype, seed, per_document=True)
+    nll = result.pop("document_nll")
+    if also:
+        ids = [everything.ids(k) for k in range(len(nll))]
+        measured = mistakes.Measured(ids, nll, context, stride, batch_size)
+        result["also"], result["also_missing"] = mistakes.also(also, o, measured)
     return result | {
         "data_sha256": corpus.sha256,
         "bad_rows": corpus.bad_rows,
@@ -70,36 +76,6 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
         "vocab_size": o.model.config.vocab_size,
         "begins_with": o.tokenizer.name(o.tokenizer.lead),
     }
-
-
-def trained_with(directory: Path) -> dict:
-    """The settings of the run that made a directory, data files as they are found from here; {} for a model from elsewhere."""
-    return _read_run(directory)[0].get("settings", {})
-
-
-def _read_run(directory: Path) -> tuple[dict, str | None]:
-    """run.json, its settings as trained_with() gives them; or {}, and why nothing is known of the run."""
-    path = Path(directory) / "run.json"
-    if not path.exists():
-        return {}, f"{path} is not there, so the training texts are unknown"
-    try:
-        run = read_object(path)
-    except UserError as e:
-        return {}, f"{e}, so the training texts are unknown"
-    ours = all(isinstance(run.get(key), dict) for key in ("settings", "data", "versions"))
-    if not ours or "nanomed" not in run["versions"]:
-        return {}, f"{path} is another program's, so the training texts are unknown"
-    settings, home = dict(run["settings"]), Path(run.get("directory", "."))
-
-    def found(file):
-        return file if file.startswith("hub:") else str(home / file)
-
-    for flag in ("data", "positives", "negatives", "exclude"):
-        settings[flag] = [found(file) for file in settings.get(flag) or []] or None
-    if settings.get("val_data"):  # NAME=D
-        sets = named_sets(settings["val_data"], home).items()
-        settings["val_data"] = [f"{name}={found(file)}" for name, files in sets for file in files]
-    return run | {"settings": settings}, None
 
 
 # --- generation -------------------------------------------------------------------------------------------------------
@@ -200,7 +176,7 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
     ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
     targets = labelled.targets_of(items, m.labels, m.multi_label)
     logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
-    sides, why = _training_sides(o)
+    sides, why = training_sides(o.directory)
     measures = beside_baselines(logits, m.labels, sides, items, targets, seed)
     return {
         "labels": m.labels,
@@ -212,16 +188,3 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
         "model": o.name,
         "dtype": o.dtype,
     }
-
-
-def _training_sides(o: Opened) -> tuple[labelled.Sides | None, str | None]:
-    run, why = _read_run(o.directory)
-    if why:
-        return None, why
-    try:
-        sides = labelled.read_sides(Classify.read(run["settings"], o.directory / "run.json"))
-    except UserError as e:
-        return None, f"the training texts cannot be read again: {e}"
-    if sorted(sides.hashes.values()) != sorted(run["data"].values()):  # by content: the paths may be written otherwise
-        return None, "the training texts have changed since"
-    return sides, None

@@ -21,11 +21,12 @@ from nanomed.precision import DTYPES, autocast, evaluating
 from nanomed.text.corpus import Selection
 
 
-def perplexity(model, documents: list[Selection], context, stride, batch_size, device, dtype, seed=0):
+def perplexity(model, documents: list[Selection], context, stride, batch_size, device, dtype, seed=0, per_document=False):
     """Score `documents`; returns a dict: loss (nats a token), ppl = exp(loss), nll = loss x tokens_scored, bits_per_byte,
     word_ppl (per whitespace-separated word), ppl_ci95 (bootstrap over documents; None for a single one), and the counts.
 
-    Neither batch_size nor the order of documents changes the result, rounding apart.
+    With per_document, `document_nll` too: float64, an array. Neither batch_size nor the order of documents changes the result,
+    rounding apart.
     Raises UserError unless 1 <= stride < context <= n_positions, for nothing to score, and for a non-finite loss.
     """
     if not 1 <= stride < context:
@@ -39,7 +40,7 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
     tokens = table["length"] - 1
     if tokens.sum() == 0:
         raise UserError(f"{documents[0].corpus.name}: no tokens to score; every document is empty")
-    windows = _windows(table["length"], context, stride)
+    windows = windows_of(table["length"], context, stride)
     start = time.perf_counter()
     nll = _score_all(model, partial(_ids, documents), windows, len(table), batch_size, device, dtype)
     seconds = time.perf_counter() - start
@@ -47,11 +48,11 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
     loss = total / n
     return {
         "loss": loss,
-        "ppl": _exp(loss),
+        "ppl": exp(loss),
         "nll": total,
         "tokens_scored": n,
         "bits_per_byte": total / math.log(2) / int(table["n_bytes"].sum()),
-        "word_ppl": _exp(total / words) if words else None,
+        "word_ppl": exp(total / words) if words else None,
         "documents": len(table),
         "words": words,
         "bytes": int(table["n_bytes"].sum()),
@@ -62,7 +63,14 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
         "device": str(device),
         "seconds": seconds,
         "tokens_per_s": n / seconds,
+        **({"document_nll": nll} if per_document else {}),
     }
+
+
+def score_ids(model, documents: list[np.ndarray], context, stride, batch_size, device, dtype) -> np.ndarray:
+    """Summed nll, float64 (n,), of documents that are there as ids, the leading token first, in the same windows."""
+    windows = windows_of(np.array([len(ids) for ids in documents]), context, stride)
+    return _score_all(model, documents.__getitem__, windows, len(documents), batch_size, device, dtype)
 
 
 def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) -> dict:
@@ -74,7 +82,7 @@ def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) 
     loss = float(nll.sum()) / int(tokens.sum())
     return {
         "loss": loss,
-        "ppl": _exp(loss),
+        "ppl": exp(loss),
         "nll": float(nll.sum()),
         "tokens_scored": int(tokens.sum()),
         "examples": len(examples),
@@ -99,7 +107,7 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
     return nll
 
 
-def _windows(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, int, int, int]]:
+def windows_of(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, int, int, int]]:
     """(document, start, end, first scored position) of every window, longest first, so that batches pad little."""
     windows = []
     for document, length in enumerate(lengths.tolist()):
@@ -141,7 +149,7 @@ def _ids(documents: list[Selection], k: int) -> np.ndarray:
     raise IndexError(k)
 
 
-def _exp(x: float) -> float:
+def exp(x: float) -> float:
     return math.exp(x) if x < 709 else math.inf  # a lost model may well be beyond what a float64 holds
 
 
@@ -151,6 +159,6 @@ def ppl_interval(nll: np.ndarray, tokens: np.ndarray, seed: int = 0) -> list[flo
 
     def ppl(rows):
         n = tokens[rows].sum()
-        return _exp(nll[rows].sum() / n) if n > 0 else math.nan
+        return exp(nll[rows].sum() / n) if n > 0 else math.nan
 
     return interval(ppl, len(nll), seed=seed)

@@ -11,7 +11,7 @@ import transformers
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation.perplexity import _windows, perplexity, ppl_interval
+from nanomed.evaluation.perplexity import perplexity, ppl_interval, windows_of
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.precision import evaluating
 from nanomed.text.corpus import Selection, encode_corpus
@@ -141,7 +141,7 @@ def test_every_token_is_scored_once_and_has_a_predecessor():
         for context in (2, 3, 8):
             for stride in range(1, context):
                 seen = []
-                for _, start, end, scored in _windows(np.array([length]), context, stride):
+                for _, start, end, scored in windows_of(np.array([length]), context, stride):
                     assert start % stride == 0 and end - start <= context and start < scored < end
                     seen += range(scored, end)
                 assert sorted(seen) == list(range(1, length)), (length, context, stride)
@@ -195,7 +195,7 @@ def test_eval_mode_is_entered_and_restored_adapter_dropout_included(model_dir, c
     assert not any(m.training for m in model.modules())
 
 
-def test_bad_windows_and_empty_documents(model, corpus, bpe_dir, tmp_path):
+def test_badwindows_of_and_empty_documents(model, corpus, bpe_dir, tmp_path):
     for context, stride in ((64, 64), (64, 0), (1, 1), (65, 32)):
         with pytest.raises(UserError):
             score(model, corpus, context, stride)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from nanomed.evaluation import measure
+from nanomed.evaluation.trained import training_sides
 from nanomed.text import heldout
 from nanomed.text.instructions import Fields, Instruction
 from nanomed.training import run
@@ -192,7 +193,7 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
     out = script("train_cls.py", "--model", model_dir, "--data", data.name, "--val-data", f"here={val.name}", "--out", "c", *TINY)
     assert out.returncode == 0, out.stderr
     o = measure.open_model(str(tmp_path / "c"), classifier=True)
-    sides, why = measure._training_sides(o)
+    sides, why = training_sides(o.directory)
     assert why is None and len(sides.training) == 16 and list(sides.validation) == ["here"]
 
 

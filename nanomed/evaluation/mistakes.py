@@ -1,0 +1,123 @@
+"""What common mistakes give in place of the perplexity, on the same model and texts, each under its name.
+
+docs/measuring-perplexity.md shows the line of code that makes each, and what published figures it may explain. Each is made
+alone: whatever it does not touch is as in nanomed.evaluation.perplexity.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from nanomed.errors import UserError
+from nanomed.evaluation.curves import read_metrics
+from nanomed.evaluation.perplexity import exp, score_ids, windows_of
+from nanomed.evaluation.trained import training_texts
+from nanomed.loss import token_nll
+from nanomed.precision import DTYPES, autocast, evaluating
+
+MISTAKES = {
+    "batch-mean": "exp of the mean of the batches' mean losses: a batch of few tokens counts as much as one of many",
+    "document-mean": "the mean of the documents' own perplexities: short, odd ones decide",
+    "padding-counted": "documents filled up to the context with padding, and the padding counted",
+    "train-set": "texts that the model was trained on, the first of them, as many as there are documents here",
+    "truncated": "only the first `context` tokens of each document",
+    "last-loss": "exp of the last training loss that was logged",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the honest measurement knows: documents' ids (the leading token first), their summed nll, and how it was done."""
+
+    ids: list[np.ndarray]
+    nll: np.ndarray
+    context: int
+    stride: int
+    batch_size: int
+
+
+def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]]:
+    """({name: perplexity}, {name: why there is none}) of some of MISTAKES; o: an open model (measure.Opened)."""
+    found, missing = {}, {}
+    for name in names:
+        try:
+            found[name] = exp(_LOSSES[name](o, m)) if name != "document-mean" else document_mean(m)
+        except UserError as e:
+            found[name], missing[name] = None, str(e)
+    return found, missing
+
+
+def _tokens(m: Measured) -> np.ndarray:
+    return np.array([len(i) - 1 for i in m.ids])
+
+
+def document_mean(m: Measured) -> float:
+    tokens = _tokens(m)
+    return float(np.mean([exp(nll / n) for nll, n in zip(m.nll, tokens, strict=True) if n]))
+
+
+def _batch_mean(o, m: Measured) -> float:
+    tokens, starts = _tokens(m), range(0, len(m.nll), m.batch_size)
+    sums = [(m.nll[i : i + m.batch_size].sum(), tokens[i : i + m.batch_size].sum()) for i in starts]
+    return float(np.mean([nll / n for nll, n in sums if n]))
+
+
+def _padding_counted(o, m: Measured) -> float:
+    """The last window of each document is filled up; as with an attention mask, nobody looks at padding, and padding, which
+    is not asked to be left out of the labels, looks at the document."""
+    lengths = np.array([len(i) for i in m.ids])
+    last = {
+        document: (start, end) for document, start, end, _ in sorted(windows_of(lengths, m.context, m.stride), key=lambda w: w[1])
+    }
+    rows = [m.ids[d][start:end].astype(np.int64) for d, (start, end) in last.items() if end - start < m.context]
+    nll, count = 0.0, 0
+    with evaluating(o.model):
+        for i in range(0, len(rows), m.batch_size):
+            batch = rows[i : i + m.batch_size]
+            ids = torch.full((len(batch), m.context), o.tokenizer.pad)
+            real = torch.zeros(len(batch), m.context, dtype=torch.bool)
+            for row, text in enumerate(batch):
+                ids[row, : len(text)], real[row, : len(text)] = torch.from_numpy(text), True
+            idx, targets, padding = ids[:, :-1].to(o.device), ids[:, 1:], ~real[:, 1:]
+            seen = real[:, None, None, :-1].to(o.device)
+            mask = seen & torch.ones(m.context - 1, m.context - 1, dtype=torch.bool, device=o.device).tril()
+            with autocast(o.device, o.dtype):
+                x = o.model.backbone(idx, None, mask)
+            losses = token_nll(x[padding.to(o.device)], o.model.lm_head.weight, targets[padding].to(o.device), DTYPES[o.dtype])
+            nll, count = nll + float(losses.double().sum()), count + len(losses)
+    return (float(m.nll.sum()) + nll) / (int(_tokens(m).sum()) + count)
+
+
+def _train_set(o, m: Measured) -> float:
+    texts = list(islice(training_texts(o.directory), len(m.ids)))
+    ids = [np.concatenate([[o.tokenizer.lead], o.tokenizer.encode(text)]) for text in texts]
+    return _corpus_loss(o, ids, m.stride, m)
+
+
+def _truncated(o, m: Measured) -> float:
+    return _corpus_loss(o, [i[: m.context] for i in m.ids], m.stride, m)
+
+
+def _corpus_loss(o, ids: list[np.ndarray], stride: int, m: Measured) -> float:
+    nll = score_ids(o.model, ids, m.context, stride, m.batch_size, o.device, o.dtype)
+    return float(nll.sum()) / sum(len(i) - 1 for i in ids)
+
+
+def _last_loss(o, m: Measured) -> float:
+    if not (o.directory / "metrics.jsonl").exists():
+        raise UserError(f"{o.directory / 'metrics.jsonl'} is not there: no training that was logged")
+    losses = [r["loss"] for r in read_metrics(o.directory) if r.get("loss") is not None]
+    if not losses:
+        raise UserError(f"{o.directory / 'metrics.jsonl'}: no training loss there")
+    return losses[-1]
+
+
+_LOSSES = {  # document-mean is no exponential of a loss
+    "batch-mean": _batch_mean,
+    "padding-counted": _padding_counted,
+    "train-set": _train_set,
+    "truncated": _truncated,
+    "last-loss": _last_loss,
+}

@@ -1,0 +1,122 @@
+"""What is known of how a model was trained: its run.json, and the texts that this leads to."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.files import read_object
+from nanomed.text import heldout, instructions, labelled
+from nanomed.text.rows import named_sets, read_documents, split_weight
+from nanomed.text.templates import of_model
+from nanomed.training.plan import Classify
+
+SETS = ("data", "positives", "negatives", "exclude", "replay", "ewc_data")  # settings that name files
+
+
+def trained_with(directory: Path) -> dict:
+    """The settings of the run that made a directory, data files as they are found from here; {} for a model from elsewhere."""
+    try:
+        return read_run(directory)["settings"]
+    except UserError:
+        return {}
+
+
+def read_run(directory: Path) -> dict:
+    """run.json, its settings as trained_with() gives them. Raises UserError, saying why nothing is known of the training."""
+    path = Path(directory) / "run.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there, so the training texts are unknown")
+    try:
+        run = read_object(path)
+    except UserError as e:
+        raise UserError(f"{e}, so the training texts are unknown") from e
+    ours = all(isinstance(run.get(key), dict) for key in ("settings", "data", "versions"))
+    if not ours or "nanomed" not in run["versions"]:
+        raise UserError(f"{path} is another program's, so the training texts are unknown")
+    settings, home = dict(run["settings"]), Path(run.get("directory", "."))
+
+    def found(file):
+        return file if file.startswith("hub:") else str(home / file)
+
+    for flag in filter(settings.get, SETS):
+        settings[flag] = [found(file) for file in settings[flag]]
+    if settings.get("val_data"):  # NAME=D
+        sets = named_sets(settings["val_data"], home).items()
+        settings["val_data"] = [f"{name}={found(file)}" for name, files in sets for file in files]
+    return run | {"settings": settings}
+
+
+def training_sides(directory: Path) -> tuple[labelled.Sides | None, str | None]:
+    """The two sides of a classifier's training; or None, and why they are unknown."""
+    try:
+        run = read_run(directory)
+    except UserError as e:
+        return None, str(e)
+    try:
+        sides = labelled.read_sides(Classify.read(run["settings"], Path(directory) / "run.json"))
+    except UserError as e:
+        return None, f"the training texts cannot be read again: {e}"
+    if sorted(sides.hashes.values()) != sorted(run["data"].values()):  # by content: the paths may be written otherwise
+        return None, "the training texts have changed since"
+    return sides, None
+
+
+# --- the texts --------------------------------------------------------------------------------------------------------
+
+
+def training_texts(directory: Path) -> Iterator[str]:
+    """The texts that a model was trained on, those of the phases before the last one included: documents, whole rows of
+    instructions (as the model saw them) and what was replayed, without what was held out. Raises UserError if they are
+    unknown or have changed: for the last phase at once, for what changed while they are read."""
+    run = read_run(directory)
+    texts = _of_phase(run, Path(directory))
+    before = Path(run.get("directory", "."), str(run["settings"].get("model")))
+    return chain(texts, training_texts(before)) if (before / "run.json").exists() else texts
+
+
+def _of_phase(run: dict, directory: Path) -> Iterator[str]:
+    s, held, phase = run["settings"], heldout.earlier(directory), run.get("phase")
+    skip = bool(s.get("skip_bad_rows"))
+    try:
+        if phase == "adapt":
+            names, weights = zip(*map(split_weight, s["data"]), strict=True)
+            groups = [[n] for n in names] if any(weights) else [list(names)]
+            yield from _documents(groups, s["text_field"], s.get("limit"), skip, held, run)
+        elif phase == "instruct":
+            parts = (s.get(f"{part}_field") for part in ("instruction", "input", "response", "group"))
+            items, _, sha = instructions.read_instructions(s["data"], instructions.Fields(*parts), s.get("limit"), skip)
+            _check(sha, run)
+            template = of_model(directory)
+            for item in items:
+                if not held.has_row(item):
+                    yield template.ask(item.instruction, item.input) + template.answer(item.response)
+            if s.get("replay"):
+                yield from _documents([s["replay"]], s.get("text_field", "text"), None, skip, held, run)
+        elif phase == "classify":
+            sides, why = training_sides(directory)
+            if why:
+                raise UserError(why)
+            yield from (item.text for item in sides.training)
+        else:
+            raise UserError(f"{directory / 'run.json'} does not say which phase it is of")
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{directory / 'run.json'}: not what this version writes ({type(e).__name__}: {e})") from e
+
+
+def _documents(groups: list[list[str]], text_field: str, limit, skip: bool, held: heldout.HeldOut, run: dict) -> Iterator[str]:
+    out = held.texts()
+    for names in groups:
+        sha = hashlib.sha256()
+        for text in chain.from_iterable(read_documents(name, text_field, limit, skip) for name in names):
+            if text is not None:
+                sha.update(text.encode() + b"\0")
+                if heldout.digest(text) not in out:
+                    yield text
+        _check(sha.hexdigest(), run)
+
+
+def _check(sha: str, run: dict) -> None:
+    if sha not in run["data"].values():
+        raise UserError("the training texts have changed since")
