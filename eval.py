@@ -4,6 +4,7 @@ python eval.py ppl      --model gpt2 --data abstracts.jsonl --json before.json
 python eval.py generate --model runs/instructed --template response --prompt "What is anthrax?"
 python eval.py generate --model runs/instructed --template response            (a small chat)
 python eval.py qa       --model runs/instructed --template response --data questions.jsonl
+python eval.py choices  --model runs/adapted --data pubmedqa.jsonl --format pubmedqa
 python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
@@ -11,11 +12,12 @@ python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstra
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from nanomed import cli, hub
 from nanomed.errors import UserError
-from nanomed.evaluation import compare, measure, tables
+from nanomed.evaluation import choices, compare, measure, pubmedqa, retrieve, tables
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.mistakes import MISTAKES
@@ -24,6 +26,8 @@ from nanomed.files import check_directory, check_output, write_json
 from nanomed.text import instructions, labelled
 from nanomed.text.rows import split_name
 from nanomed.text.templates import Template, load_template
+
+CHOICES_HELP = "rows {prompt, choices, answer} (a choice stands as it is after the prompt), or PubMedQA's: "
 
 
 def parse_args():
@@ -63,6 +67,21 @@ def parse_args():
     cli.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
     qa.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
+    given = commands.add_parser("choices", help="accuracy of the likeliest of given answers; PubMedQA's yes, no or maybe")
+    given.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
+    cli.add_data_flag(given, CHOICES_HELP + cli.DATA_HELP)
+    given.add_argument(
+        "--format",
+        choices=["rows", *pubmedqa.FORMATS],
+        default="rows",
+        help="rows; pubmedqa: PubMedQA's fields, asked as lm-eval asks; pubmedqa-closed: without the abstract",
+    )
+    given.add_argument("--all-rows", action="store_true", help="of PubMedQA all rows, not only the 500 of the official test split")
+    given.add_argument("--template", metavar="NAME", help="put each prompt into this template as its instruction (default: none)")
+    given.add_argument("--batch-size", type=cli.count, default=16, help="prompts at once; changes a result by rounding only")
+    given.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+    cli.add_retrieval_flags(given)
+
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
     cli.add_labelled_flags(cls)
@@ -87,7 +106,8 @@ def parse_args():
     cli.add_window_flags(page)
     cli.add_data_flags(page)
 
-    for command in (ppl, generate, qa, cls, page):
+    cli.add_retrieval_flags(qa)
+    for command in (ppl, generate, qa, given, cls, page):
         if command is not page:
             command.add_argument("--json", metavar="FILE", help="write the result there")
         cli.add_common_flags(command)
@@ -200,7 +220,15 @@ def talk(o, args, sampling, template):
 def qa(args):
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
     items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
+    cli.check_retrieval_flags(args)
     o = measure.open_model(args.model, args.device, args.dtype)
+    retrieved = None
+    if args.retrieve:
+        retrieved = retrieve.look_up(args, o, [item.input or item.instruction for item in items], [None] * len(items))
+        items = [
+            replace(item, input="\n".join([*found, *([item.input] if item.input else [])]))
+            for item, found in zip(items, retrieved.passages, strict=True)
+        ]
     template = choose_template(args, o, "response")
     print(f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}")
     result = measure.measure_answers(o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
@@ -211,6 +239,7 @@ def qa(args):
     questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
     show_answers(result["answers"], questions)
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
+    how["retrieval"] = retrieved.report if retrieved else None
     save(args, result | how | {"sampling": vars(cli.sampling(args)), "max_new_tokens": args.max_new_tokens})
 
 
@@ -223,6 +252,54 @@ def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, 
             text = " ".join(text.split()) or "(nothing)"
             print(f"  {name + ':':10} {text if len(text) <= width else text[: width - 3] + '...'}")
     print()
+
+
+def choose(args):
+    if args.all_rows and args.format == "rows":
+        raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
+    if args.retrieve and args.format == "pubmedqa-closed":
+        raise UserError("--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place")
+    cli.check_retrieval_flags(args)
+    official = None if args.format == "rows" or args.all_rows else pubmedqa.official_ids()
+    take = choices.from_row if args.format == "rows" else pubmedqa.taker(args.format, official)
+    try:
+        items, bad, sha = choices.read_choices(args.data, take, args.limit, args.skip_bad_rows)
+    except UserError as e:
+        why = " of the 500 of the official test split (--all-rows takes all)" if official and "no questions there" in str(e) else ""
+        raise UserError(f"{e}{why}") from e
+    template = load_template(args.template) if args.template else None
+    o = measure.open_model(args.model, args.device, args.dtype)
+    print(
+        f"{o}; {len(items):,} questions"
+        + (f" of the official {len(official)}" if official else "")
+        + (f"; {bad} bad rows left out" if bad else "")
+    )
+    retrieved = None
+    if args.retrieve:
+        retrieved = retrieve.look_up(args, o, [item.question or item.prompt for item in items], [item.gold for item in items])
+        items = [pubmedqa.with_passages(item, found, args.format) for item, found in zip(items, retrieved.passages, strict=True)]
+        say_retrieved(retrieved.report)
+    if template:
+        items = [choices.in_template(item, template) for item in items]
+    result = choices.measure_choices(o, items, args.batch_size, args.seed)
+    print(tables.text_table(tables.choices_table(result)))
+    save(
+        args,
+        result
+        | {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template, "bad_rows": bad}
+        | {"retrieval": retrieved.report if retrieved else None},
+    )
+
+
+def say_retrieved(report: dict) -> None:
+    """How often the right passage is among the first k."""
+    recall = report["recall"]
+    found = f"{report['retriever']}, {report['passages']:,} passages"
+    if recall is None:
+        print(f"{found}; which passage is the right one is not known, so no recall")
+        return
+    shares = [f"@{k} {share:.3f} {tables.share_interval(recall['recall_ci95'][k])}" for k, share in recall["recall"].items()]
+    print(f"{found}; the right one (of {recall['questions']:,} questions) is found: " + ", ".join(shares))
 
 
 def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
@@ -269,7 +346,7 @@ def inputs(args) -> list[Path]:
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
     trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
-    flags = ("data", "positives", "negatives", "val_data", "exclude")  # of a classifier's run too, for its baselines
+    flags = ("data", "corpus", "positives", "negatives", "val_data", "exclude")  # of a classifier's run too, for its baselines
     names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
     return directories + [Path(name) for name in names if name and Path(name).exists()]
@@ -283,7 +360,7 @@ def main():
             check_output(file, inputs(args), "--out")
     elif args.json is not None:
         check_output(args.json, inputs(args))
-    {"ppl": ppl, "generate": generate, "qa": qa, "cls": cls, "compare": compare_models}[args.command](args)
+    {"ppl": ppl, "generate": generate, "qa": qa, "choices": choose, "cls": cls, "compare": compare_models}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -190,6 +190,16 @@ def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
     p.add_argument("--response-field", default=fields.response, metavar="FIELD", help="of the answer")
 
 
+def add_retrieval_flags(p: argparse.ArgumentParser) -> None:
+    """Passages of a corpus before the question."""
+    p.add_argument("--retrieve", type=count, metavar="K", help="put the K passages of --corpus that fit a question best before it")
+    p.add_argument("--corpus", nargs="+", action=Several, metavar="D", help="the passages: " + DATA_HELP)
+    p.add_argument("--corpus-field", default="text,context.contexts,context", metavar="FIELD", help="of a passage")
+    p.add_argument("--retriever", choices=["bm25", "embeddings"], default="bm25",
+                   help="what fits: shared words (BM25), or the mean of the model's own last hidden states (computed once, kept in "
+                        "the cache)")
+
+
 def add_training_flags(p: argparse.ArgumentParser) -> None:
     """The flags that every training phase takes."""
     p.add_argument("--config", metavar="TOML", help="recipe that presets flags; flags on the command line win")
@@ -278,6 +288,11 @@ def check_forgetting_flags(args) -> None:
         raise UserError(f"{pull} pulls towards the weights that a training starts from; --from-scratch has none")
     if bool(args.ewc) != bool(args.ewc_data):
         raise UserError("--ewc and --ewc-data (general text, to tell what each weight is needed for) go together")
+
+
+def check_retrieval_flags(args) -> None:
+    if bool(args.retrieve) != bool(args.corpus):
+        raise UserError("--retrieve and --corpus go together: how many passages, and of what")
 
 
 def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:

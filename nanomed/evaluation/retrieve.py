@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from nanomed.files import read_object, sync_directory, write_json
 from nanomed.optional import need
 from nanomed.precision import autocast, evaluating
 from nanomed.text.corpus import cache_directory
+from nanomed.text.rows import read_documents
 
 WAYS = ("bm25", "embeddings")
 FORMAT = "passages 1"  # of the cached embeddings; part of their key
@@ -52,6 +54,30 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
         candidates = np.flatnonzero(values >= least)  # all that could be among the k, in order; more if several equal the least
         row[:] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
     return found
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """passages: of each query its k best, the best last, so that it stands next to the question and is not what is cut off; report:
+    how they were found, and how often the right one is among them."""
+
+    passages: list[list[str]]
+    report: dict
+
+
+def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Retrieved:
+    """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does, and for a bad row."""
+    sha, corpus = hashlib.sha256(), []
+    for name in args.corpus:
+        for text in read_documents(name, args.corpus_field, None, args.skip_bad_rows):
+            if text is not None and text.strip():
+                corpus.append(text)
+                sha.update(text.encode() + b"\0")
+    context = min(512, o.model.config.n_positions)
+    found = retrieve(args.retriever, o, corpus, queries, args.retrieve, context, args.batch_size)
+    report = {"k": args.retrieve, "retriever": args.retriever, "corpus": args.corpus, "passages": len(corpus)}
+    report |= {"corpus_sha256": sha.hexdigest(), "recall": recall(found, right_passages(corpus, golds), args.seed)}
+    return Retrieved([[corpus[k] for k in row[::-1]] for row in found], report)
 
 
 # --- by words ---------------------------------------------------------------------------------------------------------

@@ -81,6 +81,10 @@ def interval_cell(bounds: list[float]) -> str:
     return f"[{', '.join(map(ppl_cell, bounds))}]"
 
 
+def share_interval(bounds: list[float] | None) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+
+
 def change(r: dict, first: dict) -> str:
     """How much smaller a perplexity is than another on the same text; tokens of different tokenizers are not comparable,
     bits per byte are."""
@@ -160,6 +164,13 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
     for name, r in results.items():
         rows.append([name, *(_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))])
     return rows
+
+
+def choices_table(r: dict) -> list[list[str]]:
+    """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the commonest answer."""
+    rows = [["", "accuracy [95 %]", "macro-F1 [95 %]"], ["---", "---:", "---:"]]
+    ways = {"likeliest": r, "likeliest per byte": r["per_byte"], f"always {r['majority']['answer']!r}": r["majority"]}
+    return rows + [[name, _cell(found, "accuracy"), _cell(found, "macro_f1")] for name, found in ways.items()]
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> list[list[str]]:
