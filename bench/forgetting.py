@@ -26,19 +26,20 @@ def ways(args) -> dict[str, list[tuple[str, list]]]:
     """{the way: [(its strength, the flags that make it)]}; all of one way together draw a line."""
     data, lr = ["--data", args.data], ["--lr", args.lr]
     held = lambda flag, value, *more: [*data, *lr, flag, value, "--weight-decay", 0, *more]  # noqa: E731
-    ewc = ["--ewc-data", args.general]
+    ewc = ["--ewc-data", args.general, "--ewc-blocks", args.ewc_blocks]
     lora = ["--lora-r", 16, "--lora-targets", args.lora_targets]
 
     def mixed(share):
         return ["--data", f"{args.data}:{1 - share:g}", f"{args.general}:{share:g}", *lr]
 
-    return {
+    every = {
         "all weights, by rate": [(f"{r:g}", [*data, "--lr", r]) for r in (1e-5, 3e-5, 1e-4, 3e-4)],
         "LoRA r 16, by rate": [(f"{r:g}", [*data, *lora, "--lr", r]) for r in (1e-4, 3e-4, 1e-3)],
         "general text mixed in": [(f"{s:.0%}", mixed(s)) for s in (0.1, 0.25, 0.5)],
         "L2-SP": [(f"{a:g}", held("--l2-sp", a)) for a in (1e-2, 1e-1, 1)],
         "EWC": [(f"{a:g}", held("--ewc", a, *ewc)) for a in (30, 1000, 30000)],
     }
+    return {way: strengths[1:] for way, strengths in every.items()} if args.few else every
 
 
 def main():
@@ -52,6 +53,8 @@ def main():
     p.add_argument("--lr", default="1e-4", help="of the ways that are no rate (default 1e-4)")
     p.add_argument("--lora-targets", default=LINEARS)
     p.add_argument("--limit", type=int, default=500, help="documents of each measurement")
+    p.add_argument("--ewc-blocks", type=int, default=200)
+    p.add_argument("--few", action="store_true", help="without the weakest strength of each way")
     p.add_argument("--jobs", type=int, default=1, help="runs at once")
     p.add_argument("--keep-weights", action="store_true")
     args = p.parse_args()

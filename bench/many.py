@@ -16,7 +16,10 @@ def run_all(jobs: dict[Path, list[list]], at_once: int) -> None:
     `-m MODULE`, and its arguments; it writes into FILE.log. Stops with the log's last lines where a command fails."""
     todo = {done: commands for done, commands in jobs.items() if not done.exists()}
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    env = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
 
     def work(item):
         done, commands = item

@@ -7,7 +7,8 @@ Of each set: the texts to train on, to validate on (empty: a share of the first)
 every model and set the learning rate is the one of --rates that was best on the validation (macro-F1, all texts, seed 0), so
 that nothing is chosen on the test. With it, classifiers are trained on all texts and on --sizes of them, drawn by seed (each
 label at least once), one a seed; each is measured on the test beside TF-IDF with logistic regression on the same texts. Writes
-transfer.json, transfer.md and transfer.png (the curves) into DIR. Runs that are done are not done again.
+transfer.json, transfer.md and transfer.png (the curves) into DIR. Runs that are done are not done again. --frozen asks instead
+what the models know as they are, in minutes on a CPU.
 """
 
 import argparse
@@ -40,12 +41,28 @@ def main():
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--context", type=int, default=512)
     p.add_argument("--jobs", type=int, default=1, help="runs at once")
+    p.add_argument(
+        "--frozen", action="store_true", help="no classifier is trained: logistic regression on the frozen models' mean states"
+    )
+    p.add_argument("--strength", type=float, default=0.01, help="C of that regression (default 0.01)")
     p.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="flags for every train_cls.py")
     args = p.parse_args()
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     models = dict(m.split("=", 1) for m in args.models)
     sets = {name: files.split(",") for name, files in (s.split("=", 1) for s in args.sets)}
+
+    found = (frozen if args.frozen else fine_tuned)(args, out, models, sets)
+    (out / "transfer.json").write_text(json.dumps(found, indent=1))
+    table = as_table(found)
+    (out / "transfer.md").write_text(table + "\n")
+    draw(found, out / "transfer.png")
+    print(table)
+    print(f"results in {out}: transfer.json, transfer.md, transfer.png")
+
+
+def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
+    """A classifier a set, model, size and seed, all weights trained (or as --more says)."""
 
     def train(model, data, validation, test, where, rate, seed, n):
         updates = max(args.least, args.epochs * -(-n // args.batch_size))
@@ -104,25 +121,70 @@ def main():
             "against_tfidf": r["model"]["against_tfidf"],
         }
         found.append(kept | {"tfidf": r[TFIDF]["macro_f1"], "tfidf_ci95": r[TFIDF]["macro_f1_ci95"]})
-    (out / "transfer.json").write_text(json.dumps(found, indent=1))
-    table = as_table(found)
-    (out / "transfer.md").write_text(table + "\n")
-    draw(found, out / "transfer.png")
-    print(table)
-    print(f"results in {out}: transfer.json, transfer.md, transfer.png")
+    return found
+
+
+def frozen(args, out: Path, models: dict, sets: dict) -> list[dict]:
+    """What the models know before anything is trained: logistic regression on their mean states, standardised."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from nanomed.evaluation import baselines, metrics
+    from nanomed.evaluation.measure import open_model
+    from nanomed.evaluation.retrieve import passage_embeddings
+    from nanomed.text.labelled import read_labelled, targets_of
+
+    found = []
+    for m, model in models.items():
+        o = open_model(model)
+        for s, (data, _, test) in sets.items():
+            whole, tested = (read_labelled([(f, None)], "text", "label,labels", None, False) for f in (data, test))
+            held = {item.text for item in tested.items}
+            items = [item for item in whole.items if item.text not in held]
+            labels, multi = whole.names(), whole.multi_label
+            x, y = (passage_embeddings(o, [i.text for i in side], args.context, 16) for side in (items, tested.items))
+            targets, right = (targets_of(side, labels, multi) for side in (items, tested.items))
+            texts = [item.text for item in tested.items]
+            for size in [*args.sizes, 0]:
+                for seed in args.seeds if size else args.seeds[:1]:  # with all texts nothing is drawn
+                    rows = [*range(len(items))]
+                    random.Random(seed).shuffle(rows)
+                    rows = each_label_first(rows, lambda k, items=items: set(items[k].labels))[: size or None]
+                    regression = LogisticRegression(max_iter=2000, C=args.strength, class_weight="balanced")
+                    head = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi else regression)
+                    probs = head.fit(x[rows], targets[rows]).predict_proba(y)
+                    tfidf = baselines.tfidf_baseline([items[k].text for k in rows], targets[rows], texts, len(labels))
+                    a, b = (metrics.classification(p, right, labels) for p in (probs, tfidf))
+                    kept = {"set": s, "model": m, "texts": len(rows), "seed": seed, "rate": "frozen"}
+                    kept |= {"macro_f1": a["macro_f1"], "macro_f1_ci95": a["macro_f1_ci95"], "tfidf": b["macro_f1"]}
+                    kept |= {"tfidf_ci95": b["macro_f1_ci95"], "against_tfidf": metrics.paired(probs, tfidf, right)}
+                    found.append(kept)
+                    print(f"{s}, {m}, {len(rows)} texts, seed {seed}: {a['macro_f1']:.3f}, TF-IDF {b['macro_f1']:.3f}", flush=True)
+    return found
+
+
+def each_label_first(rows: list, labels_of) -> list:
+    """The same rows, those first that bring a label which none before them has."""
+    seen, first, rest = set(), [], []
+    for row in rows:
+        (rest if labels_of(row) <= seen else first).append(row)
+        seen |= labels_of(row)
+    return first + rest
 
 
 def subset(data: Path, size: int, seed: int, path: Path) -> Path:
     """`size` rows drawn at random, each label at least once: rows are taken in a random order, those first that bring a new one."""
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     random.Random(seed).shuffle(rows)
-    seen, first, rest = set(), [], []
-    for row in rows:
+
+    def labels_of(row) -> set:
         labels = row.get("labels", row.get("label"))
-        labels = set(labels) if isinstance(labels, list) else {labels}
-        (rest if labels <= seen else first).append(row)
-        seen |= labels
-    path.write_text("".join(json.dumps(row) + "\n" for row in (first + rest)[:size]))
+        return set(labels) if isinstance(labels, list) else {labels}
+
+    rows = each_label_first(rows, labels_of)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:size]))
     return path
 
 
