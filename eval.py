@@ -5,6 +5,7 @@ python eval.py generate --model runs/instructed --template response --prompt "Wh
 python eval.py generate --model runs/instructed --template response            (a small chat)
 python eval.py qa       --model runs/instructed --template response --data questions.jsonl
 python eval.py choices  --model runs/adapted --data pubmedqa.jsonl --format pubmedqa
+python eval.py overlap  --data abstracts.jsonl --against pubmedqa.jsonl --against-field context
 python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
@@ -15,15 +16,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nanomed import cli, hub
+from nanomed import cli, flags, hub
 from nanomed.errors import UserError
-from nanomed.evaluation import choices, compare, measure, pubmedqa, retrieve, tables
+from nanomed.evaluation import compare, measure, retrieve, tables, tasks
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.mistakes import MISTAKES
+from nanomed.evaluation.pubmedqa import FORMATS
 from nanomed.evaluation.trained import trained_with
 from nanomed.files import check_directory, check_output, write_json
 from nanomed.text import instructions, labelled
+from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.templates import Template, load_template
 
@@ -35,10 +38,10 @@ def parse_args():
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
 
     ppl = commands.add_parser("ppl", help="perplexity, bits per byte and word perplexity of documents")
-    ppl.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(ppl, cli.DATA_HELP)
-    cli.add_window_flags(ppl)
-    cli.add_data_flags(ppl)
+    ppl.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(ppl, flags.DATA_HELP)
+    flags.add_window_flags(ppl)
+    flags.add_data_flags(ppl)
     ppl.add_argument(
         "--also",
         type=mistake_names,
@@ -49,51 +52,55 @@ def parse_args():
     )
 
     generate = commands.add_parser("generate", help="write on from prompts; without any, a small chat")
-    generate.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
+    generate.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     generate.add_argument("--prompt", metavar="TEXT", help="one prompt; the completion is shown as it is written")
-    generate.add_argument("--prompts", metavar="FILE", help=cli.PROMPTS_HELP)
+    generate.add_argument("--prompts", metavar="FILE", help=flags.PROMPTS_HELP)
     generate.add_argument(
         "--template",
         metavar="NAME",
         help="put the prompt into this template as its instruction "
         "(default: the model's own, if it was instructed; none: the bare prompt)",
     )
-    cli.add_sampling_flags(generate, temperature=0.8, top_p=0.95)
+    flags.add_sampling_flags(generate, temperature=0.8, top_p=0.95)
 
     qa = commands.add_parser("qa", help="exact match, F1, BLEU and ROUGE of a model's answers")
-    qa.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(qa, cli.DATA_HELP)
-    cli.add_instruction_flags(qa, "the model's own, else response")
-    cli.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
+    qa.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(qa, flags.DATA_HELP)
+    flags.add_instruction_flags(qa, "the model's own, else response")
+    flags.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
     qa.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
 
     given = commands.add_parser("choices", help="accuracy of the likeliest of given answers; PubMedQA's yes, no or maybe")
-    given.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(given, CHOICES_HELP + cli.DATA_HELP)
+    given.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(given, CHOICES_HELP + flags.DATA_HELP)
     given.add_argument(
         "--format",
-        choices=["rows", *pubmedqa.FORMATS],
+        choices=["rows", *FORMATS],
         default="rows",
         help="rows; pubmedqa: PubMedQA's fields, asked as lm-eval asks; pubmedqa-closed: without the abstract",
     )
     given.add_argument("--all-rows", action="store_true", help="of PubMedQA all rows, not only the 500 of the official test split")
     given.add_argument("--template", metavar="NAME", help="put each prompt into this template as its instruction (default: none)")
-    given.add_argument("--batch-size", type=cli.count, default=16, help="prompts at once; changes a result by rounding only")
+    given.add_argument("--batch-size", type=flags.count, default=16, help="prompts at once; changes a result by rounding only")
     given.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
-    cli.add_retrieval_flags(given)
+    flags.add_retrieval_flags(given)
 
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
-    cli.add_labelled_flags(cls)
-    cls.add_argument("--batch-size", type=cli.count, default=16, help="texts at once; changes a result by rounding only")
-    cli.add_data_flags(cls)
+    flags.add_labelled_flags(cls)
+    cls.add_argument("--batch-size", type=flags.count, default=16, help="texts at once; changes a result by rounding only")
+    flags.add_data_flags(cls)
+
+    same = commands.add_parser("overlap", help="how far texts repeat those of another side: equal, nearly equal, runs of words")
+    flags.add_overlap_flags(same)
+    same.add_argument("--json", metavar="FILE", help="write the result there")
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
-    page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(page, "documents, each D a column of the perplexity table (NAME=D names it): " + cli.DATA_HELP)
+    page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(page, "documents, each D a column of the perplexity table (NAME=D names it): " + flags.DATA_HELP)
     page.add_argument("--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts")
     page.add_argument(
-        "--prompts", metavar="FILE", help=cli.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)"
+        "--prompts", metavar="FILE", help=flags.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)"
     )
     page.add_argument(
         "--template",
@@ -101,16 +108,16 @@ def parse_args():
         help="put each prompt into this template as its instruction "
         "(default: a model's own, if it was instructed; none: the bare prompt)",
     )
-    page.add_argument("--max-new-tokens", type=cli.count, default=80, metavar="N", help="tokens a completion")
+    page.add_argument("--max-new-tokens", type=flags.count, default=80, metavar="N", help="tokens a completion")
     page.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
-    cli.add_window_flags(page)
-    cli.add_data_flags(page)
+    flags.add_window_flags(page)
+    flags.add_data_flags(page)
 
-    cli.add_retrieval_flags(qa)
+    flags.add_retrieval_flags(qa)
     for command in (ppl, generate, qa, given, cls, page):
         if command is not page:
             command.add_argument("--json", metavar="FILE", help="write the result there")
-        cli.add_common_flags(command)
+        flags.add_common_flags(command)
     if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
         raise UserError("a command comes first: eval.py ppl --model M --data D (eval.py ppl --help lists the flags)")
     return p.parse_args()
@@ -158,6 +165,7 @@ def ppl(args):
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
         f"stride {result['stride']}, each document after {result['begins_with']}, {result['tokens_per_s']:,.0f} a second"
     )
+    result |= tasks.overlap_with_training(o, Texts([corpus.all()], o.tokenizer))
     if args.also:
         print("\nwhat common mistakes would give on the same model and texts:")
         for name, value in result["also"].items():
@@ -172,7 +180,7 @@ def generate(args):
     chat = args.prompt is None and not args.prompts
     if chat and not sys.stdin.isatty():
         raise UserError("no --prompt and no --prompts, and no terminal to chat on")
-    sampling = cli.sampling(args)
+    sampling = flags.sampling(args)
     texts = measure.read_questions(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
     o = measure.open_model(args.model, args.device, args.dtype)
     template = choose_template(args, o)
@@ -220,7 +228,7 @@ def talk(o, args, sampling, template):
 def qa(args):
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
     items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
-    cli.check_retrieval_flags(args)
+    flags.check_retrieval_flags(args)
     o = measure.open_model(args.model, args.device, args.dtype)
     retrieved = None
     if args.retrieve:
@@ -231,16 +239,17 @@ def qa(args):
         ]
     template = choose_template(args, o, "response")
     print(f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}")
-    result = measure.measure_answers(o, items, template, cli.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
+    result = measure.measure_answers(o, items, template, flags.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
     print(tables.text_table(tables.answers_table({args.model: result})))
     print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
         print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
     questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
     show_answers(result["answers"], questions)
+    result |= tasks.overlap_with_training(o, [item.text() for item in items])
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
     how["retrieval"] = retrieved.report if retrieved else None
-    save(args, result | how | {"sampling": vars(cli.sampling(args)), "max_new_tokens": args.max_new_tokens})
+    save(args, result | how | {"sampling": vars(flags.sampling(args)), "max_new_tokens": args.max_new_tokens})
 
 
 def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 145) -> None:
@@ -254,52 +263,12 @@ def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, 
     print()
 
 
-def choose(args):
-    if args.all_rows and args.format == "rows":
-        raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
-    if args.retrieve and args.format == "pubmedqa-closed":
-        raise UserError("--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place")
-    cli.check_retrieval_flags(args)
-    official = None if args.format == "rows" or args.all_rows else pubmedqa.official_ids()
-    take = choices.from_row if args.format == "rows" else pubmedqa.taker(args.format, official)
-    try:
-        items, bad, sha = choices.read_choices(args.data, take, args.limit, args.skip_bad_rows)
-    except UserError as e:
-        why = " of the 500 of the official test split (--all-rows takes all)" if official and "no questions there" in str(e) else ""
-        raise UserError(f"{e}{why}") from e
-    template = load_template(args.template) if args.template else None
-    o = measure.open_model(args.model, args.device, args.dtype)
-    print(
-        f"{o}; {len(items):,} questions"
-        + (f" of the official {len(official)}" if official else "")
-        + (f"; {bad} bad rows left out" if bad else "")
-    )
-    retrieved = None
-    if args.retrieve:
-        retrieved = retrieve.look_up(args, o, [item.question or item.prompt for item in items], [item.gold for item in items])
-        items = [pubmedqa.with_passages(item, found, args.format) for item, found in zip(items, retrieved.passages, strict=True)]
-        say_retrieved(retrieved.report)
-    if template:
-        items = [choices.in_template(item, template) for item in items]
-    result = choices.measure_choices(o, items, args.batch_size, args.seed)
-    print(tables.text_table(tables.choices_table(result)))
-    save(
-        args,
-        result
-        | {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template, "bad_rows": bad}
-        | {"retrieval": retrieved.report if retrieved else None},
-    )
+def choices(args):
+    save(args, tasks.choose(args))
 
 
-def say_retrieved(report: dict) -> None:
-    """How often the right passage is among the first k."""
-    recall = report["recall"]
-    found = f"{report['retriever']}, {report['passages']:,} passages"
-    if recall is None:
-        print(f"{found}; which passage is the right one is not known, so no recall")
-        return
-    shares = [f"@{k} {share:.3f} {tables.share_interval(recall['recall_ci95'][k])}" for k, share in recall["recall"].items()]
-    print(f"{found}; the right one (of {recall['questions']:,} questions) is found: " + ", ".join(shares))
+def overlap(args):
+    save(args, tasks.repeats(args))
 
 
 def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
@@ -329,6 +298,7 @@ def cls(args):
         confusion = tables.confusion_table(result["measures"]["model"]["confusion"], result["labels"])
         print("", tables.text_table(confusion, turn=False), "", sep="\n")
     print(f"no baselines: {result['no_baseline']}" if result["no_baseline"] else verdict(result["measures"]))
+    result |= tasks.overlap_with_training(o, [item.text for item in found.items])
     save(args, result | {"data_sha256": found.sha256})
 
 
@@ -342,11 +312,19 @@ def compare_models(args):
 def inputs(args) -> list[Path]:
     """The files that the command reads, and the directories of its models, adapters' bases included."""
     given = vars(args)
-    models = given.get("models") or [args.model]
+    models = given.get("models") or [given[k] for k in ("model",) if k in given]
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
     trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
-    flags = ("data", "corpus", "positives", "negatives", "val_data", "exclude")  # of a classifier's run too, for its baselines
+    flags = (
+        "data",
+        "corpus",
+        "against",
+        "positives",
+        "negatives",
+        "val_data",
+        "exclude",
+    )  # of a classifier's run too, for its baselines
     names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
     return directories + [Path(name) for name in names if name and Path(name).exists()]
@@ -360,7 +338,9 @@ def main():
             check_output(file, inputs(args), "--out")
     elif args.json is not None:
         check_output(args.json, inputs(args))
-    {"ppl": ppl, "generate": generate, "qa": qa, "choices": choose, "cls": cls, "compare": compare_models}[args.command](args)
+    {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "overlap": overlap, "cls": cls, "compare": compare_models}[
+        args.command
+    ](args)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ python train_clm.py --model config.json --from-scratch --data general.jsonl --ou
 import shlex
 from functools import partial
 
-from nanomed import cli
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.evaluation.perplexity import perplexity
 from nanomed.loss import clm_loss
 from nanomed.text import heldout, templates
 from nanomed.text.blocks import Mixture
-from nanomed.text.corpus import digests, encode_corpus, split, without
+from nanomed.text.corpus import Texts, digests, encode_corpus, kept, split, without
+from nanomed.text.overlap import repeated
 from nanomed.text.rows import named_sets, split_weight
 from nanomed.training import run
 from nanomed.training.plan import Adapt
@@ -22,19 +23,19 @@ from nanomed.training.plan import Adapt
 
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(p, cli.DATA_HELP + "; D:WEIGHT gives its share of the blocks")
-    cli.add_held_out_flags(p, "documents")
-    cli.add_sample_flag(p)
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(p, flags.DATA_HELP + "; D:WEIGHT gives its share of the blocks")
+    flags.add_held_out_flags(p, "documents")
+    flags.add_sample_flag(p)
     p.add_argument("--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer")
-    cli.add_training_flags(p)
-    cli.add_forgetting_flags(p)
+    flags.add_training_flags(p)
+    flags.add_forgetting_flags(p)
     return cli.parse(p, phase=Adapt.phase)
 
 
 def main():
     args = parse_args()
-    cli.check_forgetting_flags(args)
+    flags.check_forgetting_flags(args)
     setup = run.setup(args, Adapt, full_lr=6e-4 if args.from_scratch else 5e-5)
     plan = setup.plan
 
@@ -49,7 +50,8 @@ def main():
     if any(weights) and not all(weights):
         raise UserError("--data: give every source a weight (D:0.9), or none")
     chosen = [encode(n, plan.limit).all() for n in (names if any(weights) else [names])]
-    held, hashes = heldout.excluded(plan)
+    texts_held = []  # of --exclude
+    held, hashes = heldout.excluded(plan, read=texts_held)
     hashes |= {s.corpus.name: s.corpus.sha256 for s in chosen}
     chosen, excluded = zip(*(without(s, held.texts()) for s in chosen), strict=True)
     if plan.val_data:
@@ -64,6 +66,11 @@ def main():
     held.documents |= digests([s for sides in validation.values() for s in sides])
     training, removed = zip(*(without(s, held.documents) for s in training), strict=True)
     run.say_removed(sum(excluded) + sum(removed))
+    sides = {name: Texts(found, setup.tokenizer) for name, found in validation.items()} | {"--exclude": texts_held}
+    near = repeated(plan, Texts(training, setup.tokenizer), sides)
+    if near:
+        held.documents |= digests(kept(training, near.near_removed_held))
+        training = kept(training, ~near.removed)
     for selection in training:
         if not len(selection.indices):
             raise UserError(f"{selection.corpus.name}: no documents left to train on")
@@ -76,6 +83,7 @@ def main():
         "documents": sum(len(s.indices) for s in training),
         "val_documents": sum(len(s.indices) for sides in validation.values() for s in sides),
         "duplicates_removed": sum(excluded) + sum(removed),
+        "near_duplicates_removed": int(near.removed.sum()) if near else 0,
     }
     what = (
         f"{facts['documents']:,} documents, {sum(blocks.counts) * plan.context:,} tokens an epoch in blocks of {plan.context}"

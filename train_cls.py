@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanomed import cli, hub
+from nanomed import cli, flags, hub
 from nanomed.errors import UserError
 from nanomed.evaluation import tables
 from nanomed.evaluation.baselines import beside_baselines, verdict
@@ -27,9 +27,9 @@ from nanomed.training.plan import Classify
 
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_labelled_flags(p)
-    cli.add_held_out_flags(p, "texts")
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_labelled_flags(p)
+    flags.add_held_out_flags(p, "texts")
     p.add_argument("--freeze", action="store_true", help="train the head alone")
     p.add_argument(
         "--balance",
@@ -37,7 +37,7 @@ def parse_args():
         default="weights",
         help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither",
     )
-    cli.add_training_flags(p)
+    flags.add_training_flags(p)
     return cli.parse(p, phase=Classify.phase)
 
 
@@ -89,6 +89,7 @@ def main():
         "truncated": truncated,
         "bad_rows": sides.bad_rows,
         "duplicates_removed": sides.removed,
+        "near_duplicates_removed": sides.near_removed,
     }
     what = (
         f"{len(texts):,} texts ({', '.join(f'{n:,} {name}' for name, n in facts['texts_by_label'].items())})"

@@ -9,13 +9,14 @@ import shlex
 from dataclasses import replace
 from functools import partial
 
-from nanomed import cli
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity
 from nanomed.loss import instruction_loss
 from nanomed.text import heldout, instructions
 from nanomed.text.batches import Batches
-from nanomed.text.corpus import digests, encode_corpus, without
+from nanomed.text.corpus import Texts, digests, encode_corpus, without
+from nanomed.text.overlap import repeated
 from nanomed.text.rows import named_sets
 from nanomed.text.templates import TEMPLATES, load_template, of_model
 from nanomed.training import run
@@ -24,11 +25,11 @@ from nanomed.training.plan import Instruct
 
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(p, "rows of an instruction and its response: " + cli.DATA_HELP)
-    cli.add_held_out_flags(p, "rows")
-    cli.add_instruction_flags(p, "the model's own, else response")
-    cli.add_sample_flag(p)
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(p, "rows of an instruction and its response: " + flags.DATA_HELP)
+    flags.add_held_out_flags(p, "rows")
+    flags.add_instruction_flags(p, "the model's own, else response")
+    flags.add_sample_flag(p)
     p.add_argument(
         "--group-field",
         metavar="FIELD",
@@ -43,15 +44,15 @@ def parse_args():
         metavar="D",
         help="documents to mix in as plain text (--text-field), against forgetting what was read",
     )
-    p.add_argument("--replay-ratio", type=cli.positive, default=1.0, help="documents of --replay per example")
-    cli.add_training_flags(p)
-    cli.add_forgetting_flags(p)
+    p.add_argument("--replay-ratio", type=flags.positive, default=1.0, help="documents of --replay per example")
+    flags.add_training_flags(p)
+    flags.add_forgetting_flags(p)
     return cli.parse(p, phase=Instruct.phase)
 
 
 def main():
     args = parse_args()
-    cli.check_forgetting_flags(args)
+    flags.check_forgetting_flags(args)
     setup = run.setup(args, Instruct, full_lr=5e-5)
     own = of_model(setup.source.adapter, setup.source.directory)
     template = load_template(args.template) if args.template else own or TEMPLATES["response"]
@@ -76,7 +77,8 @@ def main():
         hashes[f"{side}: {corpus.name}"] = corpus.sha256
         return corpus.all()
 
-    held, hashes = heldout.excluded(plan, fields)
+    texts_held = []  # of --exclude
+    held, hashes = heldout.excluded(plan, fields, texts_held)
     hashes["template"] = repr(template)
     everything = read("data", plan.data, plan.limit)
     training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
@@ -97,6 +99,12 @@ def main():
     training = [item for item in training if not held.has_row(item)]
     removed = len(everything) - drawn - len(training)
     run.say_removed(removed, "rows")
+    sides = {name: [item.text() for item in rows] for name, rows in answers.items()} | {"--exclude": texts_held}
+    sides |= {name: Texts([found], setup.tokenizer) for name, found in texts.items()}
+    near = repeated(plan, [item.text() for item in training], sides)
+    if near:
+        held.add_rows([item for item, out in zip(training, near.near_removed_held, strict=True) if out])
+        training = [item for item, out in zip(training, near.removed, strict=True) if not out]
     if not training:
         raise UserError(
             f"{', '.join(plan.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
@@ -134,6 +142,7 @@ def main():
         "dropped": side.dropped,
         "empty_responses": side.empty,
         "duplicates_removed": removed,
+        "near_duplicates_removed": int(near.removed.sum()) if near else 0,
         "rows": len(packed),
         "filled": sum(len(e.ids) - 1 for e in chosen + replayed) / (len(packed) * plan.context),
     }

@@ -17,7 +17,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from nanomed import cli, hub
+from nanomed import cli, flags, hub
 from nanomed.demo import page, render, table, texts
 from nanomed.errors import Interrupted, UserError
 from nanomed.evaluation import baselines, measure
@@ -81,9 +81,9 @@ def parse_args():
     p = cli.Parser(prog="nanomed.demo", description=__doc__.splitlines()[0])
     p.add_argument("--out", required=True, metavar="DIR", help="where the texts, the models and the results go")
     p.add_argument("--full", action="store_true", help="two more rows, and three seeds from --seed on")
-    p.add_argument("--model", default="nano", metavar="M", help=f"what to start from: {cli.MODEL_HELP}")
+    p.add_argument("--model", default="nano", metavar="M", help=f"what to start from: {flags.MODEL_HELP}")
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
-    p.add_argument("--seed", type=cli.seed, default=0, help="of the groups, the texts and the trainings")
+    p.add_argument("--seed", type=flags.seed, default=0, help="of the groups, the texts and the trainings")
     p.add_argument(
         "--quick", action="store_true", help="one update of everything, on a few texts: shows that it runs, and nothing else"
     )

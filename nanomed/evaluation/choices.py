@@ -70,7 +70,7 @@ def _optional(row, fields: str) -> str | None:
 
 def read_choices(names: list[str], take: Callable, limit: int | None, skip_bad: bool) -> tuple[list[Item], int, str]:
     """(items, rows left out, SHA-256 of prompts, choices and answers in order); take: from_row, or of another form of rows; what
-    it gives None for is no item and no bad row. Raises UserError with file and row for a bad one."""
+    it gives None for is no item and no bad row, and there may be none at all. Raises UserError with file and row for a bad one."""
     items, bad = [], 0
     for name in names:
         kept = []
@@ -80,8 +80,6 @@ def read_choices(names: list[str], take: Callable, limit: int | None, skip_bad: 
             if limit and len(kept) == limit:
                 break
         items += kept
-    if not items:
-        raise UserError(f"{', '.join(names)}: no questions there")
     sha = hashlib.sha256()
     for item in items:
         for part in (item.prompt, *item.choices, str(item.answer)):

@@ -8,7 +8,7 @@ what it writes: tokenizer.json, vocab.json and merges.txt.
 
 from pathlib import Path
 
-from nanomed import cli
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import check_directory, names_in, read_json, write_json
 from nanomed.optional import need
@@ -51,11 +51,11 @@ def check_out(out: str) -> None:
 
 def main():
     p = cli.Parser(prog="python -m nanomed.text.bpe", description=__doc__.splitlines()[0])
-    p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=cli.DATA_HELP)
-    p.add_argument("--vocab-size", type=cli.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included")
+    p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
+    p.add_argument("--vocab-size", type=flags.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included")
     p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
-    p.add_argument("--limit", type=cli.count, metavar="N", help="take only the first N documents of each --data")
-    cli.add_data_flags(p)
+    p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N documents of each --data")
+    flags.add_data_flags(p)
     args = p.parse_args()
     check_out(args.out)
     texts = (

@@ -237,6 +237,27 @@ def without(selection: Selection, documents: set[bytes]) -> tuple[Selection, int
     return Selection(selection.corpus, selection.indices[keep]), int((~keep).sum())
 
 
+class Texts:
+    """The texts of the documents of some selections, as a sequence; each is decoded when it is asked for."""
+
+    def __init__(self, selections: list[Selection], tokenizer):
+        self.places = [(s, k) for s in selections for k in range(len(s.indices))]
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, k: int) -> str:
+        selection, at = self.places[k]
+        return self.tokenizer.decode(selection.ids(at)[1:].tolist())
+
+
+def kept(selections: list[Selection], keep: np.ndarray) -> list[Selection]:
+    """Of the documents of some selections, one after another, those where `keep` is true."""
+    ends = np.cumsum([len(s.indices) for s in selections])
+    return [Selection(s.corpus, s.indices[k]) for s, k in zip(selections, np.split(keep, ends[:-1]), strict=True)]
+
+
 def digests(selections: list[Selection]) -> set[bytes]:
     """Those of the documents of some selections."""
     return {bytes(d) for s in selections for d in s.table()["digest"]}

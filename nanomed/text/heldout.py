@@ -65,9 +65,10 @@ class HeldOut:
         return digest("".join(d.hex() for name in SAVED for d in sorted(getattr(self, name)))).hex()
 
 
-def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]]:
-    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}. Says how many bad
-    rows were left out, since what they hold stays in. Raises UserError with file and row for one that is neither."""
+def excluded(args, parts: Fields | None = None, read: list[str] | None = None) -> tuple[HeldOut, dict[str, str]]:
+    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}; the texts themselves
+    are added to `read`. Says how many bad rows were left out, since what they hold stays in. Raises UserError with file and row
+    for one that is neither."""
     held, sha, bad, parts = HeldOut(), hashlib.sha256(), 0, parts or Fields()
 
     def take(row, text_field):
@@ -89,6 +90,8 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
                 raise NoField(f"no field {parts.group!r} (--group-field)")
             held.add_rows([Instruction(asked, *others, group=str(group))])
             texts += [asked, *others]
+        if read is not None:
+            read.append("\n".join(filter(None, texts)))
         sha.update("\0".join([*texts, ""]).encode("utf-8", "surrogatepass") + b"\0")
         return True
 

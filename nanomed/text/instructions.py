@@ -25,6 +25,10 @@ class Instruction:
     response: str
     group: str = ""
 
+    def text(self) -> str:
+        """All of it, a part a line."""
+        return "\n".join(filter(None, (self.instruction, self.input, self.response)))
+
 
 @dataclass(frozen=True)
 class Example:

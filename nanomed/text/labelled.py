@@ -9,6 +9,7 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.text import heldout
 from nanomed.text.batches import split_rows
+from nanomed.text.overlap import repeated
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, named_sets, read_rows
 
 
@@ -81,6 +82,7 @@ class Sides:
     removed: int  # training texts that are held out too
     bad_rows: int
     hashes: dict[str, str]  # of each side's data, by name
+    near_removed: int = 0  # training texts that --near-duplicates took out
 
 
 def read_sides(plan) -> Sides:
@@ -93,7 +95,8 @@ def read_sides(plan) -> Sides:
 
     hashes = {}
     whole = read("data", labelled_sources(plan), plan.limit)
-    held, hash = heldout.excluded(plan)
+    texts_held = []  # of --exclude
+    held, hash = heldout.excluded(plan, read=texts_held)
     hashes |= hash
     labels = [plan.negative_name, plan.positive_name] if plan.positives else whole.names()
     if len(set(labels)) < 2:
@@ -118,10 +121,16 @@ def read_sides(plan) -> Sides:
     held.documents |= {heldout.digest(item.text) for side in validation.values() for item in side}
     kept = [item for item in kept if heldout.digest(item.text) not in held.documents]
     removed = len(whole.items) - sum(map(len, validation.values())) * (not plan.val_data) - len(kept)
+    texts = {name: [item.text for item in side] for name, side in validation.items()}
+    near = repeated(plan, [item.text for item in kept], texts | {"--exclude": texts_held})
+    if near:
+        held.documents |= {heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out}
+        kept = [item for item, out in zip(kept, near.removed, strict=True) if not out]
     missing = set(labels) - {label for item in kept for label in item.labels}
     if missing:
         raise UserError(f"no text of the label {sorted(missing)[0]!r} is left to train on (held out, or duplicates)")
-    return Sides(labels, whole.multi_label, kept, validation, held, removed, whole.bad_rows, hashes)
+    n_near = int(near.removed.sum()) if near else 0
+    return Sides(labels, whole.multi_label, kept, validation, held, removed, whole.bad_rows, hashes, n_near)
 
 
 def labelled_sources(args) -> list[tuple[str, str | None]]:

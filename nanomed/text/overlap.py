@@ -230,6 +230,15 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
     }
 
 
+def repeated(plan, training: Sequence[str], held: Mapping[str, Sequence[str]]) -> Duplicates | None:
+    """near_duplicates() as a plan's --near-duplicates asks for it, and said; None if it does not."""
+    if not plan.near_duplicates:
+        return None
+    found = near_duplicates(training, held, plan.near_duplicates, seed=plan.seed % 2**32)
+    print(*describe(found), sep="\n")
+    return found
+
+
 def describe(d: Duplicates) -> list[str]:
     """Lines for a terminal: the counts, then each example in two or three."""
     lines = [

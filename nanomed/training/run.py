@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nanomed import cli, hub
+from nanomed import flags, hub
 from nanomed.errors import UserError
 from nanomed.evaluation import curves
 from nanomed.evaluation.generate import Ending, Sampling, generate, room
@@ -72,7 +72,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
     if args.lora_r and from_scratch:
         raise UserError("--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)")
     check_out(out, args.resume)
-    cli.check_lora_flags(args)
+    flags.check_lora_flags(args)
     torch.manual_seed(args.seed)
     source = hub.find(args.model, weights=not from_scratch)
     check_source(source, out)

@@ -1,0 +1,269 @@
+"""The scripts' flags: what each takes, its help and its default; which of them make no sense together."""
+
+import argparse
+
+from nanomed.cli import Several
+from nanomed.errors import UserError
+from nanomed.evaluation.generate import Sampling
+from nanomed.text.instructions import Fields
+from nanomed.text.templates import TEMPLATES
+from nanomed.training.loop import Settings
+from nanomed.training.plan import Plan
+
+
+def count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number, 0 included."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number that fits the random generators' 64 bits."""
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and less than 2^63, not {text[:40]!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text!r}")
+    return value
+
+
+def share_or_1(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text!r}")
+    return value
+
+
+def at_least_0(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, not {text!r}")
+    return value
+
+
+MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
+DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
+PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
+
+
+# One table of flags, laid out by hand.
+# fmt: off
+def add_common_flags(p: argparse.ArgumentParser) -> None:
+    """The flags of everything that runs a model."""
+    p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+                   help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
+                        "and fp32 on the CPU")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
+    p.add_argument("--seed", type=seed, default=0, help="of everything random")
+
+
+def add_window_flags(p: argparse.ArgumentParser) -> None:
+    """The windows in which perplexity is measured."""
+    p.add_argument("--context", type=count, metavar="N", help="ids a window (default: the model's positions, 1024 at most)")
+    p.add_argument("--stride", type=count, metavar="N", help="ids between windows (default: context // 2)")
+    p.add_argument("--batch-size", type=count, default=8, help="windows at once; changes a result by rounding only")
+
+
+def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
+    """How the next token is chosen, and how many there may be."""
+    p.add_argument("--max-new-tokens", type=count, metavar="N",
+                   help="tokens a completion at most (default: 256, or what the model's positions leave)")
+    p.add_argument("--temperature", type=at_least_0, default=temperature, help="0: always the likeliest token")
+    p.add_argument("--top-k", type=whole, default=0, metavar="K", help="draw from the K likeliest only; 0: from all")
+    p.add_argument("--top-p", type=positive, default=top_p, metavar="P",
+                   help="draw from the likeliest that reach this probability together")
+    p.add_argument("--repetition-penalty", type=positive, default=1.0, metavar="R",
+                   help="more than 1: make tokens that are there already less likely")
+    p.add_argument("--batch-size", type=count, default=16, help="prompts at once; changes a result by rounding only")
+
+
+def sampling(args) -> Sampling:
+    return Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p)
+
+
+def add_data_flag(p: argparse.ArgumentParser, help: str) -> None:
+    p.add_argument("--data", required=True, nargs="+", action=Several, metavar="D", help=help)
+
+
+def add_data_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--text-field", default="text", help="field of the text: a name, a path like "
+                   "context.contexts, or several (a,b), of which the first that a row has counts; a list is joined with "
+                   "newlines")
+    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+
+
+def add_held_out_flags(p: argparse.ArgumentParser, what: str) -> None:
+    """What is measured on, during the run and later. what: `documents`, say."""
+    p.add_argument("--val-data", nargs="+", action=Several, metavar="[NAME=]D",
+                   help=f"validate on these {what}; several named sets are each a line and a curve, and the first decides "
+                        "which weights are best")
+    p.add_argument("--val-fraction", type=share, default=0.05, help=f"else on this share of --data's {what}")
+    p.add_argument("--exclude", nargs="+", action=Several, metavar="D",
+                   help="documents or instruction rows that are measured on later: they get into no part of the run, neither "
+                        "training nor replay nor the share that is validated on")
+
+
+def add_near_duplicates_flag(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--near-duplicates", type=share_or_1, default=Plan.near_duplicates, metavar="J",
+                   help="take out of the training side what repeats another of its texts, or a held-out one, exactly or nearly: "
+                        "with a Jaccard similarity of J or more of their sequences of five words (0.8, say); 0: only what is "
+                        "held out, exactly")
+
+
+def add_overlap_flags(p: argparse.ArgumentParser) -> None:
+    """Two sides of texts, and from where on they count as the same."""
+    add_data_flag(p, "texts to train on, say: " + DATA_HELP)
+    p.add_argument("--against", required=True, nargs="+", action=Several, metavar="D", help="texts to measure on")
+    p.add_argument("--against-field", metavar="FIELD", help="of --against (default: --text-field)")
+    p.add_argument("--threshold", type=positive, default=0.8, metavar="J", help="similarity from which two texts are near")
+    p.add_argument("--ngram", type=count, default=13, metavar="N", help="words in a row that count as shared")
+    p.add_argument("--limit", type=count, metavar="N", help="take only the first N texts of each file")
+    p.add_argument("--seed", type=seed, default=0, help="of the permutations")
+    add_data_flags(p)
+
+
+def add_labelled_flags(p: argparse.ArgumentParser) -> None:
+    """Texts with labels: two kinds of texts, or rows that say it themselves."""
+    for side in ("positives", "negatives"):
+        p.add_argument(f"--{side}", nargs="+", action=Several, metavar="D", help=f"texts of label {side[:-1]}: " + DATA_HELP)
+    p.add_argument("--data", nargs="+", action=Several, metavar="D",
+                   help="or texts with their labels, of two classes or more; lists of labels make a multi-label task")
+    p.add_argument("--label-field", default="label,labels", metavar="FIELD", help="of --data's labels")
+    p.add_argument("--positive-name", default="positive", metavar="NAME", help="what label 1 is called")
+    p.add_argument("--negative-name", default="negative", metavar="NAME", help="what label 0 is called")
+
+
+def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
+    """How rows become instructions."""
+    p.add_argument("--template", metavar="NAME",
+                   help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: {otherwise})")
+    fields = Fields()
+    p.add_argument("--instruction-field", default=fields.instruction, metavar="FIELD", help="of what is asked")
+    p.add_argument("--input-field", default=fields.input, metavar="FIELD", help="of what it is asked about, if anything")
+    p.add_argument("--response-field", default=fields.response, metavar="FIELD", help="of the answer")
+
+
+def add_retrieval_flags(p: argparse.ArgumentParser) -> None:
+    """Passages of a corpus before the question."""
+    p.add_argument("--retrieve", type=count, metavar="K", help="put the K passages of --corpus that fit a question best before it")
+    p.add_argument("--corpus", nargs="+", action=Several, metavar="D", help="the passages: " + DATA_HELP)
+    p.add_argument("--corpus-field", default="text,context.contexts,context", metavar="FIELD", help="of a passage")
+    p.add_argument("--retriever", choices=["bm25", "embeddings"], default="bm25",
+                   help="what fits: shared words (BM25), or the mean of the model's own last hidden states (computed once, kept in "
+                        "the cache)")
+
+
+def add_training_flags(p: argparse.ArgumentParser) -> None:
+    """The flags that every training phase takes."""
+    p.add_argument("--config", metavar="TOML", help="recipe that presets flags; flags on the command line win")
+    p.add_argument("--out", required=True, metavar="DIR", help="where the trained model and the run's records go")
+    add_common_flags(p)
+    add_data_flags(p)
+    add_near_duplicates_flag(p)
+    g = p.add_argument_group("training")
+    g.add_argument("--context", type=count, metavar="N", help="tokens a row (default: the model's positions, 1024 at most)")
+    g.add_argument("--batch-size", type=count, default=Plan.batch_size, help="rows a micro-batch")
+    g.add_argument("--grad-accum", type=count, default=Plan.grad_accum, help="micro-batches an update")
+    g.add_argument("--epochs", type=positive, default=Plan.epochs, help="passes over the data")
+    g.add_argument("--max-steps", type=whole, default=Plan.max_steps, help="updates, whatever --epochs says; 0: unset")
+    g.add_argument("--lr", type=positive,
+                   help="peak learning rate (default: 5e-5; LoRA 2e-4; from scratch 6e-4; head alone 1e-3)")
+    g.add_argument("--warmup-ratio", type=share, default=Plan.warmup_ratio, help="share of the updates that warm up")
+    g.add_argument("--weight-decay", type=at_least_0, default=Plan.weight_decay, help="on matrices and embeddings only")
+    g.add_argument("--grad-clip", type=at_least_0, default=Plan.grad_clip, help="largest gradient norm; 0: no clipping")
+    g.add_argument("--dropout", type=share, default=Plan.dropout,
+                   help="in place of the probabilities in the model's config (GPT-2's say 0.1)")
+    g.add_argument("--compile", action=argparse.BooleanOptionalAction, default=Plan.compile,
+                   help="compile the model with torch.compile; minutes, then faster")
+    g.add_argument("--grad-checkpoint", action=argparse.BooleanOptionalAction, default=False,
+                   help="recompute activations in backward: less memory, slower")
+    g = p.add_argument_group("LoRA")
+    g.add_argument("--lora-r", type=whole, default=Plan.lora_r, metavar="R", help="rank; 0 trains all weights")
+    g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
+    g.add_argument("--lora-dropout", type=share, default=Plan.lora_dropout, help="on the adapter's input, in training")
+    g.add_argument("--lora-targets", metavar="NAMES",
+                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc (default: peft's for "
+                        "the family: c_attn of GPT-2, else q_proj,v_proj)")
+    g.add_argument("--merge", action=argparse.BooleanOptionalAction, default=Plan.merge,
+                   help="fold the adapter into the model that DIR holds at the end")
+    g = p.add_argument_group("the run")
+    g.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint, or start if it has none")
+    g.add_argument("--save-every", type=whole, default=Settings.save_every, help="updates between checkpoints; 0: at the end")
+    g.add_argument("--eval-every", type=whole, default=Plan.eval_every, help="updates between validations; 0: an epoch")
+    g.add_argument("--patience", type=whole, default=Plan.patience,
+                   help="stop after so many validations without improvement; 0: never")
+    g.add_argument("--keep", choices=["last", "best"],
+                   help="the weights that DIR holds at the end: the last, or those of the best validation (default: best with "
+                        "--patience, else last)")
+    g.add_argument("--log-every", type=count, default=Settings.log_every, help="updates between lines of metrics.jsonl")
+    g.add_argument("--dry-run", action="store_true",
+                   help="count everything, time two updates, say what it would take, and stop; DIR is not touched")
+    g.add_argument("--show", type=count, default=0, metavar="N",
+                   help="first print N rows of a batch with what is supervised in [[ ]], packed examples one by one")
+
+
+def add_forgetting_flags(p: argparse.ArgumentParser) -> None:
+    """What holds the weights back, of the trainings that keep the language model's head."""
+    g = p.add_argument_group("against forgetting (beside a lower --lr, --lora-r, other text mixed in)")
+    g.add_argument("--l2-sp", type=at_least_0, default=Plan.l2_sp, metavar="A",
+                   help="pull all weights towards where they started: A/2 times the squared distance is added to the loss")
+    g.add_argument("--ewc", type=at_least_0, default=Plan.ewc, metavar="L",
+                   help="elastic weight consolidation: the same, each weight by its Fisher information on --ewc-data; L: what a "
+                        "token of that text counts beside one that is trained on")
+    g.add_argument("--ewc-data", nargs="+", action=Several, metavar="D", help="general text, of which a sample is taken")
+    g.add_argument("--ewc-blocks", type=count, default=Plan.ewc_blocks, metavar="N",
+                   help="blocks of --context tokens in the sample")
+
+
+def add_sample_flag(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--sample-prompt", metavar="TEXT", help="at each validation, show how the model goes on from this")
+# fmt: on
+
+
+def check_lora_flags(args) -> None:
+    """Raises UserError for a LoRA flag that would do nothing, since there is no rank."""
+    given = {
+        "--lora-alpha": args.lora_alpha,
+        "--lora-dropout": args.lora_dropout,
+        "--merge": args.merge,
+        "--lora-targets": args.lora_targets,
+    }
+    for flag, value in given.items():
+        if value and not args.lora_r:
+            raise UserError(f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained")
+
+
+def check_forgetting_flags(args) -> None:
+    """Raises UserError where there is nothing to pull back, or no text to tell what each weight is needed for."""
+    pull = "--ewc" if args.ewc else "--l2-sp" if args.l2_sp else None
+    if pull and args.lora_r:
+        raise UserError(f"{pull} holds trained weights back; the adapter of --lora-r leaves them as they are: give one of the two")
+    if pull and getattr(args, "from_scratch", False):
+        raise UserError(f"{pull} pulls towards the weights that a training starts from; --from-scratch has none")
+    if bool(args.ewc) != bool(args.ewc_data):
+        raise UserError("--ewc and --ewc-data (general text, to tell what each weight is needed for) go together")
+
+
+def check_retrieval_flags(args) -> None:
+    if bool(args.retrieve) != bool(args.corpus):
+        raise UserError("--retrieve and --corpus go together: how many passages, and of what")
