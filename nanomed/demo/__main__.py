@@ -8,18 +8,14 @@ Each training is a command of the scripts that everyone else uses; it is printed
 
 import random
 import re
-import shlex
-import signal
 import statistics
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 from nanomed import cli, flags, hub
+from nanomed.commands import ROOT, run, shown
 from nanomed.demo import page, render, table, texts
-from nanomed.errors import Interrupted, UserError
 from nanomed.evaluation import baselines, measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.files import read_json, write_json, write_text
@@ -27,9 +23,7 @@ from nanomed.models.classifier import predict
 from nanomed.text import labelled
 from nanomed.text.templates import TEMPLATES
 
-ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = "response"
-GO_ON = "the same command goes on from there"
 CONTEXT = 128  # attention to far more would be a third of a step's time on a CPU
 
 # What is read in phase 2, as shares of the blocks: the small world, and with it, against forgetting everything else, real
@@ -102,38 +96,13 @@ def banner(text: str) -> None:
     print(f"\n{'-' * 80}\n{textwrap.fill(text, 80)}", flush=True)
 
 
-def shown(path: Path) -> str:
-    """A path as commands in the project's directory take it."""
-    path = path.resolve()
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-
 def train(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
     """One training, in the project's directory, as a command that can be typed there. {name} in a flag: a text's file."""
     flags = [re.sub(r"\{(.+?)\}", lambda m: shown(out / f"{m[1]}.jsonl"), str(flag)) for flag in flags]
     flags += ["--out", shown(out / name), "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
     if quick:
         flags += ["--max-steps", 1]
-    command = [script, *map(str, flags)]
-    print(f"$ python {shlex.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-    try:
-        process.wait()
-    except KeyboardInterrupt:  # it reaches the training too, which saves before it ends
-        process.wait()
-        raise Interrupted(signal.SIGINT, GO_ON) from None
-    except Interrupted as e:
-        process.terminate()
-        process.wait()
-        raise Interrupted(e.signum, GO_ON) from None
-    if process.returncode > 128:
-        raise Interrupted(process.returncode - 128, GO_ON)
-    if process.returncode < 0:
-        raise UserError(
-            f"{script} was killed by signal {-process.returncode}; if that was for want of memory, close other programs; {GO_ON}"
-        )
-    if process.returncode:
-        raise UserError(f"{script} ended with status {process.returncode}: see above")
+    run([script, *flags])
 
 
 def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) -> dict[str, float]:

@@ -1,0 +1,210 @@
+"""make reproduce: a published system, from its recipe to a table of its figures beside ours.
+
+python -m nanomed.reproduce --recipe gpt-neo-flashcards --out runs/reproduce/gpt-neo-flashcards
+python -m nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 --out runs/stand-in
+
+Each step is a command of the scripts that everyone else uses; it is printed before it runs. Stopped? The same command goes on.
+"""
+
+from pathlib import Path
+
+from nanomed import cli, flags
+from nanomed.commands import run, shown
+from nanomed.errors import UserError
+from nanomed.files import check_directory, lock, names_in, read_json, read_object, write_json, write_text
+from nanomed.optional import need
+from nanomed.reproduce import card, figures
+from nanomed.reproduce.recipe import PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
+from nanomed.text.rows import split_name
+
+STATE = "reproduce.json"  # what was asked for: a folder is one run of one recipe
+SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
+
+
+def parse_args():
+    p = cli.Parser(prog="nanomed.reproduce", description=__doc__.splitlines()[0])
+    p.add_argument("--recipe", required=True, metavar="NAME", help="of recipes/, or a .toml file")
+    p.add_argument("--out", required=True, metavar="DIR", help="where texts, models and results go")
+    p.add_argument("--model", metavar="M", help="in place of the recipe's: " + flags.MODEL_HELP)
+    p.add_argument(
+        "--data",
+        nargs="+",
+        action=cli.Several,
+        default=[],
+        metavar="[NAME=]D",
+        help="in place of the recipe's data of that name; without a name, of what it is measured on",
+    )
+    p.add_argument("--limit", type=flags.count, metavar="N", help="at most N texts of each side: a stand-in that runs in minutes")
+    p.add_argument("--max-steps", type=flags.count, metavar="N", help="at most N updates a phase")
+    p.add_argument("--context", type=flags.count, metavar="N", help="in place of the recipe's")
+    p.add_argument(
+        "--batch-size", type=flags.count, metavar="N", help="in place of the recipe's: rows at once, in training and measuring"
+    )
+    p.add_argument("--answers", type=flags.count, default=100, metavar="N", help="questions that are answered and scored")
+    p.add_argument("--max-new-tokens", type=flags.count, default=128, metavar="N", help="of an answer")
+    p.add_argument(
+        "--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="in place of the recipe's, unless auto"
+    )
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    return p.parse_args()
+
+
+def main():
+    args = parse_args()
+    need("matplotlib"), need("sacrebleu"), need("jinja2")
+    recipe = read_recipe(args.recipe)
+    given = {name or recipe.measured: file for name, file in map(split_name, args.data)}
+    recipe = stand_in(recipe, args.model, given)
+    out = Path(args.out)
+    begin(out, recipe, args)
+    prepare(recipe, out / "data", args.limit)
+    stages = {"base": shown(Path(recipe.model)) if Path(recipe.model).exists() else recipe.model}
+    results = {"recipe": recipe.name, "title": recipe.title, "model": recipe.model, "stand_in": recipe.instead, "stages": {}}
+    results["stages"]["base"] = measure(recipe, out, "base", stages["base"], args)
+    for phase in recipe.phases:
+        name = PHASES[phase]
+        train(recipe, phase, out, stages, args)
+        if phase == "classify":
+            results["classifier"] = classified(out / name)
+            continue
+        stages[name] = shown(out / name)
+        results["stages"][name] = measure(recipe, out, name, stages[name], args)
+    results["phases"] = {p: read_json(out / PHASES[p] / "summary.json") for p in recipe.phases}
+    results["published"] = figures.beside_published(recipe, results)
+    results["generations"] = figures.generations(out, stages)
+    write_json(results, out / "results.json")
+    figures.write_tables(results, out)
+    figures.draw_loss(recipe, out, out / "loss.png")
+    figures.draw_perplexity(recipe, results, out / "perplexity.png")
+    for phase in recipe.phases:
+        directory = out / PHASES[phase]
+        write_text(card.model_card(recipe, results, phase, directory, read_object(directory / "run.json")), directory / "README.md")
+    page(recipe, out, stages, args)
+    print(figures.published_text(results))
+    print(
+        f"results in {out}: results.json, model_performance_comparison.csv, generation_comparison.csv, published.md, loss.png, "
+        f"perplexity.png, report.html; the models' cards: {', '.join(str(out / PHASES[p] / 'README.md') for p in recipe.phases)}"
+    )
+
+
+def begin(out: Path, recipe: Recipe, args) -> None:
+    """Make DIR this run's, or go on with it. Raises UserError if it is another run's, or holds anything else."""
+    check_directory(out)
+    asked = {"recipe": recipe.path.read_text(encoding="utf-8"), "instead": recipe.instead}
+    asked |= {
+        k: getattr(args, k) for k in ("limit", "max_steps", "context", "batch_size", "answers", "max_new_tokens", "dtype", "device")
+    }
+    if (out / STATE).exists():
+        was = read_object(out / STATE)
+        changed = [k for k, v in asked.items() if was.get(k) != v]
+        if changed:
+            raise UserError(f"--out {out}: holds a run with another {changed[0]} ({STATE}); choose another directory")
+    elif names_in(out):
+        raise UserError(f"--out {out}: not empty; choose another directory")
+    out.mkdir(parents=True, exist_ok=True)
+    lock(out)
+    write_json(asked, out / STATE)
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+def common(args, training: bool) -> list:
+    return ["--device", args.device, *(["--dtype", args.dtype] if args.dtype != "auto" or not training else [])]
+
+
+def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -> None:
+    """One phase, from the model that the phase before left; what is measured on is held out of it."""
+    data = {name: (shown(out / "data" / f"{name}.train.jsonl"), shown(out / "data" / f"{name}.test.jsonl")) for name in recipe.data}
+    command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", list(stages.values())[-1], "--resume"]
+    mixed = [(name, d) for name, d in recipe.data.items() if name not in (ROWS, "corpus", "negatives") and not d.kept]
+    if phase == "adapt":
+        shares = sum(d.share for _, d in mixed)
+        corpus = data["corpus"][0] + (f":{1 - shares:g}" if shares else "")
+        command += ["--data", corpus, *(f"{data[name][0]}:{d.share:g}" for name, d in mixed if d.share)]
+        command += ["--val-data", f"corpus={data['corpus'][1]}"]
+    elif phase == "instruct":
+        command += ["--data", data[ROWS][0], "--val-data", f"pairs={data[ROWS][1]}"]
+        ratio = [(data[name][0], d.ratio) for name, d in mixed if d.ratio]
+        if ratio:
+            command += ["--replay", *(file for file, _ in ratio), "--replay-ratio", sum(r for _, r in ratio)]
+    else:
+        command += ["--positives", data["corpus"][0], "--negatives", data["negatives"][0]]
+        command += ["--positive-name", "biomedical", "--negative-name", "general"]
+    tests = [test for name, (_, test) in data.items() if Path(out / "data" / f"{name}.test.jsonl").stat().st_size]
+    held = [test for test in tests if f"={test}" not in " ".join(map(str, command))]  # what is validated on is held out already
+    command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
+    command += ["--out", shown(out / PHASES[phase]), *common(args, True)]
+    for flag in ("max_steps", "context", "batch_size"):
+        if getattr(args, flag):
+            command += [f"--{flag.replace('_', '-')}", getattr(args, flag)]
+    run(command)
+
+
+def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
+    """Everything that the recipe measures of one model: {data: result of eval.py ppl, "answers": of qa, "choices": of choices}."""
+    found, where = {}, out / "measured"
+    where.mkdir(exist_ok=True)
+
+    def measured(name: str, *command) -> dict:
+        file = where / f"{stage}.{name}.json"
+        if not file.exists():
+            size = ["--batch-size", args.batch_size] if args.batch_size else []
+            run(["eval.py", *command, "--model", model, "--json", shown(file), *size, *common(args, False)])
+        return read_object(file)
+
+    context = args.context or recipe.context
+    windows = ["--context", context] if context else []
+    for name, data in recipe.data.items():
+        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
+        if name == "negatives" or data.kept or not file.stat().st_size:
+            continue
+        also = ["--also", "all"] if name == recipe.measured else []
+        found[name] = measured(name, "ppl", "--data", shown(file), *windows, *also)
+    if ROWS in recipe.data:
+        template = recipe.phases.get("instruct", {}).get("template", "response")
+        asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", template]
+        answers = measured("answers", "qa", *asked, "--limit", args.answers, "--max-new-tokens", args.max_new_tokens)
+        found["answers"] = {k: v for k, v in answers.items() if k != "answers"}
+    if recipe.choices:
+        file = shown(out / "data" / "labelled.test.jsonl")
+        choices = measured("choices", "choices", "--data", file, "--format", recipe.choices)
+        found["choices"] = {
+            k: v for k, v in choices.items() if k not in ("predictions", "loglikelihoods", "loglikelihoods_per_byte")
+        }
+    prompts = out / "prompts.txt"
+    if not prompts.exists():
+        write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
+    if not (where / f"{stage}.generations.json").exists():
+        greedy = ["--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", min(60, args.max_new_tokens)]
+        written = ["--json", shown(where / f"{stage}.generations.json"), *common(args, False)]
+        run(["eval.py", "generate", "--model", model, "--prompts", shown(prompts), *greedy, *written])
+    return found
+
+
+def classified(directory: Path) -> dict:
+    """What the third phase says of its own validation texts, beside the baselines."""
+    found = read_json(directory / "summary.json").get("classification") or {}
+    kept = ("texts", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95")
+    return {"beside": {name: {k: r[k] for k in kept} for name, r in found.items()}} | {k: found["model"][k] for k in kept if found}
+
+
+def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
+    """report.html, by eval.py compare."""
+    if (out / "report.html").exists():
+        return
+    columns = []
+    for name, data in recipe.data.items():
+        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
+        if name != "negatives" and not data.kept and file.stat().st_size:
+            columns.append(f"{name}={shown(file)}")
+    context = args.context or recipe.context
+    command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / "prompts.txt")]
+    command += ["--limit", 200, "--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out), *common(args, False)]
+    command += ["--context", context] if context else []
+    command += ["--classifier", shown(out / "classifier")] if "classify" in recipe.phases else []
+    run(command)
+
+
+if __name__ == "__main__":
+    cli.execute(main, "nanomed.reproduce")

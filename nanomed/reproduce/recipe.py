@@ -1,0 +1,181 @@
+"""A recipe with all that a published system consists of, and the texts that it asks for, on disk and split.
+
+    recipes/NAME.toml   [system] [data.NAME] [adapt] [classify] [instruct] [[published]]     -> Recipe
+    data.NAME           rows of a file or of the Hub -> NAME.train.jsonl, NAME.test.jsonl    (prepare)
+
+The phases' sections preset the scripts' flags, also for a user of --config; data, models and directories are wired here.
+"""
+
+import json
+import random
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from nanomed.commands import ROOT
+from nanomed.errors import UserError
+from nanomed.files import write_text
+from nanomed.text.instructions import Fields, Instruction, read_instructions
+from nanomed.text.rows import read_documents
+from nanomed.text.templates import load_template
+
+PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and the directory that each leaves
+ROWS = "pairs"  # the data whose rows are questions and answers; all others are documents
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where texts come from, which field holds them, and how many there are on each side after shuffling. test: how many, or a
+    share; kept: as it stands, all of it measured on; share, ratio: of what is mixed in, of the blocks or per example."""
+
+    source: list[str]
+    field: str = "text"
+    instruction: str = Fields.instruction
+    input: str = Fields.input
+    response: str = Fields.response
+    train: int | None = None
+    test: float = 0
+    kept: bool = False
+    share: float = 0.0
+    ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published figure, where ours stands in results.json, and which mistake (nanomed.evaluation.mistakes) may explain it."""
+
+    figure: str
+    value: float
+    ours: str
+    mistake: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    path: Path
+    title: str
+    model: str
+    measured: str
+    prompts: list[str]
+    data: dict[str, Data]
+    phases: dict[str, dict]
+    published: list[Published]
+    context: int | None = None
+    choices: str | None = None
+    instead: dict[str, str] = field(default_factory=dict)  # what stands in: {"model": ..., "corpus": ...}
+
+
+def read_recipe(name: str) -> Recipe:
+    """Of recipes/NAME.toml, or of a file. Raises UserError for a recipe that is not there or is none, naming the key."""
+    path = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        known = sorted(p.stem for p in (ROOT / "recipes").glob("*.toml") if "[system]" in p.read_text(encoding="utf-8"))
+        raise UserError(f"{path}: {e.strerror}; recipes: {', '.join(known)}, or a .toml file") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not valid TOML ({e})") from e
+    if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
+        raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
+    unknown = found.keys() - {"system", "data", "published", *PHASES}
+    if unknown:
+        raise UserError(f"{path}: unknown section [{sorted(unknown)[0]}]")
+    phases = {phase: found[phase] for phase in PHASES if phase in found}
+    data = {name: _make(Data, section, f"{path} [data.{name}]") for name, section in found["data"].items()}
+    published = [_make(Published, section, f"{path} [[published]]") for section in found.get("published", [])]
+    rest = {"name": path.stem, "path": path, "data": data, "phases": phases, "published": published}
+    recipe = _make(Recipe, found["system"] | rest, f"{path} [system]")
+    if recipe.measured not in data:
+        raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME]")
+    for phase, needed in (("adapt", {"corpus"}), ("classify", {"corpus", "negatives"}), ("instruct", {ROWS})):
+        if phase in phases and not needed <= data.keys():
+            raise UserError(f"{path}: [{phase}] needs [data.{sorted(needed - data.keys())[0]}]")
+    return recipe
+
+
+def _make(kind, section: dict, where: str):
+    known = {f.name for f in fields(kind)}
+    if unknown := section.keys() - known:
+        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+    try:
+        return kind(**section)
+    except TypeError as e:
+        raise UserError(f"{where}: {e}") from e
+
+
+def stand_in(recipe: Recipe, model: str | None, given: dict[str, str]) -> Recipe:
+    """The recipe with another model, and other files for some of its data. Raises UserError for a name that it has not."""
+    data = dict(recipe.data)
+    for name, file in given.items():
+        if name not in data:
+            raise UserError(f"--data {name}={file}: the recipe {recipe.name} has the data {', '.join(data)}")
+        data[name] = replace(data[name], source=[file])
+    instead = given | ({"model": model} if model else {})
+    return replace(recipe, model=model or recipe.model, data=data, instead=instead)
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
+    """Write out/NAME.train.jsonl and NAME.test.jsonl of every data of the recipe: duplicates once, in an order drawn by a fixed
+    seed, whole questions on one side. Of rows also NAME.test.texts.jsonl, question and answer as one text. limit: at most so many
+    texts on each side. Raises UserError for a source that cannot be read, or that has too few texts."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in recipe.data.items():
+        if (out / f"{name}.test.jsonl").exists():
+            continue
+        rows = _rows(data) if name == ROWS or data.kept else _documents(data)
+        key = "instruction" if name == ROWS else "text"
+        if data.kept:
+            train, test = [], rows
+        else:
+            groups = {}
+            for row in rows:
+                groups.setdefault(row[key] + row.get("input", ""), []).append(row)
+            order = sorted(groups)
+            random.Random(recipe.name).shuffle(order)
+            rows = [row for group in order for row in groups[group]]
+            n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
+            if data.test and not 0 < n < len(rows):
+                raise UserError(f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and others")
+            last = {row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]}  # a group is not torn apart
+            while n < len(rows) and rows[n][key] + rows[n].get("input", "") in last:
+                n += 1
+            test, train = rows[:n], rows[n:][: data.train]
+        _write(train[:limit], out / f"{name}.train.jsonl")
+        if name == ROWS:
+            template = load_template(recipe.phases.get("instruct", {}).get("template", "response"))
+            texts = [{"text": template.ask(r["instruction"], r["input"]) + template.answer(r["response"])} for r in test[:limit]]
+            _write(texts, out / f"{name}.test.texts.jsonl")
+        _write(test[:limit], out / f"{name}.test.jsonl")
+
+
+def _documents(data: Data) -> list[dict]:
+    texts = (t for name in data.source for t in read_documents(_at_home(name), data.field, None, True))
+    return [{"text": text} for text in dict.fromkeys(t for t in texts if t and t.strip())]
+
+
+def _rows(data: Data) -> list[dict]:
+    if data.kept:
+        from nanomed.text.rows import read_rows
+
+        return [row for name in data.source for row in read_rows(_at_home(name), lambda row: row, None, True) if row is not None]
+    parts = Fields(data.instruction, data.input, data.response)
+    items, _, _ = read_instructions([_at_home(name) for name in data.source], parts, None, True)
+    return [vars_of(item) for item in dict.fromkeys(items)]
+
+
+def vars_of(item: Instruction) -> dict:
+    return {"instruction": item.instruction, "input": item.input, "response": item.response}
+
+
+def _at_home(name: str) -> str:
+    """A file of the project's own, wherever the program is started from."""
+    return name if name.startswith("hub:") or Path(name).exists() else str(ROOT / name)
+
+
+def _write(rows: list[dict], path: Path) -> None:
+    write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), path)

@@ -1,0 +1,206 @@
+"""Recipes: each is read, its sections are the scripts' flags, and a whole reproduction leaves what it promises and goes on."""
+
+import csv
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nanomed.errors import UserError
+from nanomed.reproduce import __main__ as program
+from nanomed.reproduce.figures import beside_published
+from nanomed.reproduce.recipe import PHASES, prepare, read_recipe, stand_in
+from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
+
+NAMES = ["gpt2-biomedical", "gpt2-lora-medical-terms", "gpt-neo-flashcards", "distilgpt2-pubmedqa"]
+
+
+@pytest.fixture
+def reproduce(tmp_path, monkeypatch):
+    """reproduce(*flags) runs the program in this process, its commands too; gives the commands, or raises what it raised."""
+    commands = []
+
+    def run(command):
+        commands.append([str(word) for word in command])
+        done = run_script(ROOT, command[0], *command[1:])
+        if done.returncode:
+            raise UserError(done.stderr)
+
+    monkeypatch.setattr(program, "run", run)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*flags):
+        commands.clear()
+        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, flags)])
+        program.main()
+        return list(commands)
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path):
+    corpus, negatives = (write_jsonl(tmp_path / f"{n}.jsonl", make_texts(40, n, 8, 30)) for n in (1, 2))
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"question": q, "answer": a, "context": c} for q, a, c in zip(*(make_texts(30, n, 2, 8) for n in (3, 4, 5)), strict=True)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"corpus": corpus, "negatives": negatives, "pairs": pairs}
+
+
+def smaller(name, tmp_path, **tests):
+    """The recipe with sides that a few texts can have."""
+    text = (ROOT / "recipes" / f"{name}.toml").read_text()
+    path = tmp_path / f"{name}.toml"
+    path.write_text(re.sub(r"^test = \d{2,}", "test = 8", text, flags=re.M))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe_dir, files):
+    recipe = read_recipe(name)
+    assert recipe.published and all(p.ours.split(".")[0] in ("base", *PHASES.values()) for p in recipe.published)
+    positions = {"gpt_neo": "max_position_embeddings"}.get(family := "gpt_neo" if "neo" in name else "gpt2", "n_positions")
+    make_hf_model(tmp_path / "m", bpe_dir, family=family, **{positions: 1024})
+    for phase in recipe.phases:
+        data = ["--positives", files["corpus"], "--negatives", files["negatives"]]
+        data = data if phase == "classify" else ["--data", files["pairs" if phase == "instruct" else "corpus"]]
+        flags = ["--model", tmp_path / "m", *data, "--out", "o", "--dry-run", "--config", ROOT / "recipes" / f"{name}.toml"]
+        out = script(program.SCRIPTS[phase], *flags, "--batch-size", 1)
+        assert out.returncode == 0, out.stderr
+
+
+def test_published_settings_stand_in_the_recipes():
+    """The settings that the published systems name, written out by hand."""
+    phases = {name: tomllib.loads((ROOT / "recipes" / f"{name}.toml").read_text()) for name in NAMES}
+    a = phases["gpt2-biomedical"]
+    assert (a["adapt"]["epochs"], a["adapt"]["batch-size"], a["adapt"]["grad-accum"], a["classify"]["limit"]) == (3, 4, 4, 250)
+    assert a["data"]["pairs"]["train"] == 50 and a["instruct"]["template"] == "response" and a["system"]["model"] == "gpt2"
+    b = phases["gpt2-lora-medical-terms"]["adapt"]
+    assert (b["lora-r"], b["lora-alpha"], b["lora-dropout"], b["epochs"], b["lr"]) == (8, 32, 0.1, 1, 1e-4)
+    assert (b["batch-size"], b["grad-accum"], b["warmup-ratio"], b["grad-clip"]) == (4, 4, 0.03, 0.3)
+    c = phases["gpt-neo-flashcards"]
+    d = c["instruct"]
+    assert (d["lora-r"], d["lora-alpha"], d["lora-dropout"], d["merge"], d["batch-size"], d["lr"]) == (16, 32, 0.1, True, 8, 2e-4)
+    assert c["data"]["pairs"]["test"] == 0.1 and d["template"] == "flashcards" and c["system"]["model"] == "EleutherAI/gpt-neo-125m"
+    e = phases["distilgpt2-pubmedqa"]["instruct"]
+    assert (e["context"], e["batch-size"], e["grad-accum"], e["lr"], e["weight-decay"]) == (512, 8, 4, 5e-5, 0.01)
+    assert e["grad-checkpoint"] is True and 3 <= e["epochs"] <= 5 and phases["distilgpt2-pubmedqa"]["data"]["general"]["ratio"] > 0
+
+
+def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
+    recipe = smaller("gpt2-biomedical", tmp_path)
+    data = [f"{name}={file}" for name, file in files.items()]
+    flags = ["--recipe", recipe, "--model", model_dir, "--data", *data, "--out", "r", "--limit", 16, "--max-steps", 2]
+    flags += ["--context", 32, "--answers", 3, "--max-new-tokens", 4, "--dtype", "fp32"]
+    first = reproduce(*flags)
+    out = tmp_path / "r"
+    assert [c[0] for c in first if c[0].startswith("train")] == ["train_clm.py", "train_cls.py", "train_sft.py"]
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["stages"]) == ["base", "adapted", "instructed"] and results["stand_in"]["model"] == str(model_dir)
+    assert results["stages"]["adapted"]["corpus"]["also"].keys() >= {"padding-counted", "train-set"}
+    assert results["stages"]["adapted"]["corpus"]["overlap"]["training_documents"] == 16
+    (before, after, accuracy) = results["published"]
+    assert (before["published"], after["published"], accuracy["published"]) == (31.86, 16.80, 1.0)
+    assert before["ours"] == results["stages"]["base"]["corpus"]["ppl"] and accuracy["ours"] == results["classifier"]["accuracy"]
+    with open(out / "model_performance_comparison.csv") as f:
+        rows = {row["measure"]: row for row in csv.DictReader(f)}
+    assert float(rows["perplexity: corpus"]["adapted"]) == pytest.approx(after["ours"])
+    assert rows["BLEU"]["instructed"] and "classifier's macro-F1: model" in rows
+    with open(out / "generation_comparison.csv") as f:
+        written = list(csv.DictReader(f))
+    assert [w["prompt"] for w in written] == read_recipe(str(recipe)).prompts and written[0].keys() >= {"base", "instructed"}
+    for name in ("loss.png", "perplexity.png", "report.html"):
+        assert (out / name).stat().st_size > 5000
+    assert "31.86" in (out / "published.md").read_text()
+    # No text that is measured on is trained on.
+    train, test = (set((out / "data" / f"corpus.{side}.jsonl").read_text().splitlines()) for side in ("train", "test"))
+    assert len(test) == 8 and len(train) == 16 and not train & test
+    # A card's code loads the model that it lies beside.
+    for name, published in (("adapted", "perplexity of corpus"), ("classifier", "macro-F1"), ("instructed", "BLEU")):
+        card = (out / name / "README.md").read_text()
+        assert published in card and "A stand-in" in card and json.loads((out / name / "run.json").read_text())["model"] in card
+        code = card.split("```python\n")[1].split("```")[0]
+        place = {}
+        exec(code.replace(f'"{name}"', repr(str(out / name))), place)
+        assert place["model"].config.vocab_size == 400 and place["tokenizer"]("the")["input_ids"]
+    # Again: nothing is measured or trained a second time, and what is lost is made again, to the same.
+    figures = (out / "results.json").read_text()
+    stamp = (out / "adapted" / "model.safetensors").stat().st_mtime_ns
+    (out / "measured" / "adapted.corpus.json").unlink()
+    again = reproduce(*flags)
+    assert [c[:2] for c in again if c[0] == "eval.py"] == [["eval.py", "ppl"]]
+    assert (out / "adapted" / "model.safetensors").stat().st_mtime_ns == stamp
+    timed = re.compile(r'"(seconds|tokens_per_s)": [\d.e+-]+')
+    assert timed.sub("", (out / "results.json").read_text()) == timed.sub("", figures)
+    with pytest.raises(UserError, match="another max_steps"):
+        reproduce(*flags[:-1], "fp32", "--max-steps", 3)
+
+
+def test_rows_with_a_context_a_general_text_and_three_choices(reproduce, bpe_dir, files, tmp_path):
+    make_hf_model(tmp_path / "m", bpe_dir, n_positions=256)
+    labelled = tmp_path / "labelled.jsonl"
+    ids = (ROOT / "nanomed" / "evaluation" / "pubmedqa_test_ids.txt").read_text().split()
+    rows = [
+        {"pubid": i, "question": "Is it?", "context": {"contexts": ["a cell"]}, "final_decision": d}
+        for i, d in zip(ids, ("yes", "no"), strict=False)
+    ]
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"pairs={files['pairs']}", f"labelled={labelled}", f"general={files['negatives']}"]
+    flags = ["--recipe", smaller("distilgpt2-pubmedqa", tmp_path), "--model", "m", "--data", *data, "--out", "r"]
+    commands = reproduce(
+        *flags, "--max-steps", 1, "--context", 200, "--answers", 2, "--max-new-tokens", 3, "--batch-size", 2, "--dtype", "fp32"
+    )
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert results["stages"]["base"]["choices"]["questions"] == 2 and results["stages"]["instructed"]["general"]["ppl"] > 1
+    (training,) = [c for c in commands if c[0] == "train_sft.py"]
+    assert training[training.index("--replay-ratio") + 1] == "0.1"
+    asked = [json.loads(line)["input"] for line in (tmp_path / "r" / "data" / "pairs.test.jsonl").read_text().splitlines()]
+    assert len(asked) == 8 and all(asked)
+    assert results["published"][0]["mistake"] == "document-mean" and results["published"][0]["with_mistake"] > 1
+
+
+def test_questions_stay_on_one_side(tmp_path):
+    rows = [{"instruction": f"q{k // 5}", "output": f"a{k}"} for k in range(50)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows * 2))
+    recipe = stand_in(read_recipe("gpt-neo-flashcards"), None, {"pairs": str(tmp_path / "p.jsonl")})
+    prepare(recipe, tmp_path / "out", None)
+    sides = [
+        [json.loads(line) for line in (tmp_path / "out" / f"pairs.{s}.jsonl").read_text().splitlines()] for s in ("train", "test")
+    ]
+    questions = [{row["instruction"] for row in side} for side in sides]
+    assert sum(map(len, sides)) == 50 and len(questions[1]) == 1 and not questions[0] & questions[1]
+    texts = (tmp_path / "out" / "pairs.test.texts.jsonl").read_text()
+    assert json.loads(texts.splitlines()[0])["text"].startswith("Instruction: Answer this question truthfully\nQuestion: q")
+
+
+def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_path):
+    def refused(*flags, match):
+        with pytest.raises(UserError, match=match):
+            reproduce("--out", "x", *flags)
+        assert not Path("x").exists()
+
+    refused("--recipe", "gpt3", match="gpt2-biomedical")
+    refused("--recipe", ROOT / "recipes" / "nano.toml", match=re.escape("[system]"))
+    refused("--recipe", "gpt-neo-flashcards", "--data", "corpus=a.jsonl", match="has the data pairs")
+    (tmp_path / "odd.toml").write_text(
+        '[system]\ntitle = "t"\nmodel = "m"\nmeasured = "corpus"\nprompts = []\n[data.corpus]\nsauce = []\n'
+    )
+    refused("--recipe", tmp_path / "odd.toml", match="'sauce'")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UserError, match="not empty"):
+        reproduce("--recipe", "gpt-neo-flashcards", "--out", "full")
+
+
+def test_a_figure_that_is_not_there_is_none():
+    recipe = read_recipe("distilgpt2-pubmedqa")
+    rows = beside_published(
+        recipe, {"stages": {"base": {"pairs": {"ppl": 9.0, "ppl_ci95": [8.0, 10.0], "also": {"document-mean": 12.0}}}}}
+    )
+    assert (rows[0]["ours"], rows[0]["with_mistake"], rows[0]["ours_ci95"]) == (9.0, 12.0, [8.0, 10.0])
+    assert rows[1]["ours"] is None and rows[2]["ours"] is None
