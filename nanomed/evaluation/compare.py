@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import measure
+from nanomed.evaluation import measure, tasks
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import (
@@ -23,6 +23,7 @@ from nanomed.evaluation.page import (
 )
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell, table, text_table
 from nanomed.optional import need
+from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.templates import Template, of_model
 from nanomed.text.tokenizer import load_tokenizer
@@ -80,8 +81,9 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
             corpora[column] = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
         for column, corpus in corpora.items():
             ppl[column] = measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
+        shared = tasks.overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
         written[name] = samples(o, prompts, asked, args.max_new_tokens, args.seed)
-        models.append({"name": name, "model": model, "ppl": ppl})
+        models.append({"name": name, "model": model, "ppl": ppl} | shared)
     if args.classifier and Path(args.classifier).is_dir():
         curves += curves_of(Path(args.classifier).name, Path(args.classifier), "texts")
     questions = []
@@ -201,6 +203,9 @@ def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened,
         f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
         f"{args.max_new_tokens} tokens; right if the expected words stand in it"
     )
+    for m in models:
+        if m["overlap"]:
+            facts.append((f"texts and what {m['name']} was trained on", tasks.say_overlap(m["overlap"])))
     return [*facts, windows(first), begins(models), ("answers", answers), *machine(o)]
 
 
