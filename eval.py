@@ -230,9 +230,10 @@ def qa(args):
     items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     flags.check_retrieval_flags(args)
     o = measure.open_model(args.model, args.device, args.dtype)
-    retrieved = None
+    texts, retrieved = [item.text() for item in items], None
     if args.retrieve:
-        retrieved = retrieve.look_up(args, o, [item.input or item.instruction for item in items], [None] * len(items))
+        asked = [f"{item.instruction} {item.input}" for item in items]
+        retrieved = retrieve.look_up(args, o, asked, [None] * len(items))
         items = [
             replace(item, input="\n".join([*found, *([item.input] if item.input else [])]))
             for item, found in zip(items, retrieved.passages, strict=True)
@@ -246,7 +247,7 @@ def qa(args):
         print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
     questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
     show_answers(result["answers"], questions)
-    result |= tasks.overlap_with_training(o, [item.text() for item in items])
+    result |= tasks.overlap_with_training(o, texts)
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
     how["retrieval"] = retrieved.report if retrieved else None
     save(args, result | how | {"sampling": vars(flags.sampling(args)), "max_new_tokens": args.max_new_tokens})

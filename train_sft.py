@@ -15,7 +15,7 @@ from nanomed.evaluation.perplexity import answer_perplexity, perplexity
 from nanomed.loss import instruction_loss
 from nanomed.text import heldout, instructions
 from nanomed.text.batches import Batches
-from nanomed.text.corpus import Texts, digests, encode_corpus, without
+from nanomed.text.corpus import Texts, digests, encode_corpus, kept, without
 from nanomed.text.overlap import repeated
 from nanomed.text.rows import named_sets
 from nanomed.text.templates import TEMPLATES, load_template, of_model
@@ -104,7 +104,7 @@ def main():
     near = repeated(plan, [item.text() for item in training], sides)
     if near:
         held.add_rows([item for item, out in zip(training, near.near_removed_held, strict=True) if out])
-        training = [item for item, out in zip(training, near.removed, strict=True) if not out]
+        training = [item for item, out in zip(training, near.removed, strict=True) if not out and not held.has_row(item)]
     if not training:
         raise UserError(
             f"{', '.join(plan.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
@@ -125,6 +125,8 @@ def main():
         found, kept_out = without(documents("replay", plan.replay), held.texts() | setup.earlier.texts())
         if kept_out:
             print(f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed")
+        near_text = repeated(plan, Texts([found], setup.tokenizer), sides)
+        (found,) = kept([found], ~near_text.removed) if near_text else (found,)
         limit = round(plan.replay_ratio * len(chosen))
         replayed = instructions.text_examples(found, plan.context, limit, plan.seed)
         if limit > len(found.indices):

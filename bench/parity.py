@@ -24,7 +24,7 @@ def loss_and_gradient(source, ids, device: torch.device, dtype: str) -> tuple[fl
     model = hub.load_model(source, dropout=0.0).to(device)
     with autocast(device, dtype):
         nll, count = clm_loss(model, [ids[:, :-1].to(device), ids[:, 1:].to(device)])
-    (nll / count).backward()
+    nll.backward()
     return nll.item() / count, torch.cat([p.grad.flatten().double().cpu() for p in model.parameters()])
 
 

@@ -81,7 +81,8 @@ def add_window_flags(p: argparse.ArgumentParser) -> None:
     """The windows in which perplexity is measured."""
     p.add_argument("--context", type=count, metavar="N", help="ids a window (default: the model's positions, 1024 at most)")
     p.add_argument("--stride", type=count, metavar="N", help="ids between windows (default: context // 2)")
-    p.add_argument("--batch-size", type=count, default=8, help="windows at once; changes a result by rounding only")
+    p.add_argument("--batch-size", type=count, default=8,
+                   help="windows at once; changes a result by rounding only (documents at once of --also batch-mean)")
 
 
 def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: float) -> None:

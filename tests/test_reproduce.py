@@ -52,7 +52,7 @@ def files(tmp_path):
     return {"corpus": corpus, "negatives": negatives, "pairs": pairs}
 
 
-def smaller(name, tmp_path, **tests):
+def smaller(name, tmp_path):
     """The recipe with sides that a few texts can have."""
     text = (ROOT / "recipes" / f"{name}.toml").read_text()
     path = tmp_path / f"{name}.toml"
@@ -167,7 +167,7 @@ def test_rows_with_a_context_a_general_text_and_three_choices(reproduce, bpe_dir
 def test_questions_stay_on_one_side(tmp_path):
     rows = [{"instruction": f"q{k // 5}", "output": f"a{k}"} for k in range(50)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows * 2))
-    recipe = stand_in(read_recipe("gpt-neo-flashcards"), None, {"pairs": str(tmp_path / "p.jsonl")})
+    recipe = stand_in(read_recipe("gpt-neo-flashcards"), None, {"pairs": [str(tmp_path / "p.jsonl")]})
     prepare(recipe, tmp_path / "out", None)
     sides = [
         [json.loads(line) for line in (tmp_path / "out" / f"pairs.{s}.jsonl").read_text().splitlines()] for s in ("train", "test")
@@ -191,6 +191,16 @@ def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_p
         '[system]\ntitle = "t"\nmodel = "m"\nmeasured = "corpus"\nprompts = []\n[data.corpus]\nsauce = []\n'
     )
     refused("--recipe", tmp_path / "odd.toml", match="'sauce'")
+    text = (ROOT / "recipes" / "gpt-neo-flashcards.toml").read_text()
+    for old, new, match in (
+        ("test = 0.1", "", "with a `test`"),
+        ("[instruct]", "[unheard]", "unheard"),
+        ('measured = "pairs"', 'measured = "pairs"\nchoices = "pubmedqa"', "labelled"),
+        ('ours = "base.', 'ours = "bass.', "bass"),
+    ):
+        (tmp_path / "changed.toml").write_text(text.replace(old, new))
+        refused("--recipe", tmp_path / "changed.toml", match=match)
+    refused("--recipe", "gpt-neo-flashcards", "--model", model_dir, "--data", files["pairs"], match="give --context 64")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
@@ -204,3 +214,30 @@ def test_a_figure_that_is_not_there_is_none():
     )
     assert (rows[0]["ours"], rows[0]["with_mistake"], rows[0]["ours_ci95"]) == (9.0, 12.0, [8.0, 10.0])
     assert rows[1]["ours"] is None and rows[2]["ours"] is None
+
+
+def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, files, tmp_path):
+    make_hf_model(tmp_path / "m", bpe_dir, n_positions=512)
+    flags = [
+        "--recipe",
+        "gpt-neo-flashcards",
+        "--model",
+        "m",
+        "--out",
+        "r",
+        "--max-steps",
+        1,
+        "--answers",
+        2,
+        "--max-new-tokens",
+        3,
+    ]
+    with pytest.raises(UserError, match="no such file"):
+        reproduce(*flags, "--data", "typo.jsonl")
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"question": q, "answer": "so"}) + "\n" for q in make_texts(30, 8, 3, 6)) + "{}\n")
+    reproduce(*flags, "--data", files["pairs"], more)  # several files are one side
+    sides = [(tmp_path / "r" / "data" / f"pairs.{side}.jsonl").read_text().splitlines() for side in ("train", "test")]
+    assert sorted(map(len, sides)) == [6, 54]
+    with pytest.raises(UserError, match="another instead.*RUNS"):
+        reproduce(*flags, "--data", more)

@@ -1,6 +1,8 @@
-"""How far a figure can be trusted: a bootstrap over whatever is independent of one another."""
+"""How far a figure can be trusted: a bootstrap over whatever is independent of one another; of a share, without drawing."""
 
 import numpy as np
+
+from nanomed.optional import need
 
 
 def interval(statistic, n: int, samples: int = 1000, seed: int = 0) -> list[float] | None:
@@ -11,3 +13,12 @@ def interval(statistic, n: int, samples: int = 1000, seed: int = 0) -> list[floa
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(n, size=n)) for _ in range(samples)])
     return None if np.isnan(draws).all() else [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])]
+
+
+def share(hits: np.ndarray) -> list[float] | None:
+    """95 % interval (Wilson 1927) of the share of `hits`, a boolean each, that are true: also where all or none are, where a
+    bootstrap has no width; None if there is but one."""
+    if len(hits) < 2:
+        return None
+    found = need("scipy.stats").binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return [float(found.low), float(found.high)]

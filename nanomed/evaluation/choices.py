@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
-from nanomed.evaluation.bootstrap import interval
+from nanomed.evaluation.bootstrap import share
 from nanomed.loss import token_nll
 from nanomed.precision import DTYPES, autocast, evaluating
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
@@ -171,7 +171,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
         "majority": {
             "answer": labels[commonest],
             "accuracy": float(right.mean()),
-            "accuracy_ci95": interval(lambda rows: right[rows].mean(), len(right), seed=seed),
+            "accuracy_ci95": share(right),
             "macro_f1": metrics.classification(np.eye(most)[[commonest] * len(items)], targets, labels, seed)["macro_f1"],
         },
         "labels": labels,

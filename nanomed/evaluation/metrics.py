@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from nanomed.evaluation.bootstrap import interval
+from nanomed.evaluation.bootstrap import interval, share
 from nanomed.optional import need
 
 # --- classification ---------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     out = {
         "texts": n,
         "accuracy": float(right.mean()),
-        "accuracy_ci95": interval(lambda rows: right[rows].mean(), n, seed=seed),
+        "accuracy_ci95": share(right),
         "macro_f1": _number(macro_f1(everything)),
         "macro_f1_ci95": interval(macro_f1, n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),

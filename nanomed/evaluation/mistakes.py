@@ -5,7 +5,6 @@ alone: whatever it does not touch is as in nanomed.evaluation.perplexity.
 """
 
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -91,7 +90,11 @@ def _padding_counted(o, m: Measured) -> float:
 
 
 def _train_set(o, m: Measured) -> float:
-    texts = list(islice(training_texts(o.directory), len(m.ids)))
+    texts = []
+    for text in training_texts(o.directory):  # to the end, where it says whether they are what they were
+        texts += [text] if len(texts) < len(m.ids) else []
+    if not texts:
+        raise UserError("all that it was trained on was held out")
     ids = [np.concatenate([[o.tokenizer.lead], o.tokenizer.encode(text)]) for text in texts]
     return _corpus_loss(o, ids, m.stride, m)
 

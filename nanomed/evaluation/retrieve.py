@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nanomed import hub
 from nanomed.claim import LOCK, claimed, sweep
 from nanomed.errors import UserError
-from nanomed.evaluation.bootstrap import interval
+from nanomed.evaluation.bootstrap import share
 from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, sync_directory, write_json
 from nanomed.optional import need
@@ -76,7 +76,7 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
     context = min(512, o.model.config.n_positions)
     found = retrieve(args.retriever, o, corpus, queries, args.retrieve, context, args.batch_size)
     report = {"k": args.retrieve, "retriever": args.retriever, "corpus": args.corpus, "passages": len(corpus)}
-    report |= {"corpus_sha256": sha.hexdigest(), "recall": recall(found, right_passages(corpus, golds), args.seed)}
+    report |= {"corpus_sha256": sha.hexdigest(), "recall": recall(found, right_passages(corpus, golds))}
     return Retrieved([[corpus[k] for k in row[::-1]] for row in found], report)
 
 
@@ -239,11 +239,11 @@ def right_passages(passages: list[str], golds: list[str | None]) -> list[int | N
     return [None if gold is None else index.get(" ".join(gold.split())) for gold in golds]
 
 
-def recall(found: np.ndarray, right: list[int | None], seed: int = 0) -> dict | None:
+def recall(found: np.ndarray, right: list[int | None]) -> dict | None:
     """The share of questions whose right passage is among the first k of found (Q, K), for k = 1, 2, 3, 5, 10, 20, 50, 100, ...
-    and K (top-k accuracy of Karpukhin et al. 2020, Dense Passage Retrieval, section 5), each with its 95 % bootstrap interval
-    over questions: {"questions": n, "recall": {"1": ...}, "recall_ci95": {"1": [low, high], ...}}. Questions with None for right
-    are left out; None if no other is left. The interval of a single question is None."""
+    and K (top-k accuracy of Karpukhin et al. 2020, Dense Passage Retrieval, section 5), each with its 95 % interval:
+    {"questions": n, "recall": {"1": ...}, "recall_ci95": {"1": [low, high], ...}}. Questions with None for right are left out;
+    None if no other is left. The interval of a single question is None."""
     known = [(row, passage) for row, passage in zip(found, right, strict=True) if passage is not None]
     if not known:
         return None
@@ -253,5 +253,5 @@ def recall(found: np.ndarray, right: list[int | None], seed: int = 0) -> dict | 
     for k in sorted({*(step for step in steps if step < K), K}):
         hit = hits[:, :k].any(1)
         result["recall"][str(k)] = float(hit.mean())
-        result["recall_ci95"][str(k)] = interval(lambda rows, hit=hit: hit[rows].mean(), len(hit), seed=seed)
+        result["recall_ci95"][str(k)] = share(hit)
     return result

@@ -26,8 +26,9 @@ def choose(args) -> dict:
     o = measure.open_model(args.model, args.device, args.dtype)
     of = f" of the official {len(official)}" if official else ""
     print(f"{o}; {len(items):,} questions{of}" + (f"; {bad} bad rows left out" if bad else ""))
-    asked, report = [item.question or item.prompt for item in items], None
+    texts, report = [item.prompt for item in items], None
     if args.retrieve:
+        asked = [item.question or item.prompt for item in items]
         retrieved = retrieve.look_up(args, o, asked, [item.gold for item in items])
         items = [pubmedqa.with_passages(item, found, args.format) for item, found in zip(items, retrieved.passages, strict=True)]
         report = retrieved.report
@@ -37,7 +38,7 @@ def choose(args) -> dict:
     result = choices.measure_choices(o, items, args.batch_size, args.seed)
     print(tables.text_table(tables.choices_table(result)))
     how = {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template, "bad_rows": bad}
-    return result | how | {"retrieval": report} | overlap_with_training(o, asked)
+    return result | how | {"retrieval": report} | overlap_with_training(o, texts)
 
 
 def say_retrieved(report: dict) -> None:

@@ -55,7 +55,7 @@ def training_sides(directory: Path) -> tuple[labelled.Sides | None, str | None]:
     except UserError as e:
         return None, str(e)
     try:
-        sides = labelled.read_sides(Classify.read(run["settings"], Path(directory) / "run.json"))
+        sides = labelled.read_sides(Classify.read(run["settings"], Path(directory) / "run.json"), quiet=True)
     except UserError as e:
         return None, f"the training texts cannot be read again: {e}"
     if sorted(sides.hashes.values()) != sorted(run["data"].values()):  # by content: the paths may be written otherwise
@@ -68,16 +68,21 @@ def training_sides(directory: Path) -> tuple[labelled.Sides | None, str | None]:
 
 def training_texts(directory: Path) -> Iterator[str]:
     """The texts that a model was trained on, those of the phases before the last one included: documents, whole rows of
-    instructions (as the model saw them) and what was replayed, without what was held out. Raises UserError if they are
-    unknown or have changed: for the last phase at once, for what changed while they are read."""
+    instructions (as the model saw them) and what could be replayed, without what each phase held out. Rows that were too long and
+    repeated texts that --near-duplicates took out are among them. Raises UserError if they are unknown; while they are read, for a
+    file that is gone, or has changed since, which shows at its end."""
     run = read_run(directory)
-    texts = _of_phase(run, Path(directory))
-    before = Path(run.get("directory", "."), str(run["settings"].get("model")))
+    texts, model = _of_phase(run, Path(directory)), str(run["settings"].get("model"))
+    if run["settings"].get("from_scratch"):
+        return texts
+    before = Path(run.get("directory", "."), model)
+    if not before.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):  # else it is a name on the Hub
+        raise UserError(f"{before}, which it was trained from, is not there any more, so its training texts are unknown")
     return chain(texts, training_texts(before)) if (before / "run.json").exists() else texts
 
 
 def _of_phase(run: dict, directory: Path) -> Iterator[str]:
-    s, held, phase = run["settings"], heldout.earlier(directory), run.get("phase")
+    s, held, phase = run["settings"], heldout.earlier(directory, own=True), run.get("phase")
     skip = bool(s.get("skip_bad_rows"))
     try:
         if phase == "adapt":

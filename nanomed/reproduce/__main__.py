@@ -1,20 +1,21 @@
 """make reproduce: a published system, from its recipe to a table of its figures beside ours.
 
 python -m nanomed.reproduce --recipe gpt-neo-flashcards --out runs/reproduce/gpt-neo-flashcards
-python -m nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 --out runs/stand-in
+python -m nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 --context 256 --out runs/small
 
 Each step is a command of the scripts that everyone else uses; it is printed before it runs. Stopped? The same command goes on.
 """
 
+import shutil
 from pathlib import Path
 
-from nanomed import cli, flags
+from nanomed import cli, flags, hub
 from nanomed.commands import run, shown
 from nanomed.errors import UserError
 from nanomed.files import check_directory, lock, names_in, read_json, read_object, write_json, write_text
 from nanomed.optional import need
 from nanomed.reproduce import card, figures
-from nanomed.reproduce.recipe import PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
+from nanomed.reproduce.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
 from nanomed.text.rows import split_name
 
 STATE = "reproduce.json"  # what was asked for: a folder is one run of one recipe
@@ -51,9 +52,12 @@ def parse_args():
 
 def main():
     args = parse_args()
-    need("matplotlib"), need("sacrebleu"), need("jinja2")
+    for library in ("matplotlib", "jinja2", "sacrebleu", "rouge_score", "sklearn", "datasketch"):
+        need(library)  # now, and not when hours have been computed
     recipe = read_recipe(args.recipe)
-    given = {name or recipe.measured: file for name, file in map(split_name, args.data)}
+    given = {}
+    for name, file in map(split_name, args.data):
+        given.setdefault(name or recipe.measured, []).append(file)
     recipe = stand_in(recipe, args.model, given)
     out = Path(args.out)
     begin(out, recipe, args)
@@ -88,7 +92,8 @@ def main():
 
 
 def begin(out: Path, recipe: Recipe, args) -> None:
-    """Make DIR this run's, or go on with it. Raises UserError if it is another run's, or holds anything else."""
+    """Make DIR this run's, or go on with it; what was begun and has measured nothing yet is begun anew. Raises UserError if DIR is
+    another run's, or holds anything else, and for a context that the model has not."""
     check_directory(out)
     asked = {"recipe": recipe.path.read_text(encoding="utf-8"), "instead": recipe.instead}
     asked |= {
@@ -97,10 +102,20 @@ def begin(out: Path, recipe: Recipe, args) -> None:
     if (out / STATE).exists():
         was = read_object(out / STATE)
         changed = [k for k, v in asked.items() if was.get(k) != v]
+        if changed and any((out / "measured").glob("*")):
+            raise UserError(
+                f"--out {out}: holds a run with another {changed[0]} ({STATE}); choose another directory (make: RUNS=...)"
+            )
         if changed:
-            raise UserError(f"--out {out}: holds a run with another {changed[0]} ({STATE}); choose another directory")
+            shutil.rmtree(out / "data", ignore_errors=True)
     elif names_in(out):
-        raise UserError(f"--out {out}: not empty; choose another directory")
+        raise UserError(f"--out {out}: not empty; choose another directory (make: RUNS=...)")
+    positions = hub.read_config(hub.find(recipe.model).directory)[1].n_positions
+    wanted = [args.context] if args.context else [recipe.context, *(section.get("context") for section in recipe.phases.values())]
+    if (largest := max(n or 0 for n in wanted)) > positions:
+        raise UserError(
+            f"a context of {largest} is more than the {positions} positions of {recipe.model}; give --context {positions}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     lock(out)
     write_json(asked, out / STATE)
@@ -117,20 +132,15 @@ def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -
     """One phase, from the model that the phase before left; what is measured on is held out of it."""
     data = {name: (shown(out / "data" / f"{name}.train.jsonl"), shown(out / "data" / f"{name}.test.jsonl")) for name in recipe.data}
     command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", list(stages.values())[-1], "--resume"]
-    mixed = [(name, d) for name, d in recipe.data.items() if name not in (ROWS, "corpus", "negatives") and not d.kept]
     if phase == "adapt":
-        shares = sum(d.share for _, d in mixed)
-        corpus = data["corpus"][0] + (f":{1 - shares:g}" if shares else "")
-        command += ["--data", corpus, *(f"{data[name][0]}:{d.share:g}" for name, d in mixed if d.share)]
-        command += ["--val-data", f"corpus={data['corpus'][1]}"]
+        command += ["--data", data["corpus"][0], "--val-data", f"corpus={data['corpus'][1]}"]
     elif phase == "instruct":
         command += ["--data", data[ROWS][0], "--val-data", f"pairs={data[ROWS][1]}"]
-        ratio = [(data[name][0], d.ratio) for name, d in mixed if d.ratio]
-        if ratio:
-            command += ["--replay", *(file for file, _ in ratio), "--replay-ratio", sum(r for _, r in ratio)]
+        replayed = {data[name][0]: d.ratio for name, d in recipe.data.items() if d.ratio}
+        command += ["--replay", *replayed, "--replay-ratio", sum(replayed.values())] if replayed else []
     else:
         command += ["--positives", data["corpus"][0], "--negatives", data["negatives"][0]]
-        command += ["--positive-name", "biomedical", "--negative-name", "general"]
+        command += ["--positive-name", "biomedical", "--negative-name", "general", "--val-data", shown(out / "data" / CLASSIFIED)]
     tests = [test for name, (_, test) in data.items() if Path(out / "data" / f"{name}.test.jsonl").stat().st_size]
     held = [test for test in tests if f"={test}" not in " ".join(map(str, command))]  # what is validated on is held out already
     command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
@@ -176,14 +186,15 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
     if not prompts.exists():
         write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
     if not (where / f"{stage}.generations.json").exists():
-        greedy = ["--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", min(60, args.max_new_tokens)]
+        size = ["--batch-size", args.batch_size] if args.batch_size else []
+        greedy = [*size, "--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", min(60, args.max_new_tokens)]
         written = ["--json", shown(where / f"{stage}.generations.json"), *common(args, False)]
         run(["eval.py", "generate", "--model", model, "--prompts", shown(prompts), *greedy, *written])
     return found
 
 
 def classified(directory: Path) -> dict:
-    """What the third phase says of its own validation texts, beside the baselines."""
+    """The third phase on the held-out texts of both sides, beside the baselines."""
     found = read_json(directory / "summary.json").get("classification") or {}
     kept = ("texts", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95")
     return {"beside": {name: {k: r[k] for k in kept} for name, r in found.items()}} | {k: found["model"][k] for k in kept if found}
@@ -200,8 +211,9 @@ def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
             columns.append(f"{name}={shown(file)}")
     context = args.context or recipe.context
     command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / "prompts.txt")]
-    command += ["--limit", 200, "--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out), *common(args, False)]
+    command += ["--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out), *common(args, False)]
     command += ["--context", context] if context else []
+    command += ["--batch-size", args.batch_size] if args.batch_size else []
     command += ["--classifier", shown(out / "classifier")] if "classify" in recipe.phases else []
     run(command)
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from nanomed.files import read_object
 from nanomed.reproduce.figures import look_up, stand_in_note
 from nanomed.reproduce.recipe import PHASES, Recipe
 
@@ -20,7 +21,7 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
     """The card of the model that a phase left, from its run.json (`run`) and what was measured (`results`)."""
     s, name, summary = run["settings"], PHASES[phase], results["phases"][phase]
     adapter = (directory / "adapter_config.json").exists()
-    front = {"base_model": s["model"], "library_name": "peft" if adapter else "transformers", "language": "en"}
+    front = {"base_model": recipe.model, "library_name": "peft" if adapter else "transformers", "language": "en"}
     front |= {
         "pipeline_tag": "text-classification" if phase == "classify" else "text-generation",
         "tags": ["biology", "medical", "nanomed"],
@@ -35,7 +36,11 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
         f"Made by nanomed's recipe `{recipe.name}`, phase `{phase}`." + (f" {note}" if note else ""),
         "",
     ]
-    lines += ["## Base and data", "", f"- Base: `{s['model']}` (SHA-256 of its weights and configuration: `{run['model']}`)"]
+    lines += [
+        "## Base and data",
+        "",
+        f"- Trained from: `{s['model']}` (SHA-256 of its weights and configuration: `{run['model']}`)",
+    ]
     lines += [f"- {kind}: SHA-256 `{sha}`" for kind, sha in run["data"].items() if kind != "template"]
     for side, data in recipe.data.items():
         lines.append(f"- `{side}` comes from {', '.join(f'`{source}`' for source in data.source)}")
@@ -44,7 +49,12 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
         "- " + ", ".join(f"{key.replace('_', ' ')}: {summary[key]:,}" for key in counts if isinstance(summary.get(key), int))
     )
     lines += ["", "## Settings", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {s[key]} |" for key in SETTINGS if s.get(key) not in (None, "", 0, 0.0, False)]
+    beside_the_point = {"epochs"} if s["max_steps"] else set()
+    beside_the_point |= set() if s["lora_r"] else {"lora_targets"}
+    off = (None, "", 0, 0.0, False)
+    lines += [
+        f"| {key} | {s[key]} |" for key in SETTINGS if key == "seed" or (s.get(key) not in off and key not in beside_the_point)
+    ]
     lines += [
         "",
         "## Figures",
@@ -54,22 +64,23 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
         "## Loading it",
         "",
         "```python",
-        *_load(phase, adapter, s, directory),
+        *_load(phase, adapter, directory),
     ]
     lines += ["```", "", "## What it is not", ""]
     lines.append("It completes text. It has learnt wording, and facts only as far as its training texts repeat them.")
     lines.append("It is no source of medical advice.")
     machine = run.get("machine", {})
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
-    lines += ["", f"Trained on {machine.get('cuda') or machine.get('cpu')}, {s['dtype']}; {versions}.", ""]
+    lines += ["", f"Trained on {machine.get('cuda' if s['device'] == 'cuda' else 'cpu')}, {s['dtype']}; {versions}.", ""]
     return "\n".join(lines)
 
 
-def _load(phase: str, adapter: bool, s: dict, directory: Path) -> list[str]:
+def _load(phase: str, adapter: bool, directory: Path) -> list[str]:
     kind = "classify" if phase == "classify" else "adapter" if adapter else "model"
     classes = {"classify": "AutoModelForSequenceClassification", "adapter": "AutoModelForCausalLM", "model": "AutoModelForCausalLM"}
     lines = ["from peft import PeftModel"] if adapter else []
-    call = LOAD[kind].format(path=directory.name, base=s["model"])
+    base = read_object(directory / "adapter_config.json")["base_model_name_or_path"] if adapter else None
+    call = LOAD[kind].format(path=directory.name, base=base)
     return [
         *lines,
         f"from transformers import AutoTokenizer, {classes[kind]}",
@@ -82,7 +93,7 @@ def _load(phase: str, adapter: bool, s: dict, directory: Path) -> list[str]:
 def _figures(recipe: Recipe, results: dict, phase: str, name: str) -> list[str]:
     """Held-out figures with 95 % intervals, before and after; of a classifier, beside its baselines."""
     if phase == "classify":
-        lines = ["| on its validation texts | accuracy [95 %] | macro-F1 [95 %] |", "|---|---:|---:|"]
+        lines = ["| held out | accuracy [95 %] | macro-F1 [95 %] |", "|---|---:|---:|"]
         for who, r in results["classifier"]["beside"].items():
             lines.append(f"| {who} | " + " | ".join(_cell(r[key], r[key + "_ci95"]) for key in ("accuracy", "macro_f1")) + " |")
         return lines

@@ -16,17 +16,19 @@ from nanomed.commands import ROOT
 from nanomed.errors import UserError
 from nanomed.files import write_text
 from nanomed.text.instructions import Fields, Instruction, read_instructions
-from nanomed.text.rows import read_documents
+from nanomed.text.rows import read_documents, read_rows
 from nanomed.text.templates import load_template
 
 PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and the directory that each leaves
+LABELLED = "labelled"  # questions with given answers
+CLASSIFIED = "classify.test.jsonl"  # the labelled texts of phase 3's measurement
 ROWS = "pairs"  # the data whose rows are questions and answers; all others are documents
 
 
 @dataclass(frozen=True)
 class Data:
     """Where texts come from, which field holds them, and how many there are on each side after shuffling. test: how many, or a
-    share; kept: as it stands, all of it measured on; share, ratio: of what is mixed in, of the blocks or per example."""
+    share; kept: as it stands, all of it measured on; ratio: of what is replayed, documents an example."""
 
     source: list[str]
     field: str = "text"
@@ -36,7 +38,6 @@ class Data:
     train: int | None = None
     test: float = 0
     kept: bool = False
-    share: float = 0.0
     ratio: float = 0.0
 
 
@@ -87,8 +88,18 @@ def read_recipe(name: str) -> Recipe:
     published = [_make(Published, section, f"{path} [[published]]") for section in found.get("published", [])]
     rest = {"name": path.stem, "path": path, "data": data, "phases": phases, "published": published}
     recipe = _make(Recipe, found["system"] | rest, f"{path} [system]")
-    if recipe.measured not in data:
-        raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME]")
+    if recipe.measured not in data or not data[recipe.measured].test:
+        raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME] with a `test`")
+    if not phases:
+        raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in PHASES)}")
+    if recipe.choices and LABELLED not in data:
+        raise UserError(f"{path}: choices needs [data.{LABELLED}]")
+    if taken := data.keys() & {"answers", "choices", "generations"}:
+        raise UserError(f"{path}: [data.{taken.pop()}] has the name of a measurement; choose another")
+    stages = ["base", *(PHASES[phase] for phase in phases)]
+    for p in published:
+        if p.ours.split(".")[0] not in stages:
+            raise UserError(f"{path} [[published]]: ours = {p.ours!r} must begin with one of {', '.join(stages)}")
     for phase, needed in (("adapt", {"corpus"}), ("classify", {"corpus", "negatives"}), ("instruct", {ROWS})):
         if phase in phases and not needed <= data.keys():
             raise UserError(f"{path}: [{phase}] needs [data.{sorted(needed - data.keys())[0]}]")
@@ -105,14 +116,14 @@ def _make(kind, section: dict, where: str):
         raise UserError(f"{where}: {e}") from e
 
 
-def stand_in(recipe: Recipe, model: str | None, given: dict[str, str]) -> Recipe:
+def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]]) -> Recipe:
     """The recipe with another model, and other files for some of its data. Raises UserError for a name that it has not."""
     data = dict(recipe.data)
-    for name, file in given.items():
+    for name, files in given.items():
         if name not in data:
-            raise UserError(f"--data {name}={file}: the recipe {recipe.name} has the data {', '.join(data)}")
-        data[name] = replace(data[name], source=[file])
-    instead = given | ({"model": model} if model else {})
+            raise UserError(f"--data {name}={files[0]}: the recipe {recipe.name} has the data {', '.join(data)}")
+        data[name] = replace(data[name], source=files)
+    instead = {name: " + ".join(files) for name, files in given.items()} | ({"model": model} if model else {})
     return replace(recipe, model=model or recipe.model, data=data, instead=instead)
 
 
@@ -127,7 +138,9 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
     for name, data in recipe.data.items():
         if (out / f"{name}.test.jsonl").exists():
             continue
-        rows = _rows(data) if name == ROWS or data.kept else _documents(data)
+        rows, bad = _rows(data) if name == ROWS or data.kept else _documents(data)
+        if bad:
+            print(f"{', '.join(data.source)}: {bad} bad rows left out")
         key = "instruction" if name == ROWS else "text"
         if data.kept:
             train, test = [], rows
@@ -139,6 +152,7 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
             random.Random(recipe.name).shuffle(order)
             rows = [row for group in order for row in groups[group]]
             n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
+            n = min(n, limit or n)
             if data.test and not 0 < n < len(rows):
                 raise UserError(f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and others")
             last = {row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]}  # a group is not torn apart
@@ -151,21 +165,32 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
             texts = [{"text": template.ask(r["instruction"], r["input"]) + template.answer(r["response"])} for r in test[:limit]]
             _write(texts, out / f"{name}.test.texts.jsonl")
         _write(test[:limit], out / f"{name}.test.jsonl")
+    if "classify" in recipe.phases:  # what neither the classifier nor the model that it stands on has been trained on
+        sides = {"biomedical": "corpus", "general": "negatives"}
+        labelled = [
+            {"text": json.loads(line)["text"], "label": label}
+            for label, name in sides.items()
+            for line in (out / f"{name}.test.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        _write(labelled, out / CLASSIFIED)
 
 
-def _documents(data: Data) -> list[dict]:
-    texts = (t for name in data.source for t in read_documents(_at_home(name), data.field, None, True))
-    return [{"text": text} for text in dict.fromkeys(t for t in texts if t and t.strip())]
+def _documents(data: Data) -> tuple[list[dict], int]:
+    """The texts, each once, and how many rows were left out, empty ones among them."""
+    texts = [t for name in data.source for t in read_documents(_at_home(name), data.field, None, True)]
+    return [{"text": text} for text in dict.fromkeys(t for t in texts if t and t.strip())], sum(
+        not (t and t.strip()) for t in texts
+    )
 
 
-def _rows(data: Data) -> list[dict]:
+def _rows(data: Data) -> tuple[list[dict], int]:
+    """The same of rows."""
+    names = [_at_home(name) for name in data.source]
     if data.kept:
-        from nanomed.text.rows import read_rows
-
-        return [row for name in data.source for row in read_rows(_at_home(name), lambda row: row, None, True) if row is not None]
-    parts = Fields(data.instruction, data.input, data.response)
-    items, _, _ = read_instructions([_at_home(name) for name in data.source], parts, None, True)
-    return [vars_of(item) for item in dict.fromkeys(items)]
+        rows = [row for name in names for row in read_rows(name, lambda row: row, None, True)]
+        return [row for row in rows if row is not None], rows.count(None)
+    items, bad, _ = read_instructions(names, Fields(data.instruction, data.input, data.response), None, True)
+    return [vars_of(item) for item in dict.fromkeys(items)], bad
 
 
 def vars_of(item: Instruction) -> dict:

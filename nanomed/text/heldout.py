@@ -110,21 +110,28 @@ def say_overlap(count: int) -> None:
         print(f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on stays as it is")
 
 
-def earlier(*directories: Path | None) -> HeldOut:
-    """What the run that made a directory, and those before it, held out; nothing for a model from elsewhere."""
+def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
+    """What the run that made a directory, and those before it, held out; nothing for a model from elsewhere. own: that run alone,
+    which may have trained on what those before it held out."""
     held = HeldOut()
     for directory in directories:
         path = directory / FILE if directory else None
         if path and path.exists():
             saved = read_json(path)
             try:
+                saved = saved.get("own", saved) if own else saved
                 for name in SAVED:
                     getattr(held, name).update(map(bytes.fromhex, saved[name]))
-            except (KeyError, TypeError, ValueError) as e:
+            except (AttributeError, KeyError, TypeError, ValueError) as e:
                 raise UserError(f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without") from e
     return held
 
 
-def write(held: HeldOut, directory: Path) -> None:
-    """For later phases: digests as hex, sorted."""
-    write_json({name: sorted(d.hex() for d in getattr(held, name)) for name in SAVED}, directory / FILE)
+def write(held: HeldOut, directory: Path, before: HeldOut | None = None) -> None:
+    """For later phases, what this run holds out (`own`) and those before it did: digests as hex, sorted."""
+
+    def listed(found: HeldOut) -> dict:
+        return {name: sorted(d.hex() for d in getattr(found, name)) for name in SAVED}
+
+    own = listed(held)
+    write_json(listed(held.add(before or HeldOut())) | {"own": own}, directory / FILE)

@@ -85,8 +85,9 @@ class Sides:
     near_removed: int = 0  # training texts that --near-duplicates took out
 
 
-def read_sides(plan) -> Sides:
-    """The texts that a plan (nanomed.training.plan.Classify) names, read and split. Raises UserError."""
+def read_sides(plan, quiet: bool = False) -> Sides:
+    """The texts that a plan (nanomed.training.plan.Classify) names, read and split; says what --near-duplicates takes out, unless
+    quiet. Raises UserError."""
 
     def read(side, sources, limit=None):
         found = read_labelled(sources, plan.text_field, plan.label_field, limit, plan.skip_bad_rows)
@@ -122,7 +123,7 @@ def read_sides(plan) -> Sides:
     kept = [item for item in kept if heldout.digest(item.text) not in held.documents]
     removed = len(whole.items) - sum(map(len, validation.values())) * (not plan.val_data) - len(kept)
     texts = {name: [item.text for item in side] for name, side in validation.items()}
-    near = repeated(plan, [item.text for item in kept], texts | {"--exclude": texts_held})
+    near = repeated(plan, [item.text for item in kept], texts | {"--exclude": texts_held}, quiet)
     if near:
         held.documents |= {heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out}
         kept = [item for item, out in zip(kept, near.removed, strict=True) if not out]

@@ -230,12 +230,13 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
     }
 
 
-def repeated(plan, training: Sequence[str], held: Mapping[str, Sequence[str]]) -> Duplicates | None:
-    """near_duplicates() as a plan's --near-duplicates asks for it, and said; None if it does not."""
+def repeated(plan, training: Sequence[str], held: Mapping[str, Sequence[str]], quiet: bool = False) -> Duplicates | None:
+    """near_duplicates() as a plan's --near-duplicates asks for it, and said unless quiet; None if it does not."""
     if not plan.near_duplicates:
         return None
     found = near_duplicates(training, held, plan.near_duplicates, seed=plan.seed % 2**32)
-    print(*describe(found), sep="\n")
+    if not quiet:
+        print(*describe(found), sep="\n")
     return found
 
 

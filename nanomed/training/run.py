@@ -124,7 +124,7 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         return None
     if not args.dry_run:
         record_start(out, args.resume, plan, identity)
-        heldout.write(job.held.add(setup.earlier), out)
+        heldout.write(job.held, out, setup.earlier)
     model, base = start_model(plan, source, out, args.dry_run, job.classifier)
     make_ready(model, plan, setup.device, args.grad_checkpoint)
     known = vars(args) | vars(plan)

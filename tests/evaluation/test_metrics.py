@@ -307,7 +307,7 @@ def test_measures_of_nothing_are_none_and_not_nan():
     assert pair["difference"] is pair["difference_ci95"] is None
     json.dumps([got, pair], allow_nan=False)
     assert "too few texts" in verdict({"model": got | {"against_tfidf": pair}, TFIDF: got})
-    assert "1.000 [1.000, 1.000]" in tables.classification_table({"model": got})[2]
+    assert "1.000 [0.566, 1.000]" in tables.classification_table({"model": got})[2]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

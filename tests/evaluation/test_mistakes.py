@@ -93,7 +93,7 @@ def test_of_a_model_that_was_trained_here(script, model_dir, tmp_path):
     ppl(script, tmp_path / "n", test, "--context", 32, "--also", "train-set")
     again = json.loads((tmp_path / "r.json").read_text())["also"]
     assert again["train-set"] == pytest.approx(found["train-set"], rel=1e-5)
-    write_jsonl(train, ["something else"])
+    write_jsonl(train, make_texts(30, 9))  # more than are measured
     said = ppl(script, tmp_path / "m", test, "--context", 32, "--also", "train-set")
     assert json.loads((tmp_path / "r.json").read_text())["also"] == {"train-set": None} and "changed since" in said
 

@@ -93,6 +93,10 @@ def test_it_stands_beside_every_figure(script, model_dir, tmp_path):
     assert overlap("choices", "b", "--data", choices)[0]["documents"] == 2
     asked = rows(tmp_path / "qa.jsonl", [{"question": t[:40], "answer": t} for t in TEST])
     assert overlap("qa", "a", "--data", asked, "--max-new-tokens", 2)[0]["documents"] == 1
+    short = rows(tmp_path / "short.jsonl", [{"question": t[:9], "answer": "so"} for t in TEST])
+    asked = ("--data", short, "--template", "none", "--max-new-tokens", 2)
+    looked_up = ("--retrieve", 1, "--corpus", write_jsonl(tmp_path / "s.jsonl", [t[:90] for t in KEPT]))
+    assert overlap("qa", "a", *asked, *looked_up)[0]["documents"] == 0  # what is looked up is not what is measured
     labelled = rows(tmp_path / "l.jsonl", [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(KEPT)])
     assert script("train_cls.py", "--model", "a", "--data", labelled, "--val-fraction", 0, "--out", "c", *TINY).returncode == 0
     assert overlap("cls", "c", "--data", labelled)[0]["documents"] == 20
@@ -104,3 +108,24 @@ def test_it_stands_beside_every_figure(script, model_dir, tmp_path):
     data.unlink()
     unknown, why = overlap("ppl", "a", "--data", test)
     assert unknown is None and "d.jsonl" in why
+
+
+def test_what_an_earlier_phase_held_out_and_this_one_reads_is_an_overlap(script, model_dir, tmp_path):
+    data, test = write_jsonl(tmp_path / "d.jsonl", KEPT), write_jsonl(tmp_path / "t.jsonl", TEST)
+    first = ["--model", model_dir, "--data", data, "--exclude", test, "--val-fraction", 0, "--out", "a", *TINY]
+    assert script("train_clm.py", *first).returncode == 0
+    again = script("train_clm.py", "--model", "a", "--data", test, "--val-fraction", 0, "--out", "b", *TINY)
+    assert again.returncode == 0 and "was held out when" in again.stdout
+    for model, found in (("a", 0), ("b", 4)):
+        out = script(
+            "eval.py", "ppl", "--model", model, "--data", test, "--json", "r.json", "--also", "train-set", "--dtype", "fp32"
+        )
+        assert out.returncode == 0, out.stderr
+        assert json.loads((tmp_path / "r.json").read_text())["overlap"]["documents"] == found
+    # Of an earlier phase that is gone nothing is known; from random weights there was none.
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    settings = json.loads((tmp_path / "b" / "run.json").read_text())
+    settings["settings"]["model"] = str(tmp_path / "a")
+    (tmp_path / "b" / "run.json").write_text(json.dumps(settings))
+    out = script("eval.py", "ppl", "--model", "b", "--data", test, "--dtype", "fp32")
+    assert "is not there any more" in out.stdout
