@@ -75,6 +75,8 @@ class StandinHub:
             return self._send(request, 200, file.read_bytes(), {"ETag": f'"{_sha(file)}"', "X-Repo-Commit": COMMIT})
         if rest[:1] == ["tree"]:
             folder = repo / "/".join(rest[2:])
+            if not folder.is_dir():
+                return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
             below = folder.rglob("*") if "recursive=true" in request.path.lower() else folder.iterdir()
             return self._send_json(request, [self._entry(repo, p) for p in sorted(below)])
         if rest[:1] == ["paths-info"]:
