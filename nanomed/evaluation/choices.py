@@ -40,6 +40,8 @@ class Item:
 def from_row(row) -> Item:
     """An item of a row {prompt, choices, answer}: the answer is the number of a choice, counted from 0, or its text. Raises
     BadRow."""
+    if get_value(row, "prompt") is None and get_value(row, "final_decision") is not None:
+        raise NoField("no `prompt`, but PubMedQA's fields: --format pubmedqa reads them")
     prompt, choices, answer = get_text(row, "prompt", "the file must have it"), get_value(row, "choices"), get_value(row, "answer")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         kind = NoField if choices is None else BadRow
@@ -174,12 +176,21 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
             "accuracy_ci95": share(right),
             "macro_f1": metrics.classification(np.eye(most)[[commonest] * len(items)], targets, labels, seed)["macro_f1"],
         },
+        "truncated": _truncated(o, items),
         "labels": labels,
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],
         "model": o.name,
         "dtype": o.dtype,
     }
+
+
+def _truncated(o, items: list[Item]) -> int:
+    """How many prompts are too long for the model with their longest choice, and lose their beginning."""
+    room = o.model.config.n_positions + 1
+    return sum(
+        len(o.tokenizer.prompt(i.prompt.rstrip())) + max(len(o.tokenizer.encode(c)) for c in i.choices) > room for i in items
+    )
 
 
 def _figures(scores: list[np.ndarray], targets: np.ndarray, labels: list[str], seed: int) -> dict:

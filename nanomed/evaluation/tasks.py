@@ -36,6 +36,9 @@ def choose(args) -> dict:
     if template:
         items = [choices.in_template(item, template) for item in items]
     result = choices.measure_choices(o, items, args.batch_size, args.seed)
+    if result["truncated"]:
+        positions = o.model.config.n_positions
+        print(f"{result['truncated']:,} prompts are longer than the model's {positions:,} positions, and lost their beginning")
     print(tables.text_table(tables.choices_table(result)))
     how = {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template, "bad_rows": bad}
     return result | how | {"retrieval": report} | overlap_with_training(o, texts)
@@ -46,7 +49,7 @@ def say_retrieved(report: dict) -> None:
     recall = report["recall"]
     found = f"{report['retriever']}, {report['passages']:,} passages"
     if recall is None:
-        print(f"{found}; which passage is the right one is not known, so no recall")
+        print(f"{found}; no row's own `context` is one of them, so that which is the right one is not known: no recall")
         return
     shares = [f"@{k} {share:.3f} {tables.share_interval(recall['recall_ci95'][k])}" for k, share in recall["recall"].items()]
     print(f"{found}; the right one (of {recall['questions']:,} questions) is found: " + ", ".join(shares))

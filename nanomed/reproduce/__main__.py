@@ -12,12 +12,15 @@ from pathlib import Path
 from nanomed import cli, flags, hub
 from nanomed.commands import run, shown
 from nanomed.errors import UserError
+from nanomed.evaluation.mistakes import MISTAKES
 from nanomed.files import check_directory, lock, names_in, read_json, read_object, write_json, write_text
 from nanomed.optional import need
 from nanomed.reproduce import card, figures
 from nanomed.reproduce.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
 from nanomed.text.rows import split_name
 
+ASKED = ("field", "limit", "max_steps", "context", "batch_size", "answers", "max_new_tokens", "dtype", "device")
+PROMPTS = "prompts.txt"
 STATE = "reproduce.json"  # what was asked for: a folder is one run of one recipe
 SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
 
@@ -35,8 +38,9 @@ def parse_args():
         metavar="[NAME=]D",
         help="in place of the recipe's data of that name; without a name, of what it is measured on",
     )
+    p.add_argument("--field", metavar="FIELD", help="where documents that stand in keep their text (default: as in the recipe)")
     p.add_argument("--limit", type=flags.count, metavar="N", help="at most N texts of each side: a stand-in that runs in minutes")
-    p.add_argument("--max-steps", type=flags.count, metavar="N", help="at most N updates a phase")
+    p.add_argument("--max-steps", type=flags.count, metavar="N", help="N updates a phase, in place of the recipe's epochs")
     p.add_argument("--context", type=flags.count, metavar="N", help="in place of the recipe's")
     p.add_argument(
         "--batch-size", type=flags.count, metavar="N", help="in place of the recipe's: rows at once, in training and measuring"
@@ -58,12 +62,19 @@ def main():
     given = {}
     for name, file in map(split_name, args.data):
         given.setdefault(name or recipe.measured, []).append(file)
-    recipe = stand_in(recipe, args.model, given)
+    recipe = stand_in(recipe, args.model, given, args.field)
     out = Path(args.out)
     begin(out, recipe, args)
     prepare(recipe, out / "data", args.limit)
     stages = {"base": shown(Path(recipe.model)) if Path(recipe.model).exists() else recipe.model}
-    results = {"recipe": recipe.name, "title": recipe.title, "model": recipe.model, "stand_in": recipe.instead, "stages": {}}
+    results = {
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "model": recipe.model,
+        "stand_in": recipe.instead,
+        "shortened": shortened(args),
+        "stages": {},
+    }
     results["stages"]["base"] = measure(recipe, out, "base", stages["base"], args)
     for phase in recipe.phases:
         name = PHASES[phase]
@@ -95,19 +106,20 @@ def begin(out: Path, recipe: Recipe, args) -> None:
     """Make DIR this run's, or go on with it; what was begun and has measured nothing yet is begun anew. Raises UserError if DIR is
     another run's, or holds anything else, and for a context that the model has not."""
     check_directory(out)
-    asked = {"recipe": recipe.path.read_text(encoding="utf-8"), "instead": recipe.instead}
-    asked |= {
-        k: getattr(args, k) for k in ("limit", "max_steps", "context", "batch_size", "answers", "max_new_tokens", "dtype", "device")
-    }
+    asked = {"the recipe": recipe.path.read_text(encoding="utf-8")}
+    asked |= {"--model" if name == "model" else f"--data {name}": value for name, value in recipe.instead.items()}
+    asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED}
     if (out / STATE).exists():
         was = read_object(out / STATE)
-        changed = [k for k, v in asked.items() if was.get(k) != v]
-        if changed and any((out / "measured").glob("*")):
-            raise UserError(
-                f"--out {out}: holds a run with another {changed[0]} ({STATE}); choose another directory (make: RUNS=...)"
-            )
-        if changed:
-            shutil.rmtree(out / "data", ignore_errors=True)
+        changed = [k for k in was | asked if was.get(k) != asked.get(k)]
+        if changed and any((out / name / "run.json").exists() for name in PHASES.values()):
+            k = changed[0]
+            values = "" if k == "the recipe" else f" {was.get(k)}, now {asked.get(k)}"
+            raise UserError(f"--out {out}: was made with another {k}{values}; choose another directory (make: RUNS=...)")
+        if changed:  # nothing was trained yet
+            for name in ("data", "measured"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            (out / PROMPTS).unlink(missing_ok=True)
     elif names_in(out):
         raise UserError(f"--out {out}: not empty; choose another directory (make: RUNS=...)")
     positions = hub.read_config(hub.find(recipe.model).directory)[1].n_positions
@@ -121,6 +133,11 @@ def begin(out: Path, recipe: Recipe, args) -> None:
     write_json(asked, out / STATE)
 
 
+def shortened(args) -> dict:
+    """What makes the run smaller than the recipe's, by the names of the flags."""
+    return {k: v for k in ("limit", "max_steps", "context", "batch_size") if (v := getattr(args, k))}
+
+
 # --- the steps --------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +147,7 @@ def common(args, training: bool) -> list:
 
 def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -> None:
     """One phase, from the model that the phase before left; what is measured on is held out of it."""
-    data = {name: (shown(out / "data" / f"{name}.train.jsonl"), shown(out / "data" / f"{name}.test.jsonl")) for name in recipe.data}
+    data = {name: tuple(shown(out / "data" / f"{name}.{side}.jsonl") for side in ("train", "test")) for name in recipe.data}
     command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", list(stages.values())[-1], "--resume"]
     if phase == "adapt":
         command += ["--data", data["corpus"][0], "--val-data", f"corpus={data['corpus'][1]}"]
@@ -142,7 +159,8 @@ def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -
         command += ["--positives", data["corpus"][0], "--negatives", data["negatives"][0]]
         command += ["--positive-name", "biomedical", "--negative-name", "general", "--val-data", shown(out / "data" / CLASSIFIED)]
     tests = [test for name, (_, test) in data.items() if Path(out / "data" / f"{name}.test.jsonl").stat().st_size]
-    held = [test for test in tests if f"={test}" not in " ".join(map(str, command))]  # what is validated on is held out already
+    watched = {"adapt": ["corpus"], "classify": ["corpus", "negatives"], "instruct": [ROWS]}[phase]  # held out already
+    held = [test for test in tests if test not in [data[name][1] for name in watched]]
     command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
     command += ["--out", shown(out / PHASES[phase]), *common(args, True)]
     for flag in ("max_steps", "context", "batch_size"):
@@ -169,7 +187,9 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
         file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
         if name == "negatives" or data.kept or not file.stat().st_size:
             continue
-        also = ["--also", "all"] if name == recipe.measured else []
+        trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)  # the last losses, and the training texts, are of these
+        mistakes = [m for m in MISTAKES if m not in ("train-set", "last-loss") or trained_on == name]
+        also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
         found[name] = measured(name, "ppl", "--data", shown(file), *windows, *also)
     if ROWS in recipe.data:
         template = recipe.phases.get("instruct", {}).get("template", "response")
@@ -177,12 +197,12 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
         answers = measured("answers", "qa", *asked, "--limit", args.answers, "--max-new-tokens", args.max_new_tokens)
         found["answers"] = {k: v for k, v in answers.items() if k != "answers"}
     if recipe.choices:
-        file = shown(out / "data" / "labelled.test.jsonl")
-        choices = measured("choices", "choices", "--data", file, "--format", recipe.choices)
+        file, limit = shown(out / "data" / "labelled.test.jsonl"), ["--limit", args.limit] if args.limit else []
+        choices = measured("choices", "choices", "--data", file, "--format", recipe.choices, *limit)
         found["choices"] = {
             k: v for k, v in choices.items() if k not in ("predictions", "loglikelihoods", "loglikelihoods_per_byte")
         }
-    prompts = out / "prompts.txt"
+    prompts = out / PROMPTS
     if not prompts.exists():
         write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
     if not (where / f"{stage}.generations.json").exists():
@@ -210,7 +230,7 @@ def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
         if name != "negatives" and not data.kept and file.stat().st_size:
             columns.append(f"{name}={shown(file)}")
     context = args.context or recipe.context
-    command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / "prompts.txt")]
+    command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / PROMPTS)]
     command += ["--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out), *common(args, False)]
     command += ["--context", context] if context else []
     command += ["--batch-size", args.batch_size] if args.batch_size else []

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from nanomed.files import read_object
-from nanomed.reproduce.figures import look_up, stand_in_note
+from nanomed.reproduce.figures import between, look_up, number, stand_in_note
 from nanomed.reproduce.recipe import PHASES, Recipe
 
 LOAD = {
@@ -44,7 +44,8 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
     lines += [f"- {kind}: SHA-256 `{sha}`" for kind, sha in run["data"].items() if kind != "template"]
     for side, data in recipe.data.items():
         lines.append(f"- `{side}` comes from {', '.join(f'`{source}`' for source in data.source)}")
-    counts = ("documents", "examples", "texts", "duplicates_removed", "near_duplicates_removed", "truncated", "tokens", "steps")
+    counts = ["documents", "examples", "texts", "duplicates_removed", "near_duplicates_removed", "truncated", "steps"]
+    counts += [] if phase == "classify" else ["tokens"]
     lines.append(
         "- " + ", ".join(f"{key.replace('_', ' ')}: {summary[key]:,}" for key in counts if isinstance(summary.get(key), int))
     )
@@ -67,7 +68,10 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
         *_load(phase, adapter, directory),
     ]
     lines += ["```", "", "## What it is not", ""]
-    lines.append("It completes text. It has learnt wording, and facts only as far as its training texts repeat them.")
+    said = "It completes text. It has learnt wording, and facts only as far as its training texts repeat them."
+    lines.append(
+        f"It tells {' from '.join(summary['labels'])} texts, of the kind that it was trained on." if phase == "classify" else said
+    )
     lines.append("It is no source of medical advice.")
     machine = run.get("machine", {})
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
@@ -99,7 +103,7 @@ def _figures(recipe: Recipe, results: dict, phase: str, name: str) -> list[str]:
         return lines
     lines = ["| held out | before [95 %] | after [95 %] | |", "|---|---:|---:|---|"]
     paths = {f"perplexity of {data}": f"{data}.ppl" for data in results["stages"][name] if data not in ("answers", "choices")}
-    answers = ("perplexity", "answer_ppl"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l")
+    answers = ("perplexity", "answer_ppl"), ("BLEU, 0 to 100", "bleu"), ("ROUGE-L, 0 to 1", "rouge_l")
     paths |= {f"answers: {title}": f"answers.{key}" for title, key in answers}
     paths |= {"yes/no/maybe: accuracy": "choices.accuracy", "yes/no/maybe: macro-F1": "choices.macro_f1"}
     for title, path in paths.items():
@@ -107,6 +111,8 @@ def _figures(recipe: Recipe, results: dict, phase: str, name: str) -> list[str]:
         if after is not None and before is not None:
             overlap = "intervals overlap" if a and b and a[0] <= b[1] and b[0] <= a[1] else "intervals apart" if a and b else ""
             lines.append(f"| {title} | {_cell(before, a)} | {_cell(after, b)} | {overlap} |")
+    if "answers" in results["stages"][name]:
+        lines += ["", f"Answers: greedy, to {results['stages'][name]['answers']['questions']:,} held-out questions."]
     shared = results["stages"][name][recipe.measured].get("overlap")
     if shared:
         runs = f"{shared['documents']:,} share {shared['n']} words in a row with a training text"
@@ -115,4 +121,4 @@ def _figures(recipe: Recipe, results: dict, phase: str, name: str) -> list[str]:
 
 
 def _cell(value: float, interval: list[float] | None) -> str:
-    return f"{value:.3g}" + (f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else "")
+    return number(value) + between(interval)

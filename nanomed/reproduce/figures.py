@@ -10,14 +10,15 @@ from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
 from nanomed.reproduce.recipe import PHASES, Recipe
 
+COLOURS = (*VALIDATION, "#8a5a2b")  # of the mistakes
 # The measures of one model: (name, where in a stage's results, its interval's key)
 ANSWERS = {
     "answer perplexity": "answer_ppl",
-    "BLEU": "bleu",
-    "ROUGE-1": "rouge_1",
-    "ROUGE-2": "rouge_2",
-    "ROUGE-L": "rouge_l",
-    "token F1": "token_f1",
+    "BLEU (0 to 100)": "bleu",
+    "ROUGE-1 (0 to 1)": "rouge_1",
+    "ROUGE-2 (0 to 1)": "rouge_2",
+    "ROUGE-L (0 to 1)": "rouge_l",
+    "token F1 (0 to 1)": "token_f1",
 }
 
 
@@ -43,12 +44,12 @@ def beside_published(recipe: Recipe, results: dict) -> list[dict]:
     return rows
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
-def _interval(bounds: list[float] | None) -> str:
-    return f" [{_number(bounds[0])}, {_number(bounds[1])}]" if bounds else ""
+def between(bounds: list[float] | None) -> str:
+    return f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
 
 
 def _published_rows(results: dict) -> list[list[str]]:
@@ -57,17 +58,16 @@ def _published_rows(results: dict) -> list[list[str]]:
         ["---", "---:", "---:", "---:", "---"],
     ]
     for r in results["published"]:
-        mistaken = f"{_number(r['with_mistake'])} ({r['mistake']})" if r["with_mistake"] is not None else ""
-        rows.append([r["figure"], _number(r["published"]), _number(r["ours"]) + _interval(r["ours_ci95"]), mistaken, r["why"]])
+        mistaken = f"{number(r['with_mistake'])} ({r['mistake']})" if r["with_mistake"] is not None else ""
+        rows.append([r["figure"], number(r["published"]), number(r["ours"]) + between(r["ours_ci95"]), mistaken, r["why"]])
     return rows
 
 
 def stand_in_note(results: dict) -> str:
     """What is not the published set-up, in a sentence; empty if all of it is."""
-    if not results["stand_in"]:
-        return ""
-    instead = ", ".join(f"{name}: {value}" for name, value in results["stand_in"].items())
-    return f"A stand-in, so that these figures say how the recipe runs and not what it gives ({instead})."
+    what = [f"{name}: {value}" for name, value in results["stand_in"].items()]
+    what += [f"--{name.replace('_', '-')} {value}" for name, value in results["shortened"].items()]
+    return f"A stand-in, so that these figures say how the recipe runs and not what it gives ({', '.join(what)})." if what else ""
 
 
 def published_text(results: dict) -> str:
@@ -106,12 +106,11 @@ def measures(results: dict) -> list[dict]:
         row(name, f"answers.{key}")
     for key in ("accuracy", "macro_f1"):
         row(f"yes/no/maybe: {key}", f"choices.{key}")
-    if results.get("classifier"):
-        last = list(stages)[-1]
-        for name, r in results["classifier"]["beside"].items():
-            low, high = r["macro_f1_ci95"] or (None, None)
+    for name, r in results.get("classifier", {}).get("beside", {}).items():
+        for key in ("accuracy", "macro_f1"):
+            low, high = r[f"{key}_ci95"] or (None, None)
             rows.append(
-                {"measure": f"classifier's macro-F1: {name}", last: r["macro_f1"], f"{last}_low": low, f"{last}_high": high}
+                {"measure": f"classifier's {key}: {name}", "classifier": r[key], "classifier_low": low, "classifier_high": high}
             )
     return rows
 
@@ -160,9 +159,9 @@ def draw_loss(recipe: Recipe, out: Path, path: Path) -> None:
 def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
     """Each model's perplexity with its interval, what the mistakes would give, and what was published, on a log scale."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    stages = list(results["stages"])
+    stages, stands_in = list(results["stages"]), bool(stand_in_note(results))
     figure = Figure(figsize=(1.6 * len(stages) + 4.5, 4.2), layout="constrained")
     ax = figure.subplots()
     at, x = list(range(len(stages))), recipe.measured
@@ -175,30 +174,23 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
     ]
     ax.errorbar(at, values, yerr=error, fmt="o", ms=8, capsize=4, color="#1c2733", label="perplexity [95 %]", zorder=3)
     for k, mistake in enumerate(MISTAKES):
-        points = [(i, r["also"].get(mistake)) for i, r in zip(at, found, strict=True)]
+        points = [(i + 0.08 * (k + 1), r["also"].get(mistake)) for i, r in zip(at, found, strict=True)]
         points = [(i, v) for i, v in points if v is not None]
         if points:
-            ax.plot(
-                *zip(*points, strict=True),
-                marker="sD^vP*"[k],
-                ms=6,
-                lw=0.8,
-                ls=":",
-                color=VALIDATION[k % len(VALIDATION)],
-                label=mistake,
-            )
-    for p in results["published"]:
+            ax.plot(*zip(*points, strict=True), marker="sD^vP*"[k], ms=6, lw=0.8, ls=":", color=COLOURS[k], label=mistake)
+    for p in [] if stands_in else results["published"]:
         stage, *_, key = p["where"].split(".")
         if key == "ppl" and stage in stages:
             ax.hlines(p["published"], stages.index(stage) - 0.3, stages.index(stage) + 0.3, color="#b3372c", lw=1.5)
             ax.annotate(f"published {p['published']:g}", (stages.index(stage) + 0.3, p["published"]), color="#b3372c", fontsize=8)
     ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_formatter(ScalarFormatter())
-    ax.yaxis.set_minor_formatter(NullFormatter() if high / low > 10 else ScalarFormatter())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel("perplexity, log scale")
     ax.set_xticks(at, stages)
     ax.set_xlim(-0.5, len(stages) - 0.2)
-    ax.set_title(f"{x}, held out" + (" (a stand-in)" if results["stand_in"] else ""))
+    ax.set_title(f"{x}, held out" + (" (a stand-in)" if stands_in else ""))
     ax.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path, dpi=144)

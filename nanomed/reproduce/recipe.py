@@ -116,13 +116,14 @@ def _make(kind, section: dict, where: str):
         raise UserError(f"{where}: {e}") from e
 
 
-def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]]) -> Recipe:
-    """The recipe with another model, and other files for some of its data. Raises UserError for a name that it has not."""
+def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None) -> Recipe:
+    """The recipe with another model, and other files for some of its data (field: of their documents). Raises
+    UserError for a name that it has not."""
     data = dict(recipe.data)
     for name, files in given.items():
         if name not in data:
             raise UserError(f"--data {name}={files[0]}: the recipe {recipe.name} has the data {', '.join(data)}")
-        data[name] = replace(data[name], source=files)
+        data[name] = replace(data[name], source=files, field=field or data[name].field)
     instead = {name: " + ".join(files) for name, files in given.items()} | ({"model": model} if model else {})
     return replace(recipe, model=model or recipe.model, data=data, instead=instead)
 
@@ -143,22 +144,22 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
             print(f"{', '.join(data.source)}: {bad} bad rows left out")
         key = "instruction" if name == ROWS else "text"
         if data.kept:
-            train, test = [], rows
-        else:
-            groups = {}
-            for row in rows:
-                groups.setdefault(row[key] + row.get("input", ""), []).append(row)
-            order = sorted(groups)
-            random.Random(recipe.name).shuffle(order)
-            rows = [row for group in order for row in groups[group]]
-            n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
-            n = min(n, limit or n)
-            if data.test and not 0 < n < len(rows):
-                raise UserError(f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and others")
-            last = {row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]}  # a group is not torn apart
-            while n < len(rows) and rows[n][key] + rows[n].get("input", "") in last:
-                n += 1
-            test, train = rows[:n], rows[n:][: data.train]
+            _write(rows, out / f"{name}.test.jsonl")
+            continue
+        groups = {}
+        for row in rows:
+            groups.setdefault(row[key] + row.get("input", ""), []).append(row)
+        order = sorted(groups)
+        random.Random(recipe.name).shuffle(order)
+        rows = [row for group in order for row in groups[group]]
+        n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
+        n = min(n, limit or n)
+        if data.test and not 0 < n < len(rows):
+            raise UserError(f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and others")
+        last = {row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]}  # a group is not torn apart
+        while n < len(rows) and rows[n][key] + rows[n].get("input", "") in last:
+            n += 1
+        test, train = rows[:n], rows[n:][: data.train]
         _write(train[:limit], out / f"{name}.train.jsonl")
         if name == ROWS:
             template = load_template(recipe.phases.get("instruct", {}).get("template", "response"))

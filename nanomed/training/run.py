@@ -185,6 +185,9 @@ def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device)
     information = None
     if plan.ewc:
         blocks = [general.block(0, i) for i in range(min(plan.ewc_blocks, general.n_blocks))]
+        print(
+            f"--ewc: the Fisher information of {len(blocks):,} blocks of {plan.context} tokens of {general.selection.corpus.name}"
+        )
         information = fisher(model, [[torch.from_numpy(side)[None] for side in block] for block in blocks], device)
     return Anchor(model, plan.l2_sp, plan.ewc, information)
 
