@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nanomed import commands as program
 from nanomed import hub
 from nanomed.demo import __main__ as demo
 from nanomed.demo import render, table, texts
@@ -227,10 +228,10 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     """On a tiny model, one update of everything: the road, not the figures."""
     make_hf_model(tmp_path / "tiny", bpe_dir, n_positions=256, n_layer=1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=InProcess))
+    monkeypatch.setattr(program, "subprocess", SimpleNamespace(Popen=InProcess))
     argv = ["nanomed.demo", "--out", "demo", "--model", "tiny", "--quick", "--dtype", "fp32"]
     monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "ROOT", tmp_path)
     monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)  # seconds, and tested elsewhere
     monkeypatch.setattr(InProcess, "commands", [])
     printed = io.StringIO()
@@ -300,7 +301,7 @@ sys.exit(int(sys.argv[2]))
 
 def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, monkeypatch, capfd):
     (tmp_path / "script.py").write_text(SCRIPT)
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(program, "ROOT", tmp_path)
 
     def run(status, *more):
         demo.train(tmp_path / "demo", "x", "script.py", ["--status", status, "{corpus}:0.5", *more], 0, "fp32", False)
@@ -326,7 +327,7 @@ def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, mon
                 raise Interrupted(signal.SIGTERM, "")
             return super().wait(*args, **kwargs)
 
-    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=Waiting))
+    monkeypatch.setattr(program, "subprocess", SimpleNamespace(Popen=Waiting))
     with pytest.raises(Interrupted) as e:
         run(0, "--sleep")
     assert e.value.signum == signal.SIGTERM
