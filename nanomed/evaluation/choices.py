@@ -100,8 +100,8 @@ def in_template(item: Item, template) -> Item:
 
 def encode(item: Item, tokenizer, positions: int) -> list[tuple[np.ndarray, int]]:
     """Of each choice (ids of prompt and choice, how many of them are the choice's). They are encoded apart and concatenated;
-    blanks at the prompt's end go to the choice, where byte-level vocabularies have them. What is too long for the model loses
-    the prompt's beginning. Raises UserError for a choice that has no ids, or leaves no room for a prompt."""
+    blanks at the prompt's end go to the choice, where byte-level vocabularies have them. Raises UserError for a choice that has
+    no ids, or leaves no room for a prompt."""
     text = item.prompt.rstrip()
     prompt, out = tokenizer.prompt(text), []
     prompt = prompt if len(prompt) else np.array([tokenizer.lead])
@@ -109,20 +109,28 @@ def encode(item: Item, tokenizer, positions: int) -> list[tuple[np.ndarray, int]
         ids = tokenizer.encode(item.prompt[len(text) :] + choice)
         if not 0 < len(ids) <= positions:
             raise UserError(f"the choice {choice[:60]!r} has {len(ids):,} tokens; the model has {positions:,} positions")
-        out.append((np.concatenate([prompt, ids])[-positions - 1 :].astype(np.int64), len(ids)))
+        out.append((np.concatenate([prompt, ids]).astype(np.int64), len(ids)))
     return out
 
 
 def loglikelihoods(o, items: list[Item], batch_size: int = 16) -> list[np.ndarray]:
     """Of each item the log-likelihood, in nats and float64, of each of its choices after its prompt, summed over the choice's
     tokens. o: an open model (measure.Opened). batch_size: sequences at once, which changes a result by rounding only.
-    Raises UserError as encode() does, and for a likelihood that is not finite."""
-    asked = {}  # inputs -> [(item, choice, its ids)]: choices of one token share their inputs
-    for k, item in enumerate(items):
-        for c, (ids, n) in enumerate(encode(item, o.tokenizer, o.model.config.n_positions)):
-            asked.setdefault(ids[:-1].tobytes(), []).append((k, c, ids[-n:]))
+    What is too long for the model loses the prompt's beginning. Raises UserError as encode() does, and for a likelihood that is
+    not finite."""
+    return _loglikelihoods(o, [encode(item, o.tokenizer, o.model.config.n_positions) for item in items], batch_size)
+
+
+def _loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: int) -> list[np.ndarray]:
+    longest, asked = (
+        o.model.config.n_positions + 1,
+        {},
+    )  # inputs -> [(item, choice, its ids)]: choices of one token share their inputs
+    for k, choices in enumerate(encoded):
+        for c, (ids, n) in enumerate(choices):
+            asked.setdefault(ids[-longest:-1].tobytes(), []).append((k, c, ids[-n:]))
     order = sorted(asked, key=lambda key: -len(key))  # longest first, so that batches pad little
-    out = [np.zeros(len(item.choices)) for item in items]
+    out = [np.zeros(len(choices)) for choices in encoded]
     with evaluating(o.model), tqdm(total=len(order), desc="choosing", unit=" prompts", leave=False, disable=None) as bar:
         for i in range(0, len(order), batch_size):
             batch = order[i : i + batch_size]
@@ -157,7 +165,9 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
     what always giving the commonest answer would reach; predictions (in the form in which rows give their answers) and the
     log-likelihoods of all choices. Macro-F1 is over the texts of the choices where all rows have the same ones, else over their
     places."""
-    summed = loglikelihoods(o, items, batch_size)
+    positions = o.model.config.n_positions
+    encoded = [encode(item, o.tokenizer, positions) for item in items]
+    summed = _loglikelihoods(o, encoded, batch_size)
     lengths = [np.array([len(c.encode()) for c in item.choices]) for item in items]
     per_byte = [values / n for values, n in zip(summed, lengths, strict=True)]
     most = max(len(item.choices) for item in items)
@@ -176,21 +186,13 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
             "accuracy_ci95": share(right),
             "macro_f1": metrics.classification(np.eye(most)[[commonest] * len(items)], targets, labels, seed)["macro_f1"],
         },
-        "truncated": _truncated(o, items),
+        "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
         "labels": labels,
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],
         "model": o.name,
         "dtype": o.dtype,
     }
-
-
-def _truncated(o, items: list[Item]) -> int:
-    """How many prompts are too long for the model with their longest choice, and lose their beginning."""
-    room = o.model.config.n_positions + 1
-    return sum(
-        len(o.tokenizer.prompt(i.prompt.rstrip())) + max(len(o.tokenizer.encode(c)) for c in i.choices) > room for i in items
-    )
 
 
 def _figures(scores: list[np.ndarray], targets: np.ndarray, labels: list[str], seed: int) -> dict:

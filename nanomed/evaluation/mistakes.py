@@ -42,7 +42,7 @@ def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]
     found, missing = {}, {}
     for name in names:
         try:
-            found[name] = exp(_LOSSES[name](o, m)) if name != "document-mean" else document_mean(m)
+            found[name] = _PERPLEXITIES[name](o, m)
         except UserError as e:
             found[name], missing[name] = None, str(e)
     return found, missing
@@ -52,7 +52,7 @@ def _tokens(m: Measured) -> np.ndarray:
     return np.array([len(i) - 1 for i in m.ids])
 
 
-def document_mean(m: Measured) -> float:
+def _document_mean(o, m: Measured) -> float:
     tokens = _tokens(m)
     return float(np.mean([exp(nll / n) for nll, n in zip(m.nll, tokens, strict=True) if n]))
 
@@ -60,7 +60,7 @@ def document_mean(m: Measured) -> float:
 def _batch_mean(o, m: Measured) -> float:
     tokens, starts = _tokens(m), range(0, len(m.nll), m.batch_size)
     sums = [(m.nll[i : i + m.batch_size].sum(), tokens[i : i + m.batch_size].sum()) for i in starts]
-    return float(np.mean([nll / n for nll, n in sums if n]))
+    return exp(float(np.mean([nll / n for nll, n in sums if n])))
 
 
 def _padding_counted(o, m: Measured) -> float:
@@ -86,7 +86,7 @@ def _padding_counted(o, m: Measured) -> float:
                 x = o.model.backbone(idx, None, mask)
             losses = token_nll(x[padding.to(o.device)], o.model.lm_head.weight, targets[padding].to(o.device), DTYPES[o.dtype])
             nll, count = nll + float(losses.double().sum()), count + len(losses)
-    return (float(m.nll.sum()) + nll) / (int(_tokens(m).sum()) + count)
+    return exp((float(m.nll.sum()) + nll) / (int(_tokens(m).sum()) + count))
 
 
 def _train_set(o, m: Measured) -> float:
@@ -96,16 +96,16 @@ def _train_set(o, m: Measured) -> float:
     if not texts:
         raise UserError("all that it was trained on was held out")
     ids = [np.concatenate([[o.tokenizer.lead], o.tokenizer.encode(text)]) for text in texts]
-    return _corpus_loss(o, ids, m.stride, m)
+    return _corpus_perplexity(o, ids, m.stride, m)
 
 
 def _truncated(o, m: Measured) -> float:
-    return _corpus_loss(o, [i[: m.context] for i in m.ids], m.stride, m)
+    return _corpus_perplexity(o, [i[: m.context] for i in m.ids], m.stride, m)
 
 
-def _corpus_loss(o, ids: list[np.ndarray], stride: int, m: Measured) -> float:
+def _corpus_perplexity(o, ids: list[np.ndarray], stride: int, m: Measured) -> float:
     nll = score_ids(o.model, ids, m.context, stride, m.batch_size, o.device, o.dtype)
-    return float(nll.sum()) / sum(len(i) - 1 for i in ids)
+    return exp(float(nll.sum()) / sum(len(i) - 1 for i in ids))
 
 
 def _last_loss(o, m: Measured) -> float:
@@ -114,11 +114,12 @@ def _last_loss(o, m: Measured) -> float:
     losses = [r["loss"] for r in read_metrics(o.directory) if r.get("loss") is not None]
     if not losses:
         raise UserError(f"{o.directory / 'metrics.jsonl'}: no training loss there")
-    return losses[-1]
+    return exp(losses[-1])
 
 
-_LOSSES = {  # document-mean is no exponential of a loss
+_PERPLEXITIES = {
     "batch-mean": _batch_mean,
+    "document-mean": _document_mean,
     "padding-counted": _padding_counted,
     "train-set": _train_set,
     "truncated": _truncated,
