@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nanomed.files import sync_directory
+
 LOCK = "lock"
 OLD = 24 * 3600  # seconds; a leftover without a lock could be one whose owner is about to make it
 
@@ -60,6 +62,28 @@ def sweep(folders: Iterable[Path], files: tuple[str, ...]) -> None:
                 _remove(folder)
         except OSError:  # held (BlockingIOError), another user's, or no folder
             continue
+
+
+def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
+    """What read(directory) gives of a folder of the cache; where that is None (it is not there, or damaged), fill(folder) makes it
+    anew under the name KIND-..., in one process while others wait, and it gets its own name once it is whole. files: what is in
+    it. Raises OSError if it cannot be written, and what `fill` raises."""
+    found = read(directory)
+    if found is not None:
+        return found
+    sweep(directory.parent.glob(f"{kind}-*"), files)
+    unfinished = directory.with_name(f"{kind}-{directory.name}")
+    with claimed(unfinished):
+        if read(directory) is None:  # another process may have been faster
+            fill(unfinished)
+            shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)  # a damaged one
+            os.replace(unfinished, directory)
+            (directory / LOCK).unlink(missing_ok=True)
+            sync_directory(directory.parent)
+        found = read(directory)
+        if found is None:
+            raise OSError("it is gone again, or is not what was written")
+        return found
 
 
 def _is_in(lock, folder: Path) -> bool:

@@ -8,7 +8,6 @@ Both ways are deterministic: of passages that fit equally well, the one that com
 
 import hashlib
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from nanomed import hub
-from nanomed.claim import LOCK, claimed, sweep
+from nanomed.claim import filled
 from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import share
 from nanomed.evaluation.measure import Opened
-from nanomed.files import read_object, sync_directory, write_json
+from nanomed.files import read_object, write_json
 from nanomed.optional import need
 from nanomed.precision import autocast, evaluating
 from nanomed.text.corpus import cache_directory
@@ -179,23 +178,10 @@ def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size:
         raw = text.encode("utf-8", "surrogatepass")  # that it has no ids is embed()'s to say
         key.update(b"%d %b" % (len(raw), raw))
     directory = cache_directory() / key.hexdigest()[:32]
-    matrix = _map_rows(directory)
-    if matrix is not None:
-        return matrix
     try:
-        sweep(directory.parent.glob("embedding-*"), (ROWS, "meta.json"))
-        unfinished = directory.with_name(f"embedding-{directory.name}")
-        with claimed(unfinished):
-            if _map_rows(directory) is None:  # another process may have been faster
-                _embed_into(unfinished, o, passages, context, batch_size)
-                shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)  # a damaged one
-                os.replace(unfinished, directory)
-                (directory / LOCK).unlink(missing_ok=True)
-                sync_directory(directory.parent)
-            matrix = _map_rows(directory)
-            if matrix is None:
-                raise OSError("they are gone again, or are not what was written")
-            return matrix
+        return filled(
+            directory, "embedding", (ROWS, "meta.json"), _map_rows, lambda d: _embed_into(d, o, passages, context, batch_size)
+        )
     except OSError as e:
         raise UserError(
             f"{directory.parent}: the passages' embeddings could not be written ({e}); NANOMED_CACHE names another place"

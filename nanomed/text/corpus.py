@@ -9,7 +9,6 @@ A corpus on disk is never held in memory: its tokens are mapped, and only the ta
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanomed.claim import LOCK, claimed, sweep
+from nanomed.claim import filled
 from nanomed.errors import UserError
-from nanomed.files import read_json, sync_directory, write_json
+from nanomed.files import read_json, write_json
 from nanomed.text.byte_level import Unencodable
 from nanomed.text.rows import all_bad, data_file, placed_documents, read_documents
 
@@ -84,26 +83,15 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
     contents = [_content_hash(name, text_field, limit, skip_bad_rows) for name in names]
     key.update("".join(contents).encode())
     directory = cache_directory() / key.hexdigest()[:32]
-    corpus = _map_corpus(directory, names)
-    if corpus is not None:
-        return corpus
+
+    def fill(unfinished: Path) -> None:
+        _encode_into(unfinished, names, tokenizer, text_field, limit, skip_bad_rows)
+        for name, content in zip(names, contents, strict=True):
+            if _content_hash(name, text_field, limit, skip_bad_rows) != content:
+                raise UserError(f"{name}: changed while it was being encoded; start again once it is complete")
+
     try:
-        sweep(directory.parent.glob("encoding-*"), (*FILES, "meta.json"))
-        unfinished = directory.with_name(f"encoding-{directory.name}")
-        with claimed(unfinished):
-            if _map_corpus(directory, names) is None:  # another process may have been faster
-                _encode_into(unfinished, names, tokenizer, text_field, limit, skip_bad_rows)
-                for name, content in zip(names, contents, strict=True):
-                    if _content_hash(name, text_field, limit, skip_bad_rows) != content:
-                        raise UserError(f"{name}: changed while it was being encoded; start again once it is complete")
-                shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)  # a damaged one
-                os.replace(unfinished, directory)
-                (directory / LOCK).unlink(missing_ok=True)
-                sync_directory(directory.parent)
-            corpus = _map_corpus(directory, names)
-            if corpus is None:
-                raise OSError("it is gone again, or is not what was written")
-            return corpus
+        return filled(directory, "encoding", (*FILES, "meta.json"), lambda d: _map_corpus(d, names), fill)
     except OSError as e:
         raise UserError(
             f"{directory.parent}: the encoded corpus could not be written ({e}); NANOMED_CACHE names another place"
