@@ -50,8 +50,7 @@ def main():
     if any(weights) and not all(weights):
         raise UserError("--data: give every source a weight (D:0.9), or none")
     chosen = [encode(n, plan.limit).all() for n in (names if any(weights) else [names])]
-    texts_held = []  # of --exclude
-    held, hashes = heldout.excluded(plan, read=texts_held)
+    held, hashes = heldout.excluded(plan)
     hashes |= {s.corpus.name: s.corpus.sha256 for s in chosen}
     chosen, excluded = zip(*(without(s, held.texts()) for s in chosen), strict=True)
     if plan.val_data:
@@ -66,9 +65,10 @@ def main():
     held.documents |= digests([s for sides in validation.values() for s in sides])
     training, removed = zip(*(without(s, held.documents) for s in training), strict=True)
     run.say_removed(sum(excluded) + sum(removed))
-    sides = {name: Texts(found, setup.tokenizer) for name, found in validation.items()} | {"--exclude": texts_held}
-    near = repeated(plan, Texts(training, setup.tokenizer), sides)
-    if near:
+    near = None
+    if plan.near_duplicates:
+        sides = {name: Texts(found, setup.tokenizer) for name, found in validation.items()}
+        near = repeated(plan, held, Texts(training, setup.tokenizer), sides)
         held.documents |= digests(kept(training, near.near_removed_held))
         training = kept(training, ~near.removed)
     for selection in training:

@@ -77,8 +77,7 @@ def main():
         hashes[f"{side}: {corpus.name}"] = corpus.sha256
         return corpus.all()
 
-    texts_held = []  # of --exclude
-    held, hashes = heldout.excluded(plan, fields, texts_held)
+    held, hashes = heldout.excluded(plan, fields)
     hashes["template"] = repr(template)
     everything = read("data", plan.data, plan.limit)
     training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
@@ -99,10 +98,11 @@ def main():
     training = [item for item in training if not held.has_row(item)]
     removed = len(everything) - drawn - len(training)
     run.say_removed(removed, "rows")
-    sides = {name: [item.text() for item in rows] for name, rows in answers.items()} | {"--exclude": texts_held}
-    sides |= {name: Texts([found], setup.tokenizer) for name, found in texts.items()}
-    near = repeated(plan, [item.text() for item in training], sides)
-    if near:
+    near = None
+    if plan.near_duplicates:
+        sides = {name: [item.text() for item in rows] for name, rows in answers.items()}
+        sides |= {name: Texts([found], setup.tokenizer) for name, found in texts.items()}
+        near = repeated(plan, held, [item.text() for item in training], sides)
         held.add_rows([item for item, out in zip(training, near.near_removed_held, strict=True) if out])
         training = [item for item, out in zip(training, near.removed, strict=True) if not out and not held.has_row(item)]
     if not training:
@@ -125,8 +125,8 @@ def main():
         found, kept_out = without(documents("replay", plan.replay), held.texts() | setup.earlier.texts())
         if kept_out:
             print(f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed")
-        near_text = repeated(plan, Texts([found], setup.tokenizer), sides)
-        (found,) = kept([found], ~near_text.removed) if near_text else (found,)
+        if near:
+            (found,) = kept([found], ~repeated(plan, held, Texts([found], setup.tokenizer), sides).removed)
         limit = round(plan.replay_ratio * len(chosen))
         replayed = instructions.text_examples(found, plan.context, limit, plan.seed)
         if limit > len(found.indices):

@@ -9,7 +9,7 @@ Documents are known by the first half of their text's SHA-256, rows of instructi
 """
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class HeldOut:
     questions: set[bytes] = field(default_factory=set)
     quoted: set[bytes] = field(default_factory=set)
     groups: set[bytes] = field(default_factory=set)
+    excluded: list[str] = field(default_factory=list)  # what --exclude names, as texts, where near ones are looked for; not saved
 
     def add_rows(self, items: list[Instruction]) -> None:
         for item in items:
@@ -47,8 +48,8 @@ class HeldOut:
             self.groups |= {digest(item.group)} if item.group else set()
 
     def add(self, other: "HeldOut") -> "HeldOut":
-        for f in fields(self):
-            getattr(self, f.name).update(getattr(other, f.name))
+        for name in SAVED:
+            getattr(self, name).update(getattr(other, name))
         return self
 
     def texts(self) -> set[bytes]:
@@ -65,10 +66,9 @@ class HeldOut:
         return digest("".join(d.hex() for name in SAVED for d in sorted(getattr(self, name)))).hex()
 
 
-def excluded(args, parts: Fields | None = None, read: list[str] | None = None) -> tuple[HeldOut, dict[str, str]]:
-    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}; the texts themselves
-    are added to `read`. Says how many bad rows were left out, since what they hold stays in. Raises UserError with file and row
-    for one that is neither."""
+def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]]:
+    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}. Says how many bad
+    rows were left out, since what they hold stays in. Raises UserError with file and row for one that is neither."""
     held, sha, bad, parts = HeldOut(), hashlib.sha256(), 0, parts or Fields()
 
     def take(row, text_field):
@@ -90,8 +90,8 @@ def excluded(args, parts: Fields | None = None, read: list[str] | None = None) -
                 raise NoField(f"no field {parts.group!r} (--group-field)")
             held.add_rows([Instruction(asked, *others, group=str(group))])
             texts += [asked, *others]
-        if read is not None:
-            read.append("\n".join(filter(None, texts)))
+        if args.near_duplicates:
+            held.excluded.append("\n".join(filter(None, texts)))
         sha.update("\0".join([*texts, ""]).encode("utf-8", "surrogatepass") + b"\0")
         return True
 

@@ -96,8 +96,7 @@ def read_sides(plan, quiet: bool = False) -> Sides:
 
     hashes = {}
     whole = read("data", labelled_sources(plan), plan.limit)
-    texts_held = []  # of --exclude
-    held, hash = heldout.excluded(plan, read=texts_held)
+    held, hash = heldout.excluded(plan)
     hashes |= hash
     labels = [plan.negative_name, plan.positive_name] if plan.positives else whole.names()
     if len(set(labels)) < 2:
@@ -122,15 +121,16 @@ def read_sides(plan, quiet: bool = False) -> Sides:
     held.documents |= {heldout.digest(item.text) for side in validation.values() for item in side}
     kept = [item for item in kept if heldout.digest(item.text) not in held.documents]
     removed = len(whole.items) - sum(map(len, validation.values())) * (not plan.val_data) - len(kept)
-    texts = {name: [item.text for item in side] for name, side in validation.items()}
-    near = repeated(plan, [item.text for item in kept], texts | {"--exclude": texts_held}, quiet)
-    if near:
+    n_near = 0
+    if plan.near_duplicates:
+        texts = {name: [item.text for item in side] for name, side in validation.items()}
+        near = repeated(plan, held, [item.text for item in kept], texts, quiet)
+        n_near = int(near.removed.sum())
         held.documents |= {heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out}
         kept = [item for item, out in zip(kept, near.removed, strict=True) if not out]
     missing = set(labels) - {label for item in kept for label in item.labels}
     if missing:
         raise UserError(f"no text of the label {sorted(missing)[0]!r} is left to train on (held out, or duplicates)")
-    n_near = int(near.removed.sum()) if near else 0
     return Sides(labels, whole.multi_label, kept, validation, held, removed, whole.bad_rows, hashes, n_near)
 
 

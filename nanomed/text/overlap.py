@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.optional import need
-from nanomed.text.heldout import digest
+from nanomed.text.heldout import HeldOut, digest
 
 WORD = pattern(r"[^\W_]+")
 PERMUTATIONS = 128
@@ -230,11 +230,11 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
     }
 
 
-def repeated(plan, training: Sequence[str], held: Mapping[str, Sequence[str]], quiet: bool = False) -> Duplicates | None:
-    """near_duplicates() as a plan's --near-duplicates asks for it, and said unless quiet; None if it does not."""
-    if not plan.near_duplicates:
-        return None
-    found = near_duplicates(training, held, plan.near_duplicates, seed=plan.seed % 2**32)
+def repeated(plan, held: HeldOut, training: Sequence[str], sides: Mapping[str, Sequence[str]], quiet=False) -> Duplicates:
+    """near_duplicates() of a plan's training texts and its held-out ones, the sides that it validates on and --exclude; said unless
+    quiet."""
+    texts = {**sides, "--exclude": held.excluded}
+    found = near_duplicates(training, texts, plan.near_duplicates, seed=plan.seed % 2**32)
     if not quiet:
         print(*describe(found), sep="\n")
     return found

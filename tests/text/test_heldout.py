@@ -199,7 +199,7 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
 
 def test_fields_of_ones_own(tmp_path):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "Why?", "a": "so"}])
-    args = SimpleNamespace(exclude=[str(path)], text_field="text", skip_bad_rows=False)
+    args = SimpleNamespace(exclude=[str(path)], text_field="text", skip_bad_rows=False, near_duplicates=0.0)
     held, _ = heldout.excluded(args, Fields(instruction="q", response="a"))
     assert held.has_row(Instruction("Why?", "", "else"))
 
