@@ -81,10 +81,6 @@ def interval_cell(bounds: list[float]) -> str:
     return f"[{', '.join(map(ppl_cell, bounds))}]"
 
 
-def share_interval(bounds: list[float] | None) -> str:
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
-
-
 def change(r: dict, first: dict) -> str:
     """How much smaller a perplexity is than another on the same text; tokens of different tokenizers are not comparable,
     bits per byte are."""
@@ -143,7 +139,7 @@ ANSWERS = {
 }
 
 
-def _cell(r: dict, key: str, factor=1, digits=3) -> str:
+def measure_cell(r: dict, key: str, factor=1, digits=3) -> str:
     """A measure with its interval, if it has one; empty if there is none."""
     if r.get(key) is None:
         return ""
@@ -154,7 +150,9 @@ def _cell(r: dict, key: str, factor=1, digits=3) -> str:
 def answers_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of measure.measure_answers' results: a row a measure, a column a model."""
     rows = [["overlap with the reference, 0 to 100", *results], ["---", *["---:"] * len(results)]]
-    rows += [[name, *(_cell(r, key, factor, digits) for r in results.values())] for key, (factor, digits, name) in ANSWERS.items()]
+    rows += [
+        [name, *(measure_cell(r, key, factor, digits) for r in results.values())] for key, (factor, digits, name) in ANSWERS.items()
+    ]
     return rows
 
 
@@ -162,7 +160,7 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of metrics.classification's results, a row a classifier or baseline."""
     rows = [["", "accuracy [95 %]", "macro-F1 [95 %]", "AUC", "calibration error"], ["---", *["---:"] * 4]]
     for name, r in results.items():
-        rows.append([name, *(_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))])
+        rows.append([name, *(measure_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))])
     return rows
 
 
@@ -170,7 +168,7 @@ def choices_table(r: dict) -> list[list[str]]:
     """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the commonest answer."""
     rows = [["", "accuracy [95 %]", "macro-F1 [95 %]"], ["---", "---:", "---:"]]
     ways = {"likeliest": r, "likeliest per byte": r["per_byte"], f"always {r['majority']['answer']!r}": r["majority"]}
-    return rows + [[name, _cell(found, "accuracy"), _cell(found, "macro_f1")] for name, found in ways.items()]
+    return rows + [[name, measure_cell(found, "accuracy"), measure_cell(found, "macro_f1")] for name, found in ways.items()]
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> list[list[str]]:

@@ -51,7 +51,8 @@ def say_retrieved(report: dict) -> None:
     if recall is None:
         print(f"{found}; no row's own `context` is one of them, so that which is the right one is not known: no recall")
         return
-    shares = [f"@{k} {share:.3f} {tables.share_interval(recall['recall_ci95'][k])}" for k, share in recall["recall"].items()]
+    cells = {k: tables.measure_cell({"r": r, "r_ci95": recall["recall_ci95"][k]}, "r") for k, r in recall["recall"].items()}
+    shares = [f"@{k} {cell}" for k, cell in cells.items()]
     print(f"{found}; the right one (of {recall['questions']:,} questions) is found: " + ", ".join(shares))
 
 

@@ -141,8 +141,31 @@ def shortened(args) -> dict:
 # --- the steps --------------------------------------------------------------------------------------------------------
 
 
+def texts_measured(recipe: Recipe, out: Path) -> dict[str, str]:
+    """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and no negatives."""
+    files = {}
+    for name, data in recipe.data.items():
+        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
+        if name != "negatives" and not data.kept and file.stat().st_size:
+            files[name] = shown(file)
+    return files
+
+
+def windows(recipe: Recipe, args) -> list:
+    context = args.context or recipe.context
+    return ["--context", context] if context else []
+
+
 def common(args, training: bool) -> list:
-    return ["--device", args.device, *(["--dtype", args.dtype] if args.dtype != "auto" or not training else [])]
+    """The flags of every command: a training has its dtype and its sizes from the recipe, where nothing stands in for them."""
+    if training:
+        given = ("dtype", "max_steps", "context", "batch_size")
+        sizes = [
+            word for k in given if getattr(args, k) not in (None, "auto") for word in (f"--{k.replace('_', '-')}", getattr(args, k))
+        ]
+        return ["--device", args.device, *sizes]
+    size = ["--batch-size", args.batch_size] if args.batch_size else []
+    return ["--device", args.device, "--dtype", args.dtype, *size]
 
 
 def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -> None:
@@ -162,11 +185,7 @@ def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -
     watched = {"adapt": ["corpus"], "classify": ["corpus", "negatives"], "instruct": [ROWS]}[phase]  # held out already
     held = [test for test in tests if test not in [data[name][1] for name in watched]]
     command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
-    command += ["--out", shown(out / PHASES[phase]), *common(args, True)]
-    for flag in ("max_steps", "context", "batch_size"):
-        if getattr(args, flag):
-            command += [f"--{flag.replace('_', '-')}", getattr(args, flag)]
-    run(command)
+    run([*command, "--out", shown(out / PHASES[phase]), *common(args, training=True)])
 
 
 def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
@@ -174,23 +193,17 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
     found, where = {}, out / "measured"
     where.mkdir(exist_ok=True)
 
-    def measured(name: str, *command) -> dict:
+    def measured(name: str, *command):
         file = where / f"{stage}.{name}.json"
         if not file.exists():
-            size = ["--batch-size", args.batch_size] if args.batch_size else []
-            run(["eval.py", *command, "--model", model, "--json", shown(file), *size, *common(args, False)])
-        return read_object(file)
+            run(["eval.py", *command, "--model", model, "--json", shown(file), *common(args, training=False)])
+        return read_json(file)
 
-    context = args.context or recipe.context
-    windows = ["--context", context] if context else []
-    for name, data in recipe.data.items():
-        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
-        if name == "negatives" or data.kept or not file.stat().st_size:
-            continue
+    for name, file in texts_measured(recipe, out).items():
         trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)  # the last losses, and the training texts, are of these
         mistakes = [m for m in MISTAKES if m not in ("train-set", "last-loss") or trained_on == name]
         also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
-        found[name] = measured(name, "ppl", "--data", shown(file), *windows, *also)
+        found[name] = measured(name, "ppl", "--data", file, *windows(recipe, args), *also)
     if ROWS in recipe.data:
         template = recipe.phases.get("instruct", {}).get("template", "response")
         asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", template]
@@ -205,11 +218,8 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
     prompts = out / PROMPTS
     if not prompts.exists():
         write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
-    if not (where / f"{stage}.generations.json").exists():
-        size = ["--batch-size", args.batch_size] if args.batch_size else []
-        greedy = [*size, "--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", min(60, args.max_new_tokens)]
-        written = ["--json", shown(where / f"{stage}.generations.json"), *common(args, False)]
-        run(["eval.py", "generate", "--model", model, "--prompts", shown(prompts), *greedy, *written])
+    greedy = ["--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", min(60, args.max_new_tokens)]
+    measured("generations", "generate", "--prompts", shown(prompts), *greedy)
     return found
 
 
@@ -224,16 +234,10 @@ def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
     """report.html, by eval.py compare."""
     if (out / "report.html").exists():
         return
-    columns = []
-    for name, data in recipe.data.items():
-        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
-        if name != "negatives" and not data.kept and file.stat().st_size:
-            columns.append(f"{name}={shown(file)}")
-    context = args.context or recipe.context
+    columns = [f"{name}={file}" for name, file in texts_measured(recipe, out).items()]
     command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / PROMPTS)]
-    command += ["--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out), *common(args, False)]
-    command += ["--context", context] if context else []
-    command += ["--batch-size", args.batch_size] if args.batch_size else []
+    command += ["--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out)]
+    command += [*windows(recipe, args), *common(args, training=False)]
     command += ["--classifier", shown(out / "classifier")] if "classify" in recipe.phases else []
     run(command)
 

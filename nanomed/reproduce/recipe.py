@@ -179,9 +179,8 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
 def _documents(data: Data) -> tuple[list[dict], int]:
     """The texts, each once, and how many rows were left out, empty ones among them."""
     texts = [t for name in data.source for t in read_documents(_at_home(name), data.field, None, True)]
-    return [{"text": text} for text in dict.fromkeys(t for t in texts if t and t.strip())], sum(
-        not (t and t.strip()) for t in texts
-    )
+    good = [t for t in texts if t and t.strip()]
+    return [{"text": text} for text in dict.fromkeys(good)], len(texts) - len(good)
 
 
 def _rows(data: Data) -> tuple[list[dict], int]:
