@@ -16,9 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.many import ROOT, run_all
+from bench.many import ROOT, leave, run_all, without_weights
+from nanomed.evaluation import tables
 
 LINEARS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+NAMES = ("biomedical", "general")
 PICTURE = ("#3f8fbd", "#d9622b", "#2f9e6e", "#8f7fc4", "#b8901f", "#c2458f")
 
 
@@ -77,38 +79,31 @@ def main():
             measure = ["--context", args.context, "--limit", args.limit, "--json", f"{directory}.{name}.json"]
             commands.append([ROOT / "eval.py", "ppl", "--model", model, "--data", data, *measure])
         if flags and not args.keep_weights:
-            commands.append(
-                ["-c", f"import pathlib\nfor f in pathlib.Path({str(directory)!r}).glob('*model.safetensors'): f.unlink()"]
-            )
+            commands.append(without_weights(directory))
         jobs[Path(f"{directory}.general.json")] = commands
     run_all(jobs, args.jobs)
     read = lambda d, name: json.loads(Path(f"{d}.{name}.json").read_text())  # noqa: E731
     found = [
         {"way": way, "strength": label, "command": " ".join(map(str, flags or []))}
-        | {name: {k: read(d, name)[k] for k in ("ppl", "ppl_ci95", "dtype", "device")} for name in ("biomedical", "general")}
+        | {name: {k: read(d, name)[k] for k in ("ppl", "ppl_ci95", "dtype", "device")} for name in NAMES}
         for way, label, d, flags in points
     ]
-    (out / "forgetting.json").write_text(json.dumps(found, indent=1))
-    table = as_table(found)
-    (out / "forgetting.md").write_text(table + "\n")
-    draw(found, out / "forgetting.png")
-    print(table)
-    print(f"results in {out}: forgetting.json, forgetting.md, forgetting.png")
+    leave(out, "forgetting", found, as_table(found), draw)
 
 
 def as_table(found: list[dict]) -> str:
-    lines = [
-        "| | strength | biomedical: perplexity [95 %] | change | general: perplexity [95 %] | change |",
-        "|---|---|---:|---:|---:|---:|",
+    rows = [
+        ["", "strength", *(h for name in NAMES for h in (f"{name}: perplexity [95 %]", "change"))],
+        ["---", "---", *["---:"] * 4],
     ]
     for f in found:
         cells = []
-        for name in ("biomedical", "general"):
+        for name in NAMES:
             r, base = f[name], found[0][name]
-            cells.append(f"{r['ppl']:.2f} [{r['ppl_ci95'][0]:.2f}, {r['ppl_ci95'][1]:.2f}]")
+            cells.append(f"{tables.ppl_cell(r['ppl'])} {tables.interval_cell(r['ppl_ci95'])}")
             cells.append("" if f is found[0] else f"{r['ppl'] / base['ppl'] - 1:+.1%}")
-        lines.append(f"| {f['way']} | {f['strength']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f["way"], f["strength"], *cells])
+    return tables.markdown(rows)
 
 
 def draw(found: list[dict], path: Path) -> None:

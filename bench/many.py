@@ -1,5 +1,7 @@
-"""Commands of the project's scripts, several at once, each done once: what is there already is not done again."""
+"""Commands of the project's scripts, several at once, each done once: what is there already is not done again; and what an
+experiment leaves in its folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -37,3 +39,17 @@ def run_all(jobs: dict[Path, list[list]], at_once: int) -> None:
         failed = [log for log in tqdm(pool.map(work, todo.items()), total=len(todo), desc="runs", disable=None) if log]
     if failed:
         sys.exit(f"{len(failed)} of {len(todo)} runs failed; {failed[0]} ends:\n" + "".join(failed[0].open().readlines()[-5:]))
+
+
+def without_weights(directory: Path) -> list:
+    """A command for run_all: remove the weights in a directory, which have been measured."""
+    return ["-c", f"import pathlib\nfor f in pathlib.Path({str(directory)!r}).glob('*model.safetensors'): f.unlink()"]
+
+
+def leave(out: Path, name: str, found: list[dict], table: str, draw) -> None:
+    """NAME.json, NAME.md and, by draw(found, path), NAME.png in the folder `out`; prints the table."""
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1))
+    (out / f"{name}.md").write_text(table + "\n")
+    draw(found, out / f"{name}.png")
+    print(table)
+    print(f"results in {out}: {name}.json, {name}.md, {name}.png")

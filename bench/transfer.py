@@ -20,12 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.many import ROOT, run_all
+from bench.many import ROOT, leave, run_all, without_weights
+from nanomed.evaluation.baselines import TFIDF
 
 COLOURS = ("#3f8fbd", "#d9622b", "#2f9e6e")
-TFIDF = "TF-IDF + logistic regression"
 COPY = "import pathlib\npathlib.Path({1!r}).write_text(pathlib.Path({0!r}).read_text())"
-DELETE = "import pathlib\nfor f in pathlib.Path({!r}).glob('*model.safetensors'): f.unlink()"
 
 
 def main():
@@ -53,12 +52,7 @@ def main():
     sets = {name: files.split(",") for name, files in (s.split("=", 1) for s in args.sets)}
 
     found = (frozen if args.frozen else fine_tuned)(args, out, models, sets)
-    (out / "transfer.json").write_text(json.dumps(found, indent=1))
-    table = as_table(found)
-    (out / "transfer.md").write_text(table + "\n")
-    draw(found, out / "transfer.png")
-    print(table)
-    print(f"results in {out}: transfer.json, transfer.md, transfer.png")
+    leave(out, "transfer", found, as_table(found), draw)
 
 
 def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
@@ -80,7 +74,7 @@ def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
                 where = out / f"rate-{s}-{m}-{rate}"
                 commands = [train(model, Path(data).resolve(), validation, test, where, rate, None, n)]
                 copy = ["-c", COPY.format(str(where / "summary.json"), f"{where}.json")]
-                jobs[out / f"rate-{s}-{m}-{rate}.json"] = [*commands, copy, ["-c", DELETE.format(str(where))]]
+                jobs[out / f"rate-{s}-{m}-{rate}.json"] = [*commands, copy, without_weights(where)]
     run_all(jobs, args.jobs)
     for s in sets:
         for m in models:
@@ -103,11 +97,7 @@ def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
                     where = out / f"{s}-{m}-{size or 'all'}-{seed}"
                     result = Path(f"{where}.json")
                     measured = [ROOT / "eval.py", "cls", "--model", where, "--data", Path(test).resolve(), "--json", result]
-                    commands = [
-                        train(model, part, "", test, where, rates[s, m], seed, n),
-                        measured,
-                        ["-c", DELETE.format(str(where))],
-                    ]
+                    commands = [train(model, part, "", test, where, rates[s, m], seed, n), measured, without_weights(where)]
                     jobs[result] = commands
                     points.append((s, m, n, seed, result))
     run_all(jobs, args.jobs)

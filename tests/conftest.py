@@ -188,6 +188,22 @@ def script(tmp_path, request):
     return run
 
 
+def lm_eval(model_dir, kind: str, arguments: list[tuple]) -> list:
+    """What lm-eval answers to requests of a kind (`loglikelihood`, ...) about a tiny model of 64 positions."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(model_dir),
+        backend="causal",
+        device="cpu",
+        tokenizer=transformers.AutoTokenizer.from_pretrained(model_dir),
+        batch_size=1,
+        max_length=64,
+    )
+    return getattr(lm, kind)([Instance(kind, {}, a, i) for i, a in enumerate(arguments)], disable_tqdm=True)
+
+
 def assert_refused(process, *words) -> None:
     """Exit status 2, one line on stderr with these words, no traceback."""
     assert process.returncode == 2, process.stderr[-2000:]

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import transformers
 from sklearn.metrics import accuracy_score, f1_score
 
 from nanomed.evaluation import measure, pubmedqa
 from nanomed.evaluation.choices import Item, loglikelihoods
 from nanomed.text.templates import TEMPLATES
-from tests.conftest import assert_refused, every_family, make_texts
+from tests.conftest import assert_refused, every_family, lm_eval, make_texts
 
 
 def write(path, rows):
@@ -18,21 +17,9 @@ def write(path, rows):
     return path
 
 
-def lm_eval(model_dir, pairs):
+def likelihoods(model_dir, pairs):
     """Summed log-likelihoods of (context, continuation) pairs by lm-eval."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
-    lm = HFLM(
-        pretrained=transformers.AutoModelForCausalLM.from_pretrained(model_dir),
-        backend="causal",
-        device="cpu",
-        tokenizer=transformers.AutoTokenizer.from_pretrained(model_dir),
-        batch_size=1,
-        max_length=64,
-    )
-    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
+    return [value for value, _ in lm_eval(model_dir, "loglikelihood", pairs)]
 
 
 # One token and several, blanks on either side of the boundary, a prompt that is too long for the model.
@@ -46,11 +33,11 @@ ITEMS += [Item(make_texts(1, 5, 70, 80)[0], (" patient", " treatment of liver"),
 
 
 @every_family
-def test_against_lm_eval(model_dir):
+def test_against_likelihoods(model_dir):
     o = measure.open_model(str(model_dir), dtype="fp32")
     ours = loglikelihoods(o, ITEMS, batch_size=4)
     pairs = [(item.prompt, choice) for item in ITEMS for choice in item.choices]
-    np.testing.assert_allclose(np.concatenate(ours), lm_eval(model_dir, pairs), rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate(ours), likelihoods(model_dir, pairs), rtol=1e-5)
     for other in (loglikelihoods(o, ITEMS, batch_size=1), loglikelihoods(o, ITEMS[::-1], batch_size=100)[::-1]):
         np.testing.assert_allclose(np.concatenate(other), np.concatenate(ours), rtol=1e-5)
 
@@ -104,7 +91,7 @@ def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, mode
     assert out.returncode == 0, out.stderr
     r = json.loads((tmp_path / "r.json").read_text())
     prompts = [f"Abstract: {c}\nmore\nQuestion: {q}\nAnswer:" for c, q in zip(contexts[:3], questions[:3], strict=True)]
-    theirs = lm_eval(model_dir, [(p, c) for p in prompts for c in (" yes", " no", " maybe")])
+    theirs = likelihoods(model_dir, [(p, c) for p in prompts for c in (" yes", " no", " maybe")])
     np.testing.assert_allclose(np.ravel(r["loglikelihoods"]), theirs, rtol=1e-5)
     assert r["questions"] == 3 and r["labels"] == ["yes", "no", "maybe"]
     assert script("eval.py", "choices", *flags, "--format", "pubmedqa", "--all-rows", "--limit", 10).returncode == 0
@@ -112,7 +99,7 @@ def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, mode
     closed = script("eval.py", "choices", *flags, "--format", "pubmedqa-closed", "--template", "response")
     assert closed.returncode == 0, closed.stderr
     asked = [TEMPLATES["response"].ask(f"Question: {q}\nAnswer:") for q in questions[:3]]
-    theirs = lm_eval(model_dir, [(p, c) for p in asked for c in ("yes", "no", "maybe")])
+    theirs = likelihoods(model_dir, [(p, c) for p in asked for c in ("yes", "no", "maybe")])
     found = json.loads((tmp_path / "r.json").read_text())["loglikelihoods"]
     np.testing.assert_allclose(np.ravel(found), theirs, rtol=1e-3)  # the line's end goes to the choice, and is a token there
     rows = [{**row, "pubid": 1} for row in rows]

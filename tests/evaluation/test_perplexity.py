@@ -16,7 +16,7 @@ from nanomed.models.lora import LoRAConfig, inject
 from nanomed.precision import evaluating
 from nanomed.text.corpus import Selection, encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
-from tests.conftest import every_family, linears, make_texts, write_jsonl
+from tests.conftest import every_family, linears, lm_eval, make_texts, write_jsonl
 
 CPU = torch.device("cpu")
 TEXTS = [*make_texts(7, 11, 3, 15), *make_texts(3, 12, 80, 160), "x", "é🙂 β-cell", *make_texts(2, 13, 40, 70)]
@@ -85,21 +85,9 @@ def encode_subset(corpus, n):
 
 @every_family
 def test_against_lm_eval(model_dir, model, bpe_dir, tmp_path):
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
     texts = [t for t in TEXTS if len(load_tokenizer(bpe_dir).encode(t)) <= 63]  # longer ones it cuts otherwise
     assert len(texts) >= 5
-    lm = HFLM(
-        pretrained=transformers.AutoModelForCausalLM.from_pretrained(model_dir),
-        backend="causal",
-        device="cpu",
-        tokenizer=transformers.AutoTokenizer.from_pretrained(model_dir),
-        batch_size=1,
-        max_length=64,
-    )
-    requests = [Instance("loglikelihood_rolling", {}, (t,), i) for i, t in enumerate(texts)]
-    theirs = -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
+    theirs = -sum(lm_eval(model_dir, "loglikelihood_rolling", [(t,) for t in texts]))
     corpus = encode_corpus(str(write_jsonl(tmp_path / "t.jsonl", texts)), load_tokenizer(bpe_dir))
     assert score(model, corpus)["nll"] == pytest.approx(theirs, rel=1e-5)
 
