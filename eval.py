@@ -6,6 +6,7 @@ python eval.py generate --model runs/instructed --template response            (
 python eval.py qa       --model runs/instructed --template response --data questions.jsonl
 python eval.py choices  --model runs/adapted --data pubmedqa.jsonl --format pubmedqa
 python eval.py overlap  --data abstracts.jsonl --against pubmedqa.jsonl --against-field context
+python eval.py tasks    --model runs/medtuned --tasks runs/tasks
 python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
 """
@@ -13,27 +14,29 @@ python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstra
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from nanomed import cli, flags, hub
 from nanomed.errors import UserError
-from nanomed.evaluation import compare, measure, retrieve, tables, tasks
-from nanomed.evaluation.baselines import verdict
+from nanomed.evaluation import calls, compare, measure, tables
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.mistakes import MISTAKES
 from nanomed.evaluation.pubmedqa import FORMATS
 from nanomed.evaluation.trained import trained_with
 from nanomed.files import check_directory, check_output, write_json
-from nanomed.text import instructions, labelled
+from nanomed.tasks import measure as tasks
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
-from nanomed.text.templates import Template, load_template
+from nanomed.text.templates import load_template
 
 CHOICES_HELP = (
     "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0, or its text), or "
     "PubMedQA's: "
 )
+
+
+# The commands that are a call from flags to what --json holds.
+FIGURES = {"qa": calls.answer, "choices": calls.choose, "overlap": calls.repeats, "cls": calls.classify, "tasks": tasks.run}
 
 
 def parse_args():
@@ -88,6 +91,20 @@ def parse_args():
     given.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
     flags.add_retrieval_flags(given)
 
+    many = commands.add_parser("tasks", help="every task of an instruction set: entities, relations, classes, answers")
+    many.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    many.add_argument(
+        "--tasks",
+        required=True,
+        metavar="DIR",
+        help="what python -m nanomed.tasks made (--limit N: N test texts of each task, drawn by --seed)",
+    )
+    many.add_argument("--only", nargs="+", metavar="NAME", help="these tasks alone")
+    many.add_argument(
+        "--template", metavar="NAME", help="how a prompt looks (default: the model's own, if it was instructed; else medtuned)"
+    )
+    many.add_argument("--batch-size", type=flags.count, default=16, help="prompts at once; changes a result by rounding only")
+
     cls = commands.add_parser("cls", help="accuracy, F1, AUC and calibration of a classifier, beside plain baselines")
     cls.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
     flags.add_labelled_flags(cls)
@@ -117,7 +134,7 @@ def parse_args():
     flags.add_data_flags(page)
 
     flags.add_retrieval_flags(qa)
-    for command in (ppl, generate, qa, given, cls, page):
+    for command in (ppl, generate, qa, given, many, cls, page):
         if command is not page:
             command.add_argument("--json", metavar="FILE", help="write the result there")
         flags.add_common_flags(command)
@@ -133,18 +150,6 @@ def mistake_names(text: str) -> tuple[str, ...]:
         if name not in MISTAKES:
             raise argparse.ArgumentTypeError(f"unknown: {name!r}; known: {', '.join(MISTAKES)}")
     return names
-
-
-def choose_template(args, o, otherwise: str | None = None) -> Template | None:
-    """The template that was asked for, else the one that the model was instructed with, else `otherwise`; says which."""
-    if args.template is None and o.template:
-        args.template = "the model's own"
-        return o.template
-    args.template = args.template or otherwise
-    chosen = load_template(args.template) if args.template else None
-    if o.template and chosen != o.template:
-        print(f"note: {o.name} was instructed with another template, which is the default", file=sys.stderr)
-    return chosen
 
 
 def save(args, result) -> None:
@@ -168,7 +173,7 @@ def ppl(args):
         f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
         f"stride {result['stride']}, each document after {result['begins_with']}, {result['tokens_per_s']:,.0f} a second"
     )
-    result |= tasks.overlap_with_training(o, Texts([corpus.all()], o.tokenizer))
+    result |= calls.overlap_with_training(o, Texts([corpus.all()], o.tokenizer))
     if args.also:
         print("\nwhat common mistakes would give on the same model and texts:")
         for name, value in result["also"].items():
@@ -186,7 +191,7 @@ def generate(args):
     sampling = flags.sampling(args)
     texts = measure.read_questions(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
     o = measure.open_model(args.model, args.device, args.dtype)
-    template = choose_template(args, o)
+    template = calls.choose_template(args, o)
     markers = template.markers if template else ()
     print(f"{o}; {sampling}" + (f"; template: {args.template}" if template else ""))
     if chat:
@@ -228,84 +233,6 @@ def talk(o, args, sampling, template):
         seed += 1
 
 
-def qa(args):
-    fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
-    items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
-    flags.check_retrieval_flags(args)
-    o = measure.open_model(args.model, args.device, args.dtype)
-    texts, retrieved = [item.text() for item in items], None
-    if args.retrieve:
-        asked = [f"{item.instruction} {item.input}" for item in items]
-        retrieved = retrieve.look_up(args, o, asked, [None] * len(items))
-        items = [
-            replace(item, input="\n".join([*found, *([item.input] if item.input else [])]))
-            for item, found in zip(items, retrieved.passages, strict=True)
-        ]
-    template = choose_template(args, o, "response")
-    print(f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}")
-    result = measure.measure_answers(o, items, template, flags.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
-    print(tables.text_table(tables.answers_table({args.model: result})))
-    print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
-    if result["dropped"]:
-        print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
-    questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
-    show_answers(result["answers"], questions)
-    result |= tasks.overlap_with_training(o, texts)
-    how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
-    how["retrieval"] = retrieved.report if retrieved else None
-    save(args, result | how | {"sampling": vars(flags.sampling(args)), "max_new_tokens": args.max_new_tokens})
-
-
-def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 145) -> None:
-    """The first few answers beside their references, each text cut to two lines. questions: by prompt."""
-    for n, a in enumerate(answers[:most], 1):
-        texts = {"question": questions[a["prompt"]], "reference": a["reference"], "answer": a["completion"]}
-        print(f"\n{n} of {len(answers)}")
-        for name, text in texts.items():
-            text = " ".join(text.split()) or "(nothing)"
-            print(f"  {name + ':':10} {text if len(text) <= width else text[: width - 3] + '...'}")
-    print()
-
-
-def choices(args):
-    save(args, tasks.choose(args))
-
-
-def overlap(args):
-    save(args, tasks.repeats(args))
-
-
-def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
-    """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives too."""
-    given = args.negative_name, args.positive_name
-    if set(given) <= set(labels):
-        return given
-    trained = trained_with(directory)
-    if given == ("negative", "positive") and trained.get("positives"):
-        return trained["negative_name"], trained["positive_name"]
-    raise UserError(f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}")
-
-
-def cls(args):
-    o = measure.open_model(args.model, args.device, args.dtype, classifier=True)
-    if args.positives:
-        args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
-    sources = labelled.labelled_sources(args)
-    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
-    print(
-        f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
-        + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")
-    )
-    result = measure.measure_classes(o, found.items, args.batch_size, args.seed)
-    print(tables.text_table(tables.classification_table(result["measures"])))
-    if not result["multi_label"]:
-        confusion = tables.confusion_table(result["measures"]["model"]["confusion"], result["labels"])
-        print("", tables.text_table(confusion, turn=False), "", sep="\n")
-    print(f"no baselines: {result['no_baseline']}" if result["no_baseline"] else verdict(result["measures"]))
-    result |= tasks.overlap_with_training(o, [item.text for item in found.items])
-    save(args, result | {"data_sha256": found.sha256})
-
-
 def compare_models(args):
     prompts, expected = measure.read_questions(args.prompts) if args.prompts else (compare.PROMPTS, None)
     template = load_template(args.template) if args.template else None
@@ -331,6 +258,7 @@ def inputs(args) -> list[Path]:
     )  # of a classifier's run too, for its baselines
     names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
+    names += Path(given["tasks"]).glob("*") if given.get("tasks") else []
     return directories + [Path(name) for name in names if name and Path(name).exists()]
 
 
@@ -342,9 +270,10 @@ def main():
             check_output(file, inputs(args), "--out")
     elif args.json is not None:
         check_output(args.json, inputs(args))
-    {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "overlap": overlap, "cls": cls, "compare": compare_models}[
-        args.command
-    ](args)
+    if args.command in FIGURES:
+        save(args, FIGURES[args.command](args))
+    else:
+        {"ppl": ppl, "generate": generate, "compare": compare_models}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,14 @@ import importlib
 from nanomed.errors import UserError
 
 # The extra of pyproject.toml that brings a library, if it is not `report`.
-EXTRAS = {"tokenizers": "sentencepiece", "gguf": "gguf", "transformers": "gguf", "bm25s": "tasks", "datasketch": "tasks"}
+EXTRAS = {
+    "tokenizers": "sentencepiece",
+    "gguf": "gguf",
+    "transformers": "gguf",
+    "bm25s": "tasks",
+    "datasketch": "tasks",
+    "seqeval": "tasks",
+}
 
 
 def need(module: str):

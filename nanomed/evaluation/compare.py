@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import measure, tasks
+from nanomed.evaluation import calls, measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import (
@@ -81,7 +81,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
             corpora[column] = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
         for column, corpus in corpora.items():
             ppl[column] = measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
-        shared = tasks.overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
+        shared = calls.overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
         written[name] = samples(o, prompts, asked, args.max_new_tokens, args.seed)
         models.append({"name": name, "model": model, "ppl": ppl} | shared)
     if args.classifier and Path(args.classifier).is_dir():
@@ -205,7 +205,7 @@ def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened,
     )
     for m in models:
         if m["overlap"]:
-            facts.append((f"texts and what {m['name']} was trained on", tasks.say_overlap(m["overlap"])))
+            facts.append((f"texts and what {m['name']} was trained on", calls.say_overlap(m["overlap"])))
     return [*facts, windows(first), begins(models), ("answers", answers), *machine(o)]
 
 

@@ -169,11 +169,13 @@ class Ending:
 def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
     """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad little.
 
-    max_new_tokens: of each prompt, or None for what its own length leaves, 256 at most; neighbours change nothing.
+    max_new_tokens: of every prompt, or of each (a list), or None for what its own length leaves, 256 at most; neighbours change
+    nothing.
     seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval mode and back.
     Raises UserError as `room` does, before anything is written.
     """
-    rooms = [room(model.config, prompt, max_new_tokens) for prompt in prompts]
+    most = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+    rooms = [room(model.config, prompt, n) for prompt, n in zip(prompts, most, strict=True)]
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     done: list[Completion | None] = [None] * len(prompts)
     with evaluating(model), tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None) as t:

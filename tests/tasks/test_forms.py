@@ -1,0 +1,170 @@
+"""Every form: what is written for a case is read back as that case, and what is in another form is refused."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanomed.tasks.forms import FIELDS, FORMS, Case, Malformed, begun, mentions, read_entities, read_tags, write_entities
+from nanomed.text.rows import BadRow, NoField
+
+WORDS = st.lists(st.sampled_from("fever the of Fever ( ) , : a-b none 5'".split()), min_size=1, max_size=12)
+
+
+@st.composite
+def tagged(draw, kinds=("Disease", "Gene")):
+    words = draw(WORDS)
+    tags = [draw(st.sampled_from(["O", *(f"{b}-{k}" for b in "BI" for k in kinds)])) for _ in words]
+    return Case(" ".join(words), tuple(begun(tags)))
+
+
+@given(tagged())
+@settings(max_examples=300, deadline=None)
+def test_word_and_tag_lines_come_back_as_they_were(case):
+    labels = ["Disease", "Gene"]
+    form = FORMS["tags"]
+    assert form.read(form.write(case, labels), case.input, labels) == list(case.gold)
+
+
+@given(tagged(kinds=("Disease",)))
+@settings(max_examples=300, deadline=None)
+def test_a_list_of_all_mentions_of_a_word_comes_back_as_it_was(case):
+    """Where every occurrence of what is mentioned is an entity, there is but one way to lay the list along the text."""
+    words = case.input.split(" ")
+    spans = {" ".join(words[a:b]).casefold() for a, b, _ in mentions(case.gold)}
+    ambiguous = len({w.casefold() for s in spans for w in s.split()}) < sum(len(s.split()) for s in spans)
+    inside = {k for a, b, _ in mentions(case.gold) for k in range(a, b)}
+    elsewhere = any(words[k].casefold() in {w for s in spans for w in s.split()} for k in range(len(words)) if k not in inside)
+    if ambiguous or elsewhere or "none" in spans:
+        return
+    read = read_entities(write_entities(case, ["Disease"]), case.input, ["Disease"])
+    assert read == list(case.gold)
+
+
+def test_repeated_words_are_kept_apart():
+    """The published evaluation keyed tags by word, so that one `fever` decided about all of them."""
+    text = "fever after fever and cough"
+    assert read_entities("fever\ncough", text, ["D"]) == ["B-D", "O", "O", "O", "B-D"]
+    assert read_entities("fever\nfever", text, ["D"]) == ["B-D", "O", "B-D", "O", "O"]
+    lines = "fever : O\nafter : O\nfever : B-D\nand : O\ncough : O"
+    assert read_tags(lines, text, ["D"]) == ["O", "O", "B-D", "O", "O"]
+
+
+def test_a_mention_is_looked_for_behind_the_one_before_it():
+    assert read_entities("b\na", "a b a", ["D"]) == ["O", "B-D", "B-D"]
+    assert read_entities("b\na\na", "a b a", ["D"]) == ["B-D", "B-D", "B-D"]  # and then anywhere
+
+
+def test_blanks_and_capitals_do_not_decide():
+    text = "Ataxia - telangiectasia ( A - T )"
+    assert read_entities("ataxia-telangiectasia\nA-T", text, ["D"]) == ["B-D", "I-D", "I-D", "O", "B-D", "I-D", "I-D", "O"]
+    assert read_entities("DM", "dm and DM", ["D"]) == ["O", "O", "B-D"]  # as it is written, where it stands so
+
+
+def test_what_is_not_in_the_text_is_wrong_and_not_forgotten():
+    assert read_entities("cough\ngout", "a cough", ["D"]) == ["O", "B-D", "B-D"]
+    assert read_entities("ough", "a cough", ["D"]) == ["O", "O", "B-D"]  # no part of a word is an entity
+    assert read_tags("a : O\ncough : B-D\ngout : B-D", "a cough", ["D"]) == ["O", "B-D", "B-D"]
+
+
+def test_a_line_too_few_or_too_many_shifts_nothing():
+    assert read_tags("a : O\ncough : B-D", "a bad cough", ["D"]) == ["O", "O", "B-D"]
+    assert read_tags("a : O\na : O\ncough : B-D", "a cough", ["D"]) == ["O", "B-D"]
+    assert read_tags("a : I-D", "a cough", ["D"]) == ["B-D", "O"]  # strict F1 knows no entity without a beginning
+
+
+def test_several_types_stand_behind_their_mentions():
+    case = Case("BRCA1 and cancer", ("B-Gene", "O", "B-Disease"))
+    assert write_entities(case, ["Disease", "Gene"]) == "BRCA1 : Gene\ncancer : Disease"
+    assert read_entities("BRCA1 : Gene", case.input, ["Disease", "Gene"]) == ["B-Gene", "O", "O"]
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "input", "labels"),
+    [
+        ("entities", "", "a cough", ["D"]),
+        ("entities", " \n ", "a cough", ["D"]),
+        ("entities", "cough", "a cough", ["D", "E"]),
+        ("entities", "cough : F", "a cough", ["D", "E"]),
+        ("tags", "a O\ncough : B-D", "a cough", ["D"]),
+        ("tags", "a : X", "a cough", ["D"]),
+        ("tags", "", "a cough", ["D"]),
+        ("relation", "it is positive", "", ["positive", "negative"]),
+        ("relation", "", "", ["positive", "negative"]),
+        ("relation", "positive, negative", "", ["positive", "negative"]),
+        ("classes", "growth, wings", "", ["growth", "death"]),
+        ("classes", "", "", ["growth", "death"]),
+        ("options", "C", "Which?\nA. one\nB. two", ["A", "B"]),
+        ("options", "three", "Which?\nA. one\nB. two", ["A", "B"]),
+    ],
+)
+def test_another_form_than_the_one_asked_for_is_malformed(form, answer, input, labels):
+    with pytest.raises(Malformed):
+        FORMS[form].read(answer, input, labels)
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "case", "answer"),
+    [
+        ("entities", {"tokens": ["a", "cough"], "tags": ["O", "I-D"]}, Case("a cough", ("O", "B-D")), "cough"),
+        ("entities", {"tokens": ["well"], "tags": ["O"]}, Case("well", ("O",)), "none"),
+        ("tags", {"tokens": ["a", "cough"], "tags": ["O", "B-D"]}, Case("a cough", ("O", "B-D")), "a : O\ncough : B-D"),
+        ("relation", {"text": "x", "label": 1}, Case("x", ("yes",)), "yes"),
+        ("class", {"text": "x", "label": "no"}, Case("x", ("no",)), "no"),
+        ("classes", {"text": "x", "labels": ["no", "1"]}, Case("x", ("no", "yes")), "no, yes"),
+        ("classes", {"text": "x", "labels": []}, Case("x", ()), "none"),
+        ("inference", {"premise": "p", "hypothesis": "h", "label": "no"}, Case("Premise: p\nHypothesis: h", ("no",)), "no"),
+        ("decision", {"question": "q?", "context": "c", "final_decision": "no"}, Case("c\nQuestion: q?", ("no",)), "no"),
+        ("options", {"question": "q?", "options": ["x", "y"], "answer": 1}, Case("q?\nA. x\nB. y", ("B",)), "B"),
+        ("options", {"question": "q?", "choices": {"B": "y", "A": "x"}, "label": "A"}, Case("q?\nA. x\nB. y", ("A",)), "A"),
+        ("options", {"question": "q?", "options": ["x", "y"], "answer": "y"}, Case("q?\nA. x\nB. y", ("B",)), "B"),
+    ],
+)
+def test_rows_as_corpora_publish_them(form, row, case, answer):
+    if form == "options":
+        row = {k: v for k, v in row.items() if k != "answer"} | {"label": row.get("answer", row.get("label"))}
+    made = FORMS[form].take(row, FIELDS, {"1": "yes"} if form != "options" else {}, None)
+    assert made == case
+    labels = ["D"] if FORMS[form].tagged else ["yes", "no"] if form != "options" else ["A", "B"]
+    assert FORMS[form].write(made, labels) == answer
+    assert FORMS[form].read(answer, made.input, labels) == list(case.gold)
+
+
+@pytest.mark.parametrize("answer", ["B", "b", " B. ", "two", "B. two", "(B)", "Two."])
+def test_an_option_by_its_letter_its_text_or_both(answer):
+    assert FORMS["options"].read(answer, "Which of A. and B. is it?\nA. one\nB. two", ["A", "B"]) == ["B"]
+
+
+@pytest.mark.parametrize("answer", ["positive", "Positive", " positive.\n"])
+def test_capitals_and_a_full_stop_do_not_make_another_label(answer):
+    assert FORMS["relation"].read(answer, "", ["negative", "positive"]) == ["positive"]
+
+
+def test_what_is_too_long_is_cut_where_it_is_shown_and_its_question_stays():
+    row = {"question": "is it?", "context": "one two three", "label": "yes"}
+    assert FORMS["decision"].take(row, FIELDS, {}, 2).input == "one two\nQuestion: is it?"
+    assert FORMS["entities"].take({"tokens": ["a", "b"], "tags": ["O", "B-D"]}, FIELDS, {}, 1) == Case("a", ("O",))
+    assert (
+        FORMS["inference"]
+        .take({"premise": "a b", "hypothesis": "c d", "label": 1}, FIELDS, {}, 1)
+        .input.endswith("a\nHypothesis: c d")
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "error"),
+    [
+        ("entities", {"tokens": ["a"]}, NoField),
+        ("entities", {"tokens": ["a", "b"], "tags": ["O"]}, BadRow),
+        ("entities", {"tokens": ["a b"], "tags": ["O"]}, BadRow),
+        ("entities", {"tokens": ["a"], "tags": ["Disease"]}, BadRow),
+        ("entities", {"tokens": ["a"], "tags": ["B-"]}, BadRow),
+        ("relation", {"text": "x"}, NoField),
+        ("relation", {"text": "x", "label": ["a"]}, BadRow),
+        ("classes", {"text": "x", "labels": "a"}, BadRow),
+        ("options", {"question": "q", "options": ["x"], "label": 0}, BadRow),
+        ("options", {"question": "q", "options": ["x", "y"], "label": 2}, BadRow),
+    ],
+)
+def test_bad_rows_are_named(form, row, error):
+    with pytest.raises(error):
+        FORMS[form].take(row, FIELDS, {}, None)

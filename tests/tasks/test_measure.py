@@ -1,0 +1,103 @@
+"""eval.py tasks: what a model writes is read back, counted and set beside the baselines."""
+
+import json
+
+import pytest
+
+from nanomed.evaluation import measure as measuring
+from nanomed.tasks import measure
+from nanomed.text.templates import TEMPLATES
+from tests.conftest import assert_refused, run_script
+from tests.tasks.test_sources import build, home, rows_of  # noqa: F401 (a fixture)
+
+TEMPLATE = TEMPLATES["none"]
+
+
+@pytest.fixture
+def made(home):  # noqa: F811
+    build(home)
+    return home / "set"
+
+
+def answered(made, name, write):
+    """measure_task() of the answers that write(row) gives."""
+    task = json.loads((made / "tasks.json").read_text())["tasks"][name]
+    rows = rows_of(made / f"{name}.test.jsonl")
+    baselines = json.loads((made / f"{name}.baselines.json").read_text())
+    return measure.measure_task(task, rows, [write(row) for row in rows], baselines, 0)
+
+
+def test_the_right_answers_are_right(made):
+    for name, measured in (("diseases", "entity_f1"), ("topics", "accuracy")):
+        found = answered(made, name, lambda row: {"answer": row["output"], "stopped": True})
+        assert found[measured] == 1 and found["malformed_share"] == 0
+    assert found["against_linear"]["verdict"] != "worse"
+
+
+def test_a_malformed_or_cut_off_answer_is_wrong_and_counted(made):
+    found = answered(made, "topics", lambda row: {"answer": row["output"], "stopped": row["gold"] != ["general"]})
+    assert found["cut_off"] == 5 and found["accuracy"] == 0.5 and found["malformed_share"] == 0.5
+    found = answered(made, "topics", lambda row: {"answer": "well, " + row["output"], "stopped": True})
+    assert found["malformed"] == 10 and found["accuracy"] == found["macro_f1"] == 0
+    found = answered(made, "diseases", lambda row: {"answer": row["output"] + "\nunheard of", "stopped": True})
+    contradicted = sum(row["output"] == "none" for row in rows_of(made / "diseases.test.jsonl"))  # "none", and yet another
+    assert found["not_in_text"] == 20 + contradicted and found["malformed"] == 0 and found["entity_f1"] < 1
+
+
+def test_an_answer_has_room_for_what_its_form_can_need(made, model_dir):
+    o = measuring.open_model(str(model_dir), "cpu", "fp32")
+    for form, labels, input, answer in (
+        ("entities", ["D"], "a cough", "a cough"),
+        ("tags", ["D"], "a cough", "a : B-D\ncough : B-D"),
+        ("classes", ["growth", "death"], "x", "growth, death"),
+        ("class", ["growth", "death"], "x", "growth"),
+        ("options", ["A", "B"], "q?\nA. x\nB. y", "A. x"),
+    ):
+        (most,) = measure.longest_answer({"form": form, "labels": labels}, [input], o.tokenizer)
+        assert len(o.tokenizer.encode(answer)) < most
+
+
+def test_a_model_is_measured_on_all_tasks_at_once(made, model_dir, script, tmp_path):
+    """A model of random weights in 64 positions: nonsense, some prompts without room for an answer, and still a whole table."""
+    done = script("eval.py", "tasks", "--model", model_dir, "--tasks", made, "--template", "none", "--json", tmp_path / "t.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "t.json").read_text())
+    assert set(result["tasks"]) == {"diseases", "topics"} and result["template"] == "none"
+    for name, task in result["tasks"].items():
+        assert task["texts"] == len(task["answers"]) and 0 <= task["malformed_share"] <= 1 and name in done.stdout
+    assert "linear baseline: diseases" in done.stdout and "published, topics: accuracy 0.9 (someone)" in done.stdout
+    assert result["tasks"]["topics"]["baselines"]["linear"]["accuracy"] >= 0
+
+
+def test_batches_change_nothing(made, model_dir):
+    o = measuring.open_model(str(model_dir), "cpu", "fp32")
+    rows = rows_of(made / "diseases.test.jsonl")[:6]
+    task = {"form": "entities", "labels": ["Disease"]}
+    alone, together = (measure.ask(o, rows, task, TEMPLATE, n, 0) for n in (1, 6))
+    assert alone == together
+
+
+def test_a_limit_draws_texts_and_their_baselines(made, model_dir, script, tmp_path):
+    flags = ["--model", model_dir, "--tasks", made, "--only", "topics", "--limit", 4, "--json", tmp_path / "t.json"]
+    assert script("eval.py", "tasks", *flags).returncode == 0
+    first = json.loads((tmp_path / "t.json").read_text())["tasks"]
+    assert set(first) == {"topics"} and first["topics"]["texts"] == 4
+    assert script("eval.py", "tasks", *flags).returncode == 0
+    assert json.loads((tmp_path / "t.json").read_text())["tasks"]["topics"]["answers"] == first["topics"]["answers"]
+
+
+def test_what_is_no_instruction_set_is_refused(made, model_dir, script, tmp_path):
+    assert_refused(script("eval.py", "tasks", "--model", model_dir, "--tasks", tmp_path), "no tasks.json there", "python -m")
+    done = script("eval.py", "tasks", "--model", model_dir, "--tasks", made, "--only", "genes")
+    assert_refused(done, "--only genes", "diseases, topics")
+    done = script("eval.py", "tasks", "--model", model_dir, "--tasks", made, "--json", made / "tasks.json")
+    assert_refused(done, "tasks.json")
+    (made / "topics.baselines.json").write_text('{"majority": []}')
+    assert_refused(script("eval.py", "tasks", "--model", model_dir, "--tasks", made), "topics.baselines.json", "other texts")
+    (made / "tasks.json").write_text('{"tasks": {"a": {"form": "essay", "labels": [], "measure": "x"}}}')
+    assert_refused(script("eval.py", "tasks", "--model", model_dir, "--tasks", made), "tasks.json: not what")
+
+
+def test_a_base_without_a_template_is_asked_as_the_published_system_was(made, model_dir, tmp_path):
+    done = run_script(tmp_path, "eval.py", "tasks", "--model", model_dir, "--tasks", made, "--only", "topics", "--limit", 2)
+    assert "template medtuned" in done.stdout, done.stderr
