@@ -119,6 +119,7 @@ def parse_args():
     page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(page, "documents, each D a column of the perplexity table (NAME=D names it): " + flags.DATA_HELP)
     page.add_argument("--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts")
+    page.add_argument("--tasks", nargs="+", metavar="FILE", help="what eval.py tasks --json wrote, of one or several models")
     page.add_argument(
         "--prompts", metavar="FILE", help=flags.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)"
     )
@@ -258,7 +259,8 @@ def inputs(args) -> list[Path]:
     )  # of a classifier's run too, for its baselines
     names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
-    names += Path(given["tasks"]).glob("*") if given.get("tasks") else []
+    if given.get("tasks"):
+        names += args.tasks if args.command == "compare" else Path(args.tasks).glob("*.json*")
     return directories + [Path(name) for name in names if name and Path(name).exists()]
 
 

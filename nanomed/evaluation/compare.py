@@ -23,6 +23,7 @@ from nanomed.evaluation.page import (
 )
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell, table, text_table
 from nanomed.optional import need
+from nanomed.tasks.measure import for_page
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.templates import Template, of_model
@@ -55,6 +56,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         raise UserError("--data: two columns of the same name; NAME=D names them")
     names = short_names(args.models)
     classifier = read_classifier(args.classifier) if args.classifier else None
+    tasks = for_page(args.tasks) if args.tasks else None
     sources = [hub.find(model) for model in args.models]
     places = [(s.adapter or s.directory).resolve() for s in sources]
     for k, model in enumerate(args.models):
@@ -100,6 +102,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
         "questions": questions,
         "curves": curves,
         "classifier": classifier,
+        "tasks": tasks,
         "models": models,
         "columns": list(columns),
         "measured": how_measured(models, columns, o, args, any(templates)),

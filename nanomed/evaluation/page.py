@@ -10,6 +10,7 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
                where no answer is known, group names the heading that a question stands under, or is ""
     curves     [{"name", "light", "dark"}], pictures as data: addresses
     classifier what read_classifier() gives, or None
+    tasks      what nanomed.tasks.measure.for_page() gives; may be left out
     models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json
     measured   [(what, how)], of how all this was measured
 """
@@ -137,7 +138,7 @@ def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
 def write_page(content: dict, out: Path) -> Path:
     """Write report.json and report.html from the dict that is described above."""
     jinja2 = need("jinja2")
-    content = content | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
+    content = {"tasks": None} | content | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     starts = set(accumulate(span for _, span in content["table"]["groups"]))  # columns where a group begins

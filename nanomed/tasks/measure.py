@@ -159,3 +159,22 @@ def say_linear(tasks: dict[str, dict]) -> list[str]:
             said[task["against_linear"]["verdict"]].append(name)
     what = {"better": "better than", "worse": "WORSE than", "no difference beyond chance": "no different, beyond chance, from"}
     return [f"{what[v]} the linear baseline: {', '.join(names)}" for v, names in said.items() if names]
+
+
+def for_page(files: list[str]) -> dict:
+    """What `eval.py tasks --json` wrote of one or several models, for report.html: head, rows, and what it says in words. Raises
+    UserError for another file, and for models that were not asked about the same texts."""
+    results = {}
+    for name in files:
+        found = read_object(Path(name))
+        tasks = found.get("tasks")
+        if not isinstance(tasks, dict) or not tasks or not all("baselines" in task for task in tasks.values()):
+            raise UserError(f"{name}: not what eval.py tasks --json writes")
+        alike = next(iter(results.values()), found)
+        if any(found.get(k) != alike.get(k) for k in ("limit", "seed")) or tasks.keys() != alike["tasks"].keys():
+            raise UserError(f"{name} and {files[0]} were not measured on the same texts (tasks, --limit, --seed)")
+        results[str(found["model"])] = found
+    head, _, *rows = table(results)
+    said = [f"{model}: {line}." for model, r in results.items() for line in say_linear(r["tasks"])]
+    published = [(name, task["published"]) for name, task in alike["tasks"].items() if task["published"]]
+    return {"head": head, "rows": rows, "said": said, "published": published}

@@ -235,6 +235,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
     args = SimpleNamespace(
         models=[str(model_dir), str(d / "adapted")],
         classifier=str(d / "classifier"),
+        tasks=None,
         out=str(d / "report"),
         data=[f"bio={d / 'bio.jsonl'}", str(d / "general.test.jsonl")],
         template=None,

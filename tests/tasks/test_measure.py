@@ -7,7 +7,7 @@ import pytest
 from nanomed.evaluation import measure as measuring
 from nanomed.tasks import measure
 from nanomed.text.templates import TEMPLATES
-from tests.conftest import assert_refused, run_script
+from tests.conftest import assert_refused, make_texts, run_script, write_jsonl
 from tests.tasks.test_sources import build, home, rows_of  # noqa: F401 (a fixture)
 
 TEMPLATE = TEMPLATES["none"]
@@ -101,3 +101,20 @@ def test_what_is_no_instruction_set_is_refused(made, model_dir, script, tmp_path
 def test_a_base_without_a_template_is_asked_as_the_published_system_was(made, model_dir, tmp_path):
     done = run_script(tmp_path, "eval.py", "tasks", "--model", model_dir, "--tasks", made, "--only", "topics", "--limit", 2)
     assert "template medtuned" in done.stdout, done.stderr
+
+
+def test_the_page_shows_the_tasks(made, model_dir, script, tmp_path):
+    common = ["--model", model_dir, "--tasks", made, "--template", "none", "--only", "topics", "--json"]
+    assert script("eval.py", "tasks", *common, tmp_path / "a.json").returncode == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "b.json").write_text(json.dumps(result | {"model": "<tuned>"}))
+    write_jsonl(tmp_path / "docs.jsonl", make_texts(3, 1))
+    page = ["compare", "--models", model_dir, "--data", tmp_path / "docs.jsonl", "--max-new-tokens", 2, "--out", tmp_path / "page"]
+    done = script("eval.py", *page, "--tasks", tmp_path / "a.json", tmp_path / "b.json")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "page" / "report.html").read_text()
+    assert 'id="tasks"' in html and "&lt;tuned&gt;" in html and "topics accuracy 0.9 (someone)" in html
+    assert measure.table({"m": result})[2][2] in html  # the figure with its interval
+    (tmp_path / "b.json").write_text(json.dumps(result | {"limit": 3}))
+    assert_refused(script("eval.py", *page, "--tasks", tmp_path / "a.json", tmp_path / "b.json"), "b.json", "same texts")
+    assert_refused(script("eval.py", *page, "--tasks", tmp_path / "docs.jsonl"), "docs.jsonl")
