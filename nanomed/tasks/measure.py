@@ -101,7 +101,7 @@ def run(args) -> dict:
     names = args.only or list(made["tasks"])
     if unknown := [name for name in names if name not in made["tasks"]]:
         raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made['tasks'])}")
-    sets = {name: _chosen(directory, name, args.limit, args.seed) for name in names}
+    sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
     o = measure.open_model(args.model, args.device, args.dtype)
     template = choose_template(args, o, DEFAULT)
     texts = sum(len(rows) for rows, _ in sets.values())
@@ -122,7 +122,7 @@ def run(args) -> dict:
     return result
 
 
-def _chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[list[dict], dict[str, list]]:
+def chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[list[dict], dict[str, list]]:
     """The test rows of a task and the baselines' predictions for them; of these `limit` drawn by the seed."""
     rows = list(read_rows(str(directory / f"{name}.test.jsonl"), lambda row: row, None, False))
     baselines = read_json(directory / f"{name}.baselines.json")
@@ -153,11 +153,11 @@ def table(results: dict[str, dict]) -> list[list[str]]:
 
 def say_linear(tasks: dict[str, dict]) -> list[str]:
     """In words, where a model loses against the linear baseline and where not."""
-    said = {"better": [], "worse": [], "no difference beyond chance": []}
+    said = {"better": [], "worse": [], score.CHANCE: []}
     for name, task in tasks.items():
         if "against_linear" in task:
             said[task["against_linear"]["verdict"]].append(name)
-    what = {"better": "better than", "worse": "WORSE than", "no difference beyond chance": "no different, beyond chance, from"}
+    what = {"better": "better than", "worse": "WORSE than", score.CHANCE: "no different, beyond chance, from"}
     return [f"{what[v]} the linear baseline: {', '.join(names)}" for v, names in said.items() if names]
 
 

@@ -12,6 +12,8 @@ from nanomed.evaluation.bootstrap import interval, share
 from nanomed.optional import need
 from nanomed.tasks.forms import begun, mentions
 
+CHANCE = "no difference beyond chance"
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -88,9 +90,10 @@ def _one_hot(labels: list[str], side: list[list[str]]) -> np.ndarray:
 
 def against(measure: str, ours: Counts, theirs: Counts, seed: int = 0) -> dict:
     """The difference of two systems on the same texts, with its paired bootstrap interval, and what it says: "better", "worse", or
-    "no difference beyond chance" where 0 is inside."""
+    CHANCE where 0 is inside."""
     n = len(ours.right)
     bounds = interval(lambda rows: ours.value(measure, rows) - theirs.value(measure, rows), n, seed=seed)
-    low, high = bounds or (float("-inf"), float("inf"))
-    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference beyond chance"
-    return {"difference": ours.value(measure) - theirs.value(measure), "difference_ci95": bounds, "verdict": verdict}
+    low, high = bounds or (float("-inf"), float("inf"))  # one text, or nothing to find in any: nothing can be said
+    verdict = "better" if low > 0 else "worse" if high < 0 else CHANCE
+    difference = ours.value(measure) - theirs.value(measure)
+    return {"difference": None if np.isnan(difference) else difference, "difference_ci95": bounds, "verdict": verdict}
