@@ -160,7 +160,7 @@ def save(args, result) -> None:
 
 
 def ppl(args):
-    o = measure.open_model(args.model, args.device, args.dtype)
+    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
     tokens = int(corpus.documents["length"].sum()) - len(corpus.documents)
     print(
@@ -191,7 +191,7 @@ def generate(args):
         raise UserError("no --prompt and no --prompts, and no terminal to chat on")
     sampling = flags.sampling(args)
     texts = measure.read_questions(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
-    o = measure.open_model(args.model, args.device, args.dtype)
+    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     template = calls.choose_template(args, o)
     markers = template.markers if template else ()
     print(f"{o}; {sampling}" + (f"; template: {args.template}" if template else ""))

@@ -36,7 +36,7 @@ def answer(args) -> dict:
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
     items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     flags.check_retrieval_flags(args)
-    o = measure.open_model(args.model, args.device, args.dtype)
+    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     texts, retrieved = [item.text() for item in items], None
     if args.retrieve:
         asked = [f"{item.instruction} {item.input}" for item in items]
@@ -84,7 +84,7 @@ def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
 
 def classify(args) -> dict:
     """`eval.py cls`: print a classifier's figures beside the baselines', and give them."""
-    o = measure.open_model(args.model, args.device, args.dtype, classifier=True)
+    o = measure.open_model(args.model, args.device, args.dtype, classifier=True, quantize=args.quantize)
     if args.positives:
         args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
     sources = labelled.labelled_sources(args)
@@ -120,7 +120,7 @@ def choose(args) -> dict:
         of = "" if official is None else " of the 500 of PubMedQA's official test split (--all-rows takes all)"
         raise UserError(f"{', '.join(args.data)}: no questions there{of}")
     template = load_template(args.template) if args.template else None
-    o = measure.open_model(args.model, args.device, args.dtype)
+    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     of = f" of the official {len(official)}" if official else ""
     print(f"{o}; {len(items):,} questions{of}" + (f"; {bad} bad rows left out" if bad else ""))
     texts, report = [item.prompt for item in items], None

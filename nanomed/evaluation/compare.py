@@ -74,7 +74,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     stride = args.stride or max(1, context // 2)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
-        o = measure.open_model(model, args.device, args.dtype)
+        o = measure.open_model(model, args.device, args.dtype, quantize=args.quantize)
         print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
         curves += curves_of(name, o.directory)
         # all are read, and so found fit to be, before anything is measured

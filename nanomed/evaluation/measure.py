@@ -1,5 +1,6 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nanomed.evaluation.generate import Ending, Sampling, generate, row_seed, st
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity
 from nanomed.evaluation.trained import trained_with, training_sides
 from nanomed.models.classifier import predict
+from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import instructions, labelled
 from nanomed.text.corpus import Corpus, encode_corpus
@@ -33,24 +35,29 @@ class Opened:
     dtype: str
     directory: Path
     template: Template | None
+    quantize: str | None = None
 
     def __str__(self):
-        n = sum(p.numel() for p in self.model.parameters())
-        return f"{self.name}: {n:,} parameters, none trainable; {self.device}, {self.dtype}"
+        over = f" over {self.quantize}" if self.quantize else ""
+        return f"{self.name}: {count_parameters(self.model):,} parameters, none trainable; {self.device}, {self.dtype}{over}"
 
 
-def open_model(name: str, device="auto", dtype="auto", classifier=False) -> Opened:
-    """Find and load a language model, or a classifier. Raises UserError as hub does."""
+def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None) -> Opened:
+    """Find and load a language model, or a classifier; quantize: nf4 or int8. Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
     _, config = hub.read_config(source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
     hub.check_vocabulary(tokenizer, config, source)
-    model = (hub.load_classifier(source) if classifier else hub.load_model(source)).requires_grad_(False)
+    trained_over = trained_with(source.adapter).get("quantize") if source.adapter else None
+    if trained_over and quantize != trained_over:
+        print(f"note: {name} was trained over {trained_over} weights; --quantize {trained_over} measures it so", file=sys.stderr)
+    load = hub.load_classifier if classifier else hub.load_model
+    model = load(source, quantize=quantize).requires_grad_(False)
     store_frozen(model, dtype, device)
     template = of_model(source.adapter, source.directory)
-    return Opened(name, model.to(device).eval(), tokenizer, device, dtype, source.adapter or source.directory, template)
+    return Opened(name, model.to(device).eval(), tokenizer, device, dtype, source.adapter or source.directory, template, quantize)
 
 
 def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> Corpus:

@@ -10,11 +10,13 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, safetensors_keys, tensors, write_json, write_safetensors
+from nanomed.hub import quantised
 from nanomed.hub.adapters import head_of, load_adapter
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
+from nanomed.models.quant import QUANTISED
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
 # Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other heads.
@@ -28,7 +30,7 @@ INERT = set(
     return_dict_in_generate diversity_penalty forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens decoder_start_token_id sep_token_id
     auto_map neftune_noise_alpha tokenizer_model_max_length transformers.js_config unsloth_fixed unsloth_version unk_token_id
-    tf_legacy_loss""".split()
+    tf_legacy_loss quantization_config""".split()
 )
 # Keys that would change what is computed, with the only value that is supported.
 FIXED = {
@@ -101,9 +103,12 @@ def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_model(source: Source, from_scratch=False, dropout: float | None = None, classifier=False) -> LanguageModel:
+def load_model(
+    source: Source, from_scratch=False, dropout: float | None = None, classifier=False, quantize: str | None = None
+) -> LanguageModel:
     """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
-    `dropout`, if given, takes the place of the probabilities in the config; `classifier`: the adapter is one's.
+    `dropout`, if given, takes the place of the probabilities in the config; `classifier`: the adapter is one's; `quantize`: nf4 or
+    int8, what the linear layers are put into as they are read. What is stored quantised stays so.
 
     Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
     """
@@ -119,7 +124,7 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
     else:
         with torch.device("meta"):
             model = LanguageModel(family, config)
-        model.load_state_dict(_read_state(model, source.directory), assign=True)
+        model.load_state_dict(_read_state(model, source.directory, raw, quantize), assign=True)
         model.tie_weights()
     model.hf_config = raw
     if source.adapter:
@@ -127,9 +132,9 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
     return model.train()
 
 
-def load_classifier(source: Source) -> Classifier:
-    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers. Raises UserError as
-    load_model does, and if the directory holds no classifier."""
+def load_classifier(source: Source, quantize: str | None = None) -> Classifier:
+    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers; quantize: as of load_model. Raises
+    UserError as load_model does, and if the directory holds no classifier."""
     directory = source.adapter or source.directory
     raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
     names = raw.get("id2label") or {}
@@ -139,7 +144,7 @@ def load_classifier(source: Source) -> Classifier:
     labels = [names.get(str(k)) for k in range(len(names))]
     like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)
     if source.adapter:
-        model = Classifier(load_model(source, classifier=True), *like)
+        model = Classifier(load_model(source, classifier=True, quantize=quantize), *like)
         head = head_of(source.adapter)
         if head is None or head.shape != model.score.weight.shape:
             raise UserError(f"{directory}: no {HEAD} of shape {tuple(model.score.weight.shape)} there")
@@ -150,19 +155,27 @@ def load_classifier(source: Source) -> Classifier:
         lm = LanguageModel(FAMILIES[raw["model_type"]], config)
         lm.hf_config = raw
         model = Classifier(lm, *like)
-    model.load_state_dict(_read_state(model, source.directory), assign=True)
+    model.load_state_dict(_read_state(model, source.directory, raw, quantize), assign=True)
     return model.train()
 
 
-def _read_state(model, directory: Path) -> dict[str, torch.Tensor]:
-    """The files' tensors as the model's parameters, checked both ways. One is read at a time, so that beside the model there
-    is never more than one in memory."""
+def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict[str, torch.Tensor]:
+    """The files' tensors as the model's parameters, checked both ways. One is read at a time, and quantised if it is to be, so
+    that beside the model there is never more than one in memory. Gives the model its quantised layers, if it has any."""
+    stored = quantised.kind_of(raw, directory / "config.json")
+    quantised.prepare(model, stored, quantize, directory)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QUANTISED)}
     expected = {k: v.shape for k, v in model.state_dict().items()}
     state, origin = {}, {}
     for file, key, tensor in _read_weights(directory):
         if key.endswith(model.family.BUFFERS):
             continue
         name, tensor = _to_parameter(model.family, key, tensor)
+        layer, part = quantised.layer_of(layers, name) or (None, None)
+        if layer and stored:
+            for buffer, value in quantised.read_part(layers[layer], part, tensor, f"{file}: {key}").items():
+                state[f"{layer}.{buffer}"] = value
+            continue
         if name in state:
             raise UserError(f"{file}: {key} is stored twice, with and without the prefix `{model.family.BACKBONE}.`")
         if name not in expected:
@@ -170,8 +183,13 @@ def _read_state(model, directory: Path) -> dict[str, torch.Tensor]:
             raise UserError(f"{file}: unexpected tensor {key}{hint}")
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(f"{file}: {key} is stored as {tensor.dtype}; fp32, fp16 and bf16 are supported")
-        if tensor.shape != expected[name]:
-            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name])}")
+        wanted = expected[name] if not layer else torch.Size([layers[layer].out_features, layers[layer].in_features])
+        if tensor.shape != wanted:
+            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(wanted)}")
+        if layer:
+            layers[layer].dtype = tensor.dtype
+            state |= {f"{layer}.{buffer}": value for buffer, value in layers[layer].quantise(tensor).items()}
+            continue
         state[name], origin[name] = tensor.float().contiguous(), file
     head, embedding = "lm_head.weight", model.family.EMBEDDING
     if head in expected and model.config.tie_word_embeddings and embedding in state:
@@ -189,12 +207,14 @@ def _to_parameter(family, key: str, tensor: torch.Tensor) -> tuple[str, torch.Te
     """The parameter's name and orientation of a file's tensor. Files of a bare backbone leave its name out."""
     bare = not key.startswith((f"{family.BACKBONE}.", "lm_head.", "score."))
     name = f"{family.BACKBONE}.{key}" if bare else key
-    return name, tensor.t() if name.endswith(family.CONV1D) and tensor.dim() == 2 else tensor
+    turned = name.endswith(family.CONV1D) and tensor.dim() == 2 and tensor.is_floating_point()  # quantised, it is (out, in)
+    return name, tensor.t() if turned else tensor
 
 
 def _to_file(family, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
     """The inverse."""
-    return name, (tensor.t() if name.endswith(family.CONV1D) else tensor).contiguous()
+    turned = name.endswith(family.CONV1D) and tensor.is_floating_point()
+    return name, (tensor.t() if turned else tensor).contiguous()
 
 
 def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
@@ -221,14 +241,20 @@ def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
 
 
 def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files."""
+    """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files. What is quantised
+    is written as it is, and `dtype` is that of the rest."""
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # a classifier has none
-    state = dict(_to_file(model.family, k, v.detach().to(dtype)) for k, v in state.items())
+    scales = {f"{n}.{b}" for n, m in model.named_modules() if isinstance(m, QUANTISED) for b, _ in m.named_buffers()}
+    kept = {k for k, v in state.items() if k in scales or not v.is_floating_point()}
+    state = quantised.to_file(model, {k: v.detach() if k in kept else v.detach().to(dtype) for k, v in state.items()})
+    state = dict(_to_file(model.family, k, v) for k, v in state.items())
     stored_as = {"architectures": [model.architecture], "dtype": str(dtype).removeprefix("torch.")}
-    config = {k: v for k, v in model.hf_config.items() if k != "torch_dtype"} | stored_as
+    config = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "quantization_config")} | stored_as
+    if how := quantised.config_of(model):
+        config["quantization_config"] = how
     write_safetensors(state, directory / WEIGHTS)
     write_json(config, directory / "config.json")
     copy_tokenizer(tokenizer_from, directory)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nanomed.errors import UserError
+from nanomed.models.quant import QUANTISED, dequantise
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
     unused = [
         t for t in targets if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
     ]
-    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"})
+    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, (nn.Linear, *QUANTISED))} - {"lm_head"})
     if unused:
         raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {', '.join(names)}")
     for name, module in linears.items():
-        if not isinstance(module, nn.Linear) or name == "lm_head":  # the head may be the embedding too
+        if not isinstance(module, (nn.Linear, *QUANTISED)) or name == "lm_head":  # the head may be the embedding too
             raise UserError(
                 f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {', '.join(names)}"
             )
@@ -101,7 +102,10 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def merge_and_unwrap(model: nn.Module) -> None:
-    """Fold every adapter into its base layer and put the plain layers back, in place. Nothing stays frozen."""
+    """Fold every adapter into its base layer and put the plain layers back, in place. Nothing stays frozen; what was quantised is
+    dequantised first."""
+    if dequantise(model):
+        print("the quantised weights are dequantised before the adapter is merged into them")
     for name, layer in lora_layers(model).items():
         layer.merge()
         parent, _, child = name.rpartition(".")

@@ -102,7 +102,7 @@ def run(args) -> dict:
     if unknown := [name for name in names if name not in made["tasks"]]:
         raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made['tasks'])}")
     sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
-    o = measure.open_model(args.model, args.device, args.dtype)
+    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     template = choose_template(args, o, DEFAULT)
     texts = sum(len(rows) for rows, _ in sets.values())
     print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")
@@ -115,7 +115,7 @@ def run(args) -> dict:
         cell = tables.measure_cell(out[name], out[name]["measure"])
         print(f"{name}: {len(rows):,} texts in {seconds:,.0f} s, {out[name]['measure'].replace('_', '-')} {cell}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
-    result = {"model": o.name, "dtype": o.dtype} | how | {"tasks": out}
+    result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))
     print(*say_linear(out), sep="\n")
     print(*(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]), sep="\n")

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from nanomed.models.quant import stored_bytes
 from nanomed.precision import autocast
 from nanomed.training.loop import Settings, make_optimizer, one_update, total_steps
 
@@ -12,11 +13,10 @@ LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked 
 
 def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str, anchor=None) -> None:
     """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written to `out`."""
-    params = list(model.parameters())
-    trained = [p for p in params if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device
     sizes = {
-        "weights": sum(p.numel() * p.element_size() for p in params),
+        "weights": stored_bytes(model),
         "gradients": sum(p.numel() * 4 for p in trained),
         "optimizer": sum(p.numel() * 8 for p in trained),
     }

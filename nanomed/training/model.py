@@ -9,6 +9,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.models.classifier import HEAD
 from nanomed.models.lora import LoRAConfig, adapter_state, inject, lora_layers, merge_and_unwrap
+from nanomed.models.quant import QUANTISED
 from nanomed.precision import store_frozen
 from nanomed.training.plan import Plan
 
@@ -29,7 +30,15 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
 
     classifier: a function that puts a classification head on the model, or None.
     """
-    model, base = hub.load_model(source, plan.from_scratch, dropout=plan.dropout), source.name
+    model, base = hub.load_model(source, plan.from_scratch, dropout=plan.dropout, quantize=plan.quantize), source.name
+    frozen = any(isinstance(m, QUANTISED) for m in model.modules())
+    if frozen and not plan.lora:
+        raise UserError(f"{source.name}: its weights are quantised, and stay frozen: train an adapter on them (--lora-r)")
+    if frozen and model.lora and not _same(model, plan.lora):
+        raise UserError(
+            f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it first (--merge), or "
+            "go on with its own"
+        )
     if model.lora and not plan.lora:
         print(f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on with it")
         merge_and_unwrap(model)
@@ -69,7 +78,8 @@ def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -
 def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, classifier=None) -> dict:
     """Make DIR a model directory: full, adapter or merged; returns what summary.json should say of it.
 
-    Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16.
+    Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16. Where the base
+    was quantised, it starts from what its codes stand for, which is what the adapter was trained on.
     """
     if not model.lora:
         hub.save_model(model, out, source.tokenizer_directory)
@@ -77,7 +87,7 @@ def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, cla
     if not plan.merge:
         hub.save_adapter(model, out, base, source.tokenizer_directory)
         return {"base_sha256": hub.fingerprint(hub.find(base))}
-    merged = hub.load_model(hub.find(base))
+    merged = hub.load_model(hub.find(base), quantize=plan.quantize)
     inject(merged, model.lora)
     trained = adapter_state(model)
     if classifier:

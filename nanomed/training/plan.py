@@ -50,6 +50,7 @@ class Plan:
     lora_dropout: float = 0.0
     lora_targets: str = "c_attn"
     merge: bool = False
+    quantize: str | None = None
     eval_every: int = Settings.eval_every
     patience: int = Settings.patience
     keep: str = Settings.keep

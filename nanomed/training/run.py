@@ -16,6 +16,7 @@ from nanomed.evaluation import curves
 from nanomed.evaluation.generate import Ending, Sampling, generate, room
 from nanomed.files import lock, write_json
 from nanomed.models import FAMILIES
+from nanomed.models.quant import count_parameters
 from nanomed.precision import peak_rss, resolve_device, resolve_dtype
 from nanomed.text import heldout, show, templates
 from nanomed.text.blocks import Stream
@@ -129,19 +130,20 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     make_ready(model, plan, setup.device, args.grad_checkpoint)
     known = vars(args) | vars(plan)
     settings = Settings(**{k: v for k, v in known.items() if k in Settings.__dataclass_fields__})
-    parameters = list(model.parameters())
     facts = {
         "model": source.name,
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": count_parameters(model),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         **job.facts,
         "device": plan.device,
         "dtype": plan.dtype,
+        "quantize": plan.quantize,
         "context": plan.context,
     }
+    over = f" over {plan.quantize}" if plan.quantize else ""
     print(
         f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what}; {plan.device}, "
-        f"{plan.dtype}; {total_steps(job.blocks, settings):,} updates of up to {plan.batch_size} x {plan.grad_accum} rows, "
+        f"{plan.dtype}{over}; {total_steps(job.blocks, settings):,} updates of up to {plan.batch_size} x {plan.grad_accum} rows, "
         f"peak learning rate {plan.lr:g}"
     )
     if args.show:

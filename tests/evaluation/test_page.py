@@ -236,6 +236,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
         models=[str(model_dir), str(d / "adapted")],
         classifier=str(d / "classifier"),
         tasks=None,
+        quantize=None,
         out=str(d / "report"),
         data=[f"bio={d / 'bio.jsonl'}", str(d / "general.test.jsonl")],
         template=None,

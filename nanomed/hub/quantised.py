@@ -1,0 +1,171 @@
+"""Quantised weights in a file, as transformers with bitsandbytes writes and reads them.
+
+A linear layer X in NF4 is X.weight (two codes a byte) with X.weight.absmax, X.weight.quant_map (the 16 numbers) and
+X.weight.quant_state.bitsandbytes__nf4 (JSON in bytes: what the weight was); if its scales are quantised too,
+X.weight.nested_absmax and X.weight.nested_quant_map. In int8 it is X.weight, X.SCB (the largest of each row) and X.weight_format
+(0). GPT-2's are stored (out, in) then, unlike its others. config.json says which it is, under quantization_config.
+
+python -m nanomed.hub.quantised --model M --quantize nf4 --out DIR      a directory of that kind, of any model
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from nanomed.errors import UserError
+from nanomed.models.quant import BLOCK, DYNAMIC, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
+
+STATE = "quant_state.bitsandbytes__nf4"
+
+
+def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
+    """("nf4" or "int8", what quant.replace_linears needs besides) of a config.json; None if nothing is quantised. Raises UserError
+    for another quantisation."""
+    how = raw.get("quantization_config")
+    if how is None:
+        return None
+    if not isinstance(how, dict) or how.get("quant_method") != "bitsandbytes":
+        raise UserError(f"{path}: quantization_config is not of bitsandbytes; nf4 and int8 of that are supported")
+    if how.get("llm_int8_skip_modules") not in (None, [], ["lm_head"]):
+        raise UserError(
+            f"{path}: llm_int8_skip_modules = {how['llm_int8_skip_modules']!r} is not supported: all but the head is quantised"
+        )
+    if how.get("load_in_8bit"):
+        return "int8", {}
+    if (
+        how.get("load_in_4bit")
+        and how.get("bnb_4bit_quant_type") == "nf4"
+        and how.get("bnb_4bit_quant_storage", "uint8") == "uint8"
+    ):
+        return "nf4", {"double": bool(how.get("bnb_4bit_use_double_quant"))}
+    raise UserError(f"{path}: quantization_config is neither nf4 in bytes nor int8; others (fp4) are not supported")
+
+
+def config_of(model) -> dict | None:
+    """quantization_config of a model; None if nothing in it is quantised."""
+    layer = next((m for m in model.modules() if isinstance(m, QUANTISED)), None)
+    if layer is None:
+        return None
+    how = {
+        "quant_method": "bitsandbytes",
+        "load_in_8bit": isinstance(layer, Int8Linear),
+        "load_in_4bit": isinstance(layer, NF4Linear),
+    }
+    if isinstance(layer, NF4Linear):
+        how |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": layer.double, "bnb_4bit_quant_storage": "uint8"}
+        how["bnb_4bit_compute_dtype"] = "float32"
+    return how
+
+
+def prepare(model, stored: tuple[str, dict] | None, quantize: str | None, directory: Path) -> None:
+    """Give a model on the meta device the quantised layers that its files, or --quantize, ask for. Raises UserError where these are
+    different ones."""
+    if stored and quantize and stored[0] != quantize:
+        raise UserError(f"--quantize {quantize}: the weights in {directory} are stored in {stored[0]} already")
+    if stored or quantize:
+        kind, how = stored or (quantize, {})
+        replace_linears(model, kind, **how)
+
+
+def layer_of(layers: dict, name: str) -> tuple[str, str] | None:
+    """(layer's name, which part of it) of a file's tensor, if it is a quantised layer's: "weight", "weight.absmax", "SCB"."""
+    for cut in (name.find(".weight"), name.rfind(".")):
+        if name[:cut] in layers and name[cut + 1 :] != "bias":
+            return name[:cut], name[cut + 1 :]
+    return None
+
+
+def read_part(layer, part: str, tensor: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
+    """The layer's buffers that one of its tensors in a file is, checked: none of a constant. Raises UserError; where: its place."""
+
+    def same(expected, what):
+        if tensor.shape != expected.shape or not torch.equal(tensor.float(), expected):
+            raise UserError(f"{where} is not {what}; nothing else is supported")
+        return {}
+
+    buffers = dict(layer.named_buffers())
+    if part == "weight_format":
+        return same(torch.zeros(()), "row-major")
+    if part == "weight.quant_map":
+        return same(NF4, "NF4's 16 numbers")
+    if part == "weight.nested_quant_map":
+        return same(DYNAMIC, "the dynamic map of the scales")
+    if part == f"weight.{STATE}":
+        return _read_state_of(layer, tensor, where)
+    name = part.removeprefix("weight.")
+    if name not in buffers or name in ("bias", "nested_offset"):
+        raise UserError(f"{where} is unexpected in a layer of {type(layer).__name__}")
+    expected = buffers[name]
+    if (tensor.dtype, tensor.shape) != (expected.dtype, expected.shape):
+        raise UserError(f"{where} is {tensor.dtype} {tuple(tensor.shape)}, but must be {expected.dtype} {tuple(expected.shape)}")
+    return {name: tensor}
+
+
+def _read_state_of(layer, tensor: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
+    try:
+        state = json.loads(bytes(tensor.tolist()))
+        shape, dtype = state["shape"], getattr(torch, state["dtype"])
+        offset = torch.tensor(float(state["nested_offset"])) if layer.double else None
+        sizes = (state["blocksize"], state.get("nested_blocksize", SCALES))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{where} is not what bitsandbytes writes there ({type(e).__name__}: {e})") from e
+    if shape != [layer.out_features, layer.in_features]:
+        raise UserError(f"{where} says the shape {shape}, but config.json asks for {[layer.out_features, layer.in_features]}")
+    if state.get("quant_type") != "nf4" or sizes != (BLOCK, SCALES) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(f"{where}: only NF4 in blocks of {BLOCK}, of a float weight, is supported")
+    layer.dtype = dtype
+    return {} if offset is None else {"nested_offset": offset}
+
+
+def to_file(model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with the quantised layers' tensors by their names in a file."""
+    state = dict(state)
+    for name, layer in model.named_modules():
+        if isinstance(layer, Int8Linear):
+            state[f"{name}.weight_format"] = torch.zeros((), dtype=torch.uint8)
+        if not isinstance(layer, NF4Linear):
+            continue
+        what = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": str(layer.dtype).removeprefix("torch.")}
+        what["shape"] = [layer.out_features, layer.in_features]
+        state[f"{name}.weight.absmax"] = state.pop(f"{name}.absmax")
+        state[f"{name}.weight.quant_map"] = NF4.clone()
+        if layer.double:
+            offset = state.pop(f"{name}.nested_offset").item()
+            what |= {"nested_blocksize": SCALES, "nested_dtype": "float32", "nested_offset": offset}
+            state[f"{name}.weight.nested_absmax"] = state.pop(f"{name}.nested_absmax")
+            state[f"{name}.weight.nested_quant_map"] = DYNAMIC.clone()
+        state[f"{name}.weight.{STATE}"] = torch.tensor(list(json.dumps(what).encode()), dtype=torch.uint8)
+    return state
+
+
+def main() -> None:
+    """Write a model with its linear layers quantised, for this program and for transformers."""
+    from nanomed import cli, flags, hub
+    from nanomed.files import check_directory
+    from nanomed.text import templates
+    from nanomed.text.tokenizer import load_tokenizer
+
+    p = cli.Parser(prog="python -m nanomed.hub.quantised", description=main.__doc__)
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    p.add_argument("--quantize", required=True, choices=list(flags.QUANTISED), help=flags.QUANTIZE_HELP)
+    p.add_argument("--out", required=True, metavar="DIR")
+    args = p.parse_args()
+    out, source = Path(args.out), hub.find(args.model)
+    if source.adapter:
+        raise UserError(f"{args.model}: an adapter; merge it first (--merge), or quantise its base {source.name}")
+    check_directory(out)
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out}: a model lies there; choose another directory")
+    model = hub.load_model(source, quantize=args.quantize)
+    hub.save_model(model, out, source.tokenizer_directory)
+    template = templates.of_model(source.directory)
+    if template:
+        templates.save(template, load_tokenizer(source.tokenizer_directory), out)
+    print(f"results in {out}: {(out / 'model.safetensors').stat().st_size / 1e6:,.1f} MB of weights")
+
+
+if __name__ == "__main__":
+    from nanomed import cli
+
+    cli.execute(main, "nanomed.hub.quantised")
