@@ -6,6 +6,7 @@ python eval.py generate --model runs/instructed --template response            (
 python eval.py qa       --model runs/instructed --template response --data questions.jsonl
 python eval.py choices  --model runs/adapted --data pubmedqa.jsonl --format pubmedqa
 python eval.py overlap  --data abstracts.jsonl --against pubmedqa.jsonl --against-field context
+python eval.py drift    --model runs/instructed --reference questions.jsonl --incoming log.jsonl
 python eval.py tasks    --model runs/medtuned --tasks runs/tasks
 python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from nanomed import cli, flags, hub
 from nanomed.errors import UserError
-from nanomed.evaluation import calls, compare, measure, tables
+from nanomed.evaluation import calls, compare, drift, measure, tables
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.mistakes import MISTAKES
 from nanomed.evaluation.pubmedqa import FORMATS
@@ -36,7 +37,14 @@ CHOICES_HELP = (
 
 
 # The commands that are a call from flags to what --json holds.
-FIGURES = {"qa": calls.answer, "choices": calls.choose, "overlap": calls.repeats, "cls": calls.classify, "tasks": tasks.run}
+FIGURES = {
+    "qa": calls.answer,
+    "choices": calls.choose,
+    "overlap": calls.repeats,
+    "cls": calls.classify,
+    "tasks": tasks.run,
+    "drift": drift.run,
+}
 
 
 def parse_args():
@@ -115,6 +123,10 @@ def parse_args():
     flags.add_overlap_flags(same)
     same.add_argument("--json", metavar="FILE", help="write the result there")
 
+    alarm = commands.add_parser("drift", help="whether what comes in surprises the model more than it used to: exit status 3 if so")
+    alarm.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_drift_flags(alarm)
+
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")
     page.add_argument("--models", required=True, nargs="+", action=cli.Several, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(page, "documents, each D a column of the perplexity table (NAME=D names it): " + flags.DATA_HELP)
@@ -135,7 +147,7 @@ def parse_args():
     flags.add_data_flags(page)
 
     flags.add_retrieval_flags(qa)
-    for command in (ppl, generate, qa, given, many, cls, page):
+    for command in (ppl, generate, qa, given, many, cls, alarm, page):
         if command is not page:
             command.add_argument("--json", metavar="FILE", help="write the result there")
         flags.add_common_flags(command)
@@ -248,15 +260,8 @@ def inputs(args) -> list[Path]:
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
     trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
-    flags = (
-        "data",
-        "corpus",
-        "against",
-        "positives",
-        "negatives",
-        "val_data",
-        "exclude",
-    )  # of a classifier's run too, for its baselines
+    flags = ["data", "corpus", "against", "reference", "incoming"]
+    flags += ["positives", "negatives", "val_data", "exclude"]  # of a classifier's run too, for its baselines
     names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
     if given.get("tasks"):
@@ -273,9 +278,10 @@ def main():
     elif args.json is not None:
         check_output(args.json, inputs(args))
     if args.command in FIGURES:
-        save(args, FIGURES[args.command](args))
-    else:
-        {"ppl": ppl, "generate": generate, "compare": compare_models}[args.command](args)
+        result = FIGURES[args.command](args)
+        save(args, result)
+        return drift.DRIFTED if args.command == "drift" and result["drifted"] else 0
+    return {"ppl": ppl, "generate": generate, "compare": compare_models}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def _preset(parser, section: dict, where: str) -> None:
 
 
 def execute(main, name: str | None = None) -> None:
-    """Call a script's main() and exit: 0 done, 2 what the user can mend (one line), 128 + n after a signal, 1 a bug."""
+    """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2 what the user can mend
+    (one line), 128 + n after a signal, 1 a bug."""
 
     def terminate(signum, frame):
         raise Interrupted(signum)
@@ -117,8 +118,7 @@ def execute(main, name: str | None = None) -> None:
     reuse_memory()
     name = name or Path(sys.argv[0]).name
     try:
-        main()
-        code = 0
+        code = main() or 0
     except UserError as e:
         print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
         code = 2

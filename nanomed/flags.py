@@ -150,6 +150,23 @@ def add_overlap_flags(p: argparse.ArgumentParser) -> None:
     add_data_flags(p)
 
 
+def add_drift_flags(p: argparse.ArgumentParser) -> None:
+    """Two sides of texts, and when their difference is an alarm."""
+    p.add_argument("--reference", required=True, nargs="+", action=Several, metavar="D",
+                   help="texts like those that the model was made for: what it was trained on, or early questions; of the same "
+                        "kind as the incoming ones: questions, say, not the articles that they are about")
+    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D", help="what comes in now: " + DATA_HELP)
+    p.add_argument("--text-field", default="text,prompt,question,instruction", metavar="FIELD",
+                   help="of a text; a,b takes the first that a row has")
+    p.add_argument("--threshold", type=positive, default=1.1, metavar="X",
+                   help="alarm if incoming texts are surely more than X times as surprising (by perplexity): if all of the 95 %% "
+                        "interval of the shift is above X; 1: at any sure shift")
+    p.add_argument("--first", type=count, metavar="N", help="tokens of each text that count (default: the incoming median length)")
+    p.add_argument("--sample", type=count, default=1000, metavar="N", help="texts of each side at most, drawn by --seed")
+    p.add_argument("--batch-size", type=count, default=8, help="texts at once; changes a result by rounding only")
+    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+
+
 def add_labelled_flags(p: argparse.ArgumentParser) -> None:
     """Texts with labels: two kinds of texts, or rows that say it themselves."""
     for side in ("positives", "negatives"):

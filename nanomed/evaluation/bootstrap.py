@@ -15,6 +15,16 @@ def interval(statistic, n: int, samples: int = 1000, seed: int = 0) -> list[floa
     return None if np.isnan(draws).all() else [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])]
 
 
+def difference(a, n: int, b, m: int, samples: int = 1000, seed: int = 0) -> list[float] | None:
+    """95 % percentile bootstrap of a(indices of n) - b(indices of m) over two independent groups, each drawn anew; None if one of
+    them has but one item."""
+    if min(n, m) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = np.array([a(rng.integers(n, size=n)) - b(rng.integers(m, size=m)) for _ in range(samples)])
+    return [float(q) for q in np.percentile(draws, [2.5, 97.5])]
+
+
 def share(hits: np.ndarray) -> list[float] | None:
     """95 % interval (Wilson 1927) of the share of `hits`, a boolean each, that are true: also where all or none are, where a
     bootstrap has no width; None if there is but one."""
