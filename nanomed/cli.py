@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import signal
 import sys
@@ -13,6 +14,7 @@ from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.files import release
 from nanomed.precision import reuse_memory
 from nanomed.streams import open_streams
+from nanomed.training import distributed
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -115,28 +117,30 @@ def execute(main, name: str | None = None) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     open_streams()
+    errors, rank = sys.stderr, os.environ.get("RANK", "0")  # torchrun's processes are told apart, and only the first speaks
     reuse_memory()
-    name = name or Path(sys.argv[0]).name
+    name = (name or Path(sys.argv[0]).name) + (f" [rank {rank}]" if rank != "0" else "")
     try:
         code = main() or 0
+        distributed.stop()
     except UserError as e:
-        print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
+        print(f"{name}: " + " ".join(str(e).split()), file=errors)
         code = 2
     except Interrupted as e:
-        print(f"{name}: {e}", file=sys.stderr)
+        print(f"{name}: {e}", file=errors)
         code = 128 + e.signum
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=errors)
         code = 130
     except OSError as e:  # no permission, a file where a directory should be, a full disk
-        print(f"{name}: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
+        print(f"{name}: {e.filename or ''}: {e.strerror or e}", file=errors)
         code = 2
     except Exception as e:
         if is_out_of_memory(e):
-            print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
+            print(f"{name}: out of memory; lower --batch-size or --context", file=errors)
             code = 2
         else:
-            traceback.print_exc()
+            traceback.print_exc(file=errors)
             code = 1
     release()
     sys.stdout.flush()  # now, while a reader that is gone can still be coped with

@@ -240,11 +240,11 @@ def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32, state: dict | None = None) -> None:
     """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files. What is quantised
-    is written as it is, and `dtype` is that of the rest."""
+    is written as it is, and `dtype` is that of the rest. state: in place of the model's own, where that is a part of the whole."""
     directory.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
+    state = dict(state or model.state_dict())
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # a classifier has none
     scales = {f"{n}.{b}" for n, m in model.named_modules() if isinstance(m, QUANTISED) for b, _ in m.named_buffers()}

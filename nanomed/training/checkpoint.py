@@ -15,20 +15,23 @@ from safetensors import safe_open
 
 from nanomed.errors import UserError
 from nanomed.files import read_safetensors, write_safetensors
+from nanomed.training.distributed import is_first, part_like, whole
 
 NAMES = ("step-*.safetensors", "best-*.safetensors", ".nanomed-*")  # of all that stands in state/
 
 
 def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
     """Write state/step-N.safetensors, then remove the older ones. Raises UserError, older state intact, if it cannot."""
-    state = {"model." + k: p.detach() for k, p in trainable(model).items()}
+    state = {"model." + k: whole(p.detach()).cpu() for k, p in trainable(model).items()}
     names = list(trainable(model))
     for index, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{names[index]}.{k}": v for k, v in moments.items()}
+        state |= {f"optimizer.{names[index]}.{k}": whole(v).cpu() for k, v in moments.items()}
     state["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         state["rng.cuda"] = torch.cuda.get_rng_state()
     path = out / "state" / f"step-{progress['step']:08d}.safetensors"
+    if not is_first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"progress": json.dumps(progress), "scaler": json.dumps(scaler.state_dict())}
     write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
@@ -61,11 +64,12 @@ def load(path: Path, model, optimizer, scaler) -> dict:
         raise UserError(f"{path}: the saved state is of another model, or of other LoRA settings")
     with torch.no_grad():
         for name, p in params.items():
-            p.copy_(state["model." + name])
+            p.copy_(part_like(state["model." + name], p))
     moments = {}
     for index, name in enumerate(params):
         prefix = f"optimizer.{name}."
-        moments[index] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        named = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        moments[index] = {k: part_like(v, params[name]) if v.shape == params[name].shape else v for k, v in named.items()}
     moments = {i: m for i, m in moments.items() if m}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(state["rng.cpu"])
@@ -83,16 +87,17 @@ def _best(out: Path, step: int) -> Path:
 
 def save_best(out: Path, model, step: int) -> None:
     """Beside the one before, which a resumed run may have to come back to."""
-    state = {k: p.detach().contiguous() for k, p in trainable(model).items()}
-    (out / "state").mkdir(parents=True, exist_ok=True)
-    write_safetensors(state, _best(out, step))
+    state = {k: whole(p.detach()).contiguous() for k, p in trainable(model).items()}
+    if is_first():
+        (out / "state").mkdir(parents=True, exist_ok=True)
+        write_safetensors(state, _best(out, step))
 
 
 def load_best(out: Path, model, step: int) -> None:
     state = read_safetensors(_best(out, step))
     with torch.no_grad():
         for name, p in trainable(model).items():
-            p.copy_(state[name])
+            p.copy_(part_like(state[name], p))
 
 
 def trainable(model) -> dict[str, torch.nn.Parameter]:

@@ -20,7 +20,7 @@ from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.files import finite
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
-from nanomed.training import checkpoint
+from nanomed.training import checkpoint, distributed
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
 SMALLEST_SCALE = 2.0**-14  # of fp16's losses; they start at 2^16, and each overflow halves the scale
@@ -83,10 +83,10 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device = params[0].device
-    count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
+    count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)  # of all ranks, where there are several
     losses, parts = [], {}
     for batch in window:
-        batch = [t.to(device, non_blocking=True) for t in batch]
+        batch = [t.to(device, non_blocking=True) for t in distributed.own_rows(batch)]
         with autocast(device, s.dtype):
             nll, _, *named = loss_fn(model, batch)
         scaler.scale(nll / count).backward()
@@ -96,8 +96,8 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
             parts[name] = (before[0] + part, before[1] + n)
     scaler.unscale_(optimizer)
     penalty = anchor.pull().item() if anchor else None
-    grad_norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf).item()
-    losses = torch.stack(losses).tolist()
+    grad_norm = distributed.whole(torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf)).item()
+    losses = distributed.total(torch.stack(losses)).tolist()
     sound = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
     scale = scaler.get_scale()
     if sound:
@@ -105,7 +105,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
     stepped = sound and scaler.get_scale() >= scale
-    parts = {name: (float(part), n) for name, (part, n) in parts.items()}
+    parts = {name: _over_ranks(part, n) for name, (part, n) in parts.items()}
     return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts, "penalty": penalty}
 
 
@@ -166,15 +166,16 @@ def fit(
         dynamic_ncols=True,
         bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         mininterval=0.5 if sys.stderr.isatty() else 30,
+        disable=not distributed.is_first(),
     )  # a log file gets a line now and then
     try:
         if evaluate and progress["first_val"] is None:
             metrics({"step": 0, "tokens": 0, **validate()})
         while progress["step"] < steps and not progress["stopped_early"]:
-            if interrupted:
+            if distributed.any_rank(bool(interrupted), device):
                 saved = checkpoint.save(out, progress, model, optimizer, scaler)
                 raise Interrupted(
-                    interrupted[0],
+                    interrupted[0] if interrupted else signal.SIGTERM,
                     f"stopped after update {progress['step']} of {steps}; saved in {saved}; "
                     "the same command with --resume goes on from there",
                 )
@@ -237,6 +238,12 @@ def fit(
     return progress | {"steps": steps, "tokens_per_s": progress["tokens"] / progress["seconds"]}
 
 
+def _over_ranks(part: torch.Tensor, n: int) -> tuple[float, int]:
+    both = torch.tensor([float(part), float(n)], dtype=torch.float64, device=part.device)
+    loss, count = distributed.total(both).tolist()
+    return loss, int(count)
+
+
 def _nothing() -> dict:
     return {"loss": 0.0, "tokens": 0, "seconds": 0.0, "parts": {}}
 
@@ -268,6 +275,8 @@ def _on_signal(interrupted: list, kept):
 def _open_metrics(path: Path, step: int):
     """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are dropped (all of
     them if `step` is -1: nothing was saved)."""
+    if not distributed.is_first():
+        return lambda record: None
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     path.write_text("".join(kept))

@@ -11,6 +11,7 @@ from nanomed.models.classifier import HEAD
 from nanomed.models.lora import LoRAConfig, adapter_state, inject, lora_layers, merge_and_unwrap
 from nanomed.models.quant import QUANTISED
 from nanomed.precision import store_frozen
+from nanomed.training import distributed
 from nanomed.training.plan import Plan
 
 
@@ -70,6 +71,8 @@ def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -
     if model.lora:  # else what is frozen will be saved from here, and must keep its bits
         store_frozen(model, plan.dtype, device)
     model.backbone.grad_checkpoint = grad_checkpoint
+    if distributed.world() > 1:
+        return  # each rank takes its part of it, whole it may fit on none of their devices
     model.to(device)
     if plan.compile:
         model.backbone.compile()
@@ -82,7 +85,9 @@ def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, cla
     was quantised, it starts from what its codes stand for, which is what the adapter was trained on.
     """
     if not model.lora:
-        hub.save_model(model, out, source.tokenizer_directory)
+        state = {k: distributed.whole(v) for k, v in model.state_dict().items()}
+        if distributed.is_first():
+            hub.save_model(model, out, source.tokenizer_directory, state=state)
         return {}
     if not plan.merge:
         hub.save_adapter(model, out, base, source.tokenizer_directory)

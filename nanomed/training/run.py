@@ -22,7 +22,7 @@ from nanomed.text import heldout, show, templates
 from nanomed.text.blocks import Stream
 from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
-from nanomed.training import checkpoint, estimate
+from nanomed.training import checkpoint, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.directory import check_out, is_complete, record_start
 from nanomed.training.loop import Settings, fit, total_steps
@@ -69,10 +69,11 @@ class Job:
 def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setup:
     """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever cannot be trained."""
     device, out = resolve_device(args.device), Path(args.out)
+    distributed.start(device)
     from_scratch = getattr(args, "from_scratch", False)
     if args.lora_r and from_scratch:
         raise UserError("--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)")
-    check_out(out, args.resume)
+    distributed.from_first(lambda: check_out(out, args.resume))
     flags.check_lora_flags(args)
     torch.manual_seed(args.seed)
     source = hub.find(args.model, weights=not from_scratch)
@@ -93,6 +94,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
         lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
         lora_targets=args.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
     )
+    distributed.check(plan)
     earlier = heldout.HeldOut() if from_scratch else heldout.earlier(source.adapter, source.directory)
     return Setup(plan, source, config, tokenizer, device, earlier)
 
@@ -115,19 +117,18 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     sample = partial(_sample, sampled, setup, job.sample_in) if sampled else None
     if sample:
         sample(None)
-    if not args.dry_run and not is_complete(out, args.resume, plan, identity):
-        lock(out)
-        check_out(out, args.resume)  # again, now that no other process changes it any more
-    if is_complete(out, args.resume, plan, identity):
-        if not args.dry_run:  # in case it was killed just before it did so itself
-            checkpoint.remove(out)
+    if distributed.from_first(lambda: _begin(args, setup, job, identity)):
         print(f"{out}: this run is complete; nothing to do")
         return None
-    if not args.dry_run:
-        record_start(out, args.resume, plan, identity)
-        heldout.write(job.held, out, setup.earlier)
-    model, base = start_model(plan, source, out, args.dry_run, job.classifier)
-    make_ready(model, plan, setup.device, args.grad_checkpoint)
+    model, base, sharded = distributed.in_turn(lambda: _make_model(args, setup, job))
+    loss_fn, evaluate = job.loss_fn, None
+    if job.validation:
+        evaluate = lambda: {name: measure(model) for name, measure in job.validation.items()}  # noqa: E731
+    write = partial(sample, model) if sample else None
+    if sharded:
+        loss_fn = lambda model, batch: sharded(lambda: job.loss_fn(model, batch))  # noqa: E731
+        evaluate = partial(sharded, evaluate) if evaluate else None
+        write = partial(sharded, write) if write else None
     known = vars(args) | vars(plan)
     settings = Settings(**{k: v for k, v in known.items() if k in Settings.__dataclass_fields__})
     facts = {
@@ -150,12 +151,12 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         show.rows(job.blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
     anchor = make_anchor(model, plan, job.general, setup.device)
     if args.dry_run:
-        estimate.dry_run(model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out, anchor)
+        estimate.dry_run(model, job.blocks, loss_fn, settings, bool(job.validation), job.unit, args.out, anchor)
         return None
-    evaluate = (lambda: {name: measure(model) for name, measure in job.validation.items()}) if job.validation else None
-    write = partial(sample, model) if sample else None
-    result = fit(model, job.blocks, job.loss_fn, evaluate, settings, out, args.resume, job.unit, write, anchor)
+    result = fit(model, job.blocks, loss_fn, evaluate, settings, out, args.resume, job.unit, write, anchor)
     facts |= leave_model(model, base, plan, source, out, job.classifier)
+    if not distributed.is_first():
+        return result
     if job.template:
         templates.save(job.template, setup.tokenizer, out)
     peak = {"peak_rss_bytes": peak_rss()}
@@ -166,6 +167,29 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     checkpoint.remove(out)
     say_kept(plan, result)
     return result
+
+
+def _begin(args, setup: Setup, job: Job, identity: dict) -> bool:
+    """Take DIR and write down what the run is; whether it is complete already, so that there is nothing to do."""
+    plan, out = setup.plan, Path(args.out)
+    if not args.dry_run and not is_complete(out, args.resume, plan, identity):
+        lock(out)
+        check_out(out, args.resume)  # again, now that no other process changes it any more
+    if is_complete(out, args.resume, plan, identity):
+        if not args.dry_run:  # in case it was killed just before it did so itself
+            checkpoint.remove(out)
+        return True
+    if not args.dry_run:
+        record_start(out, args.resume, plan, identity)
+        heldout.write(job.held, out, setup.earlier)
+    return False
+
+
+def _make_model(args, setup: Setup, job: Job):
+    """(model, the name of its base, the same model shared out among the processes or None), ready to be trained."""
+    model, base = start_model(setup.plan, setup.source, Path(args.out), args.dry_run, job.classifier)
+    make_ready(model, setup.plan, setup.device, args.grad_checkpoint)
+    return model, base, distributed.Sharded(model, setup.device) if distributed.world() > 1 else None
 
 
 def general_stream(plan: Plan, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:

@@ -66,7 +66,7 @@ def test_one_text_has_no_interval_and_raises_no_alarm():
 
 @pytest.fixture
 def files(tmp_path):
-    """Beginnings of general paragraphs, others of the same kind, and these with their words shuffled; the latter two in the field of
+    """Beginnings of general paragraphs, others of the kind, and these with their words shuffled; the latter two in the field of
     a log."""
     lines = (ROOT / "nanomed" / "demo" / "general.txt").read_text(encoding="utf-8").splitlines()
     texts = [" ".join(line.split()[:40]) for line in lines]
