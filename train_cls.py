@@ -106,7 +106,7 @@ def main():
 
     summary = Path(args.out) / "summary.json"
     if val_ids and "classification" not in read_json(summary):  # of the model that DIR holds now
-        saved = hub.load_classifier(hub.find(args.out)).to(setup.device)
+        saved = hub.load_classifier(hub.find(args.out), quantize=None if setup.plan.merge else setup.plan.quantize).to(setup.device)
         found = {}
         for name, side in sides.validation.items():
             logits = predict(saved, val_ids[name], pad, plan.batch_size, setup.device, plan.dtype)

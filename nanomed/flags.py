@@ -5,6 +5,7 @@ import argparse
 from nanomed.cli import Several
 from nanomed.errors import UserError
 from nanomed.evaluation.generate import Sampling
+from nanomed.models.quant import KINDS
 from nanomed.text.instructions import Fields
 from nanomed.text.templates import TEMPLATES
 from nanomed.training.loop import Settings
@@ -64,10 +65,9 @@ MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter di
 DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 
-QUANTISED = ("nf4", "int8")
 QUANTIZE_HELP = (
     "keep the linear layers below the head in 4 bits (NF4, the scales in 8: QLoRA) or 8; they stay frozen, so a training needs "
-    "--lora-r too. An adapter is best measured over what it was trained over. What is stored quantised needs no flag"
+    "--lora-r too (default: what an adapter was trained over, else the weights as they are stored; none: these)"
 )
 
 
@@ -75,7 +75,7 @@ QUANTIZE_HELP = (
 # fmt: off
 def add_common_flags(p: argparse.ArgumentParser) -> None:
     """The flags of everything that runs a model."""
-    p.add_argument("--quantize", choices=QUANTISED, help=QUANTIZE_HELP)
+    p.add_argument("--quantize", choices=[*KINDS, "none"], help=QUANTIZE_HELP)
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
                    help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
                         "and fp32 on the CPU")
@@ -267,7 +267,7 @@ def add_sample_flag(p: argparse.ArgumentParser) -> None:
 
 def check_lora_flags(args) -> None:
     """Raises UserError for a LoRA flag that would do nothing, since there is no rank."""
-    if args.quantize and not args.lora_r:
+    if args.quantize in KINDS and not args.lora_r:
         raise UserError(
             f"--quantize {args.quantize} needs --lora-r: quantised weights are frozen, and an adapter is what is trained"
         )

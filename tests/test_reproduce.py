@@ -15,7 +15,7 @@ from nanomed.reproduce.figures import beside_published
 from nanomed.reproduce.recipe import PHASES, prepare, read_recipe, stand_in
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
-NAMES = ["gpt2-biomedical", "gpt2-lora-medical-terms", "gpt-neo-flashcards", "distilgpt2-pubmedqa"]
+NAMES = ["gpt2-biomedical", "gpt2-lora-medical-terms", "gpt-neo-flashcards", "distilgpt2-pubmedqa", "llama2-medtuned"]
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def smaller(name, tmp_path):
 def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe_dir, files):
     recipe = read_recipe(name)
     assert recipe.published and all(p.ours.split(".")[0] in ("base", *PHASES.values()) for p in recipe.published)
-    positions = {"gpt_neo": "max_position_embeddings"}.get(family := "gpt_neo" if "neo" in name else "gpt2", "n_positions")
+    family = "gpt_neo" if "neo" in name else "llama" if "llama" in name else "gpt2"
+    positions = "n_positions" if family == "gpt2" else "max_position_embeddings"
     make_hf_model(tmp_path / "m", bpe_dir, family=family, **{positions: 1024})
     for phase in recipe.phases:
         data = ["--positives", files["corpus"], "--negatives", files["negatives"]]
@@ -90,6 +91,14 @@ def test_published_settings_stand_in_the_recipes():
     e = phases["distilgpt2-pubmedqa"]["instruct"]
     assert (e["context"], e["batch-size"], e["grad-accum"], e["lr"], e["weight-decay"]) == (512, 8, 4, 5e-5, 0.01)
     assert e["grad-checkpoint"] is True and 3 <= e["epochs"] <= 5 and phases["distilgpt2-pubmedqa"]["data"]["general"]["ratio"] > 0
+    f = phases["llama2-medtuned"]
+    g = f["instruct"]
+    assert (g["epochs"], g["batch-size"], g["template"], f["system"]["model"]) == (3, 8, "medtuned", "meta-llama/Llama-2-7b-hf")
+    assert f["data"]["pairs"]["source"] == ["hub:nlpie/Llama2-MedTuned-Instructions"] and (g["lora-r"], g["quantize"]) == (
+        16,
+        "nf4",
+    )
+    assert round(g["warmup-ratio"] * 3 * 200_252 / 8, -2) == 1000
 
 
 def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
@@ -162,6 +171,25 @@ def test_rows_with_a_context_a_general_text_and_three_choices(reproduce, bpe_dir
     asked = [json.loads(line)["input"] for line in (tmp_path / "r" / "data" / "pairs.test.jsonl").read_text().splitlines()]
     assert len(asked) == 8 and all(asked)
     assert results["published"][0]["mistake"] == "document-mean" and results["published"][0]["with_mistake"] > 1
+
+
+def test_medtuned_rows_are_read_as_they_are(reproduce, bpe_dir, tmp_path):
+    """Its fields are instruction, input, output and source; the adapter stands over 4 bits in training and in every measurement."""
+    make_hf_model(tmp_path / "m", bpe_dir, family="llama", max_position_embeddings=256)
+    texts = zip(make_texts(30, 1, 2, 8), make_texts(30, 2, 2, 8), strict=True)
+    rows = [
+        {"instruction": "Positive or Negative?", "input": f"{k} {i}", "output": o, "source": "gad"}
+        for k, (i, o) in enumerate(texts)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--recipe", smaller("llama2-medtuned", tmp_path), "--model", "m", "--data", "pairs=rows.jsonl", "--out", "r"]
+    flags += ["--max-steps", 1, "--context", 200, "--answers", 2, "--max-new-tokens", 3, "--batch-size", 2, "--dtype", "fp32"]
+    commands = reproduce(*flags)
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert [r["published"] for r in results["published"]] == [0.372, 0.8946]
+    settings = json.loads((tmp_path / "r" / "instructed" / "run.json").read_text())["settings"]
+    assert (settings["quantize"], settings["template"], settings["lora_r"]) == ("nf4", "medtuned", 16)
+    assert sum(c[0].startswith("train") for c in commands) == 1
 
 
 def test_questions_stay_on_one_side(tmp_path):

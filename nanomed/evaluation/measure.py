@@ -1,6 +1,5 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +42,17 @@ class Opened:
 
 
 def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None) -> Opened:
-    """Find and load a language model, or a classifier; quantize: nf4 or int8. Raises UserError as hub does."""
+    """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for
+    what an adapter was trained over. Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
     _, config = hub.read_config(source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
     hub.check_vocabulary(tokenizer, config, source)
-    trained_over = trained_with(source.adapter).get("quantize") if source.adapter else None
-    if trained_over and quantize != trained_over:
-        print(f"note: {name} was trained over {trained_over} weights; --quantize {trained_over} measures it so", file=sys.stderr)
+    if quantize is None and source.adapter:  # it was fitted to the weights that these codes stand for
+        quantize = trained_with(source.adapter).get("quantize")
+    quantize = None if quantize == "none" else quantize
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize).requires_grad_(False)
     store_frozen(model, dtype, device)

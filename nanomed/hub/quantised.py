@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nanomed.errors import UserError
-from nanomed.models.quant import BLOCK, DYNAMIC, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
+from nanomed.models.quant import BLOCK, DYNAMIC, KINDS, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
 
 STATE = "quant_state.bitsandbytes__nf4"
 
@@ -148,7 +148,7 @@ def main() -> None:
 
     p = cli.Parser(prog="python -m nanomed.hub.quantised", description=main.__doc__)
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument("--quantize", required=True, choices=list(flags.QUANTISED), help=flags.QUANTIZE_HELP)
+    p.add_argument("--quantize", required=True, choices=list(KINDS), help="4 bits (NF4, the scales in 8) or 8 bits a weight")
     p.add_argument("--out", required=True, metavar="DIR")
     args = p.parse_args()
     out, source = Path(args.out), hub.find(args.model)

@@ -34,7 +34,10 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
     model, base = hub.load_model(source, plan.from_scratch, dropout=plan.dropout, quantize=plan.quantize), source.name
     frozen = any(isinstance(m, QUANTISED) for m in model.modules())
     if frozen and not plan.lora:
-        raise UserError(f"{source.name}: its weights are quantised, and stay frozen: train an adapter on them (--lora-r)")
+        raise UserError(
+            f"{source.name}: its weights are quantised, and stay frozen: train an adapter on them (--lora-r)"
+            + (", or --quantize none" if plan.quantize else "")
+        )
     if frozen and model.lora and not _same(model, plan.lora):
         raise UserError(
             f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it first (--merge), or "

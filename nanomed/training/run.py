@@ -14,6 +14,7 @@ from nanomed import flags, hub
 from nanomed.errors import UserError
 from nanomed.evaluation import curves
 from nanomed.evaluation.generate import Ending, Sampling, generate, room
+from nanomed.evaluation.trained import trained_with
 from nanomed.files import lock, write_json
 from nanomed.models import FAMILIES
 from nanomed.models.quant import count_parameters
@@ -81,6 +82,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
     raw, config = hub.read_config(source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory)
     hub.check_vocabulary(tokenizer, config, source)
+    quantize = args.quantize or (trained_with(source.adapter).get("quantize") if source.adapter else None)
     context = args.context or min(config.n_positions, 1024)
     if not 2 <= context <= config.n_positions:
         raise UserError(f"--context {context}: {source.name} has {config.n_positions} positions")
@@ -89,6 +91,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
         device=str(device),
         dtype=resolve_dtype(args.dtype, device),
         context=context,
+        quantize=None if quantize == "none" else quantize,
         lr=args.lr or (lora_lr if args.lora_r else full_lr),
         keep=args.keep or ("best" if args.patience else "last"),
         lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
