@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.files import check_directory, write_json
+from nanomed.files import check_directory, names_in, write_json
 from nanomed.tasks import baselines, sources
 from nanomed.tasks.forms import FORMS
 
@@ -42,6 +42,8 @@ def main():
     if unknown := set(args.only or []) - {s.name for s in found}:
         raise UserError(f"--only {sorted(unknown)[0]}: {args.sources} has {', '.join(s.name for s in found)}")
     check_directory(out)
+    if names_in(out) and not (out / "tasks.json").is_file():
+        raise UserError(f"--out {out}: not empty, and no instruction set; choose another directory")
     tasks = [
         sources.read_task(source, Path(args.home), args.limit, args.skip_bad_rows)
         for source in found
@@ -49,6 +51,7 @@ def main():
     ]
     sources.keep_apart(tasks, args.near_duplicates, args.seed % 2**32)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "tasks.json").unlink(missing_ok=True)  # until all of it is there again
     rows = sources.mixture([t for t in tasks if t.source.form not in args.without], args.seed)
     if not rows:
         raise UserError("no task is left for the mixture (--without)")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
-from nanomed.evaluation.calls import choose_template
+from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
 from nanomed.files import read_json, read_object
 from nanomed.tasks import score
@@ -119,7 +119,7 @@ def run(args) -> dict:
     print(tables.text_table(table({o.name: result}), width=110))
     print(*say_linear(out), sep="\n")
     print(*(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]), sep="\n")
-    return result
+    return result | overlap_with_training(o, [row["input"] for rows, _ in sets.values() for row in rows])
 
 
 def chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[list[dict], dict[str, list]]:

@@ -163,6 +163,16 @@ def test_unknown_names_are_refused(home):
     assert_refused(done, "--only genes", "diseases, topics")
 
 
+def test_what_is_no_instruction_set_is_not_written_over(home):
+    build(home)
+    build(home, "--seed", 1)  # a set may be made again
+    (home / "mine").mkdir()
+    (home / "mine" / "train.jsonl").write_text("precious")
+    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
+    assert_refused(done, "not empty, and no instruction set")
+    assert (home / "mine" / "train.jsonl").read_text() == "precious"
+
+
 def test_bad_rows_can_be_left_out(home):
     with open(home / "ner.train.jsonl", "a") as f:
         f.write('{"tokens": ["a b"], "tags": ["O"]}\n')
