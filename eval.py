@@ -43,7 +43,7 @@ FIGURES = {
     "overlap": calls.repeats,
     "cls": calls.classify,
     "tasks": tasks.run,
-    "drift": drift.run,
+    "drift": drift.measure_drift,
 }
 
 
@@ -123,8 +123,7 @@ def parse_args():
     flags.add_overlap_flags(same)
     same.add_argument("--json", metavar="FILE", help="write the result there")
 
-    alarm = commands.add_parser("drift", help="whether what comes in surprises the model more than it used to: exit status 3 if so")
-    alarm.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    alarm = commands.add_parser("drift", help="whether what users ask surprises a model as its training texts do; for cron")
     flags.add_drift_flags(alarm)
 
     page = commands.add_parser("compare", help="several models under one protocol, on one page: report.html")

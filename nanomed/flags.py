@@ -61,6 +61,13 @@ def positive(text: str) -> float:
     return value
 
 
+def at_least_1(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text!r}")
+    return value
+
+
 MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
 DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
@@ -80,7 +87,7 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
                    help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
                         "and fp32 on the CPU")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
-    p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each --data")
+    p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each D")
     p.add_argument("--seed", type=seed, default=0, help="of everything random")
 
 
@@ -151,20 +158,32 @@ def add_overlap_flags(p: argparse.ArgumentParser) -> None:
 
 
 def add_drift_flags(p: argparse.ArgumentParser) -> None:
-    """Two sides of texts, and when their difference is an alarm."""
+    """What a model was made for, what it is asked, and from where on that is an alarm."""
+    p.description = (
+        "Does what users ask surprise the model as what it was trained on does? The perplexity of both, and the shift: their "
+        "ratio, with a 95 % interval (bootstrap over the different texts of both sides). Exit status 0: no drift shown; 3: all of "
+        "the interval is beyond --threshold, one way or the other; 2: it could not be measured, and one line says why. Both sides "
+        "are read as plain texts, without a template. They have to be of one kind: the first words of a text surprise most, so "
+        "short questions have a higher perplexity than long documents, whatever they are about (a note says so where their lengths "
+        "differ; --first N compares beginnings only). And a model knows what it was trained on: the best reference is held out, "
+        "of the same source."
+    )
+    p.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
     p.add_argument("--reference", required=True, nargs="+", action=Several, metavar="D",
-                   help="texts like those that the model was made for: what it was trained on, or early questions; of the same "
-                        "kind as the incoming ones: questions, say, not the articles that they are about")
-    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D", help="what comes in now: " + DATA_HELP)
-    p.add_argument("--text-field", default="text,prompt,question,instruction", metavar="FIELD",
-                   help="of a text; a,b takes the first that a row has")
-    p.add_argument("--threshold", type=positive, default=1.1, metavar="X",
-                   help="alarm if incoming texts are surely more than X times as surprising (by perplexity): if all of the 95 %% "
-                        "interval of the shift is above X; 1: at any sure shift")
-    p.add_argument("--first", type=count, metavar="N", help="tokens of each text that count (default: the incoming median length)")
-    p.add_argument("--sample", type=count, default=1000, metavar="N", help="texts of each side at most, drawn by --seed")
-    p.add_argument("--batch-size", type=count, default=8, help="texts at once; changes a result by rounding only")
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+                   help="texts like those that the model was trained on: " + DATA_HELP)
+    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D", help="what users sent: a log, say")
+    p.add_argument("--reference-field", metavar="FIELD", help="of --reference (default: --text-field)")
+    p.add_argument("--threshold", type=at_least_1, default=1.2, metavar="R",
+                   help="alarm if all of the interval is above this ratio of perplexities, or below 1 / R; 1: at any shift, even "
+                        "if it is too small to matter, and without one in one of twenty runs")
+    p.add_argument("--sample", type=whole, default=1000, metavar="N",
+                   help="texts of each side, drawn at random if there are more; 0: all")
+    p.add_argument("--first", type=count, metavar="N", help="of each text only the first N tokens (default: all)")
+    p.add_argument("--top", type=whole, default=5, metavar="N",
+                   help="show the N incoming texts that move the shift most; 0: none, so that no user's text gets into a report")
+    add_window_flags(p)
+    add_data_flags(p)
+    p.set_defaults(text_field="text,question,prompt,instruction")
 
 
 def add_labelled_flags(p: argparse.ArgumentParser) -> None:

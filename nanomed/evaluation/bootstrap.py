@@ -15,13 +15,10 @@ def interval(statistic, n: int, samples: int = 1000, seed: int = 0) -> list[floa
     return None if np.isnan(draws).all() else [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])]
 
 
-def difference(a, n: int, b, m: int, samples: int = 1000, seed: int = 0) -> list[float] | None:
-    """95 % percentile bootstrap of a(indices of n) - b(indices of m) over two independent groups, each drawn anew; None if one of
-    them has but one item."""
-    if min(n, m) < 2:
-        return None
+def interval_of_two(statistic, n: int, m: int, samples: int = 1000, seed: int = 0) -> list[float]:
+    """The same of statistic(indices, indices) over n items of one side and m of another, each side drawn by itself."""
     rng = np.random.default_rng(seed)
-    draws = np.array([a(rng.integers(n, size=n)) - b(rng.integers(m, size=m)) for _ in range(samples)])
+    draws = [statistic(rng.integers(n, size=n), rng.integers(m, size=m)) for _ in range(samples)]
     return [float(q) for q in np.percentile(draws, [2.5, 97.5])]
 
 

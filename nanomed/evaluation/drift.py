@@ -1,109 +1,202 @@
-"""eval.py drift: does what users send still look like what the model was trained on?
+"""Drift: do the texts that users send surprise a model as those do that it was made for?
 
-The figure is a shift: the perplexity of the incoming texts over that of the reference. Perplexities of single texts say little
-(hard ones are in both), and short texts surprise more than long ones, whose later tokens have more before them; so both sides are
-cut to the same number of tokens from their beginning, the incoming texts' median length unless --first says otherwise.
+    reference, what it was trained on -> nll of each text \\
+                                                           the ratio of two perplexities, its interval -> an exit status
+    incoming, what it is asked        -> nll of each text /
+
+Perplexity is what a model can say of its input without labels. A shift either way is a change: everyday questions are easier than
+medical ones for most models, so an alarm for harder text alone would sleep through them. It is blind to another subject that is as
+hard as the old one.
 """
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from nanomed.errors import UserError
-from nanomed.evaluation import measure, tables
-from nanomed.evaluation.bootstrap import difference
-from nanomed.evaluation.perplexity import exp, ppl_interval, score_ids
-from nanomed.text.corpus import Corpus
+from nanomed.evaluation import calls, measure, tables
+from nanomed.evaluation.bootstrap import interval_of_two
+from nanomed.evaluation.perplexity import exp, ppl_interval, score_ids, window_sizes
+from nanomed.text.corpus import Corpus, Selection, Texts
 
-SIDES = ("reference", "incoming")
-DRIFTED = 3  # the exit status of an alarm: 1 is a bug, 2 is what the user can mend
-FEW = 30  # texts of a side below which an interval should not be trusted much
-SHORTEST = 8  # tokens: less than that says nothing
-
-
-def run(args) -> dict:
-    """`eval.py drift`: print both perplexities, the shift and what surprises most, and give all of it; `drifted` is the verdict."""
-    if args.first is not None and args.first < SHORTEST:
-        raise UserError(f"--first {args.first}: at least {SHORTEST} tokens of a text are needed to say anything")
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
-    sides = {name: measure.encode(o, getattr(args, name), args.text_field, args.limit, args.skip_bad_rows) for name in SIDES}
-    ids = {name: _drawn(corpus, args.sample, args.seed) for name, corpus in sides.items()}
-    lengths = {name: int(np.median([len(x) - 1 for x in found])) for name, found in ids.items()}
-    context = o.model.config.n_positions
-    first = min(args.first or max(SHORTEST, lengths["incoming"]), context - 1)
-    print(f"{o}; {len(ids['incoming']):,} incoming texts, {len(ids['reference']):,} of reference, {first} tokens of each at most")
-    measured, nll, tokens = {}, {}, {}
-    for name, found in ids.items():
-        cut = [x[: first + 1] for x in found]
-        tokens[name] = np.array([len(x) - 1 for x in cut])
-        nll[name] = score_ids(o.model, cut, context, context // 2, args.batch_size, o.device, o.dtype)
-        measured[name] = {
-            "ppl": exp(nll[name].sum() / tokens[name].sum()),
-            "ppl_ci95": ppl_interval(nll[name], tokens[name], seed=args.seed),
-            "documents": len(found),
-            "tokens_scored": int(tokens[name].sum()),
-            "median_tokens": lengths[name],
-            "data_sha256": sides[name].sha256,
-            "bad_rows": sides[name].bad_rows,
-        }
-    result = shift(nll, tokens, args.threshold, args.seed) | {"first": first} | measured
-    result["surprising"] = most_surprising(o, ids["incoming"], nll["incoming"], tokens["incoming"])
-    say(result)
-    how = {"model": o.name, "dtype": o.dtype, "seed": args.seed, "data": {name: getattr(args, name) for name in SIDES}}
-    return result | how
+DRIFTED = 3  # eval.py's exit status then
+FEW = 30  # different texts, below which a bootstrap's interval is too narrow
+SHOWN = 200  # characters of a text that the result quotes
 
 
-def _drawn(corpus: Corpus, most: int, seed: int) -> list[np.ndarray]:
-    """The ids of up to `most` documents, drawn by the seed, the leading token first; empty ones are left out."""
-    everything = corpus.all()
-    there = np.flatnonzero(corpus.documents["length"] > 1)
-    if not len(there):
+@dataclass(frozen=True)
+class Side:
+    """What was scored of one side, each different text once: times, how often it came; tokens (n,) and nll (n,), float64, of one
+    of them. documents: all texts of the side, of which those that are counted in `times` were drawn; empty: those with no token."""
+
+    texts: Selection
+    times: np.ndarray
+    tokens: np.ndarray
+    nll: np.ndarray
+    documents: int
+    empty: int
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """(nll, tokens) of each different text, all its times together: the same text again is no further evidence, so that a
+        bootstrap must draw it as one."""
+        return self.nll * self.times, self.tokens * self.times
+
+    def loss(self) -> float:
+        nll, tokens = self.totals()
+        return float(nll.sum()) / int(tokens.sum())
+
+    def median(self) -> float:
+        """Tokens a text."""
+        return float(np.median(np.repeat(self.tokens, self.times)))
+
+
+def draw(corpus: Corpus, sample: int, seed: int) -> tuple[Selection, np.ndarray, int]:
+    """(the different texts among up to `sample` of a corpus, drawn at random (0: all), how often each came, how many were empty).
+    Raises UserError if all are empty."""
+    indices = np.arange(len(corpus.documents))
+    if 0 < sample < len(indices):
+        indices = np.sort(np.random.default_rng(seed).permutation(indices)[:sample])
+    full = indices[corpus.documents["length"][indices] > 1]
+    if not len(full):
         raise UserError(f"{corpus.name}: no tokens to score; every text is empty")
-    chosen = np.sort(np.random.default_rng(seed).permutation(there)[:most])
-    return [np.asarray(everything.ids(k)) for k in chosen.tolist()]
+    _, first, times = np.unique(corpus.documents["digest"][full].view("S16"), return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return Selection(corpus, full[first[order]]), times[order], len(indices) - len(full)
 
 
-def shift(nll: dict, tokens: dict, threshold: float, seed: int = 0) -> dict:
-    """{"shift": perplexity of the incoming texts over that of the reference, "shift_ci95": 95 % bootstrap interval, both sides
-    drawn anew by whole texts, "threshold", "drifted": whether all of the interval is above the threshold}. nll, tokens: of each
-    text of each side, {"reference": (N,), "incoming": (M,)}."""
-
-    def loss(side):
-        return lambda rows: nll[side][rows].sum() / tokens[side][rows].sum()
-
-    everything = [np.arange(len(nll[side])) for side in SIDES]
-    value = loss("incoming")(everything[1]) - loss("reference")(everything[0])
-    bounds = difference(loss("incoming"), len(nll["incoming"]), loss("reference"), len(nll["reference"]), seed=seed)
-    out = {"shift": exp(value), "shift_ci95": bounds and [exp(b) for b in bounds], "threshold": threshold}
-    return out | {"drifted": bool(bounds) and bounds[0] > math.log(threshold)}
+def score(o: measure.Opened, names: list[str], field: str, args) -> Side:
+    corpus = measure.encode(o, names, field, args.limit, args.skip_bad_rows)
+    texts, times, empty = draw(corpus, args.sample, args.seed)
+    context, stride = window_sizes(o.model.config, args.context, args.stride)
+    ids = [texts.ids(k)[: args.first + 1 if args.first else None] for k in range(len(times))]
+    nll = score_ids(o.model, ids, context, stride, args.batch_size, o.device, o.dtype)
+    return Side(texts, times, np.array([len(i) - 1 for i in ids]), nll, len(corpus.documents), empty)
 
 
-def most_surprising(o, ids: list[np.ndarray], nll: np.ndarray, tokens: np.ndarray, most: int = 5) -> list[dict]:
-    """The incoming texts of the highest perplexity: where an operator looks first."""
-    order = np.argsort(-nll / tokens)[:most].tolist()
-    texts = [" ".join(o.tokenizer.decode(ids[k][1:].tolist()).split()) for k in order]
-    return [{"ppl": exp(nll[k] / tokens[k]), "text": text[:200]} for k, text in zip(order, texts, strict=True)]
+def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[float]]:
+    """(how many times the perplexity of the incoming texts is that of the reference, 95 % interval): exp of the difference of two
+    losses, in nats a token; bootstrap over the different texts of both sides, each side drawn by itself.
+    Raises UserError if a side has but one."""
+    for name, side in (("--reference", reference), ("--incoming", incoming)):
+        if len(side.times) < 2:
+            raise UserError(f"{name}: one text, or the same again and again; no interval can be had of that, so give more")
+    (nll, tokens), (nll_in, tokens_in) = reference.totals(), incoming.totals()
+
+    def ratio(rows, rows_in):
+        return exp(nll_in[rows_in].sum() / tokens_in[rows_in].sum() - nll[rows].sum() / tokens[rows].sum())
+
+    return exp(incoming.loss() - reference.loss()), interval_of_two(ratio, len(nll), len(nll_in), seed=seed)
 
 
-def say(result: dict) -> None:
-    for name in SIDES:
-        r = result[name]
-        interval = tables.interval_cell(r["ppl_ci95"]) if r["ppl_ci95"] else "(one text: no interval)"
-        counts = f"{r['documents']:,} texts, median {r['median_tokens']} tokens"
-        print(f"{name:9} perplexity {tables.ppl_cell(r['ppl'])} {interval}; {counts}")
-    bounds = result["shift_ci95"]
-    print(f"shift     x {result['shift']:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""))
-    few = [name for name in SIDES if result[name]["documents"] < FEW]
-    if few:
-        print(f"note: {' and '.join(few)}: fewer than {FEW} texts; the interval is too narrow then")
-    a, b = (result[name]["median_tokens"] for name in SIDES)
-    if max(a, b) > 4 * min(a, b):
-        print("note: the sides differ much in length, so perhaps in kind: compare questions with questions, articles with articles")
-    print("most surprising of what came in:")
-    for s in result["surprising"]:
-        print(f"  {tables.ppl_cell(s['ppl']):>8}  {s['text'][:110]!r}")
-    above = f"more than {result['threshold']:g} times as surprising as the reference"
-    if not bounds:
-        print("too few texts to tell")
-    else:
-        print(f"DRIFT: what comes in is {above}" if result["drifted"] else f"no drift: not surely {above}")
+def measure_drift(args) -> dict:
+    """`eval.py drift`: print both perplexities, the shift and a verdict, and give them with what they were measured on."""
+    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    reference = score(o, args.reference, args.reference_field or args.text_field, args)
+    incoming = score(o, args.incoming, args.text_field, args)
+    vocab_size, sides = o.model.config.vocab_size, {"reference": reference, "incoming": incoming}
+    value, interval = shift(reference, incoming, args.seed)
+    context, stride = window_sizes(o.model.config, args.context, args.stride)
+    first = f", of each text the first {args.first} tokens" if args.first else ""
+    print(f"{o}; windows of {context}, stride {stride}{first}")
+    result = {name: describe(side, args.seed) for name, side in sides.items()}
+    rows = [["", "texts", "different", "tokens", "tokens a text (median)", "perplexity [95 %]"], ["---", *["---:"] * 5]]
+    for name, r in result.items():
+        of = f"{r['documents']:,}" + (f" of {r['of']:,}" if r["of"] > r["documents"] else "")
+        cell = f"{tables.ppl_cell(r['ppl'], vocab_size)} {tables.interval_cell(r['ppl_ci95'])}"
+        rows.append([name, of, f"{r['different']:,}", f"{r['tokens_scored']:,}", f"{r['median_tokens']:g}", cell])
+    print(tables.text_table(rows, width=100, turn=False))
+    overlap = calls.overlap_with_training(o, Texts([reference.texts], o.tokenizer))
+    notes = doubts(sides, overlap["overlap"])
+    print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    drifted, verdict = judge(interval, args.threshold)
+    print(f"shift {value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]; {verdict}")
+    moving = most_moving(o, reference.loss(), incoming, args.top, up=value >= 1)
+    if moving:
+        print("\nthe incoming texts that move it most (own perplexity; nats beside what the reference's loss would give):")
+    for s in moving:
+        times = f", {s['times']} times" if s["times"] > 1 else ""
+        text = s["text"] if len(s["text"]) <= 110 else s["text"][:107] + "..."
+        print(f"  {tables.ppl_cell(s['ppl'], vocab_size)}; {s['excess']:+,.0f} nats in {s['tokens']:,} tokens{times}: {text}")
+    how = {"model": o.name, "dtype": o.dtype, "context": context, "stride": stride, "first": args.first, "sample": args.sample}
+    found = {"shift": value, "shift_ci95": interval, "threshold": args.threshold, "drifted": drifted, "verdict": verdict}
+    result["reference"] |= {"data": args.reference, "field": args.reference_field or args.text_field} | overlap
+    result["incoming"] |= {"data": args.incoming, "field": args.text_field}
+    return result | found | {"notes": notes, "most_moving": moving} | how | {"seed": args.seed, "vocab_size": vocab_size}
+
+
+def describe(side: Side, seed: int) -> dict:
+    """A side's figures, under the names that eval.py ppl gives them. of: texts that there were, empty ones included;
+    data_sha256: of all of these."""
+    nll, tokens = side.totals()
+    return {
+        "ppl": exp(side.loss()),
+        "ppl_ci95": ppl_interval(nll, tokens, seed),
+        "loss": side.loss(),
+        "nll": float(nll.sum()),
+        "tokens_scored": int(tokens.sum()),
+        "documents": int(side.times.sum()),
+        "of": side.documents,
+        "empty": side.empty,
+        "different": len(side.times),
+        "median_tokens": side.median(),
+        "bad_rows": side.texts.corpus.bad_rows,
+        "data_sha256": side.texts.corpus.sha256,
+    }
+
+
+def judge(interval: list[float], threshold: float) -> tuple[bool, str]:
+    """Whether all of the interval is beyond the threshold, a ratio of 1 or more that counts both ways; and that in words."""
+    low, high = interval
+    if low > threshold:
+        return True, f"drift: what comes in is more surprising, beyond {threshold:g} with all of the interval"
+    if high < 1 / threshold:
+        return True, f"drift: what comes in is less surprising, beyond 1 / {threshold:g} with all of the interval"
+    if low < 1 / threshold or high > threshold:
+        return False, f"no drift shown, none excluded: the interval reaches beyond {threshold:g} either way; more texts would tell"
+    return False, f"no drift: all of the interval is within {threshold:g} either way"
+
+
+def doubts(sides: dict[str, Side], overlap: dict | None) -> list[str]:
+    """What speaks against trusting the figure, a line each."""
+    notes = []
+    for name, side in sides.items():
+        n, documents = len(side.times), int(side.times.sum())
+        if side.empty:
+            notes.append(f"--{name}: {side.empty:,} empty texts left out")
+        if side.texts.corpus.bad_rows:
+            notes.append(f"--{name}: {side.texts.corpus.bad_rows:,} bad rows left out")
+        if n < FEW:
+            notes.append(f"--{name}: only {n} different texts; with fewer than {FEW} the interval is narrower than it should be")
+        if 2 * n < documents:
+            notes.append(f"--{name}: of {documents:,} texts only {n:,} are different; is that the field which was meant?")
+    medians = {name: side.median() for name, side in sides.items()}
+    if max(medians.values()) > 2 * min(medians.values()):
+        notes.append(
+            f"a text has {medians['reference']:g} tokens in the reference and {medians['incoming']:g} in what comes in (median): "
+            "short texts surprise more for want of context; give a reference of the same kind, or --first N"
+        )
+    if overlap and 2 * overlap["documents"] > overlap["of"]:
+        notes.append(
+            "most of the reference was trained on: what a model knows by heart surprises it less than any new text does; better is "
+            "a reference of the same kind that was held out"
+        )
+    return notes
+
+
+def most_moving(o: measure.Opened, loss: float, incoming: Side, top: int, up: bool) -> list[dict]:
+    """The `top` incoming texts that move the shift most, up or down. Its logarithm is the sum of all texts' `excess` (nats above
+    `loss` a token, all times together that a text came) divided by all tokens: so a long odd text comes before a short one."""
+    nll, tokens = incoming.totals()
+    excess = nll - loss * tokens
+    toward = excess if up else -excess
+    return [
+        {
+            "text": " ".join(o.tokenizer.decode(incoming.texts.ids(k)[1:]).split())[:SHOWN],
+            "ppl": exp(incoming.nll[k] / incoming.tokens[k]),
+            "tokens": int(incoming.tokens[k]),
+            "times": int(incoming.times[k]),
+            "excess": float(excess[k]),
+        }
+        for k in np.argsort(-toward, kind="stable")[:top].tolist()
+        if toward[k] > 0
+    ]

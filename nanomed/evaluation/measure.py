@@ -10,7 +10,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation import metrics, mistakes
 from nanomed.evaluation.baselines import beside_baselines
 from nanomed.evaluation.generate import Ending, Sampling, generate, row_seed, stream
-from nanomed.evaluation.perplexity import answer_perplexity, perplexity
+from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
 from nanomed.evaluation.trained import trained_with, training_sides
 from nanomed.models.classifier import predict
 from nanomed.models.quant import count_parameters
@@ -67,8 +67,7 @@ def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=
 def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size=8, seed=0, also=()) -> dict:
     """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half overlapping; `also`: what some
     of mistakes.MISTAKES give."""
-    context = context or min(o.model.config.n_positions, 1024)
-    stride = stride or max(1, context // 2)
+    context, stride = window_sizes(o.model.config, context, stride)
     everything = corpus.all()
     result = perplexity(o.model, [everything], context, stride, batch_size, o.device, o.dtype, seed, per_document=True)
     nll = result.pop("document_nll")

@@ -27,15 +27,9 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
 
     With per_document, `document_nll` too: float64, an array. Neither batch_size nor the order of documents changes the result,
     rounding apart.
-    Raises UserError unless 1 <= stride < context <= n_positions, for nothing to score, and for a non-finite loss.
+    Raises UserError as window_sizes() does, for nothing to score, and for a non-finite loss.
     """
-    if not 1 <= stride < context:
-        raise UserError(
-            f"stride {stride} must be at least 1 and less than the context {context}, so that every token "
-            "has a predecessor in its window"
-        )
-    if context > model.config.n_positions:
-        raise UserError(f"context {context} is more than the model's {model.config.n_positions} positions")
+    window_sizes(model.config, context, stride)
     table = np.concatenate([s.table() for s in documents])
     tokens = table["length"] - 1
     if tokens.sum() == 0:
@@ -65,6 +59,21 @@ def perplexity(model, documents: list[Selection], context, stride, batch_size, d
         "tokens_per_s": n / seconds,
         **({"document_nll": nll} if per_document else {}),
     }
+
+
+def window_sizes(config, context: int | None = None, stride: int | None = None) -> tuple[int, int]:
+    """(context, stride), by default the model's positions (1024 at most) and half of that. Raises UserError unless
+    1 <= stride < context <= n_positions."""
+    context = context or min(config.n_positions, 1024)
+    stride = max(1, context // 2) if stride is None else stride
+    if not 1 <= stride < context:
+        raise UserError(
+            f"stride {stride} must be at least 1 and less than the context {context}, so that every token "
+            "has a predecessor in its window"
+        )
+    if context > config.n_positions:
+        raise UserError(f"context {context} is more than the model's {config.n_positions} positions")
+    return context, stride
 
 
 def score_ids(model, documents: list[np.ndarray], context, stride, batch_size, device, dtype) -> np.ndarray:

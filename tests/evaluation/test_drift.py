@@ -1,132 +1,203 @@
-"""The alarm: silent on more of the same, loud on another kind of text, and its figures by hand."""
+"""eval.py drift: the shift and its interval against scipy's bootstrap, an alarm where it belongs and none elsewhere."""
 
+import dataclasses
 import json
-import math
-import random
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from nanomed.evaluation import drift
-from nanomed.evaluation.bootstrap import difference
-from nanomed.evaluation.perplexity import score_ids
+from nanomed.evaluation import drift, measure
+from nanomed.evaluation.drift import DRIFTED, Side
+from nanomed.text.corpus import Selection
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 
-DRIFTED = 3
+OTHER = "rivers run past old mills where nobody grinds corn or sings about summer weddings any more".split()
 
 
-def sides(rng, n, m, ratio=1.0):
-    """Texts of unequal length and difficulty; the incoming ones `ratio` times as surprising."""
-    out = {}
-    for name, size, factor in (("reference", n, 1.0), ("incoming", m, ratio)):
-        tokens = rng.integers(5, 60, size)
-        loss = 3 + 0.4 * rng.standard_normal(size) + math.log(factor)
-        out[name] = (loss * tokens, tokens)
-    return {k: v[0] for k, v in out.items()}, {k: v[1] for k, v in out.items()}
+def side(nll, tokens, times=None):
+    """Scores without texts."""
+    times = np.ones(len(nll), int) if times is None else times
+    return Side(None, times, np.asarray(tokens), np.asarray(nll, float), int(times.sum()), 0)
 
 
-def test_the_shift_is_a_ratio_of_perplexities():
-    nll = {"reference": np.array([10.0, 30.0]), "incoming": np.array([12.0, 36.0])}
-    tokens = {name: np.array([5, 15]) for name in nll}
-    found = drift.shift(nll, tokens, 1.1)
-    assert found["shift"] == pytest.approx(math.exp(48 / 20 - 40 / 20))
-    low, high = found["shift_ci95"]
-    assert low <= found["shift"] <= high
+def other_texts(n, seed):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(OTHER, size=rng.integers(8, 40))) for _ in range(n)]
 
 
-def test_more_of_the_same_is_no_alarm():
-    """At a threshold of 1 an interval of 95 % is above it by chance in about one of forty cases."""
+def test_the_interval_is_that_of_scipys_bootstrap():
     rng = np.random.default_rng(0)
-    alarms = [drift.shift(*sides(rng, 150, 80), threshold=1.0, seed=k)["drifted"] for k in range(200)]
-    assert sum(alarms) <= 14  # 5 are expected; 15 or more would be a chance of one in ten thousand
-    rng = np.random.default_rng(0)
-    assert not any(drift.shift(*sides(rng, 150, 80), threshold=1.1, seed=k)["drifted"] for k in range(50))
+    tokens = [rng.integers(5, 60, size=n) for n in (150, 90)]
+    nll = [t * rng.normal(mean, 0.8, size=len(t)) for t, mean in zip(tokens, (4.0, 4.3), strict=True)]
+    value, (low, high) = drift.shift(side(nll[0], tokens[0]), side(nll[1], tokens[1]))
+
+    def difference(i, j, axis):
+        return (nll[1][j].sum(axis) / tokens[1][j].sum(axis)) - (nll[0][i].sum(axis) / tokens[0][i].sum(axis))
+
+    data = (np.arange(150), np.arange(90))
+    found = scipy.stats.bootstrap(data, difference, vectorized=True, method="percentile", n_resamples=20_000, rng=rng)
+    assert np.log(value) == pytest.approx(difference(*data, axis=0))
+    assert np.log([low, high]) == pytest.approx(list(found.confidence_interval), abs=0.03)  # of a width of 0.5; both are drawn
 
 
-def test_a_real_shift_is_one():
-    rng = np.random.default_rng(0)
-    assert all(drift.shift(*sides(rng, 150, 80, ratio=1.6), threshold=1.1, seed=k)["drifted"] for k in range(50))
+def test_a_text_that_comes_again_and_again_is_no_further_evidence():
+    rng = np.random.default_rng(1)
+    tokens, nll = np.full(60, 10), rng.normal(40, 6, size=60)
+    once, thrice = side(nll, tokens), side(nll, tokens, np.full(60, 3))
+    assert drift.shift(once, thrice)[1] == pytest.approx(drift.shift(once, once)[1])
+    flood = np.where(nll == nll.max(), 500, 1)  # a script, say, that sends the one hard text over and over
+    value, interval = drift.shift(once, side(nll, tokens, flood))
+    assert value > 2 and not drift.judge(interval, 1.2)[0]
+    _, mistaken = drift.shift(once, side(np.repeat(nll, flood), np.repeat(tokens, flood)))
+    assert drift.judge(mistaken, 1.2)[0]
 
 
-def test_the_interval_of_a_difference_holds_it_as_often_as_it_says():
-    rng, inside = np.random.default_rng(1), 0
-    for k in range(200):
-        a, b = rng.normal(1.0, 1.0, 40), rng.normal(0.4, 2.0, 60)
-        low, high = difference(lambda i, a=a: a[i].mean(), 40, lambda i, b=b: b[i].mean(), 60, samples=400, seed=k)
-        inside += low <= 0.6 <= high
-    assert 178 <= inside <= 199  # 190 are expected
+def test_small_samples_and_verdicts():
+    assert drift.judge([1.21, 1.5], 1.2) == (True, "drift: what comes in is more surprising, beyond 1.2 with all of the interval")
+    assert drift.judge([0.5, 0.83], 1.2)[0] and "less surprising" in drift.judge([0.5, 0.83], 1.2)[1]
+    for interval in ([1.19, 3.0], [0.2, 0.9], [0.5, 2.0]):
+        assert not drift.judge(interval, 1.2)[0] and "none excluded" in drift.judge(interval, 1.2)[1]
+    assert drift.judge([0.9, 1.1], 1.2) == (False, "no drift: all of the interval is within 1.2 either way")
 
 
-def test_one_text_has_no_interval_and_raises_no_alarm():
-    nll = {"reference": np.array([10.0, 30.0]), "incoming": np.array([99.0])}
-    tokens = {"reference": np.array([5, 15]), "incoming": np.array([5])}
-    found = drift.shift(nll, tokens, 1.1)
-    assert found["shift_ci95"] is None and not found["drifted"] and found["shift"] > 1.1
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Beginnings of general paragraphs, others of the kind, and these with their words shuffled; the latter two in the field of
-    a log."""
-    lines = (ROOT / "nanomed" / "demo" / "general.txt").read_text(encoding="utf-8").splitlines()
-    texts = [" ".join(line.split()[:40]) for line in lines]
-    random.Random(1).shuffle(texts)
-    half, rng = len(texts) // 2, random.Random(0)
-    other = [" ".join(rng.sample(t.split(), len(t.split()))) for t in texts[half:]]
-    return [write_jsonl(tmp_path / "reference.jsonl", texts[:half])] + [
-        write_jsonl(tmp_path / f"{name}.jsonl", found, field="prompt") for name, found in (("same", texts[half:]), ("other", other))
-    ]
-
-
-def test_the_command_and_its_exit_status(files, script, tmp_path):
-    reference, same, other = files
-    common = ["drift", "--model", "nano", "--reference", reference, "--json", tmp_path / "d.json", "--incoming"]
-    done = script("eval.py", *common, same)
-    assert done.returncode == 0 and "no drift" in done.stdout, done.stderr
-    quiet = json.loads((tmp_path / "d.json").read_text())
-    assert not quiet["drifted"] and quiet["reference"]["documents"] >= 30 and len(quiet["surprising"]) == 5
-    done = script("eval.py", *common, other)
-    assert done.returncode == DRIFTED and "DRIFT: what comes in is more than 1.1 times" in done.stdout
-    loud = json.loads((tmp_path / "d.json").read_text())
-    assert loud["drifted"] and loud["shift"] == pytest.approx(loud["incoming"]["ppl"] / loud["reference"]["ppl"])
-    assert loud["surprising"][0]["ppl"] >= loud["surprising"][-1]["ppl"]
-    done = script("eval.py", *common, other, "--threshold", 1e6)
-    assert done.returncode == 0 and "not surely more than 1e+06 times" in done.stdout
-
-
-def test_both_sides_are_cut_to_the_same_length(files, script, tmp_path, model_dir):
-    """A long text is easier a token than its own beginning; here each side is the other, cut."""
-    short = write_jsonl(tmp_path / "short.jsonl", [" ".join(t.split()[:6]) for t in make_texts(40, 1, 20, 30)])
-    long = write_jsonl(tmp_path / "long.jsonl", make_texts(40, 1, 20, 30))
-    flags = ["drift", "--model", "nano", "--reference", long, "--incoming", short, "--dtype", "fp32", "--json", tmp_path / "d.json"]
-    done = script("eval.py", *flags)
-    found = json.loads((tmp_path / "d.json").read_text())
-    assert found["reference"]["tokens_scored"] <= 40 * found["first"] < 40 * found["reference"]["median_tokens"]
-    assert "differ much in length" in done.stdout or found["reference"]["median_tokens"] <= 4 * found["incoming"]["median_tokens"]
-    assert 0.8 < found["shift"] < 1.25  # uncut, the beginnings alone would be far above
-
-
-def test_figures_are_those_of_the_evaluator(files, script, tmp_path):
-    from nanomed.evaluation import measure
-
-    reference, same, _ = files
-    flags = ["--reference", reference, "--incoming", same, "--first", 12, "--dtype", "fp32", "--json", tmp_path / "d.json"]
-    done = script("eval.py", "drift", "--model", "nano", *flags)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def scored():
+    """nano's nll of each of each of 40 abstracts and of 80 paragraphs of general English, their first 160 tokens."""
     o = measure.open_model("nano", "cpu", "fp32")
-    texts = [json.loads(line)["prompt"] for line in same.read_text().splitlines()]
-    ids = [np.concatenate([[o.tokenizer.lead], o.tokenizer.encode(t)[:12]]) for t in texts]
-    nll = score_ids(o.model, ids, 256, 128, 8, o.device, "fp32")
-    expected = math.exp(nll.sum() / sum(len(i) - 1 for i in ids))
-    assert json.loads((tmp_path / "d.json").read_text())["incoming"]["ppl"] == pytest.approx(expected, rel=1e-5)
+    rows = [json.loads(line) for line in (ROOT / "nanomed" / "demo" / "abstracts.jsonl").read_text().splitlines()]
+    kinds = {"medical": [text for row in rows for text in row["texts"]]}
+    kinds["general"] = (ROOT / "nanomed" / "demo" / "general.txt").read_text().splitlines()[:80]
+    out = {}
+    for name, texts in kinds.items():
+        ids = [np.concatenate([[o.tokenizer.lead], o.tokenizer.encode(text)[:160]]) for text in texts]
+        nll = drift.score_ids(o.model, ids, 256, 128, 16, o.device, o.dtype)
+        out[name] = nll, np.array([len(i) - 1 for i in ids])
+    return out
 
 
-def test_what_cannot_be_compared_is_refused(files, script, tmp_path):
-    reference, same, _ = files
-    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
-    common = ["drift", "--model", "nano", "--reference", reference, "--incoming"]
-    assert_refused(script("eval.py", *common, tmp_path / "empty.jsonl"), "every text is empty")
-    assert_refused(script("eval.py", *common, tmp_path / "none.jsonl"), "none.jsonl: no such file")
-    assert_refused(script("eval.py", *common, same, "--first", 3), "--first 3: at least 8")
-    assert_refused(script("eval.py", *common, same, "--text-field", "body"), "body")
-    assert_refused(script("eval.py", *common, same, "--json", same), "same.jsonl")
+def test_halves_of_the_same_texts_are_no_drift_and_other_texts_are(scored):
+    rng, false, least, found = np.random.default_rng(2), 0, 0, 0
+    nll, tokens = scored["medical"]
+    for _ in range(60):
+        a, b = np.split(rng.permutation(len(nll)), 2)
+        _, interval = drift.shift(side(nll[a], tokens[a]), side(nll[b], tokens[b]))
+        false += drift.judge(interval, 1.2)[0]
+        least += drift.judge(interval, 1.0)[0]
+        c = rng.choice(80, size=40, replace=False)
+        general = side(scored["general"][0][c], scored["general"][1][c])
+        found += drift.judge(drift.shift(general, side(nll[b], tokens[b]))[1], 1.2)[0]
+    assert false == 0  # at the default threshold
+    assert least <= 9  # at none, 5 % of 60 and what chance adds (P = 0.001)
+    assert found == 60  # general English is nano's own, medical text is harder to it
+
+
+# --- as a user runs it --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(model_dir, tmp_path_factory):
+    """A tiny model that has read some texts, in a directory beside their file."""
+    from tests.conftest import run_script
+
+    home = tmp_path_factory.mktemp("drift")
+    write_jsonl(home / "train.jsonl", make_texts(80, 1, 8, 40))
+    flags = ("--val-fraction", 0, "--max-steps", 60, "--lr", 5e-3, "--batch-size", 4, "--context", 48, "--dtype", "fp32")
+    out = run_script(home, "train_clm.py", "--model", model_dir, "--data", "train.jsonl", "--out", "m", *flags)
+    assert out.returncode == 0, out.stderr
+    return home
+
+
+def test_a_cron_job_is_told_by_the_exit_status(trained, script, tmp_path):
+    def run(incoming, *flags):
+        command = ("drift", "--model", trained / "m", "--reference", tmp_path / "held.jsonl", "--incoming", incoming)
+        return script("eval.py", *command, "--dtype", "fp32", "--json", "d.json", *flags)
+
+    write_jsonl(tmp_path / "held.jsonl", make_texts(60, 2, 8, 40))
+    write_jsonl(tmp_path / "quiet.jsonl", make_texts(60, 3, 8, 40), field="question")
+    write_jsonl(tmp_path / "loud.jsonl", other_texts(60, 4), field="prompt")
+    quiet = run("quiet.jsonl")
+    assert quiet.returncode == 0 and "; no drift: all of the interval is within 1.2 either way\n" in quiet.stdout, quiet.stderr
+    r = json.loads((tmp_path / "d.json").read_text())
+    assert r["drifted"] is False and not r["notes"] and 1 / 1.2 < r["shift_ci95"][0] < 1 < r["shift_ci95"][1] < 1.2
+    assert r["shift"] == pytest.approx(r["incoming"]["ppl"] / r["reference"]["ppl"])
+    # Both perplexities are those of eval.py ppl, with their intervals and names.
+    for name, file, field in (("reference", "held.jsonl", "text"), ("incoming", "quiet.jsonl", "question")):
+        command = ("eval.py", "ppl", "--model", trained / "m", "--data", file, "--text-field", field, "--dtype", "fp32")
+        assert script(*command, "--json", "p.json").returncode == 0
+        ppl = json.loads((tmp_path / "p.json").read_text())
+        for key in ("ppl", "ppl_ci95", "loss", "nll", "tokens_scored", "documents", "data_sha256"):
+            assert r[name][key] == (pytest.approx(ppl[key]) if "sha" not in key else ppl[key]), key
+    loud = run("loud.jsonl")
+    assert loud.returncode == DRIFTED == 3 and "drift: what comes in is more surprising" in loud.stdout, loud.stderr
+    r = json.loads((tmp_path / "d.json").read_text())
+    assert r["drifted"] is True and r["shift_ci95"][0] > 1.2 and len(r["most_moving"]) == 5
+    excess = [s["excess"] for s in r["most_moving"]]
+    assert excess == sorted(excess, reverse=True) and r["most_moving"][0]["text"] in (tmp_path / "loud.jsonl").read_text()
+    for s in r["most_moving"]:
+        assert s["excess"] == pytest.approx(s["times"] * s["tokens"] * (np.log(s["ppl"]) - r["reference"]["loss"]))
+    # The other way round it is as much of a drift, and beyond a higher threshold it is none.
+    command = ("eval.py", "drift", "--model", trained / "m", "--reference", "loud.jsonl", "--incoming", "held.jsonl", "--top", 0)
+    back = script(*command, "--dtype", "fp32", "--json", "b.json")
+    assert back.returncode == DRIFTED and "less surprising" in back.stdout and "nats" not in back.stdout
+    b = json.loads((tmp_path / "b.json").read_text())
+    assert b["shift"] == pytest.approx(1 / r["shift"]) and b["most_moving"] == []
+    assert run("loud.jsonl", "--threshold", 1e6).returncode == 0
+
+
+def test_what_speaks_against_the_figure_is_said(trained, script, tmp_path):
+    def notes(reference, incoming, *flags):
+        command = ("drift", "--model", trained / "m", "--reference", reference, "--incoming", incoming, "--dtype", "fp32", *flags)
+        out = script("eval.py", *command, "--json", "d.json")
+        assert out.returncode in (0, DRIFTED), out.stderr
+        found = json.loads((tmp_path / "d.json").read_text())
+        assert [line[6:] for line in out.stdout.splitlines() if line.startswith("note: ")] == found["notes"]
+        return " | ".join(found["notes"]), found
+
+    held = write_jsonl(tmp_path / "held.jsonl", make_texts(60, 2, 30, 40))
+    short = write_jsonl(tmp_path / "short.jsonl", [*make_texts(9, 3, 3, 6), ""])
+    said, _ = notes(held, short)
+    assert "only 9 different texts" in said and "1 empty texts left out" in said and "for want of context" in said
+    said, found = notes(held, short, "--first", 4)
+    assert "context" not in said and found["reference"]["median_tokens"] == found["incoming"]["median_tokens"] == 4
+    assert found["incoming"]["tokens_scored"] == 36
+    said, found = notes(trained / "train.jsonl", held, "--sample", 40)
+    assert "most of the reference was trained on" in said and found["reference"]["overlap"]["documents"] > 20
+    assert (found["reference"]["documents"], found["reference"]["of"], found["incoming"]["documents"]) == (40, 80, 40)
+    rows = [{"instruction": f"Answer {k % 2}", "input": text} for k, text in enumerate(make_texts(40, 5, 30, 40))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said, found = notes("rows.jsonl", held)
+    assert "of 40 texts only 2 are different" in said and found["reference"]["field"] == "text,question,prompt,instruction"
+    said, found = notes("rows.jsonl", held, "--reference-field", "input")
+    assert said == "" and found["reference"]["different"] == 40
+
+
+def test_a_sample_is_drawn_by_the_seed_from_all_texts(trained, tmp_path):
+    o = measure.open_model(str(trained / "m"), "cpu", "fp32")
+    corpus = measure.encode(o, [str(write_jsonl(tmp_path / "d.jsonl", make_texts(200, 6, 8, 12)))])
+    first, again, third = (drift.draw(corpus, 50, seed)[0].indices for seed in (0, 0, 1))
+    assert len(first) == 50 and (first == again).all() and set(first) != set(third) and max(first) > 150
+    assert len(drift.draw(corpus, 0, 0)[0].indices) == len(drift.draw(corpus, 500, 0)[0].indices) == 200
+    double = dataclasses.replace(corpus, documents=np.concatenate([corpus.documents, corpus.documents[::2]]))
+    texts, times, empty = drift.draw(double, 0, 0)
+    assert (texts.indices == np.arange(200)).all() and (times == np.where(np.arange(200) % 2, 1, 2)).all() and empty == 0
+    assert isinstance(texts, Selection)
+
+
+def test_what_cannot_be_measured_is_refused(trained, script, tmp_path):
+    texts = write_jsonl(tmp_path / "t.jsonl", make_texts(5, 1))
+    same = write_jsonl(tmp_path / "same.jsonl", ["the same"] * 5)
+    blank = write_jsonl(tmp_path / "blank.jsonl", ["", ""])
+    (tmp_path / "none.jsonl").touch()
+
+    def refused(*flags):
+        return script("eval.py", "drift", "--model", trained / "m", *flags)
+
+    assert_refused(refused("--reference", texts, "--incoming", same), "--incoming: one text, or the same again")
+    assert_refused(refused("--reference", blank, "--incoming", texts), "blank.jsonl", "every text is empty")
+    assert_refused(refused("--reference", texts, "--incoming", "none.jsonl"), "none.jsonl", "no documents")
+    assert_refused(refused("--reference", texts, "--incoming", texts, "--text-field", "q"), "'q'", "--text-field")
+    assert_refused(refused("--reference", texts, "--incoming", texts, "--threshold", 0.8), "at least 1")
+    assert_refused(refused("--reference", texts, "--incoming", texts, "--stride", 64), "stride 64")
+    assert_refused(refused("--reference", texts, "--incoming", same, "--json", same), "reads")
+    assert "the same" in same.read_text()
