@@ -1,4 +1,4 @@
-"""What a training holds in memory: LoRA over bf16, int8 and NF4 weights, measured and computed; and what fits which card.
+"""What a training holds in memory: LoRA over bf16, int8 and NF4 weights, measured and computed. (What fits which card: fits.py.)
 
     python bench/memory.py                                 SmolLM2's shape and TinyLlama's, measured; prints two tables
     python bench/memory.py --measure smollm2-135m          one of them
@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from nanomed.loss import CHUNK_ELEMENTS, clm_loss
-from nanomed.models import gpt2, llama
+from nanomed.models import llama
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.quant import QUANTISED, count_parameters, replace_linears, stored_bytes
@@ -43,35 +43,24 @@ def of_llama(hidden, mlp, layers, heads, kv, **more):
     return llama, llama.Config(**(LLAMA_2 | sizes | {"num_key_value_heads": kv} | more))
 
 
-def of_gpt2(width, layers, heads):
-    return gpt2, gpt2.Config(n_embd=width, n_layer=layers, n_head=heads, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
-
-
 SHAPES = {
-    "gpt2": of_gpt2(768, 12, 12),
-    "gpt2-medium": of_gpt2(1024, 24, 16),
-    "gpt2-large": of_gpt2(1280, 36, 20),
-    "gpt2-xl": of_gpt2(1600, 48, 25),
     "smollm2-135m": of_llama(576, 1536, 30, 9, 3, vocab_size=49152, tie_word_embeddings=True),
     "tinyllama-1.1b": of_llama(2048, 5632, 22, 32, 4),
     "llama-2-7b": of_llama(4096, 11008, 32, 32, 32),
     "llama-2-13b": of_llama(5120, 13824, 40, 40, 40),
 }
 KINDS = ("bf16", "int8", "nf4")
-CARDS = (16, 24, 40, 80)
 PAPER = {"llama-2-7b": 5, "llama-2-13b": 10}  # GB of QLoRA for 7B and 13B (Dettmers et al. 2023, figure 6)
 
 
 def on_meta(family, config, kind: str, device: str, lora_r: int = 16) -> LanguageModel:
-    """The model with an adapter as a training on `device` would hold it, without memory; kind: of KINDS, or full."""
+    """The model with an adapter as a training on `device` would hold it, without memory; kind: of KINDS."""
     with torch.device("meta"):
         model = LanguageModel(family, config)
         if kind in ("int8", "nf4"):
             replace_linears(model, kind)
-        if kind != "full":
-            names = LINEARS if family is llama else ("c_attn", "c_proj", "c_fc")
-            inject(model, LoRAConfig(lora_r, 2.0 * lora_r, 0.0, names))
-            store_frozen(model, "bf16", torch.device(device))
+        inject(model, LoRAConfig(lora_r, 2.0 * lora_r, 0.0, LINEARS))
+        store_frozen(model, "bf16", torch.device(device))
     return model
 
 
@@ -96,9 +85,9 @@ def computed(name: str, kind: str, rows: int, context: int, device: str, checkpo
     """Bytes by what they are for."""
     family, config = SHAPES[name]
     model = on_meta(family, config, kind, device)
-    trained, full = sum(p.numel() for p in model.parameters() if p.requires_grad), kind == "full"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     blocks = next(m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
-    adapter = 0 if full else 4 * trained
+    adapter = 4 * trained
     in_blocks = stored_bytes(blocks) - adapter
     largest = max((m.in_features * m.out_features for m in blocks.modules() if isinstance(m, QUANTISED)), default=0)
     n = len(blocks)
@@ -119,7 +108,7 @@ def block_activations(name: str, rows: int, context: int, _known={}) -> int:  # 
     """What autograd keeps of one block of the model's width in bf16, counted on a real one over random weights."""
     if (name, rows, context) not in _known:
         family, config = SHAPES[name]
-        one, two = ({"n_layer": n} if family is gpt2 else {"num_hidden_layers": n} for n in (1, 2))
+        one, two = ({"num_hidden_layers": n} for n in (1, 2))
         kept = []
         for layers in (one, two):
             model = on_meta(family, replace(config, vocab_size=64, tie_word_embeddings=False, **layers), "bf16", "cpu")
@@ -208,36 +197,18 @@ def main():
     for (name, kind), found in parts.items():
         paper = f"{PAPER[name]}" if kind == "nf4" else ""
         print(f"| {name} | {kind} | " + " | ".join(gb(v) for v in found.values()) + f" | {gb(sum(found.values()))} | {paper} |")
-    print("\nWhat fits: GB a card, 1 x 1,024 tokens, --grad-checkpoint; in brackets the smallest card with a tenth to spare\n")
-    methods = {"all weights": ("full", 1), "2 cards": ("full", 2), "4 cards": ("full", 4), "8 cards": ("full", 8)}
-    methods |= {"LoRA, bf16": ("bf16", 1), "QLoRA, nf4": ("nf4", 1)}
-    print("| model | parameters | " + " | ".join(methods) + " |")
-    print("| --- | ---: | " + "---: | " * len(methods))
-    fits = {}
-    for name, (family, config) in SHAPES.items():
-        cells = []
-        for kind, cards in methods.values():
-            found = computed(name, kind, 1, 1024, "cuda", True)
-            shared = sum(found[k] for k in ("blocks", "embedding, head, norms", "adapter", "gradients", "optimizer")) / cards
-            whole = found["activations"] + found["a layer dequantised"] + found["logits of a chunk"]
-            if cards > 1:  # a block, and what is outside of the blocks, is whole while it computes, and its gradient
-                whole += 2 * sum(halves(family, config))
-            total = shared + whole
-            card = next((c for c in CARDS if total < 0.9 * c * 1e9), None)
-            cells.append(f"{total / 1e9:.1f}" + (f" ({card})" if card else ""))
-        fits[name] = cells
-        print(f"| {name} | {count_parameters(on_meta(family, config, 'full', 'cuda')) / 1e6:,.0f} M | " + " | ".join(cells) + " |")
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     print(
-        json.dumps({"bench": "memory", "measured": measured, "fits": fits, "machine": platform.processor(), "versions": versions})
+        json.dumps(
+            {
+                "bench": "memory",
+                "measured": measured,
+                "computed": {" ".join(k): v for k, v in parts.items()},
+                "machine": platform.processor(),
+                "versions": versions,
+            }
+        )
     )
-
-
-def halves(family, config) -> tuple[int, int]:
-    """Bytes of one block, and of all that is outside of the blocks, in fp32."""
-    model = on_meta(family, config, "full", "cuda")
-    blocks = next(m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
-    return stored_bytes(blocks[0]), stored_bytes(model) - stored_bytes(blocks)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import os
 import re
 import signal
 import sys
@@ -117,30 +116,28 @@ def execute(main, name: str | None = None) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     open_streams()
-    errors, rank = sys.stderr, os.environ.get("RANK", "0")  # torchrun's processes are told apart, and only the first speaks
     reuse_memory()
-    name = (name or Path(sys.argv[0]).name) + (f" [rank {rank}]" if rank != "0" else "")
+    name = name or Path(sys.argv[0]).name
     try:
-        code = main() or 0
-        distributed.stop()
+        code = distributed.together(main) or 0
     except UserError as e:
-        print(f"{name}: " + " ".join(str(e).split()), file=errors)
+        print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
         code = 2
     except Interrupted as e:
-        print(f"{name}: {e}", file=errors)
+        print(f"{name}: {e}", file=sys.stderr)
         code = 128 + e.signum
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=errors)
+        print(f"{name}: interrupted", file=sys.stderr)
         code = 130
     except OSError as e:  # no permission, a file where a directory should be, a full disk
-        print(f"{name}: {e.filename or ''}: {e.strerror or e}", file=errors)
+        print(f"{name}: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
         code = 2
     except Exception as e:
         if is_out_of_memory(e):
-            print(f"{name}: out of memory; lower --batch-size or --context", file=errors)
+            print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
             code = 2
         else:
-            traceback.print_exc(file=errors)
+            traceback.print_exc()
             code = 1
     release()
     sys.stdout.flush()  # now, while a reader that is gone can still be coped with

@@ -91,13 +91,13 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
 def measure_drift(args) -> dict:
     """`eval.py drift`: print both perplexities, the shift and a verdict, and give them with what they were measured on."""
     o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    context, stride = window_sizes(o.model.config, args.context, args.stride)
+    first = f", of each text the first {args.first} tokens" if args.first else ""
+    print(f"{o}; windows of {context}, stride {stride}{first}")
     reference = score(o, args.reference, args.reference_field or args.text_field, args)
     incoming = score(o, args.incoming, args.text_field, args)
     vocab_size, sides = o.model.config.vocab_size, {"reference": reference, "incoming": incoming}
     value, interval = shift(reference, incoming, args.seed)
-    context, stride = window_sizes(o.model.config, args.context, args.stride)
-    first = f", of each text the first {args.first} tokens" if args.first else ""
-    print(f"{o}; windows of {context}, stride {stride}{first}")
     result = {name: describe(side, args.seed) for name, side in sides.items()}
     rows = [["", "texts", "different", "tokens", "tokens a text (median)", "perplexity [95 %]"], ["---", *["---:"] * 5]]
     for name, r in result.items():

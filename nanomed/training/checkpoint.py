@@ -2,7 +2,7 @@
 
 Saved are the trainable weights, the optimizer's moments, the gradient scaler, the random generators, and the progress (a
 dict of numbers: updates, windows of data consumed, tokens, ...). The data need no state: their order is a function of the
-seed and the number of windows consumed.
+seed and the number of windows consumed. Several processes write one state, which any number of them may go on from.
 """
 
 import contextlib
@@ -15,32 +15,45 @@ from safetensors import safe_open
 
 from nanomed.errors import UserError
 from nanomed.files import read_safetensors, write_safetensors
-from nanomed.training.distributed import is_first, part_like, whole
+from nanomed.training import distributed
 
 NAMES = ("step-*.safetensors", "best-*.safetensors", ".nanomed-*")  # of all that stands in state/
 
 
 def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
     """Write state/step-N.safetensors, then remove the older ones. Raises UserError, older state intact, if it cannot."""
-    state = {"model." + k: whole(p.detach()).cpu() for k, p in trainable(model).items()}
+    state = {"model." + k: p.detach() for k, p in trainable(model).items()}
     names = list(trainable(model))
     for index, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{names[index]}.{k}": whole(v).cpu() for k, v in moments.items()}
-    state["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        state["rng.cuda"] = torch.cuda.get_rng_state()
+        state |= {f"optimizer.{names[index]}.{k}": v for k, v in moments.items()}
+    for rank, generators in enumerate(distributed.of_each(_generators())):
+        state |= {_of(rank, name): numbers for name, numbers in generators.items()}
+    state = distributed.whole(state)
     path = out / "state" / f"step-{progress['step']:08d}.safetensors"
-    if not is_first():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"progress": json.dumps(progress), "scaler": json.dumps(scaler.state_dict())}
-    write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"progress": json.dumps(progress), "scaler": json.dumps(scaler.state_dict())}
+        write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
+        _remove_older(out, progress, path)
+    distributed.wait()
+    return path
+
+
+def _remove_older(out: Path, progress: dict, path: Path) -> None:
     # Only now are the older ones of no use: until then, a kill would lead back to them.
     best = progress.get("best_val") and _best(out, progress["best_val"]["step"])
     for old in [*sorted(path.parent.glob("step-*.safetensors"))[:-1], *path.parent.glob("best-*.safetensors")]:
         if old != best:
             old.unlink()
-    return path
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    cuda = {"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"rng.cpu": torch.get_rng_state()} | cuda
+
+
+def _of(rank: int, name: str) -> str:
+    return f"{name}.{rank}" if rank else name
 
 
 def latest(out: Path) -> Path | None:
@@ -64,17 +77,18 @@ def load(path: Path, model, optimizer, scaler) -> dict:
         raise UserError(f"{path}: the saved state is of another model, or of other LoRA settings")
     with torch.no_grad():
         for name, p in params.items():
-            p.copy_(part_like(state["model." + name], p))
+            p.copy_(distributed.part(state["model." + name], p))
     moments = {}
-    for index, name in enumerate(params):
+    for index, (name, p) in enumerate(params.items()):
         prefix = f"optimizer.{name}."
-        named = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        moments[index] = {k: part_like(v, params[name]) if v.shape == params[name].shape else v for k, v in named.items()}
+        moments[index] = {k.removeprefix(prefix): distributed.part(v, p) for k, v in state.items() if k.startswith(prefix)}
     moments = {i: m for i, m in moments.items() if m}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(state["rng.cpu"])
-    if torch.cuda.is_available() and "rng.cuda" in state:
-        torch.cuda.set_rng_state(state["rng.cuda"])
+    generators = {name: state.get(_of(distributed.rank(), name)) for name in ("rng.cpu", "rng.cuda")}
+    if generators["rng.cpu"] is not None:  # there were as many processes
+        torch.set_rng_state(generators["rng.cpu"])
+    if torch.cuda.is_available() and generators["rng.cuda"] is not None:
+        torch.cuda.set_rng_state(generators["rng.cuda"])
     with safe_open(path, "pt") as f:
         metadata = f.metadata()
     scaler.load_state_dict(json.loads(metadata["scaler"]))
@@ -87,17 +101,18 @@ def _best(out: Path, step: int) -> Path:
 
 def save_best(out: Path, model, step: int) -> None:
     """Beside the one before, which a resumed run may have to come back to."""
-    state = {k: whole(p.detach()).contiguous() for k, p in trainable(model).items()}
-    if is_first():
+    state = distributed.whole({k: p.detach() for k, p in trainable(model).items()})
+    if distributed.rank() == 0:
         (out / "state").mkdir(parents=True, exist_ok=True)
-        write_safetensors(state, _best(out, step))
+        write_safetensors({k: v.contiguous() for k, v in state.items()}, _best(out, step))
+    distributed.wait()
 
 
 def load_best(out: Path, model, step: int) -> None:
     state = read_safetensors(_best(out, step))
     with torch.no_grad():
         for name, p in trainable(model).items():
-            p.copy_(part_like(state[name], p))
+            p.copy_(distributed.part(state[name], p))
 
 
 def trainable(model) -> dict[str, torch.nn.Parameter]:

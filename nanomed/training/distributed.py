@@ -1,19 +1,17 @@
-"""Several processes, one training: full fine-tuning of what one device cannot hold.
+"""Several processes that train one model together, as `torchrun --nproc-per-node N train_clm.py ...` starts them, a GPU each.
 
-torchrun --nproc-per-node 4 train_clm.py ...     four processes of this machine, each a rank with a device of its own
+All do the same: they read the data, walk the same windows, decide the same. What each has of its own are some rows of every
+micro-batch, and 1/N of every weight, gradient and moment (torch's fully_shard; Zhao et al. 2023, PyTorch FSDP): a layer's weights
+are gathered when it is their turn, and thrown away after it. Only the first process prints and writes.
 
-PyTorch's FSDP2 (`fully_shard`; Zhao et al., "PyTorch FSDP", 2023; the third stage of ZeRO, Rajbhandari et al. 2020, section 5.3):
-each rank keeps its part of every weight, of its gradient and of its moments. Before a block computes, its weights are put together
-from all ranks; afterwards each keeps its part again. Every rank walks through the same windows of data and takes its own rows of
-each micro-batch, so that what one process would add up is added up over the ranks, and the schedule, the log and the checkpoint are
-those of one process. Files hold whole weights; rank 0 alone writes and speaks.
-
-Without torchrun every function here leaves things as they are.
+Without torchrun there is one process, whose model is whole: then everything here gives back what it was given.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
@@ -22,137 +20,178 @@ from torch import nn
 
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
+from nanomed.precision import DTYPES
 
-PATIENCE = timedelta(minutes=30)  # until a rank that waits for another gives up: a validation, say, must not take longer
+PATIENCE = timedelta(hours=1)  # until a process that waits gives up: the first one may be writing a large model
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many processes there are."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 
 
-def is_first() -> bool:
-    """Whether this process writes and speaks."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+
+
+def together(main: Callable):
+    """main() of one of several processes. The first alone speaks; but of those that fail, whichever fails first says why, and
+    torchrun ends the others."""
+    if world() == 1:
+        return main()
+    stderr, nowhere = sys.stderr, open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    if rank():
+        sys.stdout = sys.stderr = nowhere
+    try:
+        result = main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return result
+    except (Exception, KeyboardInterrupt):
+        sys.stderr = stderr if _fails_first() else nowhere
+        raise
+
+
+def _fails_first() -> bool:
+    """Asked of torchrun's own store, which outlives the processes."""
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+        return store.add(f"nanomed/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except RuntimeError:  # it is gone, with torchrun
+        return True
 
 
 def start(device: torch.device) -> None:
-    """Join the other ranks, if torchrun started this process. Raises UserError where a rank would have no device."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    """Meet the other processes: through NCCL with a GPU for each, through gloo on the CPU. Raises UserError for too few GPUs."""
+    if world() == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise UserError(f"{torch.cuda.device_count()} CUDA devices, but torchrun started more processes (--nproc-per-node)")
-        torch.cuda.set_device(local)
+        here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > there:
+            raise UserError(f"{here} processes, but this PyTorch sees {there} CUDA device(s): torchrun --nproc-per-node {there}")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    if not is_first():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends; cli.execute keeps the old one)
 
 
-def stop() -> None:
-    """Part from the others, all work being done."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+# --- what each takes, and what all of them have ----------------------------------------------------------------------
 
 
-def check(plan) -> None:
-    """Raises UserError for what several processes cannot do."""
-    if world() == 1:
-        return
-    odd = {
-        "--lora-r": plan.lora_r,
-        "--ewc": plan.ewc,
-        "--l2-sp": plan.l2_sp,
-        "--compile": plan.compile,
-        "--dtype fp16": plan.dtype == "fp16",
-        "train_cls.py": plan.phase == "classify",
-    }
-    for what, given in odd.items():
-        if given:
-            raise UserError(f"{what}: for one process; under torchrun all weights of a language model are trained, in bf16 or fp32")
+def share(batch) -> list[torch.Tensor]:
+    """This process's rows of a micro-batch (tensors of B rows, the targets last). Where there are fewer rows than processes,
+    one gets a row without targets: it adds nothing, but all must take part in every exchange."""
+    rows = [t[rank() :: world()] for t in batch]
+    return rows if len(rows[0]) else [*(t[:1] for t in batch[:-1]), torch.full_like(batch[-1][:1], IGNORE)]
 
 
-# --- what the ranks tell each other -----------------------------------------------------------------------------------
+def total(x):
+    """The sum of a tensor, or of a number, over all processes."""
+    return x if world() == 1 else _reduced(x, dist.ReduceOp.SUM)
 
 
-def from_first(ask: Callable):
-    """What ask() gives on rank 0, which alone calls it, on every rank."""
-    found = [ask() if is_first() else None]
+def most(n: int) -> int:
+    """The largest of all processes' numbers."""
+    return n if world() == 1 else _reduced(n, dist.ReduceOp.MAX)
+
+
+def _reduced(x, op):
+    tensor = x.clone() if torch.is_tensor(x) else torch.tensor(x, device=_device())
+    dist.all_reduce(tensor, op)
+    return tensor if torch.is_tensor(x) else tensor.item()
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def of_first(value):
+    """What the first process has: for what all must decide alike."""
+    values = [value]
     if world() > 1:
-        dist.broadcast_object_list(found)
-    return found[0]
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
-def in_turn(work: Callable):
-    """work(), one rank after the other: what is large for a moment is then large in one process at a time."""
-    for rank in range(world()):
-        if rank == (dist.get_rank() if dist.is_initialized() else 0):
-            done = work()
-        if world() > 1:
-            dist.barrier()
-    return done
-
-
-def total(values: torch.Tensor) -> torch.Tensor:
-    """Summed over the ranks."""
+def of_each(value) -> list:
+    """What every process has, in their order."""
+    values = [value] * world()
     if world() > 1:
-        dist.all_reduce(values)
+        dist.all_gather_object(values, value)
     return values
 
 
-def any_rank(flag: bool, device) -> bool:
-    """Whether it is so on any rank: all must stop after the same update."""
-    return flag if world() == 1 else bool(total(torch.tensor(float(flag), device=device)) > 0)
+def wait() -> None:
+    """Until all have come here."""
+    if world() > 1:
+        dist.barrier()
 
 
-def own_rows(batch: tuple) -> tuple:
-    """This rank's rows of a micro-batch (B, ...); where there are fewer rows than ranks, one without anything supervised, since
-    all ranks have to take part in every pass."""
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """One process after another: so that a model which each has to load lies whole in the computer's memory only once."""
+    for _ in range(rank()):
+        wait()
+    yield
+    for _ in range(world() - rank()):
+        wait()
+
+
+# --- the model in shares ---------------------------------------------------------------------------------------------
+
+
+def shard(model, device: torch.device, dtype: str) -> None:
+    """Leave this process its share of each weight of `model` (whole and the same in all of them, in fp32, on the CPU), in place.
+
+    What is trained stays fp32. What autocast multiplies in `dtype`, a block's attention and MLP, is gathered in it, each when its
+    turn comes; the rest (embedding, head and norms) in fp32, for as long as a forward or a backward lasts. Gradients are summed
+    over the processes, in fp32.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (world(),))
+    # autocast would make a copy of each gathered weight, and backward would keep all the copies
+    policy = MixedPrecisionPolicy(DTYPES[dtype], torch.float32, cast_forward_inputs=False)  # the residual stream stays fp32
+    (blocks,) = (m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
+    for part in (part for block in blocks for part in block.children()):
+        if any(isinstance(m, nn.Linear) for m in part.modules()):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # to which no block adds in place
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all weights are shares
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # they are not averaged: one_update divides by the tokens of all
+            module.set_force_sum_reduction_for_comms(True)
+    model.call = lambda f, *args: f(model, *args)
+    register_fsdp_forward_method(model, "call")
+    if rank():  # the first goes on with the numbers that a single process would draw
+        torch.manual_seed(torch.initial_seed() + rank())
+
+
+def forward(f: Callable) -> Callable:
+    """f(model, ...), which may look at any weight and call any part of the model: they are whole for as long as it runs."""
+    return f if world() == 1 else lambda model, *args: model.call(f, *args)
+
+
+def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors put together from their shares, one at a time, on the first process's CPU; nothing on the others."""
     if world() == 1:
-        return batch
-    rank = dist.get_rank()
-    if rank < len(batch[0]):
-        return tuple(t[rank :: world()] for t in batch)
-    return (*(t[:1] for t in batch[:-1]), torch.full_like(batch[-1][:1], IGNORE))
+        return state
+    from torch.distributed.tensor import DTensor
+
+    full = {}
+    for name, tensor in state.items():
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if rank() == 0:
+            full[name] = tensor.cpu()
+    return full
 
 
-# --- sharded weights --------------------------------------------------------------------------------------------------
-
-
-class Sharded(nn.Module):
-    """A language model whose weights are shared out among the ranks. sharded(f) calls f() where the embedding, the last norm and
-    the head are whole, as they must be for whoever goes past the model's own forward (nanomed.loss does); blocks become whole one
-    by one, when they are called."""
-
-    def __init__(self, model: nn.Module, device: torch.device):
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, fully_shard
-
-        super().__init__()
-        self.model = model
-        mesh = init_device_mesh(device.type, (world(),))
-        blocks = next(m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
-        for part in [*blocks, self]:
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        for module in self.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # a sum: the loss has been divided by the tokens of all ranks
-                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-
-    def forward(self, work: Callable):
-        return work()
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor of which this rank has a part. Every rank must ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole tensor, shared out as `like` is."""
-    if not hasattr(like, "placements"):
-        return tensor
+def part(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, laid out as that of the parameter `like`: the inverse of whole()."""
+    if world() == 1 or full.shape != like.shape:  # an optimizer's count of its steps
+        return full
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

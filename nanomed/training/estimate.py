@@ -6,7 +6,6 @@ import torch
 
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import autocast
-from nanomed.training import distributed
 from nanomed.training.loop import Settings, make_optimizer, one_update, total_steps
 
 LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
@@ -21,7 +20,6 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
         "gradients": sum(p.numel() * 4 for p in trained),
         "optimizer": sum(p.numel() * 8 for p in trained),
     }
-    sizes = {name: n // distributed.world() for name, n in sizes.items()}  # of each process
     if anchor:
         sizes["where they started"] = anchor.nbytes()
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]

@@ -76,17 +76,18 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
     """Gradients of all micro-batches of `window`, and of what `anchor` adds to the loss, clipped, and one step of the optimizer.
 
     The supervised tokens are counted before the first backward, so that every micro-batch is divided by the same number
-    and the gradient is that of the mean over all of them, however they are dealt out.
+    and the gradient is that of the mean over all of them, however they are dealt out: to micro-batches, and to processes
+    (nanomed.training.distributed), of which each takes some rows of every micro-batch.
     Returns losses: the summed loss of each micro-batch; count: supervised tokens; grad_norm: before clipping; stepped:
     False if fp16 overflowed; parts: {name: (summed loss, tokens)} if loss_fn tells the window's parts apart; penalty: the
     anchor's, or None.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device = params[0].device
-    count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)  # of all ranks, where there are several
+    count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
     losses, parts = [], {}
     for batch in window:
-        batch = [t.to(device, non_blocking=True) for t in distributed.own_rows(batch)]
+        batch = [t.to(device, non_blocking=True) for t in distributed.share(batch)]
         with autocast(device, s.dtype):
             nll, _, *named = loss_fn(model, batch)
         scaler.scale(nll / count).backward()
@@ -96,7 +97,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
             parts[name] = (before[0] + part, before[1] + n)
     scaler.unscale_(optimizer)
     penalty = anchor.pull().item() if anchor else None
-    grad_norm = distributed.whole(torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf)).item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf).item()
     losses = distributed.total(torch.stack(losses)).tolist()
     sound = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
     scale = scaler.get_scale()
@@ -105,7 +106,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
     stepped = sound and scaler.get_scale() >= scale
-    parts = {name: _over_ranks(part, n) for name, (part, n) in parts.items()}
+    parts = {name: (float(distributed.total(part)), distributed.total(n)) for name, (part, n) in parts.items()}
     return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts, "penalty": penalty}
 
 
@@ -135,7 +136,7 @@ def fit(
     metrics = _open_metrics(out / "metrics.jsonl", progress["step"] if saved else -1)
 
     def validate() -> dict:
-        sets = evaluate()
+        sets = distributed.of_first(evaluate())
         first = next(iter(sets.values()))
         named = sets if len(sets) > 1 or "validation" not in sets else {}
         progress["last_val"] = {"step": progress["step"], **first} | ({"sets": named} if named else {})
@@ -166,16 +167,15 @@ def fit(
         dynamic_ncols=True,
         bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         mininterval=0.5 if sys.stderr.isatty() else 30,
-        disable=not distributed.is_first(),
     )  # a log file gets a line now and then
     try:
         if evaluate and progress["first_val"] is None:
             metrics({"step": 0, "tokens": 0, **validate()})
         while progress["step"] < steps and not progress["stopped_early"]:
-            if distributed.any_rank(bool(interrupted), device):
+            if stop := distributed.most(interrupted[0] if interrupted else 0):  # all of them after the same update
                 saved = checkpoint.save(out, progress, model, optimizer, scaler)
                 raise Interrupted(
-                    interrupted[0] if interrupted else signal.SIGTERM,
+                    stop,
                     f"stopped after update {progress['step']} of {steps}; saved in {saved}; "
                     "the same command with --resume goes on from there",
                 )
@@ -238,12 +238,6 @@ def fit(
     return progress | {"steps": steps, "tokens_per_s": progress["tokens"] / progress["seconds"]}
 
 
-def _over_ranks(part: torch.Tensor, n: int) -> tuple[float, int]:
-    both = torch.tensor([float(part), float(n)], dtype=torch.float64, device=part.device)
-    loss, count = distributed.total(both).tolist()
-    return loss, int(count)
-
-
 def _nothing() -> dict:
     return {"loss": 0.0, "tokens": 0, "seconds": 0.0, "parts": {}}
 
@@ -274,8 +268,8 @@ def _on_signal(interrupted: list, kept):
 
 def _open_metrics(path: Path, step: int):
     """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are dropped (all of
-    them if `step` is -1: nothing was saved)."""
-    if not distributed.is_first():
+    them if `step` is -1: nothing was saved). Of several processes the first alone writes."""
+    if distributed.rank():
         return lambda record: None
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]

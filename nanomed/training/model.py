@@ -70,13 +70,14 @@ def _same(model, lora: LoRAConfig) -> bool:
 
 
 def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -> None:
-    """In place: on its device, and as --dtype, --compile and --grad-checkpoint want it."""
+    """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint want it."""
     if model.lora:  # else what is frozen will be saved from here, and must keep its bits
         store_frozen(model, plan.dtype, device)
     model.backbone.grad_checkpoint = grad_checkpoint
     if distributed.world() > 1:
-        return  # each rank takes its part of it, whole it may fit on none of their devices
-    model.to(device)
+        distributed.shard(model, device, plan.dtype)
+    else:
+        model.to(device)
     if plan.compile:
         model.backbone.compile()
 
@@ -88,8 +89,8 @@ def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, cla
     was quantised, it starts from what its codes stand for, which is what the adapter was trained on.
     """
     if not model.lora:
-        state = {k: distributed.whole(v) for k, v in model.state_dict().items()}
-        if distributed.is_first():
+        state = distributed.whole(model.state_dict())
+        if distributed.rank() == 0:
             hub.save_model(model, out, source.tokenizer_directory, state=state)
         return {}
     if not plan.merge:

@@ -70,12 +70,13 @@ class Job:
 def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setup:
     """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever cannot be trained."""
     device, out = resolve_device(args.device), Path(args.out)
-    distributed.start(device)
     from_scratch = getattr(args, "from_scratch", False)
     if args.lora_r and from_scratch:
         raise UserError("--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)")
-    distributed.from_first(lambda: check_out(out, args.resume))
+    check_out(out, args.resume)
     flags.check_lora_flags(args)
+    check_processes(args, kind)
+    distributed.start(device)
     torch.manual_seed(args.seed)
     source = hub.find(args.model, weights=not from_scratch)
     check_source(source, out)
@@ -97,7 +98,6 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
         lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
         lora_targets=args.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
     )
-    distributed.check(plan)
     earlier = heldout.HeldOut() if from_scratch else heldout.earlier(source.adapter, source.directory)
     return Setup(plan, source, config, tokenizer, device, earlier)
 
@@ -120,20 +120,24 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     sample = partial(_sample, sampled, setup, job.sample_in) if sampled else None
     if sample:
         sample(None)
-    if distributed.from_first(lambda: _begin(args, setup, job, identity)):
+    writes = not args.dry_run and distributed.rank() == 0
+    if writes and not is_complete(out, args.resume, plan, identity):
+        lock(out)
+        check_out(out, args.resume)  # again, now that no other process changes it any more
+    if is_complete(out, args.resume, plan, identity):
+        if writes:  # in case it was killed just before it did so itself
+            checkpoint.remove(out)
         print(f"{out}: this run is complete; nothing to do")
         return None
-    model, base, sharded = distributed.in_turn(lambda: _make_model(args, setup, job))
-    loss_fn, evaluate = job.loss_fn, None
-    if job.validation:
-        evaluate = lambda: {name: measure(model) for name, measure in job.validation.items()}  # noqa: E731
-    write = partial(sample, model) if sample else None
-    if sharded:
-        loss_fn = lambda model, batch: sharded(lambda: job.loss_fn(model, batch))  # noqa: E731
-        evaluate = partial(sharded, evaluate) if evaluate else None
-        write = partial(sharded, write) if write else None
+    if writes:
+        record_start(out, args.resume, plan, identity)
+        heldout.write(job.held, out, setup.earlier)
+    with distributed.in_turn():
+        model, base = start_model(plan, source, out, args.dry_run, job.classifier)
+        make_ready(model, plan, setup.device, args.grad_checkpoint)
     known = vars(args) | vars(plan)
     settings = Settings(**{k: v for k, v in known.items() if k in Settings.__dataclass_fields__})
+    processes = {"processes": distributed.world()} if distributed.world() > 1 else {}
     facts = {
         "model": source.name,
         "parameters": count_parameters(model),
@@ -143,10 +147,12 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         "dtype": plan.dtype,
         "quantize": plan.quantize,
         "context": plan.context,
+        **processes,
     }
+    where = " x ".join(map(str, [plan.device, *processes.values()]))
     over = f" over {plan.quantize}" if plan.quantize else ""
     print(
-        f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what}; {plan.device}, "
+        f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what}; {where}, "
         f"{plan.dtype}{over}; {total_steps(job.blocks, settings):,} updates of up to {plan.batch_size} x {plan.grad_accum} rows, "
         f"peak learning rate {plan.lr:g}"
     )
@@ -154,11 +160,14 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         show.rows(job.blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
     anchor = make_anchor(model, plan, job.general, setup.device)
     if args.dry_run:
-        estimate.dry_run(model, job.blocks, loss_fn, settings, bool(job.validation), job.unit, args.out, anchor)
+        estimate.dry_run(model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out, anchor)
         return None
-    result = fit(model, job.blocks, loss_fn, evaluate, settings, out, args.resume, job.unit, write, anchor)
+    measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
+    evaluate = (lambda: {name: measure(model) for name, measure in measures.items()}) if measures else None
+    write = partial(distributed.forward(sample), model) if sample else None
+    result = fit(model, job.blocks, distributed.forward(job.loss_fn), evaluate, settings, out, args.resume, job.unit, write, anchor)
     facts |= leave_model(model, base, plan, source, out, job.classifier)
-    if not distributed.is_first():
+    if distributed.rank():
         return result
     if job.template:
         templates.save(job.template, setup.tokenizer, out)
@@ -172,27 +181,19 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     return result
 
 
-def _begin(args, setup: Setup, job: Job, identity: dict) -> bool:
-    """Take DIR and write down what the run is; whether it is complete already, so that there is nothing to do."""
-    plan, out = setup.plan, Path(args.out)
-    if not args.dry_run and not is_complete(out, args.resume, plan, identity):
-        lock(out)
-        check_out(out, args.resume)  # again, now that no other process changes it any more
-    if is_complete(out, args.resume, plan, identity):
-        if not args.dry_run:  # in case it was killed just before it did so itself
-            checkpoint.remove(out)
-        return True
-    if not args.dry_run:
-        record_start(out, args.resume, plan, identity)
-        heldout.write(job.held, out, setup.earlier)
-    return False
-
-
-def _make_model(args, setup: Setup, job: Job):
-    """(model, the name of its base, the same model shared out among the processes or None), ready to be trained."""
-    model, base = start_model(setup.plan, setup.source, Path(args.out), args.dry_run, job.classifier)
-    make_ready(model, setup.plan, setup.device, args.grad_checkpoint)
-    return model, base, distributed.Sharded(model, setup.device) if distributed.world() > 1 else None
+def check_processes(args, kind: type[Plan]) -> None:
+    """Raises UserError for what several processes (torchrun) do not do together."""
+    n = distributed.world()
+    if n == 1:
+        return
+    if kind.phase == "classify":
+        raise UserError(f"a classifier is trained by one process; start train_cls.py without torchrun ({n} processes)")
+    for name in ("lora_r", "l2_sp", "ewc", "compile", "dry_run"):
+        if getattr(args, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is for one process; {n} processes (torchrun) train all weights, without it")
+    if args.batch_size < n:
+        raise UserError(f"--batch-size {args.batch_size}: its rows are dealt to {n} processes (torchrun); give at least {n}")
 
 
 def general_stream(plan: Plan, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:
