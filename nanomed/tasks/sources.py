@@ -21,12 +21,13 @@ from nanomed.text.rows import get_value, read_rows
 
 @dataclass(frozen=True)
 class Source:
-    """An annotated corpus. form: of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or
-    hub:...; split_field: where both sides stand in one file, the field that says `train` or `test`; instructions: paraphrases, of
-    which each row gets one (`{labels}` in it: all of them); labels: what an answer calls what a row calls otherwise; fields: of
-    a row, beside forms.FIELDS; rows: of the mixture, at most (None: all); words: of a text that is shown, at
-    most, the rest is cut; measure:
-    the headline; published: figures of others, in words."""
+    """An annotated corpus.
+
+    form: one of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or hub:...; split_field:
+    where both sides stand in one file, the field that says `train` or `test`; instructions: paraphrases, of which each row gets
+    one (`{labels}` in it: all of them); labels: what an answer calls what a row calls otherwise; fields: of a row, beside
+    forms.FIELDS; rows: of the mixture, at most (None: all); words: of a text that is shown, at most (the rest is cut); measure:
+    the headline, one of MEASURES; published: figures of others, in words."""
 
     name: str
     form: str
@@ -75,11 +76,13 @@ def _source(name: str, section, where: str) -> Source:
         raise UserError(f"{where}: form must be one of {', '.join(FORMS)}, not {section['form']!r}")
     if odd := section.get("fields", {}).keys() - FIELDS.keys():
         raise UserError(f"{where}: fields has no {sorted(odd)[0]!r}; there are: {', '.join(FIELDS)}")
-    if section.get("measure", MEASURES[0]) not in MEASURES:
-        raise UserError(f"{where}: measure must be one of {', '.join(MEASURES)}")
+    tagged = FORMS[section["form"]].tagged
+    measures = [m for m in MEASURES if (m == "entity_f1") == tagged]
+    default = measures[0] if tagged else "accuracy" if section["form"] == "options" else "macro_f1"
+    if section.get("measure", default) not in measures:
+        raise UserError(f"{where}: measure must be one of {', '.join(measures)} for {section['form']}")
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"{where}: a name becomes a file's")
-    default = "entity_f1" if FORMS[section["form"]].tagged else "macro_f1"
     return Source(**({"name": name, "measure": default} | section))
 
 
@@ -117,6 +120,8 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
         if not sides[side]:
             raise UserError(f"{', '.join(names)}: no rows there for the {side} side of {source.name}")
     found = {g[2:] if form.tagged else g for side in sides.values() for case in side for g in case.gold if g != "O"}
+    if not found:
+        raise UserError(f"{source.name}: not a single {'entity' if form.tagged else 'label'} in its rows")
     named = [label for label in dict.fromkeys(source.labels.values()) if label in found]  # in the order of the TOML file
     return Task(source, named + sorted(found.difference(named)), sides["train"], sides["test"], bad=bad)
 

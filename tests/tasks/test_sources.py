@@ -136,6 +136,8 @@ def test_the_linear_baselines_learn_what_is_plain(home):
         ("rows = 20", "rows = true", ["[diseases]", "rows must be int"]),
         ("rows = 20", "row = 20", ["[diseases]", "unknown key 'row'"]),
         ("rows = 20", "measure = 'bleu'", ["[diseases]", "measure", "entity_f1"]),
+        ("rows = 20", "measure = 'accuracy'", ["[diseases]", "measure must be one of entity_f1 for entities"]),
+        ("published =", "measure = 'entity_f1'\npublished =", ["[topics]", "measure must be one of micro_f1, macro_f1, accuracy"]),
         ("rows = 20", "fields = { word = 'x' }", ["[diseases]", "no 'word'", "tokens"]),
         ("rows = 20", "fields = { tags = 'ner_tags' }", ["ner.train.jsonl", "row 1", "ner_tags"]),
         ("[topics]", '["../topics"]', ["../topics", "a name becomes a file's"]),
@@ -156,6 +158,13 @@ def test_the_programs_own_sources_can_be_read():
     found = sources.read_sources(ROOT / "recipes" / "medtuned-tasks.toml")
     assert len(found) == 11 and all(len(s.instructions) == 3 for s in found)
     assert {s.form for s in found} == {"entities", "relation", "inference", "classes", "class", "decision"}
+
+
+def test_a_corpus_without_an_entity_is_refused(home):
+    for side in ("train", "test"):
+        write_rows(home / f"ner.{side}.jsonl", [{"tokens": [f"{side}{k}"], "tags": ["O"]} for k in range(5)])
+    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
+    assert_refused(done, "diseases: not a single entity")
 
 
 def test_unknown_names_are_refused(home):
