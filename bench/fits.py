@@ -129,8 +129,7 @@ def count_up(family, sizes: dict, rows: int, context: int, checkpointed: bool, r
 def methods(c: Counted) -> dict[str, dict[str, float]]:
     """{method: {component: bytes on one card}}."""
     trained = {"weights": 4 * c.parameters, "gradients": 4 * c.parameters, "optimizer": 8 * c.parameters}
-    # autocast's copies of all linears, in bf16
-    found = {"all weights": trained | {"copies": 2 * c.linears, "activations": c.full}}
+    found = {"all weights": trained | {"copies": 2 * c.linears, "activations": c.full}}  # autocast's, of all linears in bf16
     for cards in (2, 4, 8):
         # A layer in bf16 and the one that is fetched meanwhile; a gradient in bf16 and, to be summed, in fp32; embedding, head and
         # norms in fp32, and their gradients.

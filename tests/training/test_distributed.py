@@ -1,5 +1,6 @@
 """Two processes under torchrun are one: the same losses, the same weights, one voice; and what is left when one of them fails."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.training import distributed
+from nanomed.training.estimate import kept_for_backward
 from nanomed.training.plan import Adapt, Classify
 from nanomed.training.run import check_processes
 from tests.conftest import PATIENCE, ROOT, assert_near, make_hf_model, make_texts, run_script, write_jsonl
@@ -156,3 +158,19 @@ def test_what_several_do_not_do_is_refused(monkeypatch, flags, kind, said):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     with pytest.raises(UserError, match=said):
         check_processes(SimpleNamespace(**args | flags), kind)
+
+
+@pytest.mark.parametrize("r", [0, 4])
+def test_bytes_of_a_model_that_is_never_made_are_those_of_a_real_one(r):
+    """bench/fits.py counts on fake tensors what --dry-run counts on real ones."""
+    spec = importlib.util.spec_from_file_location("bench_fits", ROOT / "bench" / "fits.py")
+    fits = importlib.util.module_from_spec(spec)
+    sys.modules["bench_fits"] = fits  # where its dataclass looks for its module
+    spec.loader.exec_module(fits)
+    shape = fits._llama(256, 704, 4, 8, 4)
+    model, idx = fits.model_of(*shape, r).train(), torch.zeros(2, 128, dtype=torch.long)
+    real = kept_for_backward(model, (idx,), lambda model, batch: model.backbone(*batch), "bf16")
+    copies = 0 if r else 2 * sum(p.numel() for linear in fits.linears_of(model).values() for p in linear.parameters())
+    assert fits.kept(*shape, 2, 128, r) + copies == pytest.approx(real, rel=1e-2)
+    counted = fits.count_up(*shape, 2, 128, False, r or 4)
+    assert counted.parameters == sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
