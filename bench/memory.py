@@ -99,7 +99,7 @@ def computed(name: str, kind: str, rows: int, context: int, device: str, checkpo
         "gradients": 4 * trained,
         "optimizer": 8 * trained,
         "activations": per_block + n * rows * context * config.n_embd * 4 if checkpointed else n * per_block,
-        "a layer dequantised": 10 * largest,  # fp32, its scaled copy, and bf16
+        "a layer dequantised": 8 * largest,  # fp32, what its codes are looked up with, and bf16
         "logits of a chunk": 3 * 4 * min(CHUNK_ELEMENTS, rows * context * config.vocab_size),
     }
 

@@ -60,7 +60,7 @@ def dequantise_nf4(packed: torch.Tensor, scales: torch.Tensor, shape: tuple[int,
     pairs = torch.stack([NF4[:, None].expand(16, 16), NF4.expand(16, 16)], -1).reshape(256, 2)  # of each byte its two numbers
     values = pairs.to(packed.device).index_select(0, packed.view(-1).int()).view(-1)
     if len(values) % BLOCK == 0:
-        return (values.view(-1, BLOCK) * scales[:, None]).view(shape)
+        return values.view(-1, BLOCK).mul_(scales[:, None]).view(shape)
     return (values * scales.repeat_interleave(BLOCK)[: len(values)]).view(shape)
 
 
@@ -158,7 +158,7 @@ class Int8Linear(_Frozen):
         return {"weight": codes, "SCB": largest}
 
     def dequantise(self) -> torch.Tensor:
-        return (self.weight * self.SCB[:, None] * (1 / 127)).to(self.dtype)
+        return self.weight.float().mul_(self.SCB[:, None]).mul_(1 / 127).to(self.dtype)
 
 
 KINDS = {"nf4": NF4Linear, "int8": Int8Linear}
