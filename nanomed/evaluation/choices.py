@@ -191,6 +191,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],
         "model": o.name,
+        "quantize": o.quantize,
         "dtype": o.dtype,
     }
 

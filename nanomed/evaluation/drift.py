@@ -117,7 +117,15 @@ def measure_drift(args) -> dict:
         times = f", {s['times']} times" if s["times"] > 1 else ""
         text = s["text"] if len(s["text"]) <= 110 else s["text"][:107] + "..."
         print(f"  {tables.ppl_cell(s['ppl'], vocab_size)}; {s['excess']:+,.0f} nats in {s['tokens']:,} tokens{times}: {text}")
-    how = {"model": o.name, "dtype": o.dtype, "context": context, "stride": stride, "first": args.first, "sample": args.sample}
+    how = {
+        "model": o.name,
+        "dtype": o.dtype,
+        "quantize": o.quantize,
+        "context": context,
+        "stride": stride,
+        "first": args.first,
+        "sample": args.sample,
+    }
     found = {"shift": value, "shift_ci95": interval, "threshold": args.threshold, "drifted": drifted, "verdict": verdict}
     result["reference"] |= {"data": args.reference, "field": args.reference_field or args.text_field} | overlap
     result["incoming"] |= {"data": args.incoming, "field": args.text_field}

@@ -79,6 +79,7 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
         "data_sha256": corpus.sha256,
         "bad_rows": corpus.bad_rows,
         "model": o.name,
+        "quantize": o.quantize,
         "vocab_size": o.model.config.vocab_size,
         "begins_with": o.tokenizer.name(o.tokenizer.lead),
     }
@@ -156,6 +157,7 @@ def measure_answers(
         "truncated": encoded.truncated,
         "dropped": fits.count(False),
         "model": o.name,
+        "quantize": o.quantize,
         "dtype": o.dtype,
         "answers": answers,
     }
@@ -192,5 +194,6 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
         "measures": measures,
         "no_baseline": why,
         "model": o.name,
+        "quantize": o.quantize,
         "dtype": o.dtype,
     }

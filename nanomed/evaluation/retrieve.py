@@ -29,7 +29,7 @@ from nanomed.text.corpus import cache_directory
 from nanomed.text.rows import read_documents
 
 WAYS = ("bm25", "embeddings")
-FORMAT = "passages 1"  # of the cached embeddings; part of their key
+FORMAT = "passages 2"  # of the cached embeddings; part of their key
 ROWS = "rows.npy"
 
 
@@ -168,11 +168,11 @@ def nearest(matrix: np.ndarray, queries: np.ndarray, k: int, chunk: int = 8192) 
 def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size: int) -> np.memmap:
     """embed() of the passages, (N, C) float32, mapped from a file in the cache, which is made if it is not there.
 
-    The key is a hash of all that decides the values, batch_size apart: model, tokenizer, dtype, kind of device, context and
-    texts. Of several processes one computes and the others wait for it; a damaged file is made anew. Raises UserError as
-    embed() does, and if the cache cannot be written.
+    The key is a hash of all that decides the values, batch_size apart: model, tokenizer, dtype, quantisation, kind of device,
+    context and texts. Of several processes one computes and the others wait for it; a damaged file is made anew. Raises
+    UserError as embed() does, and if the cache cannot be written.
     """
-    parts = [FORMAT, hub.fingerprint(hub.find(o.name)), o.tokenizer.hash, o.dtype, o.device.type, str(context)]
+    parts = [FORMAT, hub.fingerprint(hub.find(o.name)), o.tokenizer.hash, o.dtype, str(o.quantize), o.device.type, str(context)]
     key = hashlib.sha256("\0".join(parts).encode())
     for text in passages:
         raw = text.encode("utf-8", "surrogatepass")  # that it has no ids is embed()'s to say

@@ -131,6 +131,7 @@ def test_whatever_changes_the_values_changes_the_key(opened, cache, bpe_dir, tmp
         (open_model(str(other), "cpu", "fp32"), TEXTS, CONTEXT),
         (replace(opened, tokenizer=tokenizer), TEXTS, CONTEXT),
         (replace(opened, dtype="bf16"), TEXTS, CONTEXT),
+        (replace(opened, quantize="nf4"), TEXTS, CONTEXT),
         (replace(opened, device=torch.device("meta")), TEXTS, CONTEXT),
         (opened, TEXTS, CONTEXT - 1),
         (opened, TEXTS[::-1], CONTEXT),
