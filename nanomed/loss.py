@@ -11,6 +11,8 @@ Losses are returned as a (sum, count) pair and never as a mean: only the caller 
 import torch
 import torch.nn.functional as F
 
+from nanomed.models import attention
+
 IGNORE = -100  # the target of a position that is not supervised: padding, or a prompt
 CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary
 
@@ -121,9 +123,7 @@ def instruction_loss(model, batch):
     pos = mask = replayed = None
     if packed:
         pos, segments, *replayed = packed
-        T = idx.size(1)
-        same = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
-        mask = same & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
+        mask = attention.packed(segments)
     x = model.backbone(idx, pos, mask)
     if not replayed:
         return linear_cross_entropy(x, model.lm_head.weight, targets)

@@ -1,21 +1,29 @@
-"""Scaled dot-product attention as every family here uses it: with a cache or without, causal or under a mask, over a window.
+"""Scaled dot-product attention as every family here uses it: with a cache or without, causal or under a mask, over a window, of
+rows that hold several examples.
 
 Letters: B batch, T time of the queries, S of the keys (more than T with a cache), nh heads, hs head size.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
+
+SHORT = 256  # tokens, up to which the weights of _written_out() are no larger than the MLP's inner states
 
 
 def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False):
     """Averages (B, T, nh * hs) of the values, for queries q (B, nh, T, hs) over keys and values (B, nh or fewer, T, hs).
 
-    mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention. cache: keys and
-    values of earlier calls, which come first (nanomed.evaluation.generate.KVCache). scale: of the scores, 1/sqrt(hs) if None.
-    Fewer heads of keys than of queries are shared by neighbouring ones (Ainslie et al. 2023, GQA). upcast: scores, softmax
-    and average in fp32, whatever autocast says. Raises ValueError for several queries after cached keys without a mask.
+    mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention, a Packed that of each
+    example in a row by itself. cache: keys and values of earlier calls, which come first (nanomed.evaluation.generate.KVCache).
+    scale: of the scores, 1/sqrt(hs) if None. Fewer heads of keys than of queries are shared by neighbouring ones (Ainslie et al.
+    2023, GQA). upcast: scores, softmax and average in fp32, whatever autocast says. Raises ValueError for several queries after
+    cached keys without a mask.
     """
-    B, nh, T, _ = q.shape
+    if isinstance(mask, Packed):
+        return _attend_apart(q, k, v, mask, {"scale": scale, "dropout": dropout, "upcast": upcast})
+    B, nh, T, hs = q.shape
     causal = mask is None
     if cache is not None:
         k, v = cache.append(k, v)  # all keys and values so far, (B, nh, S, hs)
@@ -26,9 +34,24 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
+    elif causal and T <= SHORT and q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        y = _written_out(q, k, v, hs**-0.5 if scale is None else scale, dropout)
     else:
         y = F.scaled_dot_product_attention(q, k, v, **how)
     return y.transpose(1, 2).reshape(B, T, -1)
+
+
+def _written_out(q, k, v, scale: float, dropout: float):
+    """softmax(q k' / sqrt(hs)) v, causal, as the formula stands (Vaswani et al. 2017, section 3.2.1). It keeps T x T weights a
+    head for backward, which the library's fused kernel computes again instead; but in bf16 on a CPU that kernel's backward takes
+    up to eight times as long for short rows. Scores are rounded to bf16 here, as transformers' eager attention does."""
+    T, shared = q.size(2), q.size(1) // k.size(1)
+    if shared > 1:
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    later = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+    with torch.autocast("cpu", enabled=False):  # which would make copies in fp32; the kernel computes in fp32 anyhow
+        weights = torch.softmax((q * scale) @ k.transpose(-1, -2) + later, dim=-1)
+        return F.dropout(weights, dropout) @ v
 
 
 def within(window: int | None, mask, T: int, S: int, device):
@@ -39,7 +62,88 @@ def within(window: int | None, mask, T: int, S: int, device):
     """
     if window is None or window >= S:
         return mask
+    if isinstance(mask, Packed):
+        return replace(mask, window=window)
     i = torch.arange(S - T, S, device=device)[:, None]
     j = torch.arange(S, device=device)
     near = (j <= i) & (j > i - window)  # (T, S)
     return near[None, None] if mask is None else mask & near
+
+
+# --- several examples in a row ----------------------------------------------------------------------------------------
+#
+# Packed rows (nanomed.text.instructions) hold several examples, and none may look at another. A mask of (B, 1, T, T) says so, but
+# computes all T x T scores of a row to keep those of its examples: of ten examples a tenth, and of these the lower half. Instead,
+# tokens are dealt into slots, an example after another, filled up on the right to one of a few lengths; examples of a length are a
+# batch, and its attention is plainly causal: the filling is behind every query that counts.
+
+SHORTEST = 32
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where the tokens of packed rows stand when every example has a row of its own; made by packed()."""
+
+    slots: torch.Tensor  # (N,): the token, of B * T, that a slot holds; some token where it is filled up
+    real: torch.Tensor  # (N, 1): 1, and 0 where it is filled up
+    back: torch.Tensor  # (B * T,): the slot of each token
+    groups: tuple[tuple[int, int], ...]  # (examples, length) of the slots, in their order
+    window: int | None = None  # as in within()
+
+
+def packed(segments: torch.Tensor) -> Packed:
+    """Of segments (B, T): which example of its row each token belongs to, examples being contiguous; -1 where the row is filled up.
+
+    Filling is cut into pieces, which are examples to nobody's harm: every token has a slot. Lengths are powers of two or halfway
+    between two of them, so that a batch has few."""
+    B, T = segments.shape
+    flat = segments.cpu()
+    begins = torch.ones(B, T, dtype=torch.bool)
+    begins[:, 1:] = flat[:, 1:] != flat[:, :-1]
+    begins |= (flat < 0) & (torch.arange(T) % SHORTEST == 0)
+    starts = begins.flatten().nonzero().flatten()
+    lengths = torch.diff(starts, append=torch.tensor([B * T]))
+    sizes = [SHORTEST]
+    while sizes[-1] < T:
+        sizes += [sizes[-1] * 3 // 2, sizes[-1] * 2]
+    kind = torch.bucketize(lengths, torch.tensor(sizes))  # of the least that is no shorter
+    slots, real, groups = [], [], []
+    for which in kind.unique().tolist():
+        size, chosen = min(sizes[which], T), kind == which
+        within_it = torch.arange(size) < lengths[chosen, None]
+        slots.append(torch.where(within_it, starts[chosen, None] + torch.arange(size), starts[chosen, None]).flatten())
+        real.append(within_it.flatten())
+        groups.append((int(chosen.sum()), size))
+    slots, real = torch.cat(slots), torch.cat(real)
+    back = torch.empty(B * T, dtype=torch.long)
+    back[slots[real]] = real.nonzero().flatten()
+    device = segments.device
+    return Packed(slots.to(device), real[:, None].to(device), back.to(device), tuple(groups))
+
+
+@torch.compiler.disable  # lengths differ from batch to batch
+def _attend_apart(q, k, v, p: Packed, how: dict):
+    """attend(), each example by itself."""
+    B, _, T, hs = q.shape
+    sizes = [n * size for n, size in p.groups]
+    dealt = [_Deal.apply(t.transpose(1, 2).reshape(B * T, -1), p.slots, p.back, None).split(sizes) for t in (q, k, v)]
+    out = []
+    for (n, size), *rows in zip(p.groups, *dealt, strict=True):
+        own = (t.view(n, size, -1, hs).transpose(1, 2) for t in rows)
+        out.append(attend(*own, within(p.window, None, size, size, q.device), **how).reshape(n * size, -1))
+    return _Deal.apply(torch.cat(out), p.back, p.slots, p.real).view(B, T, -1)
+
+
+class _Deal(torch.autograd.Function):
+    """x[there]. Every row of x that counts is taken once, so that its gradient is taken from where it went, by the index `back`,
+    and not summed; times `real`, where a row that does not count is given a gradient of 0."""
+
+    @staticmethod
+    def forward(ctx, x, there, back, real):
+        ctx.back, ctx.real = back, real
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.index_select(0, ctx.back)
+        return grad if ctx.real is None else grad * ctx.real, None, None, None

@@ -1,0 +1,97 @@
+"""Packed rows against the mask that says the same, and the written-out formula against the library's kernel in double precision."""
+
+import pytest
+import torch
+
+from nanomed.models.attention import SHORT, SHORTEST, attend, packed, within
+
+
+def heads(B, T, nh, hs=16, dtype=torch.float64):
+    return torch.randn(B, T, nh, hs, dtype=dtype).transpose(1, 2).requires_grad_()
+
+
+def of_lengths(*rows, T):
+    """Segments (B, T) of rows of examples of these lengths, the rest of a row filling."""
+    segments = torch.full((len(rows), T), -1)
+    for b, row in enumerate(rows):
+        at = 0
+        for k, n in enumerate(row):
+            segments[b, at : at + n] = k
+            at += n
+    return segments
+
+
+def dense(segments):
+    """The mask, by its definition."""
+    T = segments.size(1)
+    return (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
+
+
+ROWS = {
+    "several lengths": of_lengths([1, 33, 64, 2], [100], [31, 32, 37], [7], T=100),
+    "full rows, as long as a row may be": of_lengths([64], [32, 32], T=64),
+    "one token": of_lengths([1], [1], T=1),
+    "no power of two": of_lengths([3, 40], [43], T=43),
+}
+
+
+@pytest.mark.parametrize("window", [None, 5, 200])
+@pytest.mark.parametrize("kv", [4, 2])
+@pytest.mark.parametrize("rows", ROWS)
+def test_packed_rows_are_the_mask(rows, kv, window):
+    torch.manual_seed(0)
+    segments = ROWS[rows]
+    (B, T), real = segments.shape, segments[..., None] >= 0
+    qkv = heads(B, T, 4), heads(B, T, kv), heads(B, T, kv)
+    grad = torch.randn(B, T, 4 * 16, dtype=torch.float64) * real  # nothing looks at what filling becomes
+
+    def run(mask):
+        y = attend(*qkv, within(window, mask, T, T, "cpu"))
+        return [y * real, *torch.autograd.grad(y, qkv, grad)]
+
+    for ours, theirs in zip(run(packed(segments)), run(dense(segments)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_packed_rows_are_dealt_into_few_lengths():
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 300, (40,)).tolist()
+    p = packed(of_lengths(*[[n] for n in lengths], T=512))
+    sizes = [size for _, size in p.groups]
+    assert len(set(sizes)) == len(sizes) <= 9 and max(sizes) <= 384 and min(sizes) == SHORTEST
+    assert p.back.unique().numel() == p.back.numel() == 40 * 512  # every token has a slot of its own
+    assert (p.slots[p.back] == torch.arange(40 * 512)).all()
+    assert int(p.real.sum()) == 40 * 512
+
+
+@pytest.mark.parametrize("kv", [4, 2])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_short_rows_in_bf16_against_double_precision(kv, scale, monkeypatch):
+    torch.manual_seed(0)
+    qkv = [heads(3, 50, n, dtype=torch.bfloat16) for n in (4, kv, kv)]
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    grad = torch.randn(3, 50, 64, dtype=torch.bfloat16)
+    calls = []
+    original = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
+    y = attend(*qkv, scale=scale)
+    assert not calls  # the formula was used
+    expected = attend(*exact, scale=scale)
+    assert calls
+    found = [y, *torch.autograd.grad(y, qkv, grad)]
+    for ours, theirs in zip(found, [expected, *torch.autograd.grad(expected, exact, grad.double())], strict=True):
+        assert (ours.double() - theirs).norm() < 0.03 * theirs.norm()
+    with torch.no_grad():
+        attend(*qkv, scale=scale)
+    assert len(calls) == 2  # measured with the library's kernel
+    long = [heads(1, SHORT + 1, n, dtype=torch.bfloat16) for n in (4, kv, kv)]
+    attend(*long)
+    assert len(calls) == 3
+
+
+def test_short_rows_in_bf16_drop_weights_as_often_as_asked():
+    torch.manual_seed(0)
+    q, k = heads(2, 64, 4, dtype=torch.bfloat16), heads(2, 64, 4, dtype=torch.bfloat16)
+    v = torch.ones(2, 4, 64, 16, dtype=torch.bfloat16)
+    y = attend(q, k, v, dropout=0.5)
+    assert 0.9 < y.mean() < 1.1 and y.std() > 0.1
