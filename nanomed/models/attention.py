@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-SHORT = 256  # tokens, up to which the weights of _written_out() are no larger than the MLP's inner states
+TILE = 128  # queries at once
+SCORES = 2**20  # about as many at once, of several heads and rows: 2 MB, which stay in the processor's cache
 
 
 def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False):
@@ -34,24 +35,18 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
-    elif causal and T <= SHORT and q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
-        y = _written_out(q, k, v, hs**-0.5 if scale is None else scale, dropout)
+    elif (
+        causal
+        and not dropout
+        and k.size(2) == T
+        and q.dtype == torch.bfloat16
+        and q.device.type == "cpu"
+        and torch.is_grad_enabled()
+    ):
+        y = _tiled(q, k, v, hs**-0.5 if scale is None else scale)
     else:
         y = F.scaled_dot_product_attention(q, k, v, **how)
     return y.transpose(1, 2).reshape(B, T, -1)
-
-
-def _written_out(q, k, v, scale: float, dropout: float):
-    """softmax(q k' / sqrt(hs)) v, causal, as the formula stands (Vaswani et al. 2017, section 3.2.1). It keeps T x T weights a
-    head for backward, which the library's fused kernel computes again instead; but in bf16 on a CPU that kernel's backward takes
-    up to eight times as long for short rows. Scores are rounded to bf16 here, as transformers' eager attention does."""
-    T, shared = q.size(2), q.size(1) // k.size(1)
-    if shared > 1:
-        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    later = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-    with torch.autocast("cpu", enabled=False):  # which would make copies in fp32; the kernel computes in fp32 anyhow
-        weights = torch.softmax((q * scale) @ k.transpose(-1, -2) + later, dim=-1)
-        return F.dropout(weights, dropout) @ v
 
 
 def within(window: int | None, mask, T: int, S: int, device):
@@ -70,6 +65,72 @@ def within(window: int | None, mask, T: int, S: int, device):
     return near[None, None] if mask is None else mask & near
 
 
+# --- causal attention in bf16 on a CPU --------------------------------------------------------------------------------
+#
+# The library's fused kernel never holds all T x T scores, but in bf16 on a CPU it takes two to eight times as long as the plain
+# products softmax(q k' / sqrt(hs)) v (Vaswani et al. 2017, section 3.2.1), which hold all of them. Between the two: a tile of
+# queries at a time, against the keys up to its last query, so that the scores stay in cache and most of what causality forbids is
+# never computed. As in FlashAttention (Dao et al. 2022, section 3.1), backward computes the weights again. Scores are rounded to
+# bf16, as in transformers' eager attention, which is why only training uses it.
+
+
+@torch.compiler.disable  # it would unroll the tiles
+def _tiled(q, k, v, scale: float):
+    return _Tiled.apply(q, k, v, scale)
+
+
+class _Tiled(torch.autograd.Function):
+    """q (B, nh, T, hs), k and v (B, nh or fewer, T, hs) -> (B, nh, T, hs), all bf16."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        B, nh, T, hs = q.shape
+        y = q.new_empty(B, T, nh, hs).transpose(1, 2)  # as the layer after it reads it
+        with torch.autocast("cpu", enabled=False):  # under which softmax gives fp32
+            for rows, qs, ks, vs in _rows(q, k, v, scale):
+                for tile, weights in _weights(qs, ks):
+                    y[rows, :, tile] = weights @ vs[:, :, : tile.stop]
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for rows, qs, ks, vs in _rows(q, k, v, ctx.scale):
+            dks, dvs = torch.zeros_like(qs, dtype=torch.float32), torch.zeros_like(qs, dtype=torch.float32)  # sums over tiles
+            for tile, weights in _weights(qs, ks):
+                seen, dy = slice(tile.stop), grad[rows, :, tile]
+                dvs[:, :, seen] += weights.transpose(-1, -2) @ dy
+                dweights = dy @ vs[:, :, seen].transpose(-1, -2)
+                dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+                dq[rows, :, tile] = (dscores @ ks[:, :, seen]) * ctx.scale
+                dks[:, :, seen] += dscores.transpose(-1, -2) @ qs[:, :, tile]
+            dk[rows], dv[rows] = (t.unflatten(1, (k.size(1), -1)).sum(2) for t in (dks, dvs))  # over the heads that share one
+        return dq, dk, dv, None
+
+
+def _rows(q, k, v, scale):
+    """(which rows, their queries, scaled, keys and values, a head of each for every head of queries), a few rows at a time."""
+    B, nh, T, _ = q.shape
+    n = max(1, SCORES // (nh * min(TILE, T) * T))
+    for start in range(0, B, n):
+        rows = slice(start, min(start + n, B))
+        yield rows, q[rows] * scale, *(t[rows].repeat_interleave(nh // k.size(1), 1) for t in (k, v))
+
+
+def _weights(q, k):
+    """(which queries, how much of each key up to the last of them goes into their averages), a tile at a time."""
+    T = q.size(2)
+    later = torch.full((min(TILE, T), T), -torch.inf, dtype=q.dtype)
+    for start in range(0, T, TILE):
+        tile = slice(start, min(start + TILE, T))
+        scores = q[:, :, tile] @ k[:, :, : tile.stop].transpose(-1, -2)
+        scores[..., start:] += later[: tile.stop - start, : tile.stop - start].triu(1)
+        yield tile, torch.softmax(scores, dim=-1)
+
+
 # --- several examples in a row ----------------------------------------------------------------------------------------
 #
 # Packed rows (nanomed.text.instructions) hold several examples, and none may look at another. A mask of (B, 1, T, T) says so, but
@@ -77,7 +138,7 @@ def within(window: int | None, mask, T: int, S: int, device):
 # tokens are dealt into slots, an example after another, filled up on the right to one of a few lengths; examples of a length are a
 # batch, and its attention is plainly causal: the filling is behind every query that counts.
 
-SHORTEST = 32
+SHORTEST = 32  # of these lengths
 
 
 @dataclass(frozen=True)
