@@ -62,7 +62,7 @@ def block_linears(model) -> list[nn.Linear]:
 
 def open_plain(name: str, device: str) -> measure.Opened:
     """A model in fp32, an adapter merged into it."""
-    o = measure.open_model(name, device, "fp32")
+    o = measure.open_model(name, device, "fp32", plain=True)
     merge_and_unwrap(o.model)
     o.model.requires_grad_(False)
     return o

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from nanomed.models import attention
+from nanomed.models.prepacked import product
 
 IGNORE = -100  # the target of a position that is not supervised: padding, or a prompt
 CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary
@@ -45,7 +46,8 @@ def token_nll(x, weight, targets, dtype=torch.float32):
     Evaluation's loss, so the logits are fp32: GPT-2's lie around -35, where bf16 knows only steps of 0.25. CUDA
     multiplies inputs of `dtype` into fp32 directly; elsewhere the inputs are made fp32 too.
     """
-    weight = weight.to(dtype if x.is_cuda else torch.float32)
+    if not weight.is_mkldnn:
+        weight = weight.to(dtype if x.is_cuda else torch.float32)
     return torch.cat([-_log_probs(xs, weight, ts)[1] for xs, ts in _chunks(x, targets, weight.size(0))])
 
 
@@ -55,12 +57,13 @@ def _chunks(x, targets, vocab):
 
 
 def head_logits(x, weight):
-    """Logits (N, V) in fp32 of hidden states x (N, C), multiplied in the dtype in which the head is stored."""
+    """Logits (N, V) in fp32 of hidden states x (N, C), multiplied in the dtype in which the head is stored (or laid out:
+    nanomed.models.prepacked)."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(weight.dtype)
         if x.is_cuda and weight.dtype != torch.float32:
             return torch.mm(x, weight.t(), out_dtype=torch.float32)
-        return F.linear(x, weight).float()
+        return product(x, weight).float()
 
 
 def _log_probs(x, weight, targets):

@@ -18,6 +18,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation import metrics
 from nanomed.evaluation.bootstrap import share
 from nanomed.loss import token_nll
+from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
@@ -152,7 +153,7 @@ def _score(o, inputs: list[bytes], asked: list[list[tuple]]):
     requests = [(b, len(rows[b]), request) for b, requests in enumerate(asked) for request in requests]
     hidden = torch.cat([x[b, length - len(request[2]) : length] for b, length, request in requests])
     targets = torch.from_numpy(np.concatenate([request[2] for _, _, request in requests])).to(o.device)
-    nll = token_nll(hidden, o.model.lm_head.weight, targets, DTYPES[o.dtype]).double().cpu().numpy()
+    nll = token_nll(hidden, head_of(o.model), targets, DTYPES[o.dtype]).double().cpu().numpy()
     ends = np.cumsum([len(request[2]) for _, _, request in requests])
     return [(request, part.sum()) for (_, _, request), part in zip(requests, np.split(nll, ends[:-1]), strict=True)]
 

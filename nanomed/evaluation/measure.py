@@ -13,6 +13,7 @@ from nanomed.evaluation.generate import Ending, Sampling, generate, row_seed, st
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
 from nanomed.evaluation.trained import trained_with, training_sides
 from nanomed.models.classifier import predict
+from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import instructions, labelled
@@ -41,9 +42,9 @@ class Opened:
         return f"{self.name}: {count_parameters(self.model):,} parameters, none trainable; {self.device}, {self.dtype}{over}"
 
 
-def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None) -> Opened:
-    """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for
-    what an adapter was trained over. Raises UserError as hub does."""
+def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False) -> Opened:
+    """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for what an adapter was trained over;
+    plain: linear layers stay as they are, and are not laid out for the matrix library. Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
@@ -56,8 +57,11 @@ def open_model(name: str, device="auto", dtype="auto", classifier=False, quantiz
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize).requires_grad_(False)
     store_frozen(model, dtype, device)
+    model = model.to(device).eval()
+    if not plain:
+        prepack(model)
     template = of_model(source.adapter, source.directory)
-    return Opened(name, model.to(device).eval(), tokenizer, device, dtype, source.adapter or source.directory, template, quantize)
+    return Opened(name, model, tokenizer, device, dtype, source.adapter or source.directory, template, quantize)
 
 
 def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> Corpus:
@@ -66,7 +70,7 @@ def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=
 
 def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size=8, seed=0, also=()) -> dict:
     """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half overlapping; `also`: what some
-    of mistakes.MISTAKES give."""
+    of named.MISTAKES give."""
     context, stride = window_sizes(o.model.config, context, stride)
     everything = corpus.all()
     result = perplexity(o.model, [everything], context, stride, batch_size, o.device, o.dtype, seed, per_document=True)

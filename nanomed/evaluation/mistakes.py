@@ -14,16 +14,8 @@ from nanomed.evaluation.curves import read_metrics
 from nanomed.evaluation.perplexity import exp, score_ids, windows_of
 from nanomed.evaluation.trained import training_texts
 from nanomed.loss import token_nll
+from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
-
-MISTAKES = {
-    "batch-mean": "exp of the mean of the batches' mean losses: a batch of few tokens counts as much as one of many",
-    "document-mean": "the mean of the documents' own perplexities: short, odd ones decide",
-    "padding-counted": "documents filled up to the context with padding, and the padding counted",
-    "train-set": "texts that the model was trained on, the first of them, as many as there are documents here",
-    "truncated": "only the first `context` tokens of each document",
-    "last-loss": "exp of the last training loss that was logged",
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def _padding_counted(o, m: Measured) -> float:
             mask = seen & torch.ones(m.context - 1, m.context - 1, dtype=torch.bool, device=o.device).tril()
             with autocast(o.device, o.dtype):
                 x = o.model.backbone(idx, None, mask)
-            losses = token_nll(x[padding.to(o.device)], o.model.lm_head.weight, targets[padding].to(o.device), DTYPES[o.dtype])
+            losses = token_nll(x[padding.to(o.device)], head_of(o.model), targets[padding].to(o.device), DTYPES[o.dtype])
             nll, count = nll + float(losses.double().sum()), count + len(losses)
     return exp((float(m.nll.sum()) + nll) / (int(_tokens(m).sum()) + count))
 

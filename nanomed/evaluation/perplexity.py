@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
 from nanomed.loss import token_nll
+from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
 from nanomed.text.corpus import Selection
 
@@ -145,7 +146,7 @@ def _score(model, ids_of, batch, device, dtype):
         keep[row, scored - start - 1 : end - start - 1] = True
     with autocast(device, dtype):  # padding on the right is behind every query, where causal attention does not look
         x = model.backbone(idx.to(device))
-    nll = token_nll(x[keep.to(device)], model.lm_head.weight, targets[keep].to(device), DTYPES[dtype]).double().cpu().numpy()
+    nll = token_nll(x[keep.to(device)], head_of(model), targets[keep].to(device), DTYPES[dtype]).double().cpu().numpy()
     counts = keep.sum(1).tolist()
     return [(w[0], v) for w, v in zip(batch, np.split(nll, np.cumsum(counts)[:-1]), strict=True)]
 

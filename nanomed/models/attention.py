@@ -35,14 +35,7 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
-    elif (
-        causal
-        and not dropout
-        and k.size(2) == T
-        and q.dtype == torch.bfloat16
-        and q.device.type == "cpu"
-        and torch.is_grad_enabled()
-    ):
+    elif causal and cache is None and not dropout and _training_in_bf16_on_a_cpu(q):
         y = _tiled(q, k, v, hs**-0.5 if scale is None else scale)
     else:
         y = F.scaled_dot_product_attention(q, k, v, **how)
@@ -65,6 +58,17 @@ def within(window: int | None, mask, T: int, S: int, device):
     return near[None, None] if mask is None else mask & near
 
 
+def _training_in_bf16_on_a_cpu(x) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def leave_uncompiled() -> None:
+    """Have torch.compile call what is below as it is: it would unroll the tiles, and compile again for each batch's lengths. Said
+    only to who compiles, since the decorator would load the compiler, half a second, at every start."""
+    global _tiled, _attend_apart
+    _tiled, _attend_apart = torch.compiler.disable(_tiled), torch.compiler.disable(_attend_apart)
+
+
 # --- causal attention in bf16 on a CPU --------------------------------------------------------------------------------
 #
 # The library's fused kernel never holds all T x T scores, but in bf16 on a CPU it takes two to eight times as long as the plain
@@ -74,7 +78,6 @@ def within(window: int | None, mask, T: int, S: int, device):
 # bf16, as in transformers' eager attention, which is why only training uses it.
 
 
-@torch.compiler.disable  # it would unroll the tiles
 def _tiled(q, k, v, scale: float):
     return _Tiled.apply(q, k, v, scale)
 
@@ -182,7 +185,6 @@ def packed(segments: torch.Tensor) -> Packed:
     return Packed(slots.to(device), real[:, None].to(device), back.to(device), tuple(groups))
 
 
-@torch.compiler.disable  # lengths differ from batch to batch
 def _attend_apart(q, k, v, p: Packed, how: dict):
     """attend(), each example by itself."""
     B, _, T, hs = q.shape

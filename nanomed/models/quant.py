@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanomed.models.prepacked import PrepackedLinear
+
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one
 # fmt: off
 NF4 = torch.tensor([
@@ -177,10 +179,11 @@ def replace_linears(model: nn.Module, kind: str, **how) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many weights a model has, the quantised among them: their codes are no parameters to PyTorch."""
-    frozen = [m for m in model.modules() if isinstance(m, QUANTISED)]
+    """How many weights a model has, the quantised and the prepacked among them: theirs are no parameters to PyTorch."""
+    frozen = [m for m in model.modules() if isinstance(m, (*QUANTISED, PrepackedLinear))]
     codes = sum(m.in_features * m.out_features + (0 if m.bias is None else m.out_features) for m in frozen)
-    return sum(p.numel() for p in model.parameters()) + codes
+    plain = sum(m.bias.numel() for m in frozen if isinstance(m.bias, nn.Parameter))
+    return sum(p.numel() for p in model.parameters()) + codes - plain
 
 
 def stored_bytes(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from nanomed import hub
 from nanomed.errors import UserError
+from nanomed.models import attention
 from nanomed.models.classifier import HEAD
 from nanomed.models.lora import LoRAConfig, adapter_state, inject, lora_layers, merge_and_unwrap
 from nanomed.models.quant import QUANTISED
@@ -79,7 +80,13 @@ def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -
     else:
         model.to(device)
     if plan.compile:
-        model.backbone.compile()
+        compile_backbone(model)
+
+
+def compile_backbone(model) -> None:
+    """The network below the head, in place; attention is left to its kernels."""
+    attention.leave_uncompiled()
+    model.backbone.compile()
 
 
 def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, classifier=None) -> dict:

@@ -20,7 +20,7 @@ spec.loader.exec_module(inference)
 
 @pytest.fixture
 def opened(model_dir):
-    return measure.open_model(str(model_dir), "cpu", "fp32")
+    return measure.open_model(str(model_dir), "cpu", "fp32", plain=True)
 
 
 def arrays(model) -> dict[str, np.ndarray]:

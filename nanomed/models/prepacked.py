@@ -1,0 +1,62 @@
+"""Linear layers that are only measured with, on a CPU: their weights laid out once as the matrix library reads them.
+
+oneDNN multiplies with weights in blocks. Given a plain matrix it first puts it into blocks, at every call, which for a few tokens
+takes longer than the product; and in fp32 PyTorch asks another library (MKL), which on some processors is half as fast. PyTorch's
+own compiler lays weights out in this way when it freezes a model (torch._inductor.fx_passes.mkldnn_fusion), with these operators.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FEW = 8  # rows that the layout is made for; the product with one row or thousands is as fast
+
+
+def available(weight: torch.Tensor) -> bool:
+    known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
+    return known and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+
+
+def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """A copy of weight (out, in) that product() alone can read."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), FEW)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x @ weight.T + bias for x (..., in) in the weight's dtype; weight: plain, or in_blocks()."""
+    if not weight.is_mkldnn:
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+
+
+class PrepackedLinear(nn.Module):
+    """A linear layer without gradients. As autocast would, it takes its input in the dtype that its weight is stored in."""
+
+    def __init__(self, plain: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.weight, self.bias = in_blocks(plain.weight), plain.bias
+
+    def forward(self, x):
+        return product(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def prepack(model: nn.Module) -> None:
+    """Lay out the linear layers below the head, in place; the head, when it is first asked for (head_of). Adapters stay plain.
+    Where the library is missing, or weights are elsewhere or in another dtype, nothing changes."""
+    for name, module in list(model.backbone.named_modules()):
+        if isinstance(module, nn.Linear) and ".lora_" not in name and available(module.weight):
+            parent, _, child = name.rpartition(".")
+            setattr(model.backbone.get_submodule(parent), child, PrepackedLinear(module))
+    model.head_blocks = {}
+
+
+def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weights of a language model's head for product() and nanomed.loss, in `dtype` if they are laid out here; else as they
+    are stored."""
+    weight, blocks = model.lm_head.weight, getattr(model, "head_blocks", None)
+    if blocks is None or not available(weight):
+        return weight
+    if dtype not in blocks:
+        blocks[dtype] = in_blocks(weight.to(dtype))
+    return blocks[dtype]
