@@ -36,7 +36,7 @@ $(foreach v,VENV RUNS,$(if $(strip $(subst /,,$(value $v))),,$(error $v=$(value 
 $(if $(filter . .. ./ ../,$(VENV)),$(error VENV=$(VENV): name a directory of its own))
 $(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),$$(call QUOTED,$v))))
 
-.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint bench clean help
+.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint bench gpu-check clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in "$(VENV)
@@ -54,7 +54,8 @@ help:
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
 	@echo "make test       the tests; make test-all: the slow ones too; make lint"
-	@echo "make bench      ours against transformers, on this machine"
+	@echo "make bench      training, ours against transformers' Trainer, on this machine; more in bench/: sft.py, decode.py, score.py"
+	@echo "make gpu-check  with a GPU: five minutes, does it compute the same, how fast; ends in a line of JSON"
 	@echo "make clean      remove "$(VENV)" and caches of tools; "$(RUNS)" stays"
 
 # A name with a blank is no target of make's: so the shell says whether the environment is there, and no older than its lists.
@@ -192,7 +193,10 @@ lint: setup
 	$(PY) -m ruff format --check .
 
 bench: setup
-	$(PY) bench/train_step.py $(ARGS)
+	$(PY) bench/train.py $(ARGS)
+
+gpu-check: setup
+	$(PY) bench/gpu_check.py
 
 clean:
 	@if [ -e $(VENV) ]; then \

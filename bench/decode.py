@@ -54,12 +54,13 @@ def ours(who, args, prompts):
     from nanomed.evaluation.generate import Sampling, stream
     from nanomed.evaluation.measure import open_model
     from nanomed.loss import token_nll
+    from nanomed.models.prepacked import head_of
     from nanomed.precision import autocast
 
     o = open_model(args.model, args.device, args.dtype)
     with autocast(o.device, o.dtype):
         x = o.model.backbone(prompts[:1].to(o.device))[0, :-1]
-    loss = token_nll(x, o.model.lm_head.weight, prompts[0, 1:].to(o.device)).mean().item()
+    loss = token_nll(x, head_of(o.model), prompts[0, 1:].to(o.device)).mean().item()
 
     def write():
         return len(list(stream(o.model, prompts.tolist(), args.new_tokens, Sampling(), range(len(prompts)), o.device, o.dtype)))

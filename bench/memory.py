@@ -26,11 +26,12 @@ import torch
 from torch import nn
 
 from nanomed.loss import CHUNK_ELEMENTS, clm_loss
+from nanomed.memory import peak_rss, reuse_memory
 from nanomed.models import llama
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.quant import QUANTISED, count_parameters, replace_linears, stored_bytes
-from nanomed.precision import peak_rss, resolve_dtype, reuse_memory, store_frozen
+from nanomed.precision import resolve_dtype, store_frozen
 from nanomed.training.estimate import kept_for_backward
 from nanomed.training.loop import Settings, make_optimizer, one_update
 

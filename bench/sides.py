@@ -23,11 +23,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nanomed.threads import share_cores  # noqa: E402
+
+if any(word.startswith("nanomed") for word in sys.argv):  # as its scripts do; the others as they come
+    share_cores()
+
 import torch  # noqa: E402
 
 from nanomed.evaluation import tables  # noqa: E402
-from nanomed.precision import peak_rss, resolve_dtype, reuse_memory  # noqa: E402
+from nanomed.memory import peak_rss, reuse_memory  # noqa: E402
+from nanomed.precision import resolve_dtype  # noqa: E402
 
+# Dense tensor-core peaks in bf16 (T4, V100: fp16) of the makers' data sheets, in TFLOP/s; the first name that the device's holds.
+PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "T4": 65, "V100": 125}
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "lm-eval")
 
 
@@ -116,6 +124,8 @@ def _summary(runs: list[dict], cost: dict, limits: dict) -> dict:
     out |= {"warm_up_s": statistics.median(run["warm_up_s"] for run in runs), "loss": runs[0].get("loss")}
     for what, n in cost.items():
         out["share_of_ceiling"] = out["per_s"] * n / limits[f"{what}_per_s"]
+        if what == "flops" and (peak_tflops := limits.get("peak_tflops")):
+            out["mfu"] = out["per_s"] * n / (peak_tflops * 1e12)
     return out
 
 
@@ -148,7 +158,10 @@ def ceiling(device: str, dtype: str) -> dict:
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    return {"flops_per_s": 2 * n**3 / best(lambda: a @ b, 6), "bytes_per_s": 4 * big / best(weights.sum, 6)}
+    found = {"flops_per_s": 2 * n**3 / best(lambda: a @ b, 6), "bytes_per_s": 4 * big / best(weights.sum, 6)}
+    if device == "cuda" and dtype != "fp32":
+        found["peak_tflops"] = next((t for name, t in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+    return found
 
 
 def machine(device: str) -> dict:

@@ -1,11 +1,7 @@
 """Where the numbers live and how wide they are: device, dtype, autocast, frozen weights in the compute dtype; and whether
 a model is in training or in evaluation mode."""
 
-import ctypes
-import resource
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -35,8 +31,14 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str):
-    """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32."""
+    """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32. fp32 is fp32: TF32, which a GPU
+    would be faster in, is PyTorch's default for no matrix product, and is not turned on here."""
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
+
+
+def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU's, there; to a GPU from pinned memory, so that the copy need not be waited for."""
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and t.device.type == "cpu" else t.to(device)
 
 
 @contextmanager
@@ -64,23 +66,3 @@ def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
         ):
             for p in module.parameters(recurse=False):
                 p.data = p.data.to(DTYPES[dtype])  # .data: a tied embedding keeps being the same parameter
-
-
-def reuse_memory() -> None:
-    """Let the C library keep the memory that tensors free, instead of giving it back to the system and taking it again,
-    page by page, at every step: on a CPU that was a quarter of a small model's training time. Only glibc knows how."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back only what is free beyond 2 GiB
-
-
-def peak_rss() -> int:
-    """The most memory, in bytes, that this process has held at once. Linux's own count of it, where there is one: ru_maxrss
-    begins with the peak of the process that started this one, if that was larger."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    if own:
-        return own[0] * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
