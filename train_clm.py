@@ -10,14 +10,6 @@ from functools import partial
 
 from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.evaluation.perplexity import perplexity
-from nanomed.loss import clm_loss
-from nanomed.text import heldout, templates
-from nanomed.text.blocks import Mixture
-from nanomed.text.corpus import Texts, digests, encode_corpus, kept, split, without
-from nanomed.text.overlap import repeated
-from nanomed.text.rows import named_sets, split_weight
-from nanomed.training import run
 from nanomed.training.plan import Adapt
 
 
@@ -35,6 +27,16 @@ def parse_args():
 
 def main():
     args = parse_args()
+    # From here on, so that --help and a wrong flag need not wait for PyTorch:
+    from nanomed.evaluation.perplexity import perplexity
+    from nanomed.loss import clm_loss
+    from nanomed.text import heldout, templates
+    from nanomed.text.blocks import Mixture
+    from nanomed.text.corpus import Texts, digests, encode_corpus, kept, split, without
+    from nanomed.text.overlap import repeated
+    from nanomed.text.rows import named_sets, split_weight
+    from nanomed.training import run
+
     flags.check_forgetting_flags(args)
     setup = run.setup(args, Adapt, full_lr=6e-4 if args.from_scratch else 5e-5)
     plan = setup.plan

@@ -9,19 +9,8 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from nanomed import cli, flags, hub
+from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.evaluation import tables
-from nanomed.evaluation.baselines import beside_baselines, verdict
-from nanomed.files import read_json, write_json
-from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
-from nanomed.text import heldout
-from nanomed.text.batches import Batches
-from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
-from nanomed.training import run
 from nanomed.training.plan import Classify
 
 
@@ -43,6 +32,20 @@ def parse_args():
 
 def main():
     args = parse_args()
+    # From here on, so that --help and a wrong flag need not wait for PyTorch:
+    import numpy as np
+    import torch
+
+    from nanomed import hub
+    from nanomed.evaluation import tables
+    from nanomed.evaluation.baselines import beside_baselines, verdict
+    from nanomed.files import read_json, write_json
+    from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
+    from nanomed.text import heldout
+    from nanomed.text.batches import Batches
+    from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
+    from nanomed.training import run
+
     if args.freeze and args.lora_r:
         raise UserError("--freeze trains the head alone, --lora-r an adapter too: give one of them")
     setup = run.setup(args, Classify, full_lr=1e-3 if args.freeze else 5e-5)

@@ -11,15 +11,6 @@ from functools import partial
 
 from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.evaluation.perplexity import answer_perplexity, perplexity
-from nanomed.loss import instruction_loss
-from nanomed.text import heldout, instructions
-from nanomed.text.batches import Batches
-from nanomed.text.corpus import Texts, digests, encode_corpus, kept, without
-from nanomed.text.overlap import repeated
-from nanomed.text.rows import named_sets
-from nanomed.text.templates import TEMPLATES, load_template, of_model
-from nanomed.training import run
 from nanomed.training.plan import Instruct
 
 
@@ -52,6 +43,17 @@ def parse_args():
 
 def main():
     args = parse_args()
+    # From here on, so that --help and a wrong flag need not wait for PyTorch:
+    from nanomed.evaluation.perplexity import answer_perplexity, perplexity
+    from nanomed.loss import instruction_loss
+    from nanomed.text import heldout, instructions
+    from nanomed.text.batches import Batches
+    from nanomed.text.corpus import Texts, digests, encode_corpus, kept, without
+    from nanomed.text.overlap import repeated
+    from nanomed.text.rows import named_sets
+    from nanomed.text.templates import TEMPLATES, load_template, of_model
+    from nanomed.training import run
+
     flags.check_forgetting_flags(args)
     setup = run.setup(args, Instruct, full_lr=5e-5)
     own = of_model(setup.source.adapter, setup.source.directory)

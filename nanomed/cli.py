@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import signal
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.files import release
-from nanomed.precision import reuse_memory
+from nanomed.memory import reuse_memory
 from nanomed.streams import open_streams
-from nanomed.training import distributed
+from nanomed.threads import share_cores
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -107,6 +108,14 @@ def _preset(parser, section: dict, where: str) -> None:
         parser.set_defaults(**{action.dest: value})
 
 
+def _one_of_several(main):
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun did not start this
+        return main()
+    from nanomed.training import distributed
+
+    return distributed.together(main)
+
+
 def execute(main, name: str | None = None) -> None:
     """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2 what the user can mend
     (one line), 128 + n after a signal, 1 a bug."""
@@ -117,9 +126,10 @@ def execute(main, name: str | None = None) -> None:
     signal.signal(signal.SIGTERM, terminate)
     open_streams()
     reuse_memory()
+    share_cores()
     name = name or Path(sys.argv[0]).name
     try:
-        code = distributed.together(main) or 0
+        code = _one_of_several(main) or 0
     except UserError as e:
         print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
         code = 2

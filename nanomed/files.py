@@ -1,5 +1,5 @@
-"""Files that are read with a clear error and written whole or not at all, JSON and safetensors; what may be written where;
-and a directory that one process has to itself."""
+"""Files that are read with a clear error and written whole or not at all; what may be written where; and a directory that one
+process has to itself."""
 
 import contextlib
 import fcntl
@@ -10,13 +10,8 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nanomed.errors import UserError
 
@@ -48,34 +43,6 @@ def read_object(path: Path) -> dict:
     return value
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    return dict(tensors(path))
-
-
-def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(key, tensor) of a safetensors file, each read when it is asked for. Raises UserError for a file that is none."""
-    with _safetensors(path) as f:
-        for key in f.keys():  # noqa: SIM118 (not a dict)
-            yield key, f.get_tensor(key)
-
-
-def safetensors_keys(path: Path) -> set[str]:
-    """The names of the tensors in a file, none of which is read. Raises UserError as tensors() does."""
-    with _safetensors(path) as f:
-        return set(f.keys())
-
-
-@contextlib.contextmanager
-def _safetensors(path: Path):
-    try:
-        with safe_open(path, "pt") as f:
-            yield f
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file") from e
-    except (SafetensorError, OSError) as e:
-        raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -95,17 +62,13 @@ def finite(value):
 def write_text(text: str, path: Path) -> None:
     """A device or a named pipe is written in place, and what the program prints to is printed to; all else is replaced."""
     if not _in_place(path):
-        _replace(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        replace_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
         return
     try:
         with _stream(path) or open(path, "w", encoding="utf-8") as f:
             f.write(text)
     except OSError as e:
         raise UserError(f"{path}: could not be written ({e})") from e
-
-
-def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    _replace(path, lambda tmp: save_file(state, tmp, metadata={"format": "pt"} | (metadata or {})))
 
 
 def _in_place(path: Path) -> bool:
@@ -121,7 +84,7 @@ def _stream(path: Path):
     return None
 
 
-def _replace(path: Path, write) -> None:
+def replace_file(path: Path, write) -> None:
     """Write beside `path` (or beside what it links to), force it to the disk, then rename over it: a reader sees the old
     file or the new one, and a full disk or a lost power supply costs the new one only."""
     path, tmp = Path(os.path.realpath(path)), None
@@ -133,7 +96,7 @@ def _replace(path: Path, write) -> None:
             os.fsync(f.fileno())
         os.replace(tmp / path.name, path)
         sync_directory(path.parent)
-    except (OSError, SafetensorError) as e:
+    except OSError as e:
         raise UserError(f"{path}: could not be written ({e})") from e
     finally:
         if tmp:

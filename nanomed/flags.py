@@ -1,15 +1,12 @@
-"""The scripts' flags: what each takes, its help and its default; which of them make no sense together."""
+"""The scripts' flags: what each takes, its help and its default; which of them make no sense together. Like cli.py it loads no
+library, so that --help comes at once, and a wrong flag is found before a second has gone into loading PyTorch."""
 
 import argparse
 
 from nanomed.cli import Several
 from nanomed.errors import UserError
-from nanomed.evaluation.generate import Sampling
-from nanomed.models.quant import KINDS
-from nanomed.text.instructions import Fields
 from nanomed.text.templates import TEMPLATES
-from nanomed.training.loop import Settings
-from nanomed.training.plan import Plan
+from nanomed.training.plan import QUANTIZATIONS, Instruct, Plan, Settings
 
 
 def count(text: str) -> int:
@@ -82,7 +79,7 @@ QUANTIZE_HELP = (
 # fmt: off
 def add_common_flags(p: argparse.ArgumentParser) -> None:
     """The flags of everything that runs a model."""
-    p.add_argument("--quantize", choices=[*KINDS, "none"], help=QUANTIZE_HELP)
+    p.add_argument("--quantize", choices=[*QUANTIZATIONS, "none"], help=QUANTIZE_HELP)
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
                    help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
                         "and fp32 on the CPU")
@@ -112,7 +109,10 @@ def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: fl
     p.add_argument("--batch-size", type=count, default=16, help="prompts at once; changes a result by rounding only")
 
 
-def sampling(args) -> Sampling:
+def sampling(args):
+    """The nanomed.evaluation.generate.Sampling of add_sampling_flags()."""
+    from nanomed.evaluation.generate import Sampling
+
     return Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p)
 
 
@@ -201,10 +201,9 @@ def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
     """How rows become instructions."""
     p.add_argument("--template", metavar="NAME",
                    help=f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: {otherwise})")
-    fields = Fields()
-    p.add_argument("--instruction-field", default=fields.instruction, metavar="FIELD", help="of what is asked")
-    p.add_argument("--input-field", default=fields.input, metavar="FIELD", help="of what it is asked about, if anything")
-    p.add_argument("--response-field", default=fields.response, metavar="FIELD", help="of the answer")
+    p.add_argument("--instruction-field", default=Instruct.instruction_field, metavar="FIELD", help="of what is asked")
+    p.add_argument("--input-field", default=Instruct.input_field, metavar="FIELD", help="of what it is asked about, if anything")
+    p.add_argument("--response-field", default=Instruct.response_field, metavar="FIELD", help="of the answer")
 
 
 def add_retrieval_flags(p: argparse.ArgumentParser) -> None:
@@ -286,7 +285,7 @@ def add_sample_flag(p: argparse.ArgumentParser) -> None:
 
 def check_lora_flags(args) -> None:
     """Raises UserError for a LoRA flag that would do nothing, since there is no rank."""
-    if args.quantize in KINDS and not args.lora_r:
+    if args.quantize in QUANTIZATIONS and not args.lora_r:
         raise UserError(
             f"--quantize {args.quantize} needs --lora-r: quantised weights are frozen, and an adapter is what is trained"
         )

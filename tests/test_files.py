@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanomed import files
+from nanomed import files, tensors
 from nanomed.errors import UserError
 from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, write_jsonl
 
@@ -79,15 +79,15 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from nanomed import files
+from nanomed import files, tensors
 files.os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
-files.write_safetensors({"a": torch.ones(1000)}, Path(sys.argv[1]))
+tensors.write_safetensors({"a": torch.ones(1000)}, Path(sys.argv[1]))
 """
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     weights = tmp_path / "w.safetensors"
-    files.write_safetensors({"a": torch.zeros(1)}, weights)
+    tensors.write_safetensors({"a": torch.zeros(1)}, weights)
     (tmp_path / "mine.json.tmp").write_text("the user's own")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(weights)], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,5 +1,4 @@
-"""The commands of eval.py that are more than one call: answers, classes, questions with given answers, texts that repeat one
-another."""
+"""The commands of eval.py that measure answers, classes, questions with given answers, and texts that repeat one another."""
 
 import sys
 from dataclasses import replace

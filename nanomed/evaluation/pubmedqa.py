@@ -7,11 +7,11 @@ from dataclasses import replace
 from importlib import resources
 
 from nanomed.evaluation.choices import GOLD, Item
+from nanomed.evaluation.named import FORMATS
 from nanomed.text.rows import BadRow, NoField, get_text, get_value
 
 CHOICES = (" yes", " no", " maybe")
 # How a row is asked. The first is lm-eval's prompt (its task `pubmedqa`); the second has the question alone.
-FORMATS = {"pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:", "pubmedqa-closed": "Question: {question}\nAnswer:"}
 
 
 def official_ids() -> set[str]:

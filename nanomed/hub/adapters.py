@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, read_safetensors, write_json, write_safetensors
+from nanomed.files import read_object, write_json
 from nanomed.hub.source import ADAPTER, ADAPTER_CONFIG
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.lora import LoRAConfig, adapter_state, inject
+from nanomed.tensors import read_safetensors, write_safetensors
 from nanomed.text.tokenizer import copy_tokenizer
 
 PEFT_PREFIX = "base_model.model."

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import torch
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, safetensors_keys, tensors, write_json, write_safetensors
+from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
 from nanomed.hub.adapters import head_of, load_adapter
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
@@ -17,6 +17,7 @@ from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
+from nanomed.tensors import safetensors_keys, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
 # Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other heads.

@@ -12,7 +12,7 @@ from pathlib import Path
 from nanomed import cli, flags, hub
 from nanomed.commands import run, shown
 from nanomed.errors import UserError
-from nanomed.evaluation.mistakes import MISTAKES
+from nanomed.evaluation.named import MISTAKES
 from nanomed.files import check_directory, lock, names_in, read_json, read_object, write_json, write_text
 from nanomed.optional import need
 from nanomed.reproduce import card, figures

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from nanomed.evaluation.curves import VALIDATION, curves, read_metrics
-from nanomed.evaluation.mistakes import MISTAKES
+from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
 from nanomed.reproduce.recipe import PHASES, Recipe

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from nanomed.errors import UserError
-from nanomed.files import read_safetensors, write_safetensors
+from nanomed.tensors import read_safetensors, write_safetensors
 from nanomed.training import distributed
 
 NAMES = ("step-*.safetensors", "best-*.safetensors", ".nanomed-*")  # of all that stands in state/

@@ -6,7 +6,8 @@ import torch
 
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import autocast
-from nanomed.training.loop import Settings, make_optimizer, one_update, total_steps
+from nanomed.training.loop import make_optimizer, one_update, total_steps
+from nanomed.training.plan import Settings
 
 LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
 

@@ -9,7 +9,6 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,29 +18,12 @@ from tqdm import tqdm
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.files import finite
 from nanomed.loss import IGNORE
-from nanomed.precision import autocast
+from nanomed.precision import autocast, to_device
 from nanomed.training import checkpoint, distributed
+from nanomed.training.plan import Settings
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
 SMALLEST_SCALE = 2.0**-14  # of fp16's losses; they start at 2^16, and each overflow halves the scale
-
-
-@dataclass
-class Settings:
-    """What fit() needs to know, with its defaults. Updates are optimiser steps; schedules count nothing else."""
-
-    lr: float  # peak learning rate
-    epochs: float = 1.0  # passes over the data, unless max_steps is set
-    max_steps: int = 0  # updates; 0 means as many as `epochs` take
-    warmup_ratio: float = 0.05  # share of the updates in which the rate rises from 0 to its peak
-    weight_decay: float = 0.1  # on matrices and embeddings only
-    grad_clip: float = 1.0  # largest norm of the whole gradient; 0 leaves it as it is
-    eval_every: int = 0  # updates between validations; 0 means once an epoch
-    save_every: int = 200  # updates between checkpoints; 0 means only at the end
-    log_every: int = 10
-    patience: int = 0  # validations without improvement before stopping; 0 never stops early
-    keep: str = "last"  # which weights stay at the end: the last, or those of the best validation
-    dtype: str = "fp32"
 
 
 def total_steps(data, s: Settings) -> int:
@@ -87,7 +69,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
     count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
     losses, parts = [], {}
     for batch in window:
-        batch = [t.to(device, non_blocking=True) for t in distributed.share(batch)]
+        batch = [to_device(t, device) for t in distributed.share(batch)]
         with autocast(device, s.dtype):
             nll, _, *named = loss_fn(model, batch)
         scaler.scale(nll / count).backward()

@@ -1,4 +1,5 @@
-"""What a run is: the settings that decide its weights, which run.json keeps and a resumed run is held to.
+"""What a run is: the settings that decide its weights, which run.json keeps and a resumed run is held to. It loads no library: the
+flags take their defaults from here, and --help is to come at once.
 
 The command line says more than that (where results go, how often to save, what to show): that stays in `args`, may differ
 from call to call, and is written nowhere. A key that is absent in a run.json has the default that stands here, so that a
@@ -10,9 +11,27 @@ from pathlib import Path
 from typing import ClassVar
 
 from nanomed.errors import UserError
-from nanomed.models.lora import LoRAConfig
-from nanomed.training.loop import Settings
 
+
+@dataclass
+class Settings:
+    """What fit() needs to know, with its defaults. Updates are optimiser steps; schedules count nothing else."""
+
+    lr: float  # peak learning rate
+    epochs: float = 1.0  # passes over the data, unless max_steps is set
+    max_steps: int = 0  # updates; 0 means as many as `epochs` take
+    warmup_ratio: float = 0.05  # share of the updates in which the rate rises from 0 to its peak
+    weight_decay: float = 0.1  # on matrices and embeddings only
+    grad_clip: float = 1.0  # largest norm of the whole gradient; 0 leaves it as it is
+    eval_every: int = 0  # updates between validations; 0 means once an epoch
+    save_every: int = 200  # updates between checkpoints; 0 means only at the end
+    log_every: int = 10
+    patience: int = 0  # validations without improvement before stopping; 0 never stops early
+    keep: str = "last"  # which weights stay at the end: the last, or those of the best validation
+    dtype: str = "fp32"
+
+
+QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
 # Of the command and not of the run: earlier versions wrote these down too.
 FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
 
@@ -63,7 +82,10 @@ class Plan:
     from_scratch: bool = False
 
     @property
-    def lora(self) -> LoRAConfig | None:
+    def lora(self):
+        """The LoRAConfig, or None."""
+        from nanomed.models.lora import LoRAConfig
+
         targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
         return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets) if self.lora_r else None
 

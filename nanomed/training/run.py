@@ -16,9 +16,10 @@ from nanomed.evaluation import curves
 from nanomed.evaluation.generate import Ending, Sampling, generate, room
 from nanomed.evaluation.trained import trained_with
 from nanomed.files import lock, write_json
+from nanomed.memory import peak_rss
 from nanomed.models import FAMILIES
 from nanomed.models.quant import count_parameters
-from nanomed.precision import peak_rss, resolve_device, resolve_dtype
+from nanomed.precision import resolve_device, resolve_dtype
 from nanomed.text import heldout, show, templates
 from nanomed.text.blocks import Stream
 from nanomed.text.corpus import without
@@ -26,9 +27,9 @@ from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import checkpoint, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.directory import check_out, is_complete, record_start
-from nanomed.training.loop import Settings, fit, total_steps
+from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
-from nanomed.training.plan import Plan
+from nanomed.training.plan import Plan, Settings
 
 SAMPLE_TOKENS = 40  # of --sample-prompt's continuation
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from nanomed.evaluation import measure
-from nanomed.evaluation.mistakes import MISTAKES
+from nanomed.evaluation.named import MISTAKES
 from tests.conftest import assert_refused, every_family, make_texts, write_jsonl
 
 ALL = ",".join(MISTAKES)

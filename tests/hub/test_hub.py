@@ -233,7 +233,7 @@ def test_saving_leaves_the_old_file_when_it_fails(tiny, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanomed.files.save_file", full)
+    monkeypatch.setattr("nanomed.tensors.save_file", full)
     with pytest.raises(UserError, match="No space left"):
         hub.save_model(model, tiny[0], tiny[0])
     assert (tiny[0] / "model.safetensors").read_bytes() == before
@@ -274,7 +274,7 @@ def test_shards_are_loaded_one_by_one_without_a_second_copy(tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="6MB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) >= 12
     code = (
-        "import sys; from nanomed import hub; from nanomed.precision import peak_rss; source = hub.find(sys.argv[1]); "
+        "import sys; from nanomed import hub; from nanomed.memory import peak_rss; source = hub.find(sys.argv[1]); "
         "hub.load_model(hub.find(sys.argv[1] + '/tiny')); before = peak_rss(); model = hub.load_model(source); "
         "print(peak_rss() - before, sum(p.nbytes for p in model.parameters()), max(p.nbytes for p in model.parameters()))"
     )

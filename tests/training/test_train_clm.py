@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from nanomed import files, hub
+from nanomed import hub, tensors
 from nanomed.training import loop
 from tests.conftest import PATIENCE, ROOT, assert_near, assert_refused, make_texts, run_script, write_jsonl
 from tests.standin_hub import StandinHub
@@ -330,10 +330,10 @@ LORA = ("--lora-r", 4, "--lora-dropout", 0.1)
 KILLED = """import os, runpy, sys
 where, script = sys.argv[1:3]
 sys.argv, sys.path[0] = sys.argv[2:], os.path.dirname(script)
-from nanomed import files
+from nanomed import tensors
 from nanomed.training import loop
 calls = []
-original, save = loop.learning_rate, files.save_file
+original, save = loop.learning_rate, tensors.save_file
 def in_an_update(*args):
     calls.append(1)
     return os.kill(os.getpid(), 9) if len(calls) == 9 else original(*args)
@@ -346,7 +346,7 @@ def in_a_save(state, path, metadata):
 if where == "update":
     loop.learning_rate = in_an_update
 else:
-    files.save_file = in_a_save
+    tensors.save_file = in_a_save
 runpy.run_path(script, run_name="__main__")
 """
 
@@ -419,7 +419,7 @@ def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs
 
 def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(script, model_dir, docs, tmp_path, monkeypatch):
     """The file-size limit plays the full disk: the first checkpoint fits, and then the limit is lowered."""
-    args, save, limit = command("out", model_dir, docs), files.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
+    args, save, limit = command("out", model_dir, docs), tensors.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_on_a_small_disk(state, path, metadata):
         if list(tmp_path.glob("out/state/step-*")):
@@ -429,13 +429,13 @@ def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(script, mo
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
-    monkeypatch.setattr(files, "save_file", save_on_a_small_disk)
+    monkeypatch.setattr(tensors, "save_file", save_on_a_small_disk)
     out = script(*args)
     assert out.returncode == 2, out.stderr
     assert "could not be written" in out.stderr.splitlines()[-1] and "Traceback" not in out.stderr
     (kept,) = tmp_path.glob("out/state/step-*")
     assert kept.name == "step-00000005.safetensors" and len(load_file(kept)) > 10
-    monkeypatch.setattr(files, "save_file", save)
+    monkeypatch.setattr(tensors, "save_file", save)
     out = script(*args)
     assert out.returncode == 0, out.stderr
 

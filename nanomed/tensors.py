@@ -1,0 +1,52 @@
+"""Tensors in safetensors files, read with a clear error and written whole or not at all."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanomed.errors import UserError
+from nanomed.files import replace_file
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    return dict(tensors(path))
+
+
+def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, tensor) of a safetensors file, each read when it is asked for. Raises UserError for a file that is none."""
+    with _safetensors(path) as f:
+        for key in f.keys():  # noqa: SIM118 (not a dict)
+            yield key, f.get_tensor(key)
+
+
+def safetensors_keys(path: Path) -> set[str]:
+    """The names of the tensors in a file, none of which is read. Raises UserError as tensors() does."""
+    with _safetensors(path) as f:
+        return set(f.keys())
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path):
+    try:
+        with safe_open(path, "pt") as f:
+            yield f
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file") from e
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
+
+
+def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Raises UserError if it could not be written; what was there before is there still."""
+
+    def save(tmp: Path) -> None:
+        try:
+            save_file(state, tmp, metadata={"format": "pt"} | (metadata or {}))
+        except SafetensorError as e:
+            raise OSError(str(e)) from e
+
+    replace_file(path, save)

@@ -1,0 +1,42 @@
+"""How many threads, and how they wait: said to the OpenMP library, which reads it once, when PyTorch is loaded."""
+
+import math
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+SPIN = 20_000  # turns of an empty loop, some tens of microseconds: longer than most operators wait for one another
+
+
+def share_cores() -> None:
+    """Call it before PyTorch is loaded. What the user has set in the environment stays.
+
+    Threads: PyTorch counts the cores of the machine; in a container that may use two of its 64, 64 threads would take turns.
+    Waiting: a thread that is done with its part spins, by default long enough to take the core from another run; asleep at once,
+    it would be woken too late. So it spins for a little, and sleeps.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and (n := quota()) and n < cores():
+        os.environ["OMP_NUM_THREADS"] = str(n)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))
+
+
+def cores() -> int:
+    """Of this machine, those that this process may run on (all, where the system cannot say: macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota(cgroups: Path = CGROUPS) -> int | None:
+    """Cores' worth of time that this process's control group may use (Linux, version 2 or 1), rounded up; None if there is no
+    limit."""
+    try:
+        used, period = (cgroups / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            used, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    try:
+        return math.ceil(int(used) / int(period)) if int(used) > 0 else None
+    except (ValueError, ZeroDivisionError):  # "max"
+        return None
