@@ -112,7 +112,7 @@ report: setup
 # A published system from its recipe: what is given stands in for what the recipe names, DATA for what it is measured on.
 RECIPE ?=
 GIVEN_AS = $(if $(filter-out file undefined,$(origin $1)),$(if $(value $1),$2$(value $1)))
-reproduce: setup
+reproduce: $(if $(RECIPE),setup)
 	@$(if $(RECIPE),,echo "make reproduce RECIPE=gpt2-biomedical (the recipes: recipes/*.toml)" >&2; exit 2)
 	$(PY) -m nanomed.reproduce --recipe $(RECIPE) --out $(RUNS)/reproduce/$(RECIPE) $(call GIVEN_AS,MODEL,--model ) \
 		$(call GIVEN_AS,DATA,--data ) $(call GIVEN_AS,NEGATIVES,--data negatives=) $(call GIVEN_AS,PAIRS,--data pairs=) \
