@@ -1,0 +1,109 @@
+"""What three paths of the CPU gain over what they stand in for, each alone, in one process: milliseconds, medians of several tries.
+
+    python bench/kernels.py
+
+attention   forward and backward of causal attention in bf16: PyTorch's fused kernel, and nanomed.models.attention's tiles; with the
+            largest error of each against double precision, relative to the norm (y, dq, dk, dv)
+packed      the same of rows that hold several examples: under a mask of T x T, and dealt out, example by example
+linears     a linear layer of GPT-2's blocks and its head: weights as they are, and laid out (nanomed.models.prepacked)
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from bench.sides import machine
+from nanomed.evaluation import tables
+from nanomed.memory import reuse_memory
+from nanomed.models import attention
+from nanomed.models.prepacked import in_blocks, product
+
+TRIES = 7
+ATTENTION = [(64, 64, 12), (32, 128, 12), (16, 256, 12), (8, 512, 12), (4, 1024, 12)]  # rows, tokens, heads of 64
+LENGTHS = [60, 85, 110, 40, 75, 95, 47]  # of the examples in a row of 512
+LINEARS = [("block", 3072, 768), ("head", 50257, 768)]
+
+
+def milliseconds(run) -> float:
+    run()
+    seconds = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def qkv(B, T, nh, dtype=torch.bfloat16):
+    return [torch.randn(B, T, nh, 64, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+def both_ways(attend, tensors, grad):
+    y = attend(*tensors)
+    return [y, *torch.autograd.grad(y, tensors, grad)]
+
+
+def attention_rows() -> list[list[str]]:
+    def kernel(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+    rows = [["rows x tokens", "kernel (ms)", "tiles (ms)", "times", "kernel's error", "tiles' error"], ["---", *["---:"] * 5]]
+    for B, T, nh in ATTENTION:
+        tensors, grad = qkv(B, T, nh), torch.randn(B, T, nh * 64, dtype=torch.bfloat16)
+        exact = both_ways(kernel, [t.detach()[:1].double().requires_grad_() for t in tensors], grad[:1].double())
+        ms, errors = [], []
+        for attend in (kernel, attention.attend):
+            found = both_ways(attend, tensors, grad)
+            errors.append(max(((a[:1].double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)))
+            ms.append(milliseconds(lambda attend=attend, tensors=tensors, grad=grad: both_ways(attend, tensors, grad)))
+        rows.append([f"{B} x {T}", *(f"{m:.1f}" for m in ms), f"{ms[0] / ms[1]:.1f}", *(f"{e:.1e}" for e in errors)])
+    return rows
+
+
+def packed_rows() -> list[list[str]]:
+    B, T, nh = 8, 512, 12
+    segments = torch.cat([torch.full((n,), k) for k, n in enumerate(LENGTHS)])[None].expand(B, T)
+    mask = (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
+    tensors, grad = qkv(B, T, nh), torch.randn(B, T, nh * 64, dtype=torch.bfloat16)
+    ms = [
+        milliseconds(lambda m=m: both_ways(lambda q, k, v: attention.attend(q, k, v, m), tensors, grad))
+        for m in (mask, attention.packed(segments))
+    ]
+    row = [f"{B} x {T}, {len(LENGTHS)} examples a row", *(f"{m:.1f}" for m in ms), f"{ms[0] / ms[1]:.1f}"]
+    return [["packed", "mask (ms)", "dealt (ms)", "times"], ["---", *["---:"] * 3], row]
+
+
+@torch.no_grad()
+def linear_rows() -> list[list[str]]:
+    rows = [["layer", "dtype", "tokens", "plain (ms)", "laid out (ms)", "times"], ["---", "---", *["---:"] * 4]]
+    for name, n_out, n_in in LINEARS:
+        for dtype in (torch.bfloat16, torch.float32):
+            weights = [
+                torch.randn(n_out, n_in, dtype=dtype) for _ in range(12 if name == "block" else 2)
+            ]  # more than a cache holds
+            laid_out = [in_blocks(w) for w in weights]
+            for N in (1, 8, 512):
+                x = torch.randn(N, n_in, dtype=dtype)
+                ms = [milliseconds(lambda x=x, ws=ws: [product(x, w) for w in ws]) / len(ws) for ws in (weights, laid_out)]
+                rows.append([name, str(dtype)[6:], str(N), *(f"{m:.3f}" for m in ms), f"{ms[0] / ms[1]:.1f}"])
+    return rows
+
+
+def main():
+    reuse_memory()
+    torch.manual_seed(0)
+    result = {"bench": "kernels", "attention": attention_rows(), "packed": packed_rows(), "linears": linear_rows()}
+    for name in ("attention", "packed", "linears"):
+        print(tables.text_table(result[name]), end="\n\n")
+    print(json.dumps(result | {"machine": machine("cpu"), "torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()
