@@ -5,15 +5,16 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-SPIN = 20_000  # turns of an empty loop, some tens of microseconds: longer than most operators wait for one another
+SPIN = 2000  # turns of an empty loop, some microseconds
 
 
 def share_cores() -> None:
     """Call it before PyTorch is loaded. What the user has set in the environment stays.
 
     Threads: PyTorch counts the cores of the machine; in a container that may use two of its 64, 64 threads would take turns.
-    Waiting: a thread that is done with its part spins, by default long enough to take the core from another run; asleep at once,
-    it would be woken too late. So it spins for a little, and sleeps.
+    Waiting: a thread that is done with its part spins, by default for milliseconds, in which another run could have had the core:
+    two runs with a thread a core each fall to a tenth of their speed. Asleep at once, it would be woken too late, many thousand
+    times a second. So it spins for a little, and sleeps (RESULTS has figures).
     """
     if "OMP_NUM_THREADS" not in os.environ and (n := quota()) and n < cores():
         os.environ["OMP_NUM_THREADS"] = str(n)
