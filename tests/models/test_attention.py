@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from nanomed import hub
+from nanomed.loss import instruction_loss
 from nanomed.models import attention
 from nanomed.models.attention import SHORTEST, attend, packed, within
+from tests.conftest import every_family
 
 
 def heads(B, T, nh, hs=16, dtype=torch.float64):
@@ -104,3 +107,26 @@ def test_dropout_of_attention_is_the_librarys():
     v = torch.ones(2, 4, 64, 16, dtype=torch.bfloat16)
     y = attend(q, k, v, dropout=0.5)
     assert 0.9 < y.mean() < 1.1 and y.std() > 0.1
+
+
+@every_family
+def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeypatch):
+    for name in ("_tiled", "_attend_apart"):
+        monkeypatch.setattr(attention, name, getattr(attention, name))  # so that both are put back
+    model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
+    idx, targets = torch.randint(0, 400, (2, 60)), torch.randint(0, 400, (2, 60))
+    pos = torch.zeros(2, 60, dtype=torch.long)
+    batches = [(idx, pos, of_lengths(*rows, T=60), targets) for rows in (([7, 40], [60]), ([20, 20, 20], [3, 50]), ([59], [33, 9]))]
+
+    def losses(dtype):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            return [instruction_loss(model, batch)[0].item() for batch in batches]
+
+    plain = {dtype: losses(dtype) for dtype in ("fp32", "bf16")}
+    attention.leave_uncompiled()
+    model.backbone.compile(backend="aot_eager")
+    for dtype, expected in plain.items():
+        losses(dtype)  # compiles
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            found = losses(dtype)
+        assert found == pytest.approx(expected, rel=1e-5 if dtype == "fp32" else 1e-2)
