@@ -35,7 +35,9 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
-    elif causal and cache is None and not dropout and _training_in_bf16_on_a_cpu(q):
+    elif T == 1 and cache is not None and _in_bf16_on_a_cpu(q):
+        y = _one_query(q, k, v, mask, hs**-0.5 if scale is None else scale)
+    elif causal and cache is None and not dropout and _in_bf16_on_a_cpu(q) and torch.is_grad_enabled():
         y = _tiled(q, k, v, hs**-0.5 if scale is None else scale)
     else:
         y = F.scaled_dot_product_attention(q, k, v, **how)
@@ -58,8 +60,20 @@ def within(window: int | None, mask, T: int, S: int, device):
     return near[None, None] if mask is None else mask & near
 
 
-def _training_in_bf16_on_a_cpu(x) -> bool:
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
+def _in_bf16_on_a_cpu(x) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def _one_query(q, k, v, mask, scale: float):
+    """Of a token that is being written, q (B, nh, 1, hs): softmax(q k' / sqrt(hs)) v as it stands. There is one row of scores, so
+    that nothing is gained by not holding it: the fused kernel takes two to six times as long."""
+    B, nh, _, hs = q.shape
+    q = (q * scale).reshape(B, k.size(1), -1, hs)  # the heads that share keys are rows of one product
+    with torch.autocast("cpu", enabled=False):
+        scores = (q @ k.transpose(-1, -2)).float()  # (B, heads of keys, heads that share one, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return (torch.softmax(scores, dim=-1).to(v.dtype) @ v).view(B, nh, 1, hs)
 
 
 def leave_uncompiled() -> None:

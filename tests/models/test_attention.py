@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanomed import hub
+from nanomed.evaluation.generate import KVCache
 from nanomed.loss import instruction_loss
 from nanomed.models import attention
 from nanomed.models.attention import SHORTEST, attend, packed, within
@@ -90,6 +91,33 @@ def test_training_in_bf16_against_double_precision(B, T, kv, scale, monkeypatch)
     with torch.no_grad():
         attend(*qkv, scale=scale)
     assert len(calls) == 2  # measured with the library's kernel
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kv", [4, 2, 1])
+@pytest.mark.parametrize("B, S", [(1, 1), (3, 40), (8, 129)])
+def test_one_query_in_bf16_against_double_precision(B, S, kv, masked, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (heads(B, n, h, dtype=torch.bfloat16).detach() for n, h in ((1, 4), (S, kv), (S, kv)))
+    mask = torch.rand(B, 1, 1, S) < 0.7 if masked else None
+    if masked:
+        mask[..., -1] = True  # a token sees itself
+
+    def after(k, v):
+        cache = KVCache(B, kv, S, 16, "cpu", k.dtype)
+        if S > 1:
+            cache.append(k[:, :, :-1], v[:, :, :-1])
+        return cache, k[:, :, -1:], v[:, :, -1:]
+
+    cache, last_k, last_v = after(k.double(), v.double())
+    expected = attend(q.double(), last_k, last_v, mask, cache)
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", None)
+    cache, last_k, last_v = after(k, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, last_k, last_v, mask, cache)
+    assert found.dtype == torch.bfloat16 and found.shape == (B, 1, 64)
+    assert (found.double() - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_no_tile_looks_ahead():
