@@ -41,6 +41,7 @@ def main():
     from nanomed.evaluation.baselines import beside_baselines, verdict
     from nanomed.files import read_json, write_json
     from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
+    from nanomed.precision import shapes_vary
     from nanomed.text import heldout
     from nanomed.text.batches import Batches
     from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
@@ -104,7 +105,9 @@ def main():
     validation = {name: partial(evaluate, name=name) for name in sides.validation}
     unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
     job = run.Job(batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on)
-    if not run.train(args, setup, job) and args.dry_run:
+    with shapes_vary():  # a batch is as long as its longest text
+        trained = run.train(args, setup, job)
+    if not trained and args.dry_run:
         return
 
     summary = Path(args.out) / "summary.json"

@@ -2,9 +2,9 @@
 
     python bench/decode.py [--model runs/models/smollm2-135m]
 
-generate runs with its weights in the dtype (not autocast, which would cast them at every step) and once more in fp32; each side's
-best settings: a cache, no sampling. A prompt's own time counts. What bounds it is reading the weights once a step: the share of the
-ceiling is of that. The losses compared are those of the first prompt's tokens.
+generate runs with its weights in the dtype (not autocast, which would cast them at every step), once more in fp32, and with a
+static cache, whose steps it compiles on a GPU. A prompt's own time counts. What bounds it is reading the weights once a step: the
+share of the ceiling is of that. The losses compared are those of the first prompt's tokens.
 """
 
 import time
@@ -12,7 +12,8 @@ import time
 import sides
 import torch
 
-SIDES = [f"{who} {B}" for B in (1, 8) for who in ("nanomed", "generate", "generate-fp32")]
+PEERS = ("generate", "generate-fp32", "generate-static")
+SIDES = [f"{who} {B}" for B in (1, 8) for who in ("nanomed", *PEERS)]
 
 
 def main():
@@ -20,26 +21,22 @@ def main():
     p.add_argument("--prompt-tokens", type=int, default=64)
     p.add_argument("--new-tokens", type=int, default=96)
     args = p.parse_args()
-    pairs = {
-        f"batch {B}: nanomed against {peer}": (f"nanomed {B}", f"{peer} {B}")
-        for B in (1, 8)
-        for peer in ("generate", "generate-fp32")
-    }
+    pairs = {f"batch {B}: nanomed against {peer}": (f"nanomed {B}", f"{peer} {B}") for B in (1, 8) for peer in PEERS}
     sides.execute("decode", "tokens", args, measure, pairs, same_loss=1e-2, cost=cost)
 
 
 def cost(side: str, args, result) -> dict:
     """Bytes of a token: the weights that it is multiplied with, in the dtype, shared by the rows of a batch."""
-    blocks, head, _ = sides.shape(args.model)
+    model = sides.on_meta(args.model)
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))  # the head too
     width = 4 if args.dtype == "fp32" or side.startswith("generate-fp32") else 2
-    return {"bytes": width * (blocks + head) / int(side.split()[1])}
+    return {"bytes": width * weights / int(side.split()[1])}
 
 
 @torch.no_grad()
 def measure(side: str, args) -> dict:
     who, B = side.split()[0], int(side.split()[1])
-    _, _, config = sides.shape(args.model)
-    prompts = torch.randint(0, config.vocab_size, (B, args.prompt_tokens))
+    prompts = torch.randint(0, sides.on_meta(args.model).config.vocab_size, (B, args.prompt_tokens))
     write, loss = (ours if who == "nanomed" else theirs)(who, args, prompts)
     seconds = []
     for _ in range(1 + args.repeats):
@@ -79,6 +76,7 @@ def theirs(who, args, prompts):
     prompts = prompts.to(args.device)
     loss = model(prompts[:1], labels=prompts[:1]).loss.item()
     how = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False, "pad_token_id": 0}
+    how |= {"cache_implementation": "static"} if who == "generate-static" else {}
     mask = torch.ones_like(prompts)
     return lambda: model.generate(prompts, attention_mask=mask, **how).size(1) - prompts.size(1), loss
 

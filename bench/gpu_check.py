@@ -7,6 +7,7 @@ bench/train.py and bench/decode.py at GPT-2 small's shape. Ends with status 2 wh
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def main():
 
 def call(command: list[str]):
     print(" ".join(command), file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
+    env = os.environ | {"NANOMED_TEST_CUDA": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=env)
     print(done.stdout, done.stderr[-2000:] if done.returncode else "", file=sys.stderr, flush=True)
     return done
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
-from nanomed.loss import CHUNK_ELEMENTS, clm_loss
+from nanomed.loss import clm_loss, held_bytes
 from nanomed.memory import peak_rss, reuse_memory
 from nanomed.models import llama
 from nanomed.models.language_model import LanguageModel
@@ -101,7 +101,7 @@ def computed(name: str, kind: str, rows: int, context: int, device: str, checkpo
         "optimizer": 8 * trained,
         "activations": per_block + n * rows * context * config.n_embd * 4 if checkpointed else n * per_block,
         "a layer dequantised": 8 * largest,  # fp32, what its codes are looked up with, and bf16
-        "logits of a chunk": 3 * 4 * min(CHUNK_ELEMENTS, rows * context * config.vocab_size),
+        "the loss": held_bytes(rows * context, model.lm_head.weight, torch.bfloat16),
     }
 
 

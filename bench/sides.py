@@ -180,14 +180,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def shape(directory: str) -> tuple[int, int, object]:
-    """(weights of the blocks' matrices, of the head's, the configuration), of the model without its weights."""
+def on_meta(directory: str):
+    """The model without its weights."""
     from nanomed import hub
     from nanomed.models import FAMILIES
     from nanomed.models.language_model import LanguageModel
 
     raw, config = hub.read_config(Path(directory))
     with torch.device("meta"):
-        model = LanguageModel(FAMILIES[raw["model_type"]], config)
-    blocks = sum(m.weight.numel() for m in model.backbone.modules() if isinstance(m, torch.nn.Linear))
-    return blocks, model.lm_head.weight.numel(), config
+        return LanguageModel(FAMILIES[raw["model_type"]], config)

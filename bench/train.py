@@ -36,8 +36,7 @@ def main():
 
 def measure(side: str, args) -> dict:
     who, what = side.split()
-    _, _, config = sides.shape(args.model)
-    ids = torch.randint(0, config.vocab_size, (WARM_UP + args.repeats, args.batch_size, args.context))
+    ids = torch.randint(0, sides.on_meta(args.model).config.vocab_size, (WARM_UP + args.repeats, args.batch_size, args.context))
     run = trainer if who.startswith("trainer") else ours
     seconds, loss = run(who, args, ids, what == "lora")
     comparable = None if who == "trainer" else loss  # dropout makes it another loss
@@ -46,13 +45,9 @@ def measure(side: str, args) -> dict:
 
 
 def cost(side: str, args, result) -> dict:
-    """Floating-point operations of a token: two for each weight and direction (Kaplan et al. 2020, section 2.1; frozen weights have
-    no gradient of their own), and those of the attention's two products, half of them causal."""
-    blocks, head, config = sides.shape(args.model)
-    trained = side.endswith("full")
-    layers = config.cache_shape[0]
-    attention = 2 * 2 * layers * config.n_embd * args.context / 2 * 3
-    return {"flops": (6 if trained else 4) * (blocks + head) + attention}
+    from nanomed.training.compiling import flops_a_token
+
+    return {"flops": flops_a_token(sides.on_meta(args.model), side.endswith("full"), args.context)}
 
 
 def ours(who, args, ids, lora):

@@ -236,8 +236,9 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--grad-clip", type=at_least_0, default=Plan.grad_clip, help="largest gradient norm; 0: no clipping")
     g.add_argument("--dropout", type=share, default=Plan.dropout,
                    help="in place of the probabilities in the model's config (GPT-2's say 0.1)")
-    g.add_argument("--compile", action=argparse.BooleanOptionalAction, default=Plan.compile,
-                   help="compile the model with torch.compile; minutes, then faster")
+    g.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
+                   help="compile the model with torch.compile, half a minute, then faster (default: if the run is long enough "
+                   "for that to pay; never the classifier's)")
     g.add_argument("--grad-checkpoint", action=argparse.BooleanOptionalAction, default=False,
                    help="recompute activations in backward: less memory, slower")
     g = p.add_argument_group("LoRA")

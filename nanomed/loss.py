@@ -11,17 +11,20 @@ Losses are returned as a (sum, count) pair and never as a mean: only the caller 
 import torch
 import torch.nn.functional as F
 
-from nanomed.models import attention
+from nanomed.models.packed import packed
 from nanomed.models.prepacked import product
+from nanomed.precision import to_device
 
 IGNORE = -100  # the target of a position that is not supervised: padding, or a prompt
-CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary
+CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary; on a GPU twice as many
+ALIGN = 64  # a GPU's matrix products are several times slower where a side is no multiple of 8, as 50,257 is not
 
 
 def linear_cross_entropy(x, weight, targets, per_token=False):
     """Cross-entropy of the logits `x @ weight.T` against `targets`, summed over the supervised positions.
 
-    x: hidden states (..., C); weight: the head (V, C); targets: ids (...), IGNORE where not supervised.
+    x: hidden states (..., C); weight: the head (V, C); targets: ids (...), IGNORE where not supervised; best left on the CPU,
+    since counting them where x is would wait for a GPU.
     Multiplies in autocast's dtype if autocast is on; softmax and loss are fp32, gradients are summed over chunks in fp32.
     Returns (sum, count): a differentiable fp32 scalar in nats, and the number of supervised positions, an int; or with
     `per_token` (sum, losses), the latter (count,) in the order of the supervised positions, without a gradient.
@@ -32,10 +35,10 @@ def linear_cross_entropy(x, weight, targets, per_token=False):
     count = int(keep.sum())
     x = x.reshape(-1, x.size(-1))
     if count < keep.numel():  # rows that are not supervised never reach the head
-        x, targets = x[keep], targets[keep]
+        x, targets = x.index_select(0, to_device(keep.nonzero().squeeze(1), x.device)), targets[keep]
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    total, nll = _LinearCrossEntropy.apply(x, weight, targets, dtype)
+    total, nll = _LinearCrossEntropy.apply(x, weight, to_device(targets, x.device), dtype)
     return total, nll if per_token else count
 
 
@@ -46,13 +49,19 @@ def token_nll(x, weight, targets, dtype=torch.float32):
     Evaluation's loss, so the logits are fp32: GPT-2's lie around -35, where bf16 knows only steps of 0.25. CUDA
     multiplies inputs of `dtype` into fp32 directly; elsewhere the inputs are made fp32 too.
     """
+    vocab = weight.size(0)
     if not weight.is_mkldnn:
-        weight = weight.to(dtype if x.is_cuda else torch.float32)
-    return torch.cat([-_log_probs(xs, weight, ts)[1] for xs, ts in _chunks(x, targets, weight.size(0))])
+        weight = _aligned(weight.to(dtype if x.is_cuda else torch.float32))
+    return torch.cat([_nll(_logits(xs, weight, vocab), ts) for xs, ts in _chunks(x, targets, vocab)])
+
+
+def _n_chunks(tokens: int, vocab: int, on_gpu: bool) -> int:
+    """As few as fit."""
+    return max(1, -(-tokens * vocab // (2 * CHUNK_ELEMENTS if on_gpu else CHUNK_ELEMENTS)))
 
 
 def _chunks(x, targets, vocab):
-    n = max(1, -(-x.size(0) * vocab // CHUNK_ELEMENTS))  # as few chunks as fit, of equal length
+    n = _n_chunks(x.size(0), vocab, x.is_cuda)  # of equal length
     return zip(x.chunk(n), targets.chunk(n), strict=True)
 
 
@@ -66,10 +75,36 @@ def head_logits(x, weight):
         return product(x, weight).float()
 
 
-def _log_probs(x, weight, targets):
-    """All log-probabilities (N, V) in fp32, and those of the targets (N,)."""
-    log_probs = F.log_softmax(head_logits(x, weight), dim=-1)
-    return log_probs, log_probs.gather(1, targets[:, None]).squeeze(1)
+def _aligned(weight):
+    """The head with rows of zeros, which are no words, up to a multiple of ALIGN, where that pays."""
+    return F.pad(weight, (0, 0, 0, -weight.size(0) % ALIGN)) if weight.is_cuda else weight
+
+
+def _logits(x, weight, vocab):
+    """head_logits() of a head that may be _aligned(): what is no word gets no probability."""
+    logits = head_logits(x, weight)
+    logits[:, vocab:] = -torch.inf
+    return logits
+
+
+def _nll(logits, targets):
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def _nll_and_gradient(logits, targets, dtype):
+    """-log softmax(z)[t] (N,) in fp32 of logits z (N, V) and targets t, and its gradient in z, softmax(z) - onehot(t), in
+    `dtype`."""
+    log_probs = F.log_softmax(logits, dim=-1)
+    nll = -log_probs.gather(1, targets[:, None]).squeeze(1)
+    d = log_probs.exp_().to(dtype)
+    d[torch.arange(len(targets), device=d.device), targets] = torch.expm1(-nll).to(dtype)  # exact, also where it is near 0
+    return nll, d
+
+
+def compile_gradient() -> None:
+    """Have torch.compile make the passes over the logits fewer."""
+    global _nll_and_gradient
+    _nll_and_gradient = torch.compile(_nll_and_gradient, dynamic=True)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -79,25 +114,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, dtype):
         need_x, need_w = ctx.needs_input_grad[:2]
-        w = weight.to(dtype)
+        vocab, w = weight.size(0), _aligned(weight.to(dtype))
         nll = torch.empty(len(targets), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
-        grad_w = torch.zeros_like(weight, dtype=torch.float32) if need_w else None
+        grad_w = torch.zeros_like(w, dtype=torch.float32) if need_w else None
         # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th of it.
         shrink = 1 / 256 if dtype == torch.float16 else 1.0
         start = 0
-        for xs, ts in _chunks(x, targets, weight.size(0)):
-            log_probs, target_log_probs = _log_probs(xs, w, ts)
-            nll[start : start + len(ts)] = -target_log_probs
+        for xs, ts in _chunks(x, targets, vocab):
+            logits, here = _logits(xs, w, vocab), slice(start, start + len(ts))
             if need_x or need_w:
-                d = log_probs.exp_()  # from here on softmax(z) - onehot(t), in the memory of the log-probabilities
-                d[torch.arange(len(ts), device=d.device), ts] -= 1
-                d = d.to(dtype)
+                nll[here], d = _nll_and_gradient(logits, ts, dtype)
+            else:
+                nll[here] = _nll(logits, ts)
             if need_x:
-                grad_x[start : start + len(ts)] = d @ w
+                grad_x[here] = d @ w
             if need_w:
                 grad_w.add_(d.t() @ (xs * shrink).to(dtype), alpha=1 / shrink)
             start += len(ts)
+        grad_w = grad_w[:vocab] if need_w else None
         ctx.grads = (grad_x, grad_w)
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
@@ -110,26 +145,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (grad_x.mul_(grad) if grad_x is not None else None, grad_w.mul_(grad) if grad_w is not None else None, None, None)
 
 
-# --- of a batch -------------------------------------------------------------------------------------------------------
+def held_bytes(tokens: int, weight: torch.Tensor, dtype: torch.dtype) -> int:
+    """The most that linear_cross_entropy() holds at a time for so many supervised tokens: a chunk's logits, their log-softmax and
+    the gradient in `dtype`; the head in `dtype`; and of what is trained, hidden states and perhaps the head, the gradients."""
+    (vocab, C), narrow = weight.shape, dtype.itemsize if dtype != torch.float32 else 0
+    chunk = -(-tokens // _n_chunks(tokens, vocab, weight.is_cuda))
+    copies = (0 if weight.dtype == dtype else narrow) + (4 + dtype.itemsize if weight.requires_grad else 0)
+    return chunk * vocab * (4 + 4 + narrow) + vocab * C * copies + tokens * C * 4
+
+
+# --- of a batch, as it is dealt out: on the CPU, from which it is taken to where the model is -----------------------------
 
 
 def clm_loss(model, batch):
     """Summed next-token loss of (inputs, targets), each (B, T), and how many tokens it sums."""
     idx, targets = batch
-    return linear_cross_entropy(model.backbone(idx), model.lm_head.weight, targets)
+    weight = model.lm_head.weight
+    return linear_cross_entropy(model.backbone(to_device(idx, weight.device)), weight, targets)
 
 
 def instruction_loss(model, batch):
     """Summed loss of a batch of nanomed.text.instructions.collate, and how many tokens it sums: packed examples never see each
     other. With replayed text in it, also {"answer": (sum, count), "replay": (sum, count)}, to be logged apart."""
-    idx, *packed, targets = batch
+    idx, *more, targets = batch
+    weight = model.lm_head.weight
     pos = mask = replayed = None
-    if packed:
-        pos, segments, *replayed = packed
-        mask = attention.packed(segments)
-    x = model.backbone(idx, pos, mask)
+    if more:
+        pos, segments, *replayed = more
+        pos, mask = to_device(pos, weight.device), packed(segments, weight.device)
+    x = model.backbone(to_device(idx, weight.device), pos, mask)
     if not replayed:
-        return linear_cross_entropy(x, model.lm_head.weight, targets)
-    total, nll = linear_cross_entropy(x, model.lm_head.weight, targets, per_token=True)
+        return linear_cross_entropy(x, weight, targets)
+    total, nll = linear_cross_entropy(x, weight, targets, per_token=True)
     text = replayed[0][targets != IGNORE]
-    return (total, len(nll), {"answer": (nll[~text].sum(), int((~text).sum())), "replay": (nll[text].sum(), int(text.sum()))})
+    there = to_device(text, weight.device)
+    answer, replay = nll.masked_fill(there, 0).sum(), nll.masked_fill(~there, 0).sum()
+    return total, len(nll), {"answer": (answer, int((~text).sum())), "replay": (replay, int(text.sum()))}

@@ -43,14 +43,26 @@ def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Dropout off, no gradients; afterwards the model is in the mode it was in."""
+    """Dropout off, no gradients, shapes that vary; afterwards the model is in the mode it was in."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), shapes_vary():
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def shapes_vary():
+    """On a GPU without cuDNN's attention, which is the fastest on new ones, but takes a twentieth of a second to get ready for each
+    new shape."""
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_on)
 
 
 def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:

@@ -62,7 +62,10 @@ def test_sides_that_compute_something_else_give_no_result(tmp_path):
             ["train.py", "--batch-size", "2", "--context", "32"],
             ["nanomed full", "trainer-nodropout full", "nanomed lora", "trainer lora"],
         ),
-        (["decode.py", "--prompt-tokens", "8", "--new-tokens", "4"], ["nanomed 8", "generate 8", "generate-fp32 8"]),
+        (
+            ["decode.py", "--prompt-tokens", "8", "--new-tokens", "4"],
+            ["nanomed 8", "generate 8", "generate-fp32 8", "generate-static 8"],
+        ),
         (["score.py", "--limit", "3", "--context", "128"], ["nanomed", "lm-eval", "strided-loop"]),
         (
             ["sft.py", "--limit", "16", "--context", "128", "--batch-size", "4"],

@@ -13,10 +13,12 @@ import torch
 from tqdm import tqdm
 
 from nanomed.errors import UserError
+from nanomed.evaluation.recorded import RecordedStep
 from nanomed.loss import head_logits
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
 
+WORTH_RECORDING = 8  # steps: to record one takes as long as a few
 EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
 
 
@@ -46,12 +48,26 @@ class KVCache:
     def __init__(self, B, n_head, length, head_size, device, dtype):
         self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
         self.v = torch.empty_like(self.k)
-        self.n = 0
+        self.n = 0  # how many there are
+        self.at = None  # where the next ones go, as a tensor (1,), once that is all a recorded step knows of it
 
     def append(self, k, v):
+        """Keys and values of T more tokens; returns all so far, or after fix() those of the whole room."""
+        if self.at is not None:
+            return self.k.index_copy_(2, self.at, k.to(self.k.dtype)), self.v.index_copy_(2, self.at, v.to(self.v.dtype))
         start, self.n = self.n, self.n + k.size(2)
         self.k[:, :, start : self.n], self.v[:, :, start : self.n] = k, v
         return self.k[:, :, : self.n], self.v[:, :, : self.n]
+
+    def extent(self, T: int):
+        """(how many keys T more tokens will look at, where these come among them)."""
+        return (self.n + T, self.n) if self.at is None else (self.k.size(2), self.at)
+
+    def fix(self, at):
+        """From here on all shapes stay: one token at a time, written where `at` (1,) says, and who looks needs a mask."""
+        for t in (self.k, self.v):
+            t[:, :, self.n :] = 0  # what is there may be no number, and times a weight of 0 that is none
+        self.at = at
 
 
 def make_cache(config, B: int, length: int, device, dtype) -> list[KVCache]:
@@ -94,22 +110,35 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
     real, seen, idx, lengths = (t.to(device) for t in (real, seen, idx, lengths))
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     padded = not bool(real.all())
-    cache = make_cache(model.config, B, T + steps, device, DTYPES[dtype])
+    S = T + steps
+    cache = make_cache(model.config, B, S + -S % 8, device, DTYPES[dtype])  # a multiple of 8: kernels like masks to be aligned
 
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
     mask = None
     if padded:  # causal, without padding; the diagonal keeps a padding row from having nothing to look at
         causal = torch.ones(T, T, dtype=torch.bool, device=device).tril()
         mask = (causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=device))[:, None]
-    for step in range(steps):
+
+    def logits_after(idx, pos, mask):
         with autocast(device, dtype):
             x = model.backbone(idx, pos, mask, cache)[:, -1]  # (B, C)
-        token = choose(next_logits(model, x, DTYPES[dtype]), sampling, seen, generators)  # (B,)
+        return next_logits(model, x, DTYPES[dtype])
+
+    last, recorded = model.config.n_positions - 1, None
+    for step in range(steps):
+        logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
+        token = choose(logits, sampling, seen, generators)  # (B,)
         yield token.tolist()
-        seen[torch.arange(B, device=device), token] = True
+        idx = token[:, None]
+        if sampling.repetition_penalty != 1:
+            seen[torch.arange(B, device=device), token] = True
+        if recorded:
+            continue
         # A row that has no room left may have to wait for the others; what it still gets is thrown away.
-        idx, pos = token[:, None], (lengths + step).clamp(max=model.config.n_positions - 1)[:, None]
-        if padded:
+        pos = (lengths + step).clamp(max=last)[:, None]
+        if device.type == "cuda" and steps - step > WORTH_RECORDING:
+            recorded = RecordedStep(logits_after, cache, real, pos, last)
+        elif padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
             mask = real[:, None, None]  # (B, 1, 1, S)
 

@@ -18,7 +18,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
 from nanomed.loss import token_nll
 from nanomed.models.prepacked import head_of
-from nanomed.precision import DTYPES, autocast, evaluating
+from nanomed.precision import DTYPES, autocast, evaluating, to_device
 from nanomed.text.corpus import Selection
 
 
@@ -106,10 +106,23 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
     nll = np.zeros(n)
     total = sum(end - scored for _, _, end, scored in windows)
     with evaluating(model), tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None) as t:
+
+        def add(windows, values):  # (tokens,) of all of them, one after the other
+            values = values.double().cpu().numpy()
+            ends = np.cumsum([end - scored for _, _, end, scored in windows])
+            for (document, *_), part in zip(windows, np.split(values, ends[:-1]), strict=True):
+                nll[document] += part.sum()
+            t.update(len(values))
+
+        before = None  # a batch's losses are fetched when the next one has been sent off, so that a GPU need not wait
         for i in range(0, len(windows), batch_size):
-            for document, values in _score(model, ids_of, windows[i : i + batch_size], device, dtype):
-                nll[document] += values.sum()
-                t.update(len(values))
+            batch = windows[i : i + batch_size]
+            losses = _score(model, ids_of, batch, device, dtype)
+            if before:
+                add(*before)
+            before = batch, losses
+        if before:
+            add(*before)
     if not np.isfinite(nll).all():
         raise UserError(
             f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; try --dtype fp32"
@@ -134,7 +147,7 @@ def windows_of(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int
 
 @torch.no_grad()
 def _score(model, ids_of, batch, device, dtype):
-    """(document, nll of its newly scored tokens in float64) of each window of a batch."""
+    """Losses in fp32 of the newly scored tokens of each window of a batch, one window after the other."""
     T = max(end - start for _, start, end, _ in batch) - 1  # the last id is predicted, never an input
     idx = torch.zeros(len(batch), T, dtype=torch.long)
     targets = torch.zeros_like(idx)
@@ -145,10 +158,9 @@ def _score(model, ids_of, batch, device, dtype):
         targets[row, : len(ids) - 1] = ids[1:]
         keep[row, scored - start - 1 : end - start - 1] = True
     with autocast(device, dtype):  # padding on the right is behind every query, where causal attention does not look
-        x = model.backbone(idx.to(device))
-    nll = token_nll(x[keep.to(device)], head_of(model), targets[keep].to(device), DTYPES[dtype]).double().cpu().numpy()
-    counts = keep.sum(1).tolist()
-    return [(w[0], v) for w, v in zip(batch, np.split(nll, np.cumsum(counts)[:-1]), strict=True)]
+        x = model.backbone(to_device(idx, device))
+    x = x.flatten(0, 1).index_select(0, to_device(keep.flatten().nonzero().squeeze(1), device))
+    return token_nll(x, head_of(model), to_device(targets[keep], device), DTYPES[dtype])
 
 
 def _ids(documents: list[Selection], k: int) -> np.ndarray:

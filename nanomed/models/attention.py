@@ -4,8 +4,6 @@ rows that hold several examples.
 Letters: B batch, T time of the queries, S of the keys (more than T with a cache), nh heads, hs head size.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 import torch.nn.functional as F
 
@@ -16,15 +14,15 @@ SCORES = 2**20  # about as many at once, of several heads and rows: 2 MB, which 
 def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False):
     """Averages (B, T, nh * hs) of the values, for queries q (B, nh, T, hs) over keys and values (B, nh or fewer, T, hs).
 
-    mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention, a Packed that of each
-    example in a row by itself. cache: keys and values of earlier calls, which come first (nanomed.evaluation.generate.KVCache).
-    scale: of the scores, 1/sqrt(hs) if None. Fewer heads of keys than of queries are shared by neighbouring ones (Ainslie et al.
-    2023, GQA). upcast: scores, softmax and average in fp32, whatever autocast says. Raises ValueError for several queries after
-    cached keys without a mask.
+    mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention, and what
+    nanomed.models.packed makes that of each example in a row by itself. cache: keys and values of earlier calls, which come first
+    (nanomed.evaluation.generate.KVCache). scale: of the scores, 1/sqrt(hs) if None. Fewer heads of keys than of queries are shared
+    by neighbouring ones (Ainslie et al. 2023, GQA). upcast: scores, softmax and average in fp32, whatever autocast says.
+    Raises ValueError for several queries after cached keys without a mask.
     """
-    if isinstance(mask, Packed):
-        return _attend_apart(q, k, v, mask, {"scale": scale, "dropout": dropout, "upcast": upcast})
     B, nh, T, hs = q.shape
+    if not (mask is None or torch.is_tensor(mask)):
+        return mask.attend(q, k, v, hs**-0.5 if scale is None else scale, dropout, upcast)
     causal = mask is None
     if cache is not None:
         k, v = cache.append(k, v)  # all keys and values so far, (B, nh, S, hs)
@@ -44,17 +42,18 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
     return y.transpose(1, 2).reshape(B, T, -1)
 
 
-def within(window: int | None, mask, T: int, S: int, device):
+def within(window: int | None, mask, T: int, S: int, device, first=0):
     """The mask of a layer in which a query sees `window` keys, itself the last of them: key j of query i if i - window < j <= i.
 
     mask: that of the layers without a window, None if causal; the same is returned where the window changes nothing. Queries
-    are the last T of S positions. Rows of a packed batch are contiguous, so that a distance in the row is one in the document.
+    are T positions of S from `first` on, a number or a tensor. Rows of a packed batch are contiguous, so that a distance in the
+    row is one in the document.
     """
     if window is None or window >= S:
         return mask
-    if isinstance(mask, Packed):
-        return replace(mask, window=window)
-    i = torch.arange(S - T, S, device=device)[:, None]
+    if not (mask is None or torch.is_tensor(mask)):
+        return mask.within(window)
+    i = torch.arange(T, device=device)[:, None] + first
     j = torch.arange(S, device=device)
     near = (j <= i) & (j > i - window)  # (T, S)
     return near[None, None] if mask is None else mask & near
@@ -77,10 +76,10 @@ def _one_query(q, k, v, mask, scale: float):
 
 
 def leave_uncompiled() -> None:
-    """Have torch.compile call what is below as it is: it would unroll the tiles, and compile again for each batch's lengths. Said
-    only to who compiles, since the decorator would load the compiler, half a second, at every start."""
-    global _tiled, _attend_apart
-    _tiled, _attend_apart = torch.compiler.disable(_tiled), torch.compiler.disable(_attend_apart)
+    """Have torch.compile call the tiles as they are, which it would unroll. Said only to who compiles, since the decorator would
+    load the compiler, half a second, at every start."""
+    global _tiled
+    _tiled = torch.compiler.disable(_tiled)
 
 
 # --- causal attention in bf16 on a CPU --------------------------------------------------------------------------------
@@ -146,81 +145,3 @@ def _weights(q, k):
         scores = q[:, :, tile] @ k[:, :, : tile.stop].transpose(-1, -2)
         scores[..., start:] += later[: tile.stop - start, : tile.stop - start].triu(1)
         yield tile, torch.softmax(scores, dim=-1)
-
-
-# --- several examples in a row ----------------------------------------------------------------------------------------
-#
-# Packed rows (nanomed.text.instructions) hold several examples, and none may look at another. A mask of (B, 1, T, T) says so, but
-# computes all T x T scores of a row to keep those of its examples: of ten examples a tenth, and of these the lower half. Instead,
-# tokens are dealt into slots, an example after another, filled up on the right to one of a few lengths; examples of a length are a
-# batch, and its attention is plainly causal: the filling is behind every query that counts.
-
-SHORTEST = 32  # of these lengths
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Where the tokens of packed rows stand when every example has a row of its own; made by packed()."""
-
-    slots: torch.Tensor  # (N,): the token, of B * T, that a slot holds; some token where it is filled up
-    real: torch.Tensor  # (N, 1): 1, and 0 where it is filled up
-    back: torch.Tensor  # (B * T,): the slot of each token
-    groups: tuple[tuple[int, int], ...]  # (examples, length) of the slots, in their order
-    window: int | None = None  # as in within()
-
-
-def packed(segments: torch.Tensor) -> Packed:
-    """Of segments (B, T): which example of its row each token belongs to, examples being contiguous; -1 where the row is filled up.
-
-    Filling is cut into pieces, which are examples to nobody's harm: every token has a slot. Lengths are powers of two or halfway
-    between two of them, so that a batch has few."""
-    B, T = segments.shape
-    flat = segments.cpu()
-    begins = torch.ones(B, T, dtype=torch.bool)
-    begins[:, 1:] = flat[:, 1:] != flat[:, :-1]
-    begins |= (flat < 0) & (torch.arange(T) % SHORTEST == 0)
-    starts = begins.flatten().nonzero().flatten()
-    lengths = torch.diff(starts, append=torch.tensor([B * T]))
-    sizes = [SHORTEST]
-    while sizes[-1] < T:
-        sizes += [sizes[-1] * 3 // 2, sizes[-1] * 2]
-    kind = torch.bucketize(lengths, torch.tensor(sizes))  # of the least that is no shorter
-    slots, real, groups = [], [], []
-    for which in kind.unique().tolist():
-        size, chosen = min(sizes[which], T), kind == which
-        within_it = torch.arange(size) < lengths[chosen, None]
-        slots.append(torch.where(within_it, starts[chosen, None] + torch.arange(size), starts[chosen, None]).flatten())
-        real.append(within_it.flatten())
-        groups.append((int(chosen.sum()), size))
-    slots, real = torch.cat(slots), torch.cat(real)
-    back = torch.empty(B * T, dtype=torch.long)
-    back[slots[real]] = real.nonzero().flatten()
-    device = segments.device
-    return Packed(slots.to(device), real[:, None].to(device), back.to(device), tuple(groups))
-
-
-def _attend_apart(q, k, v, p: Packed, how: dict):
-    """attend(), each example by itself."""
-    B, _, T, hs = q.shape
-    sizes = [n * size for n, size in p.groups]
-    dealt = [_Deal.apply(t.transpose(1, 2).reshape(B * T, -1), p.slots, p.back, None).split(sizes) for t in (q, k, v)]
-    out = []
-    for (n, size), *rows in zip(p.groups, *dealt, strict=True):
-        own = (t.view(n, size, -1, hs).transpose(1, 2) for t in rows)
-        out.append(attend(*own, within(p.window, None, size, size, q.device), **how).reshape(n * size, -1))
-    return _Deal.apply(torch.cat(out), p.back, p.slots, p.real).view(B, T, -1)
-
-
-class _Deal(torch.autograd.Function):
-    """x[there]. Every row of x that counts is taken once, so that its gradient is taken from where it went, by the index `back`,
-    and not summed; times `real`, where a row that does not count is given a gradient of 0."""
-
-    @staticmethod
-    def forward(ctx, x, there, back, real):
-        ctx.back, ctx.real = back, real
-        return x.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.index_select(0, ctx.back)
-        return grad if ctx.real is None else grad * ctx.real, None, None, None

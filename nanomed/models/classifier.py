@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.precision import autocast, evaluating
+from nanomed.precision import autocast, evaluating, to_device
 
 HEAD = "score.weight"
 
@@ -74,7 +74,7 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
 
 def classification_loss(model, batch, weights=None):
     """loss_of_logits of a batch of `collate_labelled`."""
-    idx, lengths, targets = batch
+    idx, lengths, targets = (to_device(t, model.score.weight.device) for t in batch)
     return loss_of_logits(model(idx, lengths), targets, weights)
 
 

@@ -134,8 +134,8 @@ class Transformer(nn.Module):
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
         if pos is None:
             pos = torch.arange(T, device=idx.device)
-        S = T + (cache[0].n if cache else 0)
-        masks = {window: within(window, mask, T, S, idx.device) for window in set(self.windows)}
+        S, first = cache[0].extent(T) if cache else (T, 0)
+        masks = {window: within(window, mask, T, S, idx.device, first) for window in set(self.windows)}
         x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C)
         for layer, (block, window) in enumerate(zip(self.h, self.windows, strict=True)):
             if self.grad_checkpoint and torch.is_grad_enabled():

@@ -183,7 +183,8 @@ class Transformer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.n_positions, self.windows = config.max_position_embeddings, config.windows()
-        self.inv_freq, self.rope_factor = config.rope()  # no buffer: files do not hold it, and it stays fp32
+        inv_freq, self.rope_factor = config.rope()
+        self.register_buffer("inv_freq", inv_freq, persistent=False)  # files do not hold it
         # transformers never trains the row of pad_token_id, whatever it stands for besides; here it is a row like any other
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -196,11 +197,11 @@ class Transformer(nn.Module):
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
         if pos is None:
             pos = torch.arange(T, device=idx.device)[None]
-        angles = pos[:, None, :, None].float() * self.inv_freq.to(idx.device)  # (B or 1, 1, T, hs / 2)
+        angles = pos[:, None, :, None].float() * self.inv_freq  # (B or 1, 1, T, hs / 2)
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
-        S = T + (cache[0].n if cache else 0)
-        masks = {window: within(window, mask, T, S, idx.device) for window in set(self.windows)}
+        S, first = cache[0].extent(T) if cache else (T, 0)
+        masks = {window: within(window, mask, T, S, idx.device, first) for window in set(self.windows)}
         x = self.embed_tokens(idx)  # (B, T, C)
         for layer, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
             if self.grad_checkpoint and torch.is_grad_enabled():

@@ -156,7 +156,7 @@ def pack(examples: list[Example], context: int) -> list[list[Example]]:
     """Put several examples into rows of up to `context` inputs: each, longest first, where the least room is left.
 
     Example a has inputs a1 a2 a3, b has b1 b2. Packed into one row, with their positions, and who may look at whom
-    (nanomed.models.attention.packed makes it of the segments):
+    (nanomed.models.packed.packed makes it of the segments):
 
         input     a1 a2 a3 b1 b2         a1  x
         position   0  1  2  0  1         a2  x  x

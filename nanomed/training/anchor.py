@@ -54,7 +54,7 @@ def fisher(model, blocks, device) -> dict[str, torch.Tensor]:
     model.eval()
     for batch in tqdm(blocks, desc="fisher", unit=" blocks", leave=False, disable=None):
         with autocast(device, "fp32"):
-            nll, count = clm_loss(model, [t.to(device) for t in batch])
+            nll, count = clm_loss(model, batch)
         nll.backward()
         for name, p in model.named_parameters():
             if p.grad is not None:

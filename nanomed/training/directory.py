@@ -98,6 +98,15 @@ def check_same(out: Path, plan: Plan, identity: dict) -> None:
             raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
 
 
+def began_compiled(out: Path) -> bool | None:
+    """Whether the run that DIR holds was compiled; None if it says nothing of it. What else is wrong with it, check_same() says."""
+    try:
+        compiled = read_json(out / "run.json")["settings"].get("compile", False)
+    except (UserError, AttributeError, TypeError, KeyError, IndexError):
+        return None
+    return compiled if isinstance(compiled, bool) else None
+
+
 def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
     """Write run.json, or check it against this command if the run is resumed. identity: hashes of what goes in: the data by
     name, the tokenizer, the model."""

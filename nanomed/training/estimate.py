@@ -4,8 +4,10 @@ import time
 
 import torch
 
+from nanomed.loss import IGNORE, held_bytes
+from nanomed.memory import peak_rss
 from nanomed.models.quant import stored_bytes
-from nanomed.precision import autocast
+from nanomed.precision import DTYPES, autocast
 from nanomed.training.loop import make_optimizer, one_update, total_steps
 from nanomed.training.plan import Settings
 
@@ -14,36 +16,52 @@ LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked 
 
 def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str, anchor=None) -> None:
     """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written to `out`."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    device = trained[0].device
-    sizes = {
-        "weights": stored_bytes(model),
-        "gradients": sum(p.numel() * 4 for p in trained),
-        "optimizer": sum(p.numel() * 8 for p in trained),
-    }
-    if anchor:
-        sizes["where they started"] = anchor.nbytes()
+    device = next(p for p in model.parameters() if p.requires_grad).device
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
-    widest = max((batch for window in windows for batch in window), key=lambda batch: batch[0].numel())
-    print("memory    " + ", ".join(f"{name} {_bytes(n)}" for name, n in sizes.items()), end="", flush=True)
+    widest = max(windows, key=lambda window: max(batch[0].numel() for batch in window))
+    batch = max(widest, key=lambda batch: batch[0].numel())
     model.train()
-    activations = kept_for_backward(model, widest, loss_fn, s.dtype)
+    sizes = memory(model, batch, loss_fn, s.dtype, anchor)
     print(
-        f", activations {_bytes(activations)} ({widest[0].size(0)} x {widest[0].size(1)} tokens at once): "
-        f"{_bytes(sum(sizes.values()) + activations)}, and what the libraries and the logits of a chunk take"
+        "memory    " + ", ".join(f"{name} {_bytes(n)}" for name, n in sizes.items()) + f" ({batch[0].size(0)} x "
+        f"{batch[0].size(1)} tokens at once): {_bytes(at_most(sizes, len(widest)))} at most, and what the libraries take"
     )
     optimizer = make_optimizer(model, s)
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
     for _ in range(2):  # the first one also pays for compiling, and for memory that is taken for the first time
         start = time.perf_counter()
-        done = one_update(model, windows[0], loss_fn, optimizer, scaler, s, anchor)
+        done = one_update(model, widest, loss_fn, optimizer, scaler, s, anchor)
         seconds = time.perf_counter() - start
+    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
+    print(f"          {_bytes(held)} were held at most in two updates" + ("" if device.type == "cuda" else ", libraries and all"))
     steps = total_steps(data, s)
     print(
         f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s), {_time(steps * seconds)} for {steps:,}"
         + ("; validations come on top" if validated else "")
     )
     print(f"dry run: nothing was written to {out}")
+
+
+def memory(model, batch, loss_fn, dtype: str, anchor=None) -> dict[str, int]:
+    """Bytes by what they are for, of which not all are held at the same time (at_most)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    sizes = {
+        "weights": stored_bytes(model),
+        "optimizer": sum(p.numel() * 8 for p in trained),
+        "gradients": sum(p.numel() * 4 for p in trained),
+        "activations": kept_for_backward(model, batch, loss_fn, dtype),
+    }
+    if hasattr(model, "lm_head"):
+        sizes["the loss"] = held_bytes(int((batch[-1] != IGNORE).sum()), model.lm_head.weight, DTYPES[dtype])
+    return sizes | ({"where they started": anchor.nbytes()} if anchor else {})
+
+
+def at_most(sizes: dict[str, int], micro_batches: int) -> int:
+    """Of memory()'s: gradients come as activations go, but for those of earlier micro-batches, and what the loss holds goes before
+    either."""
+    at_the_loss = sizes["activations"] + sizes.get("the loss", 0) + (sizes["gradients"] if micro_batches > 1 else 0)
+    lasting = sum(n for name, n in sizes.items() if name in ("weights", "optimizer", "where they started"))
+    return lasting + max(at_the_loss, sizes["gradients"])
 
 
 def kept_for_backward(model, batch, loss_fn, dtype: str) -> int:

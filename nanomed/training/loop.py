@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.files import finite
 from nanomed.loss import IGNORE
-from nanomed.precision import autocast, to_device
+from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
 from nanomed.training.plan import Settings
 
@@ -69,9 +69,8 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
     count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
     losses, parts = [], {}
     for batch in window:
-        batch = [to_device(t, device) for t in distributed.share(batch)]
         with autocast(device, s.dtype):
-            nll, _, *named = loss_fn(model, batch)
+            nll, _, *named = loss_fn(model, distributed.share(batch))
         scaler.scale(nll / count).backward()
         losses.append(nll.detach())
         for name, (part, n) in named[0].items() if named else ():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from nanomed import hub
+from nanomed import hub, loss
 from nanomed.errors import UserError
-from nanomed.models import attention
+from nanomed.models import attention, packed
 from nanomed.models.classifier import HEAD
 from nanomed.models.lora import LoRAConfig, adapter_state, inject, lora_layers, merge_and_unwrap
 from nanomed.models.quant import QUANTISED
@@ -84,8 +84,10 @@ def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -
 
 
 def compile_backbone(model) -> None:
-    """The network below the head, in place; attention is left to its kernels."""
+    """The network below the head, in place, and the passes over the logits; attention is left to its kernels."""
     attention.leave_uncompiled()
+    packed.leave_uncompiled()
+    loss.compile_gradient()
     model.backbone.compile()
 
 

@@ -63,7 +63,7 @@ class Plan:
     weight_decay: float = Settings.weight_decay
     grad_clip: float = Settings.grad_clip
     dropout: float = 0.0
-    compile: bool = False
+    compile: bool | None = False  # None: not decided yet
     lora_r: int = 0
     lora_alpha: float = 0.0
     lora_dropout: float = 0.0

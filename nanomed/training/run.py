@@ -4,7 +4,7 @@ setup()  flags -> Plan, model found, tokenizer        train()  Job -> checks, fi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from nanomed.text import heldout, show, templates
 from nanomed.text.blocks import Stream
 from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
-from nanomed.training import checkpoint, distributed, estimate
+from nanomed.training import checkpoint, compiling, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
-from nanomed.training.directory import check_out, is_complete, record_start
+from nanomed.training.directory import began_compiled, check_out, is_complete, record_start
 from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
 from nanomed.training.plan import Plan, Settings
@@ -106,7 +106,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
 def train(args, setup: Setup, job: Job) -> dict | None:
     """Train the model that the plan names and leave it in DIR; None if there was nothing to train: DIR holds the end of this
     very run, or it was a dry run."""
-    plan, source, out = setup.plan, setup.source, Path(args.out)
+    plan, source, out = decide_compile(args, setup, job), setup.source, Path(args.out)
     identity = {
         "data": job.hashes,
         "tokenizer": setup.tokenizer.hash,
@@ -136,8 +136,7 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     with distributed.in_turn():
         model, base = start_model(plan, source, out, args.dry_run, job.classifier)
         make_ready(model, plan, setup.device, args.grad_checkpoint)
-    known = vars(args) | vars(plan)
-    settings = Settings(**{k: v for k, v in known.items() if k in Settings.__dataclass_fields__})
+    settings = settings_of(args, plan)
     processes = {"processes": distributed.world()} if distributed.world() > 1 else {}
     facts = {
         "model": source.name,
@@ -180,6 +179,24 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     checkpoint.remove(out)
     say_kept(plan, result)
     return result
+
+
+def settings_of(args, plan: Plan) -> Settings:
+    return Settings(**{k: v for k, v in (vars(args) | vars(plan)).items() if k in Settings.__dataclass_fields__})
+
+
+def decide_compile(args, setup: Setup, job: Job) -> Plan:
+    """The plan, with --compile decided where the flags leave it open: as the run began if it is resumed, else by what pays."""
+    plan, before = setup.plan, began_compiled(Path(args.out)) if args.resume else None
+    if plan.compile is not None:
+        return plan
+    if before is not None or distributed.world() > 1:
+        return replace(plan, compile=bool(before))
+    updates = total_steps(job.blocks, settings_of(args, plan))
+    plan = replace(plan, compile=compiling.pays(plan, setup.config.model_type, setup.config, updates))
+    if plan.compile:
+        print("compiling, which takes a while at the first update and then saves more than it took (--no-compile: as it is)")
+    return plan
 
 
 def check_processes(args, kind: type[Plan]) -> None:

@@ -7,6 +7,7 @@ import transformers
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate, make_cache
+from nanomed.evaluation.recorded import RecordedStep
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, make_hf_model
 
@@ -94,6 +95,33 @@ def test_cached_logits_equal_uncached_ones(models, padded, name):
         steps = ((0, 7), (7, 10), (10, 11), (11, 18), (18, 19), (19, T))
         parts = [model.backbone(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in steps]
     assert_near(torch.cat(parts, 1)[real], whole[real])
+
+
+@every_kind
+def test_a_step_whose_shapes_stay_gives_the_same_logits(models, name):
+    """What is recorded on a GPU, not recorded."""
+    model, _ = models[name]
+    B, T, steps = 2, 6, 12
+    idx = torch.randint(1, 400, (B, T + steps), generator=torch.Generator().manual_seed(0))
+    real = torch.tensor([[True] * T, [False, False] + [True] * (T - 2)])
+    pos = (torch.cat([real, real.new_ones(B, steps)], 1).long().cumsum(1) - 1).clamp(min=0)
+
+    def logits_with(cache):
+        return lambda idx, pos, mask: model.lm_head(model.backbone(idx, pos, mask, cache)[:, -1])
+
+    growing, whole = (make_cache(model.config, B, T + steps + 3, CPU, torch.float32) for _ in range(2))
+    for layer in whole:
+        layer.k.fill_(torch.nan), layer.v.fill_(torch.nan)
+    prompt = (real[:, None, :] & torch.ones(T, T, dtype=torch.bool).tril() | torch.eye(T, dtype=torch.bool))[:, None]
+    with torch.no_grad():
+        for cache in (growing, whole):
+            logits_with(cache)(idx[:, :T], pos[:, :T], prompt)
+        step = RecordedStep(logits_with(whole), whole, real, pos[:, T : T + 1], model.config.n_positions - 1)
+        for k in range(T, T + steps):
+            real = torch.cat([real, real.new_ones(B, 1)], 1)
+            expected = logits_with(growing)(idx[:, k : k + 1], pos[:, k : k + 1], real[:, None, None])
+            step.idx.copy_(idx[:, k : k + 1])
+            assert_near(step._step(), expected)
 
 
 @every_kind

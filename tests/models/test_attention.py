@@ -1,5 +1,7 @@
 """Packed rows against the mask that says the same, and tiles in bf16 against the library's kernel in double precision."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,8 +9,12 @@ from nanomed import hub
 from nanomed.evaluation.generate import KVCache
 from nanomed.loss import instruction_loss
 from nanomed.models import attention
-from nanomed.models.attention import SHORTEST, attend, packed, within
+from nanomed.models import packed as packed_rows
+from nanomed.models.attention import attend, within
+from nanomed.models.packed import SHORTEST, _between, packed
 from tests.conftest import every_family
+
+CPU = torch.device("cpu")
 
 
 def heads(B, T, nh, hs=16, dtype=torch.float64):
@@ -54,14 +60,27 @@ def test_packed_rows_are_the_mask(rows, kv, window):
         y = attend(*qkv, within(window, mask, T, T, "cpu"))
         return [y * real, *torch.autograd.grad(y, qkv, grad)]
 
-    for ours, theirs in zip(run(packed(segments)), run(dense(segments)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    expected = run(dense(segments))
+    for way in (packed(segments, CPU), _between(segments, CPU)):  # the latter is a GPU's, here without its kernel
+        for ours, theirs in zip(run(way), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_gpus_kernel_is_told_where_examples_end(rows):
+    segments = ROWS[rows]
+    ends = _between(segments, CPU).ends.tolist()
+    spans = [range(a, b) for a, b in itertools.pairwise(ends) if a < b]
+    assert ends[-1] == segments.numel() and ends[0] == 0 and len(ends) % 256 == 0
+    T = segments.size(1)
+    assert all(len({(t // T, segments.flatten()[t].item()) for t in span}) == 1 for span in spans)
+    assert len(spans) == sum(len(row.unique()) for row in segments)
 
 
 def test_packed_rows_are_dealt_into_few_lengths():
     torch.manual_seed(0)
     lengths = torch.randint(1, 300, (40,)).tolist()
-    p = packed(of_lengths(*[[n] for n in lengths], T=512))
+    p = packed(of_lengths(*[[n] for n in lengths], T=512), CPU)
     sizes = [size for _, size in p.groups]
     assert len(set(sizes)) == len(sizes) <= 9 and max(sizes) <= 384 and min(sizes) == SHORTEST
     assert p.back.unique().numel() == p.back.numel() == 40 * 512  # every token has a slot of its own
@@ -139,8 +158,8 @@ def test_dropout_of_attention_is_the_librarys():
 
 @every_family
 def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeypatch):
-    for name in ("_tiled", "_attend_apart"):
-        monkeypatch.setattr(attention, name, getattr(attention, name))  # so that both are put back
+    for module, name in ((attention, "_tiled"), (packed_rows, "_attend_apart")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that both are put back
     model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
     idx, targets = torch.randint(0, 400, (2, 60)), torch.randint(0, 400, (2, 60))
     pos = torch.zeros(2, 60, dtype=torch.long)
@@ -152,6 +171,7 @@ def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeyp
 
     plain = {dtype: losses(dtype) for dtype in ("fp32", "bf16")}
     attention.leave_uncompiled()
+    packed_rows.leave_uncompiled()
     model.backbone.compile(backend="aot_eager")
     for dtype, expected in plain.items():
         losses(dtype)  # compiles

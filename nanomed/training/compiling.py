@@ -1,0 +1,39 @@
+"""Whether a run is compiled: torch.compile takes its time once, and gives some of it back with every update."""
+
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from nanomed.models import FAMILIES
+from nanomed.models.language_model import LanguageModel
+from nanomed.training.plan import Plan
+
+# What it costs and gains, measured at GPT-2 small's shape (RESULTS, "Beside the stack"): (device, what is trained): (seconds of
+# compiling, floating-point operations a second before, share of the time that is saved). What is not here gains nothing, or was
+# not measured.
+MEASURED = {("cuda", "all"): (30, 1e14, 0.2), ("cuda", "lora"): (30, 1e14, 0.2), ("cpu", "lora"): (15, 5e11, 0.14)}
+
+
+def flops_a_token(model: nn.Module, all_weights: bool, context: int) -> float:
+    """Floating-point operations of a token in training, of a model that may be on the meta device: two for each weight and
+    direction (Kaplan et al. 2020, section 2.1; frozen weights have no gradient of their own), and those of the attention's two
+    products, half of them causal."""
+    blocks = sum(m.weight.numel() for m in model.backbone.modules() if isinstance(m, nn.Linear))
+    attention = 2 * 2 * model.config.cache_shape[0] * model.config.n_embd * context / 2 * 3
+    return (6 if all_weights else 4) * (blocks + model.lm_head.weight.numel()) + attention
+
+
+def pays(plan: Plan, model_type: str, config, updates: int) -> bool:
+    """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x grad_accum x context
+    tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were not measured."""
+    cost, speed, saved = MEASURED.get((plan.device, "lora" if plan.lora_r else "all"), (0, 1, 0))
+    if not saved or plan.phase == "classify" or plan.quantize or (plan.device == "cpu" and plan.dtype != "bf16"):
+        return False
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        return False  # what torch.compile writes has to be compiled in its turn
+    with torch.device("meta"):
+        model = LanguageModel(FAMILIES[model_type], config)
+    tokens = updates * plan.batch_size * plan.grad_accum * plan.context
+    return saved * tokens * flops_a_token(model, not plan.lora_r, plan.context) / speed > 2 * cost

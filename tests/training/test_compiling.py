@@ -1,0 +1,68 @@
+"""When a run is compiled by itself, and that it goes on as it began."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanomed import hub
+from nanomed.loss import clm_loss
+from nanomed.models.gpt2 import Config
+from nanomed.models.lora import LoRAConfig, inject
+from nanomed.training import compiling, run
+from nanomed.training.compiling import flops_a_token, pays
+from nanomed.training.directory import record_start
+from nanomed.training.plan import Adapt, Classify
+from tests.conftest import every_family
+
+PLAN = Adapt(model="m", device="cpu", dtype="bf16", context=512, lr=1e-4, compile=None, lora_r=8)
+
+
+@every_family
+@pytest.mark.parametrize("lora", [False, True])
+def test_operations_are_those_that_pytorch_counts(model_dir, lora):
+    """Its counter takes attention for all T x T scores, ours for the lower half; and knows that the first layer's input has no
+    gradient, and what LoRA adds, which ours leaves out: within a tenth."""
+    model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
+    flops = flops_a_token(model, not lora, context=40)
+    if lora:
+        inject(model, LoRAConfig(1, 2.0, 0.0, model.family.LORA_TARGETS))
+    idx = torch.randint(0, 400, (2, 41))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        clm_loss(model, [idx[:, :-1], idx[:, 1:]])[0].backward()
+    attention = 2 * 2 * model.config.cache_shape[0] * model.config.n_embd * 40 / 2 * 3
+    assert counter.get_total_flops() / 80 == pytest.approx(flops + attention, rel=0.1)
+
+
+def test_a_long_run_with_lora_is_compiled_and_a_short_one_is_not(monkeypatch):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    gpt2 = Config()
+    assert pays(PLAN, "gpt2", gpt2, updates=1000) and not pays(PLAN, "gpt2", gpt2, updates=10)
+    assert not pays(replace(PLAN, lora_r=0), "gpt2", gpt2, 10**6)  # gains nothing on a CPU
+    assert not pays(replace(PLAN, dtype="fp32"), "gpt2", gpt2, 10**6) and not pays(
+        replace(PLAN, quantize="nf4"), "gpt2", gpt2, 10**6
+    )
+    cuda = replace(PLAN, device="cuda", lora_r=0)
+    assert pays(cuda, "gpt2", gpt2, 50_000) and not pays(cuda, "gpt2", gpt2, 500)
+    assert not pays(Classify(model="m", device="cuda", dtype="bf16", context=512, lr=1e-4, compile=None), "gpt2", gpt2, 10**6)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    assert not pays(PLAN, "gpt2", gpt2, updates=1000)  # no compiler
+
+
+def test_a_resumed_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(run.compiling, "pays", lambda *a: asked.append(a) or True)
+    job = SimpleNamespace(blocks=SimpleNamespace(windows_per_epoch=7))
+
+    def decided(plan, resume):
+        args = SimpleNamespace(out=tmp_path, resume=resume)
+        return run.decide_compile(args, SimpleNamespace(plan=plan, config=Config()), job).compile
+
+    assert decided(PLAN, resume=False) is True and "--no-compile" in capsys.readouterr().out
+    assert asked[0][-1] == 7  # updates
+    assert decided(replace(PLAN, compile=False), resume=False) is False and len(asked) == 1
+    for began in (False, True):
+        record_start(tmp_path, False, replace(PLAN, compile=began), {})
+        assert decided(PLAN, resume=True) is began and len(asked) == 1
