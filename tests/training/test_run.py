@@ -1,6 +1,7 @@
 """A run's directory and what is said around a training: several validation sets, what is kept, what it would take, what a
 batch looks like, the template that travels."""
 
+import gc
 import json
 import re
 import shutil
@@ -326,6 +327,29 @@ def test_activations_are_what_autograd_keeps():
     assert kept == 8 * 16 * 4
 
 
+def test_what_was_counted_is_freed(model_dir):
+    """At once, and not when Python next looks for cycles: the updates after it would be timed and measured beside it."""
+    model, x = a_model(model_dir), torch.zeros(2, 9, dtype=torch.long)
+
+    def held():
+        return sum(1 for t in gc.get_objects() if isinstance(t, torch.Tensor))
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        estimate.kept_for_backward(model, (x, x), clm_loss, "fp32")
+        assert held() == before
+    finally:
+        gc.enable()
+
+
+def test_gradients_come_as_activations_go_but_for_those_of_earlier_micro_batches():
+    sizes = {"weights": 100, "optimizer": 200, "gradients": 100, "activations": 60, "the loss": 10, "where they started": 1}
+    assert estimate.at_most(sizes, 1) == 301 + 100 and estimate.at_most(sizes, 2) == 301 + 170
+    assert estimate.at_most(sizes | {"activations": 600}, 1) == 301 + 610
+
+
 def test_a_dry_runs_memory_is_within_reach_of_what_torch_counts(model_dir, capsys):
     model = a_model(model_dir)
     estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out")
@@ -333,7 +357,7 @@ def test_a_dry_runs_memory_is_within_reach_of_what_torch_counts(model_dir, capsy
     said = capsys.readouterr().out
     for name, size in (("weights", 4 * n), ("gradients", 4 * n), ("optimizer", 8 * n)):
         assert f"{name} {size / 1e6:.1f} MB" in said
-    assert "for 5" in said
+    assert "for 5" in said and "held at most in two updates" in said
 
 
 def test_show_marks_exactly_what_is_supervised_and_tells_packed_examples_apart(bpe_dir, tmp_path, capsys):
