@@ -135,7 +135,13 @@ def _table(sides: dict, unit: str) -> list[list[str]]:
         low, high = s["per_s_range"]
         share = f"{s['share_of_ceiling']:.0%}" if "share_of_ceiling" in s else ""
         rows.append(
-            [side, f"{s['per_s']:,.0f}", f"{low:,.0f}", f"{high:,.0f}", f"{s['peak_gb']:.1f}", f"{s['warm_up_s']:.1f}", share]
+            [
+                side,
+                *(f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (s["per_s"], low, high)),
+                f"{s['peak_gb']:.1f}",
+                f"{s['warm_up_s']:.1f}",
+                share,
+            ]
         )
     return rows
 
