@@ -26,7 +26,7 @@ CHOICES_HELP = (
 
 
 def parse_args():
-    p = cli.Parser(description=__doc__.splitlines()[0])
+    p = cli.Parser(description=cli.first_line(__doc__))
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
 
     ppl = commands.add_parser("ppl", help="perplexity, bits per byte and word perplexity of documents")

@@ -14,7 +14,7 @@ from nanomed.training.plan import Adapt
 
 
 def parse_args():
-    p = cli.Parser(description=__doc__.splitlines()[0])
+    p = cli.Parser(description=cli.first_line(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, flags.DATA_HELP + "; D:WEIGHT gives its share of the blocks")
     flags.add_held_out_flags(p, "documents")

@@ -15,7 +15,7 @@ from nanomed.training.plan import Classify
 
 
 def parse_args():
-    p = cli.Parser(description=__doc__.splitlines()[0])
+    p = cli.Parser(description=cli.first_line(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_labelled_flags(p)
     flags.add_held_out_flags(p, "texts")
@@ -45,7 +45,7 @@ def main():
     from nanomed.text import heldout
     from nanomed.text.batches import Batches
     from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
-    from nanomed.training import run
+    from nanomed.training import distributed, run
 
     if args.freeze and args.lora_r:
         raise UserError("--freeze trains the head alone, --lora-r an adapter too: give one of them")
@@ -107,7 +107,7 @@ def main():
     job = run.Job(batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on)
     with shapes_vary():  # a batch is as long as its longest text
         trained = run.train(args, setup, job)
-    if not trained and args.dry_run:
+    if (not trained and args.dry_run) or distributed.rank():
         return
 
     summary = Path(args.out) / "summary.json"

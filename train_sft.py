@@ -15,7 +15,7 @@ from nanomed.training.plan import Instruct
 
 
 def parse_args():
-    p = cli.Parser(description=__doc__.splitlines()[0])
+    p = cli.Parser(description=cli.first_line(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, "rows of an instruction and its response: " + flags.DATA_HELP)
     flags.add_held_out_flags(p, "rows")

@@ -10,11 +10,16 @@ import tomllib
 import traceback
 from pathlib import Path
 
-from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
 from nanomed.files import release
 from nanomed.memory import reuse_memory
 from nanomed.streams import open_streams
 from nanomed.threads import share_cores
+
+
+def first_line(doc: str | None) -> str:
+    """Of a docstring, which `python -OO` leaves out."""
+    return (doc or "").partition("\n")[0]
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -119,36 +124,67 @@ def _one_of_several(main):
 def execute(main, name: str | None = None) -> None:
     """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2 what the user can mend
     (one line), 128 + n after a signal, 1 a bug."""
-
-    def terminate(signum, frame):
-        raise Interrupted(signum)
-
-    signal.signal(signal.SIGTERM, terminate)
+    for sig in STOPS:
+        signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else _interrupt)
     open_streams()
     reuse_memory()
     share_cores()
     name = name or Path(sys.argv[0]).name
     try:
         code = _one_of_several(main) or 0
-    except UserError as e:
-        print(f"{name}: " + " ".join(str(e).split()), file=sys.stderr)
-        code = 2
-    except Interrupted as e:
-        print(f"{name}: {e}", file=sys.stderr)
-        code = 128 + e.signum
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        code = 130
-    except OSError as e:  # no permission, a file where a directory should be, a full disk
-        print(f"{name}: {e.filename or ''}: {e.strerror or e}", file=sys.stderr)
-        code = 2
-    except Exception as e:
-        if is_out_of_memory(e):
-            print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
-            code = 2
-        else:
-            traceback.print_exc()
-            code = 1
+    except SystemExit:  # --help, or a wrong flag
+        raise
+    except BaseException as e:
+        _ignore_signals()
+        code = _explain(e, name)
+    _ignore_signals()  # what comes now would interrupt nothing but the end
     release()
     sys.stdout.flush()  # now, while a reader that is gone can still be coped with
     sys.exit(code)
+
+
+def _said(kind, error, trace):
+    """Ctrl-C before execute(), while modules are imported, is no bug either."""
+    if kind is KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _said
+
+
+def _interrupt(signum, frame):
+    raise Interrupted(signum)
+
+
+def _ignore_signals() -> None:
+    while True:
+        try:
+            for sig in STOPS:
+                signal.signal(sig, signal.SIG_IGN)
+            return
+        except (Interrupted, KeyboardInterrupt):  # one more, just now
+            continue
+
+
+def _explain(error: BaseException, name: str) -> int:
+    """Say on standard error how it ended; the exit status."""
+    match error:
+        case UserError():
+            print(f"{name}: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        case Interrupted():
+            print(f"{name}: {error}", file=sys.stderr)
+            return 128 + error.signum
+        case KeyboardInterrupt():
+            print(f"{name}: interrupted", file=sys.stderr)
+            return 130
+        case OSError():  # no permission, a file where a directory should be, a full disk
+            print(f"{name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+            return 2
+        case _ if is_out_of_memory(error):
+            print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)
+            return 2
+    traceback.print_exception(error)
+    return 1

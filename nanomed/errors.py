@@ -1,12 +1,19 @@
 """How a run can end before its end, other than by a bug."""
 
+import signal
+
+# What ends a run in order. A hang-up does not where the program was told to outlive it (nohup).
+STOPS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOPS.append(signal.SIGHUP)
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit status 2."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after what could be saved was saved. Exit status 128 + signum."""
+    """Ctrl-C, SIGTERM or a hang-up, after what could be saved was saved. Exit status 128 + signum."""
 
     def __init__(self, signum: int, message: str = "interrupted"):
         super().__init__(message)

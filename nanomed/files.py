@@ -39,8 +39,24 @@ def read_object(path: Path) -> dict:
     """read_json() of a file that must hold an object. Raises UserError if it holds anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+        kind = {type(None): "null", str: "text", bool: "true or false", list: "a list"}.get(type(value), "a number")
+        raise UserError(f"{path}: must hold a JSON object, not {kind}")
     return value
+
+
+def typed(kind, value, where):
+    """A value read from the file `where` (or a part of it, as its name says), as a `kind`: a dataclass, whose other keys are left
+    out, or a type. Raises UserError that names the key, what should stand there and what does."""
+    import msgspec
+
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as e:
+        what, _, key = str(e).partition(" - at `$")
+        key = key.strip("`").lstrip(".")
+        raise UserError(f"{where}: {key + ': ' if key else ''}{what[:1].lower()}{what[1:]}".replace("`", "")) from e
+    except (RecursionError, UnicodeError) as e:
+        raise UserError(f"{where}: {e}") from e
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

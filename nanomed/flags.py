@@ -30,38 +30,52 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from e
+
+
 def share(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 0 and less than 1, not {text!r}")
     return value
 
 
 def share_or_1(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text!r}")
     return value
 
 
 def at_least_0(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0, not {text!r}")
     return value
 
 
 def positive(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be more than 0, not {text!r}")
     return value
 
 
 def at_least_1(text: str) -> float:
-    value = float(text)
+    value = number(text)
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text!r}")
+    return value
+
+
+def probability(text: str) -> float:
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most 1, not {text!r}")
     return value
 
 
@@ -102,7 +116,7 @@ def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: fl
                    help="tokens a completion at most (default: 256, or what the model's positions leave)")
     p.add_argument("--temperature", type=at_least_0, default=temperature, help="0: always the likeliest token")
     p.add_argument("--top-k", type=whole, default=0, metavar="K", help="draw from the K likeliest only; 0: from all")
-    p.add_argument("--top-p", type=positive, default=top_p, metavar="P",
+    p.add_argument("--top-p", type=probability, default=top_p, metavar="P",
                    help="draw from the likeliest that reach this probability together")
     p.add_argument("--repetition-penalty", type=positive, default=1.0, metavar="R",
                    help="more than 1: make tokens that are there already less likely")

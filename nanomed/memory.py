@@ -1,6 +1,7 @@
-"""The memory of this process: what the C library does with what is freed, and the most that was held."""
+"""The memory of this machine, and of this process: what the C library does with what is freed, and the most that was held."""
 
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -24,3 +25,12 @@ def peak_rss() -> int:
     if own:
         return own[0] * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def physical() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def in_words(n: float) -> str:
+    return f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

@@ -36,6 +36,11 @@ def autocast(device: torch.device, dtype: str):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
+def mend(dtype: str) -> str:
+    """What may help where a model gives what is no number."""
+    return "the weights themselves may be none (model.safetensors)" if dtype == "fp32" else "try --dtype fp32"
+
+
 def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the CPU's, there; to a GPU from pinned memory, so that the copy need not be waited for."""
     return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and t.device.type == "cpu" else t.to(device)

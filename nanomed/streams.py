@@ -1,21 +1,26 @@
 """Standard input, output and error, however the program was started and whoever still reads what it prints."""
 
 import os
+import re
 import sys
+
+# All control characters but line ends and tabs, and but for colours, which --show sets.
+CONTROLS = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 
 
 class Stream:
     """Standard output or error, that outlives its reader: after `| head` has seen enough, what is written goes nowhere, and
-    the work goes on."""
+    the work goes on. To a terminal it gives no control characters but line ends and tabs: what a model writes, or a file holds,
+    could otherwise move its cursor, change its title or type into it."""
 
-    def __init__(self, stream):
-        self.stream = stream
+    def __init__(self, stream, plain: bool):
+        self.stream, self.plain = stream, plain and stream.isatty()
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
     def write(self, text):
-        return self._patiently(self.stream.write, text)
+        return self._patiently(self.stream.write, CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self.plain else text)
 
     def flush(self):
         self._patiently(self.stream.flush)
@@ -40,4 +45,4 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
         elif mode == "w" and stream is getattr(sys, f"__{name}__"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-            setattr(sys, name, Stream(stream))
+            setattr(sys, name, Stream(stream, plain=name == "stdout"))  # a bar on standard error moves the cursor

@@ -24,6 +24,7 @@ import pytest
 import torch
 import transformers
 
+from nanomed.errors import STOPS
 from nanomed.text.bpe import train_bpe
 from nanomed.training import loop
 
@@ -158,7 +159,7 @@ def python():
 
 def run_script(directory: Path, name: str, *args) -> subprocess.CompletedProcess:
     """Run a script in this process and in `directory`, as `python NAME ARGS` would."""
-    terminate, argv, before = signal.getsignal(signal.SIGTERM), sys.argv, Path.cwd()
+    handlers, argv, before = {sig: signal.getsignal(sig) for sig in STOPS}, sys.argv, Path.cwd()
     out, err = io.StringIO(), io.StringIO()
     sys.argv = [str(ROOT / name), *map(str, args)]
     os.chdir(directory)
@@ -167,7 +168,8 @@ def run_script(directory: Path, name: str, *args) -> subprocess.CompletedProcess
             runpy.run_path(str(ROOT / name), run_name="__main__")
         return subprocess.CompletedProcess(sys.argv, end.value.code, out.getvalue(), err.getvalue())
     finally:
-        signal.signal(signal.SIGTERM, terminate)
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
         os.chdir(before)
         sys.argv = argv
 

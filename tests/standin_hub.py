@@ -23,6 +23,9 @@ class StandinHub:
     def __init__(self, root):
         self.root, self.requests = Path(root), []
         self.broken = None  # a file name: its download breaks off
+        self.failing = {}  # {file name: [status, how often it is still given]}
+        self.stuck = None  # a file name: half of it comes, and then nothing, and the connection stays
+        self.over = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +45,7 @@ class StandinHub:
         return self
 
     def __exit__(self, *exc):
+        self.over.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -68,6 +72,15 @@ class StandinHub:
             file = repo / "/".join(rest[2:])
             if not file.is_file():
                 return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            status, left = self.failing.get(file.name, (0, 0))
+            if left:
+                self.failing[file.name][1] -= 1
+                return self._send(request, status, b"", {"Retry-After": "0"})
+            if file.name == self.stuck and request.command == "GET":
+                self._send(request, 200, file.read_bytes()[:100], {"Content-Length": str(file.stat().st_size)})
+                request.wfile.flush()
+                self.over.wait(60)
+                return request.connection.close()
             if file.name == self.broken and request.command == "GET":
                 self._send(request, 200, file.read_bytes()[:100], {"Content-Length": str(file.stat().st_size)})
                 request.close_connection = True

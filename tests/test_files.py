@@ -428,3 +428,21 @@ def test_peak_memory_is_the_process_own(docs, model_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     peak = json.loads((tmp_path / "out" / "summary.json").read_text())["peak_rss_bytes"]
     assert 50e6 < peak < 1.4e9
+
+
+def test_control_characters_do_not_reach_a_terminal(docs, model_dir, tmp_path):
+    """But for colours; into a file they go as they are."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from nanomed.streams import open_streams
+open_streams()
+print("a\\x1b]0;title\\x07b\\x1b[2Jc\\x1b[32md\\x1b[0m\\tpr\\u00fcfung\\x9b5n\\r")
+"""
+    reads, writes = os.openpty()
+    subprocess.run([sys.executable, "-c", code], stdout=writes, check=True)
+    os.close(writes)
+    shown = os.read(reads, 1000).decode()
+    assert shown.rstrip("\r\n") == "a\ufffd]0;title\ufffdb\ufffd[2Jc\x1b[32md\x1b[0m\tprüfung\ufffd5n\ufffd"
+    piped = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert piped == "a\x1b]0;title\x07b\x1b[2Jc\x1b[32md\x1b[0m\tprüfung\x9b5n\r\n"

@@ -72,7 +72,7 @@ EXPLANATION = (
 
 
 def parse_args():
-    p = cli.Parser(prog="nanomed.demo", description=__doc__.splitlines()[0])
+    p = cli.Parser(prog="nanomed.demo", description=cli.first_line(__doc__))
     p.add_argument("--out", required=True, metavar="DIR", help="where the texts, the models and the results go")
     p.add_argument("--full", action="store_true", help="two more rows, and three seeds from --seed on")
     p.add_argument("--model", default="nano", metavar="M", help=f"what to start from: {flags.MODEL_HELP}")

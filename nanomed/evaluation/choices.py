@@ -19,7 +19,7 @@ from nanomed.evaluation import metrics
 from nanomed.evaluation.bootstrap import share
 from nanomed.loss import token_nll
 from nanomed.models.prepacked import head_of
-from nanomed.precision import DTYPES, autocast, evaluating
+from nanomed.precision import DTYPES, autocast, evaluating, mend
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
 
@@ -140,7 +140,7 @@ def _loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: 
             bar.update(len(batch))
     for k, values in enumerate(out):
         if not np.isfinite(values).all():
-            raise UserError(f"question {k + 1} has a choice of non-finite likelihood in {o.dtype}; try --dtype fp32")
+            raise UserError(f"question {k + 1} has a choice of non-finite likelihood in {o.dtype}; {mend(o.dtype)}")
     return out
 
 

@@ -5,9 +5,11 @@ import json
 import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanomed.errors import UserError
+from nanomed.files import typed
 
 # Pictures here go into files. What a notebook left in the environment for its own pictures would fail matplotlib's import
 # where that notebook's package is not installed.
@@ -28,16 +30,34 @@ def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
     return directory / "loss.png"
 
 
+@dataclass
+class Loss:
+    loss: float | None = None
+
+
+@dataclass
+class Record:
+    """Of a line of metrics.jsonl, what is drawn."""
+
+    tokens: int
+    loss: float | None = None
+    answer_loss: float | None = None
+    replay_loss: float | None = None
+    val_loss: float | None = None
+    val: dict[str, Loss] | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+
+
 def read_metrics(directory: Path) -> list[dict]:
     """The records of metrics.jsonl. Raises UserError for a line that is none."""
     path, records = directory / "metrics.jsonl", []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             record = json.loads(line)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{path}, line {number}: not valid JSON ({e})") from e
-        if not isinstance(record, dict) or "tokens" not in record:
-            raise UserError(f"{path}, line {number}: not what a training writes there (no `tokens`)")
+        typed(Record, record, f"{path}, line {number}")
         records.append(record)
     return records
 

@@ -16,7 +16,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.recorded import RecordedStep
 from nanomed.loss import head_logits
 from nanomed.models.prepacked import head_of
-from nanomed.precision import DTYPES, autocast, evaluating
+from nanomed.precision import DTYPES, autocast, evaluating, mend
 
 WORTH_RECORDING = 8  # steps: to record one takes as long as a few
 EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
@@ -80,7 +80,7 @@ def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 2
     """How many tokens may be written after a prompt: what was asked for, or `default`, or what is left.
     Raises UserError if the prompt is empty, or prompt and new tokens do not fit the model's positions."""
     if not prompt:
-        raise UserError("an empty prompt: there is nothing to write on from")
+        raise UserError("an empty prompt (--prompt): there is nothing to write on from")
     left = config.n_positions - len(prompt)
     if left < (max_new_tokens or 1):
         wanted = f" and {max_new_tokens} new ones" if max_new_tokens else ""
@@ -96,7 +96,8 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
     """Yield the next token of every row, `steps` times; who has enough simply stops asking.
 
     prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the batch.
-    The caller sees to it that no row is listened to beyond the model's positions (`room`).
+    The caller sees to it that no row is listened to beyond the model's positions (`room`). Raises UserError if the first logits
+    are not finite.
     """
     B, T = len(prompts), max(map(len, prompts))
     lengths = torch.tensor([len(p) for p in prompts])
@@ -127,6 +128,8 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
     last, recorded = model.config.n_positions - 1, None
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
+        if step == 0 and not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any
+            raise UserError(f"the model's logits are not finite in {dtype}; {mend(dtype)}")
         token = choose(logits, sampling, seen, generators)  # (B,)
         yield token.tolist()
         idx = token[:, None]

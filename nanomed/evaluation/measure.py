@@ -105,6 +105,8 @@ def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list
     rows = list(read_rows(file, take, limit, False))
     if not rows:
         raise UserError(f"{file}: no prompts there")
+    if (k := next((k for k, (prompt, _) in enumerate(rows, 1) if not prompt.strip()), None)) is not None:
+        raise UserError(f"{file}, row {k}: an empty prompt: there is nothing to write on from")
     return [prompt for prompt, _ in rows], [answer for _, answer in rows]
 
 

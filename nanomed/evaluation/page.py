@@ -17,18 +17,39 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
 
 import base64
 import time
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.curves import draw_curves
 from nanomed.evaluation.tables import WORSE, ppl_cell, worse_than_guessing
-from nanomed.files import read_json, read_object, write_json, write_text
+from nanomed.files import read_json, read_object, typed, write_json, write_text
 from nanomed.optional import need
 
 TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced
+
+
+Number = Annotated[float, Meta(ge=0, le=1)] | None
+
+
+@dataclass
+class Measures:
+    """Of a classifier or a baseline, what is shown."""
+
+    accuracy: Number
+    macro_f1: Number
+    accuracy_ci95: tuple[float, float] | None = None
+    macro_f1_ci95: tuple[float, float] | None = None
+    auc: Number = None
+    calibration_error: Number = None
+    f1: dict[str, Number] = field(default_factory=dict)
+    confusion: list[list[Any]] = field(default_factory=list)
 
 
 def open_out(out: Path) -> Path:
@@ -109,14 +130,19 @@ def read_classifier(name: str) -> dict:
     """{labels, multi_label, measures, on}: what summary.json in train_cls.py's directory says of the validation texts, or
     what `eval.py cls --json` wrote of others."""
     path = Path(name)
-    found = read_object(path / "summary.json" if path.is_dir() else path)
-    try:
-        measures, labels = found.get("classification") or found["measures"], found["labels"]
-        multi_label = not isinstance(measures["model"]["confusion"][0][0], int)
-    except (KeyError, TypeError, IndexError) as e:
-        raise UserError(
-            f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls --json)"
-        ) from e
+    file = path / "summary.json" if path.is_dir() else path
+    found = read_object(file)
+    measures, labels = found.get("classification") or found.get("measures"), found.get("labels")
+    if not isinstance(measures, dict) or "model" not in measures:
+        raise UserError(f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls --json)")
+    labels = typed(list[str], labels, f"{file}: labels")
+    model, *_ = (
+        typed(Measures, measured, f"{file}: {who}") for who, measured in sorted(measures.items(), key=lambda m: m[0] != "model")
+    )
+    multi_label = bool(model.confusion and model.confusion[0]) and isinstance(model.confusion[0][0], list)  # a matrix a label
+    rows = model.f1 if multi_label else typed(list[list[Annotated[int, Meta(ge=0)]]], model.confusion, f"{file}: confusion")
+    if len(rows) != len(labels):
+        raise UserError(f"{file}: {len(labels)} labels, and measures of {len(rows)}")
     on = "its validation texts" if path.is_dir() else "test texts"
     return {"labels": labels, "multi_label": multi_label, "measures": measures, "on": on, "name": path.name}
 

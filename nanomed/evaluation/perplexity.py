@@ -18,7 +18,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
 from nanomed.loss import token_nll
 from nanomed.models.prepacked import head_of
-from nanomed.precision import DTYPES, autocast, evaluating, to_device
+from nanomed.precision import DTYPES, autocast, evaluating, mend, to_device
 from nanomed.text.corpus import Selection
 
 
@@ -69,11 +69,11 @@ def window_sizes(config, context: int | None = None, stride: int | None = None) 
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride < context:
         raise UserError(
-            f"stride {stride} must be at least 1 and less than the context {context}, so that every token "
+            f"--stride {stride}: must be at least 1 and less than the context {context}, so that every token "
             "has a predecessor in its window"
         )
     if context > config.n_positions:
-        raise UserError(f"context {context} is more than the model's {config.n_positions} positions")
+        raise UserError(f"--context {context}: more than the model's {config.n_positions} positions")
     return context, stride
 
 
@@ -124,9 +124,7 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
         if before:
             add(*before)
     if not np.isfinite(nll).all():
-        raise UserError(
-            f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; try --dtype fp32"
-        )
+        raise UserError(f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype}; {mend(dtype)}")
     return nll
 
 

@@ -24,7 +24,7 @@ from nanomed.evaluation.bootstrap import share
 from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, write_json
 from nanomed.optional import need
-from nanomed.precision import autocast, evaluating
+from nanomed.precision import autocast, evaluating, mend
 from nanomed.text.corpus import cache_directory
 from nanomed.text.rows import read_documents
 
@@ -131,7 +131,7 @@ def embed(o: Opened, texts: list[str], context: int, batch_size: int, out: np.nd
                 if not np.isfinite(vector).all():
                     i = rows[ids][0]
                     raise UserError(
-                        f"text {i + 1} has a non-finite embedding in {o.dtype}; try --dtype fp32; it begins {texts[i][:40]!r}"
+                        f"text {i + 1} has a non-finite embedding in {o.dtype}; {mend(o.dtype)}; it begins {texts[i][:40]!r}"
                     )
                 out[rows[ids]] = vector
                 bar.update(len(rows[ids]))

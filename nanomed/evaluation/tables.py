@@ -6,10 +6,22 @@ python -m nanomed.evaluation.tables MODEL.DATA.json ...      the table of what e
 
 import re
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.files import read_json
+from nanomed.files import read_object, typed
+
+
+@dataclass
+class Measured:
+    """What tables read of eval.py ppl's result."""
+
+    ppl: float
+    bits_per_byte: float
+    tokens_scored: int
+    ppl_ci95: tuple[float, float] | None
+    vocab_size: int | None = None
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -181,22 +193,25 @@ def main() -> None:
     """python -m nanomed.evaluation.tables FILE.json ...: the table of files named MODEL.DATA.json, as `make study` writes them."""
     from nanomed import cli
 
-    p = cli.Parser(prog="nanomed.evaluation.tables", description=main.__doc__.split(": ", 1)[1])
+    p = cli.Parser(prog="nanomed.evaluation.tables", description=cli.first_line(main.__doc__).partition(": ")[2])
     p.add_argument("files", nargs="+", metavar="MODEL.DATA.json", help="what eval.py ppl --json wrote")
     p.add_argument("--markdown", action="store_true", help="for a file, not for a terminal")
     args = p.parse_args()
+    print((markdown if args.markdown else text_table)(table(read_results(args.files))))
+
+
+def read_results(files: list[str]) -> dict[tuple[str, str], dict]:
+    """{(MODEL, DATA): what eval.py ppl --json wrote into MODEL.DATA.json}. Raises UserError for a file that is none."""
     results = {}
-    for name in args.files:
+    for name in files:
         parts = Path(name).name.split(".")
         if len(parts) != 3:
             raise UserError(f"{name}: must be named MODEL.DATA.json")
-        result = read_json(Path(name))
-        if not isinstance(result, dict) or not {"ppl", "bits_per_byte", "tokens_scored", "ppl_ci95"} <= result.keys():
-            raise UserError(f"{name}: not what eval.py ppl --json writes")
-        if result["ppl"] is None:
+        result = read_object(Path(name))
+        if "ppl" in result and result["ppl"] is None:
             raise UserError(f"{name}: the perplexity is beyond what a number can hold; nothing to compare")
-        results[parts[0], parts[1]] = result
-    print((markdown if args.markdown else text_table)(table(results)))
+        results[parts[0], parts[1]] = result | vars(typed(Measured, result, name))
+    return results
 
 
 if __name__ == "__main__":

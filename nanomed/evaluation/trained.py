@@ -2,17 +2,52 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from nanomed.errors import UserError
-from nanomed.files import read_object
+from nanomed.files import read_object, typed
 from nanomed.text import heldout, instructions, labelled
 from nanomed.text.rows import named_sets, read_documents, split_weight
 from nanomed.text.templates import of_model
-from nanomed.training.plan import Classify
+from nanomed.training.plan import Classify, Files, Size
 
-SETS = ("data", "positives", "negatives", "exclude", "replay", "ewc_data")  # settings that name files
+
+@dataclass
+class Sets:
+    """Of a run's settings, those that name files."""
+
+    data: Files | None = None
+    positives: Files | None = None
+    negatives: Files | None = None
+    exclude: Files | None = None
+    replay: Files | None = None
+    ewc_data: Files | None = None
+    val_data: Files | None = None
+
+
+@dataclass
+class Reading(Sets):
+    """And those that say how they are read."""
+
+    limit: Size | None = None
+    skip_bad_rows: bool = False
+    text_field: str = "text"
+
+
+@dataclass
+class Run:
+    """Of run.json, what is read here."""
+
+    settings: dict[str, Any]
+    data: dict[str, str]
+    directory: str = "."
+    phase: str | None = None
+
+
+SETS = [f.name for f in fields(Sets) if f.name != "val_data"]  # which are NAME=D
 
 
 def trained_with(directory: Path) -> dict:
@@ -30,12 +65,13 @@ def read_run(directory: Path) -> dict:
         raise UserError(f"{path} is not there, so the training texts are unknown")
     try:
         run = read_object(path)
+        if not isinstance(run.get("versions"), dict) or "nanomed" not in run["versions"]:
+            raise UserError(f"{path} is another program's")
+        known = typed(Run, run, path)
+        typed(Reading, known.settings, f"{path}: settings")
     except UserError as e:
         raise UserError(f"{e}, so the training texts are unknown") from e
-    ours = all(isinstance(run.get(key), dict) for key in ("settings", "data", "versions"))
-    if not ours or "nanomed" not in run["versions"]:
-        raise UserError(f"{path} is another program's, so the training texts are unknown")
-    settings, home = dict(run["settings"]), Path(run.get("directory", "."))
+    settings, home = dict(known.settings), Path(known.directory)
 
     def found(file):
         return file if file.startswith("hub:") else str(home / file)

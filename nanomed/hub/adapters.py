@@ -46,13 +46,11 @@ def load_adapter(model, directory: Path, classifier: bool) -> None:
     ):
         if not fits:
             raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there")
-    lora = LoRAConfig(
-        r=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config["lora_dropout"],
-        targets=targets if isinstance(targets, str) else tuple(targets),
-    )
-    inject(model, lora)
+    try:
+        targets = targets if isinstance(targets, str) else tuple(targets)
+        inject(model, LoRAConfig(config["r"], config["lora_alpha"], config["lora_dropout"], targets))
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
     file = directory / ADAPTER
     if not file.exists():
         raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded")
@@ -78,9 +76,10 @@ def head_of(directory: Path) -> torch.Tensor | None:
     return None if head is None else head.float()
 
 
-def save_adapter(model, directory: Path, base: str, tokenizer_from: Path) -> None:
+def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state: dict | None = None) -> None:
     """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from anywhere. A
-    classifier's head goes with it, and its labels into a config.json beside it."""
+    classifier's head goes with it, and its labels into a config.json beside it. state: in place of the model's own (adapter_state,
+    and HEAD), where that is a part of the whole."""
     directory.mkdir(parents=True, exist_ok=True)
     lora, is_classifier = model.lora, isinstance(model, Classifier)
     config = {
@@ -96,9 +95,9 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path) -> Non
         "bias": "none",
         "modules_to_save": ["score"] if is_classifier else None,
     }
-    state = {PEFT_PREFIX + k: v.detach().contiguous() for k, v in adapter_state(model).items()}
+    state = state or adapter_state(model) | ({HEAD: model.score.weight} if is_classifier else {})
+    state = {PEFT_PREFIX + k: v.detach().float().contiguous() for k, v in state.items()}
     if is_classifier:
-        state[PEFT_PREFIX + HEAD] = model.score.weight.detach().float().contiguous()
         write_json(model.hf_config | {"architectures": [model.architecture]}, directory / "config.json")
     write_safetensors(state, directory / ADAPTER)
     write_json(config, directory / ADAPTER_CONFIG)

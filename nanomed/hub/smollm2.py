@@ -89,7 +89,7 @@ def check(out: Path) -> str:
 
 
 def main():
-    p = cli.Parser(prog="python -m nanomed.hub.smollm2", description=__doc__.splitlines()[0])
+    p = cli.Parser(prog="python -m nanomed.hub.smollm2", description=cli.first_line(__doc__))
     p.add_argument("--out", required=True, metavar="DIR", help="where the model's directory goes (540 MB)")
     out = Path(p.parse_args().out)
     check_directory(out)

@@ -8,12 +8,14 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
+from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import read_object
+from nanomed.files import read_object, typed
 from nanomed.network import explain, online
 from nanomed.text import tokenizer
 
@@ -45,7 +47,14 @@ def find(name: str, weights: bool = True) -> Source:
     """
     if name in BUNDLED:
         return Source(str(BUNDLED[name].resolve()), BUNDLED[name])
-    path = Path(name).expanduser()
+    if not name:
+        raise UserError("--model '': name a model")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as e:  # of nobody
+        raise UserError(f"{name}: no such model directory ({e})") from e
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{name}: a link to {path.readlink()}, which is not there")
     if (path / ADAPTER_CONFIG).exists():
         return _find_adapter(path, weights)
     if path.is_file() and path.name == "config.json":  # for training from scratch
@@ -67,12 +76,12 @@ def _find_adapter(path: Path, weights: bool) -> Source:
         raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
     if Path(base).name == "base" and (path / "base" / "config.json").exists():
         base = str(path / "base")  # its own, wherever the two of them have been moved to
+    if (Path(base) / ADAPTER_CONFIG).exists():  # perhaps this very one
+        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
     try:
         source = find(base, weights)
     except UserError as e:
         raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
-    if source.adapter:
-        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
     known = read_object(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
     if known and known != fingerprint(source):
         raise UserError(
@@ -114,8 +123,9 @@ def _download(repo: str, weights: bool) -> Source:
 def weight_map(index: Path) -> dict[str, str]:
     """Which file holds each tensor; the files lie beside the index."""
     weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or any(not isinstance(f, str) or Path(f).name != f for f in weight_map.values()):
-        raise UserError(f"{index}: no weight_map of file names there")
+    weight_map = typed(dict[str, Annotated[str, Meta(pattern=r"^[\w.-]+$")]], weight_map, f"{index}: weight_map, of file names")
+    if any(Path(f).name != f for f in weight_map.values()):
+        raise UserError(f"{index}: a file of its weight_map does not lie beside it")
     return weight_map
 
 

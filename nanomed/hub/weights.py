@@ -9,10 +9,11 @@ from typing import get_args, get_type_hints
 import torch
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, write_json
+from nanomed.files import read_object, typed, write_json
 from nanomed.hub import quantised
 from nanomed.hub.adapters import head_of, load_adapter
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
+from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
@@ -45,6 +46,9 @@ FIXED = {
 }
 
 
+MOST_LAYERS = 10_000
+
+
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +72,13 @@ def read_config(directory: Path) -> tuple[dict, object]:
         if key in known and not _can_be(key, value, get_args(hints[key]) or (hints[key],), family):
             raise UserError(f"{path}: {key} = {value!r} is not what it must be: {_in_words(hints[key])}")
     try:
-        return raw, family.Config(**(family.DEFAULTS[model_type] | {k: v for k, v in raw.items() if k in known}))
+        config = family.Config(**(family.DEFAULTS[model_type] | {k: v for k, v in raw.items() if k in known}))
+        # Far fewer weights than it has, at 4 bits: what is more than that is refused before anything is built.
+        least = (config.cache_shape[0] * config.n_embd + config.vocab_size) * config.n_embd / 2
+        if config.cache_shape[0] > MOST_LAYERS or least > physical():
+            layers, words = f"{config.cache_shape[0]:,} layers of width {config.n_embd:,}", f"{config.vocab_size:,} words"
+            raise UserError(f"{layers} over {words} are no model for a machine of {in_words(physical())}")
+        return raw, config
     except (UserError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
         raise UserError(f"{path}: {e}") from e
 
@@ -119,12 +129,18 @@ def load_model(
         config = replace(config, **dict.fromkeys(family.DROPOUTS, dropout))
     if from_scratch and source.adapter:
         raise UserError(f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}")
+    with torch.device("meta"):
+        model = LanguageModel(family, config)
+    size = 4 * sum(p.numel() for p in model.parameters())
+    if size > physical() and not (quantize or "quantization_config" in raw):
+        raise UserError(
+            f"{source.directory}: {in_words(size)} of weights in fp32 do not fit this machine's {in_words(physical())} of memory; "
+            "--quantize nf4 or int8 takes less"
+        )
     if from_scratch:
         model = LanguageModel(family, config)
         model.init_weights()
     else:
-        with torch.device("meta"):
-            model = LanguageModel(family, config)
         model.load_state_dict(_read_state(model, source.directory, raw, quantize), assign=True)
         model.tie_weights()
     model.hf_config = raw
@@ -142,7 +158,7 @@ def load_classifier(source: Source, quantize: str | None = None) -> Classifier:
     known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
     if not isinstance(names, dict) or not names or raw.get("architectures") not in [[name] for name in known]:
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
-    labels = [names.get(str(k)) for k in range(len(names))]
+    labels = typed(list[str], [names.get(str(k)) for k in range(len(names))], f"{directory / 'config.json'}: id2label")
     like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)
     if source.adapter:
         model = Classifier(load_model(source, classifier=True, quantize=quantize), *like)

@@ -11,7 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.precision import autocast, evaluating, to_device
+from nanomed.loss import IGNORE
+from nanomed.precision import autocast, evaluating, mend, to_device
 
 HEAD = "score.weight"
 
@@ -66,6 +67,8 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
     logits = logits.float()
     weights = None if weights is None else weights.to(logits)
     if targets.dim() == 2:
+        real = targets[:, 0] != IGNORE  # a row that fills a process's share up counts for nothing
+        logits, targets = logits[real], targets[real]
         loss = F.binary_cross_entropy_with_logits(logits, targets.float(), pos_weight=weights, reduction="sum")
     else:
         loss = F.cross_entropy(logits, targets, weight=weights, reduction="sum")
@@ -75,7 +78,8 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
 def classification_loss(model, batch, weights=None):
     """loss_of_logits of a batch of `collate_labelled`."""
     idx, lengths, targets = (to_device(t, model.score.weight.device) for t in batch)
-    return loss_of_logits(model(idx, lengths), targets, weights)
+    logits = model.forward(idx, lengths)  # not model(...): where the weights lie in shares, who called this has gathered them
+    return loss_of_logits(logits, targets, weights)
 
 
 def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str) -> torch.Tensor:
@@ -91,7 +95,7 @@ def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dty
                 out[rows] = model(idx.to(device), lengths.to(device)).float().cpu()
             t.update(len(rows))
     if not out.isfinite().all():
-        raise UserError(f"a text has logits that are not finite in {dtype}; try --dtype fp32")
+        raise UserError(f"a text has logits that are not finite in {dtype}; {mend(dtype)}")
     return out
 
 

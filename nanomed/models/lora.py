@@ -5,14 +5,17 @@ with A (r, in) random and B (out, r) zero, so that training starts at the pretra
 """
 
 import math
-import re
 from dataclasses import dataclass, replace
 
+import regex
 import torch
 from torch import nn
 
 from nanomed.errors import UserError
+from nanomed.memory import in_words, physical
 from nanomed.models.quant import QUANTISED, dequantise
+
+LONGEST = 1.0  # second that a regular expression may take for one name
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,16 @@ class LoRAConfig:
             raise UserError("LoRA needs a target: the name of a layer that gets an adapter")
         if isinstance(self.targets, str):
             try:
-                re.compile(self.targets)
-            except re.error as e:
+                regex.compile(self.targets)
+            except regex.error as e:
                 raise UserError(f"LoRA's target {self.targets!r} is no regular expression ({e})") from e
 
     def matches(self, name: str) -> bool:
         if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, name) is not None
+            try:  # an expression comes with an adapter, from anybody; some would be tried for years
+                return regex.fullmatch(self.targets, name, timeout=LONGEST) is not None
+            except TimeoutError as e:
+                raise UserError(f"LoRA's target {self.targets!r} takes too long to be matched against {name}") from e
         return any(name == t or name.endswith("." + t) for t in self.targets)
 
 
@@ -75,7 +81,7 @@ class LoRALinear(nn.Module):
 def inject(model: nn.Module, config: LoRAConfig) -> None:
     """Freeze every parameter of a loaded model and wrap the target linears, in place; `model.lora` says how.
 
-    Raises UserError if a target matches nothing, or something that is not a linear layer.
+    Raises UserError if a target matches nothing, or something that is not a linear layer, or the rank is absurd.
     """
     linears = {n: m for n, m in model.named_modules() if config.matches(n)}
     targets = [config.targets] if isinstance(config.targets, str) else config.targets
@@ -90,6 +96,9 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
             raise UserError(
                 f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {', '.join(names)}"
             )
+    size = 4 * sum(config.r * (m.in_features + m.out_features) for m in linears.values())
+    if size > physical():
+        raise UserError(f"LoRA of rank {config.r} has {in_words(size)} of weights here, more than this machine's memory")
     model.requires_grad_(False)
     model.lora = config
     for name, module in linears.items():

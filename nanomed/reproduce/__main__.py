@@ -26,7 +26,7 @@ SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "tra
 
 
 def parse_args():
-    p = cli.Parser(prog="nanomed.reproduce", description=__doc__.splitlines()[0])
+    p = cli.Parser(prog="nanomed.reproduce", description=cli.first_line(__doc__))
     p.add_argument("--recipe", required=True, metavar="NAME", help="of recipes/, or a .toml file")
     p.add_argument("--out", required=True, metavar="DIR", help="where texts, models and results go")
     p.add_argument("--model", metavar="M", help="in place of the recipe's: " + flags.MODEL_HELP)

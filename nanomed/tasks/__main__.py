@@ -15,7 +15,7 @@ from nanomed.tasks.forms import FORMS
 
 
 def parse_args():
-    p = cli.Parser(prog="python -m nanomed.tasks", description=__doc__.splitlines()[0])
+    p = cli.Parser(prog="python -m nanomed.tasks", description=cli.first_line(__doc__))
     p.add_argument("sources", metavar="TOML", help="the annotated files, a section a source (recipes/medtuned-tasks.toml explains)")
     p.add_argument("--from", dest="home", default=".", metavar="DIR", help="where the files that it names lie")
     p.add_argument("--out", required=True, metavar="DIR", help="where the instruction set goes")

@@ -50,7 +50,7 @@ def check_out(out: str) -> None:
 
 
 def main():
-    p = cli.Parser(prog="python -m nanomed.text.bpe", description=__doc__.splitlines()[0])
+    p = cli.Parser(prog="python -m nanomed.text.bpe", description=cli.first_line(__doc__))
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
     p.add_argument("--vocab-size", type=flags.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included")
     p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")

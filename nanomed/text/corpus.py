@@ -24,7 +24,7 @@ from nanomed.files import read_json, write_json
 from nanomed.text.byte_level import Unencodable
 from nanomed.text.rows import all_bad, data_file, placed_documents, read_documents
 
-FORMAT = "3"  # of the cached token file; part of its key
+FORMAT = "4"  # of the cached token file; part of its key
 FILES = ("tokens.bin", "documents.bin")
 
 # One row a document: where its tokens start, how many there are (the leading one counted), and of its text

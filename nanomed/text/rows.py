@@ -124,6 +124,8 @@ def _rows(name: str) -> Iterator:
 def data_file(name: str) -> Path:
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
+        if not name or path.is_dir():
+            raise UserError(f"--data {name or repr(name)}: name a file" + (f"; {name} is a directory" if name else ""))
         raise UserError(f"{name}: not a data file ({', '.join(SUFFIXES)}) and not hub:REPO[:CONFIG[:SPLIT]]")
     if not path.is_file():
         raise UserError(f"{name}: no such file")
@@ -138,7 +140,9 @@ def _decode(line: bytes) -> str:
     try:
         return line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:
-        raise BadRow(f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start})") from e
+        utf16 = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        mend = "it looks like UTF-16: iconv -f UTF-16 -t UTF-8 converts it" if utf16 else "save the file as UTF-8"
+        raise BadRow(f"not UTF-8 (byte 0x{line[e.start]:02x} at position {e.start}; {mend})") from e
 
 
 def _plain(line: bytes) -> dict:
@@ -154,7 +158,7 @@ def _json_line(line: bytes):
 
 def _csv_rows(path: Path, lines) -> Iterator:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_decode(line) for line in lines)
+    reader = csv.reader((_decode(line) for line in lines), strict=True)  # else an open quote swallows the rest of the file
     header = None
     while True:
         begin = reader.line_num + 1
@@ -164,11 +168,19 @@ def _csv_rows(path: Path, lines) -> Iterator:
             return
         except (BadRow, csv.Error) as e:  # where the next row starts is unknown then
             line = reader.line_num + isinstance(e, BadRow)  # the reader has not seen a line that cannot be decoded
+            if str(e) == "unexpected end of data":
+                raise UserError(f'{path}, line {begin}: a quote (") is opened in this row and never closed') from e
             raise UserError(f"{path}, line {line}: {e}") from e
         if values and header is None:
             header = values
+        elif len(values) > len(header):
+            yield begin, partial(_too_long, len(values), len(header))
         elif values:
             yield begin, partial(_as_it_is, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
+
+
+def _too_long(n: int, known: int):
+    raise BadRow(f'{n} fields where the header has {known}; a text with commas must stand in quotes (")')
 
 
 def _parquet_rows(path: Path) -> Iterator:
@@ -211,10 +223,13 @@ def get_text(row, fields: str, flag: str = "--text-field") -> str:
             return value
         if value is not None:
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
+    if any(_has(row, field) for field in fields.split(",")):
+        raise BadRow(f"the field {fields!r} holds null")
     there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    if isinstance(row, dict) and len(row) == 1 and ";" in next(iter(row)):
+        there += ", separated by semicolons: save it with commas"
     several = f"; {flag} a,b takes the first that a row has" if flag.startswith("--") else ""
-    kind = BadRow if any(_has(row, field) for field in fields.split(",")) else NoField
-    raise kind(f"no text in the field {fields!r} ({there}{several})")
+    raise NoField(f"no text in the field {fields!r} ({there}{several})")
 
 
 def _has(row, path: str) -> bool:

@@ -8,16 +8,66 @@ seed and the number of windows consumed. Several processes write one state, whic
 import contextlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from safetensors import safe_open
 
 from nanomed.errors import UserError
+from nanomed.files import typed
 from nanomed.tensors import read_safetensors, write_safetensors
 from nanomed.training import distributed
 
 NAMES = ("step-*.safetensors", "best-*.safetensors", ".nanomed-*")  # of all that stands in state/
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, of each weight
+Count = Annotated[int, Meta(ge=0)]
+
+
+@dataclass
+class Loss:
+    loss: float
+    step: Count = 0
+
+
+@dataclass
+class SinceLog:
+    loss: float
+    tokens: Count
+    seconds: float
+    parts: dict[str, tuple[float, int]]
+
+
+@dataclass
+class Progress:
+    """What a run's progress must hold (nanomed.training.loop.fit)."""
+
+    step: Count
+    consumed: Count
+    tokens: Count
+    seconds: float
+    bad_evals: Count
+    since_log: SinceLog
+    first_val: Loss | None
+    best_val: Loss | None
+    last_val: Loss | None
+    stopped_early: bool
+    train_loss: float = 0.0
+
+
+@dataclass
+class Scale:
+    """torch.amp.GradScaler's, empty where it is off."""
+
+    scale: Annotated[float, Meta(gt=0)] = 1.0
+    growth_factor: Annotated[float, Meta(gt=1)] = 2.0
+    backoff_factor: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    growth_interval: Annotated[int, Meta(ge=1, lt=2**31)] = 2000
+    _growth_tracker: Annotated[int, Meta(ge=0, lt=2**31)] = 0
 
 
 def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
@@ -72,27 +122,63 @@ def remove(out: Path) -> None:
 def load(path: Path, model, optimizer, scaler) -> dict:
     """Put a saved state back, in place; returns its progress. Raises UserError if it is of another model."""
     state = read_safetensors(path)
+    progress, scale = _record(path)
     params = trainable(model)
     if {"model." + k for k in params} != {k for k in state if k.startswith("model.")}:
         raise UserError(f"{path}: the saved state is of another model, or of other LoRA settings")
+    moments = {name: {k: state.get(f"optimizer.{name}.{k}") for k in MOMENTS} for name in params}
+    for name, p in params.items():
+        for what, tensor, shape in (
+            ("the weight", state["model." + name], p.shape),
+            *(
+                (k, v, () if k == "step" else p.shape)
+                for k, v in moments[name].items()
+                if v is not None or not _unmoved(moments[name])
+            ),
+        ):
+            if tensor is None or tensor.shape != shape or not tensor.is_floating_point():
+                raise UserError(f"{path}: {what} of {name} is missing, or of another shape or type than the model's")
     with torch.no_grad():
         for name, p in params.items():
             p.copy_(distributed.part(state["model." + name], p))
-    moments = {}
-    for index, (name, p) in enumerate(params.items()):
-        prefix = f"optimizer.{name}."
-        moments[index] = {k.removeprefix(prefix): distributed.part(v, p) for k, v in state.items() if k.startswith(prefix)}
-    moments = {i: m for i, m in moments.items() if m}
+    moments = {
+        index: {k: distributed.part(v, p) for k, v in moments[name].items()}
+        for index, (name, p) in enumerate(params.items())
+        if not _unmoved(moments[name])
+    }
+    if progress["step"] and not moments:
+        raise UserError(f"{path}: nothing of the optimizer is there")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     generators = {name: state.get(_of(distributed.rank(), name)) for name in ("rng.cpu", "rng.cuda")}
-    if generators["rng.cpu"] is not None:  # there were as many processes
-        torch.set_rng_state(generators["rng.cpu"])
-    if torch.cuda.is_available() and generators["rng.cuda"] is not None:
-        torch.cuda.set_rng_state(generators["rng.cuda"])
+    if not any(name.startswith("rng.cpu") for name in state):
+        raise UserError(f"{path}: the state of the random generator is missing")
+    try:
+        if generators["rng.cpu"] is not None:  # there were as many processes
+            torch.set_rng_state(generators["rng.cpu"])
+        if torch.cuda.is_available() and generators["rng.cuda"] is not None:
+            torch.cuda.set_rng_state(generators["rng.cuda"])
+    except (RuntimeError, TypeError) as e:
+        raise UserError(f"{path}: no state of a random generator ({e})") from e
+    scaler.load_state_dict(scale)
+    return progress
+
+
+def _unmoved(moments: dict) -> bool:
+    """A weight that no update has changed yet has none."""
+    return all(v is None for v in moments.values())
+
+
+def _record(path: Path) -> tuple[dict, dict]:
+    """(progress, the scaler's state), as they were saved. Raises UserError for anything else."""
     with safe_open(path, "pt") as f:
-        metadata = f.metadata()
-    scaler.load_state_dict(json.loads(metadata["scaler"]))
-    return json.loads(metadata["progress"])
+        metadata = f.metadata() or {}
+    try:
+        progress, scale = (json.loads(metadata[name]) for name in ("progress", "scaler"))
+    except (KeyError, ValueError, RecursionError) as e:
+        raise UserError(f"{path}: no record of the run there ({type(e).__name__}: {e})") from e
+    typed(Progress, progress, f"{path}: progress")
+    typed(Scale, scale, f"{path}: scaler")
+    return progress, scale
 
 
 def _best(out: Path, step: int) -> Path:

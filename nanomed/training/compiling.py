@@ -10,10 +10,15 @@ from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
 from nanomed.training.plan import Plan
 
-# What it costs and gains, measured at GPT-2 small's shape (RESULTS, "Beside the stack"): (device, what is trained): (seconds of
-# compiling, floating-point operations a second before, share of the time that is saved). What is not here gains nothing, or was
-# not measured.
-MEASURED = {("cuda", "all"): (30, 1e14, 0.2), ("cuda", "lora"): (30, 1e14, 0.2), ("cpu", "lora"): (15, 5e11, 0.14)}
+# What it costs and gains, measured (RESULTS, "Beside the stack" and "On a GPU"): {(device, family or any, what is trained):
+# (seconds of compiling, floating-point operations a second before, share of the time that is saved)}. What is not here gains
+# nothing, as GPT-2 on a CPU, or was not measured.
+MEASURED = {
+    ("cuda", "any", "all"): (30, 1e14, 0.2),
+    ("cuda", "any", "lora"): (30, 1e14, 0.2),
+    ("cpu", "llama", "all"): (20, 4e11, 0.09),
+    ("cpu", "llama", "lora"): (20, 4e11, 0.14),
+}
 
 
 def flops_a_token(model: nn.Module, all_weights: bool, context: int) -> float:
@@ -28,7 +33,8 @@ def flops_a_token(model: nn.Module, all_weights: bool, context: int) -> float:
 def pays(plan: Plan, model_type: str, config, updates: int) -> bool:
     """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x grad_accum x context
     tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were not measured."""
-    cost, speed, saved = MEASURED.get((plan.device, "lora" if plan.lora_r else "all"), (0, 1, 0))
+    what, family = "lora" if plan.lora_r else "all", FAMILIES[model_type].__name__.rpartition(".")[2]
+    cost, speed, saved = MEASURED.get((plan.device, "any", what)) or MEASURED.get((plan.device, family, what), (0, 1, 0))
     if not saved or plan.phase == "classify" or plan.quantize or (plan.device == "cpu" and plan.dtype != "bf16"):
         return False
     if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):

@@ -11,18 +11,21 @@ config.json, model.safetensors, ... or adapter_config.json, adapter_model.safete
 
 import platform
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import nanomed
 from nanomed.errors import UserError
-from nanomed.files import check_directory, is_part, names_in, read_json, write_json
+from nanomed.files import check_directory, is_part, names_in, read_json, read_object, typed, write_json
+from nanomed.memory import in_words
 from nanomed.training import checkpoint
 from nanomed.training.plan import Plan
 
@@ -84,10 +87,10 @@ def check_same(out: Path, plan: Plan, identity: dict) -> None:
     """A run may be resumed if every setting that decides its weights, and everything that goes into it, is what it was.
     Raises UserError, naming what changed."""
     path = out / "run.json"
-    record = read_json(path)
+    record = read_object(path)
     if record.get("phase", plan.phase) != plan.phase:
         raise UserError(f"{path}: the run is of another phase ([{record['phase']}]); choose another --out")
-    changes = plan.changes(type(plan).read(record["settings"], path))
+    changes = plan.changes(type(plan).read(typed(dict[str, Any], record.get("settings"), f"{path}: settings"), path))
     if changes:
         raise UserError(
             f"{path}: the run was started with {changes[0]}, now it is {changes[1]}; resume with the same settings, or choose "
@@ -129,6 +132,20 @@ def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(record, out / "run.json")
+
+
+def check_space(out: Path, model, plan: Plan) -> None:
+    """Raises UserError if the disk has not the room that the run will take in DIR, which must be there: while it saves, two states
+    of what is trained, each the weights and two moments, perhaps those of the best validation; at the end the model."""
+    trained, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
+    state, best = 12 * trained, 2 * 4 * trained if plan.keep == "best" else 0
+    needed = state + max(state, 4 * (whole if plan.merge or not plan.lora_r else trained)) + best
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise UserError(
+            f"--out {out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while it saves; "
+            "choose another place, or make room"
+        )
 
 
 def _cpu_name() -> str:

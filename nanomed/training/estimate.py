@@ -5,7 +5,7 @@ import time
 import torch
 
 from nanomed.loss import IGNORE, held_bytes
-from nanomed.memory import peak_rss
+from nanomed.memory import in_words, peak_rss
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import DTYPES, autocast
 from nanomed.training.loop import make_optimizer, one_update, total_steps
@@ -23,8 +23,8 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
     model.train()
     sizes = memory(model, batch, loss_fn, s.dtype, anchor)
     print(
-        "memory    " + ", ".join(f"{name} {_bytes(n)}" for name, n in sizes.items()) + f" ({batch[0].size(0)} x "
-        f"{batch[0].size(1)} tokens at once): {_bytes(at_most(sizes, len(widest)))} at most, and what the libraries take"
+        "memory    " + ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items()) + f" ({batch[0].size(0)} x "
+        f"{batch[0].size(1)} tokens at once): {in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
     )
     optimizer = make_optimizer(model, s)
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
@@ -33,7 +33,7 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
         done = one_update(model, widest, loss_fn, optimizer, scaler, s, anchor)
         seconds = time.perf_counter() - start
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
-    print(f"          {_bytes(held)} were held at most in two updates" + ("" if device.type == "cuda" else ", libraries and all"))
+    print(f"          {in_words(held)} were held at most in two updates" + ("" if device.type == "cuda" else ", libraries and all"))
     steps = total_steps(data, s)
     print(
         f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s), {_time(steps * seconds)} for {steps:,}"
@@ -80,10 +80,6 @@ def kept_for_backward(model, batch, loss_fn, dtype: str) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(device, dtype):
         loss_fn(model, batch)
     return sum(kept.values())
-
-
-def _bytes(n: float) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def _time(seconds: float) -> str:

@@ -9,14 +9,15 @@ import math
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from nanomed.errors import Interrupted, UserError, is_out_of_memory
-from nanomed.files import finite
+from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
+from nanomed.files import finite, typed
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
@@ -100,7 +101,7 @@ def fit(
     None; sample: a function giving a text that the model writes, shown and logged at each validation, or None; unit: what
     loss_fn counts; anchor: an Anchor (nanomed.training.anchor), or None. Appends to out/metrics.jsonl, one object a logged
     update, and keeps the newest checkpoint in out/state/.
-    Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C or SIGTERM.
+    Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C, SIGTERM or a hang-up.
     """
     device = next(model.parameters()).device
     steps = total_steps(data, s)
@@ -139,7 +140,7 @@ def fit(
         return f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
 
     interrupted = []
-    handlers = {sig: signal.signal(sig, _on_signal(interrupted, kept)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {sig: signal.signal(sig, _on_signal(interrupted, kept)) for sig in STOPS}
     model.train()
     bar = tqdm(
         total=steps,
@@ -247,13 +248,27 @@ def _on_signal(interrupted: list, kept):
     return handler
 
 
+def _step(line: str, where: str) -> int:
+    try:
+        return typed(Line, json.loads(line), where).step
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where}: not valid JSON ({e})") from e
+
+
+@dataclass
+class Line:
+    """Of metrics.jsonl."""
+
+    step: int
+
+
 def _open_metrics(path: Path, step: int):
     """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are dropped (all of
     them if `step` is -1: nothing was saved). Of several processes the first alone writes."""
     if distributed.rank():
         return lambda record: None
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() and step >= 0 else []
+    kept = [line for k, line in enumerate(lines, 1) if line.endswith("\n") and _step(line, f"{path}, line {k}") <= step]
     path.write_text("".join(kept))
 
     def append(record: dict) -> None:

@@ -51,7 +51,7 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
         print(f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a new one")
         merge_and_unwrap(model)
         base = str((out / "base").resolve())
-        if not dry_run:
+        if not dry_run and distributed.rank() == 0:
             hub.save_model(model, Path(base), source.tokenizer_directory)
         inject(model, plan.lora)
     elif model.lora:
@@ -72,7 +72,7 @@ def _same(model, lora: LoRAConfig) -> bool:
 
 def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -> None:
     """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint want it."""
-    if model.lora:  # else what is frozen will be saved from here, and must keep its bits
+    if model.lora and distributed.world() == 1:  # else what is frozen will be saved from here, or is to be dealt out, in fp32
         store_frozen(model, plan.dtype, device)
     model.backbone.grad_checkpoint = grad_checkpoint
     if distributed.world() > 1:
@@ -97,21 +97,21 @@ def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, cla
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16. Where the base
     was quantised, it starts from what its codes stand for, which is what the adapter was trained on.
     """
+    state = distributed.whole(adapter_state(model) if model.lora else model.state_dict())
+    head = distributed.whole({HEAD: model.score.weight}) if model.lora and classifier else {}
+    if distributed.rank():
+        return {}
     if not model.lora:
-        state = distributed.whole(model.state_dict())
-        if distributed.rank() == 0:
-            hub.save_model(model, out, source.tokenizer_directory, state=state)
+        hub.save_model(model, out, source.tokenizer_directory, state=state)
         return {}
     if not plan.merge:
-        hub.save_adapter(model, out, base, source.tokenizer_directory)
+        hub.save_adapter(model, out, base, source.tokenizer_directory, state | head)
         return {"base_sha256": hub.fingerprint(hub.find(base))}
     merged = hub.load_model(hub.find(base), quantize=plan.quantize)
     inject(merged, model.lora)
-    trained = adapter_state(model)
     if classifier:
         merged = classifier(merged)
-        trained[HEAD] = model.score.weight
-    merged.load_state_dict({k: v.detach().cpu() for k, v in trained.items()}, strict=False)
+    merged.load_state_dict({k: v.detach().cpu() for k, v in (state | head).items()}, strict=False)
     merge_and_unwrap(merged)
     hub.save_model(merged, out, source.tokenizer_directory)
     return {}

@@ -8,9 +8,12 @@ run which began before a setting was thought of goes on as it was.
 
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from nanomed.errors import UserError
+from nanomed.files import typed
 
 
 @dataclass
@@ -36,6 +39,15 @@ QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
 FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
 
 
+# What a run.json may hold; the command line's flags have the same limits (nanomed.flags).
+Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+AtLeast0 = Annotated[float, Meta(ge=0, lt=1e300)]
+Positive = Annotated[float, Meta(gt=0, lt=1e300)]
+Files = Annotated[list[str], Meta(min_length=1)]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Of every phase. Names are those of the flags; what a flag leaves open (auto, a default that depends on others) is decided
@@ -46,39 +58,39 @@ class Plan:
     model: str
     device: str
     dtype: str
-    context: int
-    lr: float
-    data: list[str] | None = None
+    context: Size
+    lr: Positive
+    data: Files | None = None
     text_field: str = "text"
-    limit: int | None = None
+    limit: Size | None = None
     skip_bad_rows: bool = False
-    val_data: list[str] | None = None
-    val_fraction: float = 0.05
-    exclude: list[str] | None = None
-    batch_size: int = 8
-    grad_accum: int = 1
-    epochs: float = Settings.epochs
-    max_steps: int = Settings.max_steps
-    warmup_ratio: float = Settings.warmup_ratio
-    weight_decay: float = Settings.weight_decay
-    grad_clip: float = Settings.grad_clip
-    dropout: float = 0.0
+    val_data: Files | None = None
+    val_fraction: Share = 0.05
+    exclude: Files | None = None
+    batch_size: Size = 8
+    grad_accum: Size = 1
+    epochs: Positive = Settings.epochs
+    max_steps: Whole = Settings.max_steps
+    warmup_ratio: AtLeast0 = Settings.warmup_ratio
+    weight_decay: AtLeast0 = Settings.weight_decay
+    grad_clip: AtLeast0 = Settings.grad_clip
+    dropout: Share = 0.0
     compile: bool | None = False  # None: not decided yet
-    lora_r: int = 0
-    lora_alpha: float = 0.0
-    lora_dropout: float = 0.0
+    lora_r: Whole = 0
+    lora_alpha: AtLeast0 = 0.0
+    lora_dropout: Share = 0.0
     lora_targets: str = "c_attn"
     merge: bool = False
     quantize: str | None = None
-    eval_every: int = Settings.eval_every
-    patience: int = Settings.patience
+    eval_every: Whole = Settings.eval_every
+    patience: Whole = Settings.patience
     keep: str = Settings.keep
-    seed: int = 0
-    l2_sp: float = 0.0
-    ewc: float = 0.0
-    ewc_data: list[str] | None = None
-    ewc_blocks: int = 200
-    near_duplicates: float = 0.0
+    seed: Whole = 0
+    l2_sp: AtLeast0 = 0.0
+    ewc: AtLeast0 = 0.0
+    ewc_data: Files | None = None
+    ewc_blocks: Size = 200
+    near_duplicates: AtLeast0 = 0.0
     from_scratch: bool = False
 
     @property
@@ -102,7 +114,7 @@ class Plan:
         odd += [name for name, f in known.items() if f.default is MISSING and name not in settings]
         if odd:
             raise UserError(f"{where}: not a run of this phase, or of this version of nanomed (the setting {odd[0]!r})")
-        return cls(**{name: value for name, value in settings.items() if name in known})
+        return typed(cls, settings, f"{where}: settings")
 
     def changes(self, before: "Plan") -> tuple[str, str] | None:
         """The settings in which two plans differ, as they were and as they are now; None if there is none."""
@@ -125,8 +137,8 @@ class Classify(Plan):
 
     phase = "classify"
 
-    positives: list[str] | None = None
-    negatives: list[str] | None = None
+    positives: Files | None = None
+    negatives: Files | None = None
     label_field: str = "label,labels"
     positive_name: str = "positive"
     negative_name: str = "negative"
@@ -147,5 +159,5 @@ class Instruct(Plan):
     group_field: str | None = None
     train_on_prompt: bool = False
     no_packing: bool = False
-    replay: list[str] | None = None
-    replay_ratio: float = 1.0
+    replay: Files | None = None
+    replay_ratio: AtLeast0 = 1.0

@@ -26,7 +26,7 @@ from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import checkpoint, compiling, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
-from nanomed.training.directory import began_compiled, check_out, is_complete, record_start
+from nanomed.training.directory import began_compiled, check_out, check_space, is_complete, record_start
 from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
 from nanomed.training.plan import Plan, Settings
@@ -87,7 +87,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
     quantize = args.quantize or (trained_with(source.adapter).get("quantize") if source.adapter else None)
     context = args.context or min(config.n_positions, 1024)
     if not 2 <= context <= config.n_positions:
-        raise UserError(f"--context {context}: {source.name} has {config.n_positions} positions")
+        raise UserError(f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}")
     plan = kind.of(
         args,
         device=str(device),
@@ -136,6 +136,8 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     with distributed.in_turn():
         model, base = start_model(plan, source, out, args.dry_run, job.classifier)
         make_ready(model, plan, setup.device, args.grad_checkpoint)
+    if writes:
+        check_space(out, model, plan)
     settings = settings_of(args, plan)
     processes = {"processes": distributed.world()} if distributed.world() > 1 else {}
     facts = {
@@ -204,12 +206,10 @@ def check_processes(args, kind: type[Plan]) -> None:
     n = distributed.world()
     if n == 1:
         return
-    if kind.phase == "classify":
-        raise UserError(f"a classifier is trained by one process; start train_cls.py without torchrun ({n} processes)")
-    for name in ("lora_r", "l2_sp", "ewc", "compile", "dry_run"):
+    for name in ("l2_sp", "ewc", "compile", "dry_run"):
         if getattr(args, name):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is for one process; {n} processes (torchrun) train all weights, without it")
+            raise UserError(f"{flag} is for one process; {n} processes (torchrun) train without it")
     if args.batch_size < n:
         raise UserError(f"--batch-size {args.batch_size}: its rows are dealt to {n} processes (torchrun); give at least {n}")
 

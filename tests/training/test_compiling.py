@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanomed import hub
 from nanomed.loss import clm_loss
+from nanomed.models import llama
 from nanomed.models.gpt2 import Config
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.training import compiling, run
@@ -36,19 +37,18 @@ def test_operations_are_those_that_pytorch_counts(model_dir, lora):
     assert counter.get_total_flops() / 80 == pytest.approx(flops + attention, rel=0.1)
 
 
-def test_a_long_run_with_lora_is_compiled_and_a_short_one_is_not(monkeypatch):
+def test_a_long_run_is_compiled_where_it_was_seen_to_pay(monkeypatch):
     monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
-    gpt2 = Config()
-    assert pays(PLAN, "gpt2", gpt2, updates=1000) and not pays(PLAN, "gpt2", gpt2, updates=10)
-    assert not pays(replace(PLAN, lora_r=0), "gpt2", gpt2, 10**6)  # gains nothing on a CPU
-    assert not pays(replace(PLAN, dtype="fp32"), "gpt2", gpt2, 10**6) and not pays(
-        replace(PLAN, quantize="nf4"), "gpt2", gpt2, 10**6
-    )
+    gpt2, smollm2 = Config(), llama.Config(49152, 576, 1536, 30, 9, 2048, num_key_value_heads=3, tie_word_embeddings=True)
+    assert pays(PLAN, "llama", smollm2, updates=1000) and not pays(PLAN, "llama", smollm2, updates=10)
+    assert not pays(PLAN, "gpt2", gpt2, 10**6)  # gains nothing on a CPU
+    for unmeasured in ({"dtype": "fp32"}, {"quantize": "nf4"}):
+        assert not pays(replace(PLAN, **unmeasured), "llama", smollm2, 10**6)
     cuda = replace(PLAN, device="cuda", lora_r=0)
     assert pays(cuda, "gpt2", gpt2, 50_000) and not pays(cuda, "gpt2", gpt2, 500)
     assert not pays(Classify(model="m", device="cuda", dtype="bf16", context=512, lr=1e-4, compile=None), "gpt2", gpt2, 10**6)
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
-    assert not pays(PLAN, "gpt2", gpt2, updates=1000)  # no compiler
+    assert not pays(cuda, "gpt2", gpt2, 50_000)  # no compiler
 
 
 def test_a_resumed_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):

@@ -126,6 +126,42 @@ def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir):
     assert_same_run(tmp_path / "two", tmp_path / "one", ours_without={f"transformer.h.{i}.attn.c_attn.bias" for i in range(3)})
 
 
+def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
+    """Its frozen base lies in shares too; and is merged from what they put together."""
+    make_hf_model(tmp_path / "gpt2", bpe_dir)
+    docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(9, 31))
+    args = ("--model", "gpt2", "--data", docs, "--context", 48, "--val-fraction", 0.2, "--lora-r", 4, "--merge", *TRAINING)
+    assert run_script(tmp_path, "train_clm.py", *args, "--out", "one").returncode == 0
+    two = torchrun(tmp_path, ROOT / "train_clm.py", *args, "--out", "two")
+    assert two.returncode == 0, two.stderr
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--lora-r", 4)])
+@pytest.mark.parametrize("labels", ["one of two", "several"])
+def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, labels, flags):
+    """Its last micro-batch has one row, so that the second process has one that counts for nothing."""
+    make_hf_model(tmp_path / "gpt2", bpe_dir)
+    texts = make_texts(13, 17)
+    names = [["a"], ["b"]] if labels == "one of two" else [["a"], ["a", "b"], ["b"]]
+    rows = [{"text": t, "labels": names[k % len(names)] if labels == "several" else names[k % 2][0]} for k, t in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ("--model", "gpt2", "--data", "rows.jsonl", "--val-data", "rows.jsonl", "--context", 48, *flags, *TRAINING)
+    assert (one := run_script(tmp_path, "train_cls.py", *args, "--out", "one")).returncode == 0, one.stderr
+    two = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out", "two")
+    assert two.returncode == 0, two.stderr
+    a, b = records(tmp_path / "two"), records(tmp_path / "one")
+    for mine, theirs in zip(a, b, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4), theirs["step"]
+    name = "adapter_model.safetensors" if flags else "model.safetensors"
+    mine, theirs = (load_file(tmp_path / d / name) for d in ("two", "one"))
+    for key in theirs:
+        if not key.endswith("attn.c_attn.bias"):  # its part for the keys has no gradient but rounding
+            assert_near(mine[key], theirs[key], 1e-4, key)
+    assert "classification" in summary(tmp_path / "two")
+
+
 @pytest.mark.parametrize("rows, processes", [(4, 2), (5, 2), (1, 2), (2, 3), (3, 3)])
 def test_shares_are_the_batch(monkeypatch, rows, processes):
     batch = (torch.arange(rows * 4).view(rows, 4), torch.arange(rows * 4).view(rows, 4) + 1)
@@ -145,11 +181,10 @@ def test_shares_are_the_batch(monkeypatch, rows, processes):
 @pytest.mark.parametrize(
     "flags, kind, said",
     [
-        ({"lora_r": 8}, Adapt, "--lora-r is for one process"),
         ({"ewc": 1.0}, Adapt, "--ewc is for one process"),
         ({"compile": True}, Adapt, "--compile is for one process"),
         ({"batch_size": 1}, Adapt, "--batch-size 1: its rows are dealt to 2 processes"),
-        ({}, Classify, "a classifier is trained by one process"),
+        ({"l2_sp": 1.0}, Classify, "--l2-sp is for one process"),
     ],
 )
 def test_what_several_do_not_do_is_refused(monkeypatch, flags, kind, said):

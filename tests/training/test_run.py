@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from nanomed.text.corpus import encode_corpus
 from nanomed.text.instructions import Instruction, collate, encode_instructions, pack, text_examples
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
-from nanomed.training import checkpoint, estimate
+from nanomed.training import checkpoint, directory, estimate
 from nanomed.training.loop import Settings, fit, learning_rate, total_steps
 from tests.conftest import assert_refused, make_texts, write_jsonl
 
@@ -327,6 +328,17 @@ def test_activations_are_what_autograd_keeps():
     assert kept == 8 * 16 * 4
 
 
+def test_a_disk_without_room_is_said_before_the_first_update(script, model_dir, docs, tmp_path, monkeypatch):
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--max-steps", 1, *TINY)
+    assert_refused(out, "--out o", "0.1 MB are free there")
+    assert not (tmp_path / "o" / "metrics.jsonl").exists()
+    lora = ("--lora-r", 2, "--lora-targets", "attn.c_proj")  # a few kilobytes
+    assert (
+        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "p", "--max-steps", 1, *lora, *TINY).returncode == 0
+    )
+
+
 def test_what_was_counted_is_freed(model_dir):
     """At once, and not when Python next looks for cycles: the updates after it would be timed and measured beside it."""
     model, x = a_model(model_dir), torch.zeros(2, 9, dtype=torch.long)
@@ -427,9 +439,9 @@ def test_the_template_is_saved_and_used_by_default(script, model_dir, pairs, doc
     assert asked["bare"][0] == "acute 0?"
     again = script("train_sft.py", "--model", "o", "--data", pairs, "--out", "p", "--max-steps", 1, "--lora-r", 2, *TINY)
     assert "template the model's own" in again.stdout, again.stderr
-    for directory in ("o", "p"):
-        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / directory)
-        template = measure.open_model(str(tmp_path / directory)).template
+    for name in ("o", "p"):
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        template = measure.open_model(str(tmp_path / name)).template
         chat = [{"role": "user", "content": "Why {{?}}"}]
         assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}")
         chat.append({"role": "assistant", "content": "So."})
