@@ -125,7 +125,7 @@ def execute(main, name: str | None = None) -> None:
     """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2 what the user can mend
     (one line), 128 + n after a signal, 1 a bug."""
     for sig in STOPS:
-        signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else _interrupt)
+        signal.signal(sig, _interrupt)
     open_streams()
     reuse_memory()
     share_cores()
@@ -155,7 +155,13 @@ sys.excepthook = _said
 
 
 def _interrupt(signum, frame):
-    raise Interrupted(signum)
+    """End in order; but at once while modules are imported: an exception in the midst of a library's start can abort it."""
+    while frame:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+            os._exit(128 + signum)
+        frame = frame.f_back
+    raise KeyboardInterrupt if signum == signal.SIGINT else Interrupted(signum)
 
 
 def _ignore_signals() -> None:

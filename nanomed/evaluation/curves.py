@@ -57,7 +57,7 @@ def read_metrics(directory: Path) -> list[dict]:
             record = json.loads(line)
         except (ValueError, RecursionError) as e:
             raise UserError(f"{path}, line {number}: not valid JSON ({e})") from e
-        typed(Record, record, f"{path}, line {number}")
+        typed(Record, record, f"{path}, line {number}: not what a training writes there")
         records.append(record)
     return records
 

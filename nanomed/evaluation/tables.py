@@ -210,7 +210,7 @@ def read_results(files: list[str]) -> dict[tuple[str, str], dict]:
         result = read_object(Path(name))
         if "ppl" in result and result["ppl"] is None:
             raise UserError(f"{name}: the perplexity is beyond what a number can hold; nothing to compare")
-        results[parts[0], parts[1]] = result | vars(typed(Measured, result, name))
+        results[parts[0], parts[1]] = result | vars(typed(Measured, result, f"{name}: not what eval.py ppl --json writes"))
     return results
 
 

@@ -173,7 +173,7 @@ def _csv_rows(path: Path, lines) -> Iterator:
             raise UserError(f"{path}, line {line}: {e}") from e
         if values and header is None:
             header = values
-        elif len(values) > len(header):
+        elif values and len(values) > len(header):
             yield begin, partial(_too_long, len(values), len(header))
         elif values:
             yield begin, partial(_as_it_is, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
@@ -224,7 +224,7 @@ def get_text(row, fields: str, flag: str = "--text-field") -> str:
         if value is not None:
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     if any(_has(row, field) for field in fields.split(",")):
-        raise BadRow(f"the field {fields!r} holds null")
+        raise BadRow(f"no text in the field {fields!r}: null there")
     there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
     if isinstance(row, dict) and len(row) == 1 and ";" in next(iter(row)):
         there += ", separated by semicolons: save it with commas"

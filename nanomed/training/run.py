@@ -207,7 +207,7 @@ def check_processes(args, kind: type[Plan]) -> None:
     if n == 1:
         return
     for name in ("l2_sp", "ewc", "compile", "dry_run"):
-        if getattr(args, name):
+        if getattr(args, name, None):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} is for one process; {n} processes (torchrun) train without it")
     if args.batch_size < n:

@@ -185,7 +185,11 @@ def test_an_unusual_backend_in_the_environment_does_not_matter(tmp_path):
 
 
 def test_a_damaged_metrics_file_is_named(tmp_path):
-    for content, word in (('{"tokens": 1}\n{"tok', "line 2"), ("[]\n", "line 1"), ('{"epoch": 1}\n', "no `tokens`")):
+    for content, word in (
+        ('{"tokens": 1}\n{"tok', "line 2"),
+        ("[]\n", "line 1"),
+        ('{"epoch": 1}\n', "not what a training writes there: object missing required field tokens"),
+    ):
         (tmp_path / "metrics.jsonl").write_text(content)
         with pytest.raises(UserError, match=word):
             curves.read_metrics(tmp_path)

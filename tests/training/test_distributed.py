@@ -143,11 +143,11 @@ def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
 def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, labels, flags):
     """Its last micro-batch has one row, so that the second process has one that counts for nothing."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
-    texts = make_texts(13, 17)
+    texts = make_texts(19, 17)
     names = [["a"], ["b"]] if labels == "one of two" else [["a"], ["a", "b"], ["b"]]
     rows = [{"text": t, "labels": names[k % len(names)] if labels == "several" else names[k % 2][0]} for k, t in enumerate(texts)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    args = ("--model", "gpt2", "--data", "rows.jsonl", "--val-data", "rows.jsonl", "--context", 48, *flags, *TRAINING)
+    args = ("--model", "gpt2", "--data", "rows.jsonl", "--val-fraction", 0.3, "--context", 48, *flags, *TRAINING)
     assert (one := run_script(tmp_path, "train_cls.py", *args, "--out", "one")).returncode == 0, one.stderr
     two = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out", "two")
     assert two.returncode == 0, two.stderr

@@ -92,7 +92,9 @@ def killed_and_resumed(python, place, model_dir, phase, kills, sig=signal.SIGKIL
         n += 1
         if sig != signal.SIGKILL:
             said = [
-                line for line in done.stderr.splitlines() if line and "%|" not in line and not line.startswith("stopping after")
+                line
+                for line in done.stderr.splitlines()
+                if line.strip() and "%|" not in line and not line.startswith("stopping after")
             ]
             assert len(said) == 1 and "Traceback" not in done.stderr, done.stderr
     done = start(python, place, model_dir, phase, out, PATIENCE, sig)
@@ -137,5 +139,7 @@ def test_ctrl_c_at_any_moment_and_many_times(place, model_dir):
             timer.start()
             _, err = process.communicate()
             timer.cancel()
-            said = [line for line in err.splitlines() if line and "%|" not in line and not line.startswith("stopping after")]
+            said = [
+                line for line in err.splitlines() if line.strip() and "%|" not in line and not line.startswith("stopping after")
+            ]
             assert process.returncode in (130, -signal.SIGINT) and len(said) <= 1 and "Traceback" not in err, (delay, times, err)
