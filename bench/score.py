@@ -70,9 +70,18 @@ def lm_eval(args, texts):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
+    from nanomed.text.tokenizer import load_tokenizer
+
     model, tokenizer = _theirs(args)
-    tokenizer.bos_token = tokenizer.eos_token = tokenizer.bos_token or tokenizer.eos_token
-    lm = HFLM(model, backend="causal", device=args.device, tokenizer=tokenizer, batch_size=args.batch_size, max_length=args.context)
+    lm = HFLM(
+        model,
+        backend="causal",
+        device=args.device,
+        tokenizer=tokenizer,
+        batch_size=args.batch_size,
+        max_length=args.context,
+        prefix_token_id=load_tokenizer(args.model).lead,  # what a document begins with, the same on both sides
+    )
     asked = [Instance("loglikelihood_rolling", {}, (t,), i) for i, t in enumerate(texts)]
     tokens = sum(len(tokenizer.encode(t)) for t in texts)
 

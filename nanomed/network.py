@@ -1,16 +1,21 @@
-"""Whether the Hub can be reached, and one line for whatever went wrong there."""
+"""Whether the Hub can be reached, patience with it, and one line for whatever went wrong there."""
 
 import contextlib
 import threading
+import time
 from functools import cache
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from nanomed.errors import UserError
 
 CONNECT_SECONDS = 5
+SILENCE_SECONDS = 10  # after which a download is given up
+PAUSES = (1, 3)  # seconds, before it is asked again
+BUSY = {429, 500, 502, 503, 504}  # what passes by itself
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
 
 
@@ -33,6 +38,46 @@ def online() -> bool:
         # Else huggingface_hub would go on to ask for things of its own (which agent it runs under), and wait for those.
         constants.HF_HUB_OFFLINE = True
     return bool(answers)
+
+
+def patiently(call):
+    """call(), and twice again after a pause where the Hub says that it is busy, or broken for the moment."""
+    for pause in (*PAUSES, None):
+        try:
+            return call()
+        except HfHubHTTPError as e:
+            if pause is None or e.response is None or e.response.status_code not in BUSY:
+                raise
+            time.sleep(pause)
+
+
+def watched(call, folder: Path):
+    """call(), which downloads into `folder`, in a thread of its own: huggingface_hub goes on trying for minutes. Raises
+    TimeoutError once nothing has come for SILENCE_SECONDS; what came by then is there for the next time."""
+    ended = []
+
+    def run():
+        try:
+            ended.append((call(), None))
+        except Exception as e:
+            ended.append((None, e))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    before, since = -1, time.monotonic()
+    while not ended:
+        thread.join(0.2)
+        size = 0
+        with contextlib.suppress(OSError):  # it is not there yet, or renamed just now
+            size = sum(file.stat().st_size for file in folder.rglob("*.incomplete"))
+        if size != before:
+            before, since = size, time.monotonic()
+        elif time.monotonic() - since > SILENCE_SECONDS:
+            raise TimeoutError(f"nothing came for {SILENCE_SECONDS} seconds")
+    value, error = ended[0]
+    if error:
+        raise error
+    return value
 
 
 def explain(repo: str, error: Exception, what: str) -> UserError:

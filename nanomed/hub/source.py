@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
-from nanomed.network import explain, online
+from nanomed.network import BUSY, CONNECT_SECONDS, explain, online, patiently, watched
 from nanomed.text import tokenizer
 
 BUNDLED = {"nano": Path(__file__).parent.parent / "demo" / "nano"}
@@ -92,9 +93,11 @@ def _find_adapter(path: Path, weights: bool) -> Source:
 
 
 def _download(repo: str, weights: bool) -> Source:
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"  # as huggingface_hub names it
+
     def get(filename: str) -> Path | None:
         try:
-            return Path(huggingface_hub.hf_hub_download(repo, filename, local_files_only=not online()))
+            return Path(watched(lambda: _fetch(repo, filename), folder))
         except LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
             if online():
                 raise
@@ -118,6 +121,26 @@ def _download(repo: str, weights: bool) -> Source:
     except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
         raise explain(repo, e, "directory") from e
     return Source(repo, config.parent)
+
+
+def _fetch(repo: str, filename: str) -> str:
+    """Where a file of the Hub's lies here, after it was downloaded if it is not there, or newer. What is in the cache will do where
+    the Hub itself is in trouble."""
+    if not online():
+        return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
+    try:  # asked for itself, since the library would hide what the Hub answers, and try for a minute
+        url = huggingface_hub.hf_hub_url(repo, filename)
+        patiently(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS))
+    except EntryNotFoundError:
+        raise
+    except HfHubHTTPError as e:
+        if e.response is None or e.response.status_code not in BUSY:
+            raise
+        try:
+            return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise e from None
+    return patiently(lambda: huggingface_hub.hf_hub_download(repo, filename))
 
 
 def weight_map(index: Path) -> dict[str, str]:

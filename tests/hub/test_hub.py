@@ -419,6 +419,55 @@ def test_a_host_that_keeps_it_waiting_is_given_up_after_connect_seconds(monkeypa
         network.online.cache_clear()
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_is_busy_is_asked_again(online, monkeypatch, status):
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    standin.failing = {"config.json": [status, 2], "model.safetensors": [status, 1]}
+    source = hub.find("gpt2")
+    assert hub.load_model(source) and not any(left for _, left in standin.failing.values())
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_stays_busy_is_said_in_one_line(online, monkeypatch, capfd, status):
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    standin.failing = {"config.json": [status, 99]}
+    began = len(standin.requests)
+    with pytest.raises(UserError, match=f"gpt2: could not be had from {standin.url} .*{status}.*; or give a local directory"):
+        hub.find("gpt2")
+    assert sum(path.endswith("config.json") for _, path in standin.requests[began:]) <= 4
+    assert not capfd.readouterr().err
+    standin.failing = {}
+    hub.find("gpt2")
+    standin.failing = {"config.json": [status, 99]}
+    assert hub.find("gpt2").directory.exists()  # of the cache
+
+
+def test_a_download_that_stops_is_given_up_and_goes_on_where_it_stopped(online, monkeypatch):
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    monkeypatch.setattr(network, "SILENCE_SECONDS", 1)
+    standin.stuck = "model.safetensors"
+    with pytest.raises(UserError, match="gpt2: could not be had from .*nothing came for 1 seconds"):
+        hub.find("gpt2")
+    standin.stuck = None
+    standin.over.set()
+    assert hub.load_model(hub.find("gpt2"))
+
+
+def ask_here(monkeypatch, standin):
+    """The stand-in, from within this process."""
+    monkeypatch.setattr(network, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(network, "OFFLINE", False)
+    for name, value in (("HF_HUB_OFFLINE", False), ("ENDPOINT", standin.url), ("HF_HUB_CACHE", str(standin.root / "cache"))):
+        monkeypatch.setattr(network.constants, name, value)
+    monkeypatch.setattr(network.constants, "HUGGINGFACE_CO_URL_TEMPLATE", standin.url + "/{repo_id}/resolve/{revision}/{filename}")
+    network.online.cache_clear()
+    monkeypatch.setattr(network, "online", lambda: True)
+    monkeypatch.setattr(source, "online", lambda: True)
+
+
 def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
