@@ -50,6 +50,7 @@ def typed(kind, value, where):
     import msgspec
 
     try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")  # half a character would fail where it is written
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
         what, _, key = str(e).partition(" - at `$")

@@ -214,8 +214,9 @@ def dumps(value) -> bytes:
     return json.dumps(value).encode()
 
 
+@pytest.mark.parametrize("examples", [40, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
-def test_a_wrong_value_anywhere_in_a_file(made, name):
+def test_a_wrong_value_anywhere_in_a_file(made, name, examples):
     """Each key of each file in turn, with a few of WRONG that hypothesis chooses, and missing."""
     file, read = made / name, READERS[name]
     where = file.parent
@@ -223,7 +224,7 @@ def test_a_wrong_value_anywhere_in_a_file(made, name):
     value = json.loads(lines[-1])
     attempt(read, where)  # as it is, it is read
 
-    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(st.sampled_from(list(places(value))), st.sampled_from([..., *WRONG]))
     def one(path, new):
         content = b"\n".join([*(line.encode() for line in lines[:-1]), dumps(put(value, path, new)), b""])

@@ -75,6 +75,8 @@ class Config:
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
         _, n_kv, hs = self.cache_shape
+        if hs > 2**14:
+            raise UserError(f"heads of size {hs:,} are more than any model has")
         if self.num_attention_heads % n_kv or hs % 2:
             raise UserError(f"{self.num_attention_heads} heads of size {hs} over {n_kv} of keys: do not divide evenly")
         kinds = self.layer_types
