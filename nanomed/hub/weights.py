@@ -79,7 +79,7 @@ def read_config(directory: Path) -> tuple[dict, object]:
             layers, words = f"{config.cache_shape[0]:,} layers of width {config.n_embd:,}", f"{config.vocab_size:,} words"
             raise UserError(f"{layers} over {words} are no model for a machine of {in_words(physical())}")
         return raw, config
-    except (UserError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+    except (UserError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UserError(f"{path}: {e}") from e
 
 

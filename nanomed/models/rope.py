@@ -61,9 +61,9 @@ def _number(rope: dict, key: str, otherwise: float | None = None) -> float:
 
 
 def _positive(key: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise UserError(f"rope scaling: {key} must be a positive number, not {value!r}")
-    return value
+    return float(value)
 
 
 def rotate(x, cos, sin):
