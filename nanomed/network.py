@@ -14,6 +14,7 @@ from nanomed.errors import UserError
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10  # after which a download is given up
+constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on, and goes on later
 PAUSES = (1, 3)  # seconds, before it is asked again
 BUSY = {429, 500, 502, 503, 504}  # what passes by itself
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it

@@ -1,5 +1,6 @@
 """Standard input, output and error, however the program was started and whoever still reads what it prints."""
 
+import errno
 import os
 import re
 import sys
@@ -28,7 +29,9 @@ class Stream:
     def _patiently(self, call, *args):
         try:
             return call(*args)
-        except BrokenPipeError:
+        except OSError as e:
+            if e.errno not in (errno.EPIPE, errno.EIO):  # a reader, or a terminal, that is gone
+                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)

@@ -446,3 +446,29 @@ print("a\\x1b]0;title\\x07b\\x1b[2Jc\\x1b[32md\\x1b[0m\\tpr\\u00fcfung\\x9b5n\\r
     assert shown.rstrip("\r\n") == "a\ufffd]0;title\ufffdb\ufffd[2Jc\x1b[32md\x1b[0m\tprüfung\ufffd5n\ufffd"
     piped = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout.decode()
     assert piped == "a\x1b]0;title\x07b\x1b[2Jc\x1b[32md\x1b[0m\tprüfung\x9b5n\r\n"
+
+
+def test_a_terminal_that_is_gone_does_not_cost_the_work():
+    """As after a hang-up: what is printed goes nowhere, on standard error too."""
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from nanomed.streams import open_streams
+open_streams()
+print("ready")
+sys.stdin.readline()
+for k in range(3):
+    print("on")
+    print("on", file=sys.stderr)
+os._exit(7)
+"""
+    reads, writes = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=writes, stderr=writes, start_new_session=True
+    )
+    os.close(writes)
+    assert b"ready" in os.read(reads, 100)
+    os.close(reads)
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.wait(PATIENCE) == 7

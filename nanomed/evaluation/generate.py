@@ -17,6 +17,7 @@ from nanomed.evaluation.recorded import RecordedStep
 from nanomed.loss import head_logits
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
+from nanomed.training.distributed import world
 
 WORTH_RECORDING = 8  # steps: to record one takes as long as a few
 EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
@@ -126,6 +127,7 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
         return next_logits(model, x, DTYPES[dtype])
 
     last, recorded = model.config.n_positions - 1, None
+    recordable = device.type == "cuda" and world() == 1  # weights that lie in shares are gathered anew at each step
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
         if step == 0 and not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any
@@ -139,7 +141,7 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
             continue
         # A row that has no room left may have to wait for the others; what it still gets is thrown away.
         pos = (lengths + step).clamp(max=last)[:, None]
-        if device.type == "cuda" and steps - step > WORTH_RECORDING:
+        if recordable and steps - step > WORTH_RECORDING:
             recorded = RecordedStep(logits_after, cache, real, pos, last)
         elif padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)

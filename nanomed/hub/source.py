@@ -4,6 +4,7 @@ A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adap
 `base_model_name_or_path`, or `nano`, the bundled one.
 """
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from functools import cache
@@ -77,8 +78,9 @@ def _find_adapter(path: Path, weights: bool) -> Source:
         raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
     if Path(base).name == "base" and (path / "base" / "config.json").exists():
         base = str(path / "base")  # its own, wherever the two of them have been moved to
-    if (Path(base) / ADAPTER_CONFIG).exists():  # perhaps this very one
-        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
+    with contextlib.suppress(RuntimeError):  # ~nobody, which find() refuses
+        if (Path(base).expanduser() / ADAPTER_CONFIG).exists():  # perhaps this very one
+            raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
     try:
         source = find(base, weights)
     except UserError as e:
@@ -97,7 +99,8 @@ def _download(repo: str, weights: bool) -> Source:
 
     def get(filename: str) -> Path | None:
         try:
-            return Path(watched(lambda: _fetch(repo, filename), folder))
+            found = watched(lambda: _fetch(repo, filename), folder)
+            return Path(found) if found else None
         except LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
             if online():
                 raise
@@ -123,9 +126,9 @@ def _download(repo: str, weights: bool) -> Source:
     return Source(repo, config.parent)
 
 
-def _fetch(repo: str, filename: str) -> str:
+def _fetch(repo: str, filename: str) -> str | None:
     """Where a file of the Hub's lies here, after it was downloaded if it is not there, or newer. What is in the cache will do where
-    the Hub itself is in trouble."""
+    the Hub itself is in trouble; None if it is not among what is there."""
     if not online():
         return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
     try:  # asked for itself, since the library would hide what the Hub answers, and try for a minute
@@ -133,12 +136,15 @@ def _fetch(repo: str, filename: str) -> str:
         patiently(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS))
     except EntryNotFoundError:
         raise
-    except HfHubHTTPError as e:
-        if e.response is None or e.response.status_code not in BUSY:
+    except HTTPError as e:  # or the connection broke
+        response = getattr(e, "response", None) if isinstance(e, HfHubHTTPError) else None
+        if isinstance(e, HfHubHTTPError) and (response is None or response.status_code not in BUSY):
             raise
         try:
             return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
         except LocalEntryNotFoundError:
+            if isinstance(huggingface_hub.try_to_load_from_cache(repo, "config.json"), str):  # the model is, without this file
+                return None
             raise e from None
     return patiently(lambda: huggingface_hub.hf_hub_download(repo, filename))
 

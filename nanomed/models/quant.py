@@ -12,6 +12,8 @@ Codes and scales are those of bitsandbytes, bit by bit. A layer is dequantised w
 the result thrown away: never more than one of them is in memory.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,6 +44,14 @@ def dynamic_map() -> torch.Tensor:
 DYNAMIC = dynamic_map()
 
 
+@cache
+def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the two numbers of each byte of NF4 codes (256, 2), DYNAMIC) there. Once: a step of writing that is recorded on a GPU
+    (nanomed.evaluation.recorded) may copy nothing from the CPU."""
+    pairs = torch.stack([NF4[:, None].expand(16, 16), NF4.expand(16, 16)], -1).reshape(256, 2)
+    return pairs.to(device), DYNAMIC.to(device)
+
+
 def _blocks(values: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(values (blocks, size) in [-1, 1], the last block filled with zeros; the largest of each block, by which it was divided)."""
     flat = F.pad(values.reshape(-1).float(), (0, -values.numel() % size)).view(-1, size)
@@ -59,8 +69,8 @@ def quantise_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dequantise_nf4(packed: torch.Tensor, scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The weight, fp32, that codes and fp32 scales stand for."""
-    pairs = torch.stack([NF4[:, None].expand(16, 16), NF4.expand(16, 16)], -1).reshape(256, 2)  # of each byte its two numbers
-    values = pairs.to(packed.device).index_select(0, packed.view(-1).int()).view(-1)
+    pairs, _ = _tables(packed.device)
+    values = pairs.index_select(0, packed.view(-1).int()).view(-1)
     if len(values) % BLOCK == 0:
         return values.view(-1, BLOCK).mul_(scales[:, None]).view(shape)
     return (values * scales.repeat_interleave(BLOCK)[: len(values)]).view(shape)
@@ -77,7 +87,8 @@ def quantise_scales(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def dequantise_scales(codes: torch.Tensor, largest: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    return DYNAMIC.to(codes.device)[codes.int()] * largest.repeat_interleave(SCALES)[: len(codes)] + offset
+    _, dynamic = _tables(codes.device)
+    return dynamic[codes.int()] * largest.repeat_interleave(SCALES)[: len(codes)] + offset
 
 
 def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -173,7 +173,7 @@ def _csv_rows(path: Path, lines) -> Iterator:
             raise UserError(f"{path}, line {line}: {e}") from e
         if values and header is None:
             header = values
-        elif values and len(values) > len(header):
+        elif values and any(values[len(header) :]):  # rows may end in a comma
             yield begin, partial(_too_long, len(values), len(header))
         elif values:
             yield begin, partial(_as_it_is, dict.fromkeys(header) | dict(zip(header, values, strict=False)))

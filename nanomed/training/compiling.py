@@ -1,7 +1,10 @@
 """Whether a run is compiled: torch.compile takes its time once, and gives some of it back with every update."""
 
+import importlib.util
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,6 +33,16 @@ def flops_a_token(model: nn.Module, all_weights: bool, context: int) -> float:
     return (6 if all_weights else 4) * (blocks + model.lm_head.weight.numel()) + attention
 
 
+def can_compile(device: str) -> bool:
+    """Whether there is what torch.compile needs: a compiler for what it writes, and Python's header; on a GPU Triton, and a card
+    that it knows."""
+    compiler = any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+    header = Path(sysconfig.get_path("include"), "Python.h").exists()
+    if device == "cuda" and (torch.cuda.get_device_capability() < (7, 0) or not importlib.util.find_spec("triton")):
+        return False
+    return compiler and header
+
+
 def pays(plan: Plan, model_type: str, config, updates: int) -> bool:
     """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x grad_accum x context
     tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were not measured."""
@@ -37,8 +50,8 @@ def pays(plan: Plan, model_type: str, config, updates: int) -> bool:
     cost, speed, saved = MEASURED.get((plan.device, "any", what)) or MEASURED.get((plan.device, family, what), (0, 1, 0))
     if not saved or plan.phase == "classify" or plan.quantize or (plan.device == "cpu" and plan.dtype != "bf16"):
         return False
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
-        return False  # what torch.compile writes has to be compiled in its turn
+    if getattr(plan, "no_packing", False) or not can_compile(plan.device):
+        return False
     with torch.device("meta"):
         model = LanguageModel(FAMILIES[model_type], config)
     tokens = updates * plan.batch_size * plan.grad_accum * plan.context

@@ -140,7 +140,8 @@ def check_space(out: Path, model, plan: Plan) -> None:
     trained, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     state, best = 12 * trained, 2 * 4 * trained if plan.keep == "best" else 0
     needed = state + max(state, 4 * (whole if plan.merge or not plan.lora_r else trained)) + best
-    free = shutil.disk_usage(out).free
+    there = sum(file.stat().st_size for file in (out / "state").glob("*.safetensors"))  # of a run that goes on
+    free = shutil.disk_usage(out).free + there
     if free < needed:
         raise UserError(
             f"--out {out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while it saves; "

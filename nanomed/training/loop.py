@@ -240,6 +240,8 @@ def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
 
 def _on_signal(interrupted: list, kept):
     def handler(signum, frame):
+        if interrupted and signum == getattr(signal, "SIGHUP", None):  # which the shell and the system may both send
+            return
         if interrupted:  # the second time does not wait
             raise Interrupted(signum, f"stopped at once; {kept()}")
         interrupted.append(signum)

@@ -79,7 +79,7 @@ def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -
         distributed.shard(model, device, plan.dtype)
     else:
         model.to(device)
-    if plan.compile:
+    if plan.compile and distributed.world() == 1:  # one process may have begun a run that several go on with
         compile_backbone(model)
 
 

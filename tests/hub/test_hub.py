@@ -440,8 +440,20 @@ def test_a_hub_that_stays_busy_is_said_in_one_line(online, monkeypatch, capfd, s
     assert not capfd.readouterr().err
     standin.failing = {}
     hub.find("gpt2")
-    standin.failing = {"config.json": [status, 99]}
-    assert hub.find("gpt2").directory.exists()  # of the cache
+    everything = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+    standin.failing = {name: [status, 99] for name in everything}
+    assert hub.find("gpt2").directory.exists()  # of the cache, where not all of these are
+
+
+def test_an_adapter_whose_base_is_an_adapter_is_refused_however_it_is_written(tiny, tmp_path, monkeypatch):
+    model = load(tiny[0])
+    inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub.save_adapter(model, tmp_path / "first", str(tiny[0]), tiny[0])
+    for base in ("~/first", str(tmp_path / "first"), str(tmp_path / "second")):
+        hub.save_adapter(model, tmp_path / "second", base, tiny[0])
+        with pytest.raises(UserError, match="is an adapter too"):
+            hub.find(str(tmp_path / "second"))
 
 
 def test_a_download_that_stops_is_given_up_and_goes_on_where_it_stopped(online, monkeypatch):

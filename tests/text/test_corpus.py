@@ -585,3 +585,11 @@ def test_a_row_nested_beyond_reason_is_a_bad_row(tmp_path, tokenizer):
 def test_text_without_a_token_cannot_be_trained_on(tmp_path, tokenizer):
     with pytest.raises(UserError, match="not a single token"):
         Mixture([corpus_of(tmp_path, tokenizer, [""]).all()], [1.0], 8, 2, 1, 0)
+
+
+def test_rows_of_a_csv_may_end_in_a_comma_and_not_in_another_field(tmp_path):
+    (tmp_path / "d.csv").write_text("\ntext,id\nfever,1,\ncough,2,,\n")
+    assert list(read_documents(str(tmp_path / "d.csv"), "text", None, False)) == ["fever", "cough"]
+    (tmp_path / "e.csv").write_text("text,id\nfever,1\ncough, and more,2\n")
+    with pytest.raises(UserError, match="row 2, line 3: 3 fields where the header has 2"):
+        list(read_documents(str(tmp_path / "e.csv"), "text", None, False))

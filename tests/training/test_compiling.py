@@ -1,6 +1,6 @@
 """When a run is compiled by itself, and that it goes on as it began."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +13,9 @@ from nanomed.models import llama
 from nanomed.models.gpt2 import Config
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.training import compiling, run
-from nanomed.training.compiling import flops_a_token, pays
+from nanomed.training.compiling import can_compile, flops_a_token, pays
 from nanomed.training.directory import record_start
-from nanomed.training.plan import Adapt, Classify
+from nanomed.training.plan import Adapt, Classify, Instruct
 from tests.conftest import every_family
 
 PLAN = Adapt(model="m", device="cpu", dtype="bf16", context=512, lr=1e-4, compile=None, lora_r=8)
@@ -38,7 +38,7 @@ def test_operations_are_those_that_pytorch_counts(model_dir, lora):
 
 
 def test_a_long_run_is_compiled_where_it_was_seen_to_pay(monkeypatch):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
     gpt2, smollm2 = Config(), llama.Config(49152, 576, 1536, 30, 9, 2048, num_key_value_heads=3, tie_word_embeddings=True)
     assert pays(PLAN, "llama", smollm2, updates=1000) and not pays(PLAN, "llama", smollm2, updates=10)
     assert not pays(PLAN, "gpt2", gpt2, 10**6)  # gains nothing on a CPU
@@ -47,8 +47,20 @@ def test_a_long_run_is_compiled_where_it_was_seen_to_pay(monkeypatch):
     cuda = replace(PLAN, device="cuda", lora_r=0)
     assert pays(cuda, "gpt2", gpt2, 50_000) and not pays(cuda, "gpt2", gpt2, 500)
     assert not pays(Classify(model="m", device="cuda", dtype="bf16", context=512, lr=1e-4, compile=None), "gpt2", gpt2, 10**6)
+    sft = Instruct(**{f.name: getattr(cuda, f.name) for f in fields(cuda)}, no_packing=True)
+    assert not pays(sft, "gpt2", gpt2, 50_000)  # its rows are of many lengths
+    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
+    assert not pays(cuda, "gpt2", gpt2, 50_000)
+
+
+def test_what_a_compiler_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert not can_compile("cpu")  # no Python.h
+    (tmp_path / "Python.h").touch()
+    assert can_compile("cpu")
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
-    assert not pays(cuda, "gpt2", gpt2, 50_000)  # no compiler
+    assert not can_compile("cpu")
 
 
 def test_a_resumed_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):

@@ -24,6 +24,7 @@ from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, directory, estimate
 from nanomed.training.loop import Settings, fit, learning_rate, total_steps
+from nanomed.training.plan import Adapt
 from tests.conftest import assert_refused, make_texts, write_jsonl
 
 TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -337,6 +338,17 @@ def test_a_disk_without_room_is_said_before_the_first_update(script, model_dir, 
     assert (
         script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "p", "--max-steps", 1, *lora, *TINY).returncode == 0
     )
+
+
+def test_what_a_run_that_goes_on_has_on_the_disk_already_counts(model_dir, tmp_path, monkeypatch):
+    model, plan = a_model(model_dir), Adapt(model="m", device="cpu", dtype="fp32", context=8, lr=1.0)
+    state = 12 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: SimpleNamespace(free=state + 10))
+    with pytest.raises(UserError, match="are free there"):
+        directory.check_space(tmp_path, model, plan)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "step-00000001.safetensors").write_bytes(bytes(state))
+    directory.check_space(tmp_path, model, plan)
 
 
 def test_what_was_counted_is_freed(model_dir):
