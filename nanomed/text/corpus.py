@@ -9,6 +9,7 @@ A corpus on disk is never held in memory: its tokens are mapped, and only the ta
 import hashlib
 import json
 import os
+import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,8 +68,14 @@ class Selection:
 
 
 def cache_directory() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomed"
-    return Path(os.environ.get("NANOMED_CACHE") or default)
+    """NANOMED_CACHE, or nanomed/ in the user's cache; for a user without a home (of a number only, in a container) in the place for
+    temporary files."""
+    if named := os.environ.get("NANOMED_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomed"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}"
 
 
 def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows=False) -> Corpus:

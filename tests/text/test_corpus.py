@@ -416,7 +416,7 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
     corpora = []
     for texts in (["a", None], ["a", ""], ["a", "b"], ["a\0b"], ["a\0", "b"]):
         monkeypatch.setattr(rows, "_hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
-        corpora.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
+        corpus_module.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
     assert [(len(c.documents), c.bad_rows) for c in corpora] == [(1, 1), (2, 0), (2, 0), (1, 0), (2, 0)]
     assert len(list(cache.iterdir())) == 5
 
@@ -593,3 +593,16 @@ def test_rows_of_a_csv_may_end_in_a_comma_and_not_in_another_field(tmp_path):
     (tmp_path / "e.csv").write_text("text,id\nfever,1\ncough, and more,2\n")
     with pytest.raises(UserError, match="row 2, line 3: 3 fields where the header has 2"):
         list(read_documents(str(tmp_path / "e.csv"), "text", None, False))
+
+
+def test_who_has_no_home_has_a_cache_all_the_same(monkeypatch, tmp_path):
+    for name in ("NANOMED_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(corpus_module.Path, "home", homeless)
+    assert str(os.getuid()) in corpus_module.cache_directory().name
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert corpus_module.cache_directory() == tmp_path / "nanomed"

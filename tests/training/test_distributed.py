@@ -126,6 +126,7 @@ def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir):
     assert_same_run(tmp_path / "two", tmp_path / "one", ours_without={f"transformer.h.{i}.attn.c_attn.bias" for i in range(3)})
 
 
+@pytest.mark.slow
 def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
     """Its frozen base lies in shares too; and is merged from what they put together."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
