@@ -416,7 +416,7 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
     corpora = []
     for texts in (["a", None], ["a", ""], ["a", "b"], ["a\0b"], ["a\0", "b"]):
         monkeypatch.setattr(rows, "_hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
-        corpus_module.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
+        corpora.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
     assert [(len(c.documents), c.bad_rows) for c in corpora] == [(1, 1), (2, 0), (2, 0), (1, 0), (2, 0)]
     assert len(list(cache.iterdir())) == 5
 
