@@ -110,6 +110,14 @@ def test_a_recorded_step_writes_what_a_plain_one_does(monkeypatch):
         assert (a == b)[:12].float().mean() > 0.9
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_recorded_step_reads_quantised_weights(kind):
+    o = open_model("nano", "cuda", "bf16", quantize=kind)
+    written = list(stream(o.model, [[5, 6, 7]], 20, Sampling(), [0], o.device, o.dtype))
+    again = list(stream(o.model, [[5, 6, 7]], 7, Sampling(), [0], o.device, o.dtype))  # too few to be recorded
+    assert len(written) == 20 and written[:7] == again
+
+
 def test_two_updates_compiled_and_not(model_dir, monkeypatch):
     found = {}
     for module, name in ((attention, "_tiled"), (packed_rows, "_attend_apart"), (loss, "_nll_and_gradient")):
