@@ -28,11 +28,19 @@ _locks = {}  # path: the open file's number; a lock lasts as long as that
 
 def read_json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
+    except UnicodeDecodeError as e:
         raise UserError(f"{path}: not valid JSON ({e})") from e
+
+
+def parse_json(text: str, where):
+    """The value of a text that stands in the file, or the line, `where`. Raises UserError if it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where}: not valid JSON ({e})") from e
 
 
 def read_object(path: Path) -> dict:

@@ -13,7 +13,7 @@ def reuse_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back only what is free beyond 2 GiB
 
 
 def peak_rss() -> int:

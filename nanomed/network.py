@@ -41,13 +41,17 @@ def online() -> bool:
     return bool(answers)
 
 
+def busy(error: HfHubHTTPError) -> bool:
+    return error.response is not None and error.response.status_code in BUSY
+
+
 def patiently(call):
     """call(), and twice again after a pause where the Hub says that it is busy, or broken for the moment."""
     for pause in (*PAUSES, None):
         try:
             return call()
         except HfHubHTTPError as e:
-            if pause is None or e.response is None or e.response.status_code not in BUSY:
+            if pause is None or not busy(e):
                 raise
             time.sleep(pause)
 

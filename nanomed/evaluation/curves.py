@@ -1,7 +1,6 @@
 """The curves of a training run, drawn from its metrics.jsonl."""
 
 import io
-import json
 import logging
 import math
 import os
@@ -10,8 +9,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanomed.errors import UserError
-from nanomed.files import typed
+from nanomed.files import parse_json, typed
 
 # Pictures here go into files. What a notebook left in the environment for its own pictures would fail matplotlib's import
 # where that notebook's package is not installed.
@@ -56,10 +54,7 @@ def read_metrics(directory: Path) -> list[dict]:
     """The records of metrics.jsonl. Raises UserError for a line that is none."""
     path, records = directory / "metrics.jsonl", []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}, line {number}: not valid JSON ({e})") from e
+        record = parse_json(line, f"{path}, line {number}")
         typed(Record, record, f"{path}, line {number}: not what a training writes there")
         records.append(record)
     return records

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
-from nanomed.network import BUSY, CONNECT_SECONDS, explain, online, patiently, watched
+from nanomed.network import CONNECT_SECONDS, busy, explain, online, patiently, watched
 from nanomed.text import tokenizer
 
 BUNDLED = {"nano": Path(__file__).parent.parent / "demo" / "nano"}
@@ -137,8 +137,7 @@ def _fetch(repo: str, filename: str) -> str | None:
     except EntryNotFoundError:
         raise
     except HTTPError as e:  # or the connection broke
-        response = getattr(e, "response", None) if isinstance(e, HfHubHTTPError) else None
-        if isinstance(e, HfHubHTTPError) and (response is None or response.status_code not in BUSY):
+        if isinstance(e, HfHubHTTPError) and not busy(e):
             raise
         try:
             return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)

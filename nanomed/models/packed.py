@@ -20,6 +20,13 @@ def packed(segments: torch.Tensor, device: torch.device):
     return _between(segments, device) if device.type == "cuda" else _apart(segments)
 
 
+def _begins(segments) -> torch.Tensor:
+    """Where in its row (B, T) another example begins."""
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return begins
+
+
 # --- on a CPU: each example in a row of its own -----------------------------------------------------------------------
 #
 # Tokens are dealt into slots, an example after another, filled up on the right to one of a few lengths; examples of a length are a
@@ -49,9 +56,7 @@ def _apart(segments) -> Apart:
     """Filling is cut into pieces, which are examples to nobody's harm: every token has a slot. Lengths are powers of two or halfway
     between two of them, so that a batch has few."""
     B, T = segments.shape
-    begins = torch.ones(B, T, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    begins |= (segments < 0) & (torch.arange(T) % SHORTEST == 0)
+    begins = _begins(segments) | (segments < 0) & (torch.arange(T) % SHORTEST == 0)
     starts = begins.flatten().nonzero().flatten()
     lengths = torch.diff(starts, append=torch.tensor([B * T]))
     sizes = [SHORTEST]
@@ -137,9 +142,7 @@ class Between:
 
 def _between(segments, device) -> Between:
     B, T = segments.shape
-    begins = torch.ones(B, T, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    starts = begins.flatten().nonzero().flatten()
+    starts = _begins(segments).flatten().nonzero().flatten()
     ends = torch.full((ENDS * (1 + len(starts) // ENDS),), B * T, dtype=torch.int32)
     ends[: len(starts)] = starts
     there = to_device(segments, device)

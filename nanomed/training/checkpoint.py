@@ -126,26 +126,17 @@ def load(path: Path, model, optimizer, scaler) -> dict:
     params = trainable(model)
     if {"model." + k for k in params} != {k for k in state if k.startswith("model.")}:
         raise UserError(f"{path}: the saved state is of another model, or of other LoRA settings")
-    moments = {name: {k: state.get(f"optimizer.{name}.{k}") for k in MOMENTS} for name in params}
-    for name, p in params.items():
-        for what, tensor, shape in (
-            ("the weight", state["model." + name], p.shape),
-            *(
-                (k, v, () if k == "step" else p.shape)
-                for k, v in moments[name].items()
-                if v is not None or not _unmoved(moments[name])
-            ),
-        ):
-            if tensor is None or tensor.shape != shape or not tensor.is_floating_point():
-                raise UserError(f"{path}: {what} of {name} is missing, or of another shape or type than the model's")
+    moments = {}
+    for index, (name, p) in enumerate(params.items()):
+        _check(path, f"the weight of {name}", state["model." + name], p.shape)
+        own = {k: state.get(f"optimizer.{name}.{k}") for k in MOMENTS}
+        if any(v is not None for v in own.values()):  # else no update has changed it yet
+            for k, v in own.items():
+                _check(path, f"{k} of {name}", v, () if k == "step" else p.shape)
+            moments[index] = {k: distributed.part(v, p) for k, v in own.items()}
     with torch.no_grad():
         for name, p in params.items():
             p.copy_(distributed.part(state["model." + name], p))
-    moments = {
-        index: {k: distributed.part(v, p) for k, v in moments[name].items()}
-        for index, (name, p) in enumerate(params.items())
-        if not _unmoved(moments[name])
-    }
     if progress["step"] and not moments:
         raise UserError(f"{path}: nothing of the optimizer is there")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -163,9 +154,9 @@ def load(path: Path, model, optimizer, scaler) -> dict:
     return progress
 
 
-def _unmoved(moments: dict) -> bool:
-    """A weight that no update has changed yet has none."""
-    return all(v is None for v in moments.values())
+def _check(path: Path, what: str, tensor, shape) -> None:
+    if tensor is None or tensor.shape != shape or not tensor.is_floating_point():
+        raise UserError(f"{path}: {what} is missing, or of another shape or type than the model's")
 
 
 def _record(path: Path) -> tuple[dict, dict]:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
-from nanomed.files import finite, typed
+from nanomed.files import finite, parse_json, typed
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
@@ -250,13 +250,6 @@ def _on_signal(interrupted: list, kept):
     return handler
 
 
-def _step(line: str, where: str) -> int:
-    try:
-        return typed(Line, json.loads(line), where).step
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not valid JSON ({e})") from e
-
-
 @dataclass
 class Line:
     """Of metrics.jsonl."""
@@ -270,7 +263,11 @@ def _open_metrics(path: Path, step: int):
     if distributed.rank():
         return lambda record: None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() and step >= 0 else []
-    kept = [line for k, line in enumerate(lines, 1) if line.endswith("\n") and _step(line, f"{path}, line {k}") <= step]
+    kept = [
+        line
+        for k, line in enumerate(lines, 1)
+        if line.endswith("\n") and typed(Line, parse_json(line, where := f"{path}, line {k}"), where).step <= step
+    ]
     path.write_text("".join(kept))
 
     def append(record: dict) -> None:
