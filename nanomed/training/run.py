@@ -126,7 +126,8 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         lock(out)
         check_out(out, args.resume)  # again, now that no other process changes it any more
     if is_complete(out, args.resume, plan, identity):
-        if writes:  # in case it was killed just before it did so itself
+        if writes:  # in case it was killed just before it did so itself; what it held the directory with goes with release()
+            lock(out)
             checkpoint.remove(out)
         print(f"{out}: this run is complete; nothing to do")
         return None
