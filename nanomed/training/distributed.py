@@ -48,9 +48,19 @@ def together(main: Callable):
         if dist.is_initialized():
             dist.destroy_process_group()
         return result
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as e:
         sys.stderr = stderr if _fails_first() else nowhere
+        if _without_another(e):
+            raise UserError(
+                f"another of the {world()} processes is gone (torchrun's report below says which, and how it ended); "
+                "the same command with --resume goes on from the last checkpoint"
+            ) from e
         raise
+
+
+def _without_another(error: BaseException) -> bool:
+    """Whether an exchange failed because a process that takes part in it has ended; gloo has no class for it."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _fails_first() -> bool:

@@ -24,6 +24,7 @@ from nanomed.training import checkpoint, distributed
 from nanomed.training.plan import Settings
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
+SAME_SIGNAL = 2.0  # seconds within which two of several processes' signals are one
 SMALLEST_SCALE = 2.0**-14  # of fp16's losses; they start at 2^16, and each overflow halves the scale
 
 
@@ -239,12 +240,17 @@ def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
 
 
 def _on_signal(interrupted: list, kept):
+    since = [0.0]
+
     def handler(signum, frame):
-        if interrupted and signum == getattr(signal, "SIGHUP", None):  # which the shell and the system may both send
+        # The shell and the system may both send a hang-up; and torchrun passes on what the terminal has sent to all.
+        twice = signum == getattr(signal, "SIGHUP", None) or (distributed.world() > 1 and time.monotonic() - since[0] < SAME_SIGNAL)
+        if interrupted and twice:
             return
         if interrupted:  # the second time does not wait
             raise Interrupted(signum, f"stopped at once; {kept()}")
         interrupted.append(signum)
+        since[0] = time.monotonic()
         tqdm.write("stopping after this update (again: at once, without saving)")
 
     return handler

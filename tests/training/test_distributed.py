@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ STEPS = 12
 TRAINING = ("--batch-size", 3, "--grad-accum", 2, "--max-steps", STEPS, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
 # train_sft.py, but the second process cannot go on in its ninth micro-batch, which is of the fifth update
 FAILING = f"""
-import runpy, sys
+import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from nanomed import loss
 from nanomed.errors import UserError
@@ -36,6 +37,8 @@ real, calls = loss.instruction_loss, []
 def failing(*args):
     calls.append(1)
     if distributed.rank() == 1 and len(calls) == 9:
+        if "--out=killed" in sys.argv:
+            os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("no room\\nin here")
     return real(*args)
 
@@ -108,6 +111,36 @@ def test_one_that_fails_ends_all_and_any_number_goes_on(instructed):
     again = torchrun(d, ROOT / "train_sft.py", *args, "--out", "again", "--resume")
     assert again.returncode == 0, again.stderr
     assert_same_run(d / "again", d / "two", exactly=True)
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_ends_all(instructed):
+    """What it cannot say any more, another process says for it."""
+    d, args, _, _ = instructed
+    (d / "failing.py").write_text(FAILING)
+    killed = torchrun(d, "failing.py", *args, "--out=killed")
+    assert killed.returncode == 1
+    (line,) = (line for line in killed.stderr.splitlines() if line.startswith("train_sft.py: "))
+    assert line.startswith("train_sft.py: another of the 2 processes is gone") and "--resume" in line
+    assert "exitcode  : -9" in killed.stderr and "cli.py" not in killed.stderr
+    again = torchrun(d, ROOT / "train_sft.py", *args, "--out=killed", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert_same_run(d / "killed", d / "two", exactly=True)
+
+
+@pytest.mark.slow
+def test_several_machines_type_the_same_command(instructed):
+    """Two agents of torchrun that meet by an address and a name, as on two machines with a common file system."""
+    d, args, _, _ = instructed
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = ("--rdzv-backend", "c10d", "--rdzv-id", "7", "--rdzv-endpoint", f"127.0.0.1:{free.getsockname()[1]}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meet]
+    command += [str(ROOT / "train_sft.py"), *map(str, args), "--out", "machines"]
+    machines = [subprocess.Popen(command, cwd=d, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [machine.communicate(timeout=PATIENCE) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert_same_run(d / "machines", d / "two", exactly=True)
 
 
 @pytest.mark.slow
