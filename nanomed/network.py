@@ -14,6 +14,7 @@ from nanomed.errors import UserError
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10  # after which a download is given up
+huggingface_hub.logging.set_verbosity_error()  # what it tries again is its affair; what fails in the end is said by explain()
 constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on, and goes on later
 PAUSES = (1, 3)  # seconds, before it is asked again
 BUSY = {429, 500, 502, 503, 504}  # what passes by itself
@@ -56,9 +57,18 @@ def patiently(call):
             time.sleep(pause)
 
 
-def watched(call, folder: Path):
+def folder_of(kind: str, repo: str) -> Path:
+    """Where huggingface_hub puts what it downloads of a repository; kind: `models` or `datasets`."""
+    return Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}"
+
+
+def watched(call, folder: Path, all_the_time: bool = True):
     """call(), which downloads into `folder`, in a thread of its own: huggingface_hub goes on trying for minutes. Raises
-    TimeoutError once nothing has come for SILENCE_SECONDS; what came by then is there for the next time."""
+    TimeoutError once nothing has come for SILENCE_SECONDS; what came by then is there for the next time.
+
+    all_the_time: False if the call does other work too, which may take its time; then the seconds count only while a file that
+    it has begun is not complete.
+    """
     ended = []
 
     def run():
@@ -67,22 +77,30 @@ def watched(call, folder: Path):
         except Exception as e:
             ended.append((None, e))
 
+    left = _incomplete(folder)  # by earlier ones, and perhaps for ever
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    before, since = -1, time.monotonic()
+    before, since = None, time.monotonic()
     while not ended:
         thread.join(0.2)
-        size = 0
-        with contextlib.suppress(OSError):  # it is not there yet, or renamed just now
-            size = sum(file.stat().st_size for file in folder.rglob("*.incomplete"))
-        if size != before:
-            before, since = size, time.monotonic()
+        now = _incomplete(folder)
+        if now != before or not (all_the_time or now.items() - left.items()):
+            before, since = now, time.monotonic()
         elif time.monotonic() - since > SILENCE_SECONDS:
             raise TimeoutError(f"nothing came for {SILENCE_SECONDS} seconds")
     value, error = ended[0]
     if error:
         raise error
     return value
+
+
+def _incomplete(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files that are being downloaded, or were: {name: (size, time of the last change)}."""
+    found = {}
+    for file in folder.rglob("*.incomplete"):
+        with contextlib.suppress(OSError):  # renamed just now
+            found[file] = (file.stat().st_size, file.stat().st_mtime_ns)
+    return found
 
 
 def explain(repo: str, error: Exception, what: str) -> UserError:
@@ -99,5 +117,6 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
     if not online():
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"no network: {endpoint} is out of reach"
         return UserError(f"{repo}: no such {what} here, nor in the Hub's cache, and {why}{local}")
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = next((e for e in chain if isinstance(e, HfHubHTTPError)), error)  # else huggingface_hub speaks of the connection
+    first = (str(said).strip() or type(said).__name__).splitlines()[0]
     return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import huggingface_hub
-from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
-from nanomed.network import CONNECT_SECONDS, busy, explain, online, patiently, watched
+from nanomed.network import CONNECT_SECONDS, busy, explain, folder_of, online, patiently, watched
 from nanomed.text import tokenizer
 
 BUNDLED = {"nano": Path(__file__).parent.parent / "demo" / "nano"}
@@ -95,11 +94,9 @@ def _find_adapter(path: Path, weights: bool) -> Source:
 
 
 def _download(repo: str, weights: bool) -> Source:
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"  # as huggingface_hub names it
-
     def get(filename: str) -> Path | None:
         try:
-            found = watched(lambda: _fetch(repo, filename), folder)
+            found = watched(lambda: _fetch(repo, filename), folder_of("models", repo))
             return Path(found) if found else None
         except LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
             if online():

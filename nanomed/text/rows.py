@@ -203,7 +203,8 @@ def _hub_rows(name: str):
         datasets.config.HF_HUB_OFFLINE = network.constants.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(repo, config, split=split or "train")
+        load = partial(datasets.load_dataset, repo, config, split=split or "train")
+        return network.watched(load, network.folder_of("datasets", repo), all_the_time=False)
     except Exception as e:  # datasets raises a dozen kinds, all about what was asked for
         raise network.explain(repo, e, "file") from e
 

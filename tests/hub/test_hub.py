@@ -468,6 +468,41 @@ def test_a_download_that_stops_is_given_up_and_goes_on_where_it_stopped(online, 
     assert hub.load_model(hub.find("gpt2"))
 
 
+@pytest.mark.parametrize("all_the_time", [True, False])
+@pytest.mark.parametrize("what", ["begun", "left by another", "other work"])
+def test_what_counts_as_silence(tmp_path, monkeypatch, what, all_the_time):
+    """A data set's call makes its tables after the download, in silence; a model's does nothing else."""
+    monkeypatch.setattr(network, "SILENCE_SECONDS", 0.5)
+    over, file = threading.Event(), tmp_path / "blobs" / "sha.incomplete"
+    file.parent.mkdir()
+    if what == "left by another":
+        file.write_bytes(b"half")
+    given_up = what == "begun" or all_the_time
+
+    def call():
+        if what == "begun":
+            file.write_bytes(b"half")
+        over.wait(60 if given_up else 1.5)
+        return "there"
+
+    with pytest.raises(TimeoutError) if given_up else contextlib.nullcontext():
+        assert network.watched(call, tmp_path, all_the_time) == "there"
+    over.set()
+
+
+def test_a_slow_download_is_no_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "SILENCE_SECONDS", 2)
+    file, over = tmp_path / "sha.incomplete", threading.Event()
+
+    def call():
+        for k in range(1, 13):
+            file.write_bytes(b"x" * k)
+            over.wait(0.25)
+        return "there"
+
+    assert network.watched(call, tmp_path) == "there"
+
+
 def ask_here(monkeypatch, standin):
     """The stand-in, from within this process."""
     monkeypatch.setattr(network, "PAUSES", (0.01, 0.02))
@@ -501,8 +536,31 @@ def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
         results.append(json.loads((tmp_path / "r.json").read_text()))
     assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
     assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing")
+    again = env | {"HF_HOME": str(tmp_path / "busy")}
+    standin.failing = {"train-0.parquet": [503, 2]}
+    ask = ("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", "--text-field", "context.contexts")
+    out = script(*ask, env=again)
+    assert out.returncode == 0 and not out.stderr and not standin.failing["train-0.parquet"][1]
     with Silent() as silent:  # datasets itself would try for half a minute
         gone = env | {"HF_ENDPOINT": silent.url, "HF_HOME": str(tmp_path / "other")}
         out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", env=gone)
         assert silent.connections() == 1
     assert_refused(out, "no network", "give a local file")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stays busy", "stuck", "broken"])
+def test_a_data_set_that_does_not_come_is_said_in_one_line(online, script, model_dir, how):
+    standin, env = online
+    folder = standin.root / "datasets" / "owner" / "texts"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "train.jsonl", make_texts(12, 8))
+    if how == "stays busy":
+        standin.failing = {"train.jsonl": [503, 99]}
+    else:
+        setattr(standin, how, "train.jsonl")
+    out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/texts", env=env)
+    said = {"stays busy": "503 Service Unavailable", "stuck": "nothing came for 10 seconds", "broken": "peer closed connection"}
+    assert_refused(out, "owner/texts: could not be had from", said[how], "or give a local file")
+    standin.failing, standin.stuck, standin.broken = {}, None, None
+    assert script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/texts", env=env).returncode == 0
