@@ -187,7 +187,7 @@ def _explain(error: BaseException, name: str) -> int:
             print(f"{name}: interrupted", file=sys.stderr)
             return 130
         case OSError():  # no permission, a file where a directory should be, a full disk
-            print(f"{name}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+            print(f"{name}: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
             return 2
         case _ if is_out_of_memory(error):
             print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)

@@ -117,6 +117,8 @@ def replace_file(path: Path, write) -> None:
         _sweep(path.parent)
         tmp = make_temporary(path.parent)
         write(tmp / path.name)
+        (tmp / "new").touch()
+        os.chmod(tmp / path.name, (tmp / "new").stat().st_mode)  # as any new file's; safetensors makes its own for the owner alone
         with open(tmp / path.name, "rb") as f:
             os.fsync(f.fileno())
         os.replace(tmp / path.name, path)

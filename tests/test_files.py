@@ -85,6 +85,19 @@ tensors.write_safetensors({"a": torch.ones(1000)}, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_weights_are_for_whom_any_new_file_is_for(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        tensors.write_safetensors({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+        files.write_json({}, tmp_path / "config.json")
+        (tmp_path / "plain").touch()
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "plain"), 0o666 & ~umask)
+
+
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     weights = tmp_path / "w.safetensors"
     tensors.write_safetensors({"a": torch.zeros(1)}, weights)

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanomed.files import parse_json, typed
+from nanomed.files import parse_json, replace_file, typed
 
 # Pictures here go into files. What a notebook left in the environment for its own pictures would fail matplotlib's import
 # where that notebook's package is not installed.
@@ -21,13 +21,14 @@ VALIDATION = ("#d9622b", "#2f9e6e", "#c2458f", "#b8901f", "#5566c8")
 
 
 def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
-    """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed."""
+    """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed.
+    Raises UserError if it cannot be written."""
     try:
         image = draw_curves(directory, "png", "black", unit, title=directory.name)
     except ImportError:
         print("no loss.png: matplotlib is not installed (pip install 'nanomed[report]')", file=sys.stderr)
         return None
-    (directory / "loss.png").write_bytes(image)
+    replace_file(directory / "loss.png", lambda tmp: tmp.write_bytes(image))
     return directory / "loss.png"
 
 

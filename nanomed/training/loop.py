@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
-from nanomed.files import finite, parse_json, typed
+from nanomed.files import finite, parse_json, typed, write_text
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
@@ -116,7 +116,11 @@ def fit(
     saved = checkpoint.latest(out) if resume else None
     if saved:
         progress = checkpoint.load(saved, model, optimizer, scaler)
-    metrics = _open_metrics(out / "metrics.jsonl", progress["step"] if saved else -1)
+
+    def kept() -> str:
+        return f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
+
+    metrics = _open_metrics(out / "metrics.jsonl", progress["step"] if saved else -1, kept)
 
     def validate() -> dict:
         sets = distributed.of_first(evaluate())
@@ -136,9 +140,6 @@ def fit(
             line["sample"] = sample()
             tqdm.write(line["sample"])
         return line
-
-    def kept() -> str:
-        return f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
 
     interrupted = []
     handlers = {sig: signal.signal(sig, _on_signal(interrupted, kept)) for sig in STOPS}
@@ -263,21 +264,24 @@ class Line:
     step: int
 
 
-def _open_metrics(path: Path, step: int):
+def _open_metrics(path: Path, step: int, kept):
     """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are dropped (all of
     them if `step` is -1: nothing was saved). Of several processes the first alone writes."""
     if distributed.rank():
         return lambda record: None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() and step >= 0 else []
-    kept = [
+    stay = [
         line
         for k, line in enumerate(lines, 1)
         if line.endswith("\n") and typed(Line, parse_json(line, where := f"{path}, line {k}"), where).step <= step
     ]
-    path.write_text("".join(kept))
+    write_text("".join(stay), path)
 
     def append(record: dict) -> None:
-        with open(path, "a") as f:
-            f.write(json.dumps(finite(record), allow_nan=False) + "\n")
+        try:
+            with open(path, "a") as f:
+                f.write(json.dumps(finite(record), allow_nan=False) + "\n")
+        except OSError as e:
+            raise UserError(f"{path}: could not be written ({e.strerror}); {kept()}") from e
 
     return append

@@ -177,8 +177,8 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     peak = {"peak_rss_bytes": peak_rss()}
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-    write_json(facts | result | peak, out / "summary.json")
     curves.plot_curves(out, job.unit)
+    write_json(facts | result | peak, out / "summary.json")  # last of all: it says that the run is complete
     checkpoint.remove(out)
     say_kept(plan, result)
     return result
