@@ -136,6 +136,15 @@ def _own_cache(tmp_path_factory):
     os.environ["NANOMED_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_they_were():
+    """A script that ends within this process ignores them from then on, and so would every process that is started after it."""
+    before = {sig: signal.getsignal(sig) for sig in STOPS}
+    yield
+    for sig, handler in before.items():
+        signal.signal(sig, handler)
+
+
 @pytest.fixture
 def plain_steps(monkeypatch):
     """Updates that are the (clipped) gradient times the rate. AdamW divides by the gradient's own size, so that the rounding of
