@@ -6,8 +6,11 @@ import copy
 import io
 import json
 import math
+import runpy
 import shutil
 import signal
+import sys
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,13 +24,15 @@ from safetensors.torch import save_file
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import curves, page, tables, trained
+from nanomed.reproduce.__main__ import SCRIPTS
+from nanomed.reproduce.recipe import read_recipe
 from nanomed.tensors import read_safetensors
 from nanomed.text import heldout, templates
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, directory, loop
 from nanomed.training.plan import Adapt, Settings
-from tests.conftest import make_hf_model, make_texts, run_script, write_jsonl
+from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 PATIENCE = 60  # seconds for one file: a hang, and no measure of speed
 WRONG = [None, True, 0, -4, 3, 0.5, 1e30, 10**30, 10**9, math.nan, math.inf, "", "x", "7", "a/../../b", "\ud800", "(a+)+$", [], [1],
@@ -235,6 +240,40 @@ def test_a_wrong_value_anywhere_in_a_file(made, name, examples):
                 raise
             except Exception as e:
                 raise AssertionError(f"{name} with {path} = {new!r}: {type(e).__name__}: {e}") from e
+
+    one()
+
+
+def toml(value) -> str:
+    """A value of JSON as TOML writes it, on one line; what TOML has not (null, half a character) as a text."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf"
+    return json.dumps("null" if value in (None, "\ud800") else value)
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_wrong_value_anywhere_in_a_recipe(tmp_path, monkeypatch, examples):
+    value = tomllib.loads((ROOT / "recipes" / "gpt2-biomedical.toml").read_text())
+    file = tmp_path / "recipe.toml"
+
+    scripts = {phase: runpy.run_path(str(ROOT / name))["parse_args"] for phase, name in SCRIPTS.items()}
+
+    def read(path):
+        for phase in read_recipe(str(path)).phases:
+            monkeypatch.setattr(sys, "argv", [phase, "--config", str(path), "--out", "o", "--model", "m", "--data", "d"])
+            scripts[phase]()
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @given(st.sampled_from(list(places(value))), st.sampled_from([..., *WRONG]))
+    def one(path, new):
+        changed = put(value, path, new)
+        whole = isinstance(changed, dict)
+        file.write_text("\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in changed.items()) if whole else toml(changed))
+        attempt(read, file)
 
     one()
 

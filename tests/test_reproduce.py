@@ -75,6 +75,21 @@ def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe
         assert out.returncode == 0, out.stderr
 
 
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("lora-rank = 8", "[instruct]: unknown key 'lora-rank'; did you mean 'lora-r'?"),
+        ('lr = "fast"', "[instruct]: lr: must be a number, not 'fast'"),
+    ],
+)
+def test_a_phase_that_would_be_refused_is_refused_before_the_first(reproduce, tmp_path, files, model_dir, line, said):
+    path = smaller("gpt2-biomedical", tmp_path)
+    path.write_text(re.sub(r"\[instruct\]\n(?:[^\[].*\n)*", f"[instruct]\n{line}\n", path.read_text()))
+    with pytest.raises(UserError, match=re.escape(said)):
+        reproduce("--recipe", path, "--model", model_dir, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
 def test_published_settings_stand_in_the_recipes():
     """The settings that the published systems name, written out by hand."""
     phases = {name: tomllib.loads((ROOT / "recipes" / f"{name}.toml").read_text()) for name in NAMES}

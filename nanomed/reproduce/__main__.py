@@ -7,10 +7,12 @@ Each step is a command of the scripts that everyone else uses; it is printed bef
 """
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from nanomed import cli, flags, hub
-from nanomed.commands import run, shown
+from nanomed.commands import ROOT, run, shown
 from nanomed.errors import UserError
 from nanomed.evaluation.named import MISTAKES
 from nanomed.files import check_directory, lock, names_in, read_json, read_object, write_json, write_text
@@ -63,6 +65,7 @@ def main():
     for name, file in map(split_name, args.data):
         given.setdefault(name or recipe.measured, []).append(file)
     recipe = stand_in(recipe, args.model, given, args.field)
+    check_flags(recipe)
     out = Path(args.out)
     begin(out, recipe, args)
     prepare(recipe, out / "data", args.limit)
@@ -100,6 +103,15 @@ def main():
         f"results in {out}: results.json, model_performance_comparison.csv, generation_comparison.csv, published.md, loss.png, "
         f"perplexity.png, report.html; the models' cards: {', '.join(str(out / PHASES[p] / 'README.md') for p in recipe.phases)}"
     )
+
+
+def check_flags(recipe: Recipe) -> None:
+    """Raises UserError if a phase's script would refuse what its section presets: now, not when the phases before it are done."""
+    for phase in recipe.phases:
+        command = [sys.executable, str(ROOT / SCRIPTS[phase]), "--config", str(recipe.path), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(done.stderr.strip().removeprefix(f"{SCRIPTS[phase]}: "))
 
 
 def begin(out: Path, recipe: Recipe, args) -> None:

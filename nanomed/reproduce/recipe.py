@@ -11,10 +11,13 @@ import random
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from nanomed.commands import ROOT
 from nanomed.errors import UserError
-from nanomed.files import write_text
+from nanomed.files import typed, write_text
 from nanomed.text.instructions import Fields, Instruction, read_instructions
 from nanomed.text.rows import read_documents, read_rows
 from nanomed.text.templates import load_template
@@ -30,15 +33,15 @@ class Data:
     """Where texts come from, which field holds them, and how many there are on each side after shuffling. test: how many, or a
     share; kept: as it stands, all of it measured on; ratio: of what is replayed, documents an example."""
 
-    source: list[str]
+    source: Annotated[list[str], Meta(min_length=1)]
     field: str = "text"
     instruction: str = Fields.instruction
     input: str = Fields.input
     response: str = Fields.response
-    train: int | None = None
-    test: float = 0
+    train: Annotated[int, Meta(ge=1)] | None = None
+    test: Annotated[float, Meta(ge=0)] = 0
     kept: bool = False
-    ratio: float = 0.0
+    ratio: Annotated[float, Meta(ge=0)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,25 @@ class Published:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    name: str
-    path: Path
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """The section of that name."""
+
     title: str
     model: str
     measured: str
     prompts: list[str]
+    context: Annotated[int, Meta(ge=2)] | None = None
+    choices: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(System):
+    name: str
+    path: Path
     data: dict[str, Data]
     phases: dict[str, dict]
     published: list[Published]
-    context: int | None = None
-    choices: str | None = None
     instead: dict[str, str] = field(default_factory=dict)  # what stands in: {"model": ..., "corpus": ...}
 
 
@@ -83,11 +92,12 @@ def read_recipe(name: str) -> Recipe:
     unknown = found.keys() - {"system", "data", "published", *PHASES}
     if unknown:
         raise UserError(f"{path}: unknown section [{sorted(unknown)[0]}]")
-    phases = {phase: found[phase] for phase in PHASES if phase in found}
-    data = {name: _make(Data, section, f"{path} [data.{name}]") for name, section in found["data"].items()}
-    published = [_make(Published, section, f"{path} [[published]]") for section in found.get("published", [])]
-    rest = {"name": path.stem, "path": path, "data": data, "phases": phases, "published": published}
-    recipe = _make(Recipe, found["system"] | rest, f"{path} [system]")
+    phases = typed(dict[str, dict], {phase: found[phase] for phase in PHASES if phase in found}, path)
+    data = {name: _made(Data, section, f"{path} [data.{name}]") for name, section in found["data"].items()}
+    figures = typed(list[dict], found.get("published", []), f"{path} [[published]]")
+    published = [_made(Published, figure, f"{path} [[published]]") for figure in figures]
+    system = vars(_made(System, found["system"], f"{path} [system]"))
+    recipe = Recipe(name=path.stem, path=path, data=data, phases=phases, published=published, **system)
     if recipe.measured not in data or not data[recipe.measured].test:
         raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME] with a `test`")
     if not phases:
@@ -106,14 +116,11 @@ def read_recipe(name: str) -> Recipe:
     return recipe
 
 
-def _make(kind, section: dict, where: str):
+def _made(kind, section, where: str):
     known = {f.name for f in fields(kind)}
-    if unknown := section.keys() - known:
+    if unknown := typed(dict, section, where).keys() - known:
         raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}")
-    try:
-        return kind(**section)
-    except TypeError as e:
-        raise UserError(f"{where}: {e}") from e
+    return typed(kind, section, where)
 
 
 def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None) -> Recipe:

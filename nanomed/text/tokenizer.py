@@ -6,12 +6,15 @@ GPT-2's, SmolLM2's and Llama 3's kinds are run by tiktoken (byte_level.py). Llam
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import read_json, read_object
+from nanomed.files import read_json, read_object, typed
 from nanomed.optional import need
 from nanomed.text.byte_level import GPT2, ByteLevel, Unencodable, pattern_of, pre_tokenizers
 
@@ -113,7 +116,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     try:
         pattern, spec, all_splits = GPT2, {}, False
         if where.name == "tokenizer.json":
-            spec = read_json(where)
+            spec = read_object(where)
             pattern = _check_spec(spec, where)
             vocab, merges, all_splits = spec["model"]["vocab"], spec["model"]["merges"], bool(spec["model"].get("ignore_merges"))
             for token in spec.get("added_tokens") or []:
@@ -136,7 +139,35 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             codec = Library(where)
         return Tokenizer(codec, ids, *_find_special(ids, spec, directory))
     except (AttributeError, KeyError, TypeError, ValueError) as e:
+        if spec:
+            typed(Spec, spec, where)  # names the place
         raise UserError(f"{where}: not a byte-level BPE vocabulary ({type(e).__name__}: {e})") from e
+
+
+Id = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+@dataclass
+class Added:
+    content: str
+    id: Id
+
+
+@dataclass
+class Model:
+    vocab: dict[str, Id]
+    merges: list[str | tuple[str, str]]
+
+
+@dataclass
+class Spec:
+    """What a tokenizer.json must hold, as the `tokenizers` library writes it."""
+
+    model: Model
+    added_tokens: list[Added] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
 
 
 def _check_spec(spec: dict, where: Path) -> str | None:
