@@ -9,11 +9,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
-from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
@@ -147,10 +145,10 @@ def _fetch(repo: str, filename: str) -> str | None:
 
 def weight_map(index: Path) -> dict[str, str]:
     """Which file holds each tensor; the files lie beside the index."""
-    weight_map = read_object(index).get("weight_map")
-    weight_map = typed(dict[str, Annotated[str, Meta(pattern=r"^[\w.-]+$")]], weight_map, f"{index}: weight_map, of file names")
-    if any(Path(f).name != f for f in weight_map.values()):
-        raise UserError(f"{index}: a file of its weight_map does not lie beside it")
+    weight_map = typed(dict[str, str], read_object(index).get("weight_map"), f"{index}: weight_map")
+    for name in weight_map.values():
+        if not name.isprintable() or Path(name).name != name or name in ("", ".."):
+            raise UserError(f"{index}: weight_map: {name!r} is no name of a file beside it")
     return weight_map
 
 
