@@ -17,7 +17,6 @@ from nanomed.evaluation.recorded import RecordedStep
 from nanomed.loss import head_logits
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
-from nanomed.training.distributed import world
 
 WORTH_RECORDING = 8  # steps: to record one takes as long as a few
 EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
@@ -127,7 +126,8 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
         return next_logits(model, x, DTYPES[dtype])
 
     last, recorded = model.config.n_positions - 1, None
-    recordable = device.type == "cuda" and world() == 1  # weights that lie in shares are gathered anew at each step
+    alone = not torch.distributed.is_initialized()  # weights that lie in shares are gathered anew at each step
+    recordable = device.type == "cuda" and alone
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
         if step == 0 and not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomed.errors import UserError
-from nanomed.text.byte_level import BYTE_OF
+from nanomed.text.byte_level import BYTE_OF, Unencodable
 from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.conftest import WORDS
 
@@ -136,6 +136,23 @@ def test_a_long_run_of_blanks_or_letters_is_no_problem(pair):
         assert ours.decode(ours.encode(text)) == text
     text = "\n" * 5000 + "x" + " " * 5001 + "y"
     assert ours.encode(text).tolist() == theirs.encode(text, split_special_tokens=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", ["a", "fever ", "7", "\n", "\t\n", "'", "模", "e\u0301", "\x00"])
+def test_a_line_of_5_mb(pair, piece):
+    text = piece * (5_000_000 // len(piece.encode()))
+    assert pair[0].decode(pair[0].encode(text)) == text
+
+
+@pytest.mark.slow
+def test_5_mb_of_blanks_before_a_word_are_refused_or_encoded(pair):
+    """tiktoken's regular expressions give up there, after a moment: the row is named, and can be left out."""
+    text = " " * 5_000_000 + "x"
+    try:
+        assert pair[0].decode(pair[0].encode(text)) == text
+    except Unencodable as e:
+        assert len(str(e)) < 300
 
 
 def test_half_a_character_decodes_as_in_transformers(pair):

@@ -117,8 +117,8 @@ def assert_same(out, whole):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_once(python, place, model_dir, phase):
-    killed_and_resumed(python, place, model_dir, phase, 1)
+def test_killed(python, place, model_dir, phase):
+    killed_and_resumed(python, place, model_dir, phase, 2 if phase == "all weights" else 1)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
