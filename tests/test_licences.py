@@ -13,8 +13,8 @@ PAGE = ROOT / "docs" / "licences.md"
 HEAD = """# The licences of what nanomed stands on
 
 Every package that `make setup` installs, in the version that `requirements.lock` pins, with the licence that it declares, and what
-needs it: the program itself, or one of its extras. (`python tests/test_licences.py` writes this page, and a test holds it to what is
-installed.) A PyTorch for CUDA brings NVIDIA's libraries besides, under NVIDIA's terms.
+needs it: the program itself, or one of its extras. (`python tests/test_licences.py` writes this page, and a test holds it to what
+is installed.) A PyTorch for CUDA brings NVIDIA's libraries besides, under NVIDIA's terms.
 
 | package | licence | for |
 | --- | --- | --- |
