@@ -159,7 +159,10 @@ def python():
     with tempfile.TemporaryDirectory() as directory:  # a socket's path must be short
         path = Path(directory, "s")
         command = [sys.executable, str(ROOT / "tests" / "warm.py"), str(path)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        # A hang-up ends it, as in a terminal, also where the tests themselves are told to outlive one (nohup).
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        ) as process:
             while not path.exists():
                 assert process.poll() is None
                 time.sleep(0.01)

@@ -48,6 +48,7 @@ def test_both_sides_on_one_line(tmp_path):
     assert order == ["nanomed a", "peer a", "peer a", "nanomed a"]
 
 
+@pytest.mark.slow
 def test_sides_that_compute_something_else_give_no_result(tmp_path):
     done = run(tmp_path, 2.1)
     assert done.returncode == 1 and "nanomed a has a loss of 2.100000, peer a of 2.000000" in done.stderr

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def test_two_processes_are_one(instructed):
     assert two.stderr.count("training:   0%") == one.stderr.count("training:   0%")
 
 
-def test_one_that_fails_ends_all_and_any_number_goes_on(instructed):
+def test_one_that_fails_ends_all_and_another_number_goes_on(instructed):
     d, args, _, _ = instructed
     (d / "failing.py").write_text(FAILING)
     failed = torchrun(d, "failing.py", *args, "--out", "again")
@@ -104,17 +103,13 @@ def test_one_that_fails_ends_all_and_any_number_goes_on(instructed):
     assert failed.stderr.count("train_sft.py: no room in here\n") == 1 and "exitcode  : 2" in failed.stderr
     assert "cli.py" not in failed.stderr  # no traceback of ours
     assert [p.name for p in (d / "again" / "state").glob("step-*")] == ["step-00000004.safetensors"]
-    shutil.copytree(d / "again", d / "alone")
-    alone = run_script(d, "train_sft.py", *args, "--out", "alone", "--resume")
+    alone = run_script(d, "train_sft.py", *args, "--out", "again", "--resume")
     assert alone.returncode == 0, alone.stderr
-    assert_same_run(d / "alone", d / "one")
-    again = torchrun(d, ROOT / "train_sft.py", *args, "--out", "again", "--resume")
-    assert again.returncode == 0, again.stderr
-    assert_same_run(d / "again", d / "two", exactly=True)
+    assert_same_run(d / "again", d / "one")
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_ends_all(instructed):
+def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed):
     """What it cannot say any more, another process says for it."""
     d, args, _, _ = instructed
     (d / "failing.py").write_text(FAILING)
