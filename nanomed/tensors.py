@@ -35,7 +35,7 @@ def _safetensors(path: Path):
         with safe_open(path, "pt") as f:
             yield f
     except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file") from e
+        raise UserError(f"{path}: {'no permission to read it' if path.exists() else 'no such file'}") from e
     except (SafetensorError, OSError) as e:
         raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
 
