@@ -39,7 +39,7 @@ def main():
     from nanomed import hub
     from nanomed.evaluation import tables
     from nanomed.evaluation.baselines import beside_baselines, verdict
-    from nanomed.files import read_json, write_json
+    from nanomed.files import read_object, write_json
     from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
     from nanomed.precision import shapes_vary
     from nanomed.text import heldout
@@ -111,7 +111,7 @@ def main():
         return
 
     summary = Path(args.out) / "summary.json"
-    if val_ids and "classification" not in read_json(summary):  # of the model that DIR holds now
+    if val_ids and "classification" not in read_object(summary):  # of the model that DIR holds now
         saved = hub.load_classifier(hub.find(args.out), quantize=None if setup.plan.merge else setup.plan.quantize).to(setup.device)
         found = {}
         for name, side in sides.validation.items():
@@ -120,7 +120,7 @@ def main():
             figures = tables.text_table(tables.classification_table(found[name]))
             print(f"{name}:" if len(val_ids) > 1 else "", figures, verdict(found[name]), sep="\n")
         more = {"classification_sets": found} if len(found) > 1 else {}
-        write_json(read_json(summary) | {"classification": next(iter(found.values()))} | more, summary)
+        write_json(read_object(summary) | {"classification": next(iter(found.values()))} | more, summary)
     print(f"results in {args.out}; next: python eval.py cls --model {shlex.quote(args.out)} --data LABELLED.jsonl")
 
 

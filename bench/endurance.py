@@ -9,7 +9,6 @@ what was held at six times, and by a straight line through all that was seen aft
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -49,19 +48,20 @@ def main():
 
 
 def watch(command: list[str], args, log: Path) -> tuple[list[dict], str]:
-    """What the process held, every few seconds from its first update on, until it is told to stop; and what it printed."""
-    with open(log, "w") as f:
-        process = subprocess.Popen(command, stdout=f, stderr=f)
-        began = time.monotonic()
-        seen = []
-        while time.monotonic() - began < args.seconds and process.poll() is None:
-            time.sleep(args.every)
-            look = held(process.pid)
-            seen.append({"seconds": time.monotonic() - began, **look})
-        process.send_signal(signal.SIGTERM)
+    """What the process held, every few seconds from its start on, until it is told to stop; and what it printed."""
+    with open(log, "w") as f, subprocess.Popen(command, stdout=f, stderr=f) as process:
+        began, seen = time.monotonic(), []
+        try:
+            while time.monotonic() - began < args.seconds:
+                time.sleep(args.every)
+                if process.poll() is not None:
+                    break
+                seen.append({"seconds": time.monotonic() - began, **held(process.pid)})
+        finally:
+            process.terminate()
         status = process.wait(60)
     text = log.read_text()
-    if status != 128 + signal.SIGTERM:
+    if status != 143:  # as after SIGTERM
         sys.exit(f"the run ended with {status}: {text[-1000:]}")
     return seen, text
 

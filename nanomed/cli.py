@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import tomllib
 import traceback
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
 from nanomed.files import release
 from nanomed.memory import reuse_memory
-from nanomed.streams import open_streams
-from nanomed.threads import share_cores
+from nanomed.streams import CONTROLS, open_streams
+from nanomed.threads import of_torchrun, share_cores
+
+LONGEST_LINE = 400  # characters
 
 
 def first_line(doc: str | None) -> str:
@@ -74,12 +77,12 @@ def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
     pre = Parser(add_help=False)
     pre.add_argument("--config")
     path = pre.parse_known_args()[0].config
-    if path:
+    if path is not None:
         try:
             recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as e:
-            raise UserError(f"{path}: {e.strerror}") from e
-        except ValueError as e:
+            raise UserError(f"--config {path}: {e.strerror}") from e
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{path}: not valid TOML ({e})") from e
         if not isinstance(recipe.get(phase), dict):
             raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
@@ -100,6 +103,8 @@ def _preset(parser, section: dict, where: str) -> None:
             if not isinstance(value, bool):
                 raise UserError(f"{where}: {key} must be true or false")
         elif isinstance(action, Several):
+            if value in ([], ""):
+                raise UserError(f"{where}: {key} is empty")
             value = [str(v) for v in (value if isinstance(value, list) else [value])]
         elif isinstance(value, list | dict | bool):
             raise UserError(f"{where}: {key} must be one value")
@@ -114,7 +119,7 @@ def _preset(parser, section: dict, where: str) -> None:
 
 
 def _one_of_several(main):
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun did not start this
+    if not of_torchrun():
         return main()
     from nanomed.training import distributed
 
@@ -127,6 +132,7 @@ def execute(main, name: str | None = None) -> None:
     for sig in STOPS:
         signal.signal(sig, _interrupt)
     open_streams()
+    _find_home()
     reuse_memory()
     share_cores()
     name = name or Path(sys.argv[0]).name
@@ -141,6 +147,14 @@ def execute(main, name: str | None = None) -> None:
     release()
     sys.stdout.flush()  # now, while a reader that is gone can still be coped with
     sys.exit(code)
+
+
+def _find_home() -> None:
+    """huggingface_hub keeps its cache there; a user of a number only, in a container, may have none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}" / "huggingface"))
 
 
 def _said(kind, error, trace):
@@ -174,11 +188,17 @@ def _ignore_signals() -> None:
             continue
 
 
+def _one_line(text: str) -> str:
+    """Of bearable length, and without what would give orders to a terminal: names and values in it may come from anywhere."""
+    text = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE * 2 // 3]} ... {text[-LONGEST_LINE // 3 :]}"
+
+
 def _explain(error: BaseException, name: str) -> int:
     """Say on standard error how it ended; the exit status."""
     match error:
         case UserError():
-            print(f"{name}: " + " ".join(str(error).split()), file=sys.stderr)
+            print(f"{name}: {_one_line(str(error))}", file=sys.stderr)
             return 2
         case Interrupted():
             print(f"{name}: {error}", file=sys.stderr)
@@ -187,7 +207,8 @@ def _explain(error: BaseException, name: str) -> int:
             print(f"{name}: interrupted", file=sys.stderr)
             return 130
         case OSError():  # no permission, a file where a directory should be, a full disk
-            print(f"{name}: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+            said = f"{error.filename}: " if error.filename else ""
+            print(f"{name}: {_one_line(f'{said}{error.strerror or error}')}", file=sys.stderr)
             return 2
         case _ if is_out_of_memory(error):
             print(f"{name}: out of memory; lower --batch-size or --context", file=sys.stderr)

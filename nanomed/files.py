@@ -58,7 +58,8 @@ def typed(kind, value, where):
     import msgspec
 
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")  # half a character would fail where it is written
+        # Half a character would fail somewhere; what stands for an odd byte of a file's name does not.
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogateescape")
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
         what, _, key = str(e).partition(" - at `$")
@@ -85,12 +86,13 @@ def finite(value):
 
 
 def write_text(text: str, path: Path) -> None:
-    """A device or a named pipe is written in place, and what the program prints to is printed to; all else is replaced."""
+    """A device or a named pipe is written in place, and what the program prints to is printed to; all else is replaced. Of a file's
+    name that is not UTF-8, an odd byte is written as \\udcff, which JSON reads as what Python holds for it."""
     if not _in_place(path):
-        replace_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        replace_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8", errors="backslashreplace"))
         return
     try:
-        with _stream(path) or open(path, "w", encoding="utf-8") as f:
+        with _stream(path) or open(path, "w", encoding="utf-8", errors="backslashreplace") as f:
             f.write(text)
     except OSError as e:
         raise UserError(f"{path}: could not be written ({e})") from e
@@ -173,7 +175,7 @@ def check_output(name, inputs=(), flag: str = "--json") -> None:
     path, target = Path(name), Path(os.path.realpath(name))
     if not str(name).strip():
         raise UserError(f"{flag} {name}: name a file")
-    if path.is_dir():
+    if path.is_dir() or str(name).endswith("/"):
         raise UserError(f"{flag} {name}: it is a directory; name a file in it")
     if not target.parent.is_dir() and not path.exists():  # what a pipe links to has no name
         raise UserError(f"{flag} {name}: no such directory")
@@ -182,6 +184,8 @@ def check_output(name, inputs=(), flag: str = "--json") -> None:
         new_part = i.is_dir() and os.path.realpath(i) == str(target.parent) and is_part(target.name)
         if new_part or any(f.exists() and path.exists() and f.samefile(path) for f in parts):
             raise UserError(f"{flag} {name}: this command reads {i}; name a file that is no part of it")
+    if is_part(target.name) and any((target.parent / f).exists() for f in ("config.json", "adapter_config.json", "run.json")):
+        raise UserError(f"{flag} {name}: a model or a run lies there, of which it would be a part; choose another name")
     needed = [path] if _in_place(path) else [target.parent, *([path] if path.exists() else [])]
     for p in needed:
         if not os.access(p, os.W_OK):

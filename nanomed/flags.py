@@ -9,25 +9,24 @@ from nanomed.text.templates import TEMPLATES
 from nanomed.training.plan import QUANTIZATIONS, Instruct, Plan, Settings
 
 
+def _whole(text: str, least: int) -> int:
+    """Which fits the 64 bits in which things are counted, and random generators are seeded."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text[:40]!r}")
+    if len(text) > 100 or not least <= int(text) < 2**63:
+        below = " and less than 2^63" if len(text) > 18 else ""
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}{below}, not {text[:40]!r}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """A positive whole number."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
+    return _whole(text, 1)
 
 
 def whole(text: str) -> int:
     """A whole number, 0 included."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """A whole number that fits the random generators' 64 bits."""
-    if not text.isdigit() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and less than 2^63, not {text[:40]!r}")
-    return int(text)
+    return _whole(text, 0)
 
 
 def number(text: str) -> float:
@@ -99,7 +98,7 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
                         "and fp32 on the CPU")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each D")
-    p.add_argument("--seed", type=seed, default=0, help="of everything random")
+    p.add_argument("--seed", type=whole, default=0, help="of everything random")
 
 
 def add_window_flags(p: argparse.ArgumentParser) -> None:
@@ -167,7 +166,7 @@ def add_overlap_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--threshold", type=positive, default=0.8, metavar="J", help="similarity from which two texts are near")
     p.add_argument("--ngram", type=count, default=13, metavar="N", help="words in a row that count as shared")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N texts of each file")
-    p.add_argument("--seed", type=seed, default=0, help="of the permutations")
+    p.add_argument("--seed", type=whole, default=0, help="of the permutations")
     add_data_flags(p)
 
 

@@ -1,8 +1,10 @@
 """Whether the Hub can be reached, patience with it, and one line for whatever went wrong there."""
 
 import contextlib
+import os
 import threading
 import time
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +17,12 @@ from nanomed.errors import UserError
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10  # after which a download is given up
 huggingface_hub.logging.set_verbosity_error()  # what it tries again is its affair; what fails in the end is said by explain()
-constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on, and goes on later
+IDLE_SECONDS = 60  # the same, where other work may be under way that is not seen
+OLD_SECONDS = 24 * 3600  # of what a download left that was given up: huggingface_hub begins each under a name of its own
+warnings.filterwarnings("ignore", "Not enough free disk space")  # it fails then, and that is said
+constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on
+if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = 4  # seconds of silence, after which huggingface_hub asks for the rest of a file anew
 PAUSES = (1, 3)  # seconds, before it is asked again
 BUSY = {429, 500, 502, 503, 504}  # what passes by itself
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
@@ -64,30 +71,35 @@ def folder_of(kind: str, repo: str) -> Path:
 
 def watched(call, folder: Path, all_the_time: bool = True):
     """call(), which downloads into `folder`, in a thread of its own: huggingface_hub goes on trying for minutes. Raises
-    TimeoutError once nothing has come for SILENCE_SECONDS; what came by then is there for the next time.
+    TimeoutError once nothing has come for SILENCE_SECONDS.
 
-    all_the_time: False if the call does other work too, which may take its time; then the seconds count only while a file that
-    it has begun is not complete.
+    all_the_time: False if the call does other work too, which may take its time; then those seconds count only while a file that
+    it has begun is not complete, and it is IDLE_SECONDS otherwise.
     """
     ended = []
 
     def run():
         try:
             ended.append((call(), None))
-        except Exception as e:
+        except BaseException as e:  # also what a library in another language panics with: the caller waits for an end
             ended.append((None, e))
 
-    left = _incomplete(folder)  # by earlier ones, and perhaps for ever
+    left = _incomplete(folder)  # by earlier ones
+    for file, (_, changed) in left.items():
+        if time.time() - changed / 1e9 > OLD_SECONDS:
+            with contextlib.suppress(OSError):
+                file.unlink()
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     before, since = None, time.monotonic()
     while not ended:
         thread.join(0.2)
         now = _incomplete(folder)
-        if now != before or not (all_the_time or now.items() - left.items()):
+        limit = SILENCE_SECONDS if all_the_time or now.items() - left.items() else IDLE_SECONDS
+        if now != before:
             before, since = now, time.monotonic()
-        elif time.monotonic() - since > SILENCE_SECONDS:
-            raise TimeoutError(f"nothing came for {SILENCE_SECONDS} seconds")
+        elif time.monotonic() - since > limit:
+            raise TimeoutError(f"nothing came for {limit} seconds")
     value, error = ended[0]
     if error:
         raise error
@@ -97,9 +109,10 @@ def watched(call, folder: Path, all_the_time: bool = True):
 def _incomplete(folder: Path) -> dict[Path, tuple[int, int]]:
     """The files that are being downloaded, or were: {name: (size, time of the last change)}."""
     found = {}
-    for file in folder.rglob("*.incomplete"):
-        with contextlib.suppress(OSError):  # renamed just now
-            found[file] = (file.stat().st_size, file.stat().st_mtime_ns)
+    with contextlib.suppress(OSError):  # removed meanwhile
+        for file in folder.rglob("*.incomplete"):
+            with contextlib.suppress(OSError):  # renamed just now
+                found[file] = (file.stat().st_size, file.stat().st_mtime_ns)
     return found
 
 
@@ -117,6 +130,7 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
     if not online():
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"no network: {endpoint} is out of reach"
         return UserError(f"{repo}: no such {what} here, nor in the Hub's cache, and {why}{local}")
-    said = next((e for e in chain if isinstance(e, HfHubHTTPError)), error)  # else huggingface_hub speaks of the connection
+    # The libraries speak of the connection, and of an error that occurred; what it was stands at the end of the chain.
+    said = next((e for e in chain if isinstance(e, HfHubHTTPError)), chain[-1])
     first = (str(said).strip() or type(said).__name__).splitlines()[0]
     return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")

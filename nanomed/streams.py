@@ -5,8 +5,8 @@ import os
 import re
 import sys
 
-# All control characters but line ends and tabs, and but for colours, which --show sets.
-CONTROLS = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+# All control characters but line ends and tabs, and but for the green of --show and its end.
+CONTROLS = re.compile(r"\x1b(?!\[(?:32|0)m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 
 
 class Stream:
@@ -14,8 +14,10 @@ class Stream:
     the work goes on. To a terminal it gives no control characters but line ends and tabs: what a model writes, or a file holds,
     could otherwise move its cursor, change its title or type into it."""
 
-    def __init__(self, stream, plain: bool):
-        self.stream, self.plain = stream, plain and stream.isatty()
+    def __init__(self, stream, results: bool):
+        self.stream, self.plain = stream, results and stream.isatty()  # a bar on standard error moves the cursor
+        # A reader, or a terminal, that is gone; and a full disk, if only what accompanies the work goes there.
+        self.bearable = (errno.EPIPE, errno.EIO) if results else (errno.EPIPE, errno.EIO, errno.ENOSPC)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -30,7 +32,7 @@ class Stream:
         try:
             return call(*args)
         except OSError as e:
-            if e.errno not in (errno.EPIPE, errno.EIO):  # a reader, or a terminal, that is gone
+            if e.errno not in self.bearable:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
@@ -48,4 +50,4 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
         elif mode == "w" and stream is getattr(sys, f"__{name}__"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-            setattr(sys, name, Stream(stream, plain=name == "stdout"))  # a bar on standard error moves the cursor
+            setattr(sys, name, Stream(stream, results=name == "stdout"))

@@ -1,4 +1,5 @@
-"""How many threads, and how they wait: said to the OpenMP library, which reads it once, when PyTorch is loaded."""
+"""Several processes or one; how many threads, and how they wait: said to the OpenMP library, which reads it once, when PyTorch is
+loaded."""
 
 import math
 import os
@@ -6,6 +7,11 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 SPIN = 2000  # turns of an empty loop, some microseconds
+
+
+def of_torchrun() -> bool:
+    """Whether torchrun started this process, beside others; one of its variables alone may be left over in a shell."""
+    return {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def share_cores() -> None:

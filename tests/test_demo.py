@@ -349,7 +349,7 @@ def test_what_is_not_the_demos_is_never_written_over(tmp_path, monkeypatch, name
     assert before == {p: p.is_file() and p.read_bytes() for p in out.rglob("*")}
     (tmp_path / "file").write_text("my own")
     monkeypatch.setattr(sys, "argv", ["nanomed.demo", "--out", str(tmp_path / "file"), "--quick"])
-    with pytest.raises(UserError, match="not a directory"):
+    with pytest.raises(UserError, match="it is a file"):
         demo.main()
 
 

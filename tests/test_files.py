@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanomed import files, tensors
+from nanomed import cli, files, tensors
 from nanomed.errors import UserError
-from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, write_jsonl
+from nanomed.threads import of_torchrun
+from nanomed.training import distributed
+from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, run_script, write_jsonl
 
 TINY = ("--batch-size", 2, "--max-steps", 2, "--dtype", "fp32")
 
@@ -420,6 +423,52 @@ def test_without_any_stream_it_works_all_the_same(docs, model_dir, tmp_path):
     line = '"$0" "$@" <&- >&- 2>&-'
     done = subprocess.run(["sh", "-c", line, *command("train_clm.py", *args)], cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == 0 and (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here, a disk that is always full")
+def test_a_full_disk_under_the_log_does_not_cost_the_training(docs, model_dir, tmp_path):
+    args = ("--model", model_dir, "--data", docs, "--out", "out", *TINY)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("train_clm.py", *args), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=full, timeout=PATIENCE
+        )
+    assert done.returncode == 0 and (tmp_path / "out" / "summary.json").exists()
+
+
+def test_names_that_are_not_utf8(docs, model_dir, tmp_path):
+    """Data of such a name is read, and named in every record, JSON's way; weights would not be found again."""
+    name = os.fsdecode(b"d\xff.jsonl")
+    shutil.copy(docs, tmp_path / name)
+    words = ("--model", model_dir, "--data", name, *TINY)
+    for flags in (("--out", "out"), ("--out", "out", "--resume")):
+        done = run_script(tmp_path, "train_clm.py", *words, *flags)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["data"] == [name]
+    done = run_script(
+        tmp_path, "eval.py", "compare", "--models", "out", model_dir, "--data", name, "--out", "page", "--max-new-tokens", 3
+    )
+    assert done.returncode == 0 and "d\\udcff" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8"), done.stderr
+    assert_refused(run_script(tmp_path, "train_clm.py", *words, "--out", os.fsdecode(b"o\xff")), "under a name that is not UTF-8")
+    assert not os.path.exists(tmp_path / os.fsdecode(b"o\xff"))
+
+
+def test_what_torchrun_left_in_a_shell_makes_no_several_processes(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert not of_torchrun() and distributed.world() == 1
+    for name in ("RANK", "MASTER_PORT", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    assert of_torchrun() and distributed.world() == 3
+
+
+def test_a_user_without_a_home_has_a_cache_for_the_hub(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setattr(cli.Path, "home", nobody)
+    cli._find_home()
+    assert os.environ["HF_HOME"].endswith(f"nanomed-{os.getuid()}/huggingface")
+    monkeypatch.delenv("HF_HOME")
 
 
 def test_a_line_is_seen_at_once_in_whatever_encoding():

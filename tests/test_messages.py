@@ -64,6 +64,12 @@ def make(d: Path, model: Path) -> None:
     (d / "type.toml").write_text('[adapt]\nlr = "fast"\n')
     (d / "list.toml").write_text("[adapt]\nlr = [1]\n")
     (d / "other.toml").write_text("[classify]\nlr = 1e-4\n")
+    (d / "empty.toml").write_text("[adapt]\ndata = []\n")
+    (d / "foo.toml").write_text('prompt = "{instruction} {foo}"\n')
+    (d / "twice.csv").write_text("text,text\na fever,cough\n")
+    (d / "half.jsonl").write_text('{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n')
+    (d / "zz.jsonl").write_text('{"text": "a fever", "label": "zz"}\n')
+    (d / "fields.jsonl").write_text(json.dumps({f"field{k}": k for k in range(5000)}) + "\n")
     (d / "no.toml").write_text("[adapt\n")
     (d / "template.toml").write_text('prompt = "Q: {question}"\nresponse = "{response}"\n')
     (d / "extra.toml").write_text('prompt = "{instruction}"\nresponse = "{response}"\ncolour = "red"\n')
@@ -87,6 +93,8 @@ def make(d: Path, model: Path) -> None:
     flags = "--model m --positives docs.jsonl --negatives others.jsonl --val-fraction 0.3 --out cls"
     done = run_script(d, "train_cls.py", *flags.split(), *TINY.split())
     assert done.returncode == 0, done.stderr
+    shutil.copytree(d / "run", d / "lost")
+    (d / "lost" / "model.safetensors").write_bytes(b"")
     (d / "results").mkdir()
     done = run_script(d, "eval.py", *"ppl --model m --data docs.jsonl --dtype fp32 --json results/m.docs.json".split())
     assert done.returncode == 0, done.stderr

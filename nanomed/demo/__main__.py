@@ -18,7 +18,7 @@ from nanomed.commands import ROOT, run, shown
 from nanomed.demo import page, render, table, texts
 from nanomed.evaluation import baselines, measure
 from nanomed.evaluation.generate import Sampling
-from nanomed.files import read_json, write_json, write_text
+from nanomed.files import check_directory, read_json, write_json, write_text
 from nanomed.models.classifier import predict
 from nanomed.text import labelled
 from nanomed.text.templates import TEMPLATES
@@ -77,7 +77,7 @@ def parse_args():
     p.add_argument("--full", action="store_true", help="two more rows, and three seeds from --seed on")
     p.add_argument("--model", default="nano", metavar="M", help=f"what to start from: {flags.MODEL_HELP}")
     p.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of matrix products")
-    p.add_argument("--seed", type=flags.seed, default=0, help="of the groups, the texts and the trainings")
+    p.add_argument("--seed", type=flags.whole, default=0, help="of the groups, the texts and the trainings")
     p.add_argument(
         "--quick", action="store_true", help="one update of everything, on a few texts: shows that it runs, and nothing else"
     )
@@ -252,6 +252,7 @@ def vocabulary(o: measure.Opened) -> int:
 def main():
     args = parse_args()
     out = Path(args.out)
+    check_directory(args.out)
     if not args.full:
         one_seed(args, out, args.seed)
         return

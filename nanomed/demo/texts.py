@@ -9,7 +9,7 @@ from pathlib import Path
 from nanomed import hub
 from nanomed.demo import render
 from nanomed.errors import UserError
-from nanomed.files import read_json, write_json, write_text
+from nanomed.files import lock, read_json, write_json, write_text
 from nanomed.optional import need
 
 PER_CONDITION = 16  # paragraphs in the corpus about each condition
@@ -79,7 +79,7 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
             raise UserError(f"{file}: is not what the demo wrote, and it does not write over it; move it away, or {ANOTHER}")
     if before is None:
         refuse_foreign(out, results)
-    out.mkdir(parents=True, exist_ok=True)
+    lock(out)  # two demos in one place would be in each other's way
     write_json(settings, path)
     for name, text in texts.items():
         write_text(text, out / name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import calls, measure
+from nanomed.evaluation.curves import read_metrics
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import (
@@ -62,6 +63,8 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     for k, model in enumerate(args.models):
         if places[k] in places[:k]:
             raise UserError(f"--models: {model} is there twice; give each model once")
+        if (places[k] / "metrics.jsonl").exists():
+            read_metrics(places[k])  # its curves are drawn in the end
     positions, templates = {}, []
     # what is wrong with the last should not wait until the others have been measured
     for model, source in zip(args.models, sources, strict=True):

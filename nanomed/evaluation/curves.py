@@ -24,7 +24,8 @@ def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
     """Draw loss.png from metrics.jsonl; says so in one line and returns None if matplotlib is not installed.
     Raises UserError if it cannot be written."""
     try:
-        image = draw_curves(directory, "png", "black", unit, title=directory.name)
+        title = directory.name.encode("utf-8", "replace").decode()  # an odd byte in it has no shape
+        image = draw_curves(directory, "png", "black", unit, title=title)
     except ImportError:
         print("no loss.png: matplotlib is not installed (pip install 'nanomed[report]')", file=sys.stderr)
         return None

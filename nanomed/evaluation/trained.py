@@ -35,6 +35,9 @@ class Reading(Sets):
     limit: Size | None = None
     skip_bad_rows: bool = False
     text_field: str = "text"
+    context: Size | None = None
+    template: str | None = None
+    quantize: str | None = None
 
 
 @dataclass

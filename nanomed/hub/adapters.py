@@ -54,13 +54,17 @@ def load_adapter(model, directory: Path, classifier: bool) -> None:
     file = directory / ADAPTER
     if not file.exists():
         raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded")
-    state = {k.removeprefix(PEFT_PREFIX): v.float() for k, v in read_safetensors(file).items()}
+    stored = {k.removeprefix(PEFT_PREFIX): v for k, v in read_safetensors(file).items()}
+    floating = {k: v.is_floating_point() for k, v in stored.items()}
+    state = {k: v.float() if floating[k] else v for k, v in stored.items()}
     if state.pop(HEAD, None) is not None and not classifier:
         raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     expected = {k: v.shape for k, v in adapter_state(model).items()}
     for key in sorted(expected.keys() | state.keys()):
         if key not in state or key not in expected:
             raise UserError(f"{file}: tensor {key} is {'missing' if key not in state else 'unexpected'}")
+        if not floating[key]:
+            raise UserError(f"{file}: {key} holds no floating-point numbers")
         if state[key].shape != expected[key]:
             raise UserError(f"{file}: {key} has shape {tuple(state[key].shape)}, not {tuple(expected[key])}")
     model.load_state_dict(state, strict=False)

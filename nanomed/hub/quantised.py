@@ -4,8 +4,6 @@ A linear layer X in NF4 is X.weight (two codes a byte) with X.weight.absmax, X.w
 X.weight.quant_state.bitsandbytes__nf4 (JSON in bytes: what the weight was); if its scales are quantised too,
 X.weight.nested_absmax and X.weight.nested_quant_map. In int8 it is X.weight, X.SCB (the largest of each row) and X.weight_format
 (0). GPT-2's are stored (out, in) then, unlike its others. config.json says which it is, under quantization_config.
-
-python -m nanomed.hub.quantised --model M --quantize nf4 --out DIR      a directory of that kind, of any model
 """
 
 import json
@@ -14,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanomed.errors import UserError
-from nanomed.models.quant import BLOCK, DYNAMIC, KINDS, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
+from nanomed.models.quant import BLOCK, DYNAMIC, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
 
 STATE = "quant_state.bitsandbytes__nf4"
 
@@ -137,35 +135,3 @@ def to_file(model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             state[f"{name}.weight.nested_quant_map"] = DYNAMIC.clone()
         state[f"{name}.weight.{STATE}"] = torch.tensor(list(json.dumps(what).encode()), dtype=torch.uint8)
     return state
-
-
-def main() -> None:
-    """Write a model with its linear layers quantised, for this program and for transformers."""
-    from nanomed import cli, flags, hub
-    from nanomed.files import check_directory
-    from nanomed.text import templates
-    from nanomed.text.tokenizer import load_tokenizer
-
-    p = cli.Parser(prog="python -m nanomed.hub.quantised", description=main.__doc__)
-    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument("--quantize", required=True, choices=list(KINDS), help="4 bits (NF4, the scales in 8) or 8 bits a weight")
-    p.add_argument("--out", required=True, metavar="DIR")
-    args = p.parse_args()
-    out, source = Path(args.out), hub.find(args.model)
-    if source.adapter:
-        raise UserError(f"{args.model}: an adapter; merge it first (--merge), or quantise its base {source.name}")
-    check_directory(out)
-    if (out / "config.json").exists():
-        raise UserError(f"--out {out}: a model lies there; choose another directory")
-    model = hub.load_model(source, quantize=args.quantize)
-    hub.save_model(model, out, source.tokenizer_directory)
-    template = templates.of_model(source.directory)
-    if template:
-        templates.save(template, load_tokenizer(source.tokenizer_directory), out)
-    print(f"results in {out}: {(out / 'model.safetensors').stat().st_size / 1e6:,.1f} MB of weights")
-
-
-if __name__ == "__main__":
-    from nanomed import cli
-
-    cli.execute(main, "nanomed.hub.quantised")

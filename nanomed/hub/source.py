@@ -64,8 +64,9 @@ def find(name: str, weights: bool = True) -> Source:
         return Source(str(path.resolve()), path)
     if path.is_file():
         raise UserError(f"{path}: a file; a model is named by the directory that it lies in")
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such model directory")
+    if path.exists() or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        bundled = f"; the bundled model is {path}" if str(path) in BUNDLED else ""
+        raise UserError(f"{name}: no such model directory{bundled}")
     return _download(name, weights)
 
 

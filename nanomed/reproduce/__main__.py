@@ -106,12 +106,14 @@ def main():
 
 
 def check_flags(recipe: Recipe) -> None:
-    """Raises UserError if a phase's script would refuse what its section presets: now, not when the phases before it are done."""
+    """Raises UserError for a key of a phase's section that is no flag of its script, or a value that the flag does not take: now
+    and not when the phases before it are done. How flags go together, the script alone knows."""
     for phase in recipe.phases:
         command = [sys.executable, str(ROOT / SCRIPTS[phase]), "--config", str(recipe.path), "--help"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(done.stderr.strip().removeprefix(f"{SCRIPTS[phase]}: "))
+            last = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
+            raise UserError(last.removeprefix(f"{SCRIPTS[phase]}: "))
 
 
 def begin(out: Path, recipe: Recipe, args) -> None:

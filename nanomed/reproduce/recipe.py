@@ -38,10 +38,10 @@ class Data:
     instruction: str = Fields.instruction
     input: str = Fields.input
     response: str = Fields.response
-    train: Annotated[int, Meta(ge=1)] | None = None
-    test: Annotated[float, Meta(ge=0)] = 0
+    train: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
+    test: Annotated[float, Meta(ge=0, lt=2**31)] = 0
     kept: bool = False
-    ratio: Annotated[float, Meta(ge=0)] = 0.0
+    ratio: Annotated[float, Meta(ge=0, lt=2**31)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,22 @@ class Recipe(System):
 
 def read_recipe(name: str) -> Recipe:
     """Of recipes/NAME.toml, or of a file. Raises UserError for a recipe that is not there or is none, naming the key."""
+    if not name.strip():
+        raise UserError("--recipe: name one")
     path = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         known = sorted(p.stem for p in (ROOT / "recipes").glob("*.toml") if "[system]" in p.read_text(encoding="utf-8"))
         raise UserError(f"{path}: {e.strerror}; recipes: {', '.join(known)}, or a .toml file") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid TOML ({e})") from e
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
     unknown = found.keys() - {"system", "data", "published", *PHASES}
     if unknown:
         raise UserError(f"{path}: unknown section [{sorted(unknown)[0]}]")
-    phases = typed(dict[str, dict], {phase: found[phase] for phase in PHASES if phase in found}, path)
+    phases = {phase: typed(dict, found[phase], f"{path} [{phase}]") for phase in PHASES if phase in found}
     data = {name: _made(Data, section, f"{path} [data.{name}]") for name, section in found["data"].items()}
     figures = typed(list[dict], found.get("published", []), f"{path} [[published]]")
     published = [_made(Published, figure, f"{path} [[published]]") for figure in figures]
@@ -104,6 +106,8 @@ def read_recipe(name: str) -> Recipe:
         raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in PHASES)}")
     if recipe.choices and LABELLED not in data:
         raise UserError(f"{path}: choices needs [data.{LABELLED}]")
+    for odd in (name for name in data if not name or "/" in name or name.startswith(".")):
+        raise UserError(f"{path}: [data.{odd!r}]: a name becomes a file's")
     if taken := data.keys() & {"answers", "choices", "generations"}:
         raise UserError(f"{path}: [data.{taken.pop()}] has the name of a measurement; choose another")
     stages = ["base", *(PHASES[phase] for phase in phases)]

@@ -31,7 +31,7 @@ def parse_args():
         "more of the sequences of five words; 0: exactly alone",
     )
     p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N rows of each file")
-    p.add_argument("--seed", type=flags.seed, default=0, help="of the instructions' wording, of what is drawn, and of its order")
+    p.add_argument("--seed", type=flags.whole, default=0, help="of the instructions' wording, of what is drawn, and of its order")
     p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
     return p.parse_args()
 
@@ -44,6 +44,10 @@ def main():
     check_directory(out)
     if names_in(out) and not (out / "tasks.json").is_file():
         raise UserError(f"--out {out}: not empty, and no instruction set; choose another directory")
+    written = [out / f"{name}.jsonl" for name in ("train", *(f"{s.name}.{side}" for s in found for side in ("train", "test")))]
+    for name in [args.sources, *(str(Path(args.home) / n) for s in found for n in (*s.train, *s.test))]:
+        if any(file.exists() and Path(name).exists() and file.samefile(name) for file in written):
+            raise UserError(f"--out {out}: {name} is read, and would be written over; choose another directory")
     tasks = [
         sources.read_task(source, Path(args.home), args.limit, args.skip_bad_rows)
         for source in found

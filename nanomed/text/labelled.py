@@ -51,6 +51,8 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad) -> Labelled
         if any(v == "" or isinstance(v, bool) or not isinstance(v, str | int) for v in values):
             kind = NoField if value is None else BadRow
             raise kind(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")
+        if any("\ud800" <= c <= "\udfff" for v in values for c in str(v)):
+            raise BadRow(f"a label with a lone surrogate, which is no valid Unicode: {value!r}")
         kinds.add(isinstance(value, list))
         return Labelled(text, tuple(dict.fromkeys(map(str, values))))
 
@@ -139,6 +141,8 @@ def labelled_sources(args) -> list[tuple[str, str | None]]:
     if args.data and not (args.positives or args.negatives):
         return [(file, None) for file in args.data]
     if args.positives and args.negatives and not args.data:
+        if not (args.positive_name.strip() and args.negative_name.strip()):
+            raise UserError("--positive-name, --negative-name: a label has a name")
         return [(f, args.negative_name) for f in args.negatives] + [(f, args.positive_name) for f in args.positives]
     raise UserError("give --positives and --negatives, or --data with a label in each row")
 
@@ -149,7 +153,8 @@ def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> n
     for item in items:
         for name in item.labels:
             if name not in number:
-                raise UserError(f"the label {name!r} is none of the model's: {', '.join(labels)}")
+                begins = f"{item.text[:40]!r}{'...' * (len(item.text) > 40)}"
+                raise UserError(f"the label {name!r} is none of the model's: {', '.join(labels)} (of the text {begins})")
     if not multi_label:
         return np.array([number[item.labels[0]] for item in items])
     out = np.zeros((len(items), len(labels)))

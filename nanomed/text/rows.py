@@ -173,6 +173,8 @@ def _csv_rows(path: Path, lines) -> Iterator:
             raise UserError(f"{path}, line {line}: {e}") from e
         if values and header is None:
             header = values
+            if len(set(header)) < len(header):
+                raise UserError(f"{path}, line {begin}: two columns of the same name: {', '.join(header)[:200]}")
         elif values and any(values[len(header) :]):  # rows may end in a comma
             yield begin, partial(_too_long, len(values), len(header))
         elif values:
@@ -191,17 +193,23 @@ def _parquet_rows(path: Path) -> Iterator:
             yield from ((None, partial(_as_it_is, row)) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: truncated, corrupt or not Parquet ({e})") from e
+    except (ValueError, OverflowError) as e:  # of a text, or a time
+        raise UserError(f"{path}: a value that cannot be read ({e})") from e
 
 
 def _hub_rows(name: str):
     repo, config, split, *rest = [*name.removeprefix("hub:").split(":"), None, None]
     if not repo or any(rest):
         raise UserError(f"{name}: must be hub:REPO[:CONFIG[:SPLIT]]")
+    if Path(repo).is_file():
+        raise UserError(f"{name}: {repo} is a file here; leave out hub:")
     import datasets
 
     if not network.online():  # else datasets would retry for half a minute
         datasets.config.HF_HUB_OFFLINE = network.constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell another host of every data set that is read
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is said by explain()
     try:
         load = partial(datasets.load_dataset, repo, config, split=split or "train")
         return network.watched(load, network.folder_of("datasets", repo), all_the_time=False)

@@ -77,7 +77,7 @@ def load_template(name: str) -> Template:
         keys = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid TOML ({e})") from e
     return _checked(keys, path)
 
@@ -134,6 +134,11 @@ def _checked(keys: dict, path: Path) -> Template:
     ):
         if key in keys and f"{{{placeholder}}}" not in keys[key]:
             raise UserError(f"{path}: {key} must contain {{{placeholder}}}")
+        odd = set(re.findall(r"(?<!\{)\{\w+\}(?!\})", keys.get(key, ""))) - (
+            {"{response}"} if key == "response" else {"{instruction}", "{input}"}
+        )
+        if odd:
+            raise UserError(f"{path}: {key}: {sorted(odd)[0]} is no placeholder that is known there")
     if "prompt" not in keys:
         raise UserError(f"{path}: no prompt there")
     with_input = keys["prompt"].replace("{instruction}", "{instruction}\n{input}")

@@ -6,6 +6,7 @@ GPT-2's, SmolLM2's and Llama 3's kinds are run by tiktoken (byte_level.py). Llam
 
 import hashlib
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,6 +132,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         odd = next((t for t, i in ids.items() if type(i) is not int or not 0 <= i < 2**31), None)
         if odd is not None:
             raise UserError(f"{where}: the token {odd!r} has no whole number from 0 up for its id")
+        if len(set(ids.values())) < len(ids):
+            i, n = Counter(ids.values()).most_common(1)[0]
+            raise UserError(f"{where}: {n} tokens have the id {i}")
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
             _check_side_files(directory, added)

@@ -26,6 +26,7 @@ import nanomed
 from nanomed.errors import UserError
 from nanomed.files import check_directory, is_part, names_in, read_json, read_object, typed, write_json
 from nanomed.memory import in_words
+from nanomed.tensors import safetensors_keys
 from nanomed.training import checkpoint
 from nanomed.training.plan import Plan
 
@@ -38,6 +39,8 @@ def check_out(out: Path, resume: bool) -> None:
     that ended before its first checkpoint. A run's own names prove nothing: only its run.json does."""
     check_directory(out)
     names = names_in(out)
+    if not str(out.absolute()).isprintable() and "\udc80" <= max(str(out.absolute())) <= "\udcff":
+        raise UserError(f"--out {out}: safetensors opens no file under a name that is not UTF-8; choose another")
     if out == Path("."):
         raise UserError(f"--out {out}: name a directory for the run")
     if not names:
@@ -58,6 +61,8 @@ def check_out(out: Path, resume: bool) -> None:
             f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose another directory, or "
             "delete this one"
         )
+    for name in sorted(n for n in names if n.endswith(".safetensors") and "summary.json" in names):
+        safetensors_keys(out / name)  # a complete run is not trained again, so its weights had better be some
     model = sorted(n for n in names - LEFTOVERS if is_part(n))
     if not started and model:
         raise UserError(

@@ -21,18 +21,21 @@ from torch import nn
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.precision import DTYPES
+from nanomed.threads import of_torchrun
 
+# In what gloo and NCCL say of an exchange whose other side has ended.
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 PATIENCE = timedelta(hours=1)  # until a process that waits gives up: the first one may be writing a large model
 
 
 def world() -> int:
     """How many processes there are."""
-    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    return int(os.environ["WORLD_SIZE"]) if of_torchrun() else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+    return int(os.environ["RANK"]) if of_torchrun() else 0
 
 
 def together(main: Callable):
@@ -50,17 +53,12 @@ def together(main: Callable):
         return result
     except (Exception, KeyboardInterrupt) as e:
         sys.stderr = stderr if _fails_first() else nowhere
-        if _without_another(e):
-            raise UserError(
-                f"another of the {world()} processes is gone (torchrun's report below says which, and how it ended); "
-                "the same command with --resume goes on from the last checkpoint"
-            ) from e
+        if isinstance(e, dist.DistError) or (isinstance(e, RuntimeError) and "gloo" in str(e)):  # which has no class for it
+            said = str(e).strip().splitlines()[0]
+            if any(words in said for words in GONE):
+                said = f"another of the {world()} processes is gone (torchrun's report below says which, and how it ended)"
+            raise UserError(f"{said}; the same command with --resume goes on from the last checkpoint, if there is one") from e
         raise
-
-
-def _without_another(error: BaseException) -> bool:
-    """Whether an exchange failed because a process that takes part in it has ended; gloo has no class for it."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _fails_first() -> bool:

@@ -116,6 +116,8 @@ def fit(
     saved = checkpoint.latest(out) if resume else None
     if saved:
         progress = checkpoint.load(saved, model, optimizer, scaler)
+        if progress["step"] > steps:
+            raise UserError(f"{saved}: is of update {progress['step']}, and the run has {steps}")
 
     def kept() -> str:
         return f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
@@ -250,8 +252,8 @@ def _on_signal(interrupted: list, kept):
             return
         if interrupted:  # the second time does not wait
             raise Interrupted(signum, f"stopped at once; {kept()}")
+        since[0] = time.monotonic()  # first: another may come at once
         interrupted.append(signum)
-        since[0] = time.monotonic()
         tqdm.write("stopping after this update (again: at once, without saving)")
 
     return handler

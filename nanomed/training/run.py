@@ -129,6 +129,8 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         if writes:  # in case it was killed just before it did so itself; what it held the directory with goes with release()
             lock(out)
             checkpoint.remove(out)
+            if not (out / "loss.png").exists():
+                curves.plot_curves(out, job.unit)
         print(f"{out}: this run is complete; nothing to do")
         return None
     if writes:
@@ -177,9 +179,9 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     peak = {"peak_rss_bytes": peak_rss()}
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-    curves.plot_curves(out, job.unit)
-    write_json(facts | result | peak, out / "summary.json")  # last of all: it says that the run is complete
+    write_json(facts | result | peak, out / "summary.json")  # after the model: it says that the run is complete
     checkpoint.remove(out)
+    curves.plot_curves(out, job.unit)  # after all that matters, and where a full disk has room again
     say_kept(plan, result)
     return result
 

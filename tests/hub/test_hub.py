@@ -456,7 +456,17 @@ def test_an_adapter_whose_base_is_an_adapter_is_refused_however_it_is_written(ti
             hub.find(str(tmp_path / "second"))
 
 
-def test_a_download_that_stops_is_given_up_and_goes_on_where_it_stopped(online, monkeypatch):
+def test_a_download_that_stalls_is_asked_for_from_where_it_stopped(online, monkeypatch):
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    monkeypatch.setattr(network.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    standin.stuck, standin.stuck_often = "model.safetensors", 1
+    assert hub.load_model(hub.find("gpt2"))
+    ((path, begin),) = standin.ranges
+    assert path.endswith("/model.safetensors") and begin >= network.constants.DOWNLOAD_CHUNK_SIZE
+
+
+def test_a_download_that_stops_is_given_up_and_may_be_begun_again(online, monkeypatch):
     standin, _ = online
     ask_here(monkeypatch, standin)
     monkeypatch.setattr(network, "SILENCE_SECONDS", 1)
@@ -490,6 +500,25 @@ def test_what_counts_as_silence(tmp_path, monkeypatch, what, all_the_time):
     over.set()
 
 
+def test_other_work_that_never_ends_is_given_up_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "IDLE_SECONDS", 0.5)
+    over = threading.Event()
+    with pytest.raises(TimeoutError, match="nothing came for 0.5 seconds"):
+        network.watched(lambda: over.wait(60), tmp_path, all_the_time=False)
+    over.set()
+
+
+def test_a_panic_of_a_library_ends_the_wait(tmp_path):
+    class Panic(BaseException):
+        pass
+
+    def call():
+        raise Panic("out of reach")
+
+    with pytest.raises(Panic):
+        network.watched(call, tmp_path)
+
+
 def test_a_slow_download_is_no_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(network, "SILENCE_SECONDS", 2)
     file, over = tmp_path / "sha.incomplete", threading.Event()
@@ -515,11 +544,25 @@ def ask_here(monkeypatch, standin):
     monkeypatch.setattr(source, "online", lambda: True)
 
 
+LOOKED_UP = """
+import os, socket
+real = socket.getaddrinfo
+def asked(host, *args, **kwargs):
+    with open(os.environ["LOOKED_UP"], "a") as f:
+        f.write(f"{host}\\n")
+    return real(host, *args, **kwargs)
+socket.getaddrinfo = asked
+"""
+
+
 def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     standin, env = online
+    # Python loads it at the start: every host that is looked up is written down.
+    (tmp_path / "sitecustomize.py").write_text(LOOKED_UP)
+    env |= {"PYTHONPATH": str(tmp_path), "LOOKED_UP": str(tmp_path / "asked")}
     folder = standin.root / "datasets" / "owner" / "abstracts"
     (folder / "big").mkdir(parents=True)
     texts = make_texts(12, 8)
@@ -531,9 +574,12 @@ def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
     local = write_jsonl(tmp_path / "local.jsonl", [t.replace(" ", "\n", 1) for t in texts])
     results = []
     for name, extra, env_ in (("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env), (local, [], None)):
-        out = script("eval.py", "ppl", "--model", model_dir, "--data", name, "--json", "r.json", *extra, env=env_)
+        own = {"stdin": subprocess.DEVNULL} if env_ else {}  # a Python that really starts
+        out = script("eval.py", "ppl", "--model", model_dir, "--data", name, "--json", "r.json", *extra, env=env_, **own)
         assert out.returncode == 0, out.stderr
         results.append(json.loads((tmp_path / "r.json").read_text()))
+    asked = (tmp_path / "asked").read_text().split()
+    assert "127.0.0.1" in asked and set(asked) <= {"127.0.0.1", "datasets-server.127.0.0.1"}  # the Hub, and nobody besides
     assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
     assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing")
     with Silent() as silent:  # datasets itself would try for half a minute

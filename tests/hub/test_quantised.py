@@ -61,7 +61,7 @@ def test_what_transformers_quantised_loads_here(plain, family, kind, tmp_path):
 @pytest.mark.parametrize("family", SIZES)
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_what_is_quantised_here_loads_in_transformers(plain, family, kind, tmp_path):
-    done = run_script(tmp_path, "nanomed/hub/quantised.py", "--model", plain[family], "--quantize", kind, "--out", tmp_path / "q")
+    done = run_script(tmp_path, "nanomed/quantise.py", "--model", plain[family], "--quantize", kind, "--out", tmp_path / "q")
     assert done.returncode == 0, done.stderr
     assert_same(logits(hub.load_model(hub.find(str(tmp_path / "q"))).eval()), logits(open_theirs(tmp_path / "q")))
     # and is, tensor by tensor, what transformers would have written
@@ -232,5 +232,5 @@ def test_other_quantisations_are_refused(stored, how, word):
 
 def test_a_directory_that_holds_a_model_is_not_written_over(plain, stored, tmp_path):
     flags = ["--quantize", "nf4", "--out", stored]
-    assert_refused(run_script(tmp_path, "nanomed/hub/quantised.py", "--model", plain["llama"], *flags), "a model lies there")
+    assert_refused(run_script(tmp_path, "nanomed/quantise.py", "--model", plain["llama"], *flags), "a model lies there")
     shutil.rmtree(stored)
