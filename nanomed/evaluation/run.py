@@ -83,6 +83,11 @@ def generate(args):
         return talk(o, args, sampling, template)
     prompts = [template.ask(text) if template else text for text in texts]
     if args.prompts:
+        for k, prompt in enumerate(prompts, 1):
+            try:
+                room(o.model.config, o.tokenizer.prompt(prompt).tolist(), args.max_new_tokens)
+            except UserError as e:
+                raise UserError(f"{args.prompts}, row {k}: {e}") from e
         done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
         for d in done:
             print(f"\n{d['prompt']}\n>>> {d['completion'].strip()}" + ("" if d["stopped"] else " ..."))

@@ -53,15 +53,22 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
         base = str((out / "base").resolve())
         if not dry_run and distributed.rank() == 0:
             hub.save_model(model, Path(base), source.tokenizer_directory)
-        inject(model, plan.lora)
+        _inject(model, plan.lora)
     elif model.lora:
         print(f"{source.adapter}: the adapter goes on")
         model.lora = replace(model.lora, dropout=plan.lora_dropout)
         for layer in lora_layers(model).values():
             layer.dropout.p = plan.lora_dropout
     elif plan.lora:
-        inject(model, plan.lora)
+        _inject(model, plan.lora)
     return classifier(model) if classifier else model, base
+
+
+def _inject(model, lora: LoRAConfig) -> None:
+    try:
+        inject(model, lora)
+    except UserError as e:
+        raise UserError(f"--lora-r, --lora-targets: {e}") from e
 
 
 def _same(model, lora: LoRAConfig) -> bool:
