@@ -33,6 +33,7 @@ def run(tmp_path, loss, *flags):
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_both_sides_on_one_line(tmp_path):
     done = run(tmp_path, 2.01, "--json", "line.json")
     assert done.returncode == 0, done.stderr

@@ -425,6 +425,7 @@ def test_without_any_stream_it_works_all_the_same(docs, model_dir, tmp_path):
     assert done.returncode == 0 and (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here, a disk that is always full")
 def test_a_full_disk_under_the_log_does_not_cost_the_training(docs, model_dir, tmp_path):
     args = ("--model", model_dir, "--data", docs, "--out", "out", *TINY)

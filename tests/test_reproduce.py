@@ -30,6 +30,7 @@ def reproduce(tmp_path, monkeypatch):
             raise UserError(done.stderr)
 
     monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr(program, "check_flags", lambda recipe: None)  # seconds; it has a test of its own
     monkeypatch.chdir(tmp_path)
 
     def call(*flags):
@@ -82,11 +83,13 @@ def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe
         ('lr = "fast"', "[instruct]: lr: must be a number, not 'fast'"),
     ],
 )
-def test_a_phase_that_would_be_refused_is_refused_before_the_first(reproduce, tmp_path, files, model_dir, line, said):
+def test_a_phase_that_would_be_refused_is_refused_before_the_first(monkeypatch, tmp_path, model_dir, line, said):
     path = smaller("gpt2-biomedical", tmp_path)
     path.write_text(re.sub(r"\[instruct\]\n(?:[^\[].*\n)*", f"[instruct]\n{line}\n", path.read_text()))
+    words = ["--recipe", str(path), "--model", str(model_dir), "--out", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", ["reproduce", *words])
     with pytest.raises(UserError, match=re.escape(said)):
-        reproduce("--recipe", path, "--model", model_dir, "--out", tmp_path / "o")
+        program.main()
     assert not (tmp_path / "o").exists()
 
 

@@ -492,7 +492,7 @@ def test_what_counts_as_silence(tmp_path, monkeypatch, what, all_the_time):
     def call():
         if what == "begun":
             file.write_bytes(b"half")
-        over.wait(60 if given_up else 1.5)
+        over.wait(60 if given_up else 0.8)
         return "there"
 
     with pytest.raises(TimeoutError) if given_up else contextlib.nullcontext():
@@ -519,6 +519,7 @@ def test_a_panic_of_a_library_ends_the_wait(tmp_path):
         network.watched(call, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_slow_download_is_no_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(network, "SILENCE_SECONDS", 2)
     file, over = tmp_path / "sha.incomplete", threading.Event()

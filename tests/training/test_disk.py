@@ -97,6 +97,7 @@ def test_a_disk_that_is_full(whole, moment):
     assert_same(disk / "out", expected)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_seen_before_the_training(whole):
     d, script, _ = whole
     disk = d / "too small"
