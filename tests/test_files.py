@@ -479,6 +479,7 @@ def test_a_line_is_seen_at_once_in_whatever_encoding():
     process.communicate()
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_process_own(docs, model_dir, tmp_path):
     """Linux gives a process its launcher's peak as ru_maxrss, where that was the larger."""
     launcher = """if True:

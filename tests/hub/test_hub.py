@@ -265,6 +265,7 @@ def test_a_value_of_the_wrong_kind_in_an_adapters_config_is_named(tiny, tmp_path
         load(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_shards_are_loaded_one_by_one_without_a_second_copy(tmp_path):
     """Sixteen files in bf16 of a model of 200 MB in fp32: the peak is the model and one tensor, not the model and its files."""
     make_hf_model(tmp_path / "tiny", family="llama")  # loaded first, for whatever is imported only then
