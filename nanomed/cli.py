@@ -7,12 +7,11 @@ import re
 import signal
 import sys
 import tempfile
-import tomllib
 import traceback
 from pathlib import Path
 
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
-from nanomed.files import release
+from nanomed.files import read_toml, release
 from nanomed.memory import reuse_memory
 from nanomed.streams import CONTROLS, open_streams
 from nanomed.threads import of_torchrun, share_cores
@@ -79,11 +78,9 @@ def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
     path = pre.parse_known_args()[0].config
     if path is not None:
         try:
-            recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            recipe = read_toml(Path(path))
         except OSError as e:
             raise UserError(f"--config {path}: {e.strerror}") from e
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}: not valid TOML ({e})") from e
         if not isinstance(recipe.get(phase), dict):
             raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
         _preset(parser, recipe[phase], f"{path} [{phase}]")

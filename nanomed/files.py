@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def parse_json(text: str, where):
         return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where}: not valid JSON ({e})") from e
+
+
+def read_toml(path: Path) -> dict:
+    """Raises UserError for a file that is no TOML; OSError for one that cannot be read: who asks for it knows what would do."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: not valid TOML ({e})") from e
 
 
 def read_object(path: Path) -> dict:

@@ -8,7 +8,6 @@ The phases' sections preset the scripts' flags, also for a user of --config; dat
 
 import json
 import random
-import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from msgspec import Meta
 
 from nanomed.commands import ROOT
 from nanomed.errors import UserError
-from nanomed.files import typed, write_text
+from nanomed.files import read_toml, typed, write_text
 from nanomed.text.instructions import Fields, Instruction, read_instructions
 from nanomed.text.rows import read_documents, read_rows
 from nanomed.text.templates import load_template
@@ -83,12 +82,10 @@ def read_recipe(name: str) -> Recipe:
         raise UserError("--recipe: name one")
     path = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = read_toml(path)
     except OSError as e:
         known = sorted(p.stem for p in (ROOT / "recipes").glob("*.toml") if "[system]" in p.read_text(encoding="utf-8"))
         raise UserError(f"{path}: {e.strerror}; recipes: {', '.join(known)}, or a .toml file") from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not valid TOML ({e})") from e
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
     unknown = found.keys() - {"system", "data", "published", *PHASES}

@@ -8,12 +8,11 @@ NAME.train.jsonl    all that may be trained on of one task, NAME.test.jsonl what
 
 import json
 import random
-import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.files import write_text
+from nanomed.files import read_toml, write_text
 from nanomed.tasks.forms import FIELDS, FORMS, Case
 from nanomed.text.overlap import near_duplicates, words
 from nanomed.text.rows import get_value, read_rows
@@ -49,11 +48,9 @@ MEASURES = ("entity_f1", "micro_f1", "macro_f1", "accuracy")
 def read_sources(path: Path) -> list[Source]:
     """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be used."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = read_toml(path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not valid TOML ({e})") from e
     return [_source(name, section, f"{path} [{name}]") for name, section in found.items()]
 
 

@@ -6,12 +6,11 @@ response's, then its end; each part is encoded by itself, so that the boundary i
 
 import json
 import re
-import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, write_json, write_text
+from nanomed.files import read_object, read_toml, write_json, write_text
 
 FILES = ("template.json", "chat_template.jinja")  # how a model that was instructed is asked: for us, for transformers
 
@@ -74,11 +73,9 @@ def load_template(name: str) -> Template:
     if path.suffix != ".toml":
         raise UserError(f"--template {name}: unknown; known: {', '.join(TEMPLATES)}, or a TOML file of your own")
     try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8"))
+        keys = read_toml(path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not valid TOML ({e})") from e
     return _checked(keys, path)
 
 
