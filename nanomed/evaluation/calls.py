@@ -35,7 +35,7 @@ def answer(args) -> dict:
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
     items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     flags.check_retrieval_flags(args)
-    o = measure.open_asked(args)
+    o = measure.open_asked(args, writes=True)
     texts, retrieved = [item.text() for item in items], None
     if args.retrieve:
         asked = [f"{item.instruction} {item.input}" for item in items]

@@ -79,7 +79,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     stride = args.stride or max(1, context // 2)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
-        o = measure.open_asked(args, model)
+        o = measure.open_asked(args, model, writes=True)
         print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
         curves += curves_of(name, o.directory)
         # all are read, and so found fit to be, before anything is measured

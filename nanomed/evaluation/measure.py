@@ -1,13 +1,13 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import metrics, mistakes
+from nanomed.evaluation import generation_config, metrics, mistakes
 from nanomed.evaluation.baselines import beside_baselines
 from nanomed.evaluation.generate import Ending, Sampling, generate, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
@@ -37,6 +37,7 @@ class Opened:
     directory: Path
     template: Template | None
     quantize: str | None = None
+    asked_for: dict = field(default_factory=dict)  # by its generation_config.json
 
     def __str__(self):
         over = f" over {self.quantize}" if self.quantize else ""
@@ -63,13 +64,18 @@ def open_model(name: str, device="auto", dtype="auto", classifier=False, quantiz
     if not plain:
         prepack(model)
     template = of_model(source.adapter, source.directory)
-    return Opened(name, model, tokenizer, device, dtype, source.adapter or source.directory, template, quantize)
+    asked_for = generation_config.asked_for(source.adapter, source.directory)
+    directory = source.adapter or source.directory
+    return Opened(name, model, tokenizer, device, dtype, directory, template, quantize, asked_for)
 
 
-def open_asked(args, model: str | None = None, classifier=False) -> Opened:
-    """open_model() by the flags of eval.py; model: another than --model."""
-    name = model or args.model
-    return open_model(name, args.device, args.dtype, classifier, args.quantize, reading=args.special_tokens)
+def open_asked(args, model: str | None = None, classifier=False, writes=False) -> Opened:
+    """open_model() by the flags of eval.py; model: another than --model; writes: it will be asked to write, so what its
+    generation_config.json asks for is said."""
+    o = open_model(model or args.model, args.device, args.dtype, classifier, args.quantize, reading=args.special_tokens)
+    if writes:
+        generation_config.say(o.asked_for)
+    return o
 
 
 def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> Corpus:

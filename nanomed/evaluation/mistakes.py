@@ -12,7 +12,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.evaluation.curves import read_metrics
 from nanomed.evaluation.perplexity import exp, score_ids, windows_of
-from nanomed.evaluation.trained import training_texts
+from nanomed.evaluation.trained import read_training
 from nanomed.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
@@ -83,7 +83,7 @@ def _padding_counted(o, m: Measured) -> float:
 
 def _train_set(o, m: Measured) -> float:
     texts = []
-    for text in training_texts(o.directory):  # to the end, where it says whether they are what they were
+    for text in read_training(o.directory):  # to the end, where it says whether they are what they were
         texts += [text] if len(texts) < len(m.ids) else []
     if not texts:
         raise UserError("all that it was trained on was held out")

@@ -77,7 +77,7 @@ def generate(args):
         raise UserError("no --prompt and no --prompts, and no terminal to chat on")
     sampling = flags.sampling(args)
     texts = measure.read_questions(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
-    o = measure.open_asked(args)
+    o = measure.open_asked(args, writes=True)
     template = calls.choose_template(args, o)
     markers = template.ends if template else ()
     print(f"{o}; {sampling}" + (f"; template: {args.template}" if template else ""))

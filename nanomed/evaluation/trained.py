@@ -11,6 +11,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, typed
 from nanomed.text import heldout, instructions, labelled
 from nanomed.text.rows import named_sets, read_documents, split_weight
+from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
 from nanomed.training.plan import Classify, Files, Size
 
@@ -106,6 +107,11 @@ def training_sides(directory: Path) -> tuple[labelled.Sides | None, str | None]:
 
 
 def training_texts(directory: Path) -> Iterator[str]:
+    """read_training(), as plain texts."""
+    return (written(text).text for text in read_training(directory))
+
+
+def read_training(directory: Path) -> Iterator[str | Written]:
     """The texts that a model was trained on, those of the phases before the last one included: documents, whole rows of
     instructions (as the model saw them) and what could be replayed, without what each phase held out. Rows that were too long and
     repeated texts that --near-duplicates took out are among them. Raises UserError if they are unknown; while they are read, for a
@@ -117,10 +123,10 @@ def training_texts(directory: Path) -> Iterator[str]:
     before = Path(run.get("directory", "."), model)
     if not before.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):  # else it is a name on the Hub
         raise UserError(f"{before}, which it was trained from, is not there any more, so its training texts are unknown")
-    return chain(texts, training_texts(before)) if (before / "run.json").exists() else texts
+    return chain(texts, read_training(before)) if (before / "run.json").exists() else texts
 
 
-def _of_phase(run: dict, directory: Path) -> Iterator[str]:
+def _of_phase(run: dict, directory: Path) -> Iterator[str | Written]:
     s, held, phase = run["settings"], heldout.earlier(directory, own=True), run.get("phase")
     skip = bool(s.get("skip_bad_rows"))
     try:
@@ -135,7 +141,7 @@ def _of_phase(run: dict, directory: Path) -> Iterator[str]:
             template = of_model(directory)
             for item in items:
                 if not held.has_row(item):
-                    yield (template.ask(item.instruction, item.input) + template.answer(item.response)).text
+                    yield template.ask(item.instruction, item.input) + template.answer(item.response)
             if s.get("replay"):
                 yield from _documents([s["replay"]], s.get("text_field", "text"), None, skip, held, run)
         elif phase == "classify":

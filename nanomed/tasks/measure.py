@@ -103,7 +103,7 @@ def run(args) -> dict:
     if unknown := [name for name in names if name not in made["tasks"]]:
         raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made['tasks'])}")
     sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
-    o = measure.open_asked(args)
+    o = measure.open_asked(args, writes=True)
     template = choose_template(args, o, DEFAULT)
     texts = sum(len(rows) for rows, _ in sets.values())
     print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -50,11 +51,26 @@ class Fields:
     group: str | None = None
 
 
+# Of fields that others put into a prompt too, and that are not read unless they are named: Dolly's, LLaMA-Factory's, MedMCQA's.
+UNREAD = ("context", "system", "history", "options")
+
+
+def one_text(row, fields: str, default: str, flag: str) -> str:
+    """get_text() of the first field that is filled. Raises BadRow where two of the default's names hold different texts, since
+    nobody said which is meant."""
+    filled = {name: value for name in fields.split(",") if (value := get_value(row, name)) not in (None, "", [])}
+    if fields == default and len({str(value) for value in filled.values()}) > 1:
+        raise BadRow(f"{' and '.join(filled)} hold different texts; {flag} says which is meant")
+    return get_text(row, next(iter(filled), fields), flag)
+
+
 def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) -> tuple[list[Instruction], int, str]:
     """(instructions, rows left out, SHA-256 of the texts in order). Raises UserError with file and row for a bad one."""
 
+    unread, read_fields = Counter(), f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
+
     def take(row):
-        instruction = get_text(row, fields.instruction, "--instruction-field")
+        instruction = one_text(row, fields.instruction, Fields.instruction, "--instruction-field")
         if not instruction.strip():
             raise BadRow("an empty instruction")
         has_input = get_value(row, fields.input) not in (None, "")
@@ -62,12 +78,16 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
         group = get_value(row, fields.group) if fields.group else ""
         if group is None:
             raise NoField(f"no field {fields.group!r} (--group-field)")
-        return Instruction(instruction, input, get_text(row, fields.response, "--response-field"), str(group))
+        response = one_text(row, fields.response, Fields.response, "--response-field")
+        unread.update(name for name in UNREAD if row.get(name) and name not in read_fields)
+        return Instruction(instruction, input, response, str(group))
 
     taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]
     kept = [item for item in taken if item is not None]
     if not kept:
         raise UserError(f"{', '.join(names)}: no instructions there")
+    for name, n in unread.items():
+        print(f"{', '.join(names)}: the field {name} of {n:,} rows is not read (--input-field {name} takes it for the input)")
     sha = hashlib.sha256()
     for item in kept:
         for part in (item.instruction, item.input, item.response, item.group):

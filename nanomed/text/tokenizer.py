@@ -62,7 +62,7 @@ class Tokenizer:
             at = end
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self.codec.encode("")
 
-    def document(self, text: str) -> np.ndarray:
+    def document(self, text: str | Written) -> np.ndarray:
         """The ids of a text after the token that a document begins with; one that spells it itself gets no second."""
         ids = self.encode(text)
         return ids if len(ids) and ids[0] == self.lead else np.concatenate([np.array([self.lead], ids.dtype), ids])

@@ -1,5 +1,8 @@
 """Generation against transformers: the same tokens when greedy, the same distributions when sampling."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -7,6 +10,7 @@ import transformers
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate, make_cache
+from nanomed.evaluation.generation_config import NEUTRAL, NEUTRAL_DRAWN
 from nanomed.evaluation.recorded import RecordedStep
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, make_hf_model
@@ -227,3 +231,20 @@ def test_training_mode_is_put_back(models, tok):
     run(model, tok, [[5]], 2)
     assert model.training
     model.eval()
+
+
+def test_what_generation_config_asks_for_is_said(script, model_dir, tmp_path):
+    """Over the keys that transformers' own GenerationConfig has, and at its defaults not at all."""
+    theirs = transformers.GenerationConfig()
+    assert set(NEUTRAL | NEUTRAL_DRAWN) <= set(theirs.to_dict())
+    defaults = theirs._get_default_generation_params()
+    assert {k: v for k, v in (NEUTRAL | NEUTRAL_DRAWN).items() if k in defaults and defaults[k] != v} == {}
+    shutil.copytree(model_dir, tmp_path / "m")
+    command = ("eval.py", "generate", "--model", "m", "--prompt", "acute", "--max-new-tokens", 1, "--dtype", "fp32")
+    theirs.save_pretrained(tmp_path / "m")
+    assert "asks for" not in script(*command).stdout
+    asked = {"repetition_penalty": 1.1, "top_p": 0.9}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked))
+    assert "generation_config.json asks for repetition_penalty 1.1; here the flags decide" in script(*command).stdout
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked | {"do_sample": True}))
+    assert "asks for do_sample True, repetition_penalty 1.1, top_p 0.9; here" in script(*command).stdout

@@ -200,7 +200,7 @@ def test_rows_of_the_usual_kinds(tmp_path):
         tmp_path / "a.jsonl",
         [
             {"instruction": "I", "input": "", "output": "O"},
-            {"instruction": "I", "input": "X", "response": "R", "output": "not this"},
+            {"instruction": "I", "input": "X", "response": "R", "output": ""},
             {"question": "Q", "answer": "A", "input": None},
             {"question": "Q", "answer": "A"},
         ],
@@ -279,3 +279,39 @@ def test_an_unknown_template_names_the_known_ones(tmp_path):
         load_template("vicuna")
     with pytest.raises(UserError, match="No such file"):
         load_template(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("row", "taken"),
+    [
+        ({"instruction": "Why?", "question": "Why?", "answer": "So."}, ("Why?", "So.")),
+        ({"instruction": "", "question": "Why?", "response": "", "output": "So."}, ("Why?", "So.")),
+        ({"instruction": None, "question": "Why?", "answer": ""}, ("Why?", "")),
+        ({"instruction": "Answer.", "question": "Why?", "answer": "So."}, "instruction and question hold different texts"),
+        (
+            {"question": "Why?", "response": "So.", "output": "Not so."},
+            "response and output hold different texts; --response-field",
+        ),
+    ],
+)
+def test_of_several_names_of_one_field_the_filled_one_is_taken_and_two_are_asked_about(tmp_path, row, taken):
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    if isinstance(taken, str):
+        with pytest.raises(UserError, match=taken):
+            read_instructions([str(path)], Fields(), None, False)
+        (item,) = read_instructions([str(path)], Fields(instruction="question", response="output,answer"), None, False)[0]
+        assert item.instruction == "Why?"
+        return
+    (item,) = read_instructions([str(path)], Fields(), None, False)[0]
+    assert (item.instruction, item.response) == taken
+
+
+def test_fields_that_others_put_into_a_prompt_are_named_where_they_are_not_read(tmp_path, capsys):
+    path = tmp_path / "d.jsonl"
+    rows = [{"question": "Why?", "context": "Because.", "answer": "So."}] * 3
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read_instructions([str(path)], Fields(), None, False)
+    assert "the field context of 3 rows is not read (--input-field context" in capsys.readouterr().out
+    read_instructions([str(path)], Fields(input="context"), None, False)
+    assert capsys.readouterr().out == ""
