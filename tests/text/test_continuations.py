@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from hypothesis import given, settings
 from tokenizers import Tokenizer
@@ -153,3 +154,22 @@ def test_a_template_of_a_file_may_spell_special_tokens(made, tmp_path):
 @pytest.mark.parametrize("text", PARTS, ids=repr)
 def test_a_whole_text_is_a_continuation_of_nothing(pair, text):
     assert pair[0].continuation("", text).tolist() == pair[0].encode(text).tolist()
+
+
+def test_where_a_token_crosses_lm_eval_scores_something_else(models):
+    """lm-eval 0.4.13 cuts the whole's ids by the number of the prompt's, and so loses what the choice begins with."""
+    directory = models["smollm2"]
+    t, theirs = load_tokenizer(directory), transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    prompt, choices = "The pati", ("ents were significantly increased", "ents significantly increased levels")
+    assert t.encode(prompt + choices[0]).tolist() != [*t.encode(prompt), *t.encode(choices[0])]  # " patients" is a token
+    o = measure.open_model(str(directory), dtype="fp32")
+    (ours,) = loglikelihoods(o, [Item(prompt, choices, 0)])
+    for value, choice in zip(ours, choices, strict=True):
+        ids = torch.tensor([[*t.prompt(prompt), *t.encode(choice)]])
+        with torch.no_grad():
+            logprobs = theirs(ids).logits[0].log_softmax(-1)
+        n = len(t.encode(choice))
+        expected = logprobs[-n - 1 : -1].gather(1, ids[0, -n:, None]).sum().item()
+        assert value == pytest.approx(expected, rel=1e-4)
+    lm = [value for value, _ in lm_eval(directory, "loglikelihood", [(prompt, choice) for choice in choices])]
+    assert abs(lm[0] - ours[0]) > 5 and abs(lm[1] - ours[1]) > 5
