@@ -165,7 +165,7 @@ def test_where_a_token_crosses_lm_eval_scores_something_else(models):
     o = measure.open_model(str(directory), dtype="fp32")
     (ours,) = loglikelihoods(o, [Item(prompt, choices, 0)])
     for value, choice in zip(ours, choices, strict=True):
-        ids = torch.tensor([[*t.prompt(prompt), *t.encode(choice)]])
+        ids = torch.tensor([[*t.prompt(prompt).tolist(), *t.encode(choice).tolist()]])
         with torch.no_grad():
             logprobs = theirs(ids).logits[0].log_softmax(-1)
         n = len(t.encode(choice))
