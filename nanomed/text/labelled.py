@@ -2,15 +2,17 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.text import heldout
 from nanomed.text.batches import split_rows
+from nanomed.text.labels import Spelling, class_names, in_line, named, to_model, unnamed, value_of
 from nanomed.text.overlap import repeated
-from nanomed.text.rows import BadRow, NoField, get_text, get_value, named_sets, read_rows
+from nanomed.text.rows import BadRow, get_text, named_sets, read_rows
 
 
 @dataclass(frozen=True)
@@ -23,53 +25,52 @@ class Labelled:
 
 @dataclass(frozen=True)
 class LabelledSet:
+    """order: all labels, where more is known of them than the rows show; lists: how lists of 0 and 1 were taken."""
+
     items: list[Labelled]
     multi_label: bool
     bad_rows: int
     sha256: str
+    order: tuple[str, ...] = ()
+    lists: str | None = None
 
     def names(self) -> list[str]:
         """Every label once, in the order of the numbers that they get: 9 before 10 if all are whole numbers."""
         names = {label for item in self.items for label in item.labels}
-        whole = all(re.fullmatch("-?[0-9]{1,18}", name) for name in names)
-        return sorted(names, key=lambda name: (int(name) if whole else 0, name))
+        numbers = {name: re.fullmatch("(?:LABEL_)?(-?[0-9]{1,18})", name) for name in names}
+        whole = all(numbers.values())
+        return list(self.order) or sorted(names, key=lambda name: (int(numbers[name][1]) if whole else 0, name))
 
 
-def read_labelled(sources, text_field, label_field, limit, skip_bad) -> LabelledSet:
-    """Rows with labels. sources: (file, label) pairs; where the label is None, each row's `label_field` holds it: a text, a
-    number, or a list of them, which makes the task a multi-label one. Raises UserError for a bad row."""
-    kinds = set()
+def read_labelled(sources, text_field, label_field, limit, skip_bad, how=Spelling(), say=print) -> LabelledSet:
+    """Rows with labels. sources: (file, label) pairs; where the label is None, each row says it itself, in `label_field` or as
+    `how` has it (nanomed.text.labels): lists of labels make the task a multi-label one. say: is called with each note. Raises
+    UserError for a bad row."""
 
-    def take(row, label, fields):
+    def take(row, label, fields, classes):
         text = get_text(row, fields)
         if not text.strip():
             raise BadRow("an empty text")
-        if label is not None:
-            return Labelled(text, (label,))
-        value = get_value(row, label_field)
-        values = value if isinstance(value, list) else [value]
-        if any(v == "" or isinstance(v, bool) or not isinstance(v, str | int) for v in values):
-            kind = NoField if value is None else BadRow
-            raise kind(f"no label in the field {label_field!r}: {value!r} (--label-field names another)")
-        if any("\ud800" <= c <= "\udfff" for v in values for c in str(v)):
-            raise BadRow(f"a label with a lone surrogate, which is no valid Unicode: {value!r}")
-        kinds.add(isinstance(value, list))
-        return Labelled(text, tuple(dict.fromkeys(map(str, values))))
+        return text, label if label is not None else value_of(row, label_field, how, classes)
 
-    taken = []
+    taken, orders = [], set()
     for file, label in sources:
         fields = "text" if label is not None and file.lower().endswith(".txt") else text_field
-        taken += read_rows(file, lambda row, label=label, fields=fields: take(row, label, fields), limit, skip_bad)
-    items = [item for item in taken if item is not None]
-    files = ", ".join(file for file, _ in sources)
-    if not items:
-        raise UserError(f"{files}: no texts there")
-    if len(kinds) > 1:
-        raise UserError(f"{files}: {label_field!r} is a list in some rows and one label in others")
+        classes = None if label is not None or how.names or how.columns else class_names(file, label_field)
+        orders.add(tuple(classes or ()))
+        of_file = partial(take, label=label, fields=fields, classes=classes)
+        taken += [(f"{file}, row {k}", row) for k, row in enumerate(read_rows(file, of_file, limit, skip_bad), 1)]
+    good = [(place, *row) for place, row in taken if row is not None]
+    if not good:
+        raise UserError(f"{', '.join(file for file, _ in sources)}: no texts there")
+    found = named([(place, value) for place, _, value in good], how, orders.pop() if len(orders) == 1 else ())
+    for note in found.notes:
+        say(note)
+    items = [Labelled(text, labels) for (_, text, _), labels in zip(good, found.labels, strict=True)]
     sha = hashlib.sha256()
     for item in items:
         sha.update("\0".join([item.text, *item.labels, ""]).encode() + b"\0")
-    return LabelledSet(items, kinds == {True}, len(taken) - len(items), sha.hexdigest())
+    return LabelledSet(items, found.multi_label, len(taken) - len(items), sha.hexdigest(), found.order, found.lists)
 
 
 @dataclass(frozen=True)
