@@ -86,8 +86,8 @@ def classify(args) -> dict:
     o = measure.open_model(args.model, args.device, args.dtype, classifier=True, quantize=args.quantize)
     if args.positives:
         args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
-    sources = labelled.labelled_sources(args)
-    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
+    sources, how = labelled.labelled_sources(args), labelled.spelling(args)
+    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows, how)
     print(
         f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
         + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")

@@ -1,6 +1,6 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from nanomed.models.classifier import predict
 from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.text import instructions, labelled
+from nanomed.text import instructions, labelled, labels
 from nanomed.text.corpus import Corpus, encode_corpus
 from nanomed.text.rows import get_text, get_value, read_rows
 from nanomed.text.templates import Template, of_model
@@ -172,14 +172,24 @@ def measure_answers(
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad) -> labelled.LabelledSet:
-    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad)
-    if found.multi_label != o.model.multi_label:
+def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad, how=labels.PLAIN) -> labelled.LabelledSet:
+    """Texts with the labels of the model, which may be called otherwise in the rows (nanomed.text.labels); a model whose
+    labels have no names is given those of --label-names."""
+    m, where = o.model, sources[0][0]
+    if how.names and labels.unnamed(m.labels):
+        if len(how.names) != len(m.labels):
+            raise UserError(f"--label-names gives {len(how.names)} names, and {o.name} has {len(m.labels)} labels")
+        m.labels = list(how.names)
+    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad, how)
+    if m.multi_label is None:  # transformers too goes by the labels where config.json has no problem_type
+        m.multi_label = found.multi_label
+    if found.multi_label != m.multi_label:
         kinds = ("one label a text", "a list of labels a text")
-        raise UserError(
-            f"{sources[0][0]}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[o.model.multi_label]}"
-        )
-    return found
+        raise UserError(f"{where}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[m.multi_label]}")
+    items, note = labelled.as_model_says(found, m.labels, where)
+    if note:
+        print(f"{where}: {note}")
+    return replace(found, items=items)
 
 
 def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0) -> dict:

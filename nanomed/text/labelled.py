@@ -1,6 +1,7 @@
 """Labelled texts: rows to the two sides of a training, and to ids."""
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.text import heldout
 from nanomed.text.batches import split_rows
-from nanomed.text.labels import Spelling, class_names, in_line, named, to_model, unnamed, value_of
+from nanomed.text.labels import PLAIN, class_names, in_line, named, to_model, unnamed, value_of
 from nanomed.text.overlap import repeated
 from nanomed.text.rows import BadRow, get_text, named_sets, read_rows
 
@@ -42,7 +43,7 @@ class LabelledSet:
         return list(self.order) or sorted(names, key=lambda name: (int(numbers[name][1]) if whole else 0, name))
 
 
-def read_labelled(sources, text_field, label_field, limit, skip_bad, how=Spelling(), say=print) -> LabelledSet:
+def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, say=print) -> LabelledSet:
     """Rows with labels. sources: (file, label) pairs; where the label is None, each row says it itself, in `label_field` or as
     `how` has it (nanomed.text.labels): lists of labels make the task a multi-label one. say: is called with each note. Raises
     UserError for a bad row."""
@@ -89,16 +90,17 @@ class Sides:
 
 
 def read_sides(plan, quiet: bool = False) -> Sides:
-    """The texts that a plan (nanomed.training.plan.Classify) names, read and split; says what --near-duplicates takes out, unless
-    quiet. Raises UserError."""
+    """The texts that a plan (nanomed.training.plan.Classify) names, read and split; says what --near-duplicates takes
+    out, and which labels have no text on a side, unless quiet. Raises UserError."""
 
-    def read(side, sources, limit=None):
-        found = read_labelled(sources, plan.text_field, plan.label_field, limit, plan.skip_bad_rows)
+    def read(side, sources, how, limit=None):
+        found = read_labelled(sources, plan.text_field, plan.label_field, limit, plan.skip_bad_rows, how, say)
         hashes[f"{side}: {' + '.join(file for file, _ in sources)}"] = found.sha256
         return found
 
-    hashes = {}
-    whole = read("data", labelled_sources(plan), plan.limit)
+    say = (lambda note: None) if quiet else print
+    hashes, how = {}, spelling(plan)
+    whole = read("data", labelled_sources(plan), how, plan.limit)
     held, hash = heldout.excluded(plan)
     hashes |= hash
     labels = [plan.negative_name, plan.positive_name] if plan.positives else whole.names()
@@ -110,7 +112,8 @@ def read_sides(plan, quiet: bool = False) -> Sides:
     if plan.val_data:
         validation = {}
         for name, files in named_sets(plan.val_data).items():
-            found = read(f"val-data {name}", [(file, None) for file in files])
+            same = replace(how, lists=whole.lists or how.lists)
+            found = read(f"val-data {name}", [(file, None) for file in files], same)
             if found.multi_label != whole.multi_label:
                 raise UserError(f"{files[0]}: one label a text here and a list of labels there cannot be compared")
             validation[name] = found.items
@@ -118,6 +121,12 @@ def read_sides(plan, quiet: bool = False) -> Sides:
         kept = items
     elif not items:
         raise UserError("no text is left to train on: --exclude holds all of them")
+    elif plan.stratify:
+        kept, drawn = split_by_label(items, plan.val_fraction, plan.seed)
+        validation = {"validation": drawn} if drawn else {}
+        rare = missing_labels(labels, drawn) if drawn else []
+        if rare:
+            say(f"too rare for a text of theirs to be validated on; all are trained on: {in_line(rare)}")
     else:
         kept, drawn = split_rows(items, [str(k) for k in range(len(items))], plan.val_fraction, plan.seed)
         validation = {"validation": drawn} if drawn else {}
@@ -131,10 +140,68 @@ def read_sides(plan, quiet: bool = False) -> Sides:
         n_near = int(near.removed.sum())
         held.documents |= {heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out}
         kept = [item for item, out in zip(kept, near.removed, strict=True) if not out]
-    missing = set(labels) - {label for item in kept for label in item.labels}
-    if missing:
-        raise UserError(f"no text of the label {sorted(missing)[0]!r} is left to train on (held out, or duplicates)")
+    never = missing_labels(labels, whole.items)
+    if never:
+        say(f"no text has the label {in_line(never)}: what it looks like cannot be learnt")
+    lost = [label for label in missing_labels(labels, kept) if label not in never]
+    if lost:
+        raise UserError(f"no text of the label {lost[0]!r} is left to train on (held out, or duplicates)")
     return Sides(labels, whole.multi_label, kept, validation, held, removed, whole.bad_rows, hashes, n_near)
+
+
+def missing_labels(labels: list[str], items: list[Labelled]) -> list[str]:
+    there = {label for item in items for label in item.labels}
+    return [label for label in labels if label not in there]
+
+
+def split_by_label(items: list[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+    """(training, validation): a share of the texts, and of each label's as nearly as the total allows, drawn so that
+    each label keeps a text to train on. Equal texts stay together and count once.
+
+    Labels have their turn from the rarest on (as in Sechidis et al. 2011, "On the stratification of multi-label data"):
+    each draws the whole number of texts in its share that those before it have not; the seats that are left go to the
+    largest remainders. With a label a text these are the sizes that scikit-learn's StratifiedShuffleSplit gives.
+    Raises UserError if that leaves one of the sides empty."""
+    groups: dict[str, list[Labelled]] = {}
+    for item in items:
+        groups.setdefault(item.text, []).append(item)
+    sides = [sorted({label for item in group for label in item.labels}) or [None] for group in groups.values()]
+    rng, n = np.random.default_rng(seed), len(groups)
+    seats = max(1, round(fraction * n)) if fraction > 0 else 0
+    texts: dict[str | None, list[int]] = {}
+    for k in rng.permutation(n).tolist():
+        for label in sides[k]:
+            texts.setdefault(label, []).append(k)
+    share = {label: seats / n * len(members) for label, members in texts.items()}
+    left, drawn = {label: len(members) for label, members in texts.items()}, set()
+
+    def draw(members: list[int], most: int) -> None:
+        for k in members:
+            if most < 1 or len(drawn) == seats:
+                return
+            if k not in drawn and all(left[label] > 1 for label in sides[k]):
+                drawn.add(k)
+                most -= 1
+                for label in sides[k]:
+                    left[label] -= 1
+
+    def lacks(label) -> float:
+        return share[label] - (len(texts[label]) - left[label])
+
+    by_chance = [list(texts)[k] for k in rng.permutation(len(texts))]
+    for label in sorted(by_chance, key=lambda label: len(texts[label])):
+        draw(texts[label], math.floor(lacks(label) + 1e-9))
+    for label in sorted(by_chance, key=lacks, reverse=True):
+        draw(texts[label], 1)
+    draw(rng.permutation(n).tolist(), seats)
+    if seats and (not drawn or seats >= n):
+        raise UserError(
+            f"{n} text(s) cannot be split so that each label keeps one to train on; give --val-data, or --val-fraction 0"
+        )
+    out = ([], [])
+    for k, group in enumerate(groups.values()):
+        out[k in drawn].extend(group)
+    return out
 
 
 def labelled_sources(args) -> list[tuple[str, str | None]]:
@@ -142,10 +209,31 @@ def labelled_sources(args) -> list[tuple[str, str | None]]:
     if args.data and not (args.positives or args.negatives):
         return [(file, None) for file in args.data]
     if args.positives and args.negatives and not args.data:
+        if given := [flag for flag in ("label_columns", "label_separator", "label_lists") if getattr(args, flag)]:
+            raise UserError(f"--{given[0].replace('_', '-')} is about the labels that --data's rows hold")
         if not (args.positive_name.strip() and args.negative_name.strip()):
             raise UserError("--positive-name, --negative-name: a label has a name")
         return [(f, args.negative_name) for f in args.negatives] + [(f, args.positive_name) for f in args.positives]
     raise UserError("give --positives and --negatives, or --data with a label in each row")
+
+
+def spelling(args) -> Spelling:
+    """Of the flags, or a plan that has them. Raises UserError for flags that make no sense together."""
+    names, columns = tuple(args.label_names or ()), tuple(args.label_columns or ())
+    if columns and (args.label_separator or args.label_lists):
+        raise UserError("--label-columns is a field a label; --label-separator and --label-lists are about one of several")
+    if columns and names and len(columns) != len(names):
+        raise UserError(f"--label-names gives {len(names)} names for the {len(columns)} --label-columns")
+    return Spelling(names, args.label_separator, columns, args.label_lists)
+
+
+def as_model_says(found: LabelledSet, labels: list[str], where: str) -> tuple[list[Labelled], str | None]:
+    """The texts with their labels called as a model calls them, and a note or None (nanomed.text.labels.to_model).
+    Raises UserError for vectors over another number of labels than the model has."""
+    if found.lists == "vectors" and len(found.order) != len(labels):
+        raise UserError(f"{where}: vectors over {len(found.order)} labels, where the model has {len(labels)}")
+    calls, note = to_model({label for item in found.items for label in item.labels}, labels)
+    return [Labelled(item.text, tuple(calls.get(label, label) for label in item.labels)) for item in found.items], note
 
 
 def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> np.ndarray:

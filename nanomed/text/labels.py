@@ -13,6 +13,7 @@ import re
 import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -20,7 +21,6 @@ from nanomed.text import rows
 from nanomed.text.rows import BadRow, NoField, get_value
 
 ZERO_ONE = {"0": False, "1": True, "false": False, "true": True}
-LISTS = ("names", "vectors")  # of --label-lists
 SHOWN = 10  # labels in a line
 
 
@@ -40,6 +40,9 @@ class Spelling:
     flag: str = "--label-"
 
 
+PLAIN = Spelling()
+
+
 @dataclass(frozen=True)
 class Named:
     """labels: of each row, by name; order: all labels in the order of their numbers, where more is known of them than which rows
@@ -56,8 +59,9 @@ class Named:
 
 
 def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -> str | tuple[str, ...]:
-    """The label that a row names, or all it lists, numbers and truth values as texts: 1 and 1.0 are `1`. classes: the names that its
-    data set's features give to numbers (class_names). Raises BadRow, NoField for a row without the field."""
+    """The label that a row names, or all that it lists; numbers and truth values as texts: 1 and 1.0 are `1`.
+
+    classes: what class_names() says of the row's file. Raises BadRow, and NoField for a row without the field."""
     if how.columns:
         return tuple(name for column, name in zip(how.columns, how.names or how.columns, strict=True) if _has_label(row, column))
     value = get_value(row, field)
@@ -109,14 +113,13 @@ def _read_list(text: str) -> list:
             kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline)]
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             found, kinds = None, []
-        if any(a == b == tokenize.STRING for a, b in zip(kinds, kinds[1:], strict=False)):
+        if any(a == b == tokenize.STRING for a, b in pairwise(kinds)):
             found = None
     if isinstance(found, tuple | set):
         found = sorted(found, key=str) if isinstance(found, set) else list(found)
     if not isinstance(found, list):
-        raise BadRow(
-            f"not a list, as JSON or Python writes it: {text[:60]!r} (numpy's array leaves the commas out: save .tolist())"
-        )
+        mend = "numpy's arrays leave the commas out: save .tolist() of them"
+        raise BadRow(f"not a list, as JSON or Python writes it: {text[:60]!r} ({mend})")
     return found
 
 
@@ -129,68 +132,72 @@ def _plain(text: str) -> str:
 
 
 def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: Iterable[str] = ()) -> Named:
-    """(place for a message, value_of) of each row -> the names of its labels. order: all that there are, where a data set says so.
-    Raises UserError where it is not plain what the rows mean, and names the setting that says it."""
-    several = [isinstance(value, tuple) for _, value in found]
+    """(place for a message, value_of()) of each row -> the names of its labels. order: all that there are, where
+    the data set says so. Raises UserError, naming the setting that decides, where it is not plain what rows mean."""
+    places, values = [place for place, _ in found], [value for _, value in found]
+    several = [isinstance(value, tuple) for value in values]
     if len(set(several)) > 1:
-        odd = found[several.index(not several[0])][0]
+        odd = places[several.index(not several[0])]
         raise UserError(f"{odd}: a list in some rows and one label in others")
-    multi, where, lists = True in several, found[0][0].partition(", row ")[0] if found else "", how.lists
-    labels = [value if multi else (value,) for _, value in found]
-    there = {label for row in labels for label in row}
-    if all(re.fullmatch(r"-?\d+(\.0)?", name) for name in there) or {name.lower() for name in there} <= {"true", "false"}:
-        labels = [tuple(map(_plain, row)) for row in labels]
-        there = set(map(_plain, there))
+    multi, where = True in several, places[0].partition(", row ")[0] if places else ""
+    labels = _respelled(values if multi else [(value,) for value in values])
     if how.columns:
-        return Named(labels, True, how.names or how.columns, lists, ())
-    if (
-        multi
-        and lists != "names"
-        and not order
-        and _are_vectors([(place, row) for (place, _), row in zip(found, labels, strict=True)], there, how)
-    ):
-        places = range(len(labels[0]))
-        if how.names and len(how.names) != len(places):
-            raise UserError(f"{where}: vectors over {len(places)} labels, but {how.flag}names gives {len(how.names)} names")
-        order, lists = how.names or tuple(f"LABEL_{k}" for k in places), "vectors"
-        labels = [tuple(order[k] for k in places if ZERO_ONE[row[k]]) for row in labels]
-        return Named(labels, True, order, lists, ())
-    notes = () if multi or how.separator else _notes_on(there, where, how)
-    if how.names:
-        order, calls = how.names, _by_number(there, how.names) if not there <= {*how.names} else {}
+        return Named(labels, True, how.names or how.columns, None, ())
+    if multi and not order and _are_vectors(places, labels, how):
+        n = len(labels[0])
+        if how.names and len(how.names) != n:
+            raise UserError(f"{where}: vectors over {n} labels, and {len(how.names)} {how.flag}names")
+        order = how.names or tuple(f"LABEL_{k}" for k in range(n))
+        labels = [tuple(order[k] for k in range(n) if ZERO_ONE[row[k]]) for row in labels]
+        return Named(labels, True, order, "vectors", ())
+    there = {label for row in labels for label in row}
+    notes = () if multi else _notes_on(there, where, how)
+    if how.names and not there <= {*how.names}:
+        calls = _by_number(there, how.names)
         if calls is None:
-            odd = sorted(there.difference(how.names))[0]
-            raise UserError(f"{where}: the label {odd!r} is none of {how.flag}names: {in_line(how.names)}, nor the number of one")
-        labels = [tuple(calls.get(label, label) for label in row) for row in labels]
-    return Named([tuple(dict.fromkeys(row)) for row in labels], multi, tuple(order), lists, notes)
+            odd = min(there.difference(how.names))
+            known = in_line(how.names)
+            raise UserError(f"{where}: the label {odd!r} is none of {how.flag}names ({known}), nor one's number")
+        labels = [tuple(calls[label] for label in row) for row in labels]
+    labels = [tuple(dict.fromkeys(row)) for row in labels]
+    return Named(labels, multi, how.names or tuple(order), "names" if multi else None, notes)
 
 
-def _are_vectors(found: list[tuple[str, tuple[str, ...]]], there: set[str], how: Spelling) -> bool:
-    """Lists of one length that hold nothing but 0 and 1, one of them twice in some list, which a list of names does not. Raises
-    UserError for what could be either."""
-    place, first = found[0]
-    other = next(((p, row) for p, row in found if len(row) != len(first)), None)
-    repeated = any(len(set(row)) < len(row) for _, row in found)
-    odd = next(((p, label) for p, row in found for label in row if label not in ZERO_ONE), None)
-    if odd and how.lists == "vectors":
-        raise UserError(f"{odd[0]}: a vector of labels holds 0 and 1 alone, not {odd[1]!r}")
-    decides = f"{how.flag}lists vectors (a place a label, all of one length) or {how.flag}lists names says which"
+def _respelled(labels: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Numbers and truth values as they are spelled in texts: pandas writes 1.0 and True where JSON has 1 and true.
+    Only where all labels are such: of codes like 250.0 and 250.00 each is one of its own."""
+    there = {label for row in labels for label in row}
+    plain = all(re.fullmatch(r"-?\d+(\.0)?", name) for name in there)
+    if plain or {name.lower() for name in there} <= {"true", "false"}:
+        return [tuple(map(_plain, row)) for row in labels]
+    return labels
+
+
+def _are_vectors(places: list[str], labels: list[tuple[str, ...]], how: Spelling) -> bool:
+    """Whether lists have a place a label: they are of one length and hold 0 and 1 alone, in some list one of them
+    twice, which a list of names does not. Raises UserError for what could be either, unless `how` says it."""
+    if how.lists == "names" or (not any(labels) and how.lists != "vectors"):
+        return False
+    place, n = places[0], len(labels[0])
+    long = next((k for k, row in enumerate(labels) if len(row) != n), None)
+    odd = next(((k, label) for k, row in enumerate(labels) for label in row if label not in ZERO_ONE), None)
+    if how.lists == "vectors":
+        if odd:
+            raise UserError(f"{places[odd[0]]}: a vector of labels holds 0 and 1 alone, not {odd[1]!r}")
+        if long is not None:
+            raise UserError(f"{places[long]}: a vector over {len(labels[long])} labels, where {place} has {n}")
+        return True
+    decides = f"{how.flag}lists says whether lists are vectors (a place a label, 0 or 1) or names of labels"
+    repeated = any(len(set(row)) < len(row) for row in labels)
     if odd:
-        if repeated and not other and all(re.fullmatch(r"-?\d+", name) for name in there):
-            raise UserError(
-                f"{odd[0]}: {odd[1]} in a list that is else like a vector of 0 and 1, or the labels' numbers; {decides}"
-            )
+        numbers = all(re.fullmatch(r"-?\d+", label) for row in labels for label in row)
+        if numbers and repeated and long is None:
+            raise UserError(f"{places[odd[0]]}: {odd[1]} in a list that is else like a vector; {decides}")
         return False
-    if not there and how.lists != "vectors":
-        return False
-    if other and how.lists == "vectors":
-        raise UserError(f"{other[0]}: a vector over {len(other[1])} labels, where {place} has one over {len(first)}")
-    if other:
-        raise UserError(
-            f"{other[0]}: a list of {len(other[1])}, where {place} has one of {len(first)}: are 0 and 1 labels? {decides}"
-        )
-    if not repeated and how.lists != "vectors":
-        raise UserError(f"{place}: [{', '.join(first)}] could be labels that are called so, or a vector of 0 and 1; {decides}")
+    if long is not None:
+        raise UserError(f"{places[long]}: a list of {len(labels[long])}, where {place} has one of {n}; {decides}")
+    if not repeated:
+        raise UserError(f"{place}: [{', '.join(labels[0])}] could be labels so called, or a vector; {decides}")
     return True
 
 
@@ -256,8 +263,8 @@ def in_line(labels: Iterable[str]) -> str:
 
 
 def class_names(name: str, field: str) -> list[str] | None:
-    """What the features of a data set on the Hub, or of a Parquet file that `datasets` wrote, call the numbers 0, 1, ... in the first
-    of the dotted paths `a.b,c` that there is (datasets' ClassLabel); None where they have no names, or the file has no features."""
+    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths `a.b,c`
+    that there is: of hub:REPO, or of a Parquet file that it wrote. None where the numbers have no names."""
     import datasets
 
     if name.startswith("hub:"):

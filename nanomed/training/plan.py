@@ -140,6 +140,11 @@ class Classify(Plan):
     positives: Files | None = None
     negatives: Files | None = None
     label_field: str = "label,labels"
+    label_names: list[str] | None = None
+    label_separator: str | None = None
+    label_columns: list[str] | None = None
+    label_lists: str | None = None
+    stratify: bool = False
     positive_name: str = "positive"
     negative_name: str = "negative"
     freeze: bool = False
