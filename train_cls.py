@@ -51,8 +51,8 @@ def main():
     from nanomed.precision import shapes_vary
     from nanomed.text import heldout
     from nanomed.text.batches import Batches
-    from nanomed.text.labels import in_line
     from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
+    from nanomed.text.labels import in_line
     from nanomed.training import distributed, run
 
     if args.freeze and args.lora_r:

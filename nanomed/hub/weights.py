@@ -9,13 +9,13 @@ from typing import get_args, get_type_hints
 import torch
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, typed, write_json
+from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
 from nanomed.hub.adapters import head_of, load_adapter
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
-from nanomed.models.classifier import HEAD, Classifier
+from nanomed.models.classifier import HEAD, Classifier, labels_of
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
 from nanomed.tensors import safetensors_keys, tensors, write_safetensors
@@ -153,17 +153,15 @@ def load_classifier(source: Source, quantize: str | None = None) -> Classifier:
     """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers; quantize: as of load_model. Raises
     UserError as load_model does, and if the directory holds no classifier."""
     directory = source.adapter or source.directory
-    raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
-    names = raw.get("id2label") or {}
+    path = next(d / "config.json" for d in (directory, source.directory) if (d / "config.json").exists())  # peft's has none
+    raw, head = read_object(path), head_of(source.adapter) if source.adapter else None
     known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
-    if not isinstance(names, dict) or not names or raw.get("architectures") not in [[name] for name in known]:
+    if head is None and (source.adapter or raw.get("architectures") not in [[name] for name in known]):
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
-    labels = typed(list[str], [names.get(str(k)) for k in range(len(names))], f"{directory / 'config.json'}: id2label")
-    like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)
+    like = (*labels_of(raw, path, None if head is None else len(head)), raw.get("pad_token_id") or 0)
     if source.adapter:
         model = Classifier(load_model(source, classifier=True, quantize=quantize), *like)
-        head = head_of(source.adapter)
-        if head is None or head.shape != model.score.weight.shape:
+        if head.shape != model.score.weight.shape:
             raise UserError(f"{directory}: no {HEAD} of shape {tuple(model.score.weight.shape)} there")
         model.score.weight.data = head
         return model.train()

@@ -11,7 +11,7 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.text import heldout
 from nanomed.text.batches import split_rows
-from nanomed.text.labels import PLAIN, class_names, in_line, named, to_model, unnamed, value_of
+from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
 from nanomed.text.overlap import repeated
 from nanomed.text.rows import BadRow, get_text, named_sets, read_rows
 
@@ -227,13 +227,10 @@ def spelling(args) -> Spelling:
     return Spelling(names, args.label_separator, columns, args.label_lists)
 
 
-def as_model_says(found: LabelledSet, labels: list[str], where: str) -> tuple[list[Labelled], str | None]:
-    """The texts with their labels called as a model calls them, and a note or None (nanomed.text.labels.to_model).
-    Raises UserError for vectors over another number of labels than the model has."""
-    if found.lists == "vectors" and len(found.order) != len(labels):
-        raise UserError(f"{where}: vectors over {len(found.order)} labels, where the model has {len(labels)}")
-    calls, note = to_model({label for item in found.items for label in item.labels}, labels)
-    return [Labelled(item.text, tuple(calls.get(label, label) for label in item.labels)) for item in found.items], note
+def as_model_says(items: list[Labelled], labels: list[str]) -> tuple[list[Labelled], str | None]:
+    """The texts with their labels called as a model calls them, and a note or None (nanomed.text.labels.to_model)."""
+    calls, note = to_model({label for item in items for label in item.labels}, labels)
+    return [replace(item, labels=tuple(calls.get(label, label) for label in item.labels)) for item in items], note
 
 
 def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> np.ndarray:
