@@ -12,10 +12,11 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
 from nanomed.hub.adapters import head_of, load_adapter
+from nanomed.hub.labels import labels_of
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
-from nanomed.models.classifier import HEAD, Classifier, labels_of
+from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
 from nanomed.tensors import safetensors_keys, tensors, write_safetensors

@@ -4,8 +4,6 @@ The layout is that of transformers' ...ForSequenceClassification: nothing after 
 the last token that is no padding. Causal attention never looks right, so the padding changes nothing.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,6 @@ from torch import nn
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.files import typed
 from nanomed.loss import IGNORE
 from nanomed.precision import autocast, evaluating, mend, to_device
 
@@ -54,22 +51,6 @@ class Classifier(nn.Module):
         last = x[torch.arange(len(idx), device=idx.device), lengths - 1]  # (B, C)
         with torch.autocast(idx.device.type, enabled=False):  # logits in fp32: bf16 would tie half of the texts
             return self.score(last.float())
-
-
-def labels_of(config: dict, path: Path, rows: int | None = None) -> tuple[list[str], bool | None]:
-    """(names, whether a text can have several, or None where it is not said) of config.json, as transformers reads it:
-    without id2label there are LABEL_0, LABEL_1, ..., num_labels of them, or two. rows: of an adapter's head, whose base
-    may be a language model, or have other labels. Raises UserError for a head that is no classifier's."""
-    names, number = config.get("id2label") or {}, config.get("num_labels")
-    if not isinstance(names, dict) or (rows is not None and len(names) != rows):
-        names = {}
-    known = [names.get(str(k)) for k in range(len(names))]
-    labels = typed(list[str], [str(v) if type(v) is int else v for v in known], f"{path}: id2label")
-    labels = labels or [f"LABEL_{k}" for k in range(rows or (number if type(number) is int else 0) or 2)]
-    problem = config.get("problem_type")
-    if problem not in (None, *PROBLEMS) or len(labels) < 2:
-        raise UserError(f"{path}: {problem or 'one label, so regression'}: its head gives a number, and no classes to choose from")
-    return labels, None if problem is None else problem == PROBLEMS[True]
 
 
 def collate_labelled(items: list[tuple], pad: int) -> tuple[torch.Tensor, ...]:
