@@ -126,7 +126,8 @@ def read_sides(plan, quiet: bool = False) -> Sides:
         validation = {"validation": drawn} if drawn else {}
         rare = missing_labels(labels, drawn) if drawn else []
         if rare:
-            say(f"too rare for a text of theirs to be validated on; all are trained on: {in_line(rare)}")
+            of = f"a share of {plan.val_fraction:g}"
+            say(f"too rare for {of} to hold a text of theirs, so trained on and not validated: {in_line(rare)}")
     else:
         kept, drawn = split_rows(items, [str(k) for k in range(len(items))], plan.val_fraction, plan.seed)
         validation = {"validation": drawn} if drawn else {}
@@ -172,28 +173,32 @@ def split_by_label(items: list[Labelled], fraction: float, seed: int) -> tuple[l
     for k in rng.permutation(n).tolist():
         for label in sides[k]:
             texts.setdefault(label, []).append(k)
-    share = {label: seats / n * len(members) for label, members in texts.items()}
+    lacks = {label: seats / n * len(members) for label, members in texts.items()}  # of its share, not yet drawn
     left, drawn = {label: len(members) for label, members in texts.items()}, set()
+    last, full = {label for label in left if left[label] == 1}, set()
 
-    def draw(members: list[int], most: int) -> None:
+    def draw(members: list[int], most: int, beyond: bool = False) -> None:
+        """At most so many of the texts, none that brings a label beyond its share, unless that is what is asked for."""
         for k in members:
             if most < 1 or len(drawn) == seats:
                 return
-            if k not in drawn and all(left[label] > 1 for label in sides[k]):
+            if k not in drawn and last.isdisjoint(sides[k]) and (beyond or full.isdisjoint(sides[k])):
                 drawn.add(k)
                 most -= 1
                 for label in sides[k]:
                     left[label] -= 1
-
-    def lacks(label) -> float:
-        return share[label] - (len(texts[label]) - left[label])
+                    lacks[label] -= 1
+                    last.update([label] if left[label] == 1 else [])
+                    full.update([label] if lacks[label] <= 0 else [])
 
     by_chance = [list(texts)[k] for k in rng.permutation(len(texts))]
     for label in sorted(by_chance, key=lambda label: len(texts[label])):
-        draw(texts[label], math.floor(lacks(label) + 1e-9))
-    for label in sorted(by_chance, key=lacks, reverse=True):
+        draw(texts[label], math.floor(lacks[label] + 1e-9))
+    for label in sorted(by_chance, key=lambda label: -lacks[label]):
         draw(texts[label], 1)
-    draw(rng.permutation(n).tolist(), seats)
+    anywhere = rng.permutation(n).tolist()
+    draw(anywhere, seats)
+    draw(anywhere, seats, beyond=True)
     if seats and (not drawn or seats >= n):
         raise UserError(
             f"{n} text(s) cannot be split so that each label keeps one to train on; give --val-data, or --val-fraction 0"
