@@ -97,7 +97,7 @@ def _has_label(row, column: str) -> bool:
     value = row[column] if isinstance(row, dict) and column in row else get_value(row, column)
     if value is None:
         raise NoField(f"no label in the column {column!r}: null, or no such column")
-    found = ZERO_ONE.get(_plain(str(value)).strip())
+    found = ZERO_ONE.get(_plain(str(value).strip()))
     if found is None:
         raise BadRow(f"the column {column!r} must hold 0 or 1 (or true or false), not {value!r}")
     return found

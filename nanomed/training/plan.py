@@ -144,7 +144,7 @@ class Classify(Plan):
     label_separator: str | None = None
     label_columns: list[str] | None = None
     label_lists: str | None = None
-    stratify: bool = False
+    stratify: bool = False  # as runs were before there was a choice; the flag is on
     positive_name: str = "positive"
     negative_name: str = "negative"
     freeze: bool = False
