@@ -11,7 +11,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
-from nanomed.hub.adapters import head_of, load_adapter
+from nanomed.hub.adapters import head_of, load_adapter, vocabulary
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
@@ -104,22 +104,22 @@ def _in_words(hint) -> str:
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
     """Raises UserError if the tokenizer gives ids that the model has no embedding for."""
-    if tok.vocab_size > config.vocab_size:
+    resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
+    size = resized or config.vocab_size
+    if tok.vocab_size > size:
         raise UserError(
-            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size "
-            f"is {config.vocab_size}"
+            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size is {size}"
         )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_model(
-    source: Source, from_scratch=False, dropout: float | None = None, classifier=False, quantize: str | None = None
-) -> LanguageModel:
-    """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
-    `dropout`, if given, takes the place of the probabilities in the config; `classifier`: the adapter is one's; `quantize`: nf4 or
-    int8, what the linear layers are put into as they are read. What is stored quantised stays so.
+def load_model(source: Source, from_scratch=False, dropout: float | None = None, quantize: str | None = None) -> LanguageModel:
+    """The model in fp32 on the CPU, with `hf_config` (config.json as a dict); if the source has an adapter, it is injected, or
+    merged where it is more than plain LoRA, and `model.lora` is None then.
+    `dropout`, if given, takes the place of the probabilities in the config; `quantize`: nf4 or int8, what the linear layers are put
+    into as they are read. What is stored quantised stays so.
 
     Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
     """
@@ -145,7 +145,7 @@ def load_model(
         model.tie_weights()
     model.hf_config = raw
     if source.adapter:
-        load_adapter(model, source.adapter, classifier)
+        load_adapter(model, source.adapter)
     return model.train()
 
 
