@@ -9,7 +9,6 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from msgspec import Meta
 from torch import nn
 
@@ -171,14 +170,13 @@ def vocabulary(directory: Path, embedding: str) -> int | None:
     """How many rows the embedding has that is saved with an adapter, if there is one: the base's vocabulary may have been
     resized."""
     shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
-    found = [shapes.get(PEFT_PREFIX + key, ()) for key in merging.spellings(embedding)]
-    return next((shape[0] for shape in found if shape), None)
+    return next((n for key in merging.spellings(embedding) for n in shapes.get(PEFT_PREFIX + key, ())[:1]), None)
 
 
-def head_of(directory: Path) -> torch.Tensor | None:
-    """The head (K, C) that is saved with a classifier's adapter."""
-    head = read_safetensors(directory / ADAPTER).get(PEFT_PREFIX + HEAD)
-    return None if head is None else head.float()
+def head_rows(directory: Path) -> int | None:
+    """How many labels the head has that is saved with a classifier's adapter, if there is one."""
+    shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
+    return next(iter(shapes.get(PEFT_PREFIX + HEAD, ())), None)
 
 
 def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state: dict | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
-from nanomed.hub.adapters import head_of, load_adapter, vocabulary
+from nanomed.hub.adapters import head_rows, load_adapter, vocabulary
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
@@ -149,23 +149,34 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
     return model.train()
 
 
-def load_classifier(source: Source, quantize: str | None = None) -> Classifier:
-    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers; quantize: as of load_model. Raises
-    UserError as load_model does, and if the directory holds no classifier."""
-    directory = source.adapter or source.directory
-    path = next(d / "config.json" for d in (directory, source.directory) if (d / "config.json").exists())  # peft's has none
-    raw, head = read_object(path), head_of(source.adapter) if source.adapter else None
+def is_classifier(source: Source) -> bool:
+    """Whether a source says, by its config.json or by its adapter's head, that it is one."""
+    if source.adapter and head_rows(source.adapter):
+        return True
     known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
-    if head is None and (source.adapter or raw.get("architectures") not in [[name] for name in known]):
+    return read_object(source.directory / "config.json").get("architectures") in [[name] for name in known]
+
+
+def load_classifier(source: Source, dropout: float | None = None, quantize: str | None = None) -> Classifier:
+    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the rest as of load_model.
+    An adapter's base is a language model, or a classifier itself. Raises UserError as load_model does, and if the directory holds
+    no classifier."""
+    directory = source.adapter or source.directory
+    if not is_classifier(source):
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
-    like = (*labels_of(raw, path, None if head is None else len(head)), raw.get("pad_token_id") or 0)
+    path = next(d / "config.json" for d in (directory, source.directory) if (d / "config.json").exists())  # peft's has none
+    raw, rows = read_object(path), head_rows(source.adapter) if source.adapter else None
+    like = (*labels_of(raw, path, rows), raw.get("pad_token_id") or 0)
     if source.adapter:
-        model = Classifier(load_model(source, classifier=True, quantize=quantize), *like)
-        if head.shape != model.score.weight.shape:
-            raise UserError(f"{directory}: no {HEAD} of shape {tuple(model.score.weight.shape)} there")
-        model.score.weight.data = head
+        base = replace(source, adapter=None)
+        model = (load_classifier if is_classifier(base) else load_model)(base, dropout=dropout, quantize=quantize)
+        if rows:
+            model = Classifier(model, *like)
+        load_adapter(model, source.adapter)
         return model.train()
     _, config = read_config(source.directory)
+    if dropout is not None:
+        config = replace(config, **dict.fromkeys(FAMILIES[raw["model_type"]].DROPOUTS, dropout))
     with torch.device("meta"):
         lm = LanguageModel(FAMILIES[raw["model_type"]], config)
         lm.hf_config = raw
