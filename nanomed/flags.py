@@ -278,11 +278,13 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
                    help="recompute activations in backward: less memory, slower")
     g = p.add_argument_group("LoRA")
     g.add_argument("--lora-r", type=whole, default=Plan.lora_r, metavar="R", help="rank; 0 trains all weights")
-    g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
+    g.add_argument("--lora-alpha", type=positive, metavar="A", help="of the scale (default: 2 r)")
+    g.add_argument("--lora-scale", choices=["lora", "rslora"],
+                   help="lora: alpha / r; rslora: alpha / sqrt(r), which suits high ranks (default: lora)")
     g.add_argument("--lora-dropout", type=share, default=Plan.lora_dropout, help="on the adapter's input, in training")
     g.add_argument("--lora-targets", metavar="NAMES",
-                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc (default: peft's for "
-                        "the family: c_attn of GPT-2, else q_proj,v_proj)")
+                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc; or all-linear: every "
+                        "linear layer below the head (default: peft's for the family: c_attn of GPT-2, else q_proj,v_proj)")
     g.add_argument("--merge", action=argparse.BooleanOptionalAction, default=Plan.merge,
                    help="fold the adapter into the model that DIR holds at the end")
     g = p.add_argument_group("the run")
@@ -327,6 +329,7 @@ def check_lora_flags(args) -> None:
         )
     given = {
         "--lora-alpha": args.lora_alpha,
+        "--lora-scale": args.lora_scale,
         "--lora-dropout": args.lora_dropout,
         "--merge": args.merge,
         "--lora-targets": args.lora_targets,

@@ -80,6 +80,7 @@ class Plan:
     lora_alpha: AtLeast0 = 0.0
     lora_dropout: Share = 0.0
     lora_targets: str = "c_attn"
+    lora_scale: str = "lora"
     merge: bool = False
     quantize: str | None = None
     eval_every: Whole = Settings.eval_every
@@ -99,7 +100,9 @@ class Plan:
         from nanomed.models.lora import LoRAConfig
 
         targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
-        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets) if self.lora_r else None
+        if not self.lora_r:
+            return None
+        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets, self.lora_scale == "rslora")
 
     @classmethod
     def of(cls, args, **decided) -> "Plan":
