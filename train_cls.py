@@ -5,6 +5,7 @@ python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out ru
 python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe
 """
 
+import argparse
 import shlex
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,12 @@ def parse_args():
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_labelled_flags(p)
     flags.add_held_out_flags(p, "texts")
+    p.add_argument(
+        "--stratify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw the share that is validated on from each label alike, and leave each a text to train on",
+    )
     p.add_argument("--freeze", action="store_true", help="train the head alone")
     p.add_argument(
         "--balance",
@@ -45,6 +52,7 @@ def main():
     from nanomed.text import heldout, special
     from nanomed.text.batches import Batches
     from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
+    from nanomed.text.labels import in_line
     from nanomed.training import distributed, run
 
     if args.freeze and args.lora_r:
@@ -98,7 +106,7 @@ def main():
         "near_duplicates_removed": sides.near_removed,
     }
     what = (
-        f"{len(texts):,} texts ({', '.join(f'{n:,} {name}' for name, n in facts['texts_by_label'].items())})"
+        f"{len(texts):,} texts ({in_line(f'{n:,} {name}' for name, n in facts['texts_by_label'].items())})"
         + (f", {truncated:,} cut at {plan.context} tokens" if truncated else "")
         + (f", {sides.bad_rows:,} bad rows left out" if sides.bad_rows else "")
         + f"; {facts['val_texts']:,} validation texts"

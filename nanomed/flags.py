@@ -2,6 +2,7 @@
 library, so that --help comes at once, and a wrong flag is found before a second has gone into loading PyTorch."""
 
 import argparse
+import csv
 
 from nanomed.cli import Several
 from nanomed.errors import UserError
@@ -78,6 +79,15 @@ def probability(text: str) -> float:
     return value
 
 
+def name_list(text: str) -> list[str]:
+    """Of a line of CSV."""
+    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must be different names, separated by commas, not {text[:60]!r}")
+    return names
+
+
+LISTS = ("names", "vectors")  # what lists of 0 and 1 are (nanomed.text.labels)
 MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
 DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
@@ -209,6 +219,18 @@ def add_labelled_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", nargs="+", action=Several, metavar="D",
                    help="or texts with their labels, of two classes or more; lists of labels make a multi-label task")
     p.add_argument("--label-field", default="label,labels", metavar="FIELD", help="of --data's labels")
+    p.add_argument("--label-names", type=name_list, metavar="A,B,...",
+                   help="what the labels 0, 1, ... are called, and what the places of a vector stand for (default: a data set's "
+                        "own names, ClassLabel; else the numbers; of vectors LABEL_0, LABEL_1, ...); where rows hold the names "
+                        "themselves, their order. A name with a comma stands in double quotes")
+    p.add_argument("--label-separator", metavar="SEP",
+                   help="what parts several labels in one text, as | does in asthma|renal; list: the text is a list as Python or "
+                        "JSON writes it, ['asthma', 'renal'] (default: a text is one label)")
+    p.add_argument("--label-columns", type=name_list, metavar="A,B,...",
+                   help="fields that each say whether a text has the label that they are called: 0 or 1, true or false")
+    p.add_argument("--label-lists", choices=LISTS,
+                   help="whether lists of 0 and 1 are names of labels, or vectors with a place a label, as [1, 0, 0, 1] is; asked "
+                        "for where they could be either")
     p.add_argument("--positive-name", default="positive", metavar="NAME", help="what label 1 is called")
     p.add_argument("--negative-name", default="negative", metavar="NAME", help="what label 0 is called")
 
@@ -259,11 +281,13 @@ def add_training_flags(p: argparse.ArgumentParser) -> None:
                    help="recompute activations in backward: less memory, slower")
     g = p.add_argument_group("LoRA")
     g.add_argument("--lora-r", type=whole, default=Plan.lora_r, metavar="R", help="rank; 0 trains all weights")
-    g.add_argument("--lora-alpha", type=positive, metavar="A", help="scale alpha / r (default: 2 r)")
+    g.add_argument("--lora-alpha", type=positive, metavar="A", help="of the scale (default: 2 r)")
+    g.add_argument("--lora-scale", choices=["lora", "rslora"],
+                   help="lora: alpha / r; rslora: alpha / sqrt(r), which suits high ranks (default: lora)")
     g.add_argument("--lora-dropout", type=share, default=Plan.lora_dropout, help="on the adapter's input, in training")
     g.add_argument("--lora-targets", metavar="NAMES",
-                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc (default: peft's for "
-                        "the family: c_attn of GPT-2, else q_proj,v_proj)")
+                   help="modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc; or all-linear: every "
+                        "linear layer below the head (default: peft's for the family: c_attn of GPT-2, else q_proj,v_proj)")
     g.add_argument("--merge", action=argparse.BooleanOptionalAction, default=Plan.merge,
                    help="fold the adapter into the model that DIR holds at the end")
     g = p.add_argument_group("the run")
@@ -308,6 +332,7 @@ def check_lora_flags(args) -> None:
         )
     given = {
         "--lora-alpha": args.lora_alpha,
+        "--lora-scale": args.lora_scale,
         "--lora-dropout": args.lora_dropout,
         "--merge": args.merge,
         "--lora-targets": args.lora_targets,

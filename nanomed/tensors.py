@@ -29,6 +29,12 @@ def safetensors_keys(path: Path) -> set[str]:
         return set(f.keys())
 
 
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a file, by their names, none of which is read. Raises UserError as tensors() does."""
+    with _safetensors(path) as f:
+        return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118 (not a dict)
+
+
 @contextlib.contextmanager
 def _safetensors(path: Path):
     try:

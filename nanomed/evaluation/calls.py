@@ -10,6 +10,7 @@ from nanomed.evaluation import choices, measure, pubmedqa, retrieve, tables
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.trained import trained_with, training_texts
 from nanomed.text import instructions, labelled, special
+from nanomed.text.labels import unnamed
 from nanomed.text.overlap import describe, near_duplicates, ngram_overlap
 from nanomed.text.rows import read_documents
 from nanomed.text.templates import Template, load_template
@@ -72,25 +73,28 @@ def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, 
 
 
 def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
-    """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives too."""
+    """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives too; or the
+    labels 0 and 1 of a model that has no names for them."""
     given = args.negative_name, args.positive_name
     if set(given) <= set(labels):
         return given
     trained = trained_with(directory)
     if given == ("negative", "positive") and trained.get("positives"):
         return trained["negative_name"], trained["positive_name"]
+    if given == ("negative", "positive") and len(labels) == 2 and unnamed(labels):
+        return labels[0], labels[1]
     raise UserError(f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}")
 
 
 def classify(args) -> dict:
     """`eval.py cls`: print a classifier's figures beside the baselines', and give them."""
-    o = measure.open_model(
-        args.model, args.device, args.dtype, classifier=True, quantize=args.quantize, reading=args.special_tokens
-    )
+    o = measure.open_asked(args, classifier=True)
+    how = labelled.spelling(args)
+    measure.name_labels(o, how.names)
     if args.positives:
         args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
     sources = labelled.labelled_sources(args)
-    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows)
+    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows, how)
     print(
         f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
         + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")

@@ -1,6 +1,6 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import instructions, labelled, special
 from nanomed.text.corpus import Corpus, encode_corpus
+from nanomed.text.labels import PLAIN, unnamed
 from nanomed.text.rows import get_text, get_value, read_rows
 from nanomed.text.special import Written, written
 from nanomed.text.templates import Template, of_model
@@ -192,14 +193,29 @@ def measure_answers(
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad) -> labelled.LabelledSet:
-    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad)
-    if found.multi_label != o.model.multi_label:
+def name_labels(o: Opened, names: tuple[str, ...]) -> None:
+    """Give the model's labels the names of --label-names where config.json has none for them."""
+    if names and unnamed(o.model.labels):
+        if len(names) != len(o.model.labels):
+            raise UserError(f"--label-names gives {len(names)} names, and {o.name} has {len(o.model.labels)} labels")
+        o.model.labels = list(names)
+
+
+def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad, how=PLAIN) -> labelled.LabelledSet:
+    """Texts, with what the model calls the labels that they have."""
+    m, where = o.model, sources[0][0]
+    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad, how)
+    if m.multi_label is None:  # transformers too goes by the labels where config.json has no problem_type
+        m.multi_label = found.multi_label
+    if found.multi_label != m.multi_label:
         kinds = ("one label a text", "a list of labels a text")
-        raise UserError(
-            f"{sources[0][0]}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[o.model.multi_label]}"
-        )
-    return found
+        raise UserError(f"{where}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[m.multi_label]}")
+    if found.lists == "vectors" and len(found.order) != len(m.labels):
+        raise UserError(f"{where}: vectors over {len(found.order)} labels, and {o.name} has {len(m.labels)}")
+    items, note = labelled.as_model_says(found.items, m.labels)
+    if note:
+        print(f"{where}: {note}")
+    return replace(found, items=items)
 
 
 def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0) -> dict:
@@ -211,6 +227,8 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
     targets = labelled.targets_of(items, m.labels, m.multi_label)
     logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
     sides, why = training_sides(o.directory)
+    if sides:  # whose labels may have been given names since
+        sides = replace(sides, training=labelled.as_model_says(sides.training, m.labels)[0])
     measures = beside_baselines(logits, m.labels, sides, items, targets, seed)
     return {
         "labels": m.labels,

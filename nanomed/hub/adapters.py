@@ -1,83 +1,182 @@
 """peft's adapter directories, read and written: adapter_config.json and adapter_model.safetensors.
 
-A tensor is called `base_model.model.` and its name in the model: `...c_attn.lora_A.weight` (r, in), `lora_B` (out, r).
+A tensor is called `base_model.model.` and its name in the model: `...c_attn.lora_A.weight` (r, in), `lora_B` (out, r). What is
+plain LoRA is loaded beside the layers, and can be trained on; what is more than that is computed into the weights
+(nanomed.hub.merging).
 """
 
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
-import torch
+from msgspec import Meta
+from torch import nn
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, write_json
+from nanomed.files import read_object, typed, write_json
+from nanomed.hub import merging
 from nanomed.hub.source import ADAPTER, ADAPTER_CONFIG
 from nanomed.models.classifier import HEAD, Classifier
-from nanomed.models.lora import LoRAConfig, adapter_state, inject
-from nanomed.tensors import read_safetensors, write_safetensors
+from nanomed.models.lora import LoRAConfig, adapter_state, expression, fits, inject, resolve
+from nanomed.models.quant import QUANTISED
+from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetensors
 from nanomed.text.tokenizer import copy_tokenizer
 
 PEFT_PREFIX = "base_model.model."
-# Of adapter_config.json: what LoRAConfig holds or is bookkeeping; all else must be unset.
-ADAPTER_INERT = set(
-    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha
-    lora_dropout target_modules fan_in_fan_out megatron_core qalora_group_size runtime_config loftq_config""".split()
+MERGE = "merge it with peft first: PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW)"
+CONVERT = "save it again with peft, with path_initial_model_for_weight_conversion, and it is plain LoRA"
+# Of adapter_config.json, beside what AdapterConfig holds: bookkeeping, and what only a training needs. All else must be unset.
+INERT = set(
+    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode fan_in_fan_out megatron_core
+    qalora_group_size runtime_config loftq_config eva_config corda_config lora_ga_config""".split()
 )
+# Ways to start an adapter after which the file holds all that there is to know; merging.principal() knows the last two.
+STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
+# What cannot be had from the file, and what to do.
+LOST = {
+    "pissa_niter": f"its base is drawn anew, at random, at each load, so that nobody can read it back; {CONVERT}",
+    "corda": f"its base was changed by a data set that the adapter does not hold; {CONVERT}",
+    "lora_ga": f"its base was changed by gradients that the adapter does not hold; {CONVERT}",
+    "alora_invocation_tokens": "it acts from these tokens on, which no weights can say; measure it with peft",
+    "arrow_config": "it chooses among adapters for each token, which no weights can say; measure it with peft",
+}
+
+Rank = Annotated[int, Meta(ge=0, lt=2**31)]
+Number = Annotated[float, Meta(ge=0, lt=2**31)]
+Names = list[str] | str
 
 
-def load_adapter(model, directory: Path, classifier: bool) -> None:
-    path = directory / ADAPTER_CONFIG
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The keys of adapter_config.json that decide what is computed, with peft's names and defaults."""
+
+    r: Rank
+    lora_alpha: Number
+    lora_dropout: Annotated[float, Meta(ge=0, lt=1)]
+    target_modules: Names
+    exclude_modules: Names = ()
+    layers_to_transform: Rank | list[Rank] = ()
+    layers_pattern: Names = ()
+    rank_pattern: dict[str, Annotated[int, Meta(ge=1, lt=2**31)]] = field(default_factory=dict)
+    alpha_pattern: dict[str, Number] = field(default_factory=dict)
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
+    ensure_weight_tying: bool = False
+    modules_to_save: list[Annotated[str, Meta(pattern=r"^[\w.]+$")]] = ()
+    trainable_token_indices: list[Rank] | dict[str, list[Rank]] = ()
+
+    def of(self, name: str) -> LoRAConfig:
+        """What the layer of this name has: the first pattern that fits the end of its name decides, if there is one."""
+        r = next((r for p, r in self.rank_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.r)
+        alpha = next((a for p, a in self.alpha_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.lora_alpha)
+        return LoRAConfig(r, alpha, self.lora_dropout, (name,), self.use_rslora)
+
+    def adapts(self, name: str) -> bool:
+        """Whether a layer that fits the targets has an adapter, for all that the other keys say."""
+        if fits(self.exclude_modules, name) or any(f".{m}." in f".{name}." for m in self.modules_to_save):
+            return False
+        wanted = self.layers_to_transform
+        if wanted == () or wanted == []:
+            return True
+        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+        ways = [rf"(?:^|.*?\.){p}\.(\d+)\..*" for p in patterns if p] or [r".*?\.[^.]*\.(\d+)\..*"]
+        found = next((m for m in (expression(way, name) for way in ways) if m), None)
+        return found is not None and int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every layer has the same A and B beside it, and nothing else is changed."""
+        more = (self.rank_pattern, self.alpha_pattern, self.lora_bias, self.use_dora, self.trainable_token_indices)
+        whole = set(self.modules_to_save) - {"classifier", "score"}  # peft's, for classifiers
+        return not any(more) and not whole and self.bias == "none" and self.init_lora_weights not in ("pissa", "olora")
+
+
+def _read_config(path: Path) -> AdapterConfig:
+    """Raises UserError for what is wrong or missing in adapter_config.json, and for what is not read here, with what to do
+    instead."""
     config = read_object(path)
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported; LORA is")
+        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported, LORA is; if peft can merge it, {MERGE}")
+    known = {f.name: f for f in fields(AdapterConfig)}
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() in STARTS:
+        start = config["init_lora_weights"] = start.lower()
     for key, value in config.items():
-        harmless = not value or value == "none" or (key == "init_lora_weights" and value in (True, "gaussian"))
-        harmless |= key == "modules_to_save" and value in (["score"], ["classifier", "score"])  # peft's, for classifiers
-        if key not in ADAPTER_INERT and not harmless:
-            raise UserError(f"{path}: {key} = {value!r} is not supported")
-    for key in ("r", "lora_alpha", "lora_dropout", "target_modules"):
-        if config.get(key) is None:
+        if key not in known and key not in INERT and value and value != "none":
+            raise UserError(f"{path}: {key} = {value!r} is not supported: {LOST.get(key, MERGE)}")
+    given = {}
+    for key, f in known.items():
+        if config.get(key) is None and f.default is f.default_factory is MISSING:
             raise UserError(f"{path}: {key} is missing")
-    targets = config["target_modules"]
-    named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
-    for key, fits in (
-        ("r", _number(config["r"], whole=True)),
-        ("lora_alpha", _number(config["lora_alpha"])),
-        ("lora_dropout", _number(config["lora_dropout"]) and config["lora_dropout"] < 1),
-        ("target_modules", named),
-    ):
-        if not fits:
-            raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there")
+        if config.get(key) is not None:
+            try:
+                given[key] = typed(f.type, config[key], path)
+            except UserError as e:
+                raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there") from e
+    if start is not None and start not in STARTS:
+        raise UserError(f"{path}: init_lora_weights = {start!r} is not supported: {LOST.get(start.partition('_niter')[0], MERGE)}")
+    return AdapterConfig(**given)
+
+
+def load_adapter(model, directory: Path) -> None:
+    """Give a model, or a classifier, the adapter of a directory, in place. Plain LoRA stays beside the layers, which are
+    frozen, and `model.lora` says how; what is more than that is merged, and `model.lora` stays None. Raises UserError,
+    naming the key or the tensor."""
+    path, file = directory / ADAPTER_CONFIG, directory / ADAPTER
+    config = _read_config(path)
+    if not file.exists():
+        raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded (peft writes this one)")
+    keys = {k.removeprefix(PEFT_PREFIX) for k in safetensors_shapes(file)}
+    if HEAD in keys and not isinstance(model, Classifier):
+        raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     try:
-        targets = targets if isinstance(targets, str) else tuple(targets)
-        inject(model, LoRAConfig(config["r"], config["lora_alpha"], config["lora_dropout"], targets))
+        lora = _choose(model, config)
+        layers = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
+        plain = config.is_plain and all(k.endswith((".lora_A.weight", ".lora_B.weight")) for k in keys - {HEAD})
+        plain &= all(isinstance(model.get_submodule(n), (nn.Linear, *QUANTISED)) and n != "lm_head" for n in layers)
+        if plain or not layers:
+            inject(model, lora)
+            layers = {}
+        else:
+            layers = {n: config.of(n) for n in layers}
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
-    file = directory / ADAPTER
-    if not file.exists():
-        raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded")
-    stored = {k.removeprefix(PEFT_PREFIX): v for k, v in read_safetensors(file).items()}
-    floating = {k: v.is_floating_point() for k, v in stored.items()}
-    state = {k: v.float() if floating[k] else v for k, v in stored.items()}
-    if state.pop(HEAD, None) is not None and not classifier:
-        raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
-    expected = {k: v.shape for k, v in adapter_state(model).items()}
-    for key in sorted(expected.keys() | state.keys()):
-        if key not in state or key not in expected:
-            raise UserError(f"{file}: tensor {key} is {'missing' if key not in state else 'unexpected'}")
-        if not floating[key]:
-            raise UserError(f"{file}: {key} holds no floating-point numbers")
-        if state[key].shape != expected[key]:
-            raise UserError(f"{file}: {key} has shape {tuple(state[key].shape)}, not {tuple(expected[key])}")
-    model.load_state_dict(state, strict=False)
+    stored = merging.Stored(file, {k.removeprefix(PEFT_PREFIX): v for k, v in read_safetensors(file).items()})
+    if layers:
+        merging.merge(model, config, layers, stored)
+    else:
+        own = adapter_state(model) | ({HEAD: model.score.weight} if HEAD in keys else {})
+        model.load_state_dict({k: stored.take(k, v.shape) for k, v in own.items()}, strict=False)
+    stored.check_empty()
 
 
-def _number(value, whole: bool = False) -> bool:
-    return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and 0 <= value < 2**31
+def _choose(model, config: AdapterConfig) -> LoRAConfig:
+    """The adapter's rank, and which layers have it: as the file names them, or by their full names where other keys leave
+    some out."""
+    targets = config.target_modules if isinstance(config.target_modules, str) else tuple(config.target_modules)
+    lora = resolve(model, LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora))
+    named = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
+    chosen = tuple(n for n in named if config.adapts(n))
+    if named and not chosen:
+        raise UserError("exclude_modules, layers_to_transform and modules_to_save leave no layer that has an adapter")
+    unused = not isinstance(targets, str) and any(not any(fits((t,), n) for n in named) for t in lora.targets)
+    return replace(lora, targets=chosen) if chosen and (unused or len(chosen) < len(named)) else lora
 
 
-def head_of(directory: Path) -> torch.Tensor | None:
-    """The head (K, C) that is saved with a classifier's adapter."""
-    head = read_safetensors(directory / ADAPTER).get(PEFT_PREFIX + HEAD)
-    return None if head is None else head.float()
+def vocabulary(directory: Path, embedding: str) -> int | None:
+    """How many rows the embedding has that is saved with an adapter, if there is one: the base's vocabulary may have been
+    resized."""
+    shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
+    return next((n for key in merging.spellings(embedding) for n in shapes.get(PEFT_PREFIX + key, ())[:1]), None)
+
+
+def head_rows(directory: Path) -> int | None:
+    """How many labels the head has that is saved with a classifier's adapter, if there is one."""
+    shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
+    return next(iter(shapes.get(PEFT_PREFIX + HEAD, ())), None)
 
 
 def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state: dict | None = None) -> None:
@@ -95,6 +194,7 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state:
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        "use_rslora": lora.rslora,
         "fan_in_fan_out": bool(model.family.CONV1D),  # Conv1D keeps (in, out); A and B are r x in and out x r all the same
         "bias": "none",
         "modules_to_save": ["score"] if is_classifier else None,

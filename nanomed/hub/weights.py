@@ -9,9 +9,10 @@ from typing import get_args, get_type_hints
 import torch
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, typed, write_json
+from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
-from nanomed.hub.adapters import head_of, load_adapter
+from nanomed.hub.adapters import head_rows, load_adapter, vocabulary
+from nanomed.hub.labels import labels_of
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
@@ -104,22 +105,22 @@ def _in_words(hint) -> str:
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
     """Raises UserError if the tokenizer gives ids that the model has no embedding for."""
-    if tok.vocab_size > config.vocab_size:
+    resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
+    size = resized or config.vocab_size
+    if tok.vocab_size > size:
         raise UserError(
-            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size "
-            f"is {config.vocab_size}"
+            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size is {size}"
         )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_model(
-    source: Source, from_scratch=False, dropout: float | None = None, classifier=False, quantize: str | None = None
-) -> LanguageModel:
-    """The model in fp32 on the CPU, adapter injected if the source has one, with `hf_config` (config.json as a dict).
-    `dropout`, if given, takes the place of the probabilities in the config; `classifier`: the adapter is one's; `quantize`: nf4 or
-    int8, what the linear layers are put into as they are read. What is stored quantised stays so.
+def load_model(source: Source, from_scratch=False, dropout: float | None = None, quantize: str | None = None) -> LanguageModel:
+    """The model in fp32 on the CPU, with `hf_config` (config.json as a dict); if the source has an adapter, it is injected, or
+    merged where it is more than plain LoRA, and `model.lora` is None then.
+    `dropout`, if given, takes the place of the probabilities in the config; `quantize`: nf4 or int8, what the linear layers are put
+    into as they are read. What is stored quantised stays so.
 
     Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
     """
@@ -145,29 +146,38 @@ def load_model(
         model.tie_weights()
     model.hf_config = raw
     if source.adapter:
-        load_adapter(model, source.adapter, classifier)
+        load_adapter(model, source.adapter)
     return model.train()
 
 
-def load_classifier(source: Source, quantize: str | None = None) -> Classifier:
-    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers; quantize: as of load_model. Raises
-    UserError as load_model does, and if the directory holds no classifier."""
-    directory = source.adapter or source.directory
-    raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
-    names = raw.get("id2label") or {}
+def is_classifier(source: Source) -> bool:
+    """Whether a source says, by its config.json or by its adapter's head, that it is one."""
+    if source.adapter and head_rows(source.adapter):
+        return True
     known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
-    if not isinstance(names, dict) or not names or raw.get("architectures") not in [[name] for name in known]:
+    return read_object(source.directory / "config.json").get("architectures") in [[name] for name in known]
+
+
+def load_classifier(source: Source, dropout: float | None = None, quantize: str | None = None) -> Classifier:
+    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the rest as of load_model.
+    An adapter's base is a language model, or a classifier itself. Raises UserError as load_model does, and if the directory holds
+    no classifier."""
+    directory = source.adapter or source.directory
+    if not is_classifier(source):
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
-    labels = typed(list[str], [names.get(str(k)) for k in range(len(names))], f"{directory / 'config.json'}: id2label")
-    like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)
+    path = next(d / "config.json" for d in (directory, source.directory) if (d / "config.json").exists())  # peft's has none
+    raw, rows = read_object(path), head_rows(source.adapter) if source.adapter else None
+    like = (*labels_of(raw, path, rows), raw.get("pad_token_id") or 0)
     if source.adapter:
-        model = Classifier(load_model(source, classifier=True, quantize=quantize), *like)
-        head = head_of(source.adapter)
-        if head is None or head.shape != model.score.weight.shape:
-            raise UserError(f"{directory}: no {HEAD} of shape {tuple(model.score.weight.shape)} there")
-        model.score.weight.data = head
+        base = replace(source, adapter=None)
+        model = (load_classifier if is_classifier(base) else load_model)(base, dropout=dropout, quantize=quantize)
+        if rows:
+            model = Classifier(model, *like)
+        load_adapter(model, source.adapter)
         return model.train()
     _, config = read_config(source.directory)
+    if dropout is not None:
+        config = replace(config, **dict.fromkeys(FAMILIES[raw["model_type"]].DROPOUTS, dropout))
     with torch.device("meta"):
         lm = LanguageModel(FAMILIES[raw["model_type"]], config)
         lm.hf_config = raw

@@ -15,12 +15,14 @@ from nanomed.loss import IGNORE
 from nanomed.precision import autocast, evaluating, mend, to_device
 
 HEAD = "score.weight"
+PROBLEMS = ("single_label_classification", "multi_label_classification")
 
 
 class Classifier(nn.Module):
-    """A language model's transformer under a classification head; logits (B, K) of ids (B, T) with `lengths` (B,)."""
+    """A language model's transformer under a classification head; logits (B, K) of ids (B, T) with `lengths` (B,).
+    multi_label None: config.json does not say."""
 
-    def __init__(self, lm, labels: list[str], multi_label: bool, pad: int):
+    def __init__(self, lm, labels: list[str], multi_label: bool | None, pad: int):
         super().__init__()
         self.family, self.config, self.lora = lm.family, lm.config, lm.lora
         self.labels, self.multi_label = labels, multi_label
@@ -32,7 +34,7 @@ class Classifier(nn.Module):
         self.hf_config = kept | {
             "id2label": {str(k): name for k, name in enumerate(labels)},
             "label2id": {name: k for k, name in enumerate(labels)},
-            "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+            "problem_type": None if multi_label is None else PROBLEMS[multi_label],
             "pad_token_id": pad,
         }
 

@@ -5,6 +5,7 @@ with A (r, in) random and B (out, r) zero, so that training starts at the pretra
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import regex
@@ -16,6 +17,7 @@ from nanomed.memory import in_words, physical
 from nanomed.models.quant import QUANTISED, dequantise
 
 LONGEST = 1.0  # second that a regular expression may take for one name
+ALL_LINEAR = "all-linear"  # in place of targets: every linear layer below the head
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,10 @@ class LoRAConfig:
     r: int
     alpha: float
     dropout: float
-    # Names of modules, matched at the end of the dotted path ("c_proj" is both the attention's and the MLP's,
-    # "attn.c_proj" the attention's alone), or one regular expression for the whole path: peft's rule.
-    targets: tuple[str, ...] | str
+    targets: tuple[str, ...] | str  # what fits() takes
+    # rsLoRA (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, theorem 3.2): alpha / sqrt(r),
+    # with which the change neither grows nor vanishes when the rank is raised.
+    rslora: bool = False
 
     def __post_init__(self):
         if self.r < 1:
@@ -33,18 +36,30 @@ class LoRAConfig:
         if not self.targets:
             raise UserError("LoRA needs a target: the name of a layer that gets an adapter")
         if isinstance(self.targets, str):
-            try:
-                regex.compile(self.targets)
-            except regex.error as e:
-                raise UserError(f"LoRA's target {self.targets!r} is no regular expression ({e})") from e
+            expression(self.targets, "")
 
-    def matches(self, name: str) -> bool:
-        if isinstance(self.targets, str):
-            try:  # an expression comes with an adapter, from anybody; some would be tried for years
-                return regex.fullmatch(self.targets, name, timeout=LONGEST) is not None
-            except TimeoutError as e:
-                raise UserError(f"LoRA's target {self.targets!r} takes too long to be matched against {name}") from e
-        return any(name == t or name.endswith("." + t) for t in self.targets)
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+
+def fits(targets: Iterable[str] | str, name: str) -> bool:
+    """Whether a module is one of those named: at the end of its dotted path ("c_proj" is both the attention's and the MLP's,
+    "attn.c_proj" the attention's alone), or by one regular expression for the whole path: peft's rule."""
+    if isinstance(targets, str):
+        return expression(targets, name) is not None
+    return any(name == t or name.endswith("." + t) for t in targets)
+
+
+def expression(pattern: str, name: str):
+    """The match of a regular expression with a whole name, or None. It comes with an adapter, from anybody; some would be tried
+    for years. Raises UserError for such a one, and for what is none."""
+    try:
+        return regex.fullmatch(pattern, name, timeout=LONGEST)
+    except regex.error as e:
+        raise UserError(f"LoRA's target {pattern!r} is no regular expression ({e})") from e
+    except TimeoutError as e:
+        raise UserError(f"LoRA's target {pattern!r} takes too long to be matched against {name}") from e
 
 
 class LoRALinear(nn.Module):
@@ -54,7 +69,7 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Module, config: LoRAConfig):
         super().__init__()
         self.base_layer = base
-        self.scale = config.alpha / config.r
+        self.scale = config.scale
         self.dropout = nn.Dropout(config.dropout)
         device = base.weight.device
         self.lora_A = nn.Linear(base.in_features, config.r, bias=False, device=device, dtype=torch.float32)
@@ -78,24 +93,34 @@ class LoRALinear(nn.Module):
             self.merged = True
 
 
+def is_linear(name: str, module: nn.Module) -> bool:
+    """Whether a layer can have an adapter; the head cannot, which may be the embedding too, or is trained whole."""
+    return isinstance(module, (nn.Linear, *QUANTISED)) and name not in ("lm_head", "score") and ".lora_" not in name
+
+
+def resolve(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    """The config with names in place of `all-linear`."""
+    if config.targets not in (ALL_LINEAR, (ALL_LINEAR,)):
+        return config
+    linears = [n.removesuffix(".base_layer") for n, m in model.named_modules() if is_linear(n, m)]
+    return replace(config, targets=tuple(sorted({n.rpartition(".")[2] for n in linears})))
+
+
 def inject(model: nn.Module, config: LoRAConfig) -> None:
     """Freeze every parameter of a loaded model and wrap the target linears, in place; `model.lora` says how.
 
     Raises UserError if a target matches nothing, or something that is not a linear layer, or the rank is absurd.
     """
-    linears = {n: m for n, m in model.named_modules() if config.matches(n)}
+    config = resolve(model, config)
+    linears = {n: m for n, m in model.named_modules() if fits(config.targets, n)}
     targets = [config.targets] if isinstance(config.targets, str) else config.targets
-    unused = [
-        t for t in targets if not any(replace(config, targets=t if t is config.targets else (t,)).matches(n) for n in linears)
-    ]
-    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, (nn.Linear, *QUANTISED))} - {"lm_head"})
+    unused = [t for t in targets if not any(fits(t if t is config.targets else (t,), n) for n in linears)]
+    names = ", ".join(resolve(model, replace(config, targets=(ALL_LINEAR,))).targets)
     if unused:
-        raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {', '.join(names)}")
+        raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {names}")
     for name, module in linears.items():
-        if not isinstance(module, (nn.Linear, *QUANTISED)) or name == "lm_head":  # the head may be the embedding too
-            raise UserError(
-                f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {', '.join(names)}"
-            )
+        if not is_linear(name, module):
+            raise UserError(f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {names}")
     size = 4 * sum(config.r * (m.in_features + m.out_features) for m in linears.values())
     if size > physical():
         raise UserError(f"LoRA of rank {config.r} has {in_words(size)} of weights here, more than this machine's memory")

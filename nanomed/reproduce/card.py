@@ -14,7 +14,7 @@ LOAD = {
 }
 # What decides the weights, in the order in which a reader asks for it.
 SETTINGS = """epochs max_steps batch_size grad_accum context lr warmup_ratio weight_decay grad_clip lora_r lora_alpha lora_dropout
-    lora_targets merge template near_duplicates l2_sp ewc dtype seed""".split()
+    lora_targets lora_scale merge template near_duplicates l2_sp ewc dtype seed""".split()
 
 
 def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: dict) -> str:
@@ -52,6 +52,7 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: 
     lines += ["", "## Settings", "", "| | |", "|---|---|"]
     beside_the_point = {"epochs"} if s["max_steps"] else set()
     beside_the_point |= set() if s["lora_r"] else {"lora_targets"}
+    beside_the_point |= set() if s["lora_r"] and s.get("lora_scale") == "rslora" else {"lora_scale"}
     off = (None, "", 0, 0.0, False)
     lines += [
         f"| {key} | {s[key]} |" for key in SETTINGS if key == "seed" or (s.get(key) not in off and key not in beside_the_point)

@@ -8,10 +8,12 @@ import torch
 from nanomed import hub, loss
 from nanomed.errors import UserError
 from nanomed.models import attention, packed
-from nanomed.models.classifier import HEAD
-from nanomed.models.lora import LoRAConfig, adapter_state, inject, lora_layers, merge_and_unwrap
+from nanomed.models.classifier import HEAD, Classifier
+from nanomed.models.language_model import LanguageModel
+from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, lora_layers, merge_and_unwrap, resolve
 from nanomed.models.quant import QUANTISED
 from nanomed.precision import store_frozen
+from nanomed.text.labels import in_line, to_model
 from nanomed.training import distributed
 from nanomed.training.plan import Plan
 
@@ -27,41 +29,74 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
     """(model in fp32 on the CPU, the name of its base), by what `source` is and what the plan asks for:
 
         without --lora-r    all weights; an adapter that `source` names is merged into them
-        with --lora-r       a new adapter; or the adapter of `source`, if its settings are the same, goes on; if they differ,
-                            it is merged first, and the merged base written to DIR/base, where the new one's config will point
+        with --lora-r       a new adapter; or the adapter of `source`, if its settings are the same, goes on; if they differ, or
+                            it is more than plain LoRA, it is merged first, and the merged base written to DIR/base, where the
+                            new one's config will point
 
-    classifier: a function that puts a classification head on the model, or None.
+    classifier: a function that puts a classification head on the model, or None. The head of a source that is a classifier
+    itself goes on, if it has the same labels.
     """
-    model, base = hub.load_model(source, plan.from_scratch, dropout=plan.dropout, quantize=plan.quantize), source.name
-    frozen = any(isinstance(m, QUANTISED) for m in model.modules())
-    if frozen and not plan.lora:
+    model, base = _load(source, plan, classifier), source.name
+    frozen, merged = any(isinstance(m, QUANTISED) for m in model.modules()), source.adapter and not model.lora
+    lora = plan.lora and resolve(model, plan.lora)
+    if frozen and not lora:
         raise UserError(
             f"{source.name}: its weights are quantised, and stay frozen: train an adapter on them (--lora-r)"
             + (", or --quantize none" if plan.quantize else "")
         )
-    if frozen and model.lora and not _same(model, plan.lora):
+    if frozen and model.lora and not _same(model, lora):
         raise UserError(
             f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it first (--merge), or "
             "go on with its own"
         )
-    if model.lora and not plan.lora:
+    if merged and plan.quantize:
+        raise UserError(
+            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {plan.quantize} would round that away; train "
+            "without it (--quantize none)"
+        )
+    if merged:
+        print(
+            f"{source.adapter}: more than a plain LoRA adapter; merged into the model" + (", the base of a new one" if lora else "")
+        )
+    elif model.lora and not lora:
         print(f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on with it")
-        merge_and_unwrap(model)
-    elif model.lora and not _same(model, plan.lora):
+    elif model.lora and not _same(model, lora):
         print(f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a new one")
-        merge_and_unwrap(model)
-        base = str((out / "base").resolve())
-        if not dry_run and distributed.rank() == 0:
-            hub.save_model(model, Path(base), source.tokenizer_directory)
-        _inject(model, plan.lora)
     elif model.lora:
         print(f"{source.adapter}: the adapter goes on")
         model.lora = replace(model.lora, dropout=plan.lora_dropout)
         for layer in lora_layers(model).values():
             layer.dropout.p = plan.lora_dropout
-    elif plan.lora:
-        _inject(model, plan.lora)
-    return classifier(model) if classifier else model, base
+    if model.lora and not (lora and _same(model, lora)):
+        merge_and_unwrap(model)
+        merged = True
+    if merged and lora:
+        base = str((out / "base").resolve())
+        if not dry_run and distributed.rank() == 0:
+            hub.save_model(model, Path(base), source.tokenizer_directory)
+    if lora and not model.lora:
+        _inject(model, lora)
+    return put_head_on(model, classifier, source) if classifier else model, base
+
+
+def _load(source: hub.Source, plan: Plan, classifier) -> LanguageModel | Classifier:
+    if classifier and hub.is_classifier(source):
+        return hub.load_classifier(source, dropout=plan.dropout, quantize=plan.quantize)
+    return hub.load_model(source, plan.from_scratch, dropout=plan.dropout, quantize=plan.quantize)
+
+
+def put_head_on(model, classifier, source: hub.Source) -> Classifier:
+    made, where = classifier(model), source.adapter or source.directory
+    if not isinstance(model, Classifier):
+        return made
+    calls, _ = to_model(set(made.labels), model.labels)  # the rows may have the numbers of the model's labels
+    own = [calls.get(label, label) for label in made.labels]
+    if set(own) <= set(model.labels) and model.multi_label in (None, made.multi_label):
+        print(f"{where}: its head goes on" + (", for the labels that there are here" * (len(own) < len(model.labels))))
+        made.score.weight.data = model.score.weight.data[[model.labels.index(label) for label in own]]
+    else:
+        print(f"{where}: a new head, since its own is of other labels ({in_line(model.labels)})")
+    return made
 
 
 def _inject(model, lora: LoRAConfig) -> None:
@@ -72,9 +107,9 @@ def _inject(model, lora: LoRAConfig) -> None:
 
 
 def _same(model, lora: LoRAConfig) -> bool:
-    """Whether the model's adapter has this rank, this alpha, and these layers, however its targets are spelled."""
-    wanted = {n for n, m in model.named_modules() if lora.matches(n)}
-    return (model.lora.r, model.lora.alpha) == (lora.r, lora.alpha) and wanted == set(lora_layers(model))
+    """Whether the model's adapter has this rank, this scale, and these layers, however its targets are spelled."""
+    wanted = {n for n, m in model.named_modules() if fits(lora.targets, n)}
+    return (model.lora.r, model.lora.scale) == (lora.r, lora.scale) and wanted == set(lora_layers(model))
 
 
 def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -> None:
@@ -114,7 +149,7 @@ def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, cla
     if not plan.merge:
         hub.save_adapter(model, out, base, source.tokenizer_directory, state | head)
         return {"base_sha256": hub.fingerprint(hub.find(base))}
-    merged = hub.load_model(hub.find(base), quantize=plan.quantize)
+    merged = _load(hub.find(base), plan, classifier)
     inject(merged, model.lora)
     if classifier:
         merged = classifier(merged)

@@ -81,6 +81,7 @@ class Plan:
     lora_alpha: AtLeast0 = 0.0
     lora_dropout: Share = 0.0
     lora_targets: str = "c_attn"
+    lora_scale: str = "lora"
     merge: bool = False
     quantize: str | None = None
     eval_every: Whole = Settings.eval_every
@@ -101,7 +102,9 @@ class Plan:
         from nanomed.models.lora import LoRAConfig
 
         targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
-        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets) if self.lora_r else None
+        if not self.lora_r:
+            return None
+        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets, self.lora_scale == "rslora")
 
     @classmethod
     def of(cls, args, **decided) -> "Plan":
@@ -142,6 +145,11 @@ class Classify(Plan):
     positives: Files | None = None
     negatives: Files | None = None
     label_field: str = "label,labels"
+    label_names: list[str] | None = None
+    label_separator: str | None = None
+    label_columns: list[str] | None = None
+    label_lists: str | None = None
+    stratify: bool = False  # as runs were before there was a choice; the flag is on
     positive_name: str = "positive"
     negative_name: str = "negative"
     freeze: bool = False

@@ -97,6 +97,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
         lr=args.lr or (lora_lr if args.lora_r else full_lr),
         keep=args.keep or ("best" if args.patience else "last"),
         lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
+        lora_scale=args.lora_scale or Plan.lora_scale,
         lora_targets=args.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
     )
     earlier = heldout.HeldOut() if from_scratch else heldout.earlier(source.adapter, source.directory)

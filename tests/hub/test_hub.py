@@ -169,7 +169,7 @@ def test_keys_of_published_configs_are_known(tiny, keys):
     assert_near(load(tiny[0])(X), tiny[1](X).logits)
 
 
-@pytest.mark.parametrize("key", ["use_dora", "use_rslora", "modules_to_save", "rank_pattern", "layers_to_transform"])
+@pytest.mark.parametrize("key", ["layer_replication", "use_qalora", "modules_to_save", "rank_pattern", "target_parameters"])
 def test_an_adapter_setting_that_is_not_supported_is_an_error(tiny, tmp_path, key):
     model = load(tiny[0])
     inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))

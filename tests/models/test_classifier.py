@@ -12,13 +12,15 @@ import transformers
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import metrics
+from nanomed.evaluation import measure, metrics
 from nanomed.evaluation.baselines import beside_baselines, verdict
+from nanomed.evaluation.trained import training_sides
 from nanomed.models import FAMILIES as FAMILY
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, predict
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.text.heldout import HeldOut
 from nanomed.text.labelled import Labelled, Sides, class_weights, oversampled, read_labelled, targets_of
+from nanomed.text.labels import Spelling
 from tests.conftest import FAMILIES, assert_near, assert_refused, every_family, linears, make_hf_model, make_texts, write_jsonl
 
 CPU = torch.device("cpu")
@@ -335,6 +337,152 @@ def test_a_multi_label_task(script, model_dir, tmp_path):
     assert theirs.config.problem_type == "multi_label_classification"
     measured = json.loads((tmp_path / "out" / "summary.json").read_text())["classification"]["model"]
     assert measured["micro_f1"] is not None and len(measured["confusion"]) == 2
+
+
+def run_on(script, model_dir, file, *flags):
+    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 2, *TINY, *flags)
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def test_vectors_make_a_multi_label_classifier_that_is_measured_on_vectors_and_on_names(script, model_dir, tmp_path):
+    names, texts = ["gene", "fox", "dogs"], make_texts(60, 4)
+    hot = [[int(n in t) for n in names] for t in texts]
+    vectors = labelled_file(tmp_path / "v.jsonl", [{"text": t, "labels": h} for t, h in zip(texts, hot, strict=True)])
+    run_on(script, model_dir, vectors, "--val-fraction", 0.3)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert theirs.config.problem_type == "multi_label_classification"
+    assert theirs.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    lists = [{"text": t, "labels": [n for n, x in zip(names, h, strict=True) if x]} for t, h in zip(texts, hot, strict=True)]
+    columns = [{"text": t} | dict(zip(names, h, strict=True)) for t, h in zip(texts, hot, strict=True)]
+    joined = [{"text": row["text"], "labels": "|".join(row["labels"])} for row in lists]
+    for rows, how in (
+        (lists, Spelling(names=tuple(names))),
+        (columns, Spelling(columns=tuple(names), names=tuple(names))),
+        (joined, Spelling(separator="|", names=tuple(names))),
+    ):
+        o = measure.open_model(str(tmp_path / "out"), classifier=True)
+        measure.name_labels(o, how.names)
+        file = labelled_file(tmp_path / "t.jsonl", rows)
+        found = measure.read_test_texts(o, [(file, None)], "text", "labels", None, False, how)
+        assert o.model.labels == names and targets_of(found.items, names, True).tolist() == hot
+    out = script("eval.py", "cls", "--model", "out", "--data", vectors, "--label-names", ",".join(names), "--json", "r.json")
+    assert out.returncode == 0, out.stderr
+    got = json.loads((tmp_path / "r.json").read_text())
+    assert got["labels"] == names and set(got["measures"]) == {"model", "majority", "TF-IDF + logistic regression"}
+    four = labelled_file(tmp_path / "four.jsonl", [{"text": t, "labels": [*h, 1]} for t, h in zip(texts, hot, strict=True)])
+    assert_refused(script("eval.py", "cls", "--model", "out", "--data", four), "vectors over 4 labels, and out has 3")
+    two = ("--label-names", "a,b")
+    assert_refused(script("eval.py", "cls", "--model", "out", "--data", vectors, *two), "2 names, and out has 3 labels")
+
+
+def test_a_run_is_measured_and_resumed_with_the_labels_that_it_was_told_of(script, model_dir, tmp_path):
+    rows = [{"text": t, "gene": "gene" in t, "fox": int("fox" in t)} for t in make_texts(30, 4)]
+    file, flags = labelled_file(tmp_path / "d.jsonl", rows), ("--label-columns", "gene,fox", "--val-fraction", 0.2)
+    run_on(script, model_dir, file, *flags)
+    assert "this run is complete" in run_on(script, model_dir, file, *flags, "--resume")
+    sides, why = training_sides(tmp_path / "out")  # they are found again
+    assert why is None and sides.labels == ["gene", "fox"] and len(sides.training) == 24
+
+
+@every_family
+def test_a_classifier_without_names_is_measured_as_transformers_predicts(script, tmp_path, model_dir, bpe_dir):
+    family = hub.read_config(model_dir)[1].model_type
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bpe_dir)
+    for k in (2, 3):  # two labels are transformers' default, which config.json leaves out
+        theirs = make_hf_model(tmp_path / f"m{k}", bpe_dir, FAMILIES[family][0][2], family=family, num_labels=k, pad_token_id=0)
+        assert ("id2label" in json.loads((tmp_path / f"m{k}" / "config.json").read_text())) == (k != 2)
+        texts = [t[:60] for t in make_texts(12, 3)]
+        with torch.no_grad():
+            said = [theirs(**tokenizer(t, return_tensors="pt")).logits.argmax(-1).item() for t in texts]
+        spelled = {"names": [f"LABEL_{n}" for n in said], "numbers": said, "floats": [float(n) for n in said]}
+        if k == 2:
+            spelled["truth"] = [bool(n) for n in said]
+        o = measure.open_model(str(tmp_path / f"m{k}"), dtype="fp32", classifier=True)
+        assert o.model.labels == list(theirs.config.id2label.values())
+        for values in spelled.values():
+            file = labelled_file(tmp_path / "d.jsonl", [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)])
+            found = measure.read_test_texts(o, [(file, None)], "text", "label", None, False)
+            got = measure.measure_classes(o, found.items)
+            assert got["measures"]["model"]["accuracy"] == 1 and not got["multi_label"]
+    names = ("--label-names", "no,yes,maybe")
+    words = [{"text": t, "label": ["no", "yes", "maybe"][n]} for t, n in zip(texts, said, strict=True)]
+    out = script("eval.py", "cls", "--model", "m3", "--data", labelled_file(tmp_path / "d.jsonl", words), "--dtype", "fp32", *names)
+    assert out.returncode == 0 and "1.000" in out.stdout and "maybe" in out.stdout
+
+
+def test_what_config_json_says_of_labels(tmp_path, bpe_dir):
+    make_hf_model(tmp_path, bpe_dir, "GPT2ForSequenceClassification", num_labels=3, pad_token_id=0)
+    path = tmp_path / "config.json"
+    plain = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("id2label", "label2id")}
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    for said in ({"num_labels": 3}, {"id2label": {"0": 1, "1": 2, "2": 3}}, {"id2label": {"2": "c", "0": "a", "1": "b"}}):
+        path.write_text(json.dumps(plain | said))
+        ours = hub.load_classifier(hub.find(str(tmp_path)))
+        assert ours.labels == [str(load(tmp_path).config.id2label[k]) for k in range(3)] and ours.multi_label is None
+    for said, words in (
+        ({}, "score.weight has shape"),  # two labels, then, and a head of three rows: refused there too
+        ({"num_labels": 3, "problem_type": "regression"}, "a regression"),
+        ({"num_labels": 1}, "a regression"),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, "none of them has the number 2"),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "two labels one name"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 1}}, "different numbers of 'a'"),
+    ):
+        path.write_text(json.dumps(plain | said))
+        with pytest.raises(UserError, match=words):
+            hub.load_classifier(hub.find(str(tmp_path)))
+
+
+def test_a_model_that_says_no_problem_type_is_measured_as_the_rows_are(script, tmp_path, bpe_dir):
+    make_hf_model(tmp_path / "m", bpe_dir, "GPT2ForSequenceClassification", num_labels=3, pad_token_id=0)
+    for values, multi in (([[1, 0, 0], [1, 1, 0]], True), ([0, 2], False)):
+        file = labelled_file(tmp_path / "d.jsonl", [{"text": "t", "labels": v} for v in values])
+        out = script("eval.py", "cls", "--model", "m", "--data", file, "--json", "r.json")
+        assert out.returncode == 0, out.stderr
+        assert json.loads((tmp_path / "r.json").read_text())["multi_label"] == multi
+
+
+def test_pefts_classifier_has_the_bases_labels_or_numbers(tmp_path, model_dir):
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=3, pad_token_id=0)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["c_attn"], init_lora_weights=False)
+    theirs = peft.get_peft_model(base, config).eval()
+    theirs.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    ours = hub.load_classifier(hub.find(str(tmp_path)))
+    assert ours.labels == ["LABEL_0", "LABEL_1", "LABEL_2"] and ours.multi_label is None
+    ids = ragged()
+    assert_near(predict(ours, ids, 0, 4, CPU, "fp32"), theirs_on(theirs, ids), 1e-4)
+
+
+@pytest.mark.parametrize("spelled", ["LABEL_{}", "{}"])
+def test_training_goes_on_with_the_head_of_another_classifier(script, tmp_path, bpe_dir, spelled):
+    theirs = make_hf_model(tmp_path / "m", bpe_dir, "GPT2ForSequenceClassification", num_labels=3, pad_token_id=0)
+    rows = [{"text": t, "label": spelled.format(k % 3)} for k, t in enumerate(make_texts(30, 4))]
+    said = run_on(script, "m", labelled_file(tmp_path / "d.jsonl", rows), "--val-fraction", 0.2, "--lr", 1e-9)
+    assert "m: its head goes on" in said
+    ours = hub.load_classifier(hub.find(str(tmp_path / "out")))
+    assert ours.labels == [spelled.format(k) for k in range(3)]
+    assert_near(ours.score.weight, theirs.score.weight)
+
+
+def test_every_seed_trains_and_what_cannot_be_validated_is_named(script, model_dir, tmp_path):
+    rows = [{"text": t, "label": "rare" if k < 1 else "ab"[k % 2]} for k, t in enumerate(make_texts(40, 4))]
+    file = labelled_file(tmp_path / "d.jsonl", rows)
+    for seed in range(2):
+        said = run_on(script, model_dir, file, "--dry-run", "--val-fraction", 0.1, "--seed", seed)
+        assert "too rare for a share of 0.1 to hold a text of theirs, so trained on and not validated: rare" in said
+        assert "1 rare)" in said and "; 4 validation texts" in said
+    args = ("--model", model_dir, "--data", file, "--out", "o", "--dry-run", "--max-steps", 1, *TINY, "--val-fraction", 0.9)
+    out = script("train_cls.py", *args, "--no-stratify")  # drawn from all texts alike
+    assert_refused(out, "no text of the label 'rare' is left to train on")
+    assert script("train_cls.py", *args).returncode == 0
+
+
+def test_a_label_that_no_text_has_is_named_and_keeps_its_number(script, model_dir, tmp_path):
+    file = labelled_file(tmp_path / "d.jsonl", [{"text": t, "labels": [1, k % 2, 0]} for k, t in enumerate(make_texts(20, 4))])
+    said = run_on(script, model_dir, file, "--val-fraction", 0.2)
+    assert "no text has the label LABEL_2: what it looks like cannot be learnt" in said
+    assert hub.load_classifier(hub.find(str(tmp_path / "out"))).labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 def test_labels_that_are_numbers_keep_their_order(script, model_dir, tmp_path):
