@@ -1,0 +1,289 @@
+"""What a row's label field means: one label, a list of them, numbers that stand for names, or a vector with a place a label.
+
+    row --value_of--> what it says --named, over all rows--> names --to_model--> what a model calls them
+
+Which of these it is only all of the rows together show: [1, 0] could be two labels' numbers or a vector over two labels. What could
+be either is asked for.
+"""
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.text import rows
+from nanomed.text.rows import BadRow, NoField, get_value
+
+ZERO_ONE = {"0": False, "1": True, "false": False, "true": True}
+SHOWN = 10  # labels in a line
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How rows say their labels, where it is not plain.
+
+    names: of the labels 0, 1, ..., be these numbers or the places of a vector; separator: between the labels in one text, or
+    `list` for a list of Python's or JSON's that is written as text; columns: fields of a row, each a label that it has (1, true) or
+    not (0, false); lists: whether lists of 0 and 1 are `names` or `vectors`; flag: how messages call these settings, before their
+    own names."""
+
+    names: tuple[str, ...] = ()
+    separator: str | None = None
+    columns: tuple[str, ...] = ()
+    lists: str | None = None
+    flag: str = "--label-"
+
+
+PLAIN = Spelling()
+
+
+@dataclass(frozen=True)
+class Named:
+    """labels: of each row, by name; order: all labels in the order of their numbers, where more is known of them than which rows
+    there are; lists: how lists of 0 and 1 were taken; notes: what the user should know, a line each."""
+
+    labels: list[tuple[str, ...]]
+    multi_label: bool
+    order: tuple[str, ...]
+    lists: str | None
+    notes: tuple[str, ...]
+
+
+# --- of a row ---------------------------------------------------------------------------------------------------------
+
+
+def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -> str | tuple[str, ...]:
+    """The label that a row names, or all that it lists; numbers and truth values as texts: 1 and 1.0 are `1`.
+
+    classes: what class_names() says of the row's file. Raises BadRow, and NoField for a row without the field."""
+    if how.columns:
+        return tuple(name for column, name in zip(how.columns, how.names or how.columns, strict=True) if _has_label(row, column))
+    value = get_value(row, field)
+    several = isinstance(value, list)
+    if isinstance(value, str) and how.separator:
+        parts = [part.strip() for part in value.split(how.separator) if part.strip()]
+        value, several = _read_list(value) if how.separator == "list" else parts, True
+    values = [_text_of(v, classes) for v in (value if isinstance(value, list) else [value])]
+    if None in values:
+        kind = NoField if value is None else BadRow
+        raise kind(f"no label in the field {field!r}: {value!r} ({how.flag}field names another)")
+    return tuple(values) if several or how.separator else values[0]
+
+
+def _text_of(value, classes: list[str] | None) -> str | None:
+    """None for what is no label: null, an empty text, a number that is not whole, -1 where the data set names its classes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and classes:
+        return classes[value] if 0 <= value < len(classes) else None
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        return None
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise BadRow(f"a label with a lone surrogate, which is no valid Unicode: {value!r}")
+    return value
+
+
+def _has_label(row, column: str) -> bool:
+    value = row[column] if isinstance(row, dict) and column in row else get_value(row, column)
+    if value is None:
+        raise NoField(f"no label in the column {column!r}: null, or no such column")
+    found = ZERO_ONE.get(_plain(str(value)).strip())
+    if found is None:
+        raise BadRow(f"the column {column!r} must hold 0 or 1 (or true or false), not {value!r}")
+    return found
+
+
+def _read_list(text: str) -> list:
+    """`['asthma', 'renal']`, as Python or JSON writes it. Python joins texts that no comma parts: that is numpy's writing."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            found = ast.literal_eval(text.strip())
+            kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline)]
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+            found, kinds = None, []
+        if any(a == b == tokenize.STRING for a, b in pairwise(kinds)):
+            found = None
+    if isinstance(found, tuple | set):
+        found = sorted(found, key=str) if isinstance(found, set) else list(found)
+    if not isinstance(found, list):
+        mend = "numpy's arrays leave the commas out: save .tolist() of them"
+        raise BadRow(f"not a list, as JSON or Python writes it: {text[:60]!r} ({mend})")
+    return found
+
+
+def _plain(text: str) -> str:
+    """What Python, pandas and JSON write in several ways."""
+    return text.lower() if text.lower() in ("true", "false") else text.removesuffix(".0")
+
+
+# --- of all rows ------------------------------------------------------------------------------------------------------
+
+
+def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: Iterable[str] = ()) -> Named:
+    """(place for a message, value_of()) of each row -> the names of its labels. order: all that there are, where
+    the data set says so. Raises UserError, naming the setting that decides, where it is not plain what rows mean."""
+    places, values = [place for place, _ in found], [value for _, value in found]
+    several = [isinstance(value, tuple) for value in values]
+    if len(set(several)) > 1:
+        odd = places[several.index(not several[0])]
+        raise UserError(f"{odd}: a list in some rows and one label in others")
+    multi, where = True in several, places[0].partition(", row ")[0] if places else ""
+    labels = _respelled(values if multi else [(value,) for value in values])
+    if how.columns:
+        return Named(labels, True, how.names or how.columns, None, ())
+    if multi and not order and _are_vectors(places, labels, how):
+        n = len(labels[0])
+        if how.names and len(how.names) != n:
+            raise UserError(f"{where}: vectors over {n} labels, and {len(how.names)} {how.flag}names")
+        order = how.names or tuple(f"LABEL_{k}" for k in range(n))
+        labels = [tuple(order[k] for k in range(n) if ZERO_ONE[row[k]]) for row in labels]
+        return Named(labels, True, order, "vectors", ())
+    there = {label for row in labels for label in row}
+    notes = () if multi else _notes_on(there, where, how)
+    if how.names and not there <= {*how.names}:
+        calls = _by_number(there, how.names)
+        if calls is None:
+            odd = min(there.difference(how.names))
+            known = in_line(how.names)
+            raise UserError(f"{where}: the label {odd!r} is none of {how.flag}names ({known}), nor one's number")
+        labels = [tuple(calls[label] for label in row) for row in labels]
+    labels = [tuple(dict.fromkeys(row)) for row in labels]
+    return Named(labels, multi, how.names or tuple(order), "names" if multi else None, notes)
+
+
+def _respelled(labels: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Numbers and truth values as they are spelled in texts: pandas writes 1.0 and True where JSON has 1 and true.
+    Only where all labels are such: of codes like 250.0 and 250.00 each is one of its own."""
+    there = {label for row in labels for label in row}
+    plain = all(re.fullmatch(r"-?\d+(\.0)?", name) for name in there)
+    if plain or {name.lower() for name in there} <= {"true", "false"}:
+        return [tuple(map(_plain, row)) for row in labels]
+    return labels
+
+
+def _are_vectors(places: list[str], labels: list[tuple[str, ...]], how: Spelling) -> bool:
+    """Whether lists have a place a label: they are of one length and hold 0 and 1 alone, in some list one of them
+    twice, which a list of names does not. Raises UserError for what could be either, unless `how` says it."""
+    if how.lists == "names" or (not any(labels) and how.lists != "vectors"):
+        return False
+    place, n = places[0], len(labels[0])
+    long = next((k for k, row in enumerate(labels) if len(row) != n), None)
+    odd = next(((k, label) for k, row in enumerate(labels) for label in row if label not in ZERO_ONE), None)
+    if how.lists == "vectors":
+        if odd:
+            raise UserError(f"{places[odd[0]]}: a vector of labels holds 0 and 1 alone, not {odd[1]!r}")
+        if long is not None:
+            raise UserError(f"{places[long]}: a vector over {len(labels[long])} labels, where {place} has {n}")
+        return True
+    decides = f"{how.flag}lists says whether lists are vectors (a place a label, 0 or 1) or names of labels"
+    repeated = any(len(set(row)) < len(row) for row in labels)
+    if odd:
+        numbers = all(re.fullmatch(r"-?\d+", label) for row in labels for label in row)
+        if numbers and repeated and long is None:
+            raise UserError(f"{places[odd[0]]}: {odd[1]} in a list that is else like a vector; {decides}")
+        return False
+    if long is not None:
+        raise UserError(f"{places[long]}: a list of {len(labels[long])}, where {place} has one of {n}; {decides}")
+    if not repeated:
+        raise UserError(f"{place}: [{', '.join(labels[0])}] could be labels so called, or a vector; {decides}")
+    return True
+
+
+def _notes_on(there: set[str], where: str, how: Spelling) -> tuple[str, ...]:
+    """Where each text, taken as one label, looks like several: a list, or names that recur between separators."""
+    if there and all(name.strip()[:1] + name.strip()[-1:] == "[]" for name in there):
+        example, wanted = min(there), "list"
+    else:
+        for wanted in "|;,":
+            joined = {name for name in there if len([part for part in name.split(wanted) if part.strip()]) > 1}
+            parts = {part.strip() for name in there for part in name.split(wanted)}
+            if joined and (wanted == "|" or len(parts) < len(there)):
+                example = min(joined)
+                break
+        else:
+            return ()
+    means = f"{how.flag}separator {wanted if wanted in ('list', ',') else repr(wanted)}"
+    return (f"{where}: {example!r} is taken as one label; if it is several, {means} parts them",)
+
+
+def _number(name: str) -> int | None:
+    """Of a label that is called by its number, as transformers does where it has no name."""
+    found = re.fullmatch(r"(?:LABEL_)?([0-9]{1,18})", name)
+    return int(found[1]) if found else None
+
+
+def _by_number(there: set[str], names) -> dict[str, str] | None:
+    """{what rows say: the name of that number}; None if one is no number, or beyond the names."""
+    if len(names) == 2 and there <= {"false", "true"}:
+        return dict(zip(("false", "true"), names, strict=True))
+    numbers = {label: _number(label) for label in there}
+    if any(k is None or k >= len(names) for k in numbers.values()):
+        return None
+    return {label: names[k] for label, k in numbers.items()}
+
+
+def unnamed(labels: Iterable[str]) -> bool:
+    """Whether a model's labels are the names that transformers gives where there are none."""
+    return all(name == f"LABEL_{k}" for k, name in enumerate(labels))
+
+
+def to_model(there: set[str], labels: list[str]) -> tuple[dict[str, str], str | None]:
+    """({what rows say: what the model says}, a note or None). What a model calls otherwise is known by its number in config.json's
+    id2label, unless the model's own labels are numbers; labels that are not found keep their names."""
+    alike = {_plain(name): name for name in labels}
+    if there <= {*labels} or any(name.isdigit() for name in alike):
+        return {name: alike.get(_plain(name), name) for name in there.difference(labels)}, None
+    if {_plain(name) for name in there} <= alike.keys():
+        return {name: alike[_plain(name)] for name in there}, None
+    calls = _by_number(there, labels) or {}
+    said = ", ".join(f"{a} is {b}" for a, b in sorted(calls.items(), key=lambda pair: labels.index(pair[1]))[:SHOWN])
+    return calls, None if unnamed(labels) or not calls else f"labels are the model's by their numbers: {said}"
+
+
+def in_line(labels: Iterable[str]) -> str:
+    """For a message: the first of them, and how many more there are."""
+    labels = list(labels)
+    more = f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
+    return ", ".join(labels[:SHOWN]) + more
+
+
+# --- a data set's own names -------------------------------------------------------------------------------------------
+
+
+def class_names(name: str, field: str) -> list[str] | None:
+    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths `a.b,c`
+    that there is: of hub:REPO, or of a Parquet file that it wrote. None where the numbers have no names."""
+    import datasets
+
+    if name.startswith("hub:"):
+        features = rows._hub_rows(name).features
+    elif name.lower().endswith(".parquet") and Path(name).is_file():
+        import pyarrow.parquet
+
+        try:
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
+        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError):  # said by who reads its rows
+            return None
+    else:
+        return None
+    for path in field.split(","):
+        feature = features
+        for key in path.split("."):
+            feature = feature.get(key) if isinstance(feature, dict) else None
+        while (inner := getattr(feature, "feature", None)) is not None:  # of a list
+            feature = inner
+        if feature is not None:
+            return feature.names if isinstance(feature, datasets.ClassLabel) else None
+    return None
