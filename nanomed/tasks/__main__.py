@@ -59,18 +59,18 @@ def main():
     rows = sources.mixture([t for t in tasks if t.source.form not in args.without], args.seed)
     if not rows:
         raise UserError("no task is left for the mixture (--without)")
+    described = {task.source.name: sources.describe(task, args.seed) for task in tasks}
     for task in tasks:
         name = task.source.name
         for side in ("train", "test"):
             cases = getattr(task, side)
             made = [sources.row(task, case, (args.seed, name, side, k)) for k, case in enumerate(cases)]
             sources.write_rows(made, out / f"{name}.{side}.jsonl")
-        said = f", {task.removed:,} repeat a test text and were taken out" if task.removed else ""
-        bad = f", {task.bad} bad rows left out" if task.bad else ""
-        print(f"{name} ({task.source.form}): {len(task.train):,} to train on, {len(task.test):,} to measure on{said}{bad}")
+        counted = [f"{len(task.train):,} to train on, {len(task.test):,} to measure on", *sources.say_counts(described[name])]
+        print(f"{name} ({task.source.form}): {', '.join(counted)}")
     sources.write_rows(rows, out / "train.jsonl")
     made = {"seed": args.seed, "near_duplicates": args.near_duplicates, "without": args.without, "mixture": len(rows)}
-    write_json(made | {"tasks": {task.source.name: sources.describe(task) for task in tasks}}, out / "tasks.json")
+    write_json(made | {"tasks": described}, out / "tasks.json")
     baselines.write(tasks, args.seed, out)
     train = out / "train.jsonl"
     print(f"{len(rows):,} rows in {train}; next: python train_sft.py --model M --data {train} --template medtuned --out DIR")

@@ -8,12 +8,11 @@ that part.
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nanomed.evaluation.baselines import majority_baseline, tfidf_baseline
 from nanomed.files import write_json
 from nanomed.optional import need
-from nanomed.tasks.forms import Case
+from nanomed.tasks.cases import Case
 from nanomed.tasks.sources import Task, drawn
 
 MAJORITY, LINEAR, SAME = "majority", "linear", "linear, same rows"
@@ -21,7 +20,9 @@ MAJORITY, LINEAR, SAME = "majority", "linear", "linear, same rows"
 
 def write(tasks: list[Task], seed: int, out: Path) -> None:
     """NAME.baselines.json of every task: {baseline: [labels or tags of each test text]}."""
-    for task in tqdm(tasks, desc="baselines", unit=" tasks", leave=False, disable=None):
+    for task in tasks:
+        if task.source.form != "options":
+            print(f"fitting linear models: {task.source.name}, {len(task.train):,} texts ...", flush=True)
         write_json(predict(task, seed), out / f"{task.source.name}.baselines.json")
 
 

@@ -1,5 +1,6 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back, beside the baselines."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -8,14 +9,19 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
-from nanomed.files import read_json, read_object
+from nanomed.files import check_directory, names_in, read_json, read_object, write_json, write_text
 from nanomed.tasks import score
 from nanomed.tasks.baselines import LINEAR
-from nanomed.tasks.forms import FORMS, Malformed
+from nanomed.tasks.cases import Malformed
+from nanomed.tasks.classes import mark
+from nanomed.tasks.entities import most_numbers
+from nanomed.tasks.forms import FORMS
+from nanomed.tasks.sources import say_counts
 from nanomed.text.rows import read_rows
 from nanomed.text.templates import Template
 
 DEFAULT = "medtuned"  # the template of a model that was instructed with none
+SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", "orphans")  # of tasks.json, beside each figure
 SLACK = 16  # tokens of an answer beyond what its form needs
 
 
@@ -35,17 +41,25 @@ def read_set(directory: Path) -> dict:
 
 def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
     """How many tokens each answer may have: what its form can need, by its input and labels alone, and a few."""
-    labels = [len(tokenizer.encode(f", {label}")) for label in task["labels"]]
-    if task["form"] == "tags":
-        tag = max(len(tokenizer.encode(f" : B-{label}\n")) for label in task["labels"])
-        return [len(tokenizer.encode(text)) + tag * len(text.split(" ")) + SLACK for text in texts]
-    if task["form"] in ("entities", "options"):
-        return [len(tokenizer.encode(text)) + SLACK for text in texts]
-    return [(sum(labels) if task["form"] == "classes" else max(labels)) + SLACK] * len(texts)
+
+    def size(text):
+        return len(tokenizer.encode(text))
+
+    form, labels, lines = task["form"], task["labels"], [text.replace(" ", "\n") for text in texts]
+    if form == "tags":
+        tag = max(size(f" : B-{label}\n") for label in labels)
+        return [size(text) + tag * (text.count("\n") + 1) + SLACK for text in lines]
+    if form == "entities":
+        kind = max(size(f" : {label}\n") for label in labels) if len(labels) > 1 else 0
+        return [size(text) + kind * (text.count("\n") + 1) + size(" #10") * most_numbers(text) + SLACK for text in lines]
+    if form == "options":
+        return [size(text) + SLACK for text in texts]
+    sizes = [size(f"{mark(labels)} {label}") for label in labels]
+    return [(sum(sizes) if form == "classes" else max(sizes)) + SLACK] * len(texts)
 
 
 def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int) -> list[dict]:
-    """[{"answer", "stopped"}] of each row, greedily; an answer for which the model has no room is empty."""
+    """[{"answer", "stopped", "room"}] of each row, greedily; an answer for which the model has no room is empty."""
     prompts = [o.tokenizer.prompt(template.ask(row["instruction"], row["input"])).tolist() for row in rows]
     left = [o.model.config.n_positions - len(p) for p in prompts]
     most = [min(n, room) for n, room in zip(longest_answer(task, [r["input"] for r in rows], o.tokenizer), left, strict=True)]
@@ -53,18 +67,19 @@ def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, bat
     ending = Ending(o.tokenizer, template.markers)
     chosen, limits = [prompts[k] for k in fits], [most[k] for k in fits]
     done = generate(o.model, chosen, limits, Sampling(), ending, o.device, o.dtype, seed, batch_size)
-    out = [{"answer": "", "stopped": False} for _ in rows]
+    out = [{"answer": "", "stopped": False, "room": False} for _ in rows]
     for k, completion in zip(fits, done, strict=True):
-        out[k] = {"answer": completion.text, "stopped": completion.stopped}
+        out[k] = {"answer": completion.text, "stopped": completion.stopped, "room": True}
     return out
 
 
 def read_back(task: dict, rows: list[dict], answers: list[dict]) -> tuple[list[list[str] | None], dict[str, int]]:
     """(labels or tags of each answer, None if it is malformed or cut off, {what was wrong: how many})."""
-    form, said, wrong = FORMS[task["form"]], [], {"malformed": 0, "cut_off": 0, "not_in_text": 0}
+    form, said, wrong = FORMS[task["form"]], [], {"malformed": 0, "cut_off": 0, "no_room": 0, "not_in_text": 0}
     for row, answer in zip(rows, answers, strict=True):
         if not answer["stopped"]:
             wrong["cut_off"] += 1
+            wrong["no_room"] += not answer["room"]
             said.append(None)
             continue
         try:
@@ -84,18 +99,18 @@ def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: d
     tagged, labels, gold = FORMS[task["form"]].tagged, task["labels"], [row["gold"] for row in rows]
     said, wrong = read_back(task, rows, answers)
     headline = task["measure"]
-    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong}
+    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong, "set": {k: task.get(k) for k in SAID}}
     out["malformed_share"] = (wrong["malformed"] + wrong["cut_off"]) / len(rows)
     out |= score.figures(tagged, labels, gold, said, seed)
     out["baselines"] = {name: score.figures(tagged, labels, gold, found, seed) for name, found in baselines.items()}
     if LINEAR in baselines:
-        ours, theirs = (score.count(tagged, labels, gold, side) for side in (said, baselines[LINEAR]))
-        out["against_linear"] = score.against(headline, ours, theirs, seed)
+        way, ours, their_way, theirs = score.hardest(tagged, headline, labels, gold, said, baselines[LINEAR])
+        out["against_linear"] = score.against(headline, ours, theirs, seed) | ({"ways": [way, their_way]} if tagged else {})
     return out | {"published": task.get("published", ""), "answers": answers}
 
 
 def run(args) -> dict:
-    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it."""
+    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it. Raises UserError."""
     directory = Path(args.tasks)
     made = read_set(directory)
     names = args.only or list(made["tasks"])
@@ -104,19 +119,25 @@ def run(args) -> dict:
     sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
     o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     template = choose_template(args, o, DEFAULT)
+    kept = Predictions(args, o, template) if args.predictions else None
     texts = sum(len(rows) for rows, _ in sets.values())
     print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")
     out = {}
     for name, (rows, baselines) in sets.items():
-        start = time.perf_counter()
-        answers = ask(o, rows, made["tasks"][name], template, args.batch_size, args.seed)
-        seconds = time.perf_counter() - start
-        out[name] = measure_task(made["tasks"][name], rows, answers, baselines, args.seed) | {"seconds": seconds}
-        cell = tables.measure_cell(out[name], out[name]["measure"])
-        print(f"{name}: {len(rows):,} texts in {seconds:,.0f} s, {out[name]['measure'].replace('_', '-')} {cell}", flush=True)
+        task, start = made["tasks"][name], time.perf_counter()
+        earlier = kept.read(name, rows) if kept else None
+        answers = earlier or ask(o, rows, task, template, args.batch_size, args.seed)
+        seconds = None if earlier else time.perf_counter() - start
+        if kept and not earlier:
+            kept.write(name, rows, answers, read_back(task, rows, answers)[0])
+        out[name] = measure_task(task, rows, answers, baselines, args.seed) | {"seconds": seconds}
+        took = f"in {seconds:,.0f} s" if seconds is not None else f"from {kept.file(name)}"
+        print(f"{name}: {len(rows):,} texts {took}, {say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))
+    if any(FORMS[task["form"]].tagged for task in out.values()):
+        print(TWO_WAYS)
     print(*say_linear(out), sep="\n")
     print(*(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]), sep="\n")
     return result | overlap_with_training(o, [row["input"] for rows, _ in sets.values() for row in rows])
@@ -131,10 +152,75 @@ def chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[li
     if any(len(found) != len(rows) for found in baselines.values()):
         raise UserError(f"{directory / name}.baselines.json: of other texts than {name}.test.jsonl; build the set again")
     keep = sorted(random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows))))
-    return [rows[k] for k in keep], {b: [found[k] for k in keep] for b, found in baselines.items()}
+    return [rows[k] | {"row": k + 1} for k in keep], {b: [found[k] for k in keep] for b, found in baselines.items()}
+
+
+class Predictions:
+    """--predictions DIR: NAME.jsonl of each task that is done, a row a test text, and predictions.json, which says whose they
+    are. What is there already is not asked again."""
+
+    def __init__(self, args, o: measure.Opened, template: Template):
+        """Raises UserError for a directory of something else, or of predictions of another model or asked otherwise."""
+        self.directory = Path(args.predictions)
+        check_directory(self.directory)
+        weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(o.directory.glob("*.safetensors"))]
+        asked = {"model": o.name, "weights": weights, "dtype": o.dtype, "quantize": o.quantize, "template": repr(template)}
+        asked |= {"set": str(Path(args.tasks).resolve()), "limit": args.limit, "seed": args.seed}
+        asked, settings = json.loads(json.dumps(asked)), self.directory / "predictions.json"
+        if names_in(self.directory) and not settings.exists():
+            raise UserError(f"--predictions {self.directory}: not empty, and no predictions; choose another directory")
+        found = read_object(settings) if settings.exists() else asked
+        if other := [key for key in asked if found.get(key) != asked[key]]:
+            raise UserError(f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(asked, settings)
+
+    def file(self, name: str) -> Path:
+        return self.directory / f"{name}.jsonl"
+
+    def read(self, name: str, rows: list[dict]) -> list[dict] | None:
+        if not self.file(name).exists():
+            return None
+        found = list(read_rows(str(self.file(name)), lambda row: row, None, False))
+        same = ("row", "instruction", "input", "gold")
+        if [[r.get(k) for k in same] for r in found] != [[r[k] for k in same] for r in rows]:
+            raise UserError(f"{self.file(name)}: of other texts than the set's; choose another directory")
+        return [{k: r[k] for k in ("answer", "stopped", "room")} for r in found]
+
+    def write(self, name: str, rows: list[dict], answers: list[dict], said: list[list[str] | None]) -> None:
+        made = [
+            {k: row[k] for k in ("row", "instruction", "input", "gold")} | answer | {"read": found, "right": found == row["gold"]}
+            for row, answer, found in zip(rows, answers, said, strict=True)
+        ]
+        write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), self.file(name))
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
+
+
+TWO_WAYS = (
+    "entity F1 is strict (IOB2): an I- tag without a B- of its type before it is no entity; `repaired`: it begins one. "
+    "The linear models are compared by the higher of the two, a model by the lower."
+)
+
+
+def cell(found: dict, key: str) -> str:
+    """A figure with its interval, and of tags in which an I- has no B- the one with these repaired; `-` where there is nothing to
+    count, empty for what was not measured."""
+    if key not in found:
+        return ""
+    shown = tables.measure_cell(found, key) or "-"
+    if not found.get("orphans"):
+        return shown
+    return f"{shown}; {tables.measure_cell(found, key + '_repaired') or '-'} with {found['orphans']:,} I- repaired"
+
+
+def say_figure(task: dict) -> str:
+    """A task's figure, and what its set's rows were before."""
+    counted = task["set"]
+    said = [f"{task['measure'].replace('_', '-')} {cell(task, task['measure'])}"]
+    said += [f"{task['no_room']:,} prompts left no room for an answer"] if task["no_room"] else []
+    return "; ".join(said + (say_counts(counted) if counted.get("cut") else []))
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
@@ -145,7 +231,7 @@ def table(results: dict[str, dict]) -> list[list[str]]:
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for name, task in first.items():
         measured = [r["tasks"].get(name, {}) for r in results.values()] + [task["baselines"].get(b, {}) for b in baselines]
-        cells = [tables.measure_cell(found, task["measure"]) for found in measured]
+        cells = [cell(found, task["measure"]) for found in measured]
         malformed = " / ".join(f"{r['tasks'][name]['malformed_share']:.1%}" for r in results.values() if name in r["tasks"])
         rows.append([name, task["measure"].replace("_", "-"), *cells, malformed])
     return rows

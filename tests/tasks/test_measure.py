@@ -29,17 +29,17 @@ def answered(made, name, write):
 
 def test_the_right_answers_are_right(made):
     for name, measured in (("diseases", "entity_f1"), ("topics", "accuracy")):
-        found = answered(made, name, lambda row: {"answer": row["output"], "stopped": True})
+        found = answered(made, name, lambda row: {"answer": row["output"], "stopped": True, "room": True})
         assert found[measured] == 1 and found["malformed_share"] == 0
     assert found["against_linear"]["verdict"] != "worse"
 
 
 def test_a_malformed_or_cut_off_answer_is_wrong_and_counted(made):
-    found = answered(made, "topics", lambda row: {"answer": row["output"], "stopped": row["gold"] != ["general"]})
+    found = answered(made, "topics", lambda row: {"answer": row["output"], "stopped": row["gold"] != ["general"], "room": True})
     assert found["cut_off"] == 5 and found["accuracy"] == 0.5 and found["malformed_share"] == 0.5
-    found = answered(made, "topics", lambda row: {"answer": "well, " + row["output"], "stopped": True})
+    found = answered(made, "topics", lambda row: {"answer": "well, " + row["output"], "stopped": True, "room": True})
     assert found["malformed"] == 10 and found["accuracy"] == found["macro_f1"] == 0
-    found = answered(made, "diseases", lambda row: {"answer": row["output"] + "\nunheard of", "stopped": True})
+    found = answered(made, "diseases", lambda row: {"answer": row["output"] + "\nunheard of", "stopped": True, "room": True})
     contradicted = sum(row["output"] == "none" for row in rows_of(made / "diseases.test.jsonl"))  # "none", and yet another
     assert found["not_in_text"] == 20 + contradicted and found["malformed"] == 0 and found["entity_f1"] < 1
 

@@ -9,7 +9,7 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import f1_score
 
 from nanomed.tasks import score
-from nanomed.tasks.forms import begun
+from nanomed.tasks.entities import begun
 
 TAGS = st.lists(st.lists(st.sampled_from("O O B-D I-D B-E I-E".split()), min_size=4, max_size=4), min_size=2, max_size=6)
 
