@@ -2,9 +2,10 @@
 
 Entities are counted in two ways, which differ where an I- tag has no B- before it. Strict (IOB2): it is no entity. Repaired:
 it begins one, as conlleval (Tjong Kim Sang and Buchholz 2000) has it. These are seqeval's mode="strict" and its default mode; its
-own functions are not called, since they take the hyphens off the ends of types. The F1 of labels is scikit-learn's. The counts of
-each text give the bootstrap intervals and the paired difference of two systems on the same texts. A malformed answer (None) finds
-nothing and is right about nothing.
+own functions are not called, since they take the hyphens off the ends of types. The F1 of labels equals scikit-learn's, which is
+not called either: of one label alone it counts the texts without it as a second one. The counts of each text give the bootstrap
+intervals and the paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about
+nothing.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, share
-from nanomed.optional import need
 from nanomed.tasks.entities import begun, mentions, orphans
 
 WAYS = ("strict", "repaired")
@@ -80,18 +80,11 @@ def figures(tagged: bool, labels: list[str], gold: list[list[str]], said: list[l
             return out
         counts = count(tagged, labels, gold, said, repaired=True)
         return out | with_interval("entity_f1", counts.value("entity_f1"), counts, "_repaired")
-    sk = need("sklearn.metrics")
-    true, found = (_one_hot(labels, [item or [] for item in side]) for side in (gold, said))
-    with_f1 = {k: sk.f1_score(true, found, average=k, zero_division=np.nan) for k in ("micro", "macro")}
-    each = sk.f1_score(true, found, average=None, zero_division=np.nan)
     out = {"accuracy": float(counts.right.mean()), "accuracy_ci95": share(counts.right)}
-    for k, value in with_f1.items():
-        out |= with_interval(f"{k}_f1", value)
-    return out | {"f1": {label: None if np.isnan(f) else float(f) for label, f in zip(labels, each, strict=True)}}
-
-
-def _one_hot(labels: list[str], side: list[list[str]]) -> np.ndarray:
-    return np.array([[label in item for label in labels] for item in side]).astype(int)
+    for measure in ("micro_f1", "macro_f1"):
+        out |= with_interval(measure, counts.value(measure))
+    hits, size = counts.hits.sum(0), (counts.said + counts.true).sum(0)
+    return out | {"f1": {label: float(2 * h / n) if n else None for label, h, n in zip(labels, hits, size, strict=True)}}
 
 
 def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str, Counts, str, Counts]:
