@@ -89,6 +89,13 @@ def nothing(labels: list[str]) -> str:
     return next(word for word in (NONE, "nothing", "no label", "(none)", "") if word not in map(bare, labels))
 
 
+def notes_on(labels: list[str]) -> list[str]:
+    """What a user's instructions may have to say, where labels are called so that the usual form would not read back."""
+    said = {"\n": "each has a line"}.get(mark(labels), f"`{mark(labels)}` parts them")
+    notes = [f"labels hold commas, so that in an answer {said}"] if mark(labels) != "," else []
+    return notes + [f"a label is called none, so that the answer without any is `{nothing(labels)}`"] * (nothing(labels) != NONE)
+
+
 def write_labels(case: Case, labels: list[str]) -> str:
     return joined(case.gold, labels) or nothing(labels)
 

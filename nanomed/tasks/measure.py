@@ -1,6 +1,5 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back, beside the baselines."""
 
-import json
 import random
 import time
 from pathlib import Path
@@ -9,13 +8,14 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
-from nanomed.files import check_directory, names_in, read_json, read_object, write_json, write_text
+from nanomed.files import read_json, read_object
 from nanomed.tasks import score
 from nanomed.tasks.baselines import LINEAR
 from nanomed.tasks.cases import Malformed
 from nanomed.tasks.classes import mark
 from nanomed.tasks.entities import most_numbers
 from nanomed.tasks.forms import FORMS
+from nanomed.tasks.predictions import Predictions
 from nanomed.tasks.sources import say_counts
 from nanomed.text.rows import read_rows
 from nanomed.text.templates import Template
@@ -155,46 +155,6 @@ def chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[li
     return [rows[k] | {"row": k + 1} for k in keep], {b: [found[k] for k in keep] for b, found in baselines.items()}
 
 
-class Predictions:
-    """--predictions DIR: NAME.jsonl of each task that is done, a row a test text, and predictions.json, which says whose they
-    are. What is there already is not asked again."""
-
-    def __init__(self, args, o: measure.Opened, template: Template):
-        """Raises UserError for a directory of something else, or of predictions of another model or asked otherwise."""
-        self.directory = Path(args.predictions)
-        check_directory(self.directory)
-        weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(o.directory.glob("*.safetensors"))]
-        asked = {"model": o.name, "weights": weights, "dtype": o.dtype, "quantize": o.quantize, "template": repr(template)}
-        asked |= {"set": str(Path(args.tasks).resolve()), "limit": args.limit, "seed": args.seed}
-        asked, settings = json.loads(json.dumps(asked)), self.directory / "predictions.json"
-        if names_in(self.directory) and not settings.exists():
-            raise UserError(f"--predictions {self.directory}: not empty, and no predictions; choose another directory")
-        found = read_object(settings) if settings.exists() else asked
-        if other := [key for key in asked if found.get(key) != asked[key]]:
-            raise UserError(f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(asked, settings)
-
-    def file(self, name: str) -> Path:
-        return self.directory / f"{name}.jsonl"
-
-    def read(self, name: str, rows: list[dict]) -> list[dict] | None:
-        if not self.file(name).exists():
-            return None
-        found = list(read_rows(str(self.file(name)), lambda row: row, None, False))
-        same = ("row", "instruction", "input", "gold")
-        if [[r.get(k) for k in same] for r in found] != [[r[k] for k in same] for r in rows]:
-            raise UserError(f"{self.file(name)}: of other texts than the set's; choose another directory")
-        return [{k: r[k] for k in ("answer", "stopped", "room")} for r in found]
-
-    def write(self, name: str, rows: list[dict], answers: list[dict], said: list[list[str] | None]) -> None:
-        made = [
-            {k: row[k] for k in ("row", "instruction", "input", "gold")} | answer | {"read": found, "right": found == row["gold"]}
-            for row, answer, found in zip(rows, answers, said, strict=True)
-        ]
-        write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), self.file(name))
-
-
 # --- shown ------------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +180,8 @@ def say_figure(task: dict) -> str:
     counted = task["set"]
     said = [f"{task['measure'].replace('_', '-')} {cell(task, task['measure'])}"]
     said += [f"{task['no_room']:,} prompts left no room for an answer"] if task["no_room"] else []
-    return "; ".join(said + (say_counts(counted) if counted.get("cut") else []))
+    counts = say_counts(counted) if counted.get("cut") else []
+    return "; ".join(said + [f"of the set: {', '.join(counts)}"] * bool(counts))
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:

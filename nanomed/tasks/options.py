@@ -69,7 +69,7 @@ def options_of(input: str) -> dict[str, str]:
 def read_option(answer: str, input: str, labels: list[str]) -> list[str]:
     """By its letter, both, or its text: as they are written, else but for capitals and a full stop. So `C` is the option C where
     another one's text is `c`."""
-    options = options_of(input)
+    options = options_of(input) if answer.strip() else {}
     for same in (plain, bare):
         for forms in (("{0}", "{0}.", "({0})", "{0})"), ("{0}. {1}", "({0}) {1}", "{0}) {1}"), ("{1}",)):
             found = [k for k, text in options.items() if same(answer) in [same(f.format(k, text)) for f in forms]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.files import read_toml, write_text
 from nanomed.tasks.cases import Case, Settled
-from nanomed.tasks.classes import joined
+from nanomed.tasks.classes import joined, notes_on
 from nanomed.tasks.forms import FIELDS, FORMS, lost
 from nanomed.text.labels import Spelling, class_names
 from nanomed.text.overlap import near_duplicates, words
@@ -119,7 +119,6 @@ class Task:
     train: list[Case]
     test: list[Case]
     removed: int = 0  # of train, because they repeat a test text of any source
-    notes: tuple[str, ...] = ()
     bad: int = 0  # rows that were left out, because they cannot be used, or do not read back
 
     @property
@@ -141,8 +140,9 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
     found = Settled([case for _, case in good])
     if form.settle and good:
         found = form.settle(good, source.spelling, source.labels, order)
-    print(*(f"{source.name}: {note}" for note in found.notes), sep="\n", end="\n" * bool(found.notes))
-    task = Task(source, _labels(source, found), [], [], notes=found.notes)
+    task = Task(source, _labels(source, found), [], [])
+    for note in (*found.notes, *(notes_on(task.labels) if source.form == "classes" else ())):
+        print(f"{source.name}: {note}")
     settled = iter(found.cases)
     for side, place, case in rows:
         case = next(settled) if case else None
@@ -257,6 +257,6 @@ def say_counts(made: dict) -> list[str]:
 
     said = [f"{made['removed']:,} repeat a test text and were taken out"] if made["removed"] else []
     said += [f"{made['bad_rows']:,} bad rows left out"] if made["bad_rows"] else []
-    said += of("cut", f"cut at {made['words']} words") + of("repeated", "stand there before")
+    said += of("cut", f"cut at {made['words']} words") + of("repeated", "repeat an earlier one")
     n = sum(made["orphans"].values())
     return said + ([f"{n:,} I- tags without a B- made B-"] if n else [])
