@@ -1,6 +1,5 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back, beside the baselines."""
 
-import random
 import time
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
-from nanomed.files import read_json, read_object
+from nanomed.files import read_object
 from nanomed.tasks import score
 from nanomed.tasks.baselines import LINEAR
 from nanomed.tasks.cases import Malformed
@@ -16,27 +15,13 @@ from nanomed.tasks.classes import mark
 from nanomed.tasks.entities import most_numbers
 from nanomed.tasks.forms import FORMS
 from nanomed.tasks.predictions import Predictions
+from nanomed.tasks.sets import chosen, read_set
 from nanomed.tasks.sources import say_counts
-from nanomed.text.rows import read_rows
 from nanomed.text.templates import Template
 
 DEFAULT = "medtuned"  # the template of a model that was instructed with none
 SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", "orphans")  # of tasks.json, beside each figure
 SLACK = 16  # tokens of an answer beyond what its form needs
-
-
-def read_set(directory: Path) -> dict:
-    """tasks.json of an instruction set. Raises UserError for a directory that holds none."""
-    if not (directory / "tasks.json").is_file():
-        raise UserError(f"{directory}: no tasks.json there; python -m nanomed.tasks makes an instruction set")
-    made = read_object(directory / "tasks.json")
-    tasks = made.get("tasks")
-    whole = {"form", "labels", "measure"}
-    if not isinstance(tasks, dict) or not all(
-        isinstance(t, dict) and t.keys() >= whole and t["form"] in FORMS for t in tasks.values()
-    ):
-        raise UserError(f"{directory / 'tasks.json'}: not what python -m nanomed.tasks writes")
-    return made
 
 
 def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
@@ -99,7 +84,7 @@ def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: d
     tagged, labels, gold = FORMS[task["form"]].tagged, task["labels"], [row["gold"] for row in rows]
     said, wrong = read_back(task, rows, answers)
     headline = task["measure"]
-    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong, "set": {k: task.get(k) for k in SAID}}
+    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong, "set": {k: task[k] for k in SAID}}
     out["malformed_share"] = (wrong["malformed"] + wrong["cut_off"]) / len(rows)
     out |= score.figures(tagged, labels, gold, said, seed)
     out["baselines"] = {name: score.figures(tagged, labels, gold, found, seed) for name, found in baselines.items()}
@@ -113,10 +98,10 @@ def run(args) -> dict:
     """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it. Raises UserError."""
     directory = Path(args.tasks)
     made = read_set(directory)
-    names = args.only or list(made["tasks"])
-    if unknown := [name for name in names if name not in made["tasks"]]:
-        raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made['tasks'])}")
-    sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
+    names = args.only or list(made)
+    if unknown := [name for name in names if name not in made]:
+        raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made)}")
+    sets = {name: chosen(directory, name, made[name], args.limit, args.seed) for name in names}
     o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
     template = choose_template(args, o, DEFAULT)
     kept = Predictions(args, o, template) if args.predictions else None
@@ -124,7 +109,7 @@ def run(args) -> dict:
     print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")
     out = {}
     for name, (rows, baselines) in sets.items():
-        task, start = made["tasks"][name], time.perf_counter()
+        task, start = made[name], time.perf_counter()
         earlier = kept.read(name, rows) if kept else None
         answers = earlier or ask(o, rows, task, template, args.batch_size, args.seed)
         seconds = None if earlier else time.perf_counter() - start
@@ -141,18 +126,6 @@ def run(args) -> dict:
     print(*say_linear(out), sep="\n")
     print(*(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]), sep="\n")
     return result | overlap_with_training(o, [row["input"] for rows, _ in sets.values() for row in rows])
-
-
-def chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[list[dict], dict[str, list]]:
-    """The test rows of a task and the baselines' predictions for them; of these `limit` drawn by the seed."""
-    rows = list(read_rows(str(directory / f"{name}.test.jsonl"), lambda row: row, None, False))
-    baselines = read_json(directory / f"{name}.baselines.json")
-    if not all(isinstance(row, dict) and row.keys() >= {"instruction", "input", "gold"} for row in rows):
-        raise UserError(f"{directory / name}.test.jsonl: not what python -m nanomed.tasks writes")
-    if any(len(found) != len(rows) for found in baselines.values()):
-        raise UserError(f"{directory / name}.baselines.json: of other texts than {name}.test.jsonl; build the set again")
-    keep = sorted(random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows))))
-    return [rows[k] | {"row": k + 1} for k in keep], {b: [found[k] for k in keep] for b, found in baselines.items()}
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
@@ -180,7 +153,7 @@ def say_figure(task: dict) -> str:
     counted = task["set"]
     said = [f"{task['measure'].replace('_', '-')} {cell(task, task['measure'])}"]
     said += [f"{task['no_room']:,} prompts left no room for an answer"] if task["no_room"] else []
-    counts = say_counts(counted) if counted.get("cut") else []
+    counts = say_counts(counted)
     return "; ".join(said + [f"of the set: {', '.join(counts)}"] * bool(counts))
 
 

@@ -6,16 +6,25 @@ NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instru
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.evaluation.measure import Opened
 from nanomed.files import check_directory, names_in, read_object, write_json, write_text
-from nanomed.text.rows import read_rows
+from nanomed.tasks.sets import Row, read_lines
 from nanomed.text.templates import Template
 
 ASKED = ("row", "instruction", "input", "gold")
 ANSWER = ("answer", "stopped", "room")
+
+
+@dataclass
+class Said(Row):
+    row: int
+    answer: str
+    stopped: bool
+    room: bool
 
 
 class Predictions:
@@ -43,9 +52,8 @@ class Predictions:
         """The answers to a task's rows, if it was done before. Raises UserError for those to other rows."""
         if not self.file(name).exists():
             return None
-        found = list(read_rows(str(self.file(name)), lambda row: row, None, False))
-        whole = all(isinstance(row, dict) and row.keys() >= {*ASKED, *ANSWER} for row in found)
-        if not whole or [[row[k] for k in ASKED] for row in found] != [[row[k] for k in ASKED] for row in rows]:
+        found = [vars(row) for row in read_lines(self.file(name), Said)]
+        if [[row[k] for k in ASKED] for row in found] != [[row[k] for k in ASKED] for row in rows]:
             raise UserError(f"{self.file(name)}: not of the set's texts as they are now; choose another directory")
         return [{k: row[k] for k in ANSWER} for row in found]
 

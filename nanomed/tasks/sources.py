@@ -61,6 +61,10 @@ NAMED = ("relation", "inference", "class", "classes", "decision")  # forms whose
 MEASURES = ("entity_f1", "micro_f1", "macro_f1", "accuracy")
 
 
+def measures_of(form: str) -> list[str]:
+    return [m for m in MEASURES if (m == "entity_f1") == FORMS[form].tagged]
+
+
 def read_sources(path: Path) -> list[Source]:
     """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be used."""
     try:
@@ -91,9 +95,8 @@ def _source(name: str, section, where: str) -> Source:
         raise UserError(f"{where}: form must be one of {', '.join(FORMS)}, not {section['form']!r}")
     if odd := section.get("fields", {}).keys() - FIELDS.keys():
         raise UserError(f"{where}: fields has no {sorted(odd)[0]!r}; there are: {', '.join(FIELDS)}")
-    tagged = FORMS[section["form"]].tagged
-    measures = [m for m in MEASURES if (m == "entity_f1") == tagged]
-    default = measures[0] if tagged else "accuracy" if section["form"] == "options" else "macro_f1"
+    measures = measures_of(section["form"])
+    default = "accuracy" if section["form"] == "options" else "macro_f1" if len(measures) > 1 else measures[0]
     if section.get("measure", default) not in measures:
         raise UserError(f"{where}: measure must be one of {', '.join(measures)} for {section['form']}")
     if section["form"] not in NAMED and (odd := [key for key in section if key.startswith("label_")]):
@@ -105,8 +108,8 @@ def _source(name: str, section, where: str) -> Source:
         raise UserError(f"{where}: label_lists must be names or vectors")
     if section["form"] == "options" and "words" in section:
         raise UserError(f"{where}: words does not go with options: what is asked stands at a question's end; leave it out")
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"{where}: a name becomes a file's")
+    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
+        raise UserError(f"{where!r}: a name becomes a file's" if not name.isprintable() else f"{where}: a name becomes a file's")
     return Source(**({"name": name, "measure": default} | section))
 
 
@@ -252,7 +255,7 @@ def say_counts(made: dict) -> list[str]:
     """Of a task in tasks.json, in words, what is not there, or not as its rows have it."""
 
     def of(key, what):
-        parts = [f"{n:,} of {made[side]:,} {name} texts" for side, name in NAMES.items() if (n := made[key][side])]
+        parts = [f"{n:,} of {made[side]:,} {name} texts" for side, name in NAMES.items() if (n := made[key].get(side))]
         return [" and ".join(parts) + f" {what}"] if parts else []
 
     said = [f"{made['removed']:,} repeat a test text and were taken out"] if made["removed"] else []

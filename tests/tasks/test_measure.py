@@ -6,7 +6,7 @@ import pytest
 
 from nanomed.errors import UserError
 from nanomed.evaluation import measure as measuring
-from nanomed.tasks import measure
+from nanomed.tasks import measure, sets
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, make_texts, run_script, write_jsonl
 from tests.tasks.test_sources import build, home, rows_of  # noqa: F401 (a fixture)
@@ -22,7 +22,7 @@ def made(home):  # noqa: F811
 
 def answered(made, name, write):
     """measure_task() of the answers that write(row) gives."""
-    task = json.loads((made / "tasks.json").read_text())["tasks"][name]
+    task = sets.read_set(made)[name]
     rows = rows_of(made / f"{name}.test.jsonl")
     baselines = json.loads((made / f"{name}.baselines.json").read_text())
     return measure.measure_task(task, rows, [write(row) for row in rows], baselines, 0)
@@ -116,7 +116,7 @@ def test_predictions_are_written_task_by_task_and_gone_on_with(made, model_dir, 
     assert first == second
     assert_refused(script("eval.py", "tasks", *flags, "--seed", 1), "--predictions", "of another seed")
     (tmp_path / "p" / "topics.jsonl").write_text('{"row": 1}\n')
-    assert_refused(script("eval.py", "tasks", *flags), "topics.jsonl: not of the set's texts")
+    assert_refused(script("eval.py", "tasks", *flags), "topics.jsonl, row 1: object missing required field")
     assert_refused(script("eval.py", "tasks", *flags[:-1], made), "not empty, and no predictions")
 
 
@@ -137,7 +137,7 @@ def test_two_figures_where_an_i_has_no_b_and_a_dash_where_there_is_nothing(made)
         {"answer": "b : O\na : B-D", "stopped": True, "room": True},
         {"answer": "c : O\nd : I-D", "stopped": True, "room": True},
     ]
-    task = {"form": "tags", "labels": ["D"], "measure": "entity_f1"}
+    task = vars(sets.Made("tags", ["D"], "entity_f1"))
     found = measure.measure_task(task, rows, said, {"linear": [["I-D", "O"], ["I-D", "I-D"]]}, 0)
     assert found["orphans"] == 1 and found["baselines"]["linear"]["orphans"] == 2
     assert measure.cell(found, "entity_f1").startswith("0.667 [") and "; 1.000 [" in measure.cell(found, "entity_f1")
@@ -157,8 +157,30 @@ def test_what_is_no_instruction_set_is_refused(made, model_dir, script, tmp_path
     assert_refused(done, "tasks.json")
     (made / "topics.baselines.json").write_text('{"majority": []}')
     assert_refused(script("eval.py", "tasks", "--model", model_dir, "--tasks", made), "topics.baselines.json", "other texts")
-    (made / "tasks.json").write_text('{"tasks": {"a": {"form": "essay", "labels": [], "measure": "x"}}}')
-    assert_refused(script("eval.py", "tasks", "--model", model_dir, "--tasks", made), "tasks.json: not what")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("tasks.json", '"form": "class"', '"form": "essay"', ["tasks.json: not what", "topics"]),
+        ("tasks.json", '"form": "class"', '"form": ["class"]', ["tasks.json: not what", "topics: form: expected"]),
+        ("tasks.json", '"form": "class"', '"form": "entities"', ["tasks.json: not what", "topics"]),  # accuracy is not of it
+        ("tasks.json", "macro_f1", "f1", ["tasks.json: not what", "topics"]),
+        ("tasks.json", '"words": null', '"words": "many"', ["tasks.json: not what", "words: expected"]),
+        ("tasks.json", '"medical"', '"doctor"', ["topics.test.jsonl, text 2: not of the labels"]),
+        ("topics.test.jsonl", '"gold": ["general"]', '"gold": ["x"]', ["topics.test.jsonl, text 1: not of the labels"]),
+        ("topics.test.jsonl", '"gold": ["general"]', '"gold": 5', ["topics.test.jsonl, row 1: gold: expected"]),
+        ("topics.test.jsonl", '"gold": ["general"]}', '"gold": ["gen', ["topics.test.jsonl, row 1: not valid JSON"]),
+        ("topics.baselines.json", '"general"', '"x"', ["topics.baselines.json, text 1: not of the labels"]),
+        ("diseases.baselines.json", '"O",', "", ["diseases.baselines.json, text 1: not of the labels and words"]),
+        ("diseases.baselines.json", '"linear"', '"x": 5, "linear"', ["diseases.baselines.json: [...]: expected"]),
+    ],
+)
+def test_a_damaged_set_is_named(made, model_dir, script, name, old, new, words):
+    text = (made / name).read_text()
+    assert old in text
+    (made / name).write_text(text.replace(old, new))
+    assert_refused(script("eval.py", "tasks", "--model", model_dir, "--tasks", made, "--limit", 2), *words)
 
 
 def test_a_base_without_a_template_is_asked_as_the_published_system_was(made, model_dir, tmp_path):

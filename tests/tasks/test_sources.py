@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from nanomed.tasks import sources
+from nanomed.errors import UserError
+from nanomed.tasks import baselines, sets, sources
 from nanomed.tasks.forms import FORMS
 from nanomed.text.instructions import Fields, read_instructions
 from tests.conftest import ROOT, assert_refused, make_texts, run_script, write_jsonl
@@ -144,6 +145,8 @@ def test_the_linear_baselines_learn_what_is_plain(home):
         ("published =", "measure = 'entity_f1'\npublished =", ["[topics]", "measure must be one of micro_f1, macro_f1, accuracy"]),
         ("rows = 20", "fields = { word = 'x' }", ["[diseases]", "no 'word'", "tokens"]),
         ("rows = 20", "fields = { tags = 'ner_tags' }", ["ner.train.jsonl", "row 1", "ner_tags"]),
+        ("[topics]", '["a\\u0000b"]', ["a name becomes a file's"]),
+        ("[topics]", f"[{'a' * 300}]", ["a name becomes a file's"]),
         ("[topics]", '["../topics"]', ["../topics", "a name becomes a file's"]),
         ('"ner.train.jsonl"', '"nothing.jsonl"', ["nothing.jsonl", "no such file"]),
         ('split_field = "side"', 'split_field = "sides"', ["topics.jsonl", "no rows there for the train side of topics"]),
@@ -184,6 +187,30 @@ def test_what_is_no_instruction_set_is_not_written_over(home):
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
     assert_refused(done, "not empty, and no instruction set")
     assert (home / "mine" / "train.jsonl").read_text() == "precious"
+
+
+def test_anothers_tasks_json_is_not_written_over(home):
+    (home / "mine").mkdir()
+    for theirs in ('{"version": "2.0.0", "tasks": [{"label": "build"}]}', '{"tasks": {"a": {}}}', "[]"):
+        (home / "mine" / "tasks.json").write_text(theirs)
+        done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
+        assert_refused(done, "not empty, and no instruction set")
+        assert (home / "mine" / "tasks.json").read_text() == theirs
+
+
+def test_a_set_that_was_stopped_is_no_set_and_made_whole_by_the_same_command(home, monkeypatch):
+    build(home)
+    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--without", "entities", "class")
+    assert_refused(done, "no task is left")
+    whole = (home / "set" / "tasks.json").read_bytes()
+    monkeypatch.setattr(baselines, "predict", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
+    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set")
+    assert_refused(done, "stopped")
+    with pytest.raises(UserError, match="not finished"):
+        sets.read_set(home / "set")
+    monkeypatch.undo()
+    build(home)
+    assert (home / "set" / "tasks.json").read_bytes() == whole
 
 
 def test_bad_rows_can_be_left_out(home):
