@@ -87,6 +87,11 @@ def parse_args():
     )
     many.add_argument("--only", nargs="+", metavar="NAME", help="these tasks alone")
     many.add_argument(
+        "--predictions",
+        metavar="DIR",
+        help="what was said of each text, as each task is done; the same command goes on with what is there",
+    )
+    many.add_argument(
         "--template", metavar="NAME", help="how a prompt looks (default: the model's own, if it was instructed; else medtuned)"
     )
     many.add_argument("--batch-size", type=flags.count, default=16, help="prompts at once; changes a result by rounding only")

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.many import ROOT, leave, run_all, without_weights
 from nanomed.evaluation import tables
-from nanomed.tasks import measure, score
+from nanomed.tasks import measure, score, sets
 from nanomed.tasks.forms import FORMS
 
 LINEARS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
@@ -47,7 +47,7 @@ def main():
     args = p.parse_args()
     out, tasks = Path(args.out).resolve(), Path(args.tasks).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    made = measure.read_set(tasks)["tasks"]
+    made = sets.read_set(tasks)
     there = {name: forms for name, forms in GROUPS.items() if any(task["form"] in forms for task in made.values())}
     mixtures = {"all": (), **({} if args.only_whole else {f"without {name}": forms for name, forms in there.items()})}
     lines = (tasks / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -88,7 +88,7 @@ def compared(tasks: Path, made: dict, found: dict[str, dict]) -> dict:
     whole, out = found["all"], {}
     counts = {run: {} for run in found}
     for name, task in made.items():
-        rows, _ = measure.chosen(tasks, name, whole["limit"], whole["seed"])
+        rows, _ = sets.chosen(tasks, name, task, whole["limit"], whole["seed"])
         gold, tagged = [row["gold"] for row in rows], FORMS[task["form"]].tagged
         for run, result in found.items():
             said, _ = measure.read_back(task, rows, result["tasks"][name]["answers"])

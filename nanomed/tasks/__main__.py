@@ -10,7 +10,7 @@ from pathlib import Path
 from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import check_directory, names_in, write_json
-from nanomed.tasks import baselines, sources
+from nanomed.tasks import baselines, sets, sources
 from nanomed.tasks.forms import FORMS
 
 
@@ -42,7 +42,7 @@ def main():
     if unknown := set(args.only or []) - {s.name for s in found}:
         raise UserError(f"--only {sorted(unknown)[0]}: {args.sources} has {', '.join(s.name for s in found)}")
     check_directory(out)
-    if names_in(out) and not (out / "tasks.json").is_file():
+    if names_in(out) and not sets.is_set(out):
         raise UserError(f"--out {out}: not empty, and no instruction set; choose another directory")
     written = [out / f"{name}.jsonl" for name in ("train", *(f"{s.name}.{side}" for s in found for side in ("train", "test")))]
     for name in [args.sources, *(str(Path(args.home) / n) for s in found for n in (*s.train, *s.test))]:
@@ -54,24 +54,24 @@ def main():
         if not args.only or source.name in args.only
     ]
     sources.keep_apart(tasks, args.near_duplicates, args.seed % 2**32)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tasks.json").unlink(missing_ok=True)  # until all of it is there again
     rows = sources.mixture([t for t in tasks if t.source.form not in args.without], args.seed)
     if not rows:
         raise UserError("no task is left for the mixture (--without)")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(sets.UNFINISHED, out / "tasks.json")
+    described = {task.source.name: sources.describe(task, args.seed) for task in tasks}
     for task in tasks:
         name = task.source.name
         for side in ("train", "test"):
             cases = getattr(task, side)
             made = [sources.row(task, case, (args.seed, name, side, k)) for k, case in enumerate(cases)]
             sources.write_rows(made, out / f"{name}.{side}.jsonl")
-        said = f", {task.removed:,} repeat a test text and were taken out" if task.removed else ""
-        bad = f", {task.bad} bad rows left out" if task.bad else ""
-        print(f"{name} ({task.source.form}): {len(task.train):,} to train on, {len(task.test):,} to measure on{said}{bad}")
+        counted = [f"{len(task.train):,} to train on, {len(task.test):,} to measure on", *sources.say_counts(described[name])]
+        print(f"{name} ({task.source.form}): {', '.join(counted)}")
     sources.write_rows(rows, out / "train.jsonl")
     made = {"seed": args.seed, "near_duplicates": args.near_duplicates, "without": args.without, "mixture": len(rows)}
-    write_json(made | {"tasks": {task.source.name: sources.describe(task) for task in tasks}}, out / "tasks.json")
     baselines.write(tasks, args.seed, out)
+    write_json(made | {"tasks": described}, out / "tasks.json")
     train = out / "train.jsonl"
     print(f"{len(rows):,} rows in {train}; next: python train_sft.py --model M --data {train} --template medtuned --out DIR")
 

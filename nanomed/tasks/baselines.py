@@ -8,12 +8,11 @@ that part.
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nanomed.evaluation.baselines import majority_baseline, tfidf_baseline
 from nanomed.files import write_json
 from nanomed.optional import need
-from nanomed.tasks.forms import Case
+from nanomed.tasks.cases import Case
 from nanomed.tasks.sources import Task, drawn
 
 MAJORITY, LINEAR, SAME = "majority", "linear", "linear, same rows"
@@ -21,7 +20,9 @@ MAJORITY, LINEAR, SAME = "majority", "linear", "linear, same rows"
 
 def write(tasks: list[Task], seed: int, out: Path) -> None:
     """NAME.baselines.json of every task: {baseline: [labels or tags of each test text]}."""
-    for task in tqdm(tasks, desc="baselines", unit=" tasks", leave=False, disable=None):
+    for task in tasks:
+        if task.source.form != "options":
+            print(f"fitting linear models: {task.source.name}, {len(task.train):,} texts ...", flush=True)
         write_json(predict(task, seed), out / f"{task.source.name}.baselines.json")
 
 
@@ -36,9 +37,21 @@ def predict(task: Task, seed: int) -> dict[str, list[list[str]]]:
     if task.source.form == "options":  # which letter is right does not hang on words that many questions share
         return found
     for name, side in sides.items():
-        probs = tfidf_baseline([case.input for case in side], targets(side, task), texts, len(task.labels))
-        found[name] = _labels(probs, task)
+        try:
+            found[name] = _labels(_linear([case.input for case in side], targets(side, task), texts, len(task.labels)), task)
+        except ValueError as e:  # scikit-learn's: not a single word, say
+            print(f"{task.source.name}: no {name} model ({e})")
     return found
+
+
+def _linear(train: list[str], y: np.ndarray, texts: list[str], k: int) -> np.ndarray:
+    """tfidf_baseline()'s probabilities (N, k); a label that every training text has, or none, is not learnt."""
+    if y.ndim == 1:
+        return tfidf_baseline(train, y, texts, k) if len(set(y)) > 1 else majority_baseline(y, len(texts), k)
+    out, varied = np.tile(y[0], (len(texts), 1)), y.min(0) < y.max(0)
+    if varied.any():  # of one label alone, scikit-learn gives two columns: without it, and with it
+        out[:, varied] = tfidf_baseline(train, y[:, varied], texts, k)[:, -varied.sum() :]
+    return out
 
 
 def targets(cases: list[Case], task: Task) -> np.ndarray:

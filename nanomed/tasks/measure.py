@@ -1,6 +1,5 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back, beside the baselines."""
 
-import random
 import time
 from pathlib import Path
 
@@ -8,45 +7,45 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
-from nanomed.files import read_json, read_object
+from nanomed.files import read_object
 from nanomed.tasks import score
 from nanomed.tasks.baselines import LINEAR
-from nanomed.tasks.forms import FORMS, Malformed
+from nanomed.tasks.cases import Malformed
+from nanomed.tasks.classes import mark
+from nanomed.tasks.entities import most_numbers
+from nanomed.tasks.forms import FORMS
+from nanomed.tasks.predictions import Predictions
+from nanomed.tasks.sets import chosen, read_set
+from nanomed.tasks.sources import say_counts
 from nanomed.text import special
-from nanomed.text.rows import read_rows
 from nanomed.text.templates import Template
 
 DEFAULT = "medtuned"  # the template of a model that was instructed with none
+SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", "orphans")  # of tasks.json, beside each figure
 SLACK = 16  # tokens of an answer beyond what its form needs
-
-
-def read_set(directory: Path) -> dict:
-    """tasks.json of an instruction set. Raises UserError for a directory that holds none."""
-    if not (directory / "tasks.json").is_file():
-        raise UserError(f"{directory}: no tasks.json there; python -m nanomed.tasks makes an instruction set")
-    made = read_object(directory / "tasks.json")
-    tasks = made.get("tasks")
-    whole = {"form", "labels", "measure"}
-    if not isinstance(tasks, dict) or not all(
-        isinstance(t, dict) and t.keys() >= whole and t["form"] in FORMS for t in tasks.values()
-    ):
-        raise UserError(f"{directory / 'tasks.json'}: not what python -m nanomed.tasks writes")
-    return made
 
 
 def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
     """How many tokens each answer may have: what its form can need, by its input and labels alone, and a few."""
-    labels = [len(tokenizer.encode(f", {label}")) for label in task["labels"]]
-    if task["form"] == "tags":
-        tag = max(len(tokenizer.encode(f" : B-{label}\n")) for label in task["labels"])
-        return [len(tokenizer.encode(text)) + tag * len(text.split(" ")) + SLACK for text in texts]
-    if task["form"] in ("entities", "options"):
-        return [len(tokenizer.encode(text)) + SLACK for text in texts]
-    return [(sum(labels) if task["form"] == "classes" else max(labels)) + SLACK] * len(texts)
+
+    def size(text):
+        return len(tokenizer.encode(text))
+
+    form, labels, lines = task["form"], task["labels"], [text.replace(" ", "\n") for text in texts]
+    if form == "tags":
+        tag = max(size(f" : B-{label}\n") for label in labels)
+        return [size(text) + tag * (text.count("\n") + 1) + SLACK for text in lines]
+    if form == "entities":
+        kind = max(size(f" : {label}\n") for label in labels) if len(labels) > 1 else 0
+        return [size(text) + kind * (text.count("\n") + 1) + size(" #10") * most_numbers(text) + SLACK for text in lines]
+    if form == "options":
+        return [size(text) + SLACK for text in texts]
+    sizes = [size(f"{mark(labels)} {label}") for label in labels]
+    return [(sum(sizes) if form == "classes" else max(sizes)) + SLACK] * len(texts)
 
 
 def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int) -> list[dict]:
-    """[{"answer", "stopped"}] of each row, greedily; an answer for which the model has no room is empty."""
+    """[{"answer", "stopped", "room"}] of each row, greedily; an answer for which the model has no room is empty."""
     prompts = [o.tokenizer.prompt(template.ask(row["instruction"], row["input"])).tolist() for row in rows]
     left = [o.model.config.n_positions - len(p) for p in prompts]
     most = [min(n, room) for n, room in zip(longest_answer(task, [r["input"] for r in rows], o.tokenizer), left, strict=True)]
@@ -54,18 +53,19 @@ def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, bat
     ending = Ending(o.tokenizer, template.ends)
     chosen, limits = [prompts[k] for k in fits], [most[k] for k in fits]
     done = generate(o.model, chosen, limits, Sampling(), ending, o.device, o.dtype, seed, batch_size)
-    out = [{"answer": "", "stopped": False} for _ in rows]
+    out = [{"answer": "", "stopped": False, "room": False} for _ in rows]
     for k, completion in zip(fits, done, strict=True):
-        out[k] = {"answer": completion.text, "stopped": completion.stopped}
+        out[k] = {"answer": completion.text, "stopped": completion.stopped, "room": True}
     return out
 
 
 def read_back(task: dict, rows: list[dict], answers: list[dict]) -> tuple[list[list[str] | None], dict[str, int]]:
     """(labels or tags of each answer, None if it is malformed or cut off, {what was wrong: how many})."""
-    form, said, wrong = FORMS[task["form"]], [], {"malformed": 0, "cut_off": 0, "not_in_text": 0}
+    form, said, wrong = FORMS[task["form"]], [], {"malformed": 0, "cut_off": 0, "no_room": 0, "not_in_text": 0}
     for row, answer in zip(rows, answers, strict=True):
         if not answer["stopped"]:
             wrong["cut_off"] += 1
+            wrong["no_room"] += not answer["room"]
             said.append(None)
             continue
         try:
@@ -85,60 +85,80 @@ def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: d
     tagged, labels, gold = FORMS[task["form"]].tagged, task["labels"], [row["gold"] for row in rows]
     said, wrong = read_back(task, rows, answers)
     headline = task["measure"]
-    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong}
+    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong, "set": {k: task[k] for k in SAID}}
     out["malformed_share"] = (wrong["malformed"] + wrong["cut_off"]) / len(rows)
     out |= score.figures(tagged, labels, gold, said, seed)
     out["baselines"] = {name: score.figures(tagged, labels, gold, found, seed) for name, found in baselines.items()}
     if LINEAR in baselines:
-        ours, theirs = (score.count(tagged, labels, gold, side) for side in (said, baselines[LINEAR]))
-        out["against_linear"] = score.against(headline, ours, theirs, seed)
+        way, ours, their_way, theirs = score.hardest(tagged, headline, labels, gold, said, baselines[LINEAR])
+        out["against_linear"] = score.against(headline, ours, theirs, seed) | ({"ways": [way, their_way]} if tagged else {})
     return out | {"published": task.get("published", ""), "answers": answers}
 
 
 def run(args) -> dict:
-    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it."""
+    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it. Raises UserError."""
     directory = Path(args.tasks)
     made = read_set(directory)
-    names = args.only or list(made["tasks"])
-    if unknown := [name for name in names if name not in made["tasks"]]:
-        raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made['tasks'])}")
-    sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
+    names = args.only or list(made)
+    if unknown := [name for name in names if name not in made]:
+        raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made)}")
+    sets = {name: chosen(directory, name, made[name], args.limit, args.seed) for name in names}
     o = measure.open_asked(args, writes=True)
     template = choose_template(args, o, DEFAULT)
+    kept = Predictions(args, o, template) if args.predictions else None
     texts = sum(len(rows) for rows, _ in sets.values())
     print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")
     out = {}
     for name, (rows, baselines) in sets.items():
-        start = time.perf_counter()
-        answers = ask(o, rows, made["tasks"][name], template, args.batch_size, args.seed)
-        seconds = time.perf_counter() - start
-        out[name] = measure_task(made["tasks"][name], rows, answers, baselines, args.seed) | {"seconds": seconds}
-        cell = tables.measure_cell(out[name], out[name]["measure"])
-        print(f"{name}: {len(rows):,} texts in {seconds:,.0f} s, {out[name]['measure'].replace('_', '-')} {cell}", flush=True)
+        task, start = made[name], time.perf_counter()
+        earlier = kept.read(name, rows) if kept else None
+        answers = earlier or ask(o, rows, task, template, args.batch_size, args.seed)
+        seconds = None if earlier else time.perf_counter() - start
+        if kept and not earlier:
+            kept.write(name, rows, answers, read_back(task, rows, answers)[0])
+        out[name] = measure_task(task, rows, answers, baselines, args.seed) | {"seconds": seconds}
+        took = f"in {seconds:,.0f} s" if seconds is not None else f"from {kept.file(name)}"
+        print(f"{name}: {len(rows):,} texts {took}, {say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
     spelled = special.count(o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows))
     how["special_tokens"] = special.report(o.tokenizer, spelled)
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))
+    if any(FORMS[task["form"]].tagged for task in out.values()):
+        print(TWO_WAYS)
     print(*say_linear(out), sep="\n")
     print(*(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]), sep="\n")
     return result | overlap_with_training(o, [row["input"] for rows, _ in sets.values() for row in rows])
 
 
-def chosen(directory: Path, name: str, limit: int | None, seed: int) -> tuple[list[dict], dict[str, list]]:
-    """The test rows of a task and the baselines' predictions for them; of these `limit` drawn by the seed."""
-    rows = list(read_rows(str(directory / f"{name}.test.jsonl"), lambda row: row, None, False))
-    baselines = read_json(directory / f"{name}.baselines.json")
-    if not all(isinstance(row, dict) and row.keys() >= {"instruction", "input", "gold"} for row in rows):
-        raise UserError(f"{directory / name}.test.jsonl: not what python -m nanomed.tasks writes")
-    if any(len(found) != len(rows) for found in baselines.values()):
-        raise UserError(f"{directory / name}.baselines.json: of other texts than {name}.test.jsonl; build the set again")
-    keep = sorted(random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows))))
-    return [rows[k] for k in keep], {b: [found[k] for k in keep] for b, found in baselines.items()}
-
-
 # --- shown ------------------------------------------------------------------------------------------------------------
+
+
+TWO_WAYS = (
+    "entity F1 is strict (IOB2): an I- tag without a B- of its type before it is no entity; `repaired`: it begins one. "
+    "The linear models are compared by the higher of the two, a model by the lower."
+)
+
+
+def cell(found: dict, key: str) -> str:
+    """A figure with its interval, and of tags in which an I- has no B- the one with these repaired; `-` where there is nothing to
+    count, empty for what was not measured."""
+    if key not in found:
+        return ""
+    shown = tables.measure_cell(found, key) or "-"
+    if not found.get("orphans"):
+        return shown
+    return f"{shown}; {tables.measure_cell(found, key + '_repaired') or '-'} with {found['orphans']:,} I- repaired"
+
+
+def say_figure(task: dict) -> str:
+    """A task's figure, and what its set's rows were before."""
+    counted = task["set"]
+    said = [f"{task['measure'].replace('_', '-')} {cell(task, task['measure'])}"]
+    said += [f"{task['no_room']:,} prompts left no room for an answer"] if task["no_room"] else []
+    counts = say_counts(counted)
+    return "; ".join(said + [f"of the set: {', '.join(counts)}"] * bool(counts))
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
@@ -149,7 +169,7 @@ def table(results: dict[str, dict]) -> list[list[str]]:
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for name, task in first.items():
         measured = [r["tasks"].get(name, {}) for r in results.values()] + [task["baselines"].get(b, {}) for b in baselines]
-        cells = [tables.measure_cell(found, task["measure"]) for found in measured]
+        cells = [cell(found, task["measure"]) for found in measured]
         malformed = " / ".join(f"{r['tasks'][name]['malformed_share']:.1%}" for r in results.values() if name in r["tasks"])
         rows.append([name, task["measure"].replace("_", "-"), *cells, malformed])
     return rows

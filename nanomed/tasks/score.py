@@ -1,7 +1,11 @@
 """Figures of one task: what was said of each text, against what is true.
 
-Strict entity F1 is seqeval's and the F1 of labels scikit-learn's; the counts of each text beside them give the bootstrap intervals
-and the paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about nothing.
+Entities are counted in two ways, which differ where an I- tag has no B- before it. Strict (IOB2): it is no entity. Repaired:
+it begins one, as conlleval (Tjong Kim Sang and Buchholz 2000) has it. These are seqeval's mode="strict" and its default mode; its
+own functions are not called, since they take the hyphens off the ends of types. The F1 of labels equals scikit-learn's, which is
+not called either: of one label alone it counts the texts without it as a second one. The counts of each text give the bootstrap
+intervals and the paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about
+nothing.
 """
 
 from dataclasses import dataclass
@@ -9,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, share
-from nanomed.optional import need
-from nanomed.tasks.forms import begun, mentions
+from nanomed.tasks.entities import begun, mentions, orphans
 
+WAYS = ("strict", "repaired")
 CHANCE = "no difference beyond chance"
 
 
@@ -37,55 +41,63 @@ class Counts:
         return float((2 * hits[there] / size[there]).mean()) if there.any() else float("nan")
 
 
-def count(tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None]) -> Counts:
-    """Counts of tags or labels. Tags behind a text's end are entities that it does not hold."""
+def count(tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], repaired=False) -> Counts:
+    """Counts of labels, or of the entities of tags, strict or repaired. Tags behind a text's end are entities that it does not
+    hold."""
     n, number = len(gold), {label: k for k, label in enumerate(labels)}
     hits, of_said, of_true = (np.zeros((n, len(labels)), int) for _ in range(3))
     right = np.zeros(n, bool)
+
+    def items(tags):
+        return set(mentions(begun(tags) if repaired else tags)) if tagged else {(label,) for label in tags}
+
     for row, (true, found) in enumerate(zip(gold, said, strict=True)):
         right[row] = found is not None
-        true = set(mentions(true)) if tagged else {(label,) for label in true}
-        found = set(mentions(found or [])) if tagged else {(label,) for label in found or []}
+        true, found = items(true), items(found or [])
         right[row] &= true == found
-        for counts, items in ((hits, true & found), (of_said, found), (of_true, true)):
-            for item in items:
+        for counts, those in ((hits, true & found), (of_said, found), (of_true, true)):
+            for item in those:
                 counts[row, number[item[-1]]] += 1
     return Counts(hits, of_said, of_true, right)
 
 
 def figures(tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], seed: int = 0) -> dict:
-    """Of tags: strict entity F1 (IOB2) with precision and recall; of labels: accuracy, micro- and macro-F1, and F1 of each;
-    all from 0 to 1, the first three with 95 % intervals over the texts."""
+    """Of tags: strict entity F1 (IOB2) with precision and recall, how many I- tags have no B-, and F1 with these repaired; of
+    labels: accuracy, micro- and macro-F1, and F1 of each; all from 0 to 1, None where there is nothing to count; F1 and accuracy
+    with 95 % intervals over the texts."""
     counts, n = count(tagged, labels, gold, said), len(gold)
 
-    def with_interval(measure, value):
-        return {measure: value, measure + "_ci95": interval(lambda rows: counts.value(measure, rows), n, seed=seed)}
+    def with_interval(measure, value, counts=counts, end=""):
+        found = None if np.isnan(value) else float(value)
+        return {measure + end: found, f"{measure}{end}_ci95": interval(lambda rows: counts.value(measure, rows), n, seed=seed)}
 
     if tagged:
-        metrics, scheme = need("seqeval.metrics"), need("seqeval.scheme").IOB2
-        true, found = padded(gold, said)
-        how = {"mode": "strict", "scheme": scheme, "zero_division": 0}
-        out = {k: float(getattr(metrics, f"{k}_score")(true, found, **how)) for k in ("precision", "recall")}
-        f1 = float(metrics.f1_score(true, found, **how))
-        return out | {"entities": int(counts.true.sum())} | with_interval("entity_f1", f1)
-    sk = need("sklearn.metrics")
-    true, found = (_one_hot(labels, [item or [] for item in side]) for side in (gold, said))
-    with_f1 = {k: sk.f1_score(true, found, average=k, zero_division=np.nan) for k in ("micro", "macro")}
-    each = sk.f1_score(true, found, average=None, zero_division=np.nan)
+        hits, of_said, of_true = (int(c.sum()) for c in (counts.hits, counts.said, counts.true))
+        out = {"precision": hits / of_said if of_said else None, "recall": hits / of_true if of_true else None, "entities": of_true}
+        out |= with_interval("entity_f1", counts.value("entity_f1"))
+        out["orphans"] = sum(orphans(tags) for tags in said if tags)
+        if not out["orphans"]:
+            return out
+        counts = count(tagged, labels, gold, said, repaired=True)
+        return out | with_interval("entity_f1", counts.value("entity_f1"), counts, "_repaired")
     out = {"accuracy": float(counts.right.mean()), "accuracy_ci95": share(counts.right)}
-    for k, value in with_f1.items():
-        out |= with_interval(f"{k}_f1", None if np.isnan(value) else float(value))
-    return out | {"f1": {label: None if np.isnan(f) else float(f) for label, f in zip(labels, each, strict=True)}}
+    for measure in ("micro_f1", "macro_f1"):
+        out |= with_interval(measure, counts.value(measure))
+    hits, size = counts.hits.sum(0), (counts.said + counts.true).sum(0)
+    return out | {"f1": {label: float(2 * h / n) if n else None for label, h, n in zip(labels, hits, size, strict=True)}}
 
 
-def padded(gold: list[list[str]], said: list[list[str] | None]) -> tuple[list[list[str]], list[list[str]]]:
-    """Both sides with a tag for each word and for each entity beyond the text; of a malformed answer O."""
-    true = [[*tags, *["O"] * (len(found or tags) - len(tags))] for tags, found in zip(gold, said, strict=True)]
-    return true, [begun(found) if found else ["O"] * len(tags) for tags, found in zip(gold, said, strict=True)]
+def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str, Counts, str, Counts]:
+    """(way, counts) of ours and of theirs, of the ways to count entities (strict, repaired) the one that gives us the lower figure
+    and the one that gives them the higher; of labels there is one way, ""."""
 
+    def ways(said):
+        return [(way, count(tagged, labels, gold, said, way == "repaired")) for way in (WAYS if tagged else [""])]
 
-def _one_hot(labels: list[str], side: list[list[str]]) -> np.ndarray:
-    return np.array([[label in item for label in labels] for item in side]).astype(int)
+    def value(item):
+        return np.nan_to_num(item[1].value(measure))
+
+    return *min(ways(ours), key=value), *max(ways(theirs), key=value)
 
 
 def against(measure: str, ours: Counts, theirs: Counts, seed: int = 0) -> dict:

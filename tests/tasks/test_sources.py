@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from nanomed.tasks import sources
+from nanomed.errors import UserError
+from nanomed.tasks import baselines, sets, sources
 from nanomed.tasks.forms import FORMS
 from nanomed.text.instructions import Fields, read_instructions
 from tests.conftest import ROOT, assert_refused, make_texts, run_script, write_jsonl
@@ -134,12 +135,18 @@ def test_the_linear_baselines_learn_what_is_plain(home):
         ('test = ["ner.test.jsonl"]', "test = []", ["[diseases]", "test is missing"]),
         ("rows = 20", "rows = '20'", ["[diseases]", "rows must be int"]),
         ("rows = 20", "rows = true", ["[diseases]", "rows must be int"]),
+        ("rows = 20", "words = 0", ["[diseases]", "words must be 1 or more"]),
+        ("rows = 20", "label_names = ['a']", ["[diseases]", "label_names goes with", "not with entities"]),
+        ("published =", "label_columns = ['a']\nlabel_names = ['a', 'b']\npublished =", ["1 label_columns and 2 label_names"]),
+        ("published =", "label_lists = 'hot'\npublished =", ["[topics]", "label_lists must be names or vectors"]),
         ("rows = 20", "row = 20", ["[diseases]", "unknown key 'row'"]),
         ("rows = 20", "measure = 'bleu'", ["[diseases]", "measure", "entity_f1"]),
         ("rows = 20", "measure = 'accuracy'", ["[diseases]", "measure must be one of entity_f1 for entities"]),
         ("published =", "measure = 'entity_f1'\npublished =", ["[topics]", "measure must be one of micro_f1, macro_f1, accuracy"]),
         ("rows = 20", "fields = { word = 'x' }", ["[diseases]", "no 'word'", "tokens"]),
         ("rows = 20", "fields = { tags = 'ner_tags' }", ["ner.train.jsonl", "row 1", "ner_tags"]),
+        ("[topics]", '["a\\u0000b"]', ["a name becomes a file's"]),
+        ("[topics]", f"[{'a' * 300}]", ["a name becomes a file's"]),
         ("[topics]", '["../topics"]', ["../topics", "a name becomes a file's"]),
         ('"ner.train.jsonl"', '"nothing.jsonl"', ["nothing.jsonl", "no such file"]),
         ('split_field = "side"', 'split_field = "sides"', ["topics.jsonl", "no rows there for the train side of topics"]),
@@ -182,6 +189,30 @@ def test_what_is_no_instruction_set_is_not_written_over(home):
     assert (home / "mine" / "train.jsonl").read_text() == "precious"
 
 
+def test_anothers_tasks_json_is_not_written_over(home):
+    (home / "mine").mkdir()
+    for theirs in ('{"version": "2.0.0", "tasks": [{"label": "build"}]}', '{"tasks": {"a": {}}}', "[]"):
+        (home / "mine" / "tasks.json").write_text(theirs)
+        done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
+        assert_refused(done, "not empty, and no instruction set")
+        assert (home / "mine" / "tasks.json").read_text() == theirs
+
+
+def test_a_set_that_was_stopped_is_no_set_and_made_whole_by_the_same_command(home, monkeypatch):
+    build(home)
+    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--without", "entities", "class")
+    assert_refused(done, "no task is left")
+    whole = (home / "set" / "tasks.json").read_bytes()
+    monkeypatch.setattr(baselines, "predict", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
+    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set")
+    assert_refused(done, "stopped")
+    with pytest.raises(UserError, match="not finished"):
+        sets.read_set(home / "set")
+    monkeypatch.undo()
+    build(home)
+    assert (home / "set" / "tasks.json").read_bytes() == whole
+
+
 def test_bad_rows_can_be_left_out(home):
     with open(home / "ner.train.jsonl", "a") as f:
         f.write('{"tokens": ["a b"], "tags": ["O"]}\n')
@@ -194,3 +225,157 @@ def test_a_text_file_of_sentences_is_no_annotated_corpus(home):
     write_jsonl(home / "ner.train.jsonl", ["a text"])
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
     assert_refused(done, "ner.train.jsonl, row 1", "no words in 'tokens'")
+
+
+# --- what is counted, and what does not read back ---------------------------------------------------------------------
+
+
+def one(home, form, train, test=None, lines="", flags=()):
+    """Build a set of one corpus; (the process, its tasks.json's entry, its test rows)."""
+    test = train[-3:] if test is None else test
+    for side, rows in (("train", train), ("test", test)):
+        write_rows(home / f"one.{side}.jsonl", rows)
+    files = 'train = ["one.train.jsonl"]\ntest = ["one.test.jsonl"]\ninstructions = ["One of: {labels}"]'
+    (home / "one.toml").write_text(f'[one]\nform = "{form}"\n{files}\n{lines}\n', encoding="utf-8")
+    done = run_script(home, "nanomed/tasks/__main__.py", "one.toml", "--from", home, "--out", home / "one", *flags)
+    if done.returncode:
+        return done, None, None
+    made = json.loads((home / "one" / "tasks.json").read_text(encoding="utf-8"))["tasks"]["one"]
+    return done, made, rows_of(home / "one" / "one.test.jsonl")
+
+
+def labelled(labels, field="labels", seed=5):
+    return [{"text": text, field: label} for text, label in zip(make_texts(len(labels), seed, 8, 20), labels, strict=True)]
+
+
+def reads(made, rows):
+    return all(FORMS[made["form"]].read(row["output"], row["input"], made["labels"]) == row["gold"] for row in rows)
+
+
+def test_counts_of_cut_left_out_and_repeated_rows(home):
+    texts = ["one two", "one  two", "one two\nthree four", "a b c d e"]
+    train = [{"text": t, "label": "x"} for t in [*texts, "over there", "", "f g h i"]] + [{"text": "bad", "label": ""}]
+    test = [{"text": t, "label": "y"} for t in ["k l", "k l", "k\nl\nm", "over there"]]
+    done, made, rows = one(home, "class", train, test, "words = 2", ["--skip-bad-rows"])
+    assert rows[2]["input"] == "k\nl" and made["cut"] == {"train": 3, "test": 1} and made["words"] == 2
+    assert (made["removed"], made["bad_rows"], made["repeated"]) == (1, 1, {"train": 2, "test": 2})
+    assert (made["train"], made["in_mixture"], made["orphans"]) == (6, 6, {"train": 0, "test": 0})
+    said = "1 repeat a test text and were taken out, 1 bad rows left out, "
+    said += "3 of 6 training texts and 1 of 4 test texts cut at 2 words, "
+    assert said + "2 of 6 training texts and 2 of 4 test texts repeat an earlier one" in done.stdout
+
+
+def test_tags_that_begin_with_an_i_are_counted(home):
+    rows = [{"tokens": [f"w{k}", "x"], "tags": ["I-D", "I-D"]} for k in range(6)]
+    done, made, test = one(home, "tags", rows[:4], rows[4:])
+    assert made["orphans"] == {"train": 4, "test": 2} and "6 I- tags without a B- made B-" in done.stdout
+    assert test[0]["gold"] == ["B-D", "I-D"]
+
+
+def test_a_cut_that_could_not_be_made_is_no_setting(home):
+    rows = [{"question": f"q{k}?", "options": ["x", "y"], "answer": 0} for k in range(6)]
+    assert_refused(one(home, "options", rows[:4], rows[4:], "words = 5")[0], "[one]", "words does not go with options")
+
+
+def test_labels_that_hold_commas_and_one_that_is_called_none_come_back(home):
+    ages = ["Aged, 80 and over", "Aged", "Infant, Newborn", "none", "ALL", "all"]
+    train = labelled([ages[k : k + n] for n in (1, 2, 3) for k in range(4)] + [[]] * 3)
+    done, made, rows = one(home, "classes", train, labelled([ages[:2], [], ["none"], ["ALL", "all"]], seed=6))
+    assert [row["output"] for row in rows] == ["Aged; Aged, 80 and over", "nothing", "none", "ALL; all"] and reads(made, rows)
+    assert rows[0]["instruction"] == "One of: " + "; ".join(sorted(ages))
+    assert "one: labels hold commas, so that in an answer `;` parts them" in done.stdout and "`nothing`" in done.stdout
+
+
+def test_what_does_not_read_back_is_refused_with_its_row(home):
+    train = labelled(["a", "b", "a ", "a"], "label")
+    done, _, _ = one(home, "class", train, labelled(["b", "b"], "label", 6))
+    assert_refused(done, "one.train.jsonl, row 1: its answer 'a' cannot be read back", "'a' or 'a '", "--skip-bad-rows")
+    done, made, _ = one(home, "class", train, labelled(["b", "b"], "label", 6), flags=["--skip-bad-rows"])
+    assert (made["train"], made["bad_rows"]) == (1, 3) and "3 bad rows left out" in done.stdout
+    done, made, _ = one(home, "class", train, labelled(["b", "b"], "label", 6), 'labels = { "a " = "a" }')
+    assert (made["train"], made["labels"]) == (4, ["a", "b"])
+    rows = [{"question": f"q{k}?", "options": ["O", "A", "B"], "answer": a} for k, a in enumerate(["A", "C", "O", "B"])]
+    assert_refused(one(home, "options", rows[2:], rows[:2])[0], "row 2: its answer can be B or C", "names a field with the letter")
+
+
+def test_options_are_letters_of_all_that_there_are(home):
+    rows = [{"question": f"q{k}?", "options": ["x", "y", "z"], "answer": 0} for k in range(6)]
+    _, made, rows = one(home, "options", rows[:4], rows[4:])
+    assert made["labels"] == ["A", "B", "C"] and rows[0]["gold"] == ["A"]  # a model may say C, though it is never right
+
+
+HOT = [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+NAMES = ["asthma", "fever", "tumor", "renal"]
+GOLD = [sorted(name for name, x in zip(NAMES, hot, strict=True) if x) for hot in HOT]
+
+
+@pytest.mark.parametrize(
+    ("labels", "lines"),
+    [
+        (HOT, f"label_names = {NAMES}"),
+        ([[float(x) for x in hot] for hot in HOT], f"label_names = {NAMES}"),
+        ([[bool(x) for x in hot] for hot in HOT], f"label_names = {NAMES}"),
+        (HOT, 'labels = { LABEL_0 = "asthma", LABEL_1 = "fever", LABEL_2 = "tumor", LABEL_3 = "renal" }'),
+        (GOLD, ""),
+        (["|".join(gold) for gold in GOLD], 'label_separator = "|"'),
+        ([str(gold) for gold in GOLD], 'label_separator = "list"'),
+        ([[NAMES.index(name) for name in gold] for gold in GOLD], f"label_names = {NAMES}"),
+    ],
+)
+def test_several_labels_however_rows_say_them(home, labels, lines):
+    _, made, rows = one(home, "classes", labelled(labels), labelled(labels, seed=6), lines)
+    assert [row["gold"] for row in rows] == GOLD and reads(made, rows)
+    assert made["labels"] == (NAMES if lines.startswith(("label_names", "labels")) else sorted(set(NAMES) - {"tumor"}))
+
+
+def test_a_column_a_label(home):
+    rows = [{"text": t} | dict(zip(NAMES, h, strict=True)) for t, h in zip(make_texts(12, 5, 8, 20), HOT * 2, strict=True)]
+    _, made, test = one(home, "classes", rows[:6], rows[6:], f"label_columns = {NAMES}")
+    assert [row["gold"] for row in test] == GOLD and made["labels"] == NAMES
+    assert_refused(one(home, "classes", rows[:6], rows[6:], 'label_columns = ["cough"]')[0], "row 1", "'cough'")
+
+
+def test_one_label_however_rows_spell_it(home):
+    for labels, lines in (
+        ([True, "true", "False", False], 'labels = { true = "yes", false = "no" }'),
+        ([1, 1.0, "0", 0.0], 'labels = { 1 = "yes", 0 = "no" }'),
+        ([[0, 1], [0, 1], [1, 0], [1, 0]], 'label_names = ["no", "yes"]\nlabel_lists = "vectors"'),
+        ([["yes"], ["yes"], ["no"], ["no"]], ""),
+    ):
+        _, made, rows = one(home, "class", labelled(labels, "label"), labelled(labels, "label", 6), lines)
+        assert [row["gold"] for row in rows] == [["yes"], ["yes"], ["no"], ["no"]] and reads(made, rows)
+    done, _, _ = one(home, "class", labelled([["a", "b"], ["a"], ["b"]], "label"), labelled([["a"]], "label", 6))
+    assert_refused(done, "row 1: it has 2 labels", 'form = "classes"')
+    done, _, _ = one(home, "class", labelled(["a|b", "a", "b"], "label"), labelled(["b"], "label", 6))
+    assert "'a|b' is taken as one label" in done.stdout and "label_separator '|'" in done.stdout
+    assert_refused(one(home, "class", labelled(["", "a"], "label"), labelled(["a"], "label", 6))[0], "fields.label names another")
+
+
+def test_what_lists_of_0_and_1_could_be_is_asked_for(home):
+    labels = [[1, 0], [0, 1], [1, 0]]
+    assert_refused(one(home, "classes", labelled(labels), labelled(labels, seed=6))[0], "row 1", "label_lists")
+    _, made, rows = one(home, "classes", labelled(labels), labelled(labels, seed=6), 'label_lists = "vectors"')
+    assert made["labels"] == ["LABEL_0", "LABEL_1"] and rows[0]["gold"] == ["LABEL_0"]
+
+
+def test_a_label_that_every_text_has_or_none(home):
+    labels = [["a"], [], ["a"], ["a"]]
+    _, made, rows = one(home, "classes", labelled(labels), labelled(labels, seed=6), 'label_names = ["a", "b"]')
+    assert made["labels"] == ["a", "b"] and reads(made, rows)
+    assert len(json.loads((home / "one" / "one.baselines.json").read_text())["linear"]) == 4
+
+
+def test_linear_models_where_there_is_nothing_to_learn(home):
+    def linear():
+        return json.loads((home / "one" / "one.baselines.json").read_text()).get("linear")
+
+    one(home, "class", labelled(["a", "a", "a"], "label"), labelled(["b"], "label", 6))
+    assert linear() == [["a"]]
+    one(home, "classes", labelled([["a"], [], ["a"], []]), labelled([["a"]], seed=6))
+    assert len(linear()) == 1
+    done, _, _ = one(home, "class", [{"text": k, "label": k} for k in "ab"], [{"text": "c", "label": "a"}])
+    assert linear() is None and "one: no linear model (empty vocabulary" in done.stdout
+
+
+def test_that_linear_models_are_fitted_is_said(home):
+    assert "fitting linear models: diseases, 60 texts" in build(home)

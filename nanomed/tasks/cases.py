@@ -1,0 +1,47 @@
+"""What is asked and what is right, of one row; and the two ways in which a row or an answer can fail to say it."""
+
+from dataclasses import dataclass
+
+from nanomed.text.rows import NoField, get_text
+
+NONE = "none"  # the answer where nothing is to be found
+
+
+class Malformed(Exception):
+    """An answer that says nothing in the form that was asked for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """input: what a model is shown; gold: a tag a word of it (IOB2), or its label, or its labels (until they are settled, what the
+    row says); cut: whether the text was longer than what is shown; orphans: the row's I- tags that continued nothing, and are B-
+    in gold."""
+
+    input: str
+    gold: tuple[str, ...]
+    cut: bool = False
+    orphans: int = 0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """cases: of each row its case, or why it has none; order: all labels there are, where more is known of them than what rows
+    say; notes: what the user should know, a line each."""
+
+    cases: list[Case | str]
+    order: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def missing(row, fields: dict, key: str, what: str = "text") -> NoField:
+    """The error of a row that has not the field which `fields` names for `key`."""
+    there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    return NoField(f'no {what} in {fields[key]!r} ({there}; fields.{key} = "..." names another)')
+
+
+def text_of(row, fields: dict, key: str) -> str:
+    """The text in the field that `fields` names for `key`. Raises BadRow."""
+    try:
+        return get_text(row, fields[key])
+    except NoField as e:
+        raise missing(row, fields, key) from e

@@ -1,0 +1,65 @@
+"""What a model said of each text of a set's tasks: a directory that eval.py tasks writes task by task, and goes on with.
+
+predictions.json    whose predictions these are: model, its weights' files, template, set, limit, seed
+NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instruction, input, gold, answer, stopped (it ended by
+                    itself), room (there was any for an answer), read (labels or tags; null: malformed, cut off), right}
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.evaluation.measure import Opened
+from nanomed.files import check_directory, names_in, read_object, write_json, write_text
+from nanomed.tasks.sets import Row, read_lines
+from nanomed.text.templates import Template
+
+ASKED = ("row", "instruction", "input", "gold")
+ANSWER = ("answer", "stopped", "room")
+
+
+@dataclass
+class Said(Row):
+    row: int
+    answer: str
+    stopped: bool
+    room: bool
+
+
+class Predictions:
+    def __init__(self, args, o: Opened, template: Template):
+        """Raises UserError for a directory of something else, or of predictions of another model or asked otherwise."""
+        self.directory = Path(args.predictions)
+        check_directory(self.directory, "--predictions")
+        weights = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(o.directory.glob("*.safetensors"))]
+        asked = {"model": o.name, "weights": weights, "dtype": o.dtype, "quantize": o.quantize}
+        asked |= {"template": [template.ask("instruction", "input").text, *template.ends], "special_tokens": o.tokenizer.reading}
+        asked |= {"set": str(Path(args.tasks).resolve()), "limit": args.limit, "seed": args.seed}
+        settings = self.directory / "predictions.json"
+        if names_in(self.directory) and not settings.exists():
+            raise UserError(f"--predictions {self.directory}: not empty, and no predictions; choose another directory")
+        found = read_object(settings) if settings.exists() else asked
+        if other := [key for key in asked if found.get(key) != asked[key]]:
+            raise UserError(f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(asked, settings)
+
+    def file(self, name: str) -> Path:
+        return self.directory / f"{name}.jsonl"
+
+    def read(self, name: str, rows: list[dict]) -> list[dict] | None:
+        """The answers to a task's rows, if it was done before. Raises UserError for those to other rows."""
+        if not self.file(name).exists():
+            return None
+        found = [vars(row) for row in read_lines(self.file(name), Said)]
+        if [[row[k] for k in ASKED] for row in found] != [[row[k] for k in ASKED] for row in rows]:
+            raise UserError(f"{self.file(name)}: not of the set's texts as they are now; choose another directory")
+        return [{k: row[k] for k in ANSWER} for row in found]
+
+    def write(self, name: str, rows: list[dict], answers: list[dict], said: list[list[str] | None]) -> None:
+        made = [
+            {k: row[k] for k in ASKED} | answer | {"read": found, "right": found == row["gold"]}
+            for row, answer, found in zip(rows, answers, said, strict=True)
+        ]
+        write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), self.file(name))
