@@ -13,7 +13,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.text.batches import split_rows
-from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
+from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, read_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
         group = get_value(row, fields.group) if fields.group else ""
         if group is None:
             raise NoField(f"no field {fields.group!r} (--group-field)")
-        return Instruction(instruction, input, get_text(row, fields.response, "--response-field"), str(group))
+        return Instruction(instruction, input, get_text(row, fields.response, "--response-field", numbers=True), str(group))
 
     taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]
     kept = [item for item in taken if item is not None]
@@ -86,7 +86,7 @@ def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: boo
     for row in read_rows(name, lambda row: row, None, skip_bad):
         if row is not None:
             asked = get_value(row, fields.instruction) is not None
-            if not asked and get_value(row, "text" if name.lower().endswith(".txt") else text_field) is None:
+            if not asked and get_value(row, field_of(name, text_field)) is None:
                 there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
                 raise UserError(
                     f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "

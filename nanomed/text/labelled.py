@@ -10,7 +10,7 @@ from nanomed.errors import UserError
 from nanomed.text import heldout
 from nanomed.text.batches import split_rows
 from nanomed.text.overlap import repeated
-from nanomed.text.rows import BadRow, NoField, get_text, get_value, named_sets, read_rows
+from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, named_sets, read_rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad) -> Labelled
 
     taken = []
     for file, label in sources:
-        fields = "text" if label is not None and file.lower().endswith(".txt") else text_field
+        fields = field_of(file, text_field) if label is not None else text_field
         taken += read_rows(file, lambda row, label=label, fields=fields: take(row, label, fields), limit, skip_bad)
     items = [item for item in taken if item is not None]
     files = ", ".join(file for file, _ in sources)
