@@ -37,12 +37,16 @@ def shaped(value, path: Path, how: str | None) -> list:
             return [{column: v[key] for column, v in value.items()} for key in keys]
         say(f"{path}: an object by id; the id is the field `id`")
         return [{"id": key} | v for key, v in value.items()]
-    if values and all(isinstance(v, list) and len(v) == len(values[0]) for v in values):
+    if values and all(_is_column(v) and len(v) == len(values[0]) for v in values):
         say(f"{path}: columns of {len(values[0]):,} rows")
         return [dict(zip(value, row, strict=True)) for row in zip(*values, strict=True)]
     if value:
         say(f"{path}: one object, which is its only row")
     return [value] if value else []
+
+
+def _is_column(value) -> bool:
+    return isinstance(value, list) and not any(isinstance(v, dict) for v in value)
 
 
 def _fits(row, columns: list) -> bool:
