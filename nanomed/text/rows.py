@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text.formats import is_plain, rows_of
+from nanomed.text.formats import is_plain, is_table, rows_of
 from nanomed.text.lines import BadRow
 
 
@@ -74,8 +74,10 @@ def _placed_rows(name: str, take, limit: int | None, skip_bad: bool) -> Iterator
             value, good = take(make()), True
         except BadRow as e:
             if not skip_bad:
-                mend = " (--skip-bad-rows leaves such rows out)"  # no mend where it would leave out all of them
-                raise UserError(f"{name}, {place}: {e}{'' if number == 1 and isinstance(e, NoField) else mend}") from e
+                mend = " (--skip-bad-rows leaves such rows out)"
+                if number == 1 and isinstance(e, NoField):  # where it would leave out all of them
+                    mend = "; the first line of a CSV file names its columns" if is_table(name) else ""
+                raise UserError(f"{name}, {place}: {e}{mend}") from e
             value, first_bad = None, first_bad or f"{place}: {e}"
         yield place, value
     if first_bad and not good:
