@@ -15,7 +15,7 @@ python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstra
 import argparse
 import sys
 
-from nanomed import cli, flags
+from nanomed import cli, flags, reading
 from nanomed.errors import UserError
 from nanomed.evaluation.named import FORMATS, MISTAKES
 
@@ -60,7 +60,7 @@ def parse_args():
     flags.add_data_flag(qa, flags.DATA_HELP)
     flags.add_instruction_flags(qa, "the model's own, else response")
     flags.add_sampling_flags(qa, temperature=0.0, top_p=1.0)
-    qa.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+    reading.add_flags(qa)
 
     given = commands.add_parser("choices", help="accuracy of the likeliest of given answers; PubMedQA's yes, no or maybe")
     given.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
@@ -74,7 +74,7 @@ def parse_args():
     given.add_argument("--all-rows", action="store_true", help="of PubMedQA all rows, not only the 500 of the official test split")
     given.add_argument("--template", metavar="NAME", help="put each prompt into this template as its instruction (default: none)")
     given.add_argument("--batch-size", type=flags.count, default=16, help="prompts at once; changes a result by rounding only")
-    given.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+    reading.add_flags(given)
     flags.add_retrieval_flags(given)
 
     many = commands.add_parser("tasks", help="every task of an instruction set: entities, relations, classes, answers")
@@ -135,7 +135,8 @@ def parse_args():
         flags.add_common_flags(command)
     if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
         raise UserError("a command comes first: eval.py ppl --model M --data D (eval.py ppl --help lists the flags)")
-    return p.parse_args()
+    args = p.parse_args()
+    return reading.read_as(args) if hasattr(args, "document_per") else args
 
 
 def mistake_names(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ python train_clm.py --model config.json --from-scratch --data general.jsonl --ou
 import shlex
 from functools import partial
 
-from nanomed import cli, flags
+from nanomed import cli, flags, reading
 from nanomed.errors import UserError
 from nanomed.training.plan import Adapt
 
@@ -22,7 +22,7 @@ def parse_args():
     p.add_argument("--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer")
     flags.add_training_flags(p)
     flags.add_forgetting_flags(p)
-    return cli.parse(p, phase=Adapt.phase)
+    return reading.read_as(cli.parse(p, phase=Adapt.phase))
 
 
 def main():

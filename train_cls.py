@@ -10,7 +10,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from nanomed import cli, flags
+from nanomed import cli, flags, reading
 from nanomed.errors import UserError
 from nanomed.training.plan import Classify
 
@@ -34,7 +34,7 @@ def parse_args():
         help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither",
     )
     flags.add_training_flags(p)
-    return cli.parse(p, phase=Classify.phase)
+    return reading.read_as(cli.parse(p, phase=Classify.phase))
 
 
 def main():

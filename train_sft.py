@@ -9,7 +9,7 @@ import shlex
 from dataclasses import replace
 from functools import partial
 
-from nanomed import cli, flags
+from nanomed import cli, flags, reading
 from nanomed.errors import UserError
 from nanomed.training.plan import Instruct
 
@@ -38,7 +38,7 @@ def parse_args():
     p.add_argument("--replay-ratio", type=flags.positive, default=1.0, help="documents of --replay per example")
     flags.add_training_flags(p)
     flags.add_forgetting_flags(p)
-    return cli.parse(p, phase=Instruct.phase)
+    return reading.read_as(cli.parse(p, phase=Instruct.phase))
 
 
 def main():

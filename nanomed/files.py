@@ -29,7 +29,7 @@ _locks = {}  # path: the open file's number; a lock lasts as long as that
 
 def read_json(path: Path):
     try:
-        return parse_json(path.read_text(encoding="utf-8"), path)
+        return parse_json(path.read_text(encoding="utf-8-sig"), path)  # Windows puts a mark before it
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
     except UnicodeDecodeError as e:

@@ -4,6 +4,7 @@ library, so that --help comes at once, and a wrong flag is found before a second
 import argparse
 import csv
 
+from nanomed import reading
 from nanomed.cli import Several
 from nanomed.errors import UserError
 from nanomed.text.templates import TEMPLATES
@@ -89,7 +90,10 @@ def name_list(text: str) -> list[str]:
 
 LISTS = ("names", "vectors")  # what lists of 0 and 1 are (nanomed.text.labels)
 MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
-DATA_HELP = ".jsonl, .json, .csv, .parquet, .txt (a document a line) or hub:REPO[:CONFIG[:SPLIT]]; several may be given"
+DATA_HELP = (
+    ".jsonl, .json, .csv, .tsv, .parquet, .txt (a document a line), packed (.gz, .zst) too, a folder of .txt, what "
+    "Dataset.save_to_disk wrote, or hub:REPO[:CONFIG[:SPLIT]]; several may be given (docs/files.md)"
+)
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 
 QUANTIZE_HELP = (
@@ -149,8 +153,8 @@ def add_data_flag(p: argparse.ArgumentParser, help: str) -> None:
 def add_data_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--text-field", default="text", help="field of the text: a name, a path like "
                    "context.contexts, or several (a,b), of which the first that a row has counts; a list is joined with "
-                   "newlines")
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+                   "newlines; of a list by number: messages.1.content")
+    reading.add_flags(p)
 
 
 def add_held_out_flags(p: argparse.ArgumentParser, what: str) -> None:
@@ -248,7 +252,7 @@ def add_retrieval_flags(p: argparse.ArgumentParser) -> None:
     """Passages of a corpus before the question."""
     p.add_argument("--retrieve", type=count, metavar="K", help="put the K passages of --corpus that fit a question best before it")
     p.add_argument("--corpus", nargs="+", action=Several, metavar="D", help="the passages: " + DATA_HELP)
-    p.add_argument("--corpus-field", default="text,context.contexts,context", metavar="FIELD", help="of a passage")
+    p.add_argument("--corpus-field", default="text,context.contexts,context,CONTEXTS", metavar="FIELD", help="of a passage")
     p.add_argument("--retriever", choices=["bm25", "embeddings"], default="bm25",
                    help="what fits: shared words (BM25), or the mean of the model's own last hidden states (computed once, kept in "
                         "the cache)")

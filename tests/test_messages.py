@@ -6,6 +6,7 @@ value (JSON; ~ takes the key away; without a key the whole file has that text). 
 said now, to be read before it is kept.
 """
 
+import gzip
 import json
 import os
 import re
@@ -55,6 +56,9 @@ def make(d: Path, model: Path) -> None:
     (d / "commas.csv").write_text("id,text\n1,a fever, and a cough\n")
     (d / "semicolon.csv").write_text("id;text\n1;a fever\n")
     (d / "no-header.csv").write_text("1,a fever\n")
+    (d / "heading.tsv").write_text("ham\ta fever\nspam\tcough\n")
+    (d / "two.json").write_text('{"train": [{"text": "a fever"}], "test": [{"text": "cough"}]}')
+    (d / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a fever"}\n')[:-9])
     (d / "words.docx").write_bytes(b"PK\x03\x04")
     (d / "labels.jsonl").write_text('{"text": "a fever", "label": "a"}\n{"text": "cough"}\n')
     (d / "alike.jsonl").write_text('{"text": "a fever", "label": "a"}\n{"text": "cough", "label": "a"}\n')

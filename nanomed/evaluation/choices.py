@@ -63,7 +63,7 @@ def from_row(row) -> Item:
     return Item(prompt, tuple(choices), number, given, _optional(row, "question"), _optional(row, GOLD))
 
 
-GOLD = "context.contexts,context,contexts"  # where PubMedQA's rows keep their passage
+GOLD = "context.contexts,context,contexts,CONTEXTS"  # where PubMedQA's rows keep their passage
 
 
 def _optional(row, fields: str) -> str | None:

@@ -18,8 +18,9 @@ from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import instructions, labelled, special
 from nanomed.text.corpus import Corpus, encode_corpus
+from nanomed.text.formats import is_plain
 from nanomed.text.labels import PLAIN, unnamed
-from nanomed.text.rows import get_text, get_value, read_rows
+from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
 from nanomed.text.special import Written, written
 from nanomed.text.templates import Template, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
@@ -111,10 +112,10 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
 def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list[str | None]]:
     """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows say the answer
     is (`response`, `output` or `answer`), or None."""
-    fields = "text" if file.lower().endswith(".txt") else f"prompt,{instructions.Fields.instruction}"
+    fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
 
     def take(row):
-        answer = get_value(row, instructions.Fields.response)
+        answer = number_as_text(get_value(row, instructions.Fields.response))
         known = isinstance(answer, str) and bool(answer.strip())
         return get_text(row, fields, "the file must have it"), answer if known else None
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, share
 from nanomed.optional import need
+from nanomed.text.nfkc import nfkc
 
 # --- classification ---------------------------------------------------------------------------------------------------
 
@@ -156,10 +157,12 @@ NO_NOUN = set("and or but is are was were in of to for with by on at as".split()
 def normalise(text: str) -> str:
     """SQuAD's normalisation, but for what changes a medical answer's meaning: punctuation stays where it is a sign or part
     of a number (a thousands comma does not), and articles go only where they stand before a word. A capital A is an article
-    at the beginning of a sentence alone, so that hepatitis A stays; a small one within a sentence always is.
+    at the beginning of a sentence alone, so that hepatitis A stays; a small one within a sentence always is. Both micro signs
+    are one, and whatever else `nfkc` makes one; in SQuAD's they are two.
 
-    Whatever goes here goes in SQuAD's too, so that texts which are the same here are the same there."""
-    words, kept = text.split(), []
+    Whatever else goes here goes in SQuAD's too, so that texts which are the same here are the same there, if their characters
+    are."""
+    words, kept = nfkc(text).split(), []
     for k, word in enumerate(words):
         following = words[k + 1].strip(string.punctuation) if k + 1 < len(words) else ""
         bare = word.lstrip("\"'([{")
@@ -197,13 +200,13 @@ WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|(?![{UNSPACED}])\w[^\s{UNSPACED}]*")
 class UnicodeWords:
     """A tokenizer for rouge-score, whose own drops every letter but a-z and 0-9. ASCII words are left to that one and its
     Porter stemmer, so that English is measured as ever; others stay whole, in lower case; where a script has no blanks each
-    character is a word."""
+    character is a word. What `nfkc` makes one is one."""
 
     def __init__(self):
         self.ascii = need("rouge_score.tokenizers").DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        text = unicodedata.normalize("NFC", text.lower())
+        text = nfkc(text).lower()
         text = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
         words = (self.ascii.tokenize(word) if word.isascii() else [word] for word in WORD.findall(text))
         return [part for parts in words for part in parts]
@@ -240,12 +243,15 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
         lambda rows: bleu._compute_score_from_stats(statistics[rows].sum(0).tolist()).score, len(completions), seed=seed
     )
     unspaced = re.search(f"[{UNSPACED}]", " ".join([*completions, *references]))
+    order = bleu.max_ngram_order
+    too_short = not statistics[:, -1].any()  # how many n-grams of the longest kind the answers have
     out["settings"] = {
-        "exact_match": "punctuation and articles aside, unless they change the meaning",
+        "exact_match": "punctuation and articles aside, unless they change the meaning; NFKC but for ², ₂, ½",
         "exact_match_squad": "SQuAD's normalisation",
         "token_f1": "SQuAD's normalisation",
         "bleu": f"sacrebleu {bleu.get_signature()}"
-        + ("; its 13a takes unspaced Chinese, Japanese or Thai for one word" if unspaced else ""),
+        + ("; its 13a takes unspaced Chinese, Japanese or Thai for one word" if unspaced else "")
+        + (f"; 0 because no answer has {order} tokens, its longest n-gram: read exact match and token F1" if too_short else ""),
         "rouge": f"rouge-score {importlib.metadata.version('rouge-score')}, F1, Porter stemmer, Unicode words",
     }
     return out

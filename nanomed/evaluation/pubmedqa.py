@@ -1,6 +1,7 @@
 """PubMedQA (Jin et al. 2019) as questions with given answers: does the abstract say yes, no, or maybe?
 
-Its rows are read as they are, from the Hub (qiaojin/PubMedQA, pqa_labeled) or from a file with the same fields.
+Its rows are read as they are, from the Hub (qiaojin/PubMedQA, pqa_labeled), from its release (ori_pqal.json: an object by PubMed
+id, fields in capitals) or from a file with either's fields.
 """
 
 from dataclasses import replace
@@ -26,7 +27,7 @@ def taker(format: str, only: set[str] | None):
         identity = get_value(row, "pubid,id,pmid")
         if only is not None and str(identity) not in only:
             return None
-        question = get_text(row, "question", "the file must have it")
+        question = get_text(row, "question,QUESTION", "the file must have it")
         context = get_text(row, GOLD, "the file must have it")
         answer = get_value(row, "final_decision")
         if f" {answer}" not in CHOICES:

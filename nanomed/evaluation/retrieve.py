@@ -8,6 +8,7 @@ Both ways are deterministic: of passages that fit equally well, the one that com
 
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from nanomed.files import read_object, write_json
 from nanomed.optional import need
 from nanomed.precision import autocast, evaluating, mend
 from nanomed.text.corpus import cache_directory
+from nanomed.text.nfkc import nfkc
 from nanomed.text.rows import read_documents
 
 WAYS = ("bm25", "embeddings")
@@ -85,13 +87,15 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
 def bm25(passages: list[str], queries: list[str], k: int) -> np.ndarray:
     """Indices (Q, k), int64, of the passages with the highest BM25 (Robertson & Zaragoza 2009, The Probabilistic Relevance
     Framework, section 3.4), k1 = 1.5, b = 0.75, in Lucene's variant, which no frequent word makes negative (Kamphuis et al. 2020,
-    Which BM25 Do You Mean?, section 2). Words of two letters or more, in lower case, unstemmed, without English stop words; a
-    query that shares none with any passage gets the first k. Raises UserError if bm25s is not installed."""
+    Which BM25 Do You Mean?, section 2). Words of `nfkc` texts, of one letter too (hepatitis B, type 2), in lower case, unstemmed,
+    without English stop words, of which a capital A within a sentence is none (vitamin A); a query that shares no word with any
+    passage gets the first k. Raises UserError if bm25s is not installed."""
     bm25s = need("bm25s")
-    bar = sys.stderr.isatty()
+    bar, stop = sys.stderr.isatty(), set(need("bm25s.stopwords").STOPWORDS_EN)
 
     def words(texts):
-        return bm25s.tokenize(texts, stopwords="english", return_ids=False, show_progress=bar)
+        found = (re.finditer(r"(?P<named>(?<=\w )A\b)|\w+", nfkc(text)) for text in texts)
+        return [[w for m in ms if (w := m[0].lower()) not in stop or m["named"]] for ms in found]
 
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     with np.errstate(invalid="ignore"):  # the mean length of passages without a word is 0

@@ -14,6 +14,7 @@ from nanomed.files import check_directory, check_output, write_json
 from nanomed.tasks import measure as tasks
 from nanomed.text import special
 from nanomed.text.corpus import Texts
+from nanomed.text.formats import split_how
 from nanomed.text.rows import split_name
 from nanomed.text.templates import load_template
 
@@ -142,7 +143,7 @@ def inputs(args) -> list[Path]:
     trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
     flags = ["data", "corpus", "against", "reference", "incoming"]
     flags += ["positives", "negatives", "val_data", "exclude"]  # of a classifier's run too, for its baselines
-    names = [split_name(n)[1] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
+    names = [split_how(split_name(n)[1])[0] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
     if given.get("tasks"):
         names += args.tasks if args.command == "compare" else Path(args.tasks).glob("*.json*")

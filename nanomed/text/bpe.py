@@ -8,7 +8,7 @@ what it writes: tokenizer.json, vocab.json and merges.txt.
 
 from pathlib import Path
 
-from nanomed import cli, flags
+from nanomed import cli, flags, reading
 from nanomed.errors import UserError
 from nanomed.files import check_directory, names_in, read_json, write_json
 from nanomed.optional import need
@@ -56,7 +56,7 @@ def main():
     p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
     p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N documents of each --data")
     flags.add_data_flags(p)
-    args = p.parse_args()
+    args = reading.read_as(p.parse_args())
     check_out(args.out)
     texts = (
         text for name in args.data for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows) if text

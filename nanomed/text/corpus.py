@@ -24,7 +24,8 @@ from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.text import special
 from nanomed.text.byte_level import Unencodable
-from nanomed.text.rows import all_bad, data_file, placed_documents, read_documents
+from nanomed.text.formats import content_hash
+from nanomed.text.rows import all_bad, placed_documents, read_documents
 
 FORMAT = "5"  # of the cached token file; part of its key
 FILES = ("tokens.bin", "documents.bin")
@@ -137,9 +138,7 @@ def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: 
             raw = None if text is None else text.encode("utf-8")
             digest.update(b"bad " if raw is None else b"%d %b" % (len(raw), raw))
         return digest.hexdigest()
-    path = data_file(name)
-    with open(path, "rb") as f:
-        return path.suffix.lower() + hashlib.file_digest(f, "sha256").hexdigest()
+    return content_hash(name)
 
 
 def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:

@@ -5,7 +5,8 @@ on. What is validated on is in no training. A user's own `--val-data` is never a
 (held_out.json) what it and the phases before it held out, so that a later phase can leave it out of a replay, and say when
 it is told to train on it.
 
-Documents are known by the first half of their text's SHA-256, rows of instructions by that of their question.
+Documents are known by the first half of their text's SHA-256, rows of instructions by that of their question: byte for byte, as
+they are trained on, and as held_out.json of earlier runs has it. What differs in spelling alone is near (--near-duplicates).
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.text.instructions import Fields, Instruction
-from nanomed.text.rows import NoField, get_text, get_value, read_rows
+from nanomed.text.rows import NoField, field_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
 SAVED = ("documents", "questions", "quoted", "groups")
@@ -96,7 +97,7 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
         return True
 
     for name in args.exclude or []:
-        of_text = "text" if name.lower().endswith(".txt") else args.text_field
+        of_text = field_of(name, args.text_field)
         taken = read_rows(name, partial(take, text_field=of_text), None, args.skip_bad_rows)
         bad += sum(row is None for row in taken)
     if bad:

@@ -14,7 +14,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.text.batches import split_rows
-from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
+from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, read_rows
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Fields:
 UNREAD = ("context", "system", "history", "options")
 
 
-def one_text(row, fields: str, default: str, flag: str) -> str:
+def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -> str:
     """get_text() of the first field that is filled. Raises BadRow where two of the default's names hold different texts, since
     nobody said which is meant."""
     filled = {name: value for name in fields.split(",") if (value := get_value(row, name)) not in (None, "", [])}
     if fields == default and len({str(value) for value in filled.values()}) > 1:
         raise BadRow(f"{' and '.join(filled)} hold different texts; {flag} says which is meant")
-    return get_text(row, next(iter(filled), fields), flag)
+    return get_text(row, next(iter(filled), fields), flag, numbers)
 
 
 def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) -> tuple[list[Instruction], int, str]:
@@ -78,8 +78,8 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
         group = get_value(row, fields.group) if fields.group else ""
         if group is None:
             raise NoField(f"no field {fields.group!r} (--group-field)")
-        response = one_text(row, fields.response, Fields.response, "--response-field")
-        unread.update(name for name in UNREAD if row.get(name) and name not in read_fields)
+        response = one_text(row, fields.response, Fields.response, "--response-field", numbers=True)
+        unread.update(name for name in UNREAD if get_value(row, name) and name not in read_fields)
         return Instruction(instruction, input, response, str(group))
 
     taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]
@@ -106,7 +106,7 @@ def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: boo
     for row in read_rows(name, lambda row: row, None, skip_bad):
         if row is not None:
             asked = get_value(row, fields.instruction) is not None
-            if not asked and get_value(row, "text" if name.lower().endswith(".txt") else text_field) is None:
+            if not asked and get_value(row, field_of(name, text_field)) is None:
                 there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
                 raise UserError(
                     f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "

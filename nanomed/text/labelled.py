@@ -13,7 +13,7 @@ from nanomed.text import heldout
 from nanomed.text.batches import split_rows
 from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
 from nanomed.text.overlap import repeated
-from nanomed.text.rows import BadRow, get_text, named_sets, read_rows
+from nanomed.text.rows import BadRow, field_of, get_text, named_sets, read_rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
 
     taken, orders = [], set()
     for file, label in sources:
-        fields = "text" if label is not None and file.lower().endswith(".txt") else text_field
+        fields = field_of(file, text_field) if label is not None else text_field
         classes = None if label is not None or how.names or how.columns else class_names(file, label_field)
         orders.add(tuple(classes or ()))
         of_file = partial(take, label=label, fields=fields, classes=classes)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanomed.errors import UserError
 from nanomed.optional import need
 from nanomed.text.heldout import HeldOut, digest
+from nanomed.text.nfkc import nfkc
 
 WORD = pattern(r"[^\W_]+")
 PERMUTATIONS = 128
@@ -41,8 +42,9 @@ class Duplicates:
 
 
 def words(text: str) -> list[str]:
-    """Its runs of letters and digits, lower-cased: what is left where case, punctuation and white space do not count."""
-    return WORD.findall(text.lower())
+    """Its runs of letters and digits, in `nfkc` and lower case: what is left where case, punctuation, white space and which of two
+    micro signs was typed do not count."""
+    return WORD.findall(nfkc(text).lower())
 
 
 def near_duplicates(
@@ -50,9 +52,9 @@ def near_duplicates(
 ) -> Duplicates:
     """The training texts that repeat a held text or an earlier training text that stays, exactly or nearly.
 
-    Equal texts are exact. Near are those whose sets of shingles (`width` words in a row; all words of a shorter text) have a
-    Jaccard similarity of at least `threshold` (Broder 1997, On the resemblance and containment of documents, section 2). A
-    text without words is near nothing. Of training texts the first stays. Exact counts before near, held before within.
+    Texts of equal bytes are exact. Near are those whose sets of shingles (`width` words in a row; all words of a shorter text)
+    have a Jaccard similarity of at least `threshold` (Broder 1997, On the resemblance and containment of documents, section 2).
+    A text without words is near nothing. Of training texts the first stays. Exact counts before near, held before within.
 
     Pairs are found by MinHash and banding (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, sections 3.3 and 3.4)
     and then verified on the sets, as 64-bit hashes: none that is reported is below the threshold. A pair at the threshold is

@@ -219,7 +219,7 @@ def naive_bm25(passages, queries, k1=1.5, b=0.75):
     """Scores (Q, N) in float64, word by word."""
 
     def words(text):
-        return [w for w in re.findall(r"\b\w\w+\b", text.lower()) if w not in STOPWORDS_EN]
+        return [w for w in re.findall(r"\b\w+\b", text.lower()) if w not in STOPWORDS_EN]
 
     counts = [Counter(words(p)) for p in passages]
     lengths = [sum(c.values()) for c in counts]
@@ -247,6 +247,14 @@ def test_bm25_against_the_formula():
         assert (np.diff(values) <= 1e-5 * row.max()).all()  # best first; float32 may swap what is as good as equal
         assert (np.diff(order)[values[:-1] == values[1:]] > 0).all()
     assert (bm25(passages, queries, 7) == found[:, :7]).all()
+
+
+def test_words_of_one_character_are_words():
+    passages = [f"{name} is an infection of the liver" for name in ("Hepatitis A", "Hepatitis B", "Hepatitis C", "Type 2", "β")]
+    queries = ["What is hepatitis C?", "What is hepatitis B?", "What is hepatitis A?", "type 2 infection", "the β liver"]
+    assert bm25(passages, queries, 1)[:, 0].tolist() == [2, 1, 0, 3, 4]
+    both = ["A liver with a fever", "vitamin A"]
+    assert bm25(both, ["Vitamin", "is A fever", "a", "A"], 1)[:, 0].tolist() == [1, 0, 0, 0]  # an article is no word
 
 
 def test_bm25_of_queries_and_corpora_without_words(capfd, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from nanomed.claim import claimed
 from nanomed.errors import UserError
 from nanomed.loss import IGNORE
 from nanomed.text import corpus as corpus_module
-from nanomed.text import rows
+from nanomed.text import formats
 from nanomed.text.blocks import Mixture, Stream
 from nanomed.text.corpus import Selection, digests, encode_corpus, split, without
 from nanomed.text.rows import read_documents, split_weight
@@ -122,7 +122,7 @@ def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, tokenizer, content,
         ("gone.jsonl", None, "no such file"),
         ("d.docx", b"x", "not a data file"),
         ("empty.jsonl", b"", "no documents there"),
-        ("d.json", b'{"text": "a"}', "must hold a list"),
+        ("d.json", b"3", "must hold a list"),
         ("d.parquet", b"PAR1 no", "not Parquet"),
         ("d.csv", b"id,text\n1,\xff\n", "not UTF-8"),
         ("d.csv", b"id,body\n1,a\n", "no text in the field"),
@@ -415,7 +415,7 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
     """Nor are two texts one that holds what is between them."""
     corpora = []
     for texts in (["a", None], ["a", ""], ["a", "b"], ["a\0b"], ["a\0", "b"]):
-        monkeypatch.setattr(rows, "_hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
+        monkeypatch.setattr(formats, "hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
         corpora.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
     assert [(len(c.documents), c.bad_rows) for c in corpora] == [(1, 1), (2, 0), (2, 0), (1, 0), (2, 0)]
     assert len(list(cache.iterdir())) == 5

@@ -1,0 +1,64 @@
+"""Rows that Arrow keeps: Parquet files, data sets that were saved, and those on the Hub."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from nanomed import network
+from nanomed.errors import UserError
+from nanomed.text.lines import as_it_is, say
+
+
+def parquet_rows(path: Path) -> Iterator:
+    import pyarrow.parquet  # datasets brings it
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            yield from ((None, partial(as_it_is, row)) for row in batch.to_pylist())
+    except (pyarrow.ArrowException, OSError) as e:
+        raise UserError(f"{path}: truncated, corrupt or not Parquet ({e})") from e
+    except (ValueError, OverflowError) as e:  # of a text, or a time
+        raise UserError(f"{path}: a value that cannot be read ({e})") from e
+
+
+def saved_rows(path: Path, split: str | None):
+    """Of a Dataset that was saved, or of a DatasetDict's split: `train`, or the only one, if none is named."""
+    datasets = _datasets()
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as e:  # datasets raises a dozen kinds
+        raise UserError(f"{path}: not what Dataset.save_to_disk writes ({type(e).__name__}: {e})") from e
+    if isinstance(found, datasets.Dataset):
+        if split:
+            raise UserError(f"{path}: a data set without splits; leave out {split!r}")
+        return found
+    split = split or (next(iter(found)) if len(found) == 1 else "train")
+    if split not in found:
+        raise UserError(f"{path}: no split {split!r}; --rows names one: {', '.join(found)}")
+    say(f"{path}: its split {split!r} (of {', '.join(found)})")
+    return found[split]
+
+
+def _datasets():
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is said in one line
+    return datasets
+
+
+def hub_rows(name: str):
+    repo, config, split, *rest = [*name.removeprefix("hub:").split(":"), None, None]
+    if not repo or any(rest):
+        raise UserError(f"{name}: must be hub:REPO[:CONFIG[:SPLIT]]")
+    if Path(repo).is_file():
+        raise UserError(f"{name}: {repo} is a file here; leave out hub:")
+    datasets = _datasets()
+    if not network.online():  # else datasets would retry for half a minute
+        datasets.config.HF_HUB_OFFLINE = network.constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell another host of every data set that is read
+    try:
+        load = partial(datasets.load_dataset, repo, config, split=split or "train")
+        return network.watched(load, network.folder_of("datasets", repo), all_the_time=False)
+    except Exception as e:  # datasets raises a dozen kinds, all about what was asked for
+        raise network.explain(repo, e, "file") from e

@@ -1,0 +1,184 @@
+"""Files of rows as the field's tools write them: JSON in its shapes, CSV, Parquet, plain text, folders of it, data sets that were
+saved or lie on the Hub. docs/files.md lists them.
+
+    name -> find -> rows_of -> (place, a function that gives the row) -> nanomed.text.rows
+
+`nested.json#data` says how a file's rows are found: of JSON the key that they stand under, of CSV what separates its columns, of
+plain text what is a document, of a saved data set its split. What was recognised beyond the file's name is said in one line.
+"""
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.files import is_part, parse_json
+from nanomed.text.arrow import hub_rows, parquet_rows, saved_rows
+from nanomed.text.csv_rows import SEPARATORS, csv_rows
+from nanomed.text.lines import DOCUMENT_PER, BadRow, as_it_is, decode, json_line, line_rows, say, texts
+from nanomed.text.shapes import shaped
+
+KINDS = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".parquet": "parquet",
+}
+PACKED = (".gz", ".zst")
+HOW = {"csv": SEPARATORS, "text": DOCUMENT_PER, "folder": DOCUMENT_PER}  # what may be said of a kind; of json and saved a key
+
+
+# --- what a name names ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a directory. kind: one of KINDS' values, "folder" (of .txt) or "saved" (by Dataset.save_to_disk)."""
+
+    path: Path
+    kind: str
+    how: str | None
+
+
+def split_how(name: str) -> tuple[str, str | None]:
+    """(file, how its rows are found) of `nested.json#data`; a name that exists as it stands, and one on the Hub, says nothing."""
+    file, mark, how = name.rpartition("#")
+    return (file, how) if mark and not name.startswith("hub:") and not Path(name).exists() else (name, None)
+
+
+def find(name: str) -> Source:
+    """Raises UserError if it is no file of a known kind, or is not there."""
+    file, how = split_how(name)
+    path = Path(file)
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+    if file and path.is_dir():
+        kind = "saved" if any((path / f).exists() for f in ("state.json", "dataset_dict.json")) else "folder"
+        if kind == "folder" and not texts_in(path):
+            raise UserError(f"--data {name}: a directory without .txt files, which Dataset.save_to_disk has not written")
+    elif inner not in KINDS or (suffix in PACKED and inner == ".parquet"):
+        if not file:
+            raise UserError(f"--data {file!r}: name a file")
+        known = ", ".join([*KINDS, *(f"{s}{p}" for s in (".jsonl", ".csv") for p in PACKED)])
+        raise UserError(f"{name}: not a data file ({known}, a folder of .txt) and not hub:REPO[:CONFIG[:SPLIT]]")
+    else:
+        kind = KINDS[inner]
+        if not path.is_file():
+            raise UserError(f"{name}: no such file")
+    if how is not None and (kind in ("lines", "parquet") or how not in HOW.get(kind, [how])):
+        known = "one of " + ", ".join(HOW[kind]) if kind in HOW else "for .json, .csv, .txt and saved data sets"
+        raise UserError(f"{name}: what stands behind the # is {known}")
+    return Source(path, kind, how)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file holds texts and no fields: .txt, or a folder of them."""
+    file, _ = split_how(name)
+    lower = file.lower()
+    return any(lower.endswith(f".txt{packed}") for packed in ("", *PACKED)) or (Path(file).is_dir() and find(name).kind == "folder")
+
+
+def is_table(name: str) -> bool:
+    return not name.startswith("hub:") and find(name).kind == "csv"
+
+
+def texts_in(directory: Path) -> list[Path]:
+    """The .txt files of a folder, by name, without those that are hidden and a model's merges.txt."""
+    found = (p for p in directory.iterdir() if p.suffix.lower() == ".txt" and p.is_file())
+    return sorted(p for p in found if not is_part(p.name) and not p.name.startswith("."))
+
+
+def content_hash(name: str) -> str:
+    """Of all that decides which rows a file or a directory gives: its bytes, and how they are read, but not its name."""
+    source = find(name)
+    digest = hashlib.sha256(f"{source.kind} {''.join(source.path.suffixes).lower()} {source.how}".encode())
+    files = sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
+    for file in files:
+        with open(file, "rb") as f:
+            digest.update(file.relative_to(source.path).as_posix().encode() + hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
+    """(where a row begins: a line, or a file of a folder; a function that gives its value or raises BadRow); None where rows are no
+    lines. A blank line is no row. Raises UserError for a file that cannot be read any further."""
+    if name.startswith("hub:"):
+        yield from ((None, partial(as_it_is, row)) for row in hub_rows(name))
+        return
+    source = find(name)
+    path, how = source.path, source.how
+    try:
+        if source.kind == "parquet":
+            yield from parquet_rows(path)
+        elif source.kind == "saved":
+            yield from ((None, partial(as_it_is, row)) for row in saved_rows(path, how))
+        elif source.kind == "folder":
+            yield from _folder_rows(path, how or "file")
+        elif source.kind == "json":
+            yield from _json_rows(path, how)
+        else:
+            with _open(path) as f:
+                if source.kind == "csv":
+                    yield from csv_rows(path, f, how)
+                else:
+                    yield from line_rows(f, json_line) if source.kind == "lines" else texts(f, how or "line")
+    except (EOFError, zlib.error, OSError) as e:
+        if path.suffix.lower() not in PACKED:
+            raise
+        raise UserError(f"{path}: truncated, corrupt or not {path.suffix[1:]} ({e})") from e
+
+
+def _open(path: Path):
+    """The bytes of a file, unpacked."""
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path, "rb")
+        case ".zst":
+            import pyarrow  # datasets brings it
+
+            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def _folder_rows(directory: Path, per: str) -> Iterator:
+    files = texts_in(directory)
+    others = len([p for p in directory.iterdir() if not p.name.startswith(".")]) - len(files)
+    say(f"{directory}: {len(files):,} .txt files, a document per {per}" + (f"; {others:,} others are not read" if others else ""))
+    for file in files:
+        with open(file, "rb") as f:
+            for line, make in texts(f, per):
+                yield file.name + (f", line {line}" if per != "file" else ""), make
+
+
+def _json_rows(path: Path, how: str | None) -> Iterator:
+    with _open(path) as f:
+        lines = (line for line in f if line.strip())
+        first, more = next(lines, b""), next(lines, None)
+    with _open(path) as f:
+        if how is None and more is not None and _is_object(first):
+            say(f"{path}: one object a line")
+            yield from line_rows(f, json_line)
+            return
+        try:
+            value = parse_json(decode(f.read()), path)
+        except BadRow as e:
+            raise UserError(f"{path}: {e}") from e
+    yield from ((None, partial(as_it_is, row)) for row in shaped(value, path, how))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json_line(line), dict)
+    except BadRow:
+        return False

@@ -1,0 +1,69 @@
+"""What files of rows have in common: lines, decoded, each a row or a bad one; plain texts; and one line for what was recognised."""
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import groupby
+
+DOCUMENT_PER = ("file", "line", "blank-line")
+
+
+class BadRow(Exception):
+    """One row that cannot be used; the reader goes on after it if the user asked for that."""
+
+
+@cache
+def say(line: str) -> None:
+    """Once, however often a file is read."""
+    print(f"note: {line}", file=sys.stderr)
+
+
+def as_it_is(row):
+    return row
+
+
+def decode(raw: bytes) -> str:
+    try:
+        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as e:
+        which = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"  # of which Latin-1 is a part
+        looks = "UTF-16" if which == "UTF-16" else "Latin-1"
+        mend = f"it looks like {looks}: iconv -f {which} -t UTF-8 FILE > NEW converts it"
+        raise BadRow(f"not UTF-8 (byte 0x{raw[e.start]:02x} at position {e.start}; {mend})") from e
+
+
+def blank(raw: bytes) -> bool:
+    return not raw.decode("utf-8", errors="replace").strip()
+
+
+def line_rows(f, make) -> Iterator:
+    """(number, make of the line) of each that is not blank."""
+    return ((number, partial(make, line)) for number, line in enumerate(f, 1) if not blank(line))
+
+
+def json_line(line: bytes):
+    try:
+        return json.loads(decode(line))
+    except (ValueError, RecursionError) as e:
+        raise BadRow(f"not valid JSON ({e})") from e
+
+
+def _plain(raw: bytes) -> dict:
+    return {"text": decode(raw).replace("\r\n", "\n").rstrip("\r\n")}
+
+
+def texts(f, per: str) -> Iterator:
+    """(line, a function that gives the text as a row) of each document; per: one of DOCUMENT_PER. A document has no line end at
+    its end, and \\n within."""
+    if per == "line":
+        yield from line_rows(f, _plain)
+    elif per == "file":
+        raw = f.read()
+        if not blank(raw):
+            yield 1, partial(_plain, raw)
+    else:
+        for nothing, lines in groupby(enumerate(f, 1), lambda numbered: blank(numbered[1])):
+            if not nothing:
+                numbers, parts = zip(*lines, strict=True)
+                yield numbers[0], partial(_plain, b"".join(parts))

@@ -1,0 +1,338 @@
+"""Files of rows against the tools that write them: pandas, datasets, csv."""
+
+import argparse
+import codecs
+import gzip
+import json
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from nanomed import reading
+from nanomed.errors import UserError
+from nanomed.text import lines
+from nanomed.text.corpus import encode_corpus
+from nanomed.text.formats import find, is_plain, rows_of
+from nanomed.text.instructions import Fields, read_instructions
+from nanomed.text.rows import get_text, get_value, read_documents, read_rows
+from nanomed.text.tokenizer import load_tokenizer
+from tests.conftest import ROOT, write_jsonl
+
+TEXTS = ["First patient, 3 µg; “quoted”.", "Second\twith a tab", 'Third | a "bar"', "fourth"]
+ROWS = [{"text": t, "n": n} for n, t in enumerate(TEXTS)]
+FRAME = pd.DataFrame(ROWS)
+DATA = datasets.Dataset.from_list(ROWS)
+
+
+def texts_of(name):
+    return list(read_documents(str(name), "text", None, False))
+
+
+def rows(name):
+    return list(read_rows(str(name), lambda row: row, None, False))
+
+
+def with_flags(*names, flag="data", **given):
+    """The names after the command line's parsing."""
+    args = dict.fromkeys(("rows", "separator", "document_per")) | given | {flag: [str(n) for n in names]}
+    return getattr(reading.read_as(argparse.Namespace(**args)), flag)
+
+
+def loaded(kind, file, tmp_path, **options):
+    """What datasets reads."""
+    found = datasets.load_dataset(kind, data_files=str(file), cache_dir=str(tmp_path / "hf"), split="train", **options)
+    return found.to_list()
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    lines.say.cache_clear()
+    datasets.disable_progress_bars()
+
+
+# --- the table of docs/files.md ---------------------------------------------------------------------------------------
+
+
+def compressed(path, codec):
+    with pa.output_stream(str(path), compression=codec) as f:
+        f.write(write_jsonl(path.with_name("plain.jsonl"), TEXTS).read_bytes())
+
+
+def folder(path):
+    path.mkdir()
+    for k, text in enumerate(TEXTS):
+        (path / f"{k}.txt").write_text(text + "\n")
+    (path / "README.md").write_text("no document")
+    (path / "merges.txt").write_text("no document")
+
+
+WRITE = {
+    "rows.jsonl": lambda p: write_jsonl(p, TEXTS),
+    "rows.ndjson": lambda p: write_jsonl(p, TEXTS),
+    "list.json": lambda p: FRAME.to_json(p, orient="records"),
+    "lines.json": lambda p: DATA.to_json(p),
+    "mark.json": lambda p: p.write_bytes(codecs.BOM_UTF8 + json.dumps(ROWS, indent=1).replace("\n", "\r\n").encode()),
+    "data.json": lambda p: p.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "several.json": lambda p: p.write_text(json.dumps({"train": ROWS, "test": ROWS[:1]})),
+    "by-id.json": lambda p: p.write_text(json.dumps({f"1{k}": row for k, row in enumerate(ROWS)}, indent=2)),
+    "columns.json": lambda p: FRAME.to_json(p),
+    "split.json": lambda p: FRAME.to_json(p, orient="split"),
+    "lists.json": lambda p: p.write_text(json.dumps(DATA.to_dict())),
+    "rows.csv": lambda p: FRAME.to_csv(p),  # with its index, a column without a name
+    "semicolons.csv": lambda p: FRAME.to_csv(p, sep=";", index=False),
+    "bars.csv": lambda p: FRAME.rename(columns={"n": "n,m"}).to_csv(p, sep="|", index=False),
+    "rows.tsv": lambda p: FRAME.to_csv(p, sep="\t", index=False),
+    "rows.parquet": lambda p: FRAME.to_parquet(p),
+    "texts.txt": lambda p: p.write_text("\n\n".join(TEXTS)),
+    "paragraphs.txt": lambda p: p.write_text("\n \n\n".join(TEXTS) + "\n"),
+    "whole.txt": lambda p: p.write_text("\n".join(TEXTS) + "\n"),
+    "texts": folder,
+    "rows.jsonl.gz": lambda p: DATA.to_json(p, compression="gzip"),
+    "rows.csv.gz": lambda p: FRAME.to_csv(p, index=False),
+    "rows.jsonl.zst": lambda p: compressed(p, "zstd"),
+    "saved": lambda p: DATA.save_to_disk(p),
+    "splits": lambda p: datasets.DatasetDict(train=DATA.select([3]), test=DATA).save_to_disk(p),
+}
+TABLE = re.findall(r"^\| `([\w.-]+)` \| .*\| (?:`--([\w-]+) ([\w-]+)` )?\|$", (ROOT / "docs/files.md").read_text(), re.M)
+
+
+def test_the_table_names_what_is_tested():
+    assert [name for name, _, _ in TABLE] == list(WRITE)
+
+
+@pytest.mark.parametrize(("name", "flag", "value"), TABLE)
+def test_files_load(tmp_path, name, flag, value, bpe_dir, monkeypatch):
+    monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    WRITE[name](tmp_path / name)
+    (named,) = with_flags(tmp_path / name, **({flag.replace("-", "_"): value} if flag else {}))
+    expected = ["\n".join(TEXTS)] if name == "whole.txt" else TEXTS
+    assert texts_of(named) == expected
+    corpus, tokenizer = encode_corpus(named, load_tokenizer(bpe_dir)), load_tokenizer(bpe_dir)
+    assert [tokenizer.decode(corpus.all().ids(k)[1:]) for k in range(len(expected))] == expected
+
+
+# --- what the tools themselves read -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "list.json", "lines.json", "rows.jsonl.gz"])
+def test_json_against_datasets(tmp_path, name):
+    WRITE[name](tmp_path / name)
+    assert rows(tmp_path / name) == loaded("json", tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "records", "split", "table"])
+def test_json_against_pandas(tmp_path, orient):
+    frame = FRAME.assign(empty=[None, 1.5, None, 2], list=[["a"], [], ["b", "c"], ["d"]])[::2]  # an index with gaps
+    frame.to_json(tmp_path / "d.json", orient=orient)
+    expected = json.loads(frame.to_json(orient="records"))
+    found = rows(tmp_path / "d.json")
+    extra = {"table": "index", "index": "id"}.get(orient)
+    assert [{k: v for k, v in row.items() if k != extra} for row in found] == expected
+
+
+@pytest.mark.parametrize("sep", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_csv_against_pandas(tmp_path, sep, suffix):
+    frame = FRAME.assign(note=["a;b", 'x "y"\nz', "", "1,5"])
+    frame.to_csv(tmp_path / f"d{suffix}", sep=sep)
+    expected = pd.read_csv(tmp_path / f"d{suffix}", sep=sep, dtype=str, keep_default_na=False)
+    assert rows(tmp_path / f"d{suffix}") == expected.to_dict("records")
+
+
+def test_columns_without_a_name(tmp_path, capsys):
+    (tmp_path / "d.csv").write_text("v1,v2,,,\nham,fever,,,\nspam,cough,and more,,\n")
+    expected = pd.read_csv(tmp_path / "d.csv", dtype=str, keep_default_na=False)
+    assert rows(tmp_path / "d.csv") == expected.to_dict("records")
+    assert "1 rows go on in columns without a name, which are the fields Unnamed: 2, Unnamed: 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("per", "by"), [("line", "line"), ("blank-line", "paragraph"), ("file", "document")])
+def test_plain_text_against_datasets(tmp_path, per, by):
+    (tmp_path / "d.txt").write_bytes(b"a fever\r\nand a cough\n\n\xce\xbc\n\nthe end")
+    expected = [row["text"] for row in loaded("text", tmp_path / "d.txt", tmp_path, sample_by=by)]
+    assert texts_of(f"{tmp_path / 'd.txt'}#{per}") == [text for text in expected if text.strip()]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_packed_in_parts(tmp_path, suffix):
+    parts = [gzip.compress(b'{"text": "a"}\n') if suffix == ".gz" else pa.compress(b'{"text": "a"}\n', "zstd", asbytes=True)] * 3
+    (tmp_path / f"d.jsonl{suffix}").write_bytes(b"".join(parts))
+    assert texts_of(tmp_path / f"d.jsonl{suffix}") == ["a"] * 3
+
+
+# --- what is recognised, and what is not ------------------------------------------------------------------------------
+
+SHAPES = {
+    "the only key": ('{"questions": [{"text": "a"}]}', [{"text": "a"}]),
+    "a known key": ('{"about": "x", "rows": [{"text": "a"}, {"text": "b"}]}', [{"text": "a"}, {"text": "b"}]),
+    "one conversation": ('{"messages": [{"role": "user", "content": "a"}]}', [{"messages": [{"role": "user", "content": "a"}]}]),
+    "one row": ('{"text": "a"}', [{"text": "a"}]),
+    "one row, printed": ('{\n"text": "a",\n"tags": ["x"]\n}', [{"text": "a", "tags": ["x"]}]),
+    "by id, keys of its own": ('{"7": {"id": 1, "text": "a"}}', [{"id": 1, "text": "a"}]),
+    "nothing": ("{}", []),
+    "an empty list": ("[]", []),
+    "a line": ('{"text": "a"}\n\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), SHAPES.values(), ids=SHAPES)
+def test_shapes_of_json(tmp_path, content, expected):
+    (tmp_path / "d.json").write_text(content)
+    assert rows(tmp_path / "d.json") == expected
+
+
+REFUSED = {
+    "d.json": ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "under train, test: --rows train reads these"),
+    "e.json": ('{"text": "a", "entities": [{"text": "b"}]}', "--rows entities"),
+    "f.json#a.b": ('{"a": {"c": [1]}}', "no key 'a.b' there"),
+    "g.json": ('"text"', "must hold a list of objects"),
+    "h.json": (b'[{"text": "f\xe8vre"}]', "iconv -f WINDOWS-1252 -t UTF-8"),
+    "i.csv": (b"id,text\n1,f\xe8vre\n", "iconv -f WINDOWS-1252 -t UTF-8"),
+    "j.csv": ("text\xe8\n1\n".encode("utf-16"), "iconv -f UTF-16"),
+    "k.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "truncated"),
+    "l.jsonl.zst": (b"no", "truncated, corrupt or not zst"),
+    "m.jsonl.gz": (b'{"text": "a"}\n', "truncated, corrupt or not gz"),
+    "n.parquet.gz": (b"", "not a data file"),
+    "o.txt#page": ("a", "one of file, line, blank-line"),
+    "p.jsonl#data": ('{"text": "a"}', "what stands behind the #"),
+    "q.csv": ('text\n"a" fever\n', "is doubled"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_the_mend(tmp_path, name):
+    content, words = REFUSED[name]
+    (tmp_path / name.partition("#")[0]).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=re.escape(words)) as e:
+        texts_of(tmp_path / name)
+    assert name.partition("#")[0] in str(e.value)
+
+
+def test_directories_that_are_no_data(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "merges.txt").write_text("a b")
+    for name in ("empty", "model"):
+        with pytest.raises(UserError, match="without .txt files"):
+            texts_of(tmp_path / name)
+    WRITE["splits"](tmp_path / "splits")
+    assert texts_of(tmp_path / "splits") == TEXTS[3:]
+    with pytest.raises(UserError, match="no split 'dev'; --rows names one: train, test"):
+        texts_of(f"{tmp_path / 'splits'}#dev")
+
+
+def test_a_bad_file_of_a_folder_is_named(tmp_path):
+    folder(tmp_path / "d")
+    (tmp_path / "d" / "1.txt").write_bytes(b"f\xe8vre")
+    with pytest.raises(UserError, match="row 2, 1.txt: not UTF-8"):
+        texts_of(tmp_path / "d")
+    assert list(read_documents(str(tmp_path / "d"), "text", None, True)) == [TEXTS[0], None, *TEXTS[2:]]
+    assert next(rows_of(f"{tmp_path / 'd'}#blank-line"))[0] == "0.txt, line 1"
+    assert is_plain(str(tmp_path / "d")) and is_plain("x.TXT.gz#file") and not is_plain("x.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lines.json", "one object a line"),
+        ("data.json", "under the key 'data'"),
+        ("by-id.json", "the id is the field `id`"),
+        ("columns.json", "columns, as pandas writes them, of 4 rows"),
+        ("semicolons.csv", "separated by semicolons"),
+        ("texts", "4 .txt files, a document per file; 2 others are not read"),
+        ("rows.csv", ""),
+        ("list.json", ""),
+    ],
+)
+def test_what_was_recognised_is_said_once(tmp_path, capsys, name, said):
+    WRITE[name](tmp_path / name)
+    for _ in range(2):
+        texts_of(tmp_path / name)
+    assert capsys.readouterr().err.count("\n") == bool(said)
+    lines.say.cache_clear()
+    texts_of(tmp_path / name)
+    assert said in capsys.readouterr().err
+
+
+# --- the flags --------------------------------------------------------------------------------------------------------
+
+
+def test_flags_become_part_of_the_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("several.json", "bars.csv", "texts.txt", "rows.jsonl"):
+        WRITE[name](tmp_path / name)
+    names = ["several.json", "bars.csv", "texts.txt", "rows.jsonl", "hub:a/b", "several.json#test"]
+    found = with_flags(*names, rows="train", separator="bar", document_per="file")
+    assert found == ["several.json#train", "bars.csv#bar", "texts.txt#file", "rows.jsonl", "hub:a/b", "several.json#test"]
+    assert with_flags("several.json:0.5", rows="test") == ["several.json#test:0.5"]
+    assert with_flags("side=several.json", rows="test", flag="val_data") == ["side=several.json#test"]
+    assert with_flags("several.json") == ["several.json"]
+    for given in ({"rows": "data"}, {"separator": "tab"}, {"document_per": "line"}):
+        with pytest.raises(UserError, match=f"--{next(iter(given)).replace('_', '-')} .*: no .* file is read"):
+            with_flags("rows.jsonl", **given)
+    (tmp_path / "odd#name.jsonl").write_text('{"text": "a"}')
+    assert texts_of("odd#name.jsonl") == ["a"] and find("odd#name.jsonl").how is None
+
+
+def test_separators_have_names():
+    assert [reading.separator(s) for s in (";", "\t", r"\t", "tab", ",", "|")] == ["semicolon", "tab", "tab", "tab", "comma", "bar"]
+    with pytest.raises(argparse.ArgumentTypeError, match="comma, semicolon, tab, bar"):
+        reading.separator("::")
+
+
+def test_how_a_file_is_read_is_part_of_the_caches_key(tmp_path, bpe_dir, monkeypatch):
+    monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
+    tokenizer = load_tokenizer(bpe_dir)
+    (tmp_path / "d.txt").write_text("a\n\nb\nc\n")
+    count = {per: len(encode_corpus(f"{tmp_path / 'd.txt'}#{per}", tokenizer).documents) for per in ("line", "file", "blank-line")}
+    assert count == {"line": 3, "file": 1, "blank-line": 2}
+    (tmp_path / "several.json").write_text(json.dumps({"a": ROWS, "b": ROWS[:1]}))
+    assert [len(encode_corpus(f"{tmp_path / 'several.json'}#{key}", tokenizer).documents) for key in "ab"] == [4, 1]
+    folder(tmp_path / "texts")
+    before = encode_corpus(str(tmp_path / "texts"), tokenizer).sha256
+    (tmp_path / "texts" / "2.txt").write_text("changed")
+    assert encode_corpus(str(tmp_path / "texts"), tokenizer).sha256 != before
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+def test_paths_reach_into_lists():
+    row = {"messages": [{"content": "a"}, {"content": "b"}], "0": "c", "m": [[1, "d"]]}
+    assert get_text(row, "messages.1.content") == get_text(row, "messages.-1.content") == "b"
+    assert (get_text(row, "0"), get_text(row, "m.0.1")) == ("c", "d")
+    for path in ("messages.2.content", "messages.-3.content", "messages.x", "messages.1.0", "m.0.1.0", "messages.٣"):
+        assert get_value(row, path) is None
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.parquet", "all.parquet"])
+def test_nan_is_an_empty_field_and_a_number_an_answer(tmp_path, name):
+    frame = pd.DataFrame({"question": ["a", "b"], "input": [np.nan, np.nan if name == "all.parquet" else "x"], "answer": [4, 5]})
+    path = tmp_path / name
+    records = frame.to_dict("records")
+    match path.suffix:
+        case ".json":
+            path.write_text(json.dumps(records))
+        case ".jsonl":
+            path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".parquet":
+            frame.to_parquet(path)
+    items, bad, _ = read_instructions([str(path)], Fields(), None, False)
+    assert [(i.input, i.response) for i in items] == [("", "4"), ("" if name == "all.parquet" else "x", "5")] and bad == 0
+
+
+def test_a_missing_text_is_no_number(tmp_path):
+    path = Path(tmp_path / "d.jsonl")
+    path.write_text('{"text": NaN}\n')
+    with pytest.raises(UserError, match="null there"):
+        texts_of(path)
+    path.write_text('{"question": "a", "answer": true}\n')
+    with pytest.raises(UserError, match="not text but bool"):
+        read_instructions([str(path)], Fields(), None, False)
