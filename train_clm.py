@@ -30,7 +30,7 @@ def main():
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import perplexity
     from nanomed.loss import clm_loss
-    from nanomed.text import heldout, templates
+    from nanomed.text import heldout, special, templates
     from nanomed.text.blocks import Mixture
     from nanomed.text.corpus import Texts, digests, encode_corpus, kept, split, without
     from nanomed.text.overlap import repeated
@@ -81,7 +81,10 @@ def main():
     shares = [w or 1.0 for w in weights[: len(training)]]
     blocks = Mixture(training, shares, plan.context, plan.batch_size, plan.grad_accum, plan.seed)
 
+    read = [selection.corpus for sides in (chosen, *validation.values()) for selection in sides]
+    spelled = special.rows_of(c.special_tokens for c in {c.sha256: c for c in read}.values())
     facts = {
+        "special_tokens": special.report(setup.tokenizer, spelled),
         "documents": sum(len(s.indices) for s in training),
         "val_documents": sum(len(s.indices) for sides in validation.values() for s in sides),
         "duplicates_removed": sum(excluded) + sum(removed),

@@ -42,7 +42,7 @@ def main():
     from nanomed.files import read_object, write_json
     from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
     from nanomed.precision import shapes_vary
-    from nanomed.text import heldout
+    from nanomed.text import heldout, special
     from nanomed.text.batches import Batches
     from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
     from nanomed.training import distributed, run
@@ -85,7 +85,9 @@ def main():
         return {"loss": loss.item() / count, "accuracy": float((hits.all(1) if multi else hits).mean())}
 
     sizes = targets.sum(0).astype(int) if multi else np.bincount(targets, minlength=len(labels))
+    read = [item.text for side in (sides.training, *sides.validation.values()) for item in side]
     facts = {
+        "special_tokens": special.report(setup.tokenizer, special.count(setup.tokenizer, read)),
         "labels": labels,
         "texts": len(texts),
         "texts_by_label": dict(zip(labels, sizes.tolist(), strict=True)),

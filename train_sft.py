@@ -46,7 +46,7 @@ def main():
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import answer_perplexity, perplexity
     from nanomed.loss import instruction_loss
-    from nanomed.text import heldout, instructions
+    from nanomed.text import heldout, instructions, special
     from nanomed.text.batches import Batches
     from nanomed.text.corpus import Texts, digests, encode_corpus, kept, without
     from nanomed.text.overlap import repeated
@@ -80,7 +80,7 @@ def main():
         return corpus.all()
 
     held, hashes = heldout.excluded(plan, fields)
-    hashes["template"] = repr(template)
+    hashes["template"] = repr(template) + (" and continuations" if setup.tokenizer.puts_blank else "")
     everything = read("data", plan.data, plan.limit)
     training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
     if plan.val_data:
@@ -122,9 +122,11 @@ def main():
     answer_tokens = sum(len(e.ids) - e.start for e in chosen)
     if plan.train_on_prompt:
         chosen = instructions.supervise_prompts(chosen)
-    replayed, beyond = [], ""
+    replayed, beyond, spelled = [], "", [s.corpus.special_tokens for s in texts.values()]
     if plan.replay:
-        found, kept_out = without(documents("replay", plan.replay), held.texts() | setup.earlier.texts())
+        everything_replayed = documents("replay", plan.replay)
+        spelled.append(everything_replayed.corpus.special_tokens)
+        found, kept_out = without(everything_replayed, held.texts() | setup.earlier.texts())
         if kept_out:
             print(f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed")
         if near:
@@ -138,7 +140,9 @@ def main():
 
     general = run.general_stream(plan, encode, held, hashes)
     text_share = sum(len(e.ids) for e in replayed) / sum(len(e.ids) for e in chosen + replayed)
+    rows = [item.text() for items in (everything, *answers.values()) for item in items]
     facts = {
+        "special_tokens": special.report(setup.tokenizer, special.count(setup.tokenizer, rows) + special.rows_of(spelled)),
         "template": plan.template,
         "examples": len(chosen),
         "val_examples": sum(len(found.examples) for found in sets.values()),

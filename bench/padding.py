@@ -79,7 +79,7 @@ def main():
     sides = {"validation": rows[:held], "training": rows[held:]}
     for name, side in sides.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in side))
-    texts = [{"text": template.ask(r["question"]) + template.answer(r["answer"])} for r in sides["validation"]]
+    texts = [{"text": (template.ask(r["question"]) + template.answer(r["answer"])).text} for r in sides["validation"]]
     (out / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
 
     from nanomed import hub

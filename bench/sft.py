@@ -88,7 +88,7 @@ def trl(args, lora, packing):
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     items, template = read(args)
-    rows = [{"prompt": template.ask(item.instruction, item.input), "completion": item.response} for item in items]
+    rows = [{"prompt": template.ask(item.instruction, item.input).text, "completion": item.response} for item in items]
     known = transformers.AutoConfig.from_pretrained(args.model).to_dict()
     off = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout"), 0.0) if packing else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(

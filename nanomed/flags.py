@@ -6,7 +6,7 @@ import argparse
 from nanomed.cli import Several
 from nanomed.errors import UserError
 from nanomed.text.templates import TEMPLATES
-from nanomed.training.plan import QUANTIZATIONS, Instruct, Plan, Settings
+from nanomed.training.plan import QUANTIZATIONS, READINGS, Instruct, Plan, Settings
 
 
 def _whole(text: str, least: int) -> int:
@@ -97,6 +97,9 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
                    help="of matrix products; auto: bf16 where the hardware multiplies it natively, else fp16 on CUDA "
                         "and fp32 on the CPU")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    p.add_argument("--special-tokens", choices=READINGS, default=READINGS[0],
+                   help="where a text spells a special token of the model's (<|endoftext|>, </s>): take it as its letters (text), "
+                        "as the token (read), or not at all, as a bad row (refuse); what a template spells is the token")
     p.add_argument("--limit", type=count, metavar="N", help="take only the first N documents of each D")
     p.add_argument("--seed", type=whole, default=0, help="of everything random")
 

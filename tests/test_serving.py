@@ -68,7 +68,7 @@ def test_a_system_message_is_refused_in_the_words_that_the_page_quotes(home):
 def test_prompts_with_an_input(home):
     ours, theirs = TEMPLATES["alpaca"], run(PROMPT, home)["prompt_of"]
     instruction, passage = "Say {input} in one word.", "A {instruction}\nwith two lines"
-    assert theirs(instruction, passage) == ours.ask(instruction, passage) and theirs(QUESTION) == ours.ask(QUESTION)
+    assert theirs(instruction, passage) == ours.ask(instruction, passage).text and theirs(QUESTION) == ours.ask(QUESTION).text
     truthfully = "Answer this question truthfully"
     messages = {
         "response": (instruction, f"{instruction}\n{passage}"),

@@ -9,7 +9,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation import choices, measure, pubmedqa, retrieve, tables
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.trained import trained_with, training_texts
-from nanomed.text import instructions, labelled
+from nanomed.text import instructions, labelled, special
 from nanomed.text.overlap import describe, near_duplicates, ngram_overlap
 from nanomed.text.rows import read_documents
 from nanomed.text.templates import Template, load_template
@@ -35,7 +35,7 @@ def answer(args) -> dict:
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
     items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
     flags.check_retrieval_flags(args)
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    o = measure.open_asked(args)
     texts, retrieved = [item.text() for item in items], None
     if args.retrieve:
         asked = [f"{item.instruction} {item.input}" for item in items]
@@ -51,7 +51,8 @@ def answer(args) -> dict:
     print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
         print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
-    questions = {template.ask(item.instruction, item.input): item.input or item.instruction for item in items}
+    special.say(result["special_tokens"])
+    questions = {template.ask(item.instruction, item.input).text: item.input or item.instruction for item in items}
     show_answers(result["answers"], questions)
     result |= overlap_with_training(o, texts)
     how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
@@ -83,7 +84,9 @@ def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
 
 def classify(args) -> dict:
     """`eval.py cls`: print a classifier's figures beside the baselines', and give them."""
-    o = measure.open_model(args.model, args.device, args.dtype, classifier=True, quantize=args.quantize)
+    o = measure.open_model(
+        args.model, args.device, args.dtype, classifier=True, quantize=args.quantize, reading=args.special_tokens
+    )
     if args.positives:
         args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
     sources = labelled.labelled_sources(args)
@@ -93,6 +96,7 @@ def classify(args) -> dict:
         + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")
     )
     result = measure.measure_classes(o, found.items, args.batch_size, args.seed)
+    special.say(result["special_tokens"])
     print(tables.text_table(tables.classification_table(result["measures"])))
     if not result["multi_label"]:
         confusion = tables.confusion_table(result["measures"]["model"]["confusion"], result["labels"])
@@ -119,7 +123,7 @@ def choose(args) -> dict:
         of = "" if official is None else " of the 500 of PubMedQA's official test split (--all-rows takes all)"
         raise UserError(f"{', '.join(args.data)}: no questions there{of}")
     template = load_template(args.template) if args.template else None
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    o = measure.open_asked(args)
     of = f" of the official {len(official)}" if official else ""
     print(f"{o}; {len(items):,} questions{of}" + (f"; {bad} bad rows left out" if bad else ""))
     texts, report = [item.prompt for item in items], None
@@ -129,9 +133,8 @@ def choose(args) -> dict:
         items = [pubmedqa.with_passages(item, found, args.format) for item, found in zip(items, retrieved.passages, strict=True)]
         report = retrieved.report
         say_retrieved(report)
-    if template:
-        items = [choices.in_template(item, template) for item in items]
-    result = choices.measure_choices(o, items, args.batch_size, args.seed)
+    result = choices.measure_choices(o, items, args.batch_size, args.seed, template)
+    special.say(result["special_tokens"])
     if result["truncated"]:
         positions = o.model.config.n_positions
         print(f"{result['truncated']:,} prompts are longer than the model's {positions:,} positions, and lost their beginning")

@@ -8,7 +8,7 @@ it stands the same per UTF-8 byte, which takes the length out.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from nanomed.evaluation.bootstrap import share
 from nanomed.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
+from nanomed.text import special
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
+from nanomed.text.special import written
 
 
 @dataclass(frozen=True)
@@ -90,36 +92,33 @@ def read_choices(names: list[str], take: Callable, limit: int | None, skip_bad: 
     return items, bad, sha.hexdigest()
 
 
-def in_template(item: Item, template) -> Item:
-    """The item with its prompt as a template's instruction, and its choices as responses."""
-    choices = tuple(template.answer(choice.strip()) for choice in item.choices)
-    return replace(item, prompt=template.ask(item.prompt), choices=choices)
-
-
 # --- likelihoods ------------------------------------------------------------------------------------------------------
 
 
-def encode(item: Item, tokenizer, positions: int) -> list[tuple[np.ndarray, int]]:
-    """Of each choice (ids of prompt and choice, how many of them are the choice's). They are encoded apart and concatenated;
-    blanks at the prompt's end go to the choice, where byte-level vocabularies have them. Raises UserError for a choice that has
-    no ids, or leaves no room for a prompt."""
-    text = item.prompt.rstrip()
-    prompt, out = tokenizer.prompt(text), []
+def encode(item: Item, tokenizer, positions: int, template=None) -> list[tuple[np.ndarray, int]]:
+    """Of each choice (ids of prompt and choice, how many of them are the choice's): the prompt's ids, and those that the choice has
+    behind it (Tokenizer.continuation). Blanks at the prompt's end go to the choice, where byte-level vocabularies have them.
+    template: the prompt is its instruction, a choice its response, with the ids that a training on them has. Raises UserError for
+    a choice that has no ids, or leaves no room for a prompt."""
+    asked, blanks = (template.ask(item.prompt), "") if template else written(item.prompt).rstrip()
+    prompt, out = tokenizer.prompt(asked), []
     prompt = prompt if len(prompt) else np.array([tokenizer.lead])
     for choice in item.choices:
-        ids = tokenizer.encode(item.prompt[len(text) :] + choice)
+        answer = template.answer(choice.strip()) if template else written(choice)
+        ids = tokenizer.continuation(asked, written(blanks) + answer)
         if not 0 < len(ids) <= positions:
             raise UserError(f"the choice {choice[:60]!r} has {len(ids):,} tokens; the model has {positions:,} positions")
         out.append((np.concatenate([prompt, ids]).astype(np.int64), len(ids)))
     return out
 
 
-def loglikelihoods(o, items: list[Item], batch_size: int = 16) -> list[np.ndarray]:
+def loglikelihoods(o, items: list[Item], batch_size: int = 16, template=None) -> list[np.ndarray]:
     """Of each item the log-likelihood, in nats and float64, of each of its choices after its prompt, summed over the choice's
     tokens. o: an open model (measure.Opened). batch_size: sequences at once, which changes a result by rounding only.
     What is too long for the model loses the prompt's beginning. Raises UserError as encode() does, and for a likelihood that is
     not finite."""
-    return _loglikelihoods(o, [encode(item, o.tokenizer, o.model.config.n_positions) for item in items], batch_size)
+    positions = o.model.config.n_positions
+    return _loglikelihoods(o, [encode(item, o.tokenizer, positions, template) for item in items], batch_size)
 
 
 def _loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: int) -> list[np.ndarray]:
@@ -161,15 +160,16 @@ def _score(o, inputs: list[bytes], asked: list[list[tuple]]):
 # --- what it chose ----------------------------------------------------------------------------------------------------
 
 
-def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -> dict:
+def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, template=None) -> dict:
     """Accuracy and macro-F1 with intervals of the likeliest choice, its confusion matrix, and the same of the likeliest per byte;
     what always giving the commonest answer would reach; predictions (in the form in which rows give their answers) and the
     log-likelihoods of all choices. Macro-F1 is over the texts of the choices where all rows have the same ones, else over their
     places."""
     positions = o.model.config.n_positions
-    encoded = [encode(item, o.tokenizer, positions) for item in items]
+    encoded = [encode(item, o.tokenizer, positions, template) for item in items]
     summed = _loglikelihoods(o, encoded, batch_size)
-    lengths = [np.array([len(c.encode()) for c in item.choices]) for item in items]
+    said = [[template.answer(c.strip()).text if template else c for c in item.choices] for item in items]
+    lengths = [np.array([len(text.encode()) for text in choices]) for choices in said]
     per_byte = [values / n for values, n in zip(summed, lengths, strict=True)]
     most = max(len(item.choices) for item in items)
     alike = all(item.choices == items[0].choices for item in items)
@@ -188,6 +188,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
             "macro_f1": metrics.classification(np.eye(most)[[commonest] * len(items)], targets, labels, seed)["macro_f1"],
         },
         "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
+        "special_tokens": special.report(o.tokenizer, special.count(o.tokenizer, map(_all_of, items))),
         "labels": labels,
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],
@@ -195,6 +196,10 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0) -
         "quantize": o.quantize,
         "dtype": o.dtype,
     }
+
+
+def _all_of(item: Item) -> str:
+    return "\n".join((item.prompt, *item.choices))
 
 
 def _figures(scores: list[np.ndarray], targets: np.ndarray, labels: list[str], seed: int) -> dict:

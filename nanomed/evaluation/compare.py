@@ -25,8 +25,10 @@ from nanomed.evaluation.page import (
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell, table, text_table
 from nanomed.optional import need
 from nanomed.tasks.measure import for_page
+from nanomed.text import special
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
+from nanomed.text.special import Written
 from nanomed.text.templates import Template, of_model
 from nanomed.text.tokenizer import load_tokenizer
 
@@ -68,7 +70,7 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     positions, templates = {}, []
     # what is wrong with the last should not wait until the others have been measured
     for model, source in zip(args.models, sources, strict=True):
-        positions[model], own = check_model(model, source, prompts, template, args.max_new_tokens)
+        positions[model], own = check_model(model, source, prompts, template, args)
         templates.append(template or own)
     least = min(positions, key=positions.get)
     if (args.context or 0) > positions[least]:
@@ -77,13 +79,15 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     stride = args.stride or max(1, context // 2)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
-        o = measure.open_model(model, args.device, args.dtype, quantize=args.quantize)
+        o = measure.open_asked(args, model)
         print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
         curves += curves_of(name, o.directory)
         # all are read, and so found fit to be, before anything is measured
         corpora, ppl = {}, {}
         for column, file in columns.items():
             corpora[column] = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
+        rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
+        special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, prompts)))
         for column, corpus in corpora.items():
             ppl[column] = measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
         shared = calls.overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
@@ -113,17 +117,15 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     return write_page(content, out)
 
 
-def check_model(
-    model: str, source: hub.Source, prompts: list[str], template: Template | None, max_new_tokens: int
-) -> tuple[int, Template | None]:
+def check_model(model: str, source: hub.Source, prompts: list[str], template: Template | None, args) -> tuple[int, Template | None]:
     """The positions of a model, and the template that it was instructed with. Raises UserError if a prompt, in `template` or
     its own, and the answer do not fit."""
     positions, own = hub.read_config(source.directory)[1].n_positions, of_model(source.adapter, source.directory)
-    tokenizer = load_tokenizer(source.tokenizer_directory)
+    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
     for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
-        if len(tokenizer.prompt(text)) + max_new_tokens > positions:
+        if len(tokenizer.prompt(text)) + args.max_new_tokens > positions:
             raise UserError(
-                f"{prompt[:60]!r} and {max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
+                f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
                 "lower --max-new-tokens"
             )
     return positions, own
@@ -140,11 +142,11 @@ def stands_in(expected: str | None, text: str) -> bool | None:
 
 def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
     """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on repetition."""
-    markers, texts = template.markers if template else (), _asked(prompts, template)
+    markers, texts = template.ends if template else (), _asked(prompts, template)
     return measure.complete(o, texts, Sampling(repetition_penalty=penalty), markers, max_new_tokens, seed=seed)
 
 
-def _asked(prompts: list[str], template: Template | None) -> list[str]:
+def _asked(prompts: list[str], template: Template | None) -> list[str | Written]:
     return [template.ask(prompt) if template else prompt for prompt in prompts]
 
 

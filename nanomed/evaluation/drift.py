@@ -17,6 +17,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation import calls, measure, tables
 from nanomed.evaluation.bootstrap import interval_of_two
 from nanomed.evaluation.perplexity import exp, ppl_interval, score_ids, window_sizes
+from nanomed.text import special
 from nanomed.text.corpus import Corpus, Selection, Texts
 
 DRIFTED = 3  # eval.py's exit status then
@@ -90,12 +91,14 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
 
 def measure_drift(args) -> dict:
     """`eval.py drift`: print both perplexities, the shift and a verdict, and give them with what they were measured on."""
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    o = measure.open_asked(args)
     context, stride = window_sizes(o.model.config, args.context, args.stride)
     first = f", of each text the first {args.first} tokens" if args.first else ""
     print(f"{o}; windows of {context}, stride {stride}{first}")
     reference = score(o, args.reference, args.reference_field or args.text_field, args)
     incoming = score(o, args.incoming, args.text_field, args)
+    rows = special.rows_of(side.texts.corpus.special_tokens for side in (reference, incoming))
+    special.say(special.report(o.tokenizer, rows))
     vocab_size, sides = o.model.config.vocab_size, {"reference": reference, "incoming": incoming}
     value, interval = shift(reference, incoming, args.seed)
     result = {name: describe(side, args.seed) for name, side in sides.items()}
@@ -148,6 +151,7 @@ def describe(side: Side, seed: int) -> dict:
         "different": len(side.times),
         "median_tokens": side.median(),
         "bad_rows": side.texts.corpus.bad_rows,
+        "special_tokens": side.texts.corpus.special_tokens,
         "data_sha256": side.texts.corpus.sha256,
     }
 

@@ -190,7 +190,8 @@ def distribution(logits, sampling: Sampling):
 
 
 class Ending:
-    """When an answer is over: at the end-of-text token, or where one of `markers` stands in its text."""
+    """When an answer is over: at one of the tokens that the model's files name as ends (Tokenizer.ends), or where one of `markers`
+    stands in its text."""
 
     def __init__(self, tokenizer, markers=()):
         self.tokenizer, self.markers = tokenizer, tuple(markers)
@@ -201,7 +202,7 @@ class Ending:
         ids = ids[:-1] if stopped else ids
         if not (stopped or last or self.markers):
             return None
-        text = self.tokenizer.decode(ids)
+        text = self.tokenizer.decode(ids, inside=True)
         found = [text.index(m) for m in self.markers if m in text]
         if not (stopped or last or found):
             return None
@@ -209,7 +210,7 @@ class Ending:
 
     def printable(self, ids: list[int]) -> str:
         """As much of an unfinished text as will stay: no half characters, no beginning of what may become a marker."""
-        text = self.tokenizer.decode(ids).rstrip("\ufffd")
+        text = self.tokenizer.decode(ids, inside=True).rstrip("\ufffd")
         for marker in self.markers:
             for n in range(len(marker), 0, -1):
                 text = text[:-n] if text.endswith(marker[:n]) else text

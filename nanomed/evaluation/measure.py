@@ -16,9 +16,10 @@ from nanomed.models.classifier import predict
 from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.text import instructions, labelled
+from nanomed.text import instructions, labelled, special
 from nanomed.text.corpus import Corpus, encode_corpus
 from nanomed.text.rows import get_text, get_value, read_rows
+from nanomed.text.special import Written, written
 from nanomed.text.templates import Template, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -42,14 +43,15 @@ class Opened:
         return f"{self.name}: {count_parameters(self.model):,} parameters, none trainable; {self.device}, {self.dtype}{over}"
 
 
-def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False) -> Opened:
+def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False, reading="text") -> Opened:
     """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for what an adapter was trained over;
-    plain: linear layers stay as they are, and are not laid out for the matrix library. Raises UserError as hub does."""
+    plain: linear layers stay as they are, and are not laid out for the matrix library; reading: of special tokens in texts
+    (nanomed.text.special). Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
     _, config = hub.read_config(source.directory)
-    tokenizer = load_tokenizer(source.tokenizer_directory)
+    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, reading)
     hub.check_vocabulary(tokenizer, config, source)
     if quantize is None and source.adapter:  # it was fitted to the weights that these codes stand for
         quantize = trained_with(source.adapter).get("quantize")
@@ -62,6 +64,12 @@ def open_model(name: str, device="auto", dtype="auto", classifier=False, quantiz
         prepack(model)
     template = of_model(source.adapter, source.directory)
     return Opened(name, model, tokenizer, device, dtype, source.adapter or source.directory, template, quantize)
+
+
+def open_asked(args, model: str | None = None, classifier=False) -> Opened:
+    """open_model() by the flags of eval.py; model: another than --model."""
+    name = model or args.model
+    return open_model(name, args.device, args.dtype, classifier, args.quantize, reading=args.special_tokens)
 
 
 def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> Corpus:
@@ -86,6 +94,7 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
         "quantize": o.quantize,
         "vocab_size": o.model.config.vocab_size,
         "begins_with": o.tokenizer.name(o.tokenizer.lead),
+        "special_tokens": corpus.special_tokens,
     }
 
 
@@ -110,15 +119,17 @@ def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list
     return [prompt for prompt, _ in rows], [answer for _, answer in rows]
 
 
-def complete(o: Opened, texts: list[str], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0) -> list[dict]:
+def complete(
+    o: Opened, texts: list[str | Written], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0
+) -> list[dict]:
     """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
     prompts = [o.tokenizer.prompt(text).tolist() for text in texts]
     ending = Ending(o.tokenizer, markers)
     done = generate(o.model, prompts, max_new_tokens, sampling, ending, o.device, o.dtype, seed, batch_size)
-    return [{"prompt": p, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
+    return [{"prompt": written(p).text, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
 
 
-def write_on(o: Opened, text: str, sampling: Sampling, markers, steps: int, seed: int) -> None:
+def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, steps: int, seed: int) -> None:
     """Write a completion to the terminal as it comes."""
     prompt, ending, ids, shown = o.tokenizer.prompt(text).tolist(), Ending(o.tokenizer, markers), [], 0
     for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
@@ -147,7 +158,7 @@ def measure_answers(
         raise UserError(f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions} positions")
     prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
     items = [item for item, fit in zip(items, fits, strict=True) if fit]
-    done = complete(o, prompts, sampling or Sampling(), template.markers, max_new_tokens, batch_size, seed)
+    done = complete(o, prompts, sampling or Sampling(), template.ends, max_new_tokens, batch_size, seed)
     completions = [d["completion"].strip() for d in done]
     references = [item.response.strip() for item in items]
     result = metrics.answers(completions, references, [d["stopped"] for d in done], seed)
@@ -159,7 +170,10 @@ def measure_answers(
         {"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
         for d, c, r in zip(done, completions, references, strict=True)
     ]
+    spelled = special.count(o.tokenizer, (item.text() for item in items))
     return result | {
+        "special_tokens": special.report(o.tokenizer, spelled),
+        "ends_with": sorted(map(o.tokenizer.name, o.tokenizer.ends)),
         "truncated": encoded.truncated,
         "dropped": fits.count(False),
         "model": o.name,
@@ -197,6 +211,7 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
         "multi_label": m.multi_label,
         "texts": len(items),
         "truncated": truncated,
+        "special_tokens": special.report(o.tokenizer, special.count(o.tokenizer, (item.text for item in items))),
         "measures": measures,
         "no_baseline": why,
         "model": o.name,

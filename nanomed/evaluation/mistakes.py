@@ -87,7 +87,7 @@ def _train_set(o, m: Measured) -> float:
         texts += [text] if len(texts) < len(m.ids) else []
     if not texts:
         raise UserError("all that it was trained on was held out")
-    ids = [np.concatenate([[o.tokenizer.lead], o.tokenizer.encode(text)]) for text in texts]
+    ids = [o.tokenizer.document(text) for text in texts]
     return _corpus_perplexity(o, ids, m.stride, m)
 
 

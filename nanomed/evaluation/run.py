@@ -12,6 +12,7 @@ from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.trained import trained_with
 from nanomed.files import check_directory, check_output, write_json
 from nanomed.tasks import measure as tasks
+from nanomed.text import special
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.templates import load_template
@@ -44,13 +45,14 @@ def save(args, result) -> None:
 
 
 def ppl(args):
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    o = measure.open_asked(args)
     corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
     tokens = int(corpus.documents["length"].sum()) - len(corpus.documents)
     print(
         f"{o}; {len(corpus.documents):,} documents, {tokens:,} tokens"
         + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
+    special.say(corpus.special_tokens)
     result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed, args.also) | {"data": args.data}
     interval = tables.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
     print(
@@ -75,13 +77,14 @@ def generate(args):
         raise UserError("no --prompt and no --prompts, and no terminal to chat on")
     sampling = flags.sampling(args)
     texts = measure.read_questions(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    o = measure.open_asked(args)
     template = calls.choose_template(args, o)
-    markers = template.markers if template else ()
+    markers = template.ends if template else ()
     print(f"{o}; {sampling}" + (f"; template: {args.template}" if template else ""))
     if chat:
         return talk(o, args, sampling, template)
     prompts = [template.ask(text) if template else text for text in texts]
+    special.say(special.report(o.tokenizer, special.count(o.tokenizer, texts)))
     if args.prompts:
         for k, prompt in enumerate(prompts, 1):
             try:
@@ -119,7 +122,7 @@ def talk(o, args, sampling, template):
         except UserError as e:  # too long a question is no reason to leave
             print(e)
             continue
-        measure.write_on(o, prompt, sampling, template.markers if template else (), steps, seed)
+        measure.write_on(o, prompt, sampling, template.ends if template else (), steps, seed)
         seed += 1
 
 

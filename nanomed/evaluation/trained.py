@@ -135,7 +135,7 @@ def _of_phase(run: dict, directory: Path) -> Iterator[str]:
             template = of_model(directory)
             for item in items:
                 if not held.has_row(item):
-                    yield template.ask(item.instruction, item.input) + template.answer(item.response)
+                    yield (template.ask(item.instruction, item.input) + template.answer(item.response)).text
             if s.get("replay"):
                 yield from _documents([s["replay"]], s.get("text_field", "text"), None, skip, held, run)
         elif phase == "classify":

@@ -116,7 +116,7 @@ def _download(repo: str, weights: bool) -> Source:
                 get(shard)
         if get("tokenizer.json") is None:
             get("vocab.json"), get("merges.txt")
-        get("tokenizer_config.json")
+        get("tokenizer_config.json"), get("generation_config.json")
     except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
         raise explain(repo, e, "directory") from e
     return Source(repo, config.parent)

@@ -171,7 +171,8 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
         _write(train[:limit], out / f"{name}.train.jsonl")
         if name == ROWS:
             template = load_template(recipe.phases.get("instruct", {}).get("template", "response"))
-            texts = [{"text": template.ask(r["instruction"], r["input"]) + template.answer(r["response"])} for r in test[:limit]]
+            asked = [template.ask(r["instruction"], r["input"]) + template.answer(r["response"]) for r in test[:limit]]
+            texts = [{"text": text.text} for text in asked]
             _write(texts, out / f"{name}.test.texts.jsonl")
         _write(test[:limit], out / f"{name}.test.jsonl")
     if "classify" in recipe.phases:  # what neither the classifier nor the model that it stands on has been trained on

@@ -12,6 +12,7 @@ from nanomed.files import read_json, read_object
 from nanomed.tasks import score
 from nanomed.tasks.baselines import LINEAR
 from nanomed.tasks.forms import FORMS, Malformed
+from nanomed.text import special
 from nanomed.text.rows import read_rows
 from nanomed.text.templates import Template
 
@@ -50,7 +51,7 @@ def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, bat
     left = [o.model.config.n_positions - len(p) for p in prompts]
     most = [min(n, room) for n, room in zip(longest_answer(task, [r["input"] for r in rows], o.tokenizer), left, strict=True)]
     fits = [k for k, n in enumerate(most) if n > 0]
-    ending = Ending(o.tokenizer, template.markers)
+    ending = Ending(o.tokenizer, template.ends)
     chosen, limits = [prompts[k] for k in fits], [most[k] for k in fits]
     done = generate(o.model, chosen, limits, Sampling(), ending, o.device, o.dtype, seed, batch_size)
     out = [{"answer": "", "stopped": False} for _ in rows]
@@ -102,7 +103,7 @@ def run(args) -> dict:
     if unknown := [name for name in names if name not in made["tasks"]]:
         raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made['tasks'])}")
     sets = {name: chosen(directory, name, args.limit, args.seed) for name in names}
-    o = measure.open_model(args.model, args.device, args.dtype, quantize=args.quantize)
+    o = measure.open_asked(args)
     template = choose_template(args, o, DEFAULT)
     texts = sum(len(rows) for rows, _ in sets.values())
     print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")
@@ -115,6 +116,9 @@ def run(args) -> dict:
         cell = tables.measure_cell(out[name], out[name]["measure"])
         print(f"{name}: {len(rows):,} texts in {seconds:,.0f} s, {out[name]['measure'].replace('_', '-')} {cell}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
+    spelled = special.count(o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows))
+    how["special_tokens"] = special.report(o.tokenizer, spelled)
+    special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))
     print(*say_linear(out), sep="\n")

@@ -49,21 +49,37 @@ class ByteLevel:
         self._id_of_rank = np.array(ids, dtype=np.uint32)
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
+        self._lengths = np.array([len(token) for token in ranks], dtype=np.int64)  # of each rank, in bytes
         self.pattern = pattern
 
     def content(self) -> bytes:
         """Everything that decides the ids of a piece."""
         return b"".join(b"%d %d %b" % (len(token), i, token) for i, token in self.tokens.items())
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, begins: bool = True) -> np.ndarray:
         """Raises Unencodable for a lone surrogate, which tiktoken would replace silently, for a byte that has no token, and for
-        a million blanks in a row, which overflow the pre-tokeniser's stack."""
+        a million blanks in a row, which overflow the pre-tokeniser's stack. begins: whether a text begins here, which changes
+        nothing in this kind of vocabulary."""
+        return self._id_of_rank[self._encode(text)]
+
+    def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
+        """The ids of `text` where it follows `before`: those that both together have behind the border, or of the text alone
+        if a token lies across it."""
+        whole = self._encode(before + text)
+        ends = np.cumsum(self._lengths[whole])
+        border = len(before.encode())
+        first = int(np.searchsorted(ends, border, side="right"))  # the first token that ends behind the border
+        across = border != (ends[first - 1] if first else 0)
+        return self.encode(text) if across else self._id_of_rank[whole[first:]]
+
+    def _encode(self, text: str) -> np.ndarray:
+        """Ranks."""
         try:
             raw = text.encode("utf-8")
             if len(raw.translate(None, self._without_token)) < len(raw):
                 byte = next(b for b in raw if b in self._without_token)
                 raise Unencodable(f"a text cannot be encoded: its byte 0x{byte:02x} has no token; it begins {text[:40]!r}")
-            return self._id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError as e:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,10 +22,11 @@ from tqdm import tqdm
 from nanomed.claim import filled
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
+from nanomed.text import special
 from nanomed.text.byte_level import Unencodable
 from nanomed.text.rows import all_bad, data_file, placed_documents, read_documents
 
-FORMAT = "4"  # of the cached token file; part of its key
+FORMAT = "5"  # of the cached token file; part of its key
 FILES = ("tokens.bin", "documents.bin")
 
 # One row a document: where its tokens start, how many there are (the leading one counted), and of its text
@@ -39,13 +40,15 @@ DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("
 @dataclass(frozen=True)
 class Corpus:
     """Encoded documents. tokens: uint16 or uint32, mapped, each document led by tokenizer.lead (<|endoftext|>, say); documents:
-    their table; sha256: of the texts in order, each followed by a NUL byte; bad_rows: how many rows were left out."""
+    their table; sha256: of the texts in order, each followed by a NUL byte; bad_rows: how many rows were left out; special_tokens:
+    special.report() of the texts."""
 
     name: str
     tokens: np.ndarray
     documents: np.ndarray
     sha256: str
     bad_rows: int
+    special_tokens: dict
 
     def all(self) -> "Selection":
         return Selection(self, np.arange(len(self.documents)))
@@ -115,7 +118,7 @@ def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
         tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return Corpus(" + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"])
+    return Corpus(" + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"], meta["special_tokens"])
 
 
 def _checksum(directory: Path, meta: dict) -> str:
@@ -141,7 +144,7 @@ def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: 
 
 def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    sha, start, count, bad = hashlib.sha256(), 0, 0, 0
+    sha, start, count, bad, spelled = hashlib.sha256(), 0, 0, 0, Counter()
 
     def encode(batch):
         """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at once."""
@@ -149,12 +152,12 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
         for place, text in batch:
             try:
                 raw = text.encode("utf-8")
-                ids = tokenizer.encode(text).astype(dtype)
+                ids = tokenizer.document(text).astype(dtype)
             except Unencodable as e:
-                out.append((place, str(e), None, None))
+                out.append((place, str(e), None, None, None))
             else:
-                row = (0, 1 + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
-                out.append((place, raw, ids, row))
+                row = (0, len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
+                out.append((place, raw, ids, row, tokenizer.spellings.names_in(text)))
         return out
 
     with (
@@ -176,14 +179,15 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                     break
                 if batch and len(pending) < 4 * pool._max_workers:  # a few batches ahead, and no more
                     continue
-                for place, raw, ids, row in pending.popleft().result():
+                for place, raw, ids, row, names in pending.popleft().result():
                     if ids is None:
                         if not skip_bad_rows:
                             raise UserError(f"{name}, {place}: {raw} (--skip-bad-rows leaves such rows out)")
                         bad, first_bad = bad + 1, first_bad or f"{place}: {raw}"
                         continue
                     sha.update(raw + b"\0")
-                    tokens.write(np.array([tokenizer.lead], dtype).tobytes() + ids.tobytes())
+                    spelled.update(names)
+                    tokens.write(ids.tobytes())
                     documents.write(np.array([(start, *row[1:])], DOCUMENT).tobytes())
                     start += row[1]
                     count += 1
@@ -195,7 +199,8 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
             os.fsync(f.fileno())
     if count == 0:
         raise UserError(f"{', '.join(names)}: no documents there")
-    meta = {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad}
+    found = special.report(tokenizer, spelled)
+    meta = {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "special_tokens": found}
     write_json(meta | {"check": _checksum(directory, meta)}, directory / "meta.json")
 
 

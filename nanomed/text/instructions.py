@@ -114,18 +114,20 @@ class Encoded:
 
 
 def encode_instructions(items: list[Instruction], tokenizer, template, context: int) -> Encoded:
-    """Prompt ids + response ids + the end (tokenizer.eos), put together as ids: no marker is ever searched for in encoded text.
+    """Prompt ids + the response's as it follows the prompt (Tokenizer.continuation) + the end (tokenizer.eos), put together as
+    ids: no marker is ever searched for in encoded text. A response that spells its own end, where that is read, gets no second.
 
     The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since the last is
     predicted and never an input: a longer response is cut on the right and loses its end; a prompt that leaves no room
     drops the row. Both are counted.
     """
-    out = Encoded()
+    out, ended = Encoded(), template.holds_end(tokenizer.name(tokenizer.eos))
     for item in items:
-        prompt = tokenizer.prompt(template.ask(item.instruction, item.input))
-        response = tokenizer.encode(template.answer(item.response))
+        asked = template.ask(item.instruction, item.input)
+        prompt, response = tokenizer.prompt(asked), tokenizer.continuation(asked, template.answer(item.response))
         out.empty += not item.response
-        ids = np.concatenate([prompt, response, [tokenizer.eos]]).astype(np.int64)
+        end = [] if ended or (len(response) and response[-1] == tokenizer.eos) else [tokenizer.eos]
+        ids = np.concatenate([prompt, response, end]).astype(np.int64)
         if len(prompt) > context:
             out.dropped += 1
             continue

@@ -1,4 +1,5 @@
-"""Rows of a batch as text, with what is supervised in [[ ]]: what masks and packing really do."""
+"""Rows of a batch as text, with what is supervised in [[ ]]: what masks and packing really do. A special token stands as its name;
+a text that only spells it has a backslash there."""
 
 import sys
 
@@ -15,7 +16,7 @@ def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None
             lines, size = _text(batch, b, tokenizer)
             print(f"\nrow of {size} tokens:")
         else:
-            lines = [tokenizer.decode(batch[0][b][: batch[1][b]])]
+            lines = [_spelled_out(batch[0][b][: batch[1][b]].tolist(), tokenizer)]
             print(f"\n{_labels(batch[-1][b], labels)}:")
         print("".join(f"  {line}\n" for line in lines), end="")
     print()
@@ -46,13 +47,28 @@ def _text(batch: tuple, b: int, tokenizer) -> tuple[list[str], int]:
         text, run, on = "", [], False
         for token, supervised in [*zip(ids + last, marked, strict=False), (None, not marked[-1])]:
             if supervised != on or token is None:
-                text += (begin + tokenizer.decode(run) + end) if on and run else tokenizer.decode(run)
+                part = _spelled_out(run, tokenizer, inside=bool(text))
+                text += (begin + part + end) if on and run else part
                 run, on = [], supervised
             run.append(token)
         replayed = len(batch) == 5 and bool(batch[3][b][span][0])
         number = f"{k + 1}. " if segments is not None else ""
         lines.append(number + ("(replayed) " if replayed else "") + text.replace("\n", "\\n"))
     return lines, used
+
+
+def _spelled_out(ids: list[int], tokenizer, inside: bool = False) -> str:
+    """The text of ids, in which a special token that is only spelled has a backslash in front: \\<|endoftext|>."""
+    real = {token.id for token in tokenizer.spellings.tokens.values()}
+    text, piece = "", []
+    for i in [*ids, None]:
+        if i is not None and i not in real:
+            piece.append(i)
+            continue
+        if piece:
+            text += tokenizer.spellings.marked(tokenizer.decode(piece, inside or bool(text)))
+        text, piece = text + ("" if i is None else tokenizer.name(i)), []
+    return text
 
 
 def _labels(target, labels: list[str]) -> str:

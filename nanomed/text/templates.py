@@ -1,7 +1,8 @@
 """Prompt templates as data: the one place that says how an instruction looks, in training, evaluation and generation.
 
-A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's ids, then the
-response's, then its end; each part is encoded by itself, so that the boundary is the same when there is no response yet.
+A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's ids, which are the same
+when there is no response yet, then those of the response as it follows the prompt, then its end. Special tokens that a template
+spells are the tokens; in what is put into it they are what --special-tokens says (nanomed.text.special).
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, read_toml, write_json, write_text
+from nanomed.text.special import Written
 
 FILES = ("template.json", "chat_template.jinja")  # how a model that was instructed is asked: for us, for transformers
 
@@ -22,13 +24,27 @@ class Template:
     response: str = "{response}"
     markers: tuple[str, ...] = ()  # a generated answer that begins one of these has run on into the next example
 
-    def ask(self, instruction: str, input: str = "") -> str:
+    def ask(self, instruction: str, input: str = "") -> Written:
         """The prompt's text."""
         return _fill(self.prompt_with_input if input else self.prompt, {"instruction": instruction, "input": input})
 
-    def answer(self, response: str) -> str:
+    def answer(self, response: str) -> Written:
         """The response's text, which follows the prompt's."""
         return _fill(self.response, {"response": response})
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Where a generated answer is over: at a marker, or at what the template itself writes behind a response."""
+        behind = self._behind.strip()
+        return (*self.markers, behind) if behind else self.markers
+
+    def holds_end(self, eos: str) -> bool:
+        """Whether the template itself writes the token that ends a response, so that none has to be put there."""
+        return eos in self._behind
+
+    @property
+    def _behind(self) -> str:
+        return self.response.partition("{response}")[2]
 
 
 TEMPLATES = {
@@ -90,19 +106,32 @@ def of_model(*directories: Path | None) -> Template | None:
 def save(template: Template, tokenizer, directory: Path) -> None:
     """Write it beside the model: as template.json, and as the chat template that transformers' apply_chat_template uses
     (what a user says is the instruction, what the assistant says the response and its end)."""
-    bos = json.dumps(tokenizer.name(tokenizer.bos)) if tokenizer.adds_bos else ""
-    eos = json.dumps(tokenizer.name(tokenizer.eos))
+    eos = tokenizer.name(tokenizer.eos)
+    end = "" if template.holds_end(eos) else f" + {json.dumps(eos)}"
+    bos = json.dumps(_beginning(template, tokenizer))
     write_json(asdict(template), directory / FILES[0])
     write_text(
-        (f"{{{{- {bos} -}}}}" if bos else "") + "{%- for message in messages -%}"
+        (f"{{{{- {bos} -}}}}" if bos != '""' else "") + "{%- for message in messages -%}"
         "{%- if message['role'] == 'user' -%}"
         f"{{{{- {_jinja(template.prompt, 'instruction')} -}}}}"
         "{%- elif message['role'] == 'assistant' -%}"
-        f"{{{{- {_jinja(template.response, 'response')} + {eos} -}}}}"
+        f"{{{{- {_jinja(template.response, 'response')}{end} -}}}}"
         "{%- else -%}{{- raise_exception('only user and assistant have a place in this template') -}}"
         "{%- endif -%}{%- endfor -%}",
         directory / FILES[1],
     )
+
+
+def _beginning(template: Template, tokenizer) -> str:
+    """What a rendered chat has to begin with, so that its ids are those of Tokenizer.prompt(): the token that is put before every
+    text, and a blank where the vocabulary puts one before a text but not behind a special token."""
+    if not tokenizer.adds_bos or template.prompt.startswith(tokenizer.name(tokenizer.bos)):
+        return ""
+    name = tokenizer.name(tokenizer.bos)
+    prompt = Written(template.prompt, ((0, len(template.prompt)),))
+    begins = {blank: Written(name + blank, ((0, len(name)),)) + prompt for blank in ("", " ")}
+    ids = tokenizer.prompt(prompt).tolist()
+    return next((name + blank for blank, text in begins.items() if tokenizer.encode(text).tolist() == ids), name)
 
 
 def _jinja(text: str, placeholder: str) -> str:
@@ -142,6 +171,13 @@ def _checked(keys: dict, path: Path) -> Template:
     return Template(**({"prompt_with_input": with_input} | keys), markers=tuple(markers))
 
 
-def _fill(text: str, values: dict[str, str]) -> str:
+def _fill(text: str, values: dict[str, str]) -> Written:
     """Put the values in, all at once, so that braces in a value stay what they are."""
-    return re.sub(r"\{(instruction|input|response)\}", lambda m: values.get(m[1], m[0]), text)
+    parts = re.split(r"\{(instruction|input|response)\}", text)  # text, name, text, name, ..., text
+    out = Written("")
+    for k, part in enumerate(parts):
+        if k % 2:
+            out += Written(values[part]) if part in values else Written(f"{{{part}}}")
+        elif part:
+            out += Written(part, ((0, len(part)),))
+    return out

@@ -35,6 +35,7 @@ class Settings:
 
 
 QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
+READINGS = ("text", "read", "refuse")  # of special tokens that texts spell: nanomed.text.special
 # Of the command and not of the run: earlier versions wrote these down too.
 FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
 
@@ -91,6 +92,7 @@ class Plan:
     ewc_data: Files | None = None
     ewc_blocks: Size = 200
     near_duplicates: AtLeast0 = 0.0
+    special_tokens: str = READINGS[0]
     from_scratch: bool = False
 
     @property

@@ -20,7 +20,7 @@ from nanomed.memory import peak_rss
 from nanomed.models import FAMILIES
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype
-from nanomed.text import heldout, show, templates
+from nanomed.text import heldout, show, special, templates
 from nanomed.text.blocks import Stream
 from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
@@ -82,7 +82,7 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
     source = hub.find(args.model, weights=not from_scratch)
     check_source(source, out)
     raw, config = hub.read_config(source.directory)
-    tokenizer = load_tokenizer(source.tokenizer_directory)
+    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
     hub.check_vocabulary(tokenizer, config, source)
     quantize = args.quantize or (trained_with(source.adapter).get("quantize") if source.adapter else None)
     context = args.context or min(config.n_positions, 1024)
@@ -112,6 +112,7 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         "tokenizer": setup.tokenizer.hash,
         "model": hub.fingerprint(source, weights=not plan.from_scratch),
         "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
+        "special_tokens": job.facts["special_tokens"],
     }
     sampled = getattr(args, "sample_prompt", None)
     wanted = {"--patience": plan.patience, "--keep best": plan.keep == "best", "--sample-prompt": sampled}
@@ -141,6 +142,7 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         make_ready(model, plan, setup.device, args.grad_checkpoint)
     if writes:
         check_space(out, model, plan)
+    special.say(job.facts["special_tokens"])
     settings = settings_of(args, plan)
     processes = {"processes": distributed.world()} if distributed.world() > 1 else {}
     facts = {
@@ -268,7 +270,7 @@ def _sample(asked: str, setup: Setup, template, model) -> str | None:
     steps = min(SAMPLE_TOKENS, room(setup.config, ids, None))
     if model is None:
         return None
-    ending = Ending(setup.tokenizer, template.markers if template else ())
+    ending = Ending(setup.tokenizer, template.ends if template else ())
     (done,) = generate(model, [ids], steps, Sampling(), ending, setup.device, setup.plan.dtype)
     return f"{asked} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
 

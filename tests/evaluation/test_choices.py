@@ -98,10 +98,11 @@ def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, mode
     assert json.loads((tmp_path / "r.json").read_text())["questions"] == 4
     closed = script("eval.py", "choices", *flags, "--format", "pubmedqa-closed", "--template", "response")
     assert closed.returncode == 0, closed.stderr
-    asked = [TEMPLATES["response"].ask(f"Question: {q}\nAnswer:") for q in questions[:3]]
-    theirs = likelihoods(model_dir, [(p, c) for p in asked for c in ("yes", "no", "maybe")])
+    asked = [TEMPLATES["response"].ask(f"Question: {q}\nAnswer:").text for q in questions[:3]]
+    theirs = likelihoods(model_dir, [(p, c) for p in asked for c in ("", "yes", "no", "maybe")])
+    line_end, *choices = np.array(theirs).reshape(3, 4).T  # a token: lm-eval takes it to the choice, in a template it is asked
     found = json.loads((tmp_path / "r.json").read_text())["loglikelihoods"]
-    np.testing.assert_allclose(np.ravel(found), theirs, rtol=1e-3)  # the line's end goes to the choice, and is a token there
+    np.testing.assert_allclose(np.array(found).T, choices - line_end, rtol=1e-4)
     rows = [{**row, "pubid": 1} for row in rows]
     assert_refused(
         script("eval.py", "choices", *flags[:2], "--data", write(tmp_path / "e.jsonl", rows), "--format", "pubmedqa"), "--all-rows"

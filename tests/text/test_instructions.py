@@ -249,9 +249,9 @@ def test_a_template_from_a_file(tmp_path):
     path = tmp_path / "t.toml"
     path.write_text('prompt = "Q: {instruction}\\nA:"\nresponse = " {response}"\nmarkers = ["\\nQ:"]\n')
     template = load_template(str(path))
-    assert template.ask("Why?") == "Q: Why?\nA:"
-    assert template.ask("Why?", "Context.") == "Q: Why?\nContext.\nA:"
-    assert template.answer("Yes.") == " Yes." and template.markers == ("\nQ:",)
+    assert template.ask("Why?").text == "Q: Why?\nA:"
+    assert template.ask("Why?", "Context.").text == "Q: Why?\nContext.\nA:"
+    assert template.answer("Yes.").text == " Yes." and template.markers == ("\nQ:",)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ and which tokens stand for beginning, end and padding."""
 import json
 
 import pytest
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -13,9 +12,8 @@ from nanomed.errors import UserError
 from nanomed.text import byte_level
 from nanomed.text.byte_level import BYTE_OF, LLAMA3_REGEX
 from nanomed.text.corpus import encode_corpus
-from nanomed.text.instructions import Instruction, encode_instructions
-from nanomed.text.templates import TEMPLATES, save
-from nanomed.text.tokenizer import EOT, Library, load_tokenizer
+from nanomed.text.library import Library
+from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.conftest import WORDS, assert_refused, make_hf_model, make_texts, write_jsonl
 from tests.text.test_tokenizer import EDGES
 
@@ -120,6 +118,24 @@ def llama2(out):
     return write(bpe, out, plain_bytes, bos_token="<s>", eos_token={"content": "</s>"}, add_bos_token=True)
 
 
+def metaspace(out, scheme: str):
+    """The same vocabulary, its blank put in front by the pre-tokenizer: of a text alone, or of each part between special tokens."""
+    llama2(out)
+    spec = json.loads((out / "tokenizer.json").read_text())
+    spec["normalizer"] = None
+    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": scheme == "always"}
+    (out / "tokenizer.json").write_text(json.dumps(spec))
+    return out
+
+
+def mistral(out):
+    return metaspace(out, "first")
+
+
+def tinyllama(out):
+    return metaspace(out, "always")
+
+
 def qwen(out):
     split = pre_tokenizers.Split(Regex(QWEN_REGEX), "isolated")
     pre = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -127,7 +143,7 @@ def qwen(out):
     return write(bpe, out, bos_token=None, eos_token="<|im_end|>", pad_token=EOT)
 
 
-KINDS = {f.__name__: f for f in (smollm2, llama3, llama2, qwen)}
+KINDS = {f.__name__: f for f in (smollm2, llama3, llama2, mistral, tinyllama, qwen)}
 
 
 @pytest.fixture(scope="module")
@@ -189,20 +205,10 @@ def test_several_ends_of_config_json_are_all_ends(made):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_documents_prompts_and_answers_begin_and_end_as_the_kind_does(made, name, tmp_path):
+def test_documents_begin_as_the_kind_does(made, name, tmp_path):
     t = load_tokenizer(made[name])
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", ["acute renal disease"])), t)
     assert corpus.all().ids(0).tolist() == [t.lead, *t.encode("acute renal disease")]
-    (example,) = encode_instructions([Instruction("Why?", "", "So.")], t, TEMPLATES["response"], 100).examples
-    begin = [t.bos] if t.adds_bos else []
-    assert example.ids.tolist() == [*begin, *t.encode("### Instruction:\nWhy?\n### Response:\n"), *t.encode("So."), t.eos]
-    assert example.ids[example.start :].tolist() == [*t.encode("So."), t.eos]
-    save(TEMPLATES["response"], t, tmp_path)
-    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(made[name] / "tokenizer.json"))
-    theirs.chat_template = (tmp_path / "chat_template.jinja").read_text()
-    said = theirs.apply_chat_template(chat, tokenize=False)
-    assert said == "".join(map(t.name, begin)) + "### Instruction:\nWhy?\n### Response:\nSo." + t.name(t.eos)
 
 
 def test_a_text_without_ids_is_a_bad_row(script, made, tmp_path):

@@ -455,9 +455,9 @@ def test_the_template_is_saved_and_used_by_default(script, model_dir, pairs, doc
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
         template = measure.open_model(str(tmp_path / name)).template
         chat = [{"role": "user", "content": "Why {{?}}"}]
-        assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}")
+        assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}").text
         chat.append({"role": "assistant", "content": "So."})
-        assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}") + " So.<|endoftext|>"
+        assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}").text + " So.<|endoftext|>"
 
 
 # --- bases and adapters -----------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""Llama 2's and Qwen's kinds of vocabulary, left to the `tokenizers` library (an extra).
+
+Llama 2's kind puts a blank before a text: `yes` is `▁yes`, as ` yes` inside a text is. What follows a prompt is no text of its
+own and must not get that blank, so beside the vocabulary as it is stands one that puts none.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from nanomed.errors import UserError
+from nanomed.optional import need
+from nanomed.text.byte_level import Unencodable
+
+
+class Library:
+    """Text to ids and back by the `tokenizers` library, special tokens being text like any other. `begins`: the text begins
+    here, and not behind a special token, where some of these vocabularies put no blank."""
+
+    def __init__(self, where: Path):
+        self._file = where.read_bytes()
+        spec = json.loads(self._file)
+        self._whole = self._build(spec, where)
+        behind_special, inside = _without_blank(spec, {"first"}), _without_blank(spec, {"first", "always"})
+        self._behind_special = self._whole if behind_special == spec else self._build(behind_special, where)
+        self._inside = self._whole if inside == spec else self._build(inside, where)
+        self.puts_blank = inside != spec
+        self.pattern = "tokenizers"
+
+    @staticmethod
+    def _build(spec: dict, where: Path):
+        try:
+            tokenizer = need("tokenizers").Tokenizer.from_str(json.dumps(spec))
+        except Exception as e:  # the library raises nothing more special
+            raise e if isinstance(e, UserError) else UserError(f"{where}: the tokenizers library cannot read it ({e})") from e
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def content(self) -> bytes:
+        """Everything that decides the ids of a text."""
+        return self._file
+
+    def encode(self, text: str, begins: bool = True) -> np.ndarray:
+        """The ids of a text, uint32 (T,). Raises Unencodable for a lone surrogate."""
+        return np.array(_encoded(self._whole if begins else self._behind_special, text).ids, dtype=np.uint32)
+
+    def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
+        """As ByteLevel.behind(); a text that has to be encoded alone gets no blank."""
+        whole, border = _encoded(self._whole if begins else self._behind_special, before + text), len(before)
+        if any(start < border < end for start, end in whole.offsets):
+            return np.array(_encoded(self._inside, text).ids, dtype=np.uint32)
+        ids = [i for i, (start, _) in zip(whole.ids, whole.offsets, strict=True) if start >= border]
+        return np.array(ids, dtype=np.uint32)
+
+    def decode(self, ids: list[int], inside: bool = False) -> str:
+        """inside: the ids are no text's beginning, so a blank at theirs is one."""
+        return (self._inside if inside else self._whole).decode(ids, skip_special_tokens=False)
+
+
+def _encoded(tokenizer, text: str):
+    try:
+        text.encode("utf-8")
+    except ValueError as e:
+        raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _without_blank(spec: dict, schemes: set[str]) -> dict:
+    """A tokenizer.json without the steps that put a blank before a text, and take it off in decoding. schemes: of Metaspace;
+    "always" stands for the other steps too, which know no exception."""
+    steps = {key: _step(spec.get(key), schemes, key == "decoder") for key in ("normalizer", "pre_tokenizer", "decoder")}
+    return spec | {key: step for key, step in steps.items() if key in spec}
+
+
+def _step(step, schemes: set[str], decoding: bool):
+    kind = step.get("type") if isinstance(step, dict) else None
+    if kind == "Sequence":
+        (name,) = step.keys() - {"type"}  # normalizers, pretokenizers or decoders
+        inner = [_step(s, schemes, decoding) for s in step[name]]
+        return step | {name: [s for s in inner if s is not None]}
+    if kind == "Metaspace":
+        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        kept = {k: v for k, v in step.items() if k != "add_prefix_space"}
+        return kept | {"prepend_scheme": "never"} if scheme in schemes else step
+    if "always" in schemes and (kind == "Prepend" or (kind == "Strip" and decoding)):
+        return None
+    if "always" in schemes and kind == "ByteLevel" and step.get("add_prefix_space") and not decoding:
+        return step | {"add_prefix_space": False}
+    return step

@@ -1,0 +1,157 @@
+"""What the files of a model directory say of its vocabulary: whether it is of a kind that is known here, which tokens stand for no
+text, and which of them a text may spell."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from nanomed.errors import UserError
+from nanomed.files import read_object
+from nanomed.text.byte_level import pattern_of, pre_tokenizers
+from nanomed.text.special import Added
+
+EOT = "<|endoftext|>"
+Id = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+@dataclass
+class AddedToken:
+    content: str
+    id: Id
+
+
+@dataclass
+class Model:
+    vocab: dict[str, Id]
+    merges: list[str | tuple[str, str]]
+
+
+@dataclass
+class Spec:
+    """What a tokenizer.json must hold, as the `tokenizers` library writes it."""
+
+    model: Model
+    added_tokens: list[AddedToken] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+
+
+def check_spec(spec: dict, where: Path) -> str | None:
+    """The pattern of a tokenizer.json that tiktoken can run; None if it is one for the library. Raises UserError for others."""
+    model, pre = spec.get("model") or {}, spec.get("pre_tokenizer") or {}
+    if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
+        raise UserError(f"{where}: a {model.get('type')} tokenizer; only BPE is supported")
+    pattern = pattern_of(spec)
+    normalizer = (spec.get("normalizer") or {}).get("type")
+    split = [part.get("type") for part in pre_tokenizers(spec)] == ["Split", "ByteLevel"]  # Qwen's
+    for_library = model.get("byte_fallback") or (split and normalizer in (None, "NFC"))
+    if pattern is None and not for_library:
+        what = "a normalizer" if normalizer else f"pre_tokenizer {pre}"
+        changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
+        what = f"model.{changed[0]}" if changed else what
+        raise UserError(f"{where}: not the pre-tokenisation of GPT-2, SmolLM2, Llama or Qwen: {what} is not supported")
+    return pattern
+
+
+def check_side_files(directory: Path, special: dict[str, int]) -> None:
+    """Refuse what makes other ids of a text from beside the vocabulary: a blank put before it, tokens that are looked for in
+    it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a tokenizer.json too: the decoder
+    in tokenizer_config.json stands in place of added_tokens.json, and what a file names pad, eos and so on is special."""
+    files = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    config, named, added = (_object(directory / name) for name in files)
+    where = directory / "tokenizer_config.json"
+    if config.get("add_prefix_space"):
+        raise UserError(f"{where}: add_prefix_space: true is not supported; GPT-2's own tokenizer adds no blank")
+    if "added_tokens_decoder" in config:
+        names = {EOT, *_special_names(config)}
+        try:
+            tokens = [t["content"] for t in config["added_tokens_decoder"].values() if not t.get("special")]
+        except (AttributeError, KeyError, TypeError) as e:
+            raise UserError(f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})") from e
+        of = " (added_tokens_decoder)"
+    else:
+        where, tokens, of = directory / "added_tokens.json", list(added), ""
+        names = {EOT, *special, *_special_names(config), *_special_names(named)}
+    for token in tokens:
+        if token not in names:
+            raise UserError(f"{where}: the added token {token!r}{of} is not a special one; not supported")
+
+
+def _special_names(settings: dict) -> set[str]:
+    """The tokens that are special because a file gives them a part: `pad_token` and its like, or a list of further ones."""
+    values = [v for key, v in settings.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = settings.get(key) or []
+        values += more.values() if isinstance(more, dict) else more
+    contents = [v.get("content") if isinstance(v, dict) else v for v in values]
+    return {v for v in contents if isinstance(v, str)}
+
+
+@dataclass(frozen=True)
+class Special:
+    """Ids of the tokens that stand for no text, as Tokenizer has them. ends: what the model's own files name."""
+
+    bos: int | None
+    eos: int
+    pad: int
+    ends: set[int]
+    adds_bos: bool
+
+
+def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directory: Path) -> Special:
+    """What the directories' files say. A generation ends at every id that config.json or generation_config.json names, here or
+    beside the model (transformers 5.23 forgets config.json's where there is a generation_config.json). Raises UserError if none
+    says what ends a text."""
+    config = _object(directory / "tokenizer_config.json")
+    models = [_object(d / "config.json") for d in dict.fromkeys((directory, model_directory))]
+    generations = [_object(d / "generation_config.json") for d in dict.fromkeys((directory, model_directory))]
+
+    def known(i) -> bool:
+        return isinstance(i, int) and not isinstance(i, bool) and i in ids.values()
+
+    def find(part: str) -> int | None:
+        named = config.get(f"{part}_token")
+        named = named.get("content") if isinstance(named, dict) else named
+        if isinstance(named, str) and named in ids:
+            return ids[named]
+        if EOT in ids and part == "eos":
+            return ids[EOT]
+        for file in models:
+            given = file.get(f"{part}_token_id")
+            given = given[0] if isinstance(given, list) and given else given
+            if known(given):
+                return given
+        return None
+
+    bos, eos, pad = map(find, ("bos", "eos", "pad"))
+    if eos is None:
+        raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
+    named = [file.get("eos_token_id") for file in models + generations]
+    ends = {i for more in named for i in (more if isinstance(more, list) else [more]) if known(i)}
+    processors = spec.get("post_processor") or {}
+    begins = [
+        piece.get("SpecialToken", {}).get("id")
+        for p in processors.get("processors", [processors])
+        if p.get("type") == "TemplateProcessing"
+        for piece in p["single"][:1]
+    ]
+    adds_bos = bos is not None and any(ids.get(name) == bos for name in begins)
+    return Special(bos, eos, eos if pad is None else pad, ends, adds_bos)
+
+
+def spelled(ids: dict[str, int], spec: dict, directory: Path) -> list[Added]:
+    """The special tokens that a text may spell: those of tokenizer.json that say so, and whatever a file gives a part."""
+    added = {t["content"]: t for t in spec.get("added_tokens") or []}
+    names = {name for name, t in added.items() if t.get("special")} | ({EOT} & ids.keys())
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        names |= _special_names(_object(directory / file)) & ids.keys()
+    flags = ("lstrip", "rstrip", "single_word")
+    return [Added(name, ids[name], **{f: bool(added.get(name, {}).get(f)) for f in flags}) for name in sorted(names)]
+
+
+def _object(path: Path) -> dict:
+    """A JSON file's object; {} where there is no such file."""
+    return read_object(path) if path.exists() else {}
