@@ -10,10 +10,9 @@ from typing import get_args, get_type_hints
 import torch
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, write_json
+from nanomed.files import read_object, typed, write_json
 from nanomed.hub import quantised
 from nanomed.hub.adapters import head_of, load_adapter
-from nanomed.hub.labels import labels_of
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
@@ -167,10 +166,11 @@ def load_classifier(source: Source, quantize: str | None = None) -> Classifier:
     UserError as load_model does, and if the directory holds no classifier."""
     directory = source.adapter or source.directory
     raw = read_object(directory / "config.json") if (directory / "config.json").exists() else {}
+    names = raw.get("id2label") or {}
     known = [classifier for family in FAMILIES.values() for _, classifier in family.ARCHITECTURES.values()]
-    if raw.get("architectures") not in [[name] for name in known]:
+    if not isinstance(names, dict) or not names or raw.get("architectures") not in [[name] for name in known]:
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
-    labels = labels_of(raw, directory / "config.json")
+    labels = typed(list[str], [names.get(str(k)) for k in range(len(names))], f"{directory / 'config.json'}: id2label")
     like = (labels, raw.get("problem_type") == "multi_label_classification", raw.get("pad_token_id") or 0)
     if source.adapter:
         model = Classifier(load_model(source, classifier=True, quantize=quantize), *like)
