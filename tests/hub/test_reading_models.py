@@ -11,6 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.hub import quantised
+from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import MEMBERS, assert_near, make_hf_model
 
 X = torch.arange(42).reshape(2, 21)
@@ -147,6 +148,14 @@ def test_buffers_of_old_files_are_recomputed(tmp_path):
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.rand(4) for i in range(3)}
     change_weights(tmp_path, lambda state: state | buffers)
     assert_near(load(tmp_path)(X), theirs_of(tmp_path)(X).logits)
+
+
+def test_a_padded_vocabulary_is_read(tmp_path, bpe_dir):
+    """To a multiple of 64, say, for speed: rows of the embedding that no text gives."""
+    theirs = make_hf_model(tmp_path, bpe_dir, vocab_size=448)
+    source = hub.find(str(tmp_path))
+    hub.check_vocabulary(load_tokenizer(source.tokenizer_directory), hub.read_config(tmp_path)[1], source)
+    assert_near(load(tmp_path)(X), theirs(X).logits)
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
