@@ -80,7 +80,7 @@ def main():
         return corpus.all()
 
     held, hashes = heldout.excluded(plan, fields)
-    hashes["template"] = repr(template) + (" and continuations" if setup.tokenizer.puts_blank else "")
+    hashes["template"] = repr(template) + (" and continuations" if setup.tokenizer.codec.puts_blank else "")
     everything = read("data", plan.data, plan.limit)
     training, answers, texts = [item for item in everything if not held.has_row(item)], {}, {}
     if plan.val_data:
@@ -140,7 +140,7 @@ def main():
 
     general = run.general_stream(plan, encode, held, hashes)
     text_share = sum(len(e.ids) for e in replayed) / sum(len(e.ids) for e in chosen + replayed)
-    rows = [item.text() for items in (everything, *answers.values()) for item in items]
+    rows = [item.text() for items in (everything, *(answers.values() if plan.val_data else ())) for item in items]
     facts = {
         "special_tokens": special.report(setup.tokenizer, special.count(setup.tokenizer, rows) + special.rows_of(spelled)),
         "template": plan.template,

@@ -43,6 +43,8 @@ class Unencodable(UserError):
 class ByteLevel:
     """Text to ids and back, without special tokens. `vocab`: {token: id}; `merges`: pairs in order; `pattern`: of the pieces."""
 
+    puts_blank = False  # before a text of its own, as Llama 2's kind does
+
     def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, all_splits: bool, where: Path):
         ranks, ids = _ranks(vocab, merges, all_splits, where)
         self.encoding = tiktoken.Encoding(where.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})

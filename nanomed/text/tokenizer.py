@@ -16,7 +16,7 @@ from nanomed.files import read_json, read_object, typed
 from nanomed.text.byte_level import GPT2, ByteLevel
 from nanomed.text.library import Library
 from nanomed.text.special import Spellings, Written, written
-from nanomed.text.vocabulary import EOT, Spec, Special, check_side_files, check_spec, find_special, spelled
+from nanomed.text.vocabulary import EOT, Spec, Special, check_added, check_side_files, check_spec, find_special, side_ids, spelled
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Not read here, but others ask the model by them: they go where the tokenizer goes.
@@ -51,11 +51,6 @@ class Tokenizer:
         if reading != "text":
             parts += f" {reading} {sorted(spellings.tokens.items())}"
         self.hash = hashlib.sha256(parts.encode() + codec.content()).hexdigest()
-
-    @property
-    def puts_blank(self) -> bool:
-        """Whether a text of its own gets a blank in front, which the same text behind a prompt has not."""
-        return isinstance(self.codec, Library) and self.codec.puts_blank
 
     def encode(self, text: str | Written) -> np.ndarray:
         """The ids of a text, uint32 (T,), with no token put before or behind it. Raises Unencodable for a text that has none, or
@@ -133,6 +128,7 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
         if where.name == "tokenizer.json":
             spec = read_object(where)
             pattern = check_spec(spec, where)
+            check_added(spec, where)
             vocab, merges, all_splits = spec["model"]["vocab"], spec["model"]["merges"], bool(spec["model"].get("ignore_merges"))
             for token in spec.get("added_tokens") or []:
                 if pattern and not token.get("special"):
@@ -142,7 +138,7 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
             vocab = read_json(where)
             lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-        ids = vocab | added
+        ids = vocab | (added if spec else side_ids(directory))
         odd = next((t for t, i in ids.items() if type(i) is not int or not 0 <= i < 2**31), None)
         if odd is not None:
             raise UserError(f"{where}: the token {odd!r} has no whole number from 0 up for its id")
@@ -151,10 +147,10 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
             raise UserError(f"{where}: {n} tokens have the id {i}")
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-            check_side_files(directory, added)
             codec = ByteLevel(vocab, merges, pattern, all_splits, where)
         else:
             codec = Library(where)
+        check_side_files(directory, added, not pattern, codec.puts_blank)
         special = find_special(ids, spec, directory, Path(model or directory))
         return Tokenizer(codec, ids, special, Spellings(spelled(ids, spec, directory)), reading)
     except (AttributeError, KeyError, TypeError, ValueError) as e:

@@ -1,6 +1,7 @@
 """What the files of a model directory say of its vocabulary: whether it is of a kind that is known here, which tokens stand for no
 text, and which of them a text may spell."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,28 +57,61 @@ def check_spec(spec: dict, where: Path) -> str | None:
     return pattern
 
 
-def check_side_files(directory: Path, special: dict[str, int]) -> None:
+def check_added(spec: dict, where: Path) -> None:
+    """Raises UserError for an added token under another id than the `tokenizers` library gives it: that of the vocabulary, or the
+    next free one, whatever the file says."""
+    vocab = spec["model"]["vocab"]
+    following = len(vocab)
+    for token in spec.get("added_tokens") or []:
+        name, theirs = token["content"], vocab.get(token["content"], following)
+        if type(token["id"]) is int and 0 <= token["id"] < 2**31 and token["id"] != theirs:
+            raise UserError(
+                f"{where}: the added token {name!r} has the id {token['id']}, which the tokenizers library takes for {theirs}: its "
+                "added tokens follow the vocabulary without a gap; write the file anew with the id that the model was trained with"
+            )
+        following += name not in vocab
+
+
+def check_side_files(directory: Path, added: dict[str, int], finds_added: bool, puts_blank: bool) -> None:
     """Refuse what makes other ids of a text from beside the vocabulary: a blank put before it, tokens that are looked for in
     it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a tokenizer.json too: the decoder
-    in tokenizer_config.json stands in place of added_tokens.json, and what a file names pad, eos and so on is special."""
-    files = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    config, named, added = (_object(directory / name) for name in files)
+    in tokenizer_config.json stands in place of added_tokens.json, and what a file names pad, eos and so on is special.
+    added: the vocabulary's own added tokens; finds_added: whether it looks for them in texts; puts_blank: whether it puts a blank
+    before a text."""
+    config, named = (_object(directory / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
     where = directory / "tokenizer_config.json"
-    if config.get("add_prefix_space"):
-        raise UserError(f"{where}: add_prefix_space: true is not supported; GPT-2's own tokenizer adds no blank")
+    asked = config.get("add_prefix_space")
+    if isinstance(asked, bool) and asked != puts_blank:
+        raise UserError(
+            f"{where}: add_prefix_space: {str(asked).lower()} is not supported beside a vocabulary that puts "
+            f"{'a' if puts_blank else 'no'} blank before a text"
+        )
+    names = {EOT, *_special_names(config), *(added if finds_added else ())}
     if "added_tokens_decoder" in config:
-        names = {EOT, *_special_names(config)}
-        try:
-            tokens = [t["content"] for t in config["added_tokens_decoder"].values() if not t.get("special")]
-        except (AttributeError, KeyError, TypeError) as e:
-            raise UserError(f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})") from e
         of = " (added_tokens_decoder)"
+        tokens = [token for token, (_, special) in _decoder(where).items() if not special]
     else:
-        where, tokens, of = directory / "added_tokens.json", list(added), ""
-        names = {EOT, *special, *_special_names(config), *_special_names(named)}
+        where, of = directory / "added_tokens.json", ""
+        tokens = list(_object(where))
+        names |= {*added, *_special_names(named)}
     for token in tokens:
         if token not in names:
             raise UserError(f"{where}: the added token {token!r}{of} is not a special one; not supported")
+
+
+def side_ids(directory: Path) -> dict[str, int]:
+    """{token: id} of tokens that stand beside vocab.json and merges.txt, which have no place for them."""
+    decoder = _decoder(directory / "tokenizer_config.json")
+    return {token: i for token, (i, _) in decoder.items()} or _object(directory / "added_tokens.json")
+
+
+def _decoder(where: Path) -> dict[str, tuple[int, bool]]:
+    """{token: (id, whether it is special)} of a tokenizer_config.json's added_tokens_decoder."""
+    try:
+        decoder = _object(where).get("added_tokens_decoder") or {}
+        return {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})") from e
 
 
 def _special_names(settings: dict) -> set[str]:
@@ -105,7 +139,8 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     """What the directories' files say. A generation ends at every id that config.json or generation_config.json names, here or
     beside the model (transformers 5.23 forgets config.json's where there is a generation_config.json). Raises UserError if none
     says what ends a text."""
-    config = _object(directory / "tokenizer_config.json")
+    # transformers lets special_tokens_map.json win, where one is there.
+    config = _object(directory / "tokenizer_config.json") | _object(directory / "special_tokens_map.json")
     models = [_object(d / "config.json") for d in dict.fromkeys((directory, model_directory))]
     generations = [_object(d / "generation_config.json") for d in dict.fromkeys((directory, model_directory))]
 
@@ -117,6 +152,8 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
         named = named.get("content") if isinstance(named, dict) else named
         if isinstance(named, str) and named in ids:
             return ids[named]
+        if isinstance(named, str) and part == "eos":  # transformers would make a new id of it, which the model never writes
+            raise UserError(f"{directory}: eos_token is {named!r}, which its vocabulary has not; name the token that ends a text")
         if EOT in ids and part == "eos":
             return ids[EOT]
         for file in models:
@@ -131,15 +168,26 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
         raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
     named = [file.get("eos_token_id") for file in models + generations]
     ends = {i for more in named for i in (more if isinstance(more, list) else [more]) if known(i)}
-    processors = spec.get("post_processor") or {}
-    begins = [
-        piece.get("SpecialToken", {}).get("id")
-        for p in processors.get("processors", [processors])
-        if p.get("type") == "TemplateProcessing"
-        for piece in p["single"][:1]
-    ]
-    adds_bos = bos is not None and any(ids.get(name) == bos for name in begins)
-    return Special(bos, eos, eos if pad is None else pad, ends, adds_bos)
+    begins, closes = _put_around(spec)
+    if closes:
+        print(
+            f"note: {directory}: its tokenizer puts {closes} behind every text; here that stands behind answers alone",
+            file=sys.stderr,
+        )
+    begin = ids.get(begins)
+    return Special(bos if begin is None else begin, eos, eos if pad is None else pad, ends, begin is not None)
+
+
+def _put_around(spec: dict) -> tuple[str | None, str | None]:
+    """The tokens that a tokenizer.json's post-processor puts before a text, and behind it."""
+    step = spec.get("post_processor") or {}
+    for p in step.get("processors", [step]):
+        if p.get("type") == "TemplateProcessing":
+            names = [piece.get("SpecialToken", {}).get("id") for piece in p["single"]]
+            return names[0] if names else None, names[-1] if len(names) > 1 else None
+        if p.get("type") in ("RobertaProcessing", "BertProcessing"):
+            return p["cls"][0], p["sep"][0]
+    return None, None
 
 
 def spelled(ids: dict[str, int], spec: dict, directory: Path) -> list[Added]:
