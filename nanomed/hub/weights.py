@@ -108,11 +108,19 @@ def _in_words(hint) -> str:
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
-    """Raises UserError if the tokenizer gives ids that the model has no embedding for."""
-    if tok.vocab_size > config.vocab_size:
+    """Raises UserError if the tokenizer gives ids that the model has no embedding for. A padding token that somebody added and that
+    nothing else is (LLaMA's [PAD]) is no harm: rows are filled with tok.eos then, and it is said."""
+    size, alone = config.vocab_size, tok.pad not in (tok.bos, tok.eos, tok.lead)
+    if tok.vocab_size == size + 1 and tok.pad == size and alone and tok.reading != "read":
+        pad, tok.pad = tok.name(tok.pad), tok.eos
+        print(
+            f"note: {source.tokenizer_directory}: its padding token {pad} has the id {size}, which the model has no embedding for; "
+            f"rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)",
+            file=sys.stderr,
+        )
+    elif tok.vocab_size > size:
         raise UserError(
-            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size "
-            f"is {config.vocab_size}"
+            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size is {size}"
         )
 
 

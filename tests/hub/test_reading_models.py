@@ -12,7 +12,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.hub import quantised
 from nanomed.text.tokenizer import load_tokenizer
-from tests.conftest import MEMBERS, assert_near, make_hf_model
+from tests.conftest import MEMBERS, assert_near, assert_refused, make_hf_model, write_jsonl
 
 X = torch.arange(42).reshape(2, 21)
 WEIGHTS = "model.safetensors"
@@ -156,6 +156,33 @@ def test_a_padded_vocabulary_is_read(tmp_path, bpe_dir):
     source = hub.find(str(tmp_path))
     hub.check_vocabulary(load_tokenizer(source.tokenizer_directory), hub.read_config(tmp_path)[1], source)
     assert_near(load(tmp_path)(X), theirs(X).logits)
+
+
+def with_padding(directory, bpe_dir, **tokens):
+    """A model of 400 words under a tokenizer of 400 + 1."""
+    make_hf_model(directory, bpe_dir)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    theirs.add_special_tokens({"pad_token": "[PAD]"} | tokens)
+    theirs.save_pretrained(directory)
+    return theirs, write_jsonl(directory / "docs.jsonl", ["the acute patient", "a [PAD] in a text"])
+
+
+def test_a_padding_token_beyond_the_vocabulary_is_never_fed(tmp_path, bpe_dir, script):
+    theirs, docs = with_padding(tmp_path, bpe_dir)
+    assert theirs.pad_token_id == 400
+    done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--dtype", "fp32", "--json", "r.json")
+    assert done.returncode == 0 and "note: " in done.stderr and "[PAD] has the id 400" in done.stderr, done.stderr
+    ids = torch.tensor([[0] + theirs("the acute patient")["input_ids"]])
+    loss = theirs_of(tmp_path)(ids, labels=ids).loss.item()
+    done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--limit", 1, "--dtype", "fp32", "--json", "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["loss"] == pytest.approx(loss, rel=1e-5)
+    done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--special-tokens", "read")
+    assert_refused(done, "the tokenizer has ids up to 400")
+
+
+def test_any_other_token_beyond_the_vocabulary_is_refused(tmp_path, bpe_dir, script):
+    _, docs = with_padding(tmp_path, bpe_dir, eos_token="<|im_end|>")
+    assert_refused(script("eval.py", "ppl", "--model", tmp_path, "--data", docs), "the tokenizer has ids up to 401")
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
