@@ -14,6 +14,13 @@ import torch
 from nanomed.errors import UserError
 from nanomed.models.quant import BLOCK, DYNAMIC, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
 
+# What transformers writes under quantization_config; of what is not asked about below, nothing here depends on: LLM.int8()'s
+# threshold is of activations, which are not quantised here, and the compute dtype is --dtype.
+KEYS = set(
+    """quant_method load_in_8bit load_in_4bit _load_in_8bit _load_in_4bit llm_int8_threshold llm_int8_skip_modules
+    llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight bnb_4bit_compute_dtype bnb_4bit_quant_type
+    bnb_4bit_use_double_quant bnb_4bit_quant_storage""".split()
+)
 STATE = "quant_state.bitsandbytes__nf4"
 
 
@@ -25,6 +32,11 @@ def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
         return None
     if not isinstance(how, dict) or how.get("quant_method") != "bitsandbytes":
         raise UserError(f"{path}: quantization_config is not of bitsandbytes; nf4 and int8 of that are supported")
+    odd = sorted(how.keys() - KEYS) or ["llm_int8_has_fp16_weight"] * bool(how.get("llm_int8_has_fp16_weight"))
+    if odd:
+        raise UserError(f"{path}: quantization_config: {odd[0]} = {how[odd[0]]!r} is not supported")
+    if how.get("load_in_8bit") and how.get("load_in_4bit"):
+        raise UserError(f"{path}: quantization_config: load_in_8bit and load_in_4bit cannot both be true")
     if how.get("llm_int8_skip_modules") not in (None, [], ["lm_head"]):
         raise UserError(
             f"{path}: llm_int8_skip_modules = {how['llm_int8_skip_modules']!r} is not supported: all but the head is quantised"

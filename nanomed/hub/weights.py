@@ -1,6 +1,7 @@
 """A model's directory in Hugging Face's layout, read and written: config.json and safetensors weights, of any family."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -48,6 +49,10 @@ FIXED = {
 
 
 MOST_LAYERS = 10_000
+# What torch.compile, DataParallel and the wrappers of shares and of recomputed activations put into the names of tensors.
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Heads that are trained beside a language model: trl's of PPO, GPT2DoubleHeadsModel's.
+OTHER_HEADS = ("v_head", "multiple_choice_head")
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -104,10 +109,18 @@ def _in_words(hint) -> str:
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
-    """Raises UserError if the tokenizer gives ids that the model has no embedding for."""
+    """Raises UserError if the tokenizer gives ids that the model has no embedding for. A padding token that somebody added and that
+    nothing else is (LLaMA's [PAD]) is no harm: rows are filled with tok.eos then, and it is said."""
     resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
-    size = resized or config.vocab_size
-    if tok.vocab_size > size:
+    size, alone = resized or config.vocab_size, tok.pad not in (tok.bos, tok.eos, tok.lead)
+    if tok.vocab_size == size + 1 and tok.pad == size and alone and tok.reading != "read":
+        pad, tok.pad = tok.name(tok.pad), tok.eos
+        print(
+            f"note: {source.tokenizer_directory}: its padding token {pad} has the id {size}, which the model has no embedding for; "
+            f"rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)",
+            file=sys.stderr,
+        )
+    elif tok.vocab_size > size:
         raise UserError(
             f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size is {size}"
         )
@@ -137,6 +150,13 @@ def load_model(source: Source, from_scratch=False, dropout: float | None = None,
         raise UserError(
             f"{source.directory}: {in_words(size)} of weights in fp32 do not fit this machine's {in_words(physical())} of memory; "
             "--quantize nf4 or int8 takes less"
+        )
+    if code := raw.get("auto_map"):
+        named = ", ".join(map(str, code.values())) if isinstance(code, dict) else code
+        print(
+            f"note: {source.directory / 'config.json'}: auto_map names code of its own ({named}), which is never run; "
+            f"the model is read as any {raw['model_type']}, as by transformers without trust_remote_code",
+            file=sys.stderr,
         )
     if from_scratch:
         model = LanguageModel(family, config)
@@ -193,11 +213,14 @@ def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict
     quantised.prepare(model, stored, quantize, directory)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QUANTISED)}
     expected = {k: v.shape for k, v in model.state_dict().items()}
-    state, origin = {}, {}
+    state, origin, others = {}, {}, set()
     for file, key, tensor in _read_weights(directory):
         if key.endswith(model.family.BUFFERS):
             continue
         name, tensor = _to_parameter(model.family, key, tensor)
+        if (head := name.removeprefix(f"{model.family.BACKBONE}.").split(".")[0]) in OTHER_HEADS:
+            others.add(head)
+            continue
         layer, part = quantised.layer_of(layers, name) or (None, None)
         if layer and stored:
             for buffer, value in quantised.read_part(layers[layer], part, tensor, f"{file}: {key}").items():
@@ -219,9 +242,15 @@ def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict
             continue
         state[name], origin[name] = tensor.float().contiguous(), file
     head, embedding = "lm_head.weight", model.family.EMBEDDING
-    if head in expected and model.config.tie_word_embeddings and embedding in state:
-        if head in state and not torch.equal(state[head], state[embedding]):
-            raise UserError(f"{origin[head]}: {head} differs from the embedding that config.json ties it to")
+    if others:
+        print(f"note: {directory}: {', '.join(sorted(others))}: heads beside the language model's, not read", file=sys.stderr)
+    if head in expected and model.config.tie_word_embeddings and {head, embedding} & state.keys():
+        state.setdefault(embedding, state.get(head))  # safetensors' save_model keeps one name of the two
+        if not torch.equal(state.setdefault(head, state[embedding]), state[embedding]):
+            raise UserError(
+                f"{origin[head]}: {head} differs from the embedding that config.json ties it to; "
+                "set tie_word_embeddings to false there if the head was trained by itself"
+            )
         state[head] = state[embedding]
     missing = sorted(expected.keys() - state.keys())
     if missing:
@@ -231,7 +260,9 @@ def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict
 
 
 def _to_parameter(family, key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """The parameter's name and orientation of a file's tensor. Files of a bare backbone leave its name out."""
+    """The parameter's name and orientation of a file's tensor. Files of a bare backbone leave its name out; those of a wrapped
+    model have the wrapper's in it."""
+    key = ".".join(part for part in key.split(".") if part not in WRAPPERS)
     bare = not key.startswith((f"{family.BACKBONE}.", "lm_head.", "score."))
     name = f"{family.BACKBONE}.{key}" if bare else key
     turned = name.endswith(family.CONV1D) and tensor.dim() == 2 and tensor.is_floating_point()  # quantised, it is (out, in)
@@ -279,7 +310,7 @@ def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype 
     state = quantised.to_file(model, {k: v.detach() if k in kept else v.detach().to(dtype) for k, v in state.items()})
     state = dict(_to_file(model.family, k, v) for k, v in state.items())
     stored_as = {"architectures": [model.architecture], "dtype": str(dtype).removeprefix("torch.")}
-    config = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "quantization_config")} | stored_as
+    config = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "quantization_config", "auto_map")} | stored_as
     if how := quantised.config_of(model):
         config["quantization_config"] = how
     write_safetensors(state, directory / WEIGHTS)

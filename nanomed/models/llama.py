@@ -82,6 +82,8 @@ class Config:
         kinds = self.layer_types
         if kinds and (len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}):
             raise UserError(f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}")
+        if "sliding_attention" in (kinds or ()) and not (self.use_sliding_window and self.sliding_window):
+            raise UserError("layer_types has sliding_attention in it, but use_sliding_window and sliding_window give no window")
         qwen = ("qwen2", "qwen3")
         known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": qwen, "layer_types": qwen}
         for field, members in known.items():
