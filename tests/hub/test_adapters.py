@@ -15,7 +15,8 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.models import lora
 from nanomed.models.lora import lora_layers
-from tests.conftest import FAMILIES, ROOT, assert_near, every_family, make_hf_model, make_texts, write_jsonl
+from nanomed.models.quant import dequantise
+from tests.conftest import FAMILIES, ROOT, assert_near, assert_refused, every_family, make_hf_model, make_texts, write_jsonl
 
 X = torch.arange(40).reshape(2, 20)
 TINY = ("--batch-size", 2, "--dtype", "fp32", "--device", "cpu", "--no-compile")
@@ -122,6 +123,11 @@ def load(directory):
     return hub.load_model(hub.find(str(directory)), dropout=0.0).eval()
 
 
+@pytest.fixture
+def docs(tmp_path):
+    return write_jsonl(tmp_path / "docs.jsonl", make_texts(12, 31))
+
+
 @every_family
 @pytest.mark.parametrize("settings", (PLAIN | MERGED).values(), ids=PLAIN | MERGED)
 def test_the_logits_are_pefts(model_dir, tmp_path, settings, request):
@@ -146,6 +152,19 @@ def test_a_tied_head_is_untied_as_peft_does(tmp_path, settings):
 def test_a_bias_of_the_adapter_is_added_where_the_layer_has_one(model_dir, tmp_path):
     theirs = write(model_dir, tmp_path, lora_bias=True, use_rslora=True)
     assert_near(load(tmp_path)(X), theirs(X).logits)
+
+
+def test_over_quantised_weights_it_is_merged_into_what_the_codes_stand_for(script, model_dir, docs, tmp_path):
+    plain = hub.load_model(hub.find(str(model_dir)), quantize="nf4")
+    assert dequantise(plain)
+    hub.save_model(plain, tmp_path / "base", model_dir)
+    theirs = write(tmp_path / "base", tmp_path / "a", use_dora=True)
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(model_dir)}))
+    ours = hub.load_model(hub.find(str(tmp_path / "a")), quantize="nf4").eval()
+    assert_near(ours(X), theirs(X).logits)
+    flags = ("--quantize", "nf4", "--lora-r", 4, "--max-steps", 1, *TINY)
+    assert_refused(script("train_clm.py", "--model", "a", "--data", docs, "--out", "b", *flags), "more than plain LoRA", "none")
 
 
 # --- classifiers ------------------------------------------------------------------------------------------------------
@@ -207,11 +226,6 @@ def test_a_classifiers_adapter_is_no_language_models_and_the_other_way_round(mod
 
 GOES_ON = ["plain", "rslora", "one-layer", "all-linear"]
 IS_MERGED = ["dora", "ranks", "bias-all", "pissa", "both-saved", "tokens", "resized"]
-
-
-@pytest.fixture
-def docs(tmp_path):
-    return write_jsonl(tmp_path / "docs.jsonl", make_texts(12, 31))
 
 
 @pytest.mark.parametrize("kind", GOES_ON + IS_MERGED)
