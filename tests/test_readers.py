@@ -90,6 +90,12 @@ def made(tmp_path_factory, model_dir, bpe_dir):
     ):
         done = run_script(d, name, "--model", d / "model", *TINY, *args)
         assert done.returncode == 0, done.stderr
+    peft = {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"h.1": 3}, "layers_to_transform": [0, 1, 2], "layers_pattern": "h"}
+    peft |= {"exclude_modules": ["c_fc"], "modules_to_save": ["score"], "trainable_token_indices": {"wte": [1]}, "use_dora": False}
+    peft |= {"lora_bias": False, "init_lora_weights": "gaussian", "layer_replication": None, "ensure_weight_tying": False}
+    shutil.copytree(d / "adapter", d / "others")
+    written = json.loads((d / "others" / "adapter_config.json").read_text())
+    (d / "others" / "adapter_config.json").write_text(json.dumps(written | peft))
     done = run_script(d, "eval.py", "ppl", "--model", "model", "--data", docs, "--json", "base.test.json", "--dtype", "fp32")
     assert done.returncode == 0, done.stderr
     model = hub.load_model(hub.find(str(d / "model")))
@@ -173,6 +179,7 @@ READERS = {
     "model/generation_config.json": read_model,
     "sharded/model.safetensors.index.json": read_model,
     "adapter/adapter_config.json": read_model,
+    "others/adapter_config.json": read_model,
     "adapter/summary.json": read_adapters_summary,
     "classifier/config.json": read_classifier,
     "classifier/summary.json": read_summary,

@@ -117,7 +117,7 @@ def _read_config(path: Path) -> AdapterConfig:
             except UserError as e:
                 raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there") from e
     if start is not None and start not in STARTS:
-        raise UserError(f"{path}: init_lora_weights = {start!r} is not supported: {LOST.get(start.partition('_niter')[0], MERGE)}")
+        raise UserError(f"{path}: init_lora_weights = {start!r} is not supported: {LOST.get(start.rstrip('_0123456789'), MERGE)}")
     return AdapterConfig(**given)
 
 
