@@ -97,9 +97,9 @@ def _has_label(row, column: str) -> bool:
     value = row[column] if isinstance(row, dict) and column in row else get_value(row, column)
     if value is None:
         raise NoField(f"no label in the column {column!r}: null, or no such column")
-    found = ZERO_ONE.get(_plain(str(value)).strip())
+    found = ZERO_ONE.get(_plain(str(value).strip()))
     if found is None:
-        raise BadRow(f"the column {column!r} must hold 0 or 1 (or true or false), not {value!r}")
+        raise BadRow(f"the column {column!r} must hold 0 or 1 (or true or false), not {value!r:.60}")
     return found
 
 
@@ -243,10 +243,9 @@ def to_model(there: set[str], labels: list[str]) -> tuple[dict[str, str], str | 
     """({what rows say: what the model says}, a note or None). What a model calls otherwise is known by its number in config.json's
     id2label, unless the model's own labels are numbers; labels that are not found keep their names."""
     alike = {_plain(name): name for name in labels}
-    if there <= {*labels} or any(name.isdigit() for name in alike):
-        return {name: alike.get(_plain(name), name) for name in there.difference(labels)}, None
-    if {_plain(name) for name in there} <= alike.keys():
-        return {name: alike[_plain(name)] for name in there}, None
+    found = {name: alike[_plain(name)] for name in there.difference(labels) if _plain(name) in alike}
+    if there <= {*labels, *found} or any(name.isdigit() for name in alike):
+        return found, None
     calls = _by_number(there, labels) or {}
     said = ", ".join(f"{a} is {b}" for a, b in sorted(calls.items(), key=lambda pair: labels.index(pair[1]))[:SHOWN])
     return calls, None if unnamed(labels) or not calls else f"labels are the model's by their numbers: {said}"
