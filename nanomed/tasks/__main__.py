@@ -16,7 +16,7 @@ from nanomed.tasks.forms import FORMS
 
 def parse_args():
     p = cli.Parser(prog="python -m nanomed.tasks", description=cli.first_line(__doc__))
-    p.add_argument("sources", metavar="TOML", help="the annotated files, a section a source (recipes/medtuned-tasks.toml explains)")
+    p.add_argument("sources", metavar="TOML", help="the annotated files, a section a source (docs/tasks.md explains)")
     p.add_argument("--from", dest="home", default=".", metavar="DIR", help="where the files that it names lie")
     p.add_argument("--out", required=True, metavar="DIR", help="where the instruction set goes")
     p.add_argument("--only", nargs="+", metavar="NAME", help="these sources alone")

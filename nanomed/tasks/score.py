@@ -2,10 +2,10 @@
 
 Entities are counted in two ways, which differ where an I- tag has no B- before it. Strict (IOB2): it is no entity. Repaired:
 it begins one, as conlleval (Tjong Kim Sang and Buchholz 2000) has it. These are seqeval's mode="strict" and its default mode; its
-own functions are not called, since they take the hyphens off the ends of types. The F1 of labels equals scikit-learn's, which is
-not called either: of one label alone it counts the texts without it as a second one. The counts of each text give the bootstrap
-intervals and the paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about
-nothing.
+own functions are not called, since the strict one takes the hyphens off the ends of types. The F1 of labels equals scikit-learn's,
+which is not called either: of one label alone it counts the texts without it as a second one. The counts of each text give the
+bootstrap intervals and the paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is
+right about nothing.
 """
 
 from dataclasses import dataclass

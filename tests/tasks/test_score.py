@@ -43,7 +43,7 @@ def test_both_figures_stand_there_where_an_i_has_no_b():
 @given(TAGS, TAGS)
 @settings(max_examples=50, deadline=None)
 def test_a_types_hyphens_are_part_of_it(gold, said):
-    """seqeval takes them off a type's end, and in its default mode all before a hyphen: so the same tags under plain names."""
+    """seqeval's strict mode takes them off a type's end: so the same tags under plain names."""
     n = min(len(gold), len(said))
     gold, said = [list(begun(t)) for t in gold[:n]], said[:n]
 
