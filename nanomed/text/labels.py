@@ -99,7 +99,7 @@ def _has_label(row, column: str) -> bool:
         raise NoField(f"no label in the column {column!r}: null, or no such column")
     found = ZERO_ONE.get(_plain(str(value).strip()))
     if found is None:
-        raise BadRow(f"the column {column!r} must hold 0 or 1 (or true or false), not {value!r}")
+        raise BadRow(f"the column {column!r} must hold 0 or 1 (or true or false), not {value!r:.60}")
     return found
 
 
