@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -122,6 +122,7 @@ def test_several_labels_in_one_text():
             value_of({"labels": odd}, "labels", Spelling(separator="list"))
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), unique=True), min_size=1))
 def test_lists_as_text_are_what_was_written(labels):
     how = Spelling(separator="list", lists="names")
