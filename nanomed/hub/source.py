@@ -114,9 +114,10 @@ def _download(repo: str, weights: bool) -> Source:
                 raise explain(repo, FileNotFoundError("it has no safetensors weights"), "directory")
             for shard in sorted(set(weight_map(index).values())):
                 get(shard)
-        if get("tokenizer.json") is None:
-            get("vocab.json"), get("merges.txt")
-        get("tokenizer_config.json"), get("generation_config.json")
+        whole = get("tokenizer.json") is not None  # vocab.json and merges.txt say the same
+        for filename in (*tokenizer.FILES[1:], *tokenizer.BESIDE):
+            if not whole or filename not in ("vocab.json", "merges.txt"):
+                get(filename)
     except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
         raise explain(repo, e, "directory") from e
     return Source(repo, config.parent)

@@ -18,6 +18,7 @@ from nanomed import hub, network
 from nanomed.errors import UserError
 from nanomed.hub import source
 from nanomed.models.lora import LoRAConfig, inject
+from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, assert_near, assert_refused, make_hf_model, make_texts, write_jsonl
 from tests.standin_hub import StandinHub
 
@@ -317,13 +318,33 @@ def test_a_hub_id_downloads_only_what_is_needed_and_then_works_offline(online, s
     out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "a.json", env=env)
     assert out.returncode == 0, out.stderr
     got = {path.rsplit("/", 1)[1] for method, path in standin.requests if method == "GET" and "/resolve/" in path}
-    assert got == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert got == files  # and none of the formats beside them
     assert (tmp_path / "home" / "hub" / "models--gpt2").is_dir()
     for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         again = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "b.json", env=env | offline)
         assert again.returncode == 0, again.stderr
         a, b = (json.loads((tmp_path / f).read_text()) for f in ("a.json", "b.json"))
         assert a["nll"] == b["nll"]
+
+
+def test_a_hub_id_is_read_as_a_copy_of_it_is(online, monkeypatch, tmp_path):
+    """All that decides ids, ends and chats comes along, though most models have only some of it."""
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    local = standin.root / "models" / "gpt2"
+    content = {
+        "special_tokens_map.json": json.dumps({"eos_token": "!"}),
+        "added_tokens.json": json.dumps({"<|endoftext|>": 0}),
+        "generation_config.json": json.dumps({"eos_token_id": [5]}),
+        "chat_template.jinja": "{{ messages }}",
+    }
+    for name, text in content.items():
+        (local / name).write_text(text)
+    there = hub.find("gpt2").directory
+    assert {p.name for p in there.iterdir()} >= content.keys()
+    ours, copied = load_tokenizer(there), load_tokenizer(local)
+    assert (ours.eos, ours.ends, ours.hash) == (copied.eos, copied.ends, copied.hash) and copied.name(copied.eos) == "!"
 
 
 def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
