@@ -203,6 +203,11 @@ def test_a_classifier_over_a_classifier(tmp_path, bpe_dir, request, task, monkey
     ours = hub.load_classifier(hub.find(str(tmp_path / "a"))).eval()
     assert ours.labels == ["no", "yes"]
     assert_near(ours(X, torch.tensor([20, 20])), theirs(X).logits)
+    if task:  # the base has a head too, but that is not the one
+        file = tmp_path / "a" / "adapter_model.safetensors"
+        save_file(changed(load_file(file), **{"score.weight": None}), file)
+        with pytest.raises(UserError, match="tensor score.weight is missing"):
+            hub.load_classifier(hub.find(str(tmp_path / "a")))
 
 
 def as_classifier(monkeypatch, labels: int | None) -> dict:
