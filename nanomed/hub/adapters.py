@@ -148,7 +148,8 @@ def load_adapter(model, directory: Path) -> None:
     if layers:
         merging.merge(model, config, layers, stored)
     else:
-        own = adapter_state(model) | ({HEAD: model.score.weight} if HEAD in keys else {})
+        headed = isinstance(model, Classifier) and (HEAD in keys or "score" in config.modules_to_save)
+        own = adapter_state(model) | ({HEAD: model.score.weight} if headed else {})
         model.load_state_dict({k: stored.take(k, v.shape) for k, v in own.items()}, strict=False)
     stored.check_empty()
 

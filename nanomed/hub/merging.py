@@ -179,8 +179,22 @@ def _change(model, name: str, lora, config, stored: Stored) -> None:
     if config.lora_bias:
         bias = stored.take(f"{name}.lora_B.bias", (layer.out_features,))
         if layer.bias is None:
-            raise UserError(f"{stored.file}: {name} has no bias that lora_bias could be merged into, in peft neither")
+            _give_biases(model, name, stored)
         put(model, f"{name}.bias", layer.bias.float() + lora.scale * bias)
+
+
+def _give_biases(model, name: str, stored: Stored) -> None:
+    """Biases of zero to a layer without one, and to the others that the same key of Llama's config.json speaks for."""
+    part = name.split(".")[-2]
+    key, kinds = {"self_attn": ("attention_bias", ("llama", "qwen3")), "mlp": ("mlp_bias", ("llama",))}.get(part, ("", ()))
+    if model.config.model_type not in kinds:
+        raise UserError(
+            f"{stored.file}: lora_bias on {name}, and no {model.config.model_type} has a bias there; measure it with peft"
+        )
+    for other, layer in model.named_modules():
+        if f".{part}." in other and isinstance(layer, nn.Linear) and layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+    model.config, model.hf_config = replace(model.config, **{key: True}), model.hf_config | {key: True}
 
 
 def principal(weight: torch.Tensor, start: str, lora, conv1d: bool) -> torch.Tensor:

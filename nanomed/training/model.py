@@ -76,7 +76,7 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
             hub.save_model(model, Path(base), source.tokenizer_directory)
     if lora and not model.lora:
         _inject(model, lora)
-    return put_head_on(model, classifier, source) if classifier else model, base
+    return _put_head_on(model, classifier, source) if classifier else model, base
 
 
 def _load(source: hub.Source, plan: Plan, classifier) -> LanguageModel | Classifier:
@@ -85,7 +85,7 @@ def _load(source: hub.Source, plan: Plan, classifier) -> LanguageModel | Classif
     return hub.load_model(source, plan.from_scratch, dropout=plan.dropout, quantize=plan.quantize)
 
 
-def put_head_on(model, classifier, source: hub.Source) -> Classifier:
+def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
     made, where = classifier(model), source.adapter or source.directory
     if not isinstance(model, Classifier):
         return made

@@ -203,6 +203,11 @@ def test_a_classifier_over_a_classifier(tmp_path, bpe_dir, request, task, monkey
     ours = hub.load_classifier(hub.find(str(tmp_path / "a"))).eval()
     assert ours.labels == ["no", "yes"]
     assert_near(ours(X, torch.tensor([20, 20])), theirs(X).logits)
+    if task:  # the base has a head too, but that is not the one
+        file = tmp_path / "a" / "adapter_model.safetensors"
+        save_file(changed(load_file(file), **{"score.weight": None}), file)
+        with pytest.raises(UserError, match="tensor score.weight is missing"):
+            hub.load_classifier(hub.find(str(tmp_path / "a")))
 
 
 def as_classifier(monkeypatch, labels: int | None) -> dict:
@@ -397,11 +402,17 @@ def test_a_head_without_rows_for_the_new_words_is_refused(tmp_path):
         load(tmp_path / "a")
 
 
-def test_a_bias_that_no_layer_could_hold_is_refused(tmp_path):
+def test_a_bias_where_llama_has_none_is_one_of_its_config(tmp_path):
     make_hf_model(tmp_path / "base", family="llama")
-    write(tmp_path / "base", tmp_path / "a", family="llama", lora_bias=True)
-    with pytest.raises(UserError, match="has no bias that lora_bias could be merged into"):
-        load(tmp_path / "a")
+    theirs = write(tmp_path / "base", tmp_path / "a", family="llama", lora_bias=True)
+    ours = load(tmp_path / "a")
+    assert_near(ours(X), theirs(X).logits)
+    hub.save_model(ours, tmp_path / "b", tmp_path / "base")
+    assert_near(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")(X).logits, theirs(X).logits)
+    make_hf_model(tmp_path / "neo", family="gpt_neo")
+    write(tmp_path / "neo", tmp_path / "c", family="gpt_neo", lora_bias=True)
+    with pytest.raises(UserError, match="lora_bias on .*q_proj, and no gpt_neo has a bias there; measure it with peft"):
+        load(tmp_path / "c")
 
 
 def test_a_tokenizer_may_have_the_words_that_the_adapter_brings(script, model_dir, docs, tmp_path):
