@@ -12,6 +12,7 @@ EXTRAS = {
     "bm25s": "tasks",
     "datasketch": "tasks",
     "seqeval": "tasks",
+    "lxml": "pubmed",
 }
 
 

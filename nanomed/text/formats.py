@@ -21,6 +21,7 @@ from nanomed.files import is_part, parse_json
 from nanomed.text.arrow import hub_rows, parquet_rows, saved_rows
 from nanomed.text.csv_rows import SEPARATORS, csv_rows
 from nanomed.text.lines import DOCUMENT_PER, BadRow, as_it_is, decode, json_line, line_rows, say, texts
+from nanomed.text.pubmed import pubmed_rows
 from nanomed.text.shapes import shaped
 
 KINDS = {
@@ -31,6 +32,8 @@ KINDS = {
     ".tsv": "csv",
     ".txt": "text",
     ".parquet": "parquet",
+    ".xml": "pubmed",
+    ".nbib": "pubmed",
 }
 PACKED = (".gz", ".zst")
 HOW = {"csv": SEPARATORS, "text": DOCUMENT_PER, "folder": DOCUMENT_PER}  # what may be said of a kind; of json and saved a key
@@ -73,7 +76,7 @@ def find(name: str) -> Source:
         kind = KINDS[inner]
         if not path.is_file():
             raise UserError(f"{name}: no such file")
-    if how is not None and (kind in ("lines", "parquet") or how not in HOW.get(kind, [how])):
+    if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
         known = "one of " + ", ".join(HOW[kind]) if kind in HOW else "for .json, .csv, .txt and saved data sets"
         raise UserError(f"{name}: what stands behind the # is {known}")
     return Source(path, kind, how)
@@ -131,6 +134,8 @@ def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
             with _open(path) as f:
                 if source.kind == "csv":
                     yield from csv_rows(path, f, how)
+                elif source.kind == "pubmed":
+                    yield from ((None, partial(as_it_is, row)) for row in pubmed_rows(path, f))
                 else:
                     yield from line_rows(f, json_line) if source.kind == "lines" else texts(f, how or "line")
     except (EOFError, zlib.error, OSError) as e:

@@ -15,6 +15,8 @@ import pytest
 
 from nanomed import reading
 from nanomed.errors import UserError
+from nanomed.evaluation import pubmedqa
+from nanomed.evaluation.choices import read_choices
 from nanomed.text import lines
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.formats import find, is_plain, rows_of
@@ -71,6 +73,15 @@ def folder(path):
     (path / "merges.txt").write_text("no document")
 
 
+def article(pmid, title="", abstract=""):
+    return (
+        f"<PubmedArticle><MedlineCitation><PMID Version='1'>{pmid}</PMID><Article><ArticleTitle>{title}</ArticleTitle>"
+        f"{abstract and f'<Abstract>{abstract}</Abstract>'}</Article>"
+        "<OtherAbstract><AbstractText>Non</AbstractText></OtherAbstract>"
+        f"</MedlineCitation><PubmedData><ReferenceList><Reference><ArticleIdList/></Reference></ReferenceList></PubmedData></PubmedArticle>"
+    )
+
+
 WRITE = {
     "rows.jsonl": lambda p: write_jsonl(p, TEXTS),
     "rows.ndjson": lambda p: write_jsonl(p, TEXTS),
@@ -98,6 +109,10 @@ WRITE = {
     "saved": lambda p: DATA.save_to_disk(p),
     "splits": lambda p: datasets.DatasetDict(train=DATA.select([3]), test=DATA).save_to_disk(p),
 }
+WRITE |= {
+    "pubmed.xml": lambda p: p.write_text(f"<PubmedArticleSet>{''.join(map(article, range(9), TEXTS))}</PubmedArticleSet>"),
+    "pubmed.nbib": lambda p: p.write_text("\n".join(f"PMID- {k}\nOWN - NLM\nTI  - {t}\n" for k, t in enumerate(TEXTS))),
+}
 TABLE = re.findall(r"^\| `([\w.-]+)` \| .*\| (?:`--([\w-]+) ([\w-]+)` )?\|$", (ROOT / "docs/files.md").read_text(), re.M)
 
 
@@ -111,6 +126,8 @@ def test_files_load(tmp_path, name, flag, value, bpe_dir, monkeypatch):
     WRITE[name](tmp_path / name)
     (named,) = with_flags(tmp_path / name, **({flag.replace("-", "_"): value} if flag else {}))
     expected = ["\n".join(TEXTS)] if name == "whole.txt" else TEXTS
+    if name == "pubmed.xml":  # where white space is one blank
+        expected = [" ".join(t.split()) for t in TEXTS]
     assert texts_of(named) == expected
     corpus, tokenizer = encode_corpus(named, load_tokenizer(bpe_dir)), load_tokenizer(bpe_dir)
     assert [tokenizer.decode(corpus.all().ids(k)[1:]) for k in range(len(expected))] == expected
@@ -336,3 +353,74 @@ def test_a_missing_text_is_no_number(tmp_path):
     path.write_text('{"question": "a", "answer": true}\n')
     with pytest.raises(UserError, match="not text but bool"):
         read_instructions([str(path)], Fields(), None, False)
+
+
+# --- PubMed -----------------------------------------------------------------------------------------------------------
+
+
+def test_pubmed_xml(tmp_path, capsys):
+    formula = "<math><mi>x</mi><mo>=</mo><mn>2</mn></math>"
+    records = [
+        article(1, "The <i>CYP<sub>2</sub>D6</i> gene<!-- no -->.", "<AbstractText>Old.</AbstractText>"),
+        article(2, "Deleted", "<AbstractText>Gone.</AbstractText>"),
+        article(3, "", ""),
+        article(
+            1,
+            "The <i>CYP<sub>2</sub>D6</i> gene<!-- no -->\n &amp; more.",
+            f"""<AbstractText Label="AIM">To see <b>all</b>
+            of {formula}; 10<sup>9</sup>.</AbstractText><AbstractText Label="RESULTS">p &lt; 0.05</AbstractText>
+            <CopyrightInformation>(c)</CopyrightInformation>""",
+        ),
+        article(4, "Alone", '<AbstractText Label="CONCLUSION">One.</AbstractText>'),
+        article(5, "A title"),
+    ]
+    deleted = "<DeleteCitation><PMID>2</PMID><PMID>99</PMID></DeleteCitation>"
+    doctype = (
+        '<?xml version="1.0" encoding="utf-8"?><!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle//EN" "pubmed.dtd">'
+    )
+    content = f"{doctype}<PubmedArticleSet>{''.join(records)}{deleted}</PubmedArticleSet>"
+    (tmp_path / "p.xml").write_text(content)
+    (tmp_path / "p.xml.gz").write_bytes(gzip.compress(content.encode()))
+    found = rows(tmp_path / "p.xml")
+    assert found == rows(tmp_path / "p.xml.gz")
+    assert {row["pmid"]: row["text"] for row in found} == {
+        "1": "The CYP2D6 gene & more.\nAIM: To see all of x=2; 10⁹.\nRESULTS: p < 0.05",
+        "4": "Alone\nCONCLUSION: One.",
+        "5": "A title",
+    }
+    said = "6 PubMed records, 1 repeated (the last counts), 1 deleted, 1 without a text, 1 with a title alone"
+    assert said in capsys.readouterr().err
+    for bad, words in (
+        ("<article/>", "no PubmedArticle"),
+        (content[:-30], "truncated"),
+        (content.replace("PMID", "ID"), "not PubMed"),
+    ):
+        (tmp_path / "bad.xml").write_text(bad)
+        with pytest.raises(UserError, match=words):
+            rows(tmp_path / "bad.xml")
+
+
+def test_medline(tmp_path, capsys):
+    (tmp_path / "p.nbib").write_text(
+        "\nPMID- 7\nOWN - NLM\nTI  - A long\n      title.\nAB  - AIM: to see. RESULTS:\n      seen.\nFAU - Doe, J\nAU  - Doe J\n"
+        "\nPMID- 8\nBTI - A book\n\nPMID- 7\nTI  - Newer\n"
+    )
+    found = {row["pmid"]: row["text"] for row in rows(tmp_path / "p.nbib")}
+    assert found == {"8": "A book", "7": "Newer"}
+    assert "3 PubMed records, 1 repeated (the last counts), 2 with a title alone" in capsys.readouterr().err
+    (tmp_path / "p.nbib").write_text("PMID- 7\nTI  - A long\n      title.\nAB  - AIM: to see. RESULTS:\n      seen.\n")
+    assert texts_of(tmp_path / "p.nbib") == ["A long title.\nAIM: to see. RESULTS: seen."]
+    (tmp_path / "q.nbib").write_text("TY  - JOUR\nhello\n")
+    with pytest.raises(UserError, match="q.nbib, line 2: not MEDLINE"):
+        rows(tmp_path / "q.nbib")
+
+
+def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
+    ids = sorted(pubmedqa.official_ids())[:3]
+    hub = [{"pubid": int(i), "question": f"Is {i}?", "context": {"contexts": ["a", "b"]}, "final_decision": "yes"} for i in ids]
+    theirs = {i: {"QUESTION": f"Is {i}?", "CONTEXTS": ["a", "b"], "MESHES": ["x"], "final_decision": "yes"} for i in [*ids, "1"]}
+    (tmp_path / "hub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
+    (tmp_path / "ori_pqal.json").write_text(json.dumps(theirs, indent=2))
+    take = pubmedqa.taker("pubmedqa", pubmedqa.official_ids())
+    items, other = (read_choices([str(tmp_path / n)], take, None, False)[0] for n in ("ori_pqal.json", "hub.jsonl"))
+    assert items == other and len(items) == 3 and items[0].gold == "a\nb"
