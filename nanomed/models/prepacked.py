@@ -12,9 +12,12 @@ from torch import nn
 FEW = 8  # rows that the layout is made for; the product with one row or thousands is as fast
 
 
-def available(weight: torch.Tensor) -> bool:
+def available(weight: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether this weight can be laid out here, in its own dtype or another. oneDNN refuses bf16 on a CPU without AVX512."""
     known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
-    return known and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    dtype = dtype or weight.dtype
+    fits = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return known and weight.device.type == "cpu" and fits
 
 
 def in_blocks(weight: torch.Tensor) -> torch.Tensor:
@@ -55,7 +58,7 @@ def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tenso
     """The weights of a language model's head for product() and nanomed.loss, in `dtype` if they are laid out here; else as they
     are stored."""
     weight, blocks = model.lm_head.weight, getattr(model, "head_blocks", None)
-    if blocks is None or not available(weight):
+    if blocks is None or not available(weight, dtype):
         return weight
     if dtype not in blocks:
         blocks[dtype] = in_blocks(weight.to(dtype))

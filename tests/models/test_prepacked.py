@@ -16,9 +16,10 @@ from nanomed.precision import store_frozen
 from tests.conftest import every_family
 
 pytestmark = pytest.mark.skipif(not available(torch.zeros(1)), reason="this PyTorch has no oneDNN")
+needs_bf16 = pytest.mark.skipif(not available(torch.zeros(1), torch.bfloat16), reason="oneDNN has no bf16 on this CPU")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 @pytest.mark.parametrize("rows", [1, 3, 40, 700])
 @pytest.mark.parametrize("bias", [True, False])
 def test_product_is_the_plain_one(dtype, rows, bias):
@@ -34,7 +35,7 @@ def test_product_is_the_plain_one(dtype, rows, bias):
 
 
 @every_family
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 def test_a_prepacked_model_computes_the_same(model_dir, dtype):
     plain, laid_out = (open_model(str(model_dir), "cpu", dtype, plain=p).model for p in (True, False))
     layers = [m for m in laid_out.modules() if isinstance(m, PrepackedLinear)]
@@ -66,6 +67,7 @@ def test_adapters_stay_plain_and_go_on_working(model_dir):
     torch.testing.assert_close(o.model.backbone(idx), expected, rtol=1e-5, atol=1e-5)
 
 
+@needs_bf16
 def test_the_next_token_is_exact_where_it_is_decided(model_dir):
     """With logits around -35, as GPT-2's are, all of bf16's likeliest are equal."""
     o = open_model(str(model_dir), "cpu", "bf16", plain=True)
@@ -85,3 +87,13 @@ def test_the_next_token_is_exact_where_it_is_decided(model_dir):
     torch.testing.assert_close(found, exact, rtol=2**-7, atol=2**-7)
     assert torch.equal(next_logits(copy.copy(model), x, torch.float32).argmax(1), exact.argmax(1))
     assert EXACT < V
+
+
+def test_bf16_is_measured_on_every_cpu(model_dir):
+    """Where oneDNN has no bf16, the layers and the head stay plain."""
+    o = open_model(str(model_dir), "cpu", "bf16")
+    laid_out = any(isinstance(m, PrepackedLinear) for m in o.model.modules())
+    assert laid_out == available(torch.zeros(1), torch.bfloat16)
+    x = torch.randn(3, o.model.lm_head.weight.shape[1])
+    assert next_logits(o.model, x, torch.bfloat16).isfinite().all()
+    assert head_of(o.model, torch.bfloat16).is_mkldnn == laid_out
