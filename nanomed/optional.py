@@ -11,7 +11,6 @@ EXTRAS = {
     "transformers": "gguf",
     "bm25s": "tasks",
     "datasketch": "tasks",
-    "seqeval": "tasks",
     "lxml": "pubmed",
 }
 
