@@ -16,7 +16,7 @@ from nanomed.demo import page as demo_page
 from nanomed.evaluation import compare, measure, metrics
 from nanomed.evaluation import page as pages
 from nanomed.evaluation.tables import ppl_cell
-from nanomed.text import templates
+from nanomed.text import special, templates
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
 
@@ -237,6 +237,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
         classifier=str(d / "classifier"),
         tasks=None,
         quantize=None,
+        special_tokens="text",
         out=str(d / "report"),
         data=[f"bio={d / 'bio.jsonl'}", str(d / "general.test.jsonl")],
         template=None,
@@ -316,7 +317,8 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
 
 def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tmp_path, model_dir, monkeypatch):
     def complete(o, texts, *_, **__):  # the model that writes what it was asked
-        return [{"prompt": text, "completion": text, "stopped": True} for text in texts]
+        asked = [special.written(text).text for text in texts]
+        return [{"prompt": text, "completion": text, "stopped": True} for text in asked]
 
     monkeypatch.setattr(measure, "complete", complete)
     shutil.copytree(model_dir, tmp_path / "instructed")
