@@ -12,6 +12,10 @@ class UserError(Exception):
     """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit status 2."""
 
 
+class Unencodable(UserError):
+    """A text that has no ids."""
+
+
 class Interrupted(Exception):
     """Ctrl-C, SIGTERM or a hang-up, after what could be saved was saved. Exit status 128 + signum."""
 

@@ -78,6 +78,6 @@ def test_prompts_with_an_input(home):
     table = re.findall(r"^\| `(\w+)` \| (?!`)", PAGE, re.M)
     assert table == [*messages, "alpaca"] == [name for name in TEMPLATES if name != "none"]
     for name, (asked, message) in messages.items():
-        assert TEMPLATES[name].ask(asked, passage) == TEMPLATES[name].ask(message), name
+        assert TEMPLATES[name].ask(asked, passage).text == TEMPLATES[name].ask(message).text, name
     head = {template.partition("{")[0] for template in (ours.prompt, ours.prompt_with_input)}
     assert len(head) == 2  # so no message will do

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from nanomed.errors import UserError
+from nanomed.errors import Unencodable, UserError
 
 # Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off `\s++$` change
 # no result; they keep long runs of blanks linear.
@@ -34,10 +34,6 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF = _byte_characters()
-
-
-class Unencodable(UserError):
-    """A text that has no ids."""
 
 
 class ByteLevel:

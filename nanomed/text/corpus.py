@@ -20,10 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from nanomed.claim import filled
-from nanomed.errors import UserError
+from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, write_json
 from nanomed.text import special
-from nanomed.text.byte_level import Unencodable
 from nanomed.text.formats import content_hash
 from nanomed.text.rows import all_bad, placed_documents, read_documents
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanomed.errors import UserError
+from nanomed.errors import Unencodable, UserError
 from nanomed.optional import need
-from nanomed.text.byte_level import Unencodable
 
 
 class Library:

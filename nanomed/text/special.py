@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nanomed.text.byte_level import Unencodable
+from nanomed.errors import Unencodable
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomed.errors import UserError
-from nanomed.text.byte_level import BYTE_OF, Unencodable
+from nanomed.errors import Unencodable, UserError
+from nanomed.text.byte_level import BYTE_OF
 from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.conftest import WORDS
 
