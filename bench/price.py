@@ -29,6 +29,7 @@ def main():
     p.add_argument("models", nargs="+", metavar="NAME=M")
     p.add_argument("--texts", required=True, type=Path)
     p.add_argument("--out", required=True, type=Path)
+    p.add_argument("--dev", action="store_true", help="measure the texts that recipes are chosen by")
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     seed, found, base = read_json(args.texts / "settings.json")["seed"], [], {}
@@ -38,22 +39,24 @@ def main():
         row = measure_row(o, args.texts, seed, False)
         line = {"name": name, "dtype": o.dtype, "seed": seed} | {k: row[k] for k in ("cloze_read", "em_read")}
         for text in TEXTS:
-            documents = measure.encode(o, [str(args.texts / f"{text}.jsonl")]).all()
-            nll = perplexity(o.model, [documents], CONTEXT, None, 8, o.device, o.dtype, per_document=True)["document_nll"]
+            file = args.texts / f"{text}{'.dev' if args.dev else ''}.jsonl"
+            documents = measure.encode(o, [str(file)]).all()
+            nll = perplexity(o.model, [documents], CONTEXT, CONTEXT // 2, 8, o.device, o.dtype, per_document=True)["document_nll"]
             base.setdefault(text, nll)
-            line[text] = {"ppl": row["_ppl"][text]["ppl"]} | against(nll, base[text], documents.table()["length"] - 1)
+            line[text] = against(nll, base[text], documents.table()["length"] - 1)
         found.append(line)
         print(line, flush=True)
     leave(args.out, "price", found, as_table(found), draw)
 
 
 def against(nll: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> dict:
-    """The ratio of two perplexities of the same texts, and its paired interval."""
+    """A perplexity, its ratio to the base's on the same texts, and the ratio's paired interval."""
 
     def ratio(k):
         return float(np.exp((nll[k] - base[k]).sum() / tokens[k].sum()))
 
-    return {"ratio": ratio(slice(None)), "ratio_ci95": bootstrap.interval(ratio, len(nll))}
+    ppl = float(np.exp(nll.sum() / tokens.sum()))
+    return {"ppl": ppl, "ratio": ratio(slice(None)), "ratio_ci95": bootstrap.interval(ratio, len(nll))}
 
 
 def as_table(found: list[dict]) -> str:
