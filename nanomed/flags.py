@@ -321,6 +321,8 @@ def add_forgetting_flags(p: argparse.ArgumentParser) -> None:
     g.add_argument("--ewc-data", nargs="+", action=Several, metavar="D", help="general text, of which a sample is taken")
     g.add_argument("--ewc-blocks", type=count, default=Plan.ewc_blocks, metavar="N",
                    help="blocks of --context tokens in the sample")
+    g.add_argument("--pull-on", default=Plan.pull_on, metavar="NAMES",
+                   help="pull only weights with one of these, separated by commas, in their names (wte,wpe: GPT-2's embeddings)")
 
 
 def add_sample_flag(p: argparse.ArgumentParser) -> None:
@@ -353,6 +355,8 @@ def check_forgetting_flags(args) -> None:
         raise UserError(f"{pull} holds trained weights back; the adapter of --lora-r leaves them as they are: give one of the two")
     if pull and getattr(args, "from_scratch", False):
         raise UserError(f"{pull} pulls towards the weights that a training starts from; --from-scratch has none")
+    if args.pull_on and not pull:
+        raise UserError("--pull-on says what --l2-sp or --ewc pulls; give one of the two")
     if bool(args.ewc) != bool(args.ewc_data):
         raise UserError("--ewc and --ewc-data (general text, to tell what each weight is needed for) go together")
 

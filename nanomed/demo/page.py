@@ -25,32 +25,27 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
     by = {row["name"]: row for row in rows}
     base, adapted, alone, both = (by[n] for n in ("base", "adapted", "instructed_only", "adapted_instructed"))
     before, after = base["em_read"], both["em_read"]
-    if after <= before:
-        first = (
-            f"After reading and instruction, the model answers {percent(after)} of the questions about conditions it only "
-            f"read about, no more than before ({percent(before)})."
-        )
-    else:
-        only = "only " if after < 0.5 else ""
-        first = (
-            f"After reading and instruction, the model answers {only}{percent(after)} of the questions about conditions it "
-            f"only read about; before, {percent(before)}."
-        )
+    only = "only " if before < after < 0.5 else ""
+    more = f"before, {percent(before)}" if after > before else f"no more than before, {percent(before)}"
+    first = (
+        f"After reading and instruction, the model answers {only}{percent(after)} of the questions about conditions it only "
+        f"read about ({more}), and general English surprises it {both['general_ppl'] / base['general_ppl']:.1f} times as much."
+    )
     second = (
         f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it never met, "
         f"{percent(both['em_unknown'])} after both."
     )
     prices = [
-        f"{name} {_moved(base[key], adapted[key], vocab_size)}"
-        for key, (_, name, _, _) in COLUMNS.items()
-        if key in ("abstracts_ppl", "general_ppl")
+        f"{COLUMNS[key][1]} {page.short(base[key])}{_moved(base[key], adapted[key], vocab_size)}"
+        f"{_moved(base[key], both[key], vocab_size)}"
+        for key in ("abstracts_ppl", "general_ppl")
     ]
-    return [first, second, f"Perplexity before and after reading: {', '.join(prices)}."]
+    return [first, second, f"Perplexity before, after reading, and after both: {', '.join(prices)}."]
 
 
 def _moved(before: float, after: float, vocab_size: int | None) -> str:
     mark = f", {WORSE}" if worse_than_guessing(after, vocab_size) else ""
-    return f"{page.short(before)} → {page.short(after)} ({100 * (after / before - 1):+,.0f} %{mark})"
+    return f" → {page.short(after)} ({100 * (after / before - 1):+,.0f} %{mark})"
 
 
 def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text: str) -> dict:

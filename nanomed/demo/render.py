@@ -265,10 +265,9 @@ def questions(conditions: list[str], ways: list[int], seed: int, per_fact: int =
     ]
 
 
-def general_paragraphs() -> tuple[list[str], list[str]]:
-    """(for mixing in, for measuring): every other one of our own general paragraphs."""
-    lines = _lines("general.txt")
-    return lines[::2], lines[1::2]
+def general_paragraphs() -> list[str]:
+    """Our own general paragraphs, for mixing in."""
+    return _lines("general.txt")
 
 
 @cache

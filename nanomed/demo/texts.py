@@ -21,20 +21,24 @@ def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
     """Everything that is trained and measured on, as the lines of files that the scripts read; `most`: lines of each."""
     groups = render.groups(seed)
     told = groups["taught"] + groups["read"]
-    mix, measured = render.general_paragraphs()
     ways = [0, 1, 2, 3]
     rng = random.Random(f"order {seed}")
     train = render.questions(groups["taught"], ways, seed, per_fact=2)
     rng.shuffle(train)
     rows = {
         "corpus": _documents(render.corpus(told, PER_CONDITION, seed)),
-        "prose": _documents(render.real_texts("prose.jsonl", without=groups["unknown"])),
-        "general.mix": _documents(render.real_texts("passages.jsonl", without=groups["unknown"]) + 3 * mix),
+        "prose": _documents(
+            render.real_texts("prose.jsonl", without=groups["unknown"])
+            + render.real_texts("abstracts.jsonl", without=groups["unknown"])
+        ),
+        "general.mix": _documents(render.real_texts("passages.jsonl", without=groups["unknown"]) + 2 * render.general_paragraphs()),
         "self": _documents(render.real_texts("selfwritten.jsonl", without=groups["unknown"])),
         "biomedical": _documents(render.retold(told, seed)),
         "unknown": _documents(render.retold(groups["unknown"], seed)),
-        "abstracts": _documents(render.real_texts("abstracts.jsonl")),
-        "general": _documents(measured),
+        "abstracts.dev": _documents(render.real_texts("abstracts.dev.jsonl")),
+        "general.dev": _documents(render.real_texts("general.dev.jsonl")),
+        "abstracts": _documents(render.real_texts("abstracts.test.jsonl")),
+        "general": _documents(render.real_texts("general.test.jsonl")),
         "questions.train": train,
         "questions.val": rng.sample(render.questions(groups["read"], [0], seed), 60),
         "probe.train": render.named(groups["taught"]),

@@ -14,7 +14,7 @@ LOAD = {
 }
 # What decides the weights, in the order in which a reader asks for it.
 SETTINGS = """epochs max_steps batch_size grad_accum context lr warmup_ratio weight_decay grad_clip lora_r lora_alpha lora_dropout
-    lora_targets lora_scale merge template near_duplicates l2_sp ewc dtype seed""".split()
+    lora_targets lora_scale merge template near_duplicates special_tokens l2_sp ewc pull_on dtype seed""".split()
 
 
 def model_card(recipe: Recipe, results: dict, phase: str, directory: Path, run: dict) -> str:

@@ -92,6 +92,7 @@ class Plan:
     ewc: AtLeast0 = 0.0
     ewc_data: Files | None = None
     ewc_blocks: Size = 200
+    pull_on: str = ""
     near_duplicates: AtLeast0 = 0.0
     special_tokens: str = READINGS[0]
     from_scratch: bool = False

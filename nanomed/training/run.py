@@ -243,7 +243,11 @@ def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device)
             f"--ewc: the Fisher information of {len(blocks):,} blocks of {plan.context} tokens of {general.selection.corpus.name}"
         )
         information = fisher(model, [[torch.from_numpy(side)[None] for side in block] for block in blocks], device)
-    return Anchor(model, plan.l2_sp, plan.ewc, information)
+    on = tuple(part.strip() for part in plan.pull_on.split(","))
+    anchor = Anchor(model, plan.l2_sp, plan.ewc, information, on)
+    if not anchor.pulls:
+        raise UserError(f"--pull-on {plan.pull_on}: no weight has such a name; there are, say, {next(iter(model.state_dict()))}")
+    return anchor
 
 
 def say_kept(plan: Plan, result: dict) -> None:

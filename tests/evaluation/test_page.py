@@ -91,7 +91,7 @@ def demo_rows(**changes):
     row = dict(zip(keys, [244.1, 271, 223, 126.6, 0.69, 0.67, 0, 0, 0.004, 0], strict=True))
     rows = {n: {"name": n, **row} for n in ("base", "adapted", "instructed_only", "adapted_instructed")}
     rows["adapted"] |= {"abstracts_ppl": 110.0, "general_ppl": 240.0}
-    rows["adapted_instructed"] |= {"em_read": 0.97, "em_unknown": 0.01}
+    rows["adapted_instructed"] |= {"em_read": 0.97, "em_unknown": 0.01, "abstracts_ppl": 134.0, "general_ppl": 253.2}
     for name, values in changes.items():
         rows[name] |= values
     return list(rows.values())
@@ -100,13 +100,17 @@ def demo_rows(**changes):
 def test_the_demos_claims_are_honest():
     first, second, third = demo_page.claims(demo_rows(), 8192)
     assert first == (
-        "After reading and instruction, the model answers 97 % of the questions about conditions it only read about; before, 0 %."
+        "After reading and instruction, the model answers 97 % of the questions about conditions it only read about (before, 0 %), "
+        "and general English surprises it 2.0 times as much."
     )
     assert second == "With instruction alone it answers 0 % of them; about conditions that it never met, 1 % after both."
-    assert third == "Perplexity before and after reading: real abstracts 223 → 110 (-51 %), general English 127 → 240 (+90 %)."
+    assert third == (
+        "Perplexity before, after reading, and after both: real abstracts 223 → 110 (-51 %) → 134 (-40 %), "
+        "general English 127 → 240 (+90 %) → 253 (+100 %)."
+    )
     assert "answers only 12 % of" in demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.12}), 8192)[0]
     bad = demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.0}, adapted={"general_ppl": 36000}), 8192)
-    assert "answers 0 % of" in bad[0] and "no more than before (0 %)" in bad[0]
+    assert "answers 0 % of" in bad[0] and "(no more than before, 0 %)" in bad[0]
     assert "127 → 36,000 (+28,336 %, worse than guessing)" in bad[2]
 
 

@@ -94,6 +94,21 @@ def distance(a, b):
     return sum(((a[k] - b[k]) ** 2).sum() for k in a).sqrt().item()
 
 
+def test_only_the_weights_that_are_named_are_pulled(model_dir):
+    model = hub.load_model(hub.find(str(model_dir)))
+    named = {id(p): name for name, p in model.named_parameters()}
+    anchor = Anchor(model, 0.5, on=("wte", "ln_1"))
+    pulled = {named[id(p)] for p, *_ in anchor.pulls}
+    assert pulled == {name for name in named.values() if "wte" in name or "ln_1" in name} != set(named.values())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+            p.grad = torch.zeros_like(p)
+    anchor.pull()
+    for p in model.parameters():
+        assert_near(p.grad, torch.full_like(p, 0.5 if named[id(p)] in pulled else 0.0), 1e-5, named[id(p)])
+
+
 @pytest.mark.parametrize("pull", ["--l2-sp", "--ewc"])
 def test_it_holds_the_weights_back_and_resumes_exactly(script, model_dir, tmp_path, pull):
     data = write_jsonl(tmp_path / "d.jsonl", make_texts(30, 1))
@@ -141,6 +156,8 @@ def test_flags_that_make_no_sense_together(script, model_dir, tmp_path):
     assert_refused(train(script, model_dir, data, "a", "--l2-sp", 1, "--from-scratch"), "--l2-sp", "--from-scratch")
     assert_refused(train(script, model_dir, data, "a", "--ewc", 1), "--ewc-data")
     assert_refused(train(script, model_dir, data, "a", "--ewc-data", data), "--ewc")
+    assert_refused(train(script, model_dir, data, "a", "--pull-on", "wte"), "--pull-on", "--l2-sp")
+    assert_refused(train(script, model_dir, data, "b", "--l2-sp", 1, "--pull-on", "wtx"), "--pull-on wtx", "weight")
     held = train(script, model_dir, data, "a", "--ewc", 1, "--ewc-data", data, "--exclude", data)
     assert_refused(held, "d.jsonl", "left")
     assert not (tmp_path / "a").exists()
