@@ -13,6 +13,7 @@ EXTRAS = {
     "datasketch": "tasks",
     "seqeval": "tasks",
     "lxml": "pubmed",
+    "bioc": "corpora",
 }
 
 
