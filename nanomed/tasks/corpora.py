@@ -13,6 +13,7 @@ To mend that from outside takes more lines than the two formats have. BioC is re
 
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ def corpus_rows(name: str) -> Iterator | None:
         if raw.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<!DOCTYPE", b"<collection")):
             return _bioc(path, raw, _xml_documents)
         lines = decode(raw).replace("\r\n", "\n").split("\n")
-    except (BadRow, EOFError, OSError) as e:
+    except (BadRow, EOFError, zlib.error, OSError) as e:
         raise UserError(f"{path}: {e}") from e
     first = next((line for line in lines if line.strip()), "")
     return _pubtator(lines) if SECTION.match(first) else _tag_lines(lines)

@@ -70,12 +70,12 @@ def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
         start += len(text[start:end]) - len(text[start:end].lstrip())
         end = start + len(text[start:end].rstrip())
         if out and not text[out[-1][1] : start].strip():
-            out[-1] = (out[-1][0], end)
-        else:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        elif start < end:
             out.append((start, end))
     found = " ".join(text[start:end] for start, end in out)
     said = found if mention.surface is None else mention.surface
-    if not found.strip() or (len(out) == 1 and "".join(found.split()) != "".join(said.split())):
+    if not out or (len(out) == 1 and "".join(found.split()) != "".join(said.split())):
         at = f"{mention.pieces[0][0]} to {mention.pieces[-1][1]}"
         raise BadRow(f"{mention.where}: at {at} the text has {found!r:.60}, not {said!r:.60}; offsets count characters from 0")
     return out
