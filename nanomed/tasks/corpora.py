@@ -26,6 +26,7 @@ from nanomed.text.formats import KINDS, PACKED, open_unpacked, split_how
 from nanomed.text.lines import BadRow, decode, say
 
 ANNOTATED = (".ann", ".a1", ".a2")
+NUMBER = re.compile(r" *[0-9]{1,9} *")
 SECTION = re.compile(r"([^|\t]+)\|([a-z])\|(.*)")
 
 
@@ -63,7 +64,7 @@ def _tag_lines(lines: list[str]) -> Iterator:
     words."""
     begin, rows = 0, []
     for number, line in enumerate([*lines, ""], 1):
-        columns = [c.strip() for c in line.split("\t")] if "\t" in line else line.split()
+        columns = [c.strip() for c in line.rstrip().split("\t")] if "\t" in line.rstrip() else line.split()
         if not line.strip() or columns[0] == "-DOCSTART-" or (line[0] == "#" and not TAG.fullmatch(columns[-1])):
             if rows:
                 yield begin, partial(_sentence, rows)
@@ -101,10 +102,10 @@ def _pubtator_document(lines: list[tuple[int, str]]) -> dict:
         columns, section = line.split("\t"), SECTION.match(line)
         if section:
             sections.append(section.groups())
-        elif len(columns) >= 5 and columns[1].strip().isdecimal() and columns[2].strip().isdecimal() and columns[4].strip():
+        elif len(columns) >= 5 and NUMBER.fullmatch(columns[1]) and NUMBER.fullmatch(columns[2]) and columns[4].strip():
             place = (int(columns[1]), int(columns[2]))
             mentions.append((columns[0], Mention((place,), columns[4].strip(), columns[3], f"line {number}")))
-        elif len(columns) < 4 or columns[1].strip().isdecimal():
+        elif len(columns) < 4 or NUMBER.fullmatch(columns[1]):
             raise BadRow(f"line {number}: not a mention (ID, start, end, text, type, with tabs) nor a relation: {line!r:.60}")
     for other, *_ in [*sections, *mentions]:
         if not sections or other != sections[0][0]:
@@ -146,7 +147,7 @@ def _brat_document(file: Path) -> dict:
 
 def _text_bound(line: str, where: str) -> Mention:
     """Of `T1 TAB Type 0 5;8 12 TAB text`."""
-    match = re.fullmatch(r"T\S*\t(\S+) (\d+ \d+(?:;\d+ \d+)*)(?:\t(.*))?", line.rstrip("\r"))
+    match = re.fullmatch(r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?", line.rstrip("\r"))
     if not match:
         raise BadRow(f"{where}: must be ID, tab, type and offsets, tab, text: {line!r:.60}")
     pieces = [piece.split() for piece in match[2].split(";")]
@@ -155,14 +156,13 @@ def _text_bound(line: str, where: str) -> Mention:
 
 def _bioc(path: Path, raw: bytes, parse) -> Iterator:
     try:
-        documents = parse(raw)
-    except (SyntaxError, ValueError, TypeError, KeyError, AttributeError) as e:  # XML's and JSON's are the first two
+        found = [(document.id, list(_passages(document))) for document in parse(raw)]
+    except (SyntaxError, ValueError, RecursionError, TypeError, KeyError, AttributeError, BadRow) as e:
         raise UserError(f"{path}: not valid BioC, as the library bioc reads it ({type(e).__name__}: {e})") from e
-    if not documents:
+    if not found:
         raise UserError(f"{path}: no BioC document there")
-    for document in documents:
-        for k, make in enumerate(_passages(document), 1):
-            yield f"document {document.id}, passage {k}", make
+    for name, passages in found:
+        yield from ((f"document {name}, passage {k}", make) for k, make in enumerate(passages, 1))
 
 
 def _passages(document) -> Iterator:
@@ -182,14 +182,17 @@ def _passages(document) -> Iterator:
 
 
 def _passage(offset: int, text: str, annotations: list) -> dict:
-    mentions = []
-    for annotation in (a for a in annotations if a.locations):
-        kind, where = annotation.infons.get("type"), f"annotation {annotation.id}"
-        if not kind:
-            raise BadRow(f"{where}: no infon `type` that names its type (infons: {', '.join(annotation.infons)})")
-        pieces = tuple((place.offset - offset, place.end - offset) for place in annotation.locations)
-        mentions.append(Mention(pieces, kind, annotation.text, where))
-    return tagged(text, mentions, unplaced=len(annotations) - len(mentions))
+    mentions, where = [], "its text"
+    try:
+        for annotation in (a for a in annotations if a.locations):
+            kind, where = annotation.infons.get("type"), f"annotation {annotation.id}"
+            if not kind:
+                raise BadRow(f"{where}: no infon `type` that names its type (infons: {', '.join(annotation.infons)})")
+            pieces = tuple((place.offset - offset, place.end - offset) for place in annotation.locations)
+            mentions.append(Mention(pieces, kind, annotation.text, where))
+        return tagged(text, mentions, unplaced=len(annotations) - len(mentions))
+    except (TypeError, AttributeError) as e:  # JSON may hold anything
+        raise BadRow(f"{where}: not as BioC has it ({e})") from e
 
 
 def _xml_documents(raw: bytes) -> list:

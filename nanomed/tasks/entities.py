@@ -57,7 +57,7 @@ def take_tagged(row, fields: dict, rename: dict, most: int | None, type_: str | 
 
 def _tag(tag, type_: str | None, names: list[str] | None) -> str:
     """A row's tag with its type; of a number the name, if there are names. Raises BadRow."""
-    whole = tag.isdecimal() if isinstance(tag, str) else isinstance(tag, float) and tag.is_integer()
+    whole = re.fullmatch("[0-9]{1,9}", tag) if isinstance(tag, str) else isinstance(tag, float) and tag.is_integer()
     number = int(tag) if whole else tag
     if isinstance(number, int) and not isinstance(tag, bool):
         if not names:

@@ -297,10 +297,21 @@ def test_bad_bioc_is_named(tmp_path):
     ):
         (tmp_path / "c.xml").write_text(text, encoding="utf-8")
         refused(error, words)
-    broken = biocjson.dumps(collection).replace('"sentences"', '"sentence"')
-    (tmp_path / "c.json").write_text(broken, encoding="utf-8")
-    with pytest.raises(UserError, match="not valid BioC, as the library bioc reads it .KeyError: 'sentences'"):
-        rows(tmp_path / "c.json")
+    plain = biocjson.dumps(collection)
+    for text, error, words in (
+        (
+            plain.replace('"sentences"', '"sentence"'),
+            UserError,
+            "not valid BioC, as the library bioc reads it .KeyError: 'sentences'",
+        ),
+        (plain.replace('"text": "Aspirin"', '"text": 5'), BadRow, "annotation T1: not as BioC has it"),
+        (re.sub('"text": "Aspirin, [^"]*"', '"text": 5', plain), UserError, "not valid BioC"),
+        (plain.replace('"offset": 0', '"offset": "0"'), UserError, "not valid BioC"),
+        (plain.replace("Aspirin", "\xe9"), UserError, "iconv"),
+    ):
+        (tmp_path / "c.json").write_bytes(text.encode("latin-1" if error is UserError and words == "iconv" else "utf-8"))
+        with pytest.raises(error, match=words):
+            rows(tmp_path / "c.json")
 
 
 # --- a word a line ----------------------------------------------------------------------------------------------------
@@ -324,7 +335,12 @@ fever\tI-Disease
 
 
 def test_a_word_a_line(tmp_path):
-    for name, text in {"a.tsv": TAGS, "a.txt": TAGS, "a.conll": TAGS.replace("\t", " NN I-NP "), "b.iob2": TAGS[:-2]}.items():
+    for name, text in {
+        "a.tsv": TAGS,
+        "a.txt": TAGS.replace("O\n", "O\t\n"),
+        "a.conll": TAGS.replace("\t", " NN I-NP "),
+        "b.iob2": TAGS[:-2],
+    }.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         read = rows(tmp_path / name)
         assert [row["tokens"] for row in read] == [["IL-2", '"'], ["#", "fever"], ["and", "high", "fever"]]
