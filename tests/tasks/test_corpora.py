@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import re
+import sys
 from collections import Counter
 
 import pytest
@@ -312,6 +313,13 @@ def test_bad_bioc_is_named(tmp_path):
         (tmp_path / "c.json").write_bytes(text.encode("latin-1" if error is UserError and words == "iconv" else "utf-8"))
         with pytest.raises(error, match=words):
             rows(tmp_path / "c.json")
+
+
+def test_what_reads_bioc_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bioc", None)
+    (tmp_path / "c.xml").write_text("<collection></collection>")
+    with pytest.raises(UserError, match=re.escape("bioc is not installed: pip install 'nanomed[corpora]'")):
+        rows(tmp_path / "c.xml")
 
 
 # --- a word a line ----------------------------------------------------------------------------------------------------
