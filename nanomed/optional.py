@@ -12,6 +12,7 @@ EXTRAS = {
     "bm25s": "tasks",
     "datasketch": "tasks",
     "lxml": "pubmed",
+    "bioc": "corpora",
 }
 
 

@@ -55,7 +55,7 @@ def needed_by() -> dict[str, str]:
                 walk(r, why, frozenset(r.extras))
 
     own = [Requirement(r) for r in requires("nanomed")]
-    for extra in ["", "report", "sentencepiece", "tasks", "gguf", "dev"]:
+    for extra in ["", "report", "sentencepiece", "tasks", "corpora", "gguf", "dev"]:
         seen: set = set()
         for r in own:
             if (extra in str(r.marker)) if extra else r.marker is None:

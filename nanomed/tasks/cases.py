@@ -15,12 +15,16 @@ class Malformed(Exception):
 class Case:
     """input: what a model is shown; gold: a tag a word of it (IOB2), or its label, or its labels (until they are settled, what the
     row says); cut: whether the text was longer than what is shown; orphans: the row's I- tags that continued nothing, and are B-
-    in gold."""
+    in gold; the others: mentions that its file has otherwise than gold (offsets.COUNTED)."""
 
     input: str
     gold: tuple[str, ...]
     cut: bool = False
     orphans: int = 0
+    discontinuous: int = 0
+    overlapping: int = 0
+    unplaced: int = 0
+    parted: int = 0
 
 
 @dataclass(frozen=True)

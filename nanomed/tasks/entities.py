@@ -4,9 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from difflib import SequenceMatcher
+from itertools import pairwise
 
 from nanomed.tasks.cases import NONE, Case, Malformed, missing
-from nanomed.text.rows import BadRow, get_value
+from nanomed.text.rows import BadRow, NoField, get_value
+
+TAG = re.compile(r"O|([BIMELSU])(?:-(.+))?")  # of IOB, BIOES, BILOU and BMES
 
 
 def begun(tags) -> list[str]:
@@ -38,7 +41,7 @@ def orphans(tags) -> int:
     return sum(a != b for a, b in zip(tags, begun(tags), strict=True))
 
 
-def take_tagged(row, fields: dict, rename: dict, most: int | None, how=None, names=None) -> Case:
+def take_tagged(row, fields: dict, rename: dict, most: int | None, type_: str | None = None, names=None) -> Case:
     words, tags = get_value(row, fields["tokens"]), get_value(row, fields["tags"])
     if words is None or tags is None:
         raise missing(row, fields, *(("tokens", "words") if words is None else ("tags", "tags")))
@@ -46,11 +49,43 @@ def take_tagged(row, fields: dict, rename: dict, most: int | None, how=None, nam
         raise BadRow("words and tags must be two lists of one length")
     if odd := [w for w in words if not isinstance(w, str) or len(w.split()) != 1 or w.split()[0] != w]:
         raise BadRow(f"a word must be a text without blanks, not {odd[0]!r}")
-    if odd := [t for t in tags if t != "O" and (not isinstance(t, str) or t[:2] not in ("B-", "I-") or len(t) < 3)]:
-        raise BadRow(f"a tag must be O, B-TYPE or I-TYPE, not {odd[0]!r}")
-    named = [t if t == "O" else t[:2] + rename.get(t[2:], t[2:]) for t in tags]
+    found, begin = _bio([_tag(tag, type_, names) for tag in tags])
+    named = [t if t == "O" else t[:2] + rename.get(t[2:], t[2:]) for t in found]
     shown = tuple(begun(named)[:most])
-    return Case(" ".join(words[:most]), shown, len(shown) < len(words), orphans(named))
+    return Case(" ".join(words[:most]), shown, len(shown) < len(words), begin + orphans(named))
+
+
+def _tag(tag, type_: str | None, names: list[str] | None) -> str:
+    """A row's tag with its type; of a number the name, if there are names. Raises BadRow."""
+    whole = re.fullmatch("[0-9]{1,9}", tag) if isinstance(tag, str) else isinstance(tag, float) and tag.is_integer()
+    number = int(tag) if whole else tag
+    if isinstance(number, int) and not isinstance(tag, bool):
+        if not names:
+            raise NoField(
+                f'tags are numbers; tag_names = ["O", "B-...", ...] says what 0, 1, ... mean, of which this row has {tag!r}'
+            )
+        if not 0 <= number < len(names):
+            raise BadRow(f"the tag {number} is the number of none of {len(names)} names ({', '.join(names)[:80]})")
+        tag = names[number]
+    match = TAG.fullmatch(tag) if isinstance(tag, str) else None
+    if not match:
+        raise BadRow(f"a tag must be O, or B, I, E or S before a type (B-Disease), not {tag!r:.60}")
+    if tag != "O" and not match[2] and not type_:
+        raise NoField(f'a tag must say its type, and {tag!r} is bare; type = "Disease" says what all of them are')
+    if match[2] and type_:
+        raise NoField(f"{tag!r} says its type; leave out type = {type_!r} (labels renames types)")
+    return tag if tag == "O" or match[2] else f"{tag}-{type_}"
+
+
+def _bio(tags: list[str]) -> tuple[list[str], int]:
+    """Tags of schemes that mark ends (BIOES, BILOU, BMES), too, with B, I and O alone; and how many go on behind an end, so that
+    they begin an entity as B."""
+    out, late = [], 0
+    for before, tag in pairwise(["O", *tags]):
+        begins, ended = tag[0] in "BSU", before[0] in "ESLU" and tag[0] in "IEML" and before[2:] == tag[2:]
+        out.append(tag if tag == "O" else ("B" if begins or ended else "I") + tag[1:])
+        late += ended
+    return out, late
 
 
 def write_entities(case: Case, labels: list[str]) -> str:

@@ -18,7 +18,8 @@ from nanomed.tasks.cases import Case, Malformed
 @dataclass(frozen=True)
 class Form:
     """take(row, fields, rename, most, how, names) -> Case, rename: what the answers call a label, by what rows call it; most: words
-    of a text that are shown, the rest is cut (None: all); how, names: text.labels' Spelling and class_names; settle(placed cases
+    of a text that are shown, the rest is cut (None: all); how, names: text.labels' Spelling and class_names (of tags: the type of
+    bare ones, and what numbers mean); settle(placed cases
     of all rows, how, rename, order) -> Settled, of a form whose gold hangs on what the other rows say; write(case, labels) ->
     answer; read(answer, input, labels) -> tags or labels; labels: all that there are (of tags: the types of entities)."""
 
@@ -57,8 +58,8 @@ FORMS = {
 }
 # Which field of a row is what, where a source does not say otherwise: dotted paths, the first of several that a row has.
 FIELDS = {
-    "tokens": "tokens",
-    "tags": "tags",
+    "tokens": "tokens,words",
+    "tags": "tags,ner_tags",
     "text": "text",
     "label": "answer_idx,cop,final_decision,label,answer",
     "labels": "labels,label",

@@ -16,12 +16,12 @@ from nanomed.tasks.entities import most_numbers
 from nanomed.tasks.forms import FORMS
 from nanomed.tasks.predictions import Predictions
 from nanomed.tasks.sets import chosen, read_set
-from nanomed.tasks.sources import say_counts
+from nanomed.tasks.sources import OF_MENTIONS, say_counts
 from nanomed.text import special
 from nanomed.text.templates import Template
 
 DEFAULT = "medtuned"  # the template of a model that was instructed with none
-SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", "orphans")  # of tasks.json, beside each figure
+SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", *OF_MENTIONS)  # of tasks.json, beside each figure
 SLACK = 16  # tokens of an answer beyond what its form needs
 
 

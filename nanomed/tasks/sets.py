@@ -28,6 +28,10 @@ class Made:
     cut: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
     orphans: dict[str, int] = field(default_factory=dict)
+    discontinuous: dict[str, int] = field(default_factory=dict)
+    overlapping: dict[str, int] = field(default_factory=dict)
+    unplaced: dict[str, int] = field(default_factory=dict)
+    parted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -8,14 +8,16 @@ NAME.train.jsonl    all that may be trained on of one task, NAME.test.jsonl what
 
 import json
 import random
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.files import read_toml, write_text
 from nanomed.tasks.cases import Case, Settled
 from nanomed.tasks.classes import joined, notes_on
+from nanomed.tasks.corpora import corpus_rows
 from nanomed.tasks.forms import FIELDS, FORMS, lost
+from nanomed.tasks.offsets import COUNTED
 from nanomed.text.labels import Spelling, class_names
 from nanomed.text.overlap import near_duplicates, words
 from nanomed.text.rows import get_value, read_rows
@@ -28,9 +30,10 @@ class Source:
     form: one of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or hub:...; split_field:
     where both sides stand in one file, the field that says `train` or `test`; instructions: paraphrases, of which each row gets
     one (`{labels}` in it: all of them); labels: what an answer calls what a row calls otherwise; label_names, label_separator,
-    label_columns, label_lists: how rows say their labels (text.labels.Spelling); fields: of a row, beside forms.FIELDS; rows: of
-    the mixture, at most (None: all); words: of a text that is shown, at most (the rest is cut); measure: the headline, one of
-    MEASURES; published: figures of others, in words. docs/tasks.md has an example of each."""
+    label_columns, label_lists: how rows say their labels (text.labels.Spelling); tag_names: of tags that are numbers; type: of
+    tags that are bare B and I; fields: of a row, beside forms.FIELDS; rows: of the mixture, at most (None: all); words: of a text
+    that is shown, at most (the rest is cut); measure: the headline, one of MEASURES; published: figures of others, in words.
+    docs/tasks.md has an example of each."""
 
     name: str
     form: str
@@ -43,6 +46,8 @@ class Source:
     label_separator: str | None = None
     label_columns: list[str] = field(default_factory=list)
     label_lists: str | None = None
+    tag_names: list[str] = field(default_factory=list)
+    type: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
     rows: int | None = None
     words: int | None = None
@@ -58,6 +63,7 @@ class Source:
 NAMES = {"train": "training", "test": "test"}
 SIDES = tuple(NAMES)
 NAMED = ("relation", "inference", "class", "classes", "decision")  # forms whose rows name labels
+OF_MENTIONS = {"orphans": "I- tags without a B- made B-"} | COUNTED
 MEASURES = ("entity_f1", "micro_f1", "macro_f1", "accuracy")
 
 
@@ -78,7 +84,7 @@ def _source(name: str, section, where: str) -> Source:
     if not isinstance(section, dict):
         raise UserError(f"{where}: must be a section, one a source")
     kinds = {"rows": int, "words": int, "labels": dict, "fields": dict}
-    lists = ("train", "test", "instructions", "label_names", "label_columns")
+    lists = ("train", "test", "instructions", "label_names", "label_columns", "tag_names")
     known = {f.name: kinds.get(f.name, list if f.name in lists else str) for f in fields(Source) if f.name != "name"}
     for key, value in section.items():
         if key not in known:
@@ -99,8 +105,11 @@ def _source(name: str, section, where: str) -> Source:
     default = "accuracy" if section["form"] == "options" else "macro_f1" if len(measures) > 1 else measures[0]
     if section.get("measure", default) not in measures:
         raise UserError(f"{where}: measure must be one of {', '.join(measures)} for {section['form']}")
-    if section["form"] not in NAMED and (odd := [key for key in section if key.startswith("label_")]):
-        raise UserError(f"{where}: {odd[0]} goes with {', '.join(NAMED)}, not with {section['form']}")
+    tagged = [form for form in FORMS if FORMS[form].tagged]
+    goes_with = {key: NAMED for key in section if key.startswith("label_")} | {"tag_names": tagged, "type": tagged}
+    for key in section.keys() & goes_with.keys():
+        if section["form"] not in goes_with[key]:
+            raise UserError(f"{where}: {key} goes with {', '.join(goes_with[key])}, not with {section['form']}")
     names, columns = section.get("label_names"), section.get("label_columns")
     if names and columns and len(names) != len(columns):
         raise UserError(f"{where}: {len(columns)} label_columns and {len(names)} label_names")
@@ -163,7 +172,9 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
 
 
 def _class_names(source: Source, name: str) -> list[str] | None:
-    """What a data set calls the numbers in the field of its labels, where the TOML file does not say it."""
+    """What a data set calls the numbers in the field of its labels or tags, where the TOML file does not say it."""
+    if FORMS[source.form].tagged:
+        return source.tag_names or class_names(name, (FIELDS | source.fields)["tags"])
     if source.form not in NAMED or source.label_names or source.label_columns:
         return None
     return class_names(name, (FIELDS | source.fields)["labels" if source.form == "classes" else "label"])
@@ -172,13 +183,17 @@ def _class_names(source: Source, name: str) -> list[str] | None:
 def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_bad: bool) -> list[tuple[int, Case | None]]:
     """(the row's number, its case or None for a bad row that is left out) of the rows of a file that are of this side."""
     form, where = FORMS[source.form], FIELDS | source.fields
+    how, corpus = (source.type, corpus_rows(name)) if form.tagged else (source.spelling, None)
+    if corpus:
+        where = {"tokens": "tokens", "tags": "tags"}  # as corpus_rows calls them
 
     def take(row):
         if source.split_field and get_value(row, source.split_field) != side:
             return ()
-        return form.take(row, where, source.labels, source.words, source.spelling, names)
+        case = form.take(row, where, source.labels, source.words, how, names)
+        return replace(case, **row["counts"]) if corpus else case
 
-    return [(k, case) for k, case in enumerate(read_rows(name, take, limit, skip_bad), 1) if case != ()]
+    return [(k, case) for k, case in enumerate(read_rows(name, take, limit, skip_bad, corpus), 1) if case != ()]
 
 
 def _labels(source: Source, found: Settled) -> list[str]:
@@ -247,7 +262,8 @@ def describe(task: Task, seed: int) -> dict:
     counts |= {"removed": task.removed, "bad_rows": task.bad}
     counts["cut"] = {side: sum(case.cut for case in cases) for side, cases in sides.items()}
     counts["repeated"] = {side: len(cases) - len({_same(case) for case in cases}) for side, cases in sides.items()}
-    counts["orphans"] = {side: sum(case.orphans for case in cases) for side, cases in sides.items()}
+    for key in OF_MENTIONS:
+        counts[key] = {side: sum(getattr(case, key) for case in cases) for side, cases in sides.items()}
     return kept | {"labels": task.labels, **counts}
 
 
@@ -261,5 +277,5 @@ def say_counts(made: dict) -> list[str]:
     said = [f"{made['removed']:,} repeat a test text and were taken out"] if made["removed"] else []
     said += [f"{made['bad_rows']:,} bad rows left out"] if made["bad_rows"] else []
     said += of("cut", f"cut at {made['words']} words") + of("repeated", "repeat an earlier one")
-    n = sum(made["orphans"].values())
-    return said + ([f"{n:,} I- tags without a B- made B-"] if n else [])
+    of_mentions = ((sum(made[key].values()), what) for key, what in OF_MENTIONS.items())
+    return said + [f"{n:,} {what}" for n, what in of_mentions if n]

@@ -64,7 +64,7 @@ def find(name: str) -> Source:
     suffix = path.suffix.lower()
     inner = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
     if file and path.is_dir():
-        kind = "saved" if any((path / f).exists() for f in ("state.json", "dataset_dict.json")) else "folder"
+        kind = "saved" if is_saved(path) else "folder"
         if kind == "folder" and not texts_in(path):
             raise UserError(f"--data {name}: a directory without .txt files, which Dataset.save_to_disk has not written")
     elif inner not in KINDS or (suffix in PACKED and inner == ".parquet"):
@@ -80,6 +80,11 @@ def find(name: str) -> Source:
         known = "one of " + ", ".join(HOW[kind]) if kind in HOW else "for .json, .csv, .txt and saved data sets"
         raise UserError(f"{name}: what stands behind the # is {known}")
     return Source(path, kind, how)
+
+
+def is_saved(directory: Path) -> bool:
+    """Whether Dataset.save_to_disk wrote it."""
+    return any((directory / f).exists() for f in ("state.json", "dataset_dict.json"))
 
 
 def is_plain(name: str) -> bool:
@@ -131,7 +136,7 @@ def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
         elif source.kind == "json":
             yield from _json_rows(path, how)
         else:
-            with _open(path) as f:
+            with open_unpacked(path) as f:
                 if source.kind == "csv":
                     yield from csv_rows(path, f, how)
                 elif source.kind == "pubmed":
@@ -144,7 +149,7 @@ def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
         raise UserError(f"{path}: truncated, corrupt or not {path.suffix[1:]} ({e})") from e
 
 
-def _open(path: Path):
+def open_unpacked(path: Path):
     """The bytes of a file, unpacked."""
     match path.suffix.lower():
         case ".gz":
@@ -167,10 +172,10 @@ def _folder_rows(directory: Path, per: str) -> Iterator:
 
 
 def _json_rows(path: Path, how: str | None) -> Iterator:
-    with _open(path) as f:
+    with open_unpacked(path) as f:
         lines = (line for line in f if line.strip())
         first, more = next(lines, b""), next(lines, None)
-    with _open(path) as f:
+    with open_unpacked(path) as f:
         if how is None and more is not None and _is_object(first):
             say(f"{path}: one object a line")
             yield from line_rows(f, json_line)

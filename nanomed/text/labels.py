@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text import rows
+from nanomed.text import formats
 from nanomed.text.rows import BadRow, NoField, get_value
 
 ZERO_ONE = {"0": False, "1": True, "false": False, "true": True}
@@ -262,12 +262,15 @@ def in_line(labels: Iterable[str]) -> str:
 
 
 def class_names(name: str, field: str) -> list[str] | None:
-    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths `a.b,c`
-    that there is: of hub:REPO, or of a Parquet file that it wrote. None where the numbers have no names."""
+    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths `a.b,c` that there is:
+    of hub:REPO, of a Parquet file that it wrote, or of a data set that it saved. None where the numbers have no names."""
     import datasets
 
     if name.startswith("hub:"):
-        features = rows._hub_rows(name).features
+        features = formats.hub_rows(name).features
+    elif formats.is_saved(Path(formats.split_how(name)[0])):
+        source = formats.find(name)
+        features = formats.saved_rows(source.path, source.how).features
     elif name.lower().endswith(".parquet") and Path(name).is_file():
         import pyarrow.parquet
 

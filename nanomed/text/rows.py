@@ -55,18 +55,19 @@ def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bo
     return _placed_rows(name, lambda row: get_text(row, fields), limit, skip_bad)
 
 
-def read_rows(name: str, take, limit: int | None, skip_bad: bool) -> Iterator:
-    """What `take(row)` makes of each row, in order; None for a bad row that is skipped.
+def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None) -> Iterator:
+    """What `take(row)` makes of each row, in order; None for a bad row that is skipped. found: the rows, of a file that
+    rows_of() does not read.
 
     `take` raises BadRow for a row that it cannot use. Raises UserError with file, row and line for the first, unless
     `skip_bad`; and if there are rows and all of them are bad.
     """
-    return (value for _, value in _placed_rows(name, take, limit, skip_bad))
+    return (value for _, value in _placed_rows(name, take, limit, skip_bad, found))
 
 
-def _placed_rows(name: str, take, limit: int | None, skip_bad: bool) -> Iterator[tuple[str, object]]:
+def _placed_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None) -> Iterator[tuple[str, object]]:
     number, good, first_bad = 0, False, None
-    for number, (where, make) in enumerate(islice(rows_of(name), limit), 1):
+    for number, (where, make) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
         place = f"row {number}"
         if where not in (None, number):
             place += f", line {where}" if isinstance(where, int) else f", {where}"
@@ -76,7 +77,7 @@ def _placed_rows(name: str, take, limit: int | None, skip_bad: bool) -> Iterator
             if not skip_bad:
                 mend = " (--skip-bad-rows leaves such rows out)"
                 if number == 1 and isinstance(e, NoField):  # where it would leave out all of them
-                    mend = "; the first line of a CSV file names its columns" if is_table(name) else ""
+                    mend = "; the first line of a CSV file names its columns" if found is None and is_table(name) else ""
                 raise UserError(f"{name}, {place}: {e}{mend}") from e
             value, first_bad = None, first_bad or f"{place}: {e}"
         yield place, value

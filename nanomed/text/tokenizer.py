@@ -128,7 +128,6 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
         if where.name == "tokenizer.json":
             spec = read_object(where)
             pattern = check_spec(spec, where)
-            check_added(spec, where)
             vocab, merges, all_splits = spec["model"]["vocab"], spec["model"]["merges"], bool(spec["model"].get("ignore_merges"))
             for token in spec.get("added_tokens") or []:
                 if pattern and not token.get("special"):
@@ -145,6 +144,8 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
         if len(set(ids.values())) < len(ids):
             i, n = Counter(ids.values()).most_common(1)[0]
             raise UserError(f"{where}: {n} tokens have the id {i}")
+        if spec:
+            check_added(spec, where)
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
             codec = ByteLevel(vocab, merges, pattern, all_splits, where)

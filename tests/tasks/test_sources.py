@@ -224,7 +224,7 @@ def test_bad_rows_can_be_left_out(home):
 def test_a_text_file_of_sentences_is_no_annotated_corpus(home):
     write_jsonl(home / "ner.train.jsonl", ["a text"])
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
-    assert_refused(done, "ner.train.jsonl, row 1", "no words in 'tokens'")
+    assert_refused(done, "ner.train.jsonl, row 1", "no words in 'tokens,words'")
 
 
 # --- what is counted, and what does not read back ---------------------------------------------------------------------

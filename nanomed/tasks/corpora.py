@@ -1,0 +1,219 @@
+"""Annotated corpora in the field's own formats, as rows {tokens, tags, counts}.
+
+tag files  a word a line and its tag, a blank line between sentences: CoNLL, BioBERT, JNLPBA
+PubTator   ID|t|title, ID|a|abstract, then a mention a line
+brat       a folder of .txt with an .ann (or .a1 and .a2) beside each
+BioC       XML or JSON; a row a passage, or a sentence where passages have no text of their own
+
+Which it is, the file shows. PubTator and brat are read here, by hand. bioc 2.1 takes a PubTator
+mention without a concept id for a relation, strips a title, so that offsets in the abstract are
+wrong by a blank, and merges documents that no blank line parts; a brat note without text stops it.
+To mend that from outside takes more lines than the two formats have. BioC is read by bioc.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.optional import need
+from nanomed.tasks.entities import TAG
+from nanomed.tasks.offsets import Mention, tagged
+from nanomed.text.formats import KINDS, PACKED, open_unpacked, split_how
+from nanomed.text.lines import BadRow, decode, say
+
+ANNOTATED = (".ann", ".a1", ".a2")
+NUMBER = re.compile(r" *[0-9]{1,9} *")
+SECTION = re.compile(r"([^|\t]+)\|([a-z])\|(.*)")
+
+
+def corpus_rows(name: str) -> Iterator | None:
+    """(where a row stands, a function that gives it or raises BadRow), as formats.rows_of; None for
+    a file of rows with fields. Raises UserError for a file that cannot be read at all."""
+    path = Path(name)
+    if name.startswith("hub:") or split_how(name)[1] is not None:
+        return None
+    if not path.exists():
+        raise UserError(f"{name}: no such file")
+    if path.is_dir() or path.suffix in ANNOTATED:
+        return _brat(path) if _annotated(path) else None
+    inner = Path(path.stem) if path.suffix.lower() in PACKED else path
+    kind = KINDS.get(inner.suffix.lower())
+    if kind in ("lines", "parquet") or inner.suffix.lower() == ".csv":
+        return None
+    try:
+        with open_unpacked(path) as f:
+            raw = f.read()
+        if kind == "json":
+            return _bioc(path, raw, _json_documents) if b'"passages"' in raw and b'"infons"' in raw else None
+        if raw.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<!DOCTYPE", b"<collection")):
+            return _bioc(path, raw, _xml_documents)
+        lines = decode(raw).replace("\r\n", "\n").split("\n")
+    except (BadRow, EOFError, zlib.error, OSError) as e:
+        raise UserError(f"{path}: {e}") from e
+    first = next((line for line in lines if line.strip()), "")
+    return _pubtator(lines) if SECTION.match(first) else _tag_lines(lines)
+
+
+def _tag_lines(lines: list[str]) -> Iterator:
+    """The first column is the word, the last one the tag; blanks part columns where a line has no
+    tab. Lines of documents' beginnings (-DOCSTART-) and comments (`#`, without a tag) are no
+    words."""
+    begin, rows = 0, []
+    for number, line in enumerate([*lines, ""], 1):
+        columns = [c.strip() for c in line.rstrip().split("\t")] if "\t" in line.rstrip() else line.split()
+        if not line.strip() or columns[0] == "-DOCSTART-" or (line[0] == "#" and not TAG.fullmatch(columns[-1])):
+            if rows:
+                yield begin, partial(_sentence, rows)
+            rows = []
+            continue
+        begin = begin if rows else number
+        rows.append((number, columns))
+
+
+def _sentence(rows: list[tuple[int, list[str]]]) -> dict:
+    for number, columns in rows:
+        if len(columns) < 2 or not columns[0] or not columns[-1]:
+            raise BadRow(f"line {number}: must be a word, a tab and a tag, not {' '.join(columns)!r:.60}")
+    return {"tokens": [c[0] for _, c in rows], "tags": [c[-1] for _, c in rows], "counts": {}}
+
+
+def _pubtator(lines: list[str]) -> Iterator:
+    """A document begins where a title does, and after a blank line."""
+    begin, document = 0, []
+    for number, line in enumerate([*lines, "1|t|"], 1):
+        section = SECTION.match(line)
+        if document and (not line.strip() or (section and section[2] == "t")):
+            yield begin, partial(_pubtator_document, document)
+            document = []
+        if line.strip():
+            begin = begin if document else number
+            document.append((number, line))
+
+
+def _pubtator_document(lines: list[tuple[int, str]]) -> dict:
+    """Its text is title and abstract with a line end between them, blanks and all; what is neither
+    a section nor has two offsets is a relation."""
+    sections, mentions = [], []
+    for number, line in lines:
+        columns, section = line.split("\t"), SECTION.match(line)
+        if section:
+            sections.append(section.groups())
+        elif len(columns) >= 5 and NUMBER.fullmatch(columns[1]) and NUMBER.fullmatch(columns[2]) and columns[4].strip():
+            place = (int(columns[1]), int(columns[2]))
+            mentions.append((columns[0], Mention((place,), columns[4].strip(), columns[3], f"line {number}")))
+        elif len(columns) < 4 or NUMBER.fullmatch(columns[1]):
+            raise BadRow(f"line {number}: not a mention (ID, start, end, text, type, with tabs) nor a relation: {line!r:.60}")
+    for other, *_ in [*sections, *mentions]:
+        if not sections or other != sections[0][0]:
+            raise BadRow(f"lines of the document {other!r} without its text; a title (ID|t|...) begins a document")
+    return tagged("\n".join(text for *_, text in sections), [mention for _, mention in mentions])
+
+
+def _annotated(path: Path) -> list[Path]:
+    """The texts of a folder that have annotations beside them, or the one of a file of annotations."""
+    found = path.iterdir() if path.is_dir() else [path]
+    return sorted({p.with_suffix(".txt") for p in found if p.suffix in ANNOTATED and not p.name.startswith(".")})
+
+
+def _brat(path: Path) -> Iterator:
+    texts = _annotated(path)
+    if without := len({*path.glob("*.txt")}.difference(texts)):
+        say(f"{path}: {without:,} .txt files without annotations are not read; an empty .ann says that there are none")
+    return ((text.name, partial(_brat_document, text)) for text in texts)
+
+
+def _brat_document(file: Path) -> dict:
+    """Lines that begin with T are its mentions. Offsets count the text as it is, or with line ends
+    of one character: whichever agrees with what the mentions say."""
+    if not file.is_file():
+        raise BadRow("annotations without this text beside them")
+    text, mentions = decode(file.read_bytes()), []
+    for beside in (file.with_suffix(s) for s in ANNOTATED):
+        lines = decode(beside.read_bytes()).split("\n") if beside.is_file() else []
+        mentions += [_text_bound(line, f"{beside.name}, line {k}") for k, line in enumerate(lines, 1) if line[:1] == "T"]
+        if odd := next((line for line in lines if line.strip() and line[0] not in "TREAMN#*"), None):
+            raise BadRow(f"{beside.name}: not brat's standoff: {odd!r:.60}")
+    try:
+        return tagged(text, mentions)
+    except BadRow:
+        if "\r\n" not in text:
+            raise
+        return tagged(text.replace("\r\n", "\n"), mentions)
+
+
+def _text_bound(line: str, where: str) -> Mention:
+    """Of `T1 TAB Type 0 5;8 12 TAB text`."""
+    match = re.fullmatch(r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?", line.rstrip("\r"))
+    if not match:
+        raise BadRow(f"{where}: must be ID, tab, type and offsets, tab, text: {line!r:.60}")
+    pieces = [piece.split() for piece in match[2].split(";")]
+    return Mention(tuple((int(a), int(b)) for a, b in pieces), match[1], match[3], where)
+
+
+def _bioc(path: Path, raw: bytes, parse) -> Iterator:
+    try:
+        found = [(document.id, list(_passages(document))) for document in parse(raw)]
+    except (SyntaxError, ValueError, RecursionError, TypeError, KeyError, AttributeError, BadRow) as e:
+        raise UserError(f"{path}: not valid BioC, as the library bioc reads it ({type(e).__name__}: {e})") from e
+    if not found:
+        raise UserError(f"{path}: no BioC document there")
+    for name, passages in found:
+        yield from ((f"document {name}, passage {k}", make) for k, make in enumerate(passages, 1))
+
+
+def _passages(document) -> Iterator:
+    """A function for the row of each passage, with the mentions that lie in it, wherever in the
+    document they are listed. What lies in none, or has no place, is of the first."""
+    annotations, units = list(document.annotations), []
+    for passage in document.passages:
+        parts = [passage] if passage.text else passage.sentences
+        units += [(part.offset, part.text, []) for part in parts if part.text]
+        annotations += [a for part in (passage, *passage.sentences) for a in part.annotations]
+    units = units or [(0, "", [])] * bool(annotations)
+    for annotation in annotations:
+        ends = [(place.offset, place.end) for place in annotation.locations]
+        inside = (u[2] for u in units if ends and all(u[0] <= a and b <= u[0] + len(u[1]) for a, b in ends))
+        next(inside, units[0][2]).append(annotation)
+    return (partial(_passage, *unit) for unit in units)
+
+
+def _passage(offset: int, text: str, annotations: list) -> dict:
+    mentions, where = [], "its text"
+    try:
+        for annotation in (a for a in annotations if a.locations):
+            kind, where = annotation.infons.get("type"), f"annotation {annotation.id}"
+            if not kind:
+                raise BadRow(f"{where}: no infon `type` that names its type (infons: {', '.join(annotation.infons)})")
+            pieces = tuple((place.offset - offset, place.end - offset) for place in annotation.locations)
+            mentions.append(Mention(pieces, kind, annotation.text, where))
+        return tagged(text, mentions, unplaced=len(annotations) - len(mentions))
+    except (TypeError, AttributeError) as e:  # JSON may hold anything
+        raise BadRow(f"{where}: not as BioC has it ({e})") from e
+
+
+def _xml_documents(raw: bytes) -> list:
+    from io import BytesIO
+
+    return need("bioc.biocxml").load(BytesIO(raw)).documents
+
+
+def _json_documents(raw: bytes) -> list:
+    """A collection, a list of them, or documents: under PubTator 3's own key, or one a line."""
+    biocjson = need("bioc.biocjson")
+    try:
+        found = [json.loads(decode(raw))]
+    except ValueError:
+        found = [json.loads(line) for line in decode(raw).splitlines() if line.strip()]
+    documents = []
+    while found:
+        value = found.pop(0)
+        if isinstance(value, dict) and "passages" in value:
+            documents.append(biocjson.fromJSON(value, "BioCDocument"))
+        elif isinstance(value, dict | list):
+            inner = value if isinstance(value, list) else [v for v in value.values() if isinstance(v, list)]
+            found = [*inner, *found]
+    return documents
