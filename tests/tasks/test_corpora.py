@@ -316,7 +316,8 @@ def test_bad_bioc_is_named(tmp_path):
 
 
 def test_what_reads_bioc_is_named_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bioc", None)
+    for module in ("bioc", "bioc.biocxml"):
+        monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / "c.xml").write_text("<collection></collection>")
     with pytest.raises(UserError, match=re.escape("bioc is not installed: pip install 'nanomed[corpora]'")):
         rows(tmp_path / "c.xml")
