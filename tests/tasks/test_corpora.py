@@ -266,6 +266,7 @@ def test_bioc_has_a_mention_an_annotation(tmp_path):
         "c.json": plain,
         "pubtator3.json": json.dumps({"PubTator3": documents}),
         "pmc.json": json.dumps([json.loads(plain)]),
+        "lines.jsonl": "\n".join(map(json.dumps, documents)),
         "lines.json": "\n".join(map(json.dumps, documents * 2)),
     }
     for name, text in files.items():
@@ -316,7 +317,8 @@ def test_bad_bioc_is_named(tmp_path):
 
 
 def test_what_reads_bioc_is_named_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bioc", None)
+    for module in ("bioc", "bioc.biocxml"):
+        monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / "c.xml").write_text("<collection></collection>")
     with pytest.raises(UserError, match=re.escape("bioc is not installed: pip install 'nanomed[corpora]'")):
         rows(tmp_path / "c.xml")
