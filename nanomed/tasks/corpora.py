@@ -42,13 +42,14 @@ def corpus_rows(name: str) -> Iterator | None:
         return _brat(path) if _annotated(path) else None
     inner = Path(path.stem) if path.suffix.lower() in PACKED else path
     kind = KINDS.get(inner.suffix.lower())
-    if kind in ("lines", "parquet") or inner.suffix.lower() == ".csv":
+    if kind == "parquet" or inner.suffix.lower() == ".csv":
         return None
     try:
         with open_unpacked(path) as f:
-            raw = f.read()
-        if kind == "json":
-            return _bioc(path, raw, _json_documents) if b'"passages"' in raw and b'"infons"' in raw else None
+            raw = f.readline() if kind == "lines" else f.read()
+            if kind in ("lines", "json"):
+                is_bioc = b'"passages"' in raw and b'"infons"' in raw
+                return _bioc(path, raw + f.read(), _json_documents) if is_bioc else None
         if raw.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<!DOCTYPE", b"<collection")):
             return _bioc(path, raw, _xml_documents)
         lines = decode(raw).replace("\r\n", "\n").split("\n")

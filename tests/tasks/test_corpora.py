@@ -266,6 +266,7 @@ def test_bioc_has_a_mention_an_annotation(tmp_path):
         "c.json": plain,
         "pubtator3.json": json.dumps({"PubTator3": documents}),
         "pmc.json": json.dumps([json.loads(plain)]),
+        "lines.jsonl": "\n".join(map(json.dumps, documents)),
         "lines.json": "\n".join(map(json.dumps, documents * 2)),
     }
     for name, text in files.items():
