@@ -31,9 +31,9 @@ CONTEXT = 128  # attention to far more would be a third of a step's time on a CP
 # their sizes: what is read too often is learnt by heart, and protects nothing.
 MIXTURE = {"corpus": 0.56, "prose": 0.18, "general.mix": 0.08, "self": 0.18}
 # Adam moves the embedding of a token that is hardly read as far as any other's; a slight pull leaves it where it was.
-PULL = ["--l2-sp", 0.01, "--pull-on", "wte,wpe,embed_tokens"]
+PULL = ["--l2-sp", 0.003, "--pull-on", "wte,wpe,embed_tokens"]
 ALIKE = ["--context", CONTEXT, "--weight-decay", 0, *PULL]
-ADAPT = [*ALIKE, "--batch-size", 8, "--max-steps", 1700, "--lr", "2e-3", "--eval-every", 850]
+ADAPT = [*ALIKE, "--batch-size", 8, "--max-steps", 2000, "--lr", "2e-3", "--eval-every", 500]
 PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "--eval-every", 210, "--balance", "none", "--freeze"]
 INSTRUCT = [*ALIKE, "--template", TEMPLATE, "--batch-size", 16, "--epochs", 2, "--lr", "5e-4"]
 REPLAY_RATIO = 0.7

@@ -63,6 +63,7 @@ class ByteLevel:
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
         """The ids of `text` where it follows `before`: those that both together have behind the border, or of the text alone
         if a token lies across it."""
+        before = before[_last_piece(before) :]
         whole = self._encode(before + text)
         ends = np.cumsum(self._lengths[whole])
         border = len(before.encode())
@@ -80,6 +81,15 @@ class ByteLevel:
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError as e:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+
+
+def _last_piece(text: str) -> int:
+    """From where on a text decides what follows it: a blank behind another character begins a piece, in all three patterns, and
+    no merge crosses into it. Prompts are long, and what answers them is short."""
+    at = text.rfind(" ")
+    while at > 0 and text[at - 1].isspace():
+        at = text.rfind(" ", 0, at)
+    return max(at, 0)
 
 
 def pre_tokenizers(spec: dict) -> list[dict]:

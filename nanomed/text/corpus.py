@@ -143,6 +143,7 @@ def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: 
 def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     sha, start, count, bad, spelled = hashlib.sha256(), 0, 0, 0, Counter()
+    lead = np.array([tokenizer.lead], dtype).tobytes()
 
     def encode(batch):
         """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at once."""
@@ -150,12 +151,13 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
         for place, text in batch:
             try:
                 raw = text.encode("utf-8")
-                ids = tokenizer.document(text).astype(dtype)
+                ids = tokenizer.encode(text).astype(dtype)
             except Unencodable as e:
                 out.append((place, str(e), None, None, None))
             else:
-                row = (0, len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
-                out.append((place, raw, ids, row, tokenizer.spellings.names_in(text)))
+                head = b"" if tokenizer.is_led(ids) else lead
+                row = (0, bool(head) + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
+                out.append((place, raw, head + ids.tobytes(), row, tokenizer.spellings.names_in(text)))
         return out
 
     with (
@@ -185,7 +187,7 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                         continue
                     sha.update(raw + b"\0")
                     spelled.update(names)
-                    tokens.write(ids.tobytes())
+                    tokens.write(ids)
                     documents.write(np.array([(start, *row[1:])], DOCUMENT).tobytes())
                     start += row[1]
                     count += 1

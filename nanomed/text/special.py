@@ -61,12 +61,16 @@ class Spellings:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._beginnings = {content[:3] for content in self.tokens}  # a fast look: hardly any text holds one of these
 
-    def _matches(self, text: str) -> list[re.Match]:
-        return list(self._pattern.finditer(text)) if any(b in text for b in self._beginnings) else []
+    def matches(self, text: str) -> list[re.Match]:
+        """Where a text spells special tokens."""
+        for beginning in self._beginnings:
+            if beginning in text:
+                return list(self._pattern.finditer(text))
+        return []
 
     def names_in(self, text: str) -> set[str]:
         """The special tokens that a text spells."""
-        return {match[0] for match in self._matches(text)}
+        return {match[0] for match in self.matches(text)}
 
     def marked(self, text: str) -> str:
         """A text with a backslash before each special token that it spells."""
@@ -76,7 +80,7 @@ class Spellings:
         """(start, end, id) of the spellings that are tokens: those in the template's own spans, and under `read` the others; none
         across the border between two texts. Raises Unencodable under `refuse` if there are others."""
         found, done = [], 0
-        for match in self._matches(text.text):
+        for match in self.matches(text.text):
             start, end = match.span()
             token = self.tokens[match[0]]
             beside = text.text[max(start - 1, 0) : start] + text.text[end : end + 1]

@@ -8,6 +8,7 @@ spells are the tokens; in what is put into it they are what --special-tokens say
 import json
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -173,11 +174,18 @@ def _checked(keys: dict, path: Path) -> Template:
 
 def _fill(text: str, values: dict[str, str]) -> Written:
     """Put the values in, all at once, so that braces in a value stay what they are."""
-    parts = re.split(r"\{(instruction|input|response)\}", text)  # text, name, text, name, ..., text
-    out = Written("")
-    for k, part in enumerate(parts):
+    out, own, at = [], [], 0
+    for k, part in enumerate(_parts(text)):
         if k % 2:
-            out += Written(values[part]) if part in values else Written(f"{{{part}}}")
+            part = values.get(part, f"{{{part}}}")
         elif part:
-            out += Written(part, ((0, len(part)),))
-    return out
+            own.append((at, at + len(part)))
+        out.append(part)
+        at += len(part)
+    return Written("".join(out), tuple(own))
+
+
+@cache
+def _parts(text: str) -> list[str]:
+    """Text, placeholder, text, placeholder, ..., text."""
+    return re.split(r"\{(instruction|input|response)\}", text)

@@ -55,6 +55,8 @@ class Tokenizer:
     def encode(self, text: str | Written) -> np.ndarray:
         """The ids of a text, uint32 (T,), with no token put before or behind it. Raises Unencodable for a text that has none, or
         one that is refused."""
+        if isinstance(text, str) and not self.spellings.matches(text):
+            return self.codec.encode(text)
         text, at, parts = written(text), 0, []
         for start, end, i in self._real(text):
             parts += [self.codec.encode(text.text[at:start], at == 0)] if start > at else []
@@ -65,7 +67,11 @@ class Tokenizer:
     def document(self, text: str | Written) -> np.ndarray:
         """The ids of a text after the token that a document begins with; one that spells it itself gets no second."""
         ids = self.encode(text)
-        return ids if len(ids) and ids[0] == self.lead else np.concatenate([np.array([self.lead], ids.dtype), ids])
+        return ids if self.is_led(ids) else np.concatenate([np.array([self.lead], ids.dtype), ids])
+
+    def is_led(self, ids: np.ndarray) -> bool:
+        """Whether a text's ids have the token already that a document begins with."""
+        return len(ids) > 0 and ids[0] == self.lead
 
     def prompt(self, text: str | Written) -> np.ndarray:
         """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts that there."""
