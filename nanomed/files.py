@@ -22,9 +22,10 @@ LOCK = PASSING + "lock"
 # What a model's directory, or a run's, consists of; a file of another name in it is the user's affair.
 PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_config.json adapter_config.json tokenizer*.json
     vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template* template.json run.json held_out.json
-    summary.json metrics.jsonl loss.png""".split()
+    summary.json metrics.jsonl loss.png nanomed.json""".split()
 
 _locks = {}  # path: the open file's number; a lock lasts as long as that
+_made = []  # directories that were not there before they were locked
 
 
 def read_json(path: Path):
@@ -227,10 +228,13 @@ def names_in(directory: Path) -> set[str]:
 # --- one process a directory ------------------------------------------------------------------------------------------
 
 
-def lock(directory: Path) -> None:
+def lock(directory: Path, flag: str = "--out") -> None:
     """Make `directory` and hold it until release(), or until this process ends, however it ends. What killed holders
-    left half written goes. Raises UserError if another process holds it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    left half written goes. What a program holds, the commands that it runs may use. Raises UserError if another process
+    holds it."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        _made.append(directory.resolve())
     path = directory.resolve() / LOCK
     while path not in _locks:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -239,8 +243,10 @@ def lock(directory: Path) -> None:
         except BlockingIOError as e:
             pid = os.read(fd, 20).decode(errors="replace") or "unknown"
             os.close(fd)
+            if pid == str(os.getppid()):
+                return
             raise UserError(
-                f"--out {directory}: another process ({pid}) is at work there; let it end, or choose another directory"
+                f"{flag} {directory}: another process ({pid}) is at work there; let it end, or choose another directory"
             ) from e
         except OSError as e:
             print(
@@ -259,8 +265,11 @@ def lock(directory: Path) -> None:
 
 
 def release() -> None:
-    """Let go of every directory that this process holds."""
+    """Let go of every directory that this process holds; one that it made and left empty goes."""
     while _locks:
         path, fd = _locks.popitem()
         path.unlink(missing_ok=True)
         os.close(fd)
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()

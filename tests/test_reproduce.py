@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanomed.errors import UserError
+from nanomed.files import release
 from nanomed.reproduce import __main__ as program
 from nanomed.reproduce.figures import beside_published
 from nanomed.reproduce.recipe import PHASES, prepare, read_recipe, stand_in
@@ -228,6 +229,7 @@ def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_p
     def refused(*flags, match):
         with pytest.raises(UserError, match=match):
             reproduce("--out", "x", *flags)
+        release()  # as the program does at its end
         assert not Path("x").exists()
 
     refused("--recipe", "gpt3", match="gpt2-biomedical")

@@ -185,7 +185,7 @@ def test_what_is_no_instruction_set_is_not_written_over(home):
     (home / "mine").mkdir()
     (home / "mine" / "train.jsonl").write_text("precious")
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
-    assert_refused(done, "not empty, and no instruction set")
+    assert_refused(done, "not empty: train.jsonl is none of")
     assert (home / "mine" / "train.jsonl").read_text() == "precious"
 
 
@@ -194,7 +194,7 @@ def test_anothers_tasks_json_is_not_written_over(home):
     for theirs in ('{"version": "2.0.0", "tasks": [{"label": "build"}]}', '{"tasks": {"a": {}}}', "[]"):
         (home / "mine" / "tasks.json").write_text(theirs)
         done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
-        assert_refused(done, "not empty, and no instruction set")
+        assert_refused(done, "not empty: train.jsonl is none of")
         assert (home / "mine" / "tasks.json").read_text() == theirs
 
 
