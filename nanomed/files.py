@@ -197,6 +197,11 @@ def check_output(name, inputs=(), flag: str = "--json") -> None:
     if is_part(target.name) and any((target.parent / f).exists() for f in ("config.json", "adapter_config.json", "run.json")):
         raise UserError(f"{flag} {name}: a model or a run lies there, of which it would be a part; choose another name")
     needed = [path] if _in_place(path) else [target.parent, *([path] if path.exists() else [])]
+    if path.is_fifo():  # held from now on: else its reader would see the end before the result
+        try:
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as e:
+            raise UserError(f"{flag} {name}: a named pipe that no program reads ({e.strerror})") from e
     for p in needed:
         if not os.access(p, os.W_OK):
             raise UserError(f"{flag} {name}: no permission to write {p}")
@@ -213,6 +218,12 @@ def check_directory(name, flag: str = "--out") -> None:
         raise UserError(f"{flag} {name}: {'it' if there == path else there} is {what}; choose another directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {name}: no permission to write {there}")
+
+
+def check_name(name: str, where) -> None:
+    """Raises UserError for a name, said in the file or section `where`, that cannot become a file's."""
+    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
+        raise UserError(f"{where!r}: a name becomes a file's" if not name.isprintable() else f"{where}: a name becomes a file's")
 
 
 def is_part(name: str) -> bool:

@@ -67,6 +67,7 @@ def main():
     for name, file in map(split_name, args.data):
         given.setdefault(name or recipe.measured, []).append(file)
     recipe = stand_in(recipe, args.model, given, args.field)
+    figures.check_published(recipe)
     check_flags(recipe)
     out = Path(args.out)
     begin(out, recipe, args)
@@ -171,12 +172,8 @@ def shortened(args) -> dict:
 
 def texts_measured(recipe: Recipe, out: Path) -> dict[str, str]:
     """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and no negatives."""
-    files = {}
-    for name, data in recipe.data.items():
-        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
-        if name != "negatives" and not data.kept and file.stat().st_size:
-            files[name] = shown(file)
-    return files
+    ends = {ROWS: "test.texts.jsonl"}
+    return {name: shown(out / "data" / f"{name}.{ends.get(name, 'test.jsonl')}") for name in recipe.texts}
 
 
 def windows(recipe: Recipe, args) -> list:
@@ -233,8 +230,7 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
         also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
         found[name] = measured(name, "ppl", "--data", file, *windows(recipe, args), *also)
     if ROWS in recipe.data:
-        template = recipe.phases.get("instruct", {}).get("template", "response")
-        asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", template]
+        asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", recipe.template]
         answers = measured("answers", "qa", *asked, "--limit", args.answers, "--max-new-tokens", args.max_new_tokens)
         found["answers"] = {k: v for k, v in answers.items() if k != "answers"}
     if recipe.choices:
