@@ -22,9 +22,10 @@ LOCK = PASSING + "lock"
 # What a model's directory, or a run's, consists of; a file of another name in it is the user's affair.
 PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_config.json adapter_config.json tokenizer*.json
     vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template* template.json run.json held_out.json
-    summary.json metrics.jsonl loss.png""".split()
+    summary.json metrics.jsonl loss.png nanomed.json""".split()
 
 _locks = {}  # path: the open file's number; a lock lasts as long as that
+_made = []  # directories that were not there before they were locked
 
 
 def read_json(path: Path):
@@ -196,6 +197,11 @@ def check_output(name, inputs=(), flag: str = "--json") -> None:
     if is_part(target.name) and any((target.parent / f).exists() for f in ("config.json", "adapter_config.json", "run.json")):
         raise UserError(f"{flag} {name}: a model or a run lies there, of which it would be a part; choose another name")
     needed = [path] if _in_place(path) else [target.parent, *([path] if path.exists() else [])]
+    if path.is_fifo():  # held from now on: else its reader would see the end before the result
+        try:
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as e:
+            raise UserError(f"{flag} {name}: a named pipe that no program reads ({e.strerror})") from e
     for p in needed:
         if not os.access(p, os.W_OK):
             raise UserError(f"{flag} {name}: no permission to write {p}")
@@ -214,6 +220,12 @@ def check_directory(name, flag: str = "--out") -> None:
         raise UserError(f"{flag} {name}: no permission to write {there}")
 
 
+def check_name(name: str, where) -> None:
+    """Raises UserError for a name, said in the file or section `where`, that cannot become a file's."""
+    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
+        raise UserError(f"{where!r}: a name becomes a file's" if not name.isprintable() else f"{where}: a name becomes a file's")
+
+
 def is_part(name: str) -> bool:
     """Whether a file of this name in a model's or a run's directory belongs to it."""
     return any(fnmatch(name, pattern) for pattern in PARTS)
@@ -227,10 +239,13 @@ def names_in(directory: Path) -> set[str]:
 # --- one process a directory ------------------------------------------------------------------------------------------
 
 
-def lock(directory: Path) -> None:
+def lock(directory: Path, flag: str = "--out") -> None:
     """Make `directory` and hold it until release(), or until this process ends, however it ends. What killed holders
-    left half written goes. Raises UserError if another process holds it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    left half written goes. What a program holds, the commands that it runs may use. Raises UserError if another process
+    holds it."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        _made.append(directory.resolve())
     path = directory.resolve() / LOCK
     while path not in _locks:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -239,8 +254,10 @@ def lock(directory: Path) -> None:
         except BlockingIOError as e:
             pid = os.read(fd, 20).decode(errors="replace") or "unknown"
             os.close(fd)
+            if pid == str(os.getppid()):
+                return
             raise UserError(
-                f"--out {directory}: another process ({pid}) is at work there; let it end, or choose another directory"
+                f"{flag} {directory}: another process ({pid}) is at work there; let it end, or choose another directory"
             ) from e
         except OSError as e:
             print(
@@ -259,8 +276,11 @@ def lock(directory: Path) -> None:
 
 
 def release() -> None:
-    """Let go of every directory that this process holds."""
+    """Let go of every directory that this process holds; one that it made and left empty goes."""
     while _locks:
         path, fd = _locks.popitem()
         path.unlink(missing_ok=True)
         os.close(fd)
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()

@@ -343,6 +343,8 @@ def check_lora_flags(args) -> None:
         "--merge": args.merge,
         "--lora-targets": args.lora_targets,
     }
+    if args.lora_targets is not None and not args.lora_targets.strip(" ,"):
+        raise UserError("--lora-targets: name modules, separated by commas; without it, they are peft's for the family")
     for flag, value in given.items():
         if value and not args.lora_r:
             raise UserError(f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained")

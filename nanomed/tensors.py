@@ -37,6 +37,8 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _safetensors(path: Path):
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")  # of a named pipe, nothing would ever come
     try:
         with safe_open(path, "pt") as f:
             yield f

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanomed.errors import UserError
+from nanomed.files import release
 from nanomed.reproduce import __main__ as program
 from nanomed.reproduce.figures import beside_published
 from nanomed.reproduce.recipe import PHASES, prepare, read_recipe, stand_in
@@ -228,6 +229,7 @@ def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_p
     def refused(*flags, match):
         with pytest.raises(UserError, match=match):
             reproduce("--out", "x", *flags)
+        release()  # as the program does at its end
         assert not Path("x").exists()
 
     refused("--recipe", "gpt3", match="gpt2-biomedical")
@@ -287,3 +289,46 @@ def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, file
     assert sorted(map(len, sides)) == [6, 54]
     with pytest.raises(UserError, match="another --data pairs.*more.*RUNS"):
         reproduce(*flags, "--data", more)
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('ours = "base.pairs.ppl"', 'ours = "base.pairs"', "base has answers.answer_ppl"),
+        ('ours = "base.pairs.ppl"', 'ours = "base.pairs.ppl.x"', "is no figure"),
+        ('mistake = "padding-counted"', 'mistake = "typo"', "there are batch-mean"),
+        ("value = 115.51", "value = inf", "value"),
+        ("context = 512\nepochs", 'context = "512"\nepochs', "[instruct]: context: expected int"),
+        ('template = "flashcards"', "template = 5", "[instruct]: template: expected str"),
+        ('template = "flashcards"', 'template = "typo"', "typo"),
+        ("[instruct]", "[instruct]\ndry-run = true", "dry-run leaves no model"),
+        ("[data.pairs]", "[data.pairs]\nkept = true", "kept = true is for [data.labelled]"),
+        ("[instruct]", '[data."a\\u0000b"]\nsource = ["x"]\n[instruct]', "a name becomes a file's"),
+        ('prompts = ["', 'prompts = ["two\\nlines", "', "prompts[0]"),
+        ('prompts = ["', 'prompts = [" ", "', "prompts[0]"),
+        ('measured = "pairs"', 'measured = "pairs"\nchoices = "typo"', "choices"),
+    ],
+)
+def test_what_a_recipe_says_is_tried_before_the_first_phase(reproduce, tmp_path, old, new, said):
+    text = (ROOT / "recipes" / "gpt-neo-flashcards.toml").read_text()
+    assert old in text
+    (tmp_path / "r.toml").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=re.escape(said)):
+        reproduce("--recipe", "r.toml", "--out", "x")
+    assert not Path("x").exists()
+
+
+def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_with(reproduce, model_dir, tmp_path):
+    out = tmp_path / "o"
+    (out / "data").mkdir(parents=True)
+    (out / "data" / "mine.csv").write_text("precious")
+    (out / "reproduce.json").write_text('{"name": "mine"}')
+    flags = ["--recipe", "gpt-neo-flashcards", "--model", model_dir, "--out", "o"]
+    with pytest.raises(UserError, match="none of nanomed.reproduce's files"):
+        reproduce(*flags)
+    assert (out / "data" / "mine.csv").read_text() == "precious"
+    earlier = {"the recipe": "other", "--limit": None, "--max-steps": None}
+    (out / "reproduce.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="data/mine.csv is no part of a run"):  # begun anew, but for that
+        reproduce(*flags, "--context", 32)
+    assert (out / "data" / "mine.csv").read_text() == "precious"

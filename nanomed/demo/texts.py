@@ -6,12 +6,13 @@ import os
 import random
 from pathlib import Path
 
-from nanomed import hub
+from nanomed import hub, outputs
 from nanomed.demo import render
 from nanomed.errors import UserError
-from nanomed.files import lock, read_json, write_json, write_text
+from nanomed.files import write_json, write_text
 from nanomed.optional import need
 
+PROGRAM, RECORD = "nanomed.demo", "settings.json"
 PER_CONDITION = 16  # paragraphs in the corpus about each condition
 QUICK = 60  # lines of each file, with --quick
 ANOTHER = "give another --out (with make: RUNS=...)"
@@ -68,23 +69,20 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
         "full": args.full,
         "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest(),
     }
-    if os.path.lexists(out) and not out.is_dir():
-        raise UserError(f"{out}: is not a directory; {ANOTHER}")
-    path = out / "settings.json"
-    before = read_json(path) if path.exists() else None
-    if before is not None and (not isinstance(before, dict) or before.keys() != settings.keys()):
-        raise UserError(f"{path}: is not the demo's; {ANOTHER}")
-    changed = [k for k, v in settings.items() if before and v != before[k]]
+
+    def of_earlier(held):
+        return held if held.keys() == settings.keys() else None
+
+    # Two demos in one place would be in each other's way.
+    before = outputs.take(out, PROGRAM, RECORD, writes=[*texts, *results], beside=True, older=of_earlier)
+    changed = [k for k, v in settings.items() if before and v != before.get(k)]
     if changed:
         raise UserError(f"{out}: holds a demo with other settings ({', '.join(changed)}); delete it, or {ANOTHER}")
     for name, text in texts.items():
         file = out / name
         if os.path.lexists(file) and not (file.is_file() and file.read_bytes() == text.encode()):
             raise UserError(f"{file}: is not what the demo wrote, and it does not write over it; move it away, or {ANOTHER}")
-    if before is None:
-        refuse_foreign(out, results)
-    lock(out)  # two demos in one place would be in each other's way
-    write_json(settings, path)
+    write_json(outputs.stamp(PROGRAM) | settings, out / RECORD)
     for name, text in texts.items():
         write_text(text, out / name)
 

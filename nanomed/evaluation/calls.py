@@ -12,7 +12,7 @@ from nanomed.evaluation.trained import trained_with, training_texts
 from nanomed.text import instructions, labelled, special
 from nanomed.text.labels import unnamed
 from nanomed.text.overlap import describe, near_duplicates, ngram_overlap
-from nanomed.text.rows import read_documents
+from nanomed.text.rows import Field, read_documents
 from nanomed.text.templates import Template, load_template
 
 
@@ -188,7 +188,7 @@ def repeats(args) -> dict:
             raise UserError(f"{', '.join(names)}: no texts there")
         return texts
 
-    against_field = args.against_field or args.text_field
+    against_field = Field(args.against_field, "--against-field") if args.against_field else args.text_field
     texts, against = read(args.data, args.text_field), read(args.against, against_field)
     print(f"{len(texts):,} texts, against {len(against):,} of {', '.join(args.against)}")
     found = near_duplicates(texts, {"--against": against}, args.threshold, seed=args.seed % 2**32)

@@ -49,6 +49,10 @@ def from_row(row) -> Item:
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         kind = NoField if choices is None else BadRow
         raise kind(f"`choices` must be a list of two texts or more, not {choices!r}")
+    for choice in choices:
+        get_text({"choices": choice}, "choices")  # which may be no valid Unicode
+    if len(set(choices)) < len(choices):
+        raise BadRow(f"two of `choices` are the same: {choices!r}")
     if isinstance(answer, str):
         exact = [k for k, c in enumerate(choices) if c == answer]
         found = exact or [k for k, c in enumerate(choices) if c.strip() == answer.strip()]

@@ -53,7 +53,8 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     the answer to each prompt should be, where that is known. Raises UserError for whatever cannot be measured, before
     anything is: for a model that is not there, or a prompt that does not fit one."""
     need("jinja2"), need("matplotlib")
-    out = open_out(Path(args.out))
+    out = Path(args.out)
+    open_out(out)
     columns = dict(_named(d) for d in args.data)
     if len(columns) < len(args.data):
         raise UserError("--data: two columns of the same name; NAME=D names them")

@@ -19,6 +19,7 @@ from nanomed.evaluation.bootstrap import interval_of_two
 from nanomed.evaluation.perplexity import exp, ppl_interval, score_ids, window_sizes
 from nanomed.text import special
 from nanomed.text.corpus import Corpus, Selection, Texts
+from nanomed.text.rows import Field
 
 DRIFTED = 3  # eval.py's exit status then
 FEW = 30  # different texts, below which a bootstrap's interval is too narrow
@@ -95,7 +96,8 @@ def measure_drift(args) -> dict:
     context, stride = window_sizes(o.model.config, args.context, args.stride)
     first = f", of each text the first {args.first} tokens" if args.first else ""
     print(f"{o}; windows of {context}, stride {stride}{first}")
-    reference = score(o, args.reference, args.reference_field or args.text_field, args)
+    field = Field(args.reference_field, "--reference-field") if args.reference_field else args.text_field
+    reference = score(o, args.reference, field, args)
     incoming = score(o, args.incoming, args.text_field, args)
     rows = special.rows_of(side.texts.corpus.special_tokens for side in (reference, incoming))
     special.say(special.report(o.tokenizer, rows))
@@ -130,7 +132,7 @@ def measure_drift(args) -> dict:
         "sample": args.sample,
     }
     found = {"shift": value, "shift_ci95": interval, "threshold": args.threshold, "drifted": drifted, "verdict": verdict}
-    result["reference"] |= {"data": args.reference, "field": args.reference_field or args.text_field} | overlap
+    result["reference"] |= {"data": args.reference, "field": field} | overlap
     result["incoming"] |= {"data": args.incoming, "field": args.text_field}
     return result | found | {"notes": notes, "most_moving": moving} | how | {"seed": args.seed, "vocab_size": vocab_size}
 

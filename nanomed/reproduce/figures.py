@@ -2,13 +2,15 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
+from nanomed.errors import UserError
 from nanomed.evaluation.curves import VALIDATION, curves, read_metrics
 from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
-from nanomed.reproduce.recipe import PHASES, Recipe
+from nanomed.reproduce.recipe import PHASES, ROWS, Recipe
 
 COLOURS = (*VALIDATION, "#8a5a2b")  # of the mistakes
 # The measures of one model: (name, where in a stage's results, its interval's key)
@@ -29,6 +31,21 @@ def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]
     for step in above:
         place = place.get(step) or {}
     return place.get(key), place.get(f"{key}_ci95")
+
+
+def check_published(recipe: Recipe) -> None:
+    """Refuse, before anything is computed, a published figure beside which none of ours will stand. Raises UserError."""
+    found = {f"{name}.{key}" for name in recipe.texts for key in ("ppl", "bits_per_byte", *(f"also.{m}" for m in MISTAKES))}
+    found |= {f"answers.{key}" for key in (*ANSWERS.values(), "exact_match") if ROWS in recipe.data}
+    found |= {f"choices.{key}" for key in ("accuracy", "macro_f1") if recipe.choices}
+    stages = {"base": found} | {PHASES[p]: found if p != "classify" else {"accuracy", "macro_f1"} for p in recipe.phases}
+    for p in recipe.published:
+        stage, _, key = p.ours.partition(".")
+        if key not in stages.get(stage, ()):
+            there = f"{stage} has {', '.join(sorted(stages[stage]))}" if stage in stages else f"begin with {' or '.join(stages)}"
+            raise UserError(f"{recipe.path} [[published]]: ours = {p.ours!r} is no figure; {there}")
+        if p.mistake is not None and p.mistake not in MISTAKES:
+            raise UserError(f"{recipe.path} [[published]]: mistake = {p.mistake!r}: there are {', '.join(MISTAKES)}")
 
 
 def beside_published(recipe: Recipe, results: dict) -> list[dict]:
@@ -166,8 +183,8 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
     ax = figure.subplots()
     at, x = list(range(len(stages))), recipe.measured
     found = [results["stages"][s][x] for s in stages]
-    values = [r["ppl"] for r in found]
-    spread = [r["ppl_ci95"] or (r["ppl"], r["ppl"]) for r in found]
+    values = [math.nan if r["ppl"] is None else r["ppl"] for r in found]  # null in JSON: beyond all numbers
+    spread = [[math.nan if v is None else v for v in r["ppl_ci95"] or (r["ppl"], r["ppl"])] for r in found]
     error = [
         [v - low for v, (low, _) in zip(values, spread, strict=True)],
         [high - v for v, (_, high) in zip(values, spread, strict=True)],

@@ -10,15 +10,15 @@ import json
 import random
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from nanomed.commands import ROOT
 from nanomed.errors import UserError
-from nanomed.files import read_toml, typed, write_text
+from nanomed.files import check_name, read_toml, typed, write_text
 from nanomed.text.instructions import Fields, Instruction, read_instructions
-from nanomed.text.rows import read_documents, read_rows
+from nanomed.text.rows import Field, read_documents, read_rows
 from nanomed.text.templates import load_template
 
 PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and the directory that each leaves
@@ -48,10 +48,21 @@ class Published:
     """A published figure, where ours stands in results.json, and which mistake (nanomed.evaluation.mistakes) may explain it."""
 
     figure: str
-    value: float
+    value: Annotated[float, Meta(gt=-1e300, lt=1e300)]
     ours: str
     mistake: str | None = None
     why: str = ""
+
+
+Context = Annotated[int, Meta(ge=2, lt=2**31)] | None
+
+
+@dataclass(frozen=True)
+class Wired:
+    """Of a phase's section, what is used here too; the rest its script alone reads."""
+
+    context: Context = None
+    template: str = "response"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +72,9 @@ class System:
     title: str
     model: str
     measured: str
-    prompts: list[str]
-    context: Annotated[int, Meta(ge=2)] | None = None
-    choices: str | None = None
+    prompts: Annotated[list[Annotated[str, Meta(pattern=r"^.*\S.*\Z")]], Meta(min_length=1)]  # a line each
+    context: Context = None
+    choices: Literal["pubmedqa", "pubmedqa-closed"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,16 @@ class Recipe(System):
     phases: dict[str, dict]
     published: list[Published]
     instead: dict[str, str] = field(default_factory=dict)  # what stands in: {"model": ..., "corpus": ...}
+
+    @property
+    def template(self) -> str:
+        """That questions are put into."""
+        return self.phases.get("instruct", {}).get("template", Wired.template)
+
+    @property
+    def texts(self) -> list[str]:
+        """The data that perplexities are of."""
+        return [name for name, data in self.data.items() if name != "negatives" and data.test and not data.kept]
 
 
 def read_recipe(name: str) -> Recipe:
@@ -97,23 +118,28 @@ def read_recipe(name: str) -> Recipe:
     published = [_made(Published, figure, f"{path} [[published]]") for figure in figures]
     system = vars(_made(System, found["system"], f"{path} [system]"))
     recipe = Recipe(name=path.stem, path=path, data=data, phases=phases, published=published, **system)
-    if recipe.measured not in data or not data[recipe.measured].test:
-        raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME] with a `test`")
     if not phases:
         raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in PHASES)}")
     if recipe.choices and LABELLED not in data:
         raise UserError(f"{path}: choices needs [data.{LABELLED}]")
-    for odd in (name for name in data if not name or "/" in name or name.startswith(".")):
-        raise UserError(f"{path}: [data.{odd!r}]: a name becomes a file's")
     if taken := data.keys() & {"answers", "choices", "generations"}:
         raise UserError(f"{path}: [data.{taken.pop()}] has the name of a measurement; choose another")
-    stages = ["base", *(PHASES[phase] for phase in phases)]
-    for p in published:
-        if p.ours.split(".")[0] not in stages:
-            raise UserError(f"{path} [[published]]: ours = {p.ours!r} must begin with one of {', '.join(stages)}")
-    for phase, needed in (("adapt", {"corpus"}), ("classify", {"corpus", "negatives"}), ("instruct", {ROWS})):
-        if phase in phases and not needed <= data.keys():
-            raise UserError(f"{path}: [{phase}] needs [data.{sorted(needed - data.keys())[0]}]")
+    for name, d in data.items():
+        check_name(name, f"{path} [data.{name}]")
+        if d.kept != (name == LABELLED):
+            raise UserError(f"{path} [data.{name}]: kept = true is for [data.{LABELLED}], which needs it")
+        if d.ratio and name in (LABELLED, ROWS):
+            raise UserError(f"{path} [data.{name}]: ratio is for documents")
+    if recipe.measured not in recipe.texts:
+        raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME] with a `test`")
+    for phase, needed in (("adapt", ["corpus"]), ("classify", ["corpus", "negatives"]), ("instruct", [ROWS])):
+        if odd := [name for name in needed if phase in phases and not (name in data and data[name].test)]:
+            raise UserError(f"{path}: [{phase}] needs [data.{odd[0]}], with a `test`")
+    for phase, section in phases.items():
+        typed(Wired, section, f"{path} [{phase}]")
+        if section.get("dry-run") or section.get("dry_run"):
+            raise UserError(f"{path} [{phase}]: dry-run leaves no model; take it out")
+    load_template(recipe.template)
     return recipe
 
 
@@ -170,7 +196,7 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
         test, train = rows[:n], rows[n:][: data.train]
         _write(train[:limit], out / f"{name}.train.jsonl")
         if name == ROWS:
-            template = load_template(recipe.phases.get("instruct", {}).get("template", "response"))
+            template = load_template(recipe.template)
             asked = [template.ask(r["instruction"], r["input"]) + template.answer(r["response"]) for r in test[:limit]]
             texts = [{"text": text.text} for text in asked]
             _write(texts, out / f"{name}.test.texts.jsonl")
@@ -187,7 +213,7 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
 
 def _documents(data: Data) -> tuple[list[dict], int]:
     """The texts, each once, and how many rows were left out, empty ones among them."""
-    texts = [t for name in data.source for t in read_documents(_at_home(name), data.field, None, True)]
+    texts = [t for name in data.source for t in read_documents(_at_home(name), Field(data.field, "--field"), None, True)]
     good = [t for t in texts if t and t.strip()]
     return [{"text": text} for text in dict.fromkeys(good)], len(texts) - len(good)
 

@@ -7,9 +7,9 @@ python eval.py tasks --model runs/medtuned --tasks runs/tasks --json runs/medtun
 
 from pathlib import Path
 
-from nanomed import cli, flags
+from nanomed import cli, flags, outputs
 from nanomed.errors import UserError
-from nanomed.files import check_directory, names_in, write_json
+from nanomed.files import write_json
 from nanomed.tasks import baselines, sets, sources
 from nanomed.tasks.forms import FORMS
 
@@ -41,13 +41,11 @@ def main():
     out, found = Path(args.out), sources.read_sources(Path(args.sources))
     if unknown := set(args.only or []) - {s.name for s in found}:
         raise UserError(f"--only {sorted(unknown)[0]}: {args.sources} has {', '.join(s.name for s in found)}")
-    check_directory(out)
-    if names_in(out) and not sets.is_set(out):
-        raise UserError(f"--out {out}: not empty, and no instruction set; choose another directory")
-    written = [out / f"{name}.jsonl" for name in ("train", *(f"{s.name}.{side}" for s in found for side in ("train", "test")))]
+    written = sets.files_of(s.name for s in found if not args.only or s.name in args.only)
     for name in [args.sources, *(str(Path(args.home) / n) for s in found for n in (*s.train, *s.test))]:
-        if any(file.exists() and Path(name).exists() and file.samefile(name) for file in written):
+        if any((out / w).exists() and Path(name).exists() and (out / w).samefile(name) for w in written):
             raise UserError(f"--out {out}: {name} is read, and would be written over; choose another directory")
+    held = outputs.take(out, sets.PROGRAM, sets.RECORD, writes=written, older=sets.of_earlier)
     tasks = [
         sources.read_task(source, Path(args.home), args.limit, args.skip_bad_rows)
         for source in found
@@ -57,21 +55,20 @@ def main():
     rows = sources.mixture([t for t in tasks if t.source.form not in args.without], args.seed)
     if not rows:
         raise UserError("no task is left for the mixture (--without)")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(sets.UNFINISHED, out / "tasks.json")
     described = {task.source.name: sources.describe(task, args.seed) for task in tasks}
-    for task in tasks:
-        name = task.source.name
-        for side in ("train", "test"):
-            cases = getattr(task, side)
-            made = [sources.row(task, case, (args.seed, name, side, k)) for k, case in enumerate(cases)]
-            sources.write_rows(made, out / f"{name}.{side}.jsonl")
-        counted = [f"{len(task.train):,} to train on, {len(task.test):,} to measure on", *sources.say_counts(described[name])]
-        print(f"{name} ({task.source.form}): {', '.join(counted)}")
-    sources.write_rows(rows, out / "train.jsonl")
-    made = {"seed": args.seed, "near_duplicates": args.near_duplicates, "without": args.without, "mixture": len(rows)}
-    baselines.write(tasks, args.seed, out)
-    write_json(made | {"tasks": described}, out / "tasks.json")
+    with outputs.built(out, sets.PROGRAM, held, sets.RECORD) as made:
+        for task in tasks:
+            name = task.source.name
+            for side in ("train", "test"):
+                cases = getattr(task, side)
+                asked = [sources.row(task, case, (args.seed, name, side, k)) for k, case in enumerate(cases)]
+                sources.write_rows(asked, made / f"{name}.{side}.jsonl")
+            counted = [f"{len(task.train):,} to train on, {len(task.test):,} to measure on", *sources.say_counts(described[name])]
+            print(f"{name} ({task.source.form}): {', '.join(counted)}")
+        sources.write_rows(rows, made / "train.jsonl")
+        baselines.write(tasks, args.seed, made)
+        how = {"seed": args.seed, "near_duplicates": args.near_duplicates, "without": args.without, "mixture": len(rows)}
+        write_json(how | {"tasks": described}, made / sets.RECORD)
     train = out / "train.jsonl"
     print(f"{len(rows):,} rows in {train}; next: python train_sft.py --model M --data {train} --template medtuned --out DIR")
 

@@ -1,13 +1,15 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back, beside the baselines."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
-from nanomed.files import read_object
+from nanomed.files import read_object, typed
 from nanomed.tasks import score
 from nanomed.tasks.baselines import LINEAR
 from nanomed.tasks.cases import Malformed
@@ -16,7 +18,7 @@ from nanomed.tasks.entities import most_numbers
 from nanomed.tasks.forms import FORMS
 from nanomed.tasks.predictions import Predictions
 from nanomed.tasks.sets import chosen, read_set
-from nanomed.tasks.sources import OF_MENTIONS, say_counts
+from nanomed.tasks.sources import MEASURES, OF_MENTIONS, say_counts
 from nanomed.text import special
 from nanomed.text.templates import Template
 
@@ -185,15 +187,40 @@ def say_linear(tasks: dict[str, dict]) -> list[str]:
     return [f"{what[v]} the linear baseline: {', '.join(names)}" for v, names in said.items() if names]
 
 
+@dataclass
+class Shown:
+    """Of a task in a result of run(), what is shown."""
+
+    measure: Literal[MEASURES]
+    baselines: dict[str, dict[str, Any]]
+    malformed_share: float
+    published: str = ""
+    against_linear: dict[str, Any] | None = None
+
+
+def check_result(found: dict, wrong: str) -> None:
+    """Raises UserError for what run() did not give."""
+    tasks = typed(dict[str, Shown], found.get("tasks"), wrong)
+    if not tasks or "model" not in found:
+        raise UserError(wrong)
+    for name, task in tasks.items():
+        for of in (found["tasks"][name], *task.baselines.values()):
+            for key in (task.measure, f"{task.measure}_repaired"):
+                typed(float | None, of.get(key), f"{wrong}: {name}: {key}")
+                typed(tuple[float, float] | None, of.get(f"{key}_ci95"), f"{wrong}: {name}: {key}_ci95")
+            typed(int, of.get("orphans", 0), f"{wrong}: {name}: orphans")
+        if task.against_linear and task.against_linear.get("verdict") not in ("better", "worse", score.CHANCE):
+            raise UserError(f"{wrong}: {name}: verdict")
+
+
 def for_page(files: list[str]) -> dict:
     """What `eval.py tasks --json` wrote of one or several models, for report.html: head, rows, and what it says in words. Raises
     UserError for another file, and for models that were not asked about the same texts."""
     results = {}
     for name in files:
         found = read_object(Path(name))
-        tasks = found.get("tasks")
-        if not isinstance(tasks, dict) or not tasks or not all("baselines" in task for task in tasks.values()):
-            raise UserError(f"{name}: not what eval.py tasks --json writes")
+        check_result(found, f"{name}: not what eval.py tasks --json writes")
+        tasks = found["tasks"]
         alike = next(iter(results.values()), found)
         if any(found.get(k) != alike.get(k) for k in ("limit", "seed")) or tasks.keys() != alike["tasks"].keys():
             raise UserError(f"{name} and {files[0]} were not measured on the same texts (tasks, --limit, --seed)")

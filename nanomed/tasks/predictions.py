@@ -9,12 +9,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation.measure import Opened
-from nanomed.files import check_directory, names_in, read_object, write_json, write_text
+from nanomed.files import write_json, write_text
 from nanomed.tasks.sets import Row, read_lines
 from nanomed.text.templates import Template
 
+PROGRAM, RECORD = "eval.py tasks", "predictions.json"
 ASKED = ("row", "instruction", "input", "gold")
 ANSWER = ("answer", "stopped", "room")
 
@@ -27,23 +29,22 @@ class Said(Row):
     room: bool
 
 
+def of_earlier(held: dict) -> dict | None:
+    return held if held.keys() >= {"weights", "template", "set"} else None
+
+
 class Predictions:
     def __init__(self, args, o: Opened, template: Template):
         """Raises UserError for a directory of something else, or of predictions of another model or asked otherwise."""
         self.directory = Path(args.predictions)
-        check_directory(self.directory, "--predictions")
         weights = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(o.directory.glob("*.safetensors"))]
         asked = {"model": o.name, "weights": weights, "dtype": o.dtype, "quantize": o.quantize}
         asked |= {"template": [template.ask("instruction", "input").text, *template.ends], "special_tokens": o.tokenizer.reading}
         asked |= {"set": str(Path(args.tasks).resolve()), "limit": args.limit, "seed": args.seed}
-        settings = self.directory / "predictions.json"
-        if names_in(self.directory) and not settings.exists():
-            raise UserError(f"--predictions {self.directory}: not empty, and no predictions; choose another directory")
-        found = read_object(settings) if settings.exists() else asked
-        if other := [key for key in asked if found.get(key) != asked[key]]:
+        found = outputs.take(self.directory, PROGRAM, RECORD, older=of_earlier, flag="--predictions")
+        if other := [key for key in asked if found and found.get(key) != asked[key]]:
             raise UserError(f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(asked, settings)
+        write_json(outputs.stamp(PROGRAM) | asked, self.directory / RECORD)
 
     def file(self, name: str) -> Path:
         return self.directory / f"{name}.jsonl"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.files import parse_json, read_json, read_object, typed
+from nanomed.outputs import unfinished
 from nanomed.tasks.forms import FORMS
 from nanomed.tasks.sources import measures_of
 
-UNFINISHED = {"unfinished": "the same command again makes it whole"}  # tasks.json, until all else is written
+PROGRAM, RECORD = "python -m nanomed.tasks", "tasks.json"
 
 
 @dataclass
@@ -45,13 +46,17 @@ class Row:
 
 def read_set(directory: Path) -> dict[str, dict]:
     """{name: Made's fields} of tasks.json. Raises UserError for a directory that holds no set, or one that is not finished."""
-    path = directory / "tasks.json"
+    path = directory / RECORD
     if not path.is_file():
-        raise UserError(f"{directory}: no tasks.json there; python -m nanomed.tasks makes an instruction set")
+        raise UserError(f"{directory}: no {RECORD} there; {PROGRAM} makes an instruction set")
     made = read_object(path)
-    if made == UNFINISHED:
-        raise UserError(f"{directory}: not finished; run python -m nanomed.tasks again, with the same flags")
-    wrong, tasks = f"{path}: not what python -m nanomed.tasks writes", made.get("tasks")
+    if unfinished(made):
+        raise UserError(f"{directory}: not finished; run {PROGRAM} again, with the same flags")
+    return _tasks(made, f"{path}: not what {PROGRAM} writes")
+
+
+def _tasks(made: dict, wrong: str) -> dict[str, dict]:
+    tasks = made.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(wrong)
     out = {name: vars(typed(Made, task, f"{wrong}: {name}")) for name, task in tasks.items()}
@@ -61,12 +66,17 @@ def read_set(directory: Path) -> dict[str, dict]:
     return out
 
 
-def is_set(directory: Path) -> bool:
-    """Whether its tasks.json is an instruction set's, finished or not."""
+def files_of(names) -> list[str]:
+    """What a set of these tasks consists of, beside tasks.json."""
+    return ["train.jsonl", *(f"{name}.{part}" for name in names for part in ("train.jsonl", "test.jsonl", "baselines.json"))]
+
+
+def of_earlier(made: dict) -> dict | None:
+    """What the tasks.json of an earlier version, which does not say so, would say of its files."""
     try:
-        return read_object(directory / "tasks.json") == UNFINISHED or bool(read_set(directory))
+        return {"files": files_of(_tasks(made, RECORD))}
     except UserError:
-        return False
+        return None
 
 
 def read_lines(path: Path, kind) -> list:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.files import read_toml, write_text
+from nanomed.files import check_name, read_toml, write_text
 from nanomed.tasks.cases import Case, Settled
 from nanomed.tasks.classes import joined, notes_on
 from nanomed.tasks.corpora import corpus_rows
@@ -117,8 +117,7 @@ def _source(name: str, section, where: str) -> Source:
         raise UserError(f"{where}: label_lists must be names or vectors")
     if section["form"] == "options" and "words" in section:
         raise UserError(f"{where}: words does not go with options: what is asked stands at a question's end; leave it out")
-    if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
-        raise UserError(f"{where!r}: a name becomes a file's" if not name.isprintable() else f"{where}: a name becomes a file's")
+    check_name(name, where)
     return Source(**({"name": name, "measure": default} | section))
 
 

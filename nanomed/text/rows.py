@@ -91,6 +91,15 @@ def all_bad(name: str, rows: int, first: str) -> UserError:
     return UserError(f"{name}: {which} bad, so that leaving them out leaves nothing; {first}")
 
 
+class Field(str):
+    """Where the texts of a file stand, given by another flag than --text-field: what is wrong with it is said of that one."""
+
+    def __new__(cls, name: str, flag: str):
+        self = super().__new__(cls, name)
+        self.flag = flag
+        return self
+
+
 def field_of(name: str, text_field: str) -> str:
     """Where the texts of a file stand: plain text has no fields."""
     return "text" if is_plain(name) else text_field
@@ -100,6 +109,7 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
     """The text at the first of the dotted paths `a.b,c` that a row has; a list of texts becomes lines. numbers: whether a number,
     too, is a text, as it is written. Raises BadRow if there is none, NoField if the row has no such field; `flag` is what names
     another field."""
+    flag = getattr(fields, "flag", flag)
     for field in fields.split(","):
         value = get_value(row, field)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):

@@ -238,6 +238,8 @@ def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
     for i, loss in enumerate(done["losses"]):
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32; {kept()}")
+    if not math.isfinite(done["penalty"] or 0.0):
+        raise UserError(f"what --l2-sp or --ewc adds to the loss is {done['penalty']} {where}); lower it; {kept()}")
     if not math.isfinite(done["grad_norm"]) and s.dtype != "fp16":  # fp16's scaler skips such a step and lowers its scale
         raise UserError(f"the gradient's norm is {done['grad_norm']} {where}); lower --lr; {kept()}")
 

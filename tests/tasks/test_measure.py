@@ -117,7 +117,7 @@ def test_predictions_are_written_task_by_task_and_gone_on_with(made, model_dir, 
     assert_refused(script("eval.py", "tasks", *flags, "--seed", 1), "--predictions", "of another seed")
     (tmp_path / "p" / "topics.jsonl").write_text('{"row": 1}\n')
     assert_refused(script("eval.py", "tasks", *flags), "topics.jsonl, row 1: object missing required field")
-    assert_refused(script("eval.py", "tasks", *flags[:-1], made), "not empty, and no predictions")
+    assert_refused(script("eval.py", "tasks", *flags[:-1], made), "not empty", "none of eval.py tasks's files")
 
 
 def test_what_was_done_to_a_sets_rows_stands_beside_its_figure(made, model_dir, script, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nanomed.errors import UserError
+from nanomed.files import write_json
 from nanomed.tasks import baselines, sets, sources
 from nanomed.tasks.forms import FORMS
 from nanomed.text.instructions import Fields, read_instructions
@@ -185,7 +186,7 @@ def test_what_is_no_instruction_set_is_not_written_over(home):
     (home / "mine").mkdir()
     (home / "mine" / "train.jsonl").write_text("precious")
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
-    assert_refused(done, "not empty, and no instruction set")
+    assert_refused(done, "not empty: train.jsonl is none of")
     assert (home / "mine" / "train.jsonl").read_text() == "precious"
 
 
@@ -194,11 +195,11 @@ def test_anothers_tasks_json_is_not_written_over(home):
     for theirs in ('{"version": "2.0.0", "tasks": [{"label": "build"}]}', '{"tasks": {"a": {}}}', "[]"):
         (home / "mine" / "tasks.json").write_text(theirs)
         done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
-        assert_refused(done, "not empty, and no instruction set")
+        assert_refused(done, "not empty: tasks.json is none of")
         assert (home / "mine" / "tasks.json").read_text() == theirs
 
 
-def test_a_set_that_was_stopped_is_no_set_and_made_whole_by_the_same_command(home, monkeypatch):
+def test_a_set_is_whole_until_another_is_made_and_what_a_stop_leaves_is_made_whole(home, monkeypatch):
     build(home)
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--without", "entities", "class")
     assert_refused(done, "no task is left")
@@ -206,9 +207,11 @@ def test_a_set_that_was_stopped_is_no_set_and_made_whole_by_the_same_command(hom
     monkeypatch.setattr(baselines, "predict", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
     done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set")
     assert_refused(done, "stopped")
+    assert (home / "set" / "tasks.json").read_bytes() == whole
+    monkeypatch.undo()
+    write_json(json.loads(whole) | {"unfinished": "so"}, home / "set" / "tasks.json")  # tests/test_outputs.py stops it there
     with pytest.raises(UserError, match="not finished"):
         sets.read_set(home / "set")
-    monkeypatch.undo()
     build(home)
     assert (home / "set" / "tasks.json").read_bytes() == whole
 
