@@ -83,8 +83,9 @@ def draw(found: list[dict], path: Path) -> None:
         x, y = f["general"]["ratio"], 100 * f["cloze_read"]
         ax.plot([x], [y], "o", ms=7, color="#2f9e6e" if f["abstracts"]["ratio_ci95"][1] < 1 else "#d9622b")
         label = f"{f['name']}\nabstracts {f['abstracts']['ratio'] - 1:+.0%}"
-        ax.annotate(label, (x, y), textcoords="offset points", xytext=(7, -3), fontsize=8)
-    ax.margins(x=0.25, y=0.1)
+        below = y > 85 and "instructed" in f["name"]  # models that learnt all lie close together
+        ax.annotate(label, (x, y), textcoords="offset points", xytext=(6, -24 if below else 4), fontsize=8)
+    ax.margins(x=0.3, y=0.15)
     ax.set_xlabel("general English: perplexity, times the base's (right: forgotten)")
     ax.set_ylabel("facts completed (up: learnt)")
     ax.yaxis.set_major_formatter(PercentFormatter())
