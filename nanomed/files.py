@@ -24,6 +24,7 @@ PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_c
     vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template* template.json run.json held_out.json
     summary.json metrics.jsonl loss.png nanomed.json""".split()
 
+_pipes = {}  # path: the open end of a named pipe that a result is to go into; without it its reader would see the end at once
 _locks = {}  # path: the open file's number; a lock lasts as long as that
 _made = []  # directories that were not there before they were locked
 
@@ -106,6 +107,8 @@ def write_text(text: str, path: Path) -> None:
             f.write(text)
     except OSError as e:
         raise UserError(f"{path}: could not be written ({e})") from e
+    if path in _pipes:
+        os.close(_pipes.pop(path))
 
 
 def _in_place(path: Path) -> bool:
@@ -197,9 +200,9 @@ def check_output(name, inputs=(), flag: str = "--json") -> None:
     if is_part(target.name) and any((target.parent / f).exists() for f in ("config.json", "adapter_config.json", "run.json")):
         raise UserError(f"{flag} {name}: a model or a run lies there, of which it would be a part; choose another name")
     needed = [path] if _in_place(path) else [target.parent, *([path] if path.exists() else [])]
-    if path.is_fifo():  # held from now on: else its reader would see the end before the result
+    if path.is_fifo() and path not in _pipes:
         try:
-            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            _pipes[path] = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as e:
             raise UserError(f"{flag} {name}: a named pipe that no program reads ({e.strerror})") from e
     for p in needed:

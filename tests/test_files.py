@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -128,15 +127,17 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
 
 
 def test_a_named_pipe_is_written_in_place(tmp_path):
-    path, got = tmp_path / "pipe", []
+    path = tmp_path / "pipe"
     os.mkfifo(path)
-    reader = threading.Thread(target=lambda: got.append(path.read_text()), daemon=True)
-    reader.start()
+    with pytest.raises(UserError, match="a named pipe that no program reads"):
+        files.check_output(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     files.check_output(path)
     files.write_json({"a": 1}, path)
     assert path.is_fifo()
-    reader.join(10)
-    assert json.loads(got[0]) == {"a": 1}
+    assert json.loads(os.read(reader, 1000)) == {"a": 1}
+    assert os.read(reader, 1000) == b""  # the end: nobody holds it open any more
+    os.close(reader)
 
 
 def test_standard_output_may_be_the_result_file(tmp_path):

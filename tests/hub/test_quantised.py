@@ -232,5 +232,5 @@ def test_other_quantisations_are_refused(stored, how, word):
 
 def test_a_directory_that_holds_a_model_is_not_written_over(plain, stored, tmp_path):
     flags = ["--quantize", "nf4", "--out", stored]
-    assert_refused(run_script(tmp_path, "nanomed/quantise.py", "--model", plain["llama"], *flags), "a model lies there")
+    assert_refused(run_script(tmp_path, "nanomed/quantise.py", "--model", plain["llama"], *flags), "config.json is none")
     shutil.rmtree(stored)
