@@ -42,7 +42,7 @@ def pair(request, made):
     return load_tokenizer(made[request.param]), theirs
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TEXTS, TEXTS)
 def test_ids_are_those_of_the_whole_text_where_no_token_crosses(pair, before, text):
     ours, theirs = pair
