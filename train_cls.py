@@ -95,7 +95,7 @@ def main():
     sizes = targets.sum(0).astype(int) if multi else np.bincount(targets, minlength=len(labels))
     read = [item.text for side in (sides.training, *sides.validation.values()) for item in side]
     facts = {
-        "special_tokens": special.report(setup.tokenizer, special.count(setup.tokenizer, read)),
+        "special_tokens": special.report_of(setup.tokenizer, read),
         "labels": labels,
         "texts": len(texts),
         "texts_by_label": dict(zip(labels, sizes.tolist(), strict=True)),

@@ -192,7 +192,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
             "macro_f1": metrics.classification(np.eye(most)[[commonest] * len(items)], targets, labels, seed)["macro_f1"],
         },
         "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
-        "special_tokens": special.report(o.tokenizer, special.count(o.tokenizer, map(_all_of, items))),
+        "special_tokens": special.report_of(o.tokenizer, map(_all_of, items)),
         "labels": labels,
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],

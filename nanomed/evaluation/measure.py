@@ -178,9 +178,8 @@ def measure_answers(
         {"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
         for d, c, r in zip(done, completions, references, strict=True)
     ]
-    spelled = special.count(o.tokenizer, (item.text() for item in items))
     return result | {
-        "special_tokens": special.report(o.tokenizer, spelled),
+        "special_tokens": special.report_of(o.tokenizer, (item.text() for item in items)),
         "ends_with": sorted(map(o.tokenizer.name, o.tokenizer.ends)),
         "truncated": encoded.truncated,
         "dropped": fits.count(False),
@@ -236,7 +235,7 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
         "multi_label": m.multi_label,
         "texts": len(items),
         "truncated": truncated,
-        "special_tokens": special.report(o.tokenizer, special.count(o.tokenizer, (item.text for item in items))),
+        "special_tokens": special.report_of(o.tokenizer, (item.text for item in items)),
         "measures": measures,
         "no_baseline": why,
         "model": o.name,

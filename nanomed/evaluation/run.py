@@ -85,7 +85,7 @@ def generate(args):
     if chat:
         return talk(o, args, sampling, template)
     prompts = [template.ask(text) if template else text for text in texts]
-    special.say(special.report(o.tokenizer, special.count(o.tokenizer, texts)))
+    special.say(special.report_of(o.tokenizer, texts))
     if args.prompts:
         for k, prompt in enumerate(prompts, 1):
             try:

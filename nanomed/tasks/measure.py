@@ -122,8 +122,7 @@ def run(args) -> dict:
         took = f"in {seconds:,.0f} s" if seconds is not None else f"from {kept.file(name)}"
         print(f"{name}: {len(rows):,} texts {took}, {say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
-    spelled = special.count(o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows))
-    how["special_tokens"] = special.report(o.tokenizer, spelled)
+    how["special_tokens"] = special.report_of(o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows))
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))

@@ -20,17 +20,17 @@ class Library:
     def __init__(self, where: Path):
         self._file = where.read_bytes()
         spec = json.loads(self._file)
-        self._whole = self._build(spec, where)
+        self._whole = self._build(self._file.decode("utf-8"), where)
         behind_special, inside = _without_blank(spec, {"first"}), _without_blank(spec, {"first", "always"})
-        self._behind_special = self._whole if behind_special == spec else self._build(behind_special, where)
-        self._inside = self._whole if inside == spec else self._build(inside, where)
+        self._behind_special = self._whole if behind_special == spec else self._build(json.dumps(behind_special), where)
+        self._inside = self._whole if inside == spec else self._build(json.dumps(inside), where)
         self.puts_blank = inside != spec
         self.pattern = "tokenizers"
 
     @staticmethod
-    def _build(spec: dict, where: Path):
+    def _build(spec: str, where: Path):
         try:
-            tokenizer = need("tokenizers").Tokenizer.from_str(json.dumps(spec))
+            tokenizer = need("tokenizers").Tokenizer.from_str(spec)
         except Exception as e:  # the library raises nothing more special
             raise e if isinstance(e, UserError) else UserError(f"{where}: the tokenizers library cannot read it ({e})") from e
         tokenizer.encode_special_tokens = True

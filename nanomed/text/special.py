@@ -111,6 +111,11 @@ def report(tokenizer, rows: Counter) -> dict:
     return {"read_as": tokenizer.reading, "rows": dict(sorted(rows.items()))}
 
 
+def report_of(tokenizer, texts: Iterable[str]) -> dict:
+    """The report of texts that are not counted yet."""
+    return report(tokenizer, count(tokenizer, texts))
+
+
 def rows_of(reports: Iterable[dict]) -> Counter:
     """The rows of several reports together."""
     return sum((Counter(found["rows"]) for found in reports), Counter())

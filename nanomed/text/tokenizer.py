@@ -116,7 +116,7 @@ class Tokenizer:
 def load_tokenizer(directory: str | Path, model: str | Path | None = None, reading: str = "text") -> Tokenizer:
     """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory. model: where the
     model's config.json and generation_config.json lie, if not there too (an adapter's base); reading: of special tokens that
-    texts spell, one of special.READINGS.
+    texts spell, one of plan.READINGS.
 
     Raises UserError if there is none, or one of a kind that is not known here.
     """
