@@ -7,6 +7,7 @@ it ends. A locked folder has a living owner, on whatever machine; no process num
 import fcntl
 import os
 import shutil
+import stat
 import sys
 import time
 import uuid
@@ -25,7 +26,12 @@ def claimed(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone, made if need be; wait while another holds it. What a killed process left in it is
     still there. The holder may rename it to where it belongs; otherwise it is removed at the end. Raises OSError."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file or a dead link is there, or a folder was until just now: then once more
+            if _is_no_folder(folder):
+                raise
+            continue
         try:
             lock = open(folder / LOCK, "ab")  # noqa: SIM115 (closed below)
         except FileNotFoundError:  # removed in between
@@ -90,6 +96,14 @@ def _is_in(lock, folder: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK))
     except OSError:
+        return False
+
+
+def _is_no_folder(folder: Path) -> bool:
+    """Something that is no folder."""
+    try:
+        return not stat.S_ISDIR(os.lstat(folder).st_mode)
+    except FileNotFoundError:
         return False
 
 

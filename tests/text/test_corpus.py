@@ -606,3 +606,22 @@ def test_who_has_no_home_has_a_cache_all_the_same(monkeypatch, tmp_path):
     assert str(os.getuid()) in corpus_module.cache_directory().name
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert corpus_module.cache_directory() == tmp_path / "nanomed"
+
+
+def test_a_folder_that_goes_while_it_is_claimed_is_made_anew(tmp_path, monkeypatch):
+    """Its last holder removes it between the mkdir that finds it and the look at what is there; a file there is an error."""
+    mkdir, calls = os.mkdir, []
+
+    def gone(path, *args):
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(path)
+        mkdir(path, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "mkdir", gone)
+        with claimed(tmp_path / "f"):
+            assert len(calls) == 2
+    (tmp_path / "f").write_text("a file")
+    with pytest.raises(FileExistsError), claimed(tmp_path / "f"):
+        pass
