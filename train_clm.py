@@ -2,8 +2,7 @@
 
 python train_clm.py --model gpt2 --data abstracts.jsonl --out runs/adapted
 python train_clm.py --model gpt2 --data pubmed.jsonl:0.9 --data general.jsonl:0.1 --lora-r 8 --out runs/mixed
-python train_clm.py --model config.json --from-scratch --data general.jsonl --out runs/base
-"""
+python train_clm.py --model config.json --from-scratch --data general.jsonl --out runs/base"""
 
 import shlex
 from functools import partial
@@ -19,7 +18,9 @@ def parse_args():
     flags.add_data_flag(p, flags.DATA_HELP + "; D:WEIGHT gives its share of the blocks")
     flags.add_held_out_flags(p, "documents")
     flags.add_sample_flag(p)
-    p.add_argument("--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer")
+    p.add_argument(
+        "--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer"
+    )
     flags.add_training_flags(p)
     flags.add_forgetting_flags(p)
     return reading.read_as(cli.parse(p, phase=Adapt.phase))
@@ -91,19 +92,28 @@ def main():
         "near_duplicates_removed": int(near.removed.sum()) if near else 0,
     }
     what = (
-        f"{facts['documents']:,} documents, {sum(blocks.counts) * plan.context:,} tokens an epoch in blocks of {plan.context}"
-        f"{' (' + ' + '.join(f'{c:,}' for c in blocks.counts) + ' blocks)' if len(blocks.counts) > 1 else ''}; "
-        f"{facts['val_documents']:,} validation documents"
+        f"{facts['documents']:,} documents, {sum(blocks.counts) * plan.context:,} tokens an epoch in blocks"
+        f" of {plan.context}{' (' + ' + '.join(f'{c:,}' for c in blocks.counts) + ' blocks)' if len(blocks.counts) > 1 else ''};"
+        f" {facts['val_documents']:,} validation documents"
     )
 
     def evaluate(model, documents):
-        result = perplexity(model, documents, plan.context, plan.context // 2, plan.batch_size, setup.device, plan.dtype)
+        result = perplexity(
+            model, documents, plan.context, plan.context // 2, plan.batch_size, setup.device, plan.dtype
+        )
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     measures = {name: partial(evaluate, documents=sides) for name, sides in validation.items()}
-    own = templates.of_model(setup.source.adapter, setup.source.directory)  # an instructed model that reads on stays one
-    if run.train(args, setup, run.Job(blocks, clm_loss, measures, held, hashes, facts, what, own, general=general)):
-        print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt 'The patients were'")
+    own = templates.of_model(
+        setup.source.adapter, setup.source.directory
+    )  # an instructed model that reads on stays one
+    if run.train(
+        args, setup, run.Job(blocks, clm_loss, measures, held, hashes, facts, what, own, general=general)
+    ):
+        print(
+            f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt"
+            " 'The patients were'"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Phase 3, classify: put a classification head on a model and train it: all weights, LoRA, or the head alone.
 
-python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out runs/classifier
-python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
-python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe
-"""
+python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out
+runs/classifier python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
+python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe"""
 
 import argparse
 import shlex
@@ -47,7 +46,14 @@ def main():
     from nanomed.evaluation import tables
     from nanomed.evaluation.baselines import beside_baselines, verdict
     from nanomed.files import read_object, write_json
-    from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, loss_of_logits, predict, probabilities
+    from nanomed.models.classifier import (
+        Classifier,
+        classification_loss,
+        collate_labelled,
+        loss_of_logits,
+        predict,
+        probabilities,
+    )
     from nanomed.precision import shapes_vary
     from nanomed.text import heldout, special
     from nanomed.text.batches import Batches
@@ -68,14 +74,19 @@ def main():
     run.say_earlier(setup, sum(heldout.digest(item.text) in earlier for item in sides.training))
     texts, targets = [item.text for item in sides.training], targets_of(sides.training, labels, multi)
     ids, truncated = encode_texts(texts, setup.tokenizer, plan.context)
-    val_ids = {n: encode_texts([i.text for i in side], setup.tokenizer, plan.context)[0] for n, side in sides.validation.items()}
+    val_ids = {
+        n: encode_texts([i.text for i in side], setup.tokenizer, plan.context)[0]
+        for n, side in sides.validation.items()
+    }
     val_targets = {name: targets_of(side, labels, multi) for name, side in sides.validation.items()}
     weights, chosen = None, range(len(ids))
     if plan.balance == "weights":
         weights = torch.from_numpy(class_weights(targets, len(labels)))
     elif plan.balance == "sampling":
         if multi:
-            raise UserError("--balance sampling repeats the texts of a class; a text of several needs --balance weights")
+            raise UserError(
+                "--balance sampling repeats the texts of a class; a text of several needs --balance weights"
+            )
         chosen = oversampled(targets, plan.seed)
     items = [(ids[k], targets[k]) for k in chosen]
     batches = Batches(items, partial(collate_labelled, pad=pad), plan.batch_size, plan.grad_accum, plan.seed)
@@ -114,7 +125,9 @@ def main():
     loss_fn = partial(classification_loss, weights=weights)
     validation = {name: partial(evaluate, name=name) for name in sides.validation}
     unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
-    job = run.Job(batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on)
+    job = run.Job(
+        batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on
+    )
     with shapes_vary():  # a batch is as long as its longest text
         trained = run.train(args, setup, job)
     if (not trained and args.dry_run) or distributed.rank():
@@ -122,7 +135,9 @@ def main():
 
     summary = Path(args.out) / "summary.json"
     if val_ids and "classification" not in read_object(summary):  # of the model that DIR holds now
-        saved = hub.load_classifier(hub.find(args.out), quantize=None if setup.plan.merge else setup.plan.quantize).to(setup.device)
+        saved = hub.load_classifier(
+            hub.find(args.out), quantize=None if setup.plan.merge else setup.plan.quantize
+        ).to(setup.device)
         found = {}
         for name, side in sides.validation.items():
             logits = predict(saved, val_ids[name], pad, plan.batch_size, setup.device, plan.dtype)
@@ -131,7 +146,10 @@ def main():
             print(f"{name}:" if len(val_ids) > 1 else "", figures, verdict(found[name]), sep="\n")
         more = {"classification_sets": found} if len(found) > 1 else {}
         write_json(read_object(summary) | {"classification": next(iter(found.values()))} | more, summary)
-    print(f"results in {args.out}; next: python eval.py cls --model {shlex.quote(args.out)} --data LABELLED.jsonl")
+    print(
+        f"results in {args.out}; next: python eval.py cls --model {shlex.quote(args.out)} --data"
+        " LABELLED.jsonl"
+    )
 
 
 if __name__ == "__main__":

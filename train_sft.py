@@ -1,9 +1,8 @@
 """Phase 4, instruct: supervised fine-tuning on instruction/response pairs, with all weights or with LoRA.
 
-python train_sft.py --model runs/adapted --data pairs.jsonl --out runs/instructed
-python train_sft.py --model runs/adapted --data pairs.jsonl --template alpaca --lora-r 8 --out runs/instructed-lora
-python train_sft.py --model runs/adapted --data pairs.jsonl --replay abstracts.jsonl --out runs/instructed
-"""
+python train_sft.py --model runs/adapted --data pairs.jsonl --out runs/instructed python train_sft.py --model
+runs/adapted --data pairs.jsonl --template alpaca --lora-r 8 --out runs/instructed-lora python train_sft.py
+--model runs/adapted --data pairs.jsonl --replay abstracts.jsonl --out runs/instructed"""
 
 import shlex
 from dataclasses import replace
@@ -24,10 +23,15 @@ def parse_args():
     p.add_argument(
         "--group-field",
         metavar="FIELD",
-        help="rows that share this field's value (a disease, say) stay on one side, be the other one the validation or --exclude",
+        help=(
+            "rows that share this field's value (a disease, say) stay on one side, be the other one the"
+            " validation or --exclude"
+        ),
     )
     p.add_argument("--train-on-prompt", action="store_true", help="supervise the prompt too, for comparison")
-    p.add_argument("--no-packing", action="store_true", help="one example a row, padded, instead of several, isolated")
+    p.add_argument(
+        "--no-packing", action="store_true", help="one example a row, padded, instead of several, isolated"
+    )
     p.add_argument(
         "--replay",
         nargs="+",
@@ -35,7 +39,9 @@ def parse_args():
         metavar="D",
         help="documents to mix in as plain text (--text-field), against forgetting what was read",
     )
-    p.add_argument("--replay-ratio", type=flags.positive, default=1.0, help="documents of --replay per example")
+    p.add_argument(
+        "--replay-ratio", type=flags.positive, default=1.0, help="documents of --replay per example"
+    )
     flags.add_training_flags(p)
     flags.add_forgetting_flags(p)
     return reading.read_as(cli.parse(p, phase=Instruct.phase))
@@ -61,7 +67,9 @@ def main():
     name = args.template or ("the model's own" if own else "response")
     setup = replace(setup, plan=replace(setup.plan, template=name))
     plan = setup.plan
-    fields = instructions.Fields(plan.instruction_field, plan.input_field, plan.response_field, plan.group_field)
+    fields = instructions.Fields(
+        plan.instruction_field, plan.input_field, plan.response_field, plan.group_field
+    )
 
     # rows -> the sides -> masked ids -> rows of a batch
     def read(side, names, limit=None):
@@ -92,7 +100,9 @@ def main():
         overlap = sum(held.has_row(item) for side in answers.values() for item in side)
         heldout.say_overlap(overlap + sum(without(s, held.texts())[1] for s in texts.values()))
     elif plan.val_fraction and training:
-        training, answers["validation"] = instructions.split_instructions(training, plan.val_fraction, plan.seed)
+        training, answers["validation"] = instructions.split_instructions(
+            training, plan.val_fraction, plan.seed
+        )
     drawn = 0 if plan.val_data else len(answers.get("validation", []))
     for side in answers.values():
         held.add_rows(side)
@@ -106,15 +116,22 @@ def main():
         sides |= {name: Texts([found], setup.tokenizer) for name, found in texts.items()}
         near = repeated(plan, held, [item.text() for item in training], sides)
         held.add_rows([item for item, out in zip(training, near.near_removed_held, strict=True) if out])
-        training = [item for item, out in zip(training, near.removed, strict=True) if not out and not held.has_row(item)]
+        training = [
+            item
+            for item, out in zip(training, near.removed, strict=True)
+            if not out and not held.has_row(item)
+        ]
     if not training:
         raise UserError(
-            f"{', '.join(plan.data)}: no example left to train on: all rows are held out, or ask what one asks that is "
-            "(--val-data, --val-fraction, --exclude)"
+            f"{', '.join(plan.data)}: no example left to train on: all rows are held out, or ask what one"
+            " asks that is (--val-data, --val-fraction, --exclude)"
         )
     run.say_earlier(setup, sum(map(setup.earlier.has_row, training)))
     side = instructions.encode_instructions(training, setup.tokenizer, template, plan.context)
-    sets = {name: instructions.encode_instructions(rs, setup.tokenizer, template, plan.context) for name, rs in answers.items()}
+    sets = {
+        name: instructions.encode_instructions(rs, setup.tokenizer, template, plan.context)
+        for name, rs in answers.items()
+    }
     chosen = side.examples
     for found in (side, *sets.values()):
         if not found.examples:
@@ -128,21 +145,32 @@ def main():
         spelled.append(everything_replayed.corpus.special_tokens)
         found, kept_out = without(everything_replayed, held.texts() | setup.earlier.texts())
         if kept_out:
-            print(f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what is replayed")
+            print(
+                f"{kept_out} documents that are held out, now or by an earlier phase, were taken out of what"
+                " is replayed"
+            )
         if near:
             (found,) = kept([found], ~repeated(plan, held, Texts([found], setup.tokenizer), sides).removed)
         limit = round(plan.replay_ratio * len(chosen))
         replayed = instructions.text_examples(found, plan.context, limit, plan.seed)
         if limit > len(found.indices):
             beyond = f" (of {limit:,} documents asked for, all that there are)"
-    packed = [[e] for e in chosen + replayed] if plan.no_packing else instructions.pack(chosen + replayed, plan.context)
+    packed = (
+        [[e] for e in chosen + replayed]
+        if plan.no_packing
+        else instructions.pack(chosen + replayed, plan.context)
+    )
     batches = Batches(packed, instructions.collate, plan.batch_size, plan.grad_accum, plan.seed)
 
     general = run.general_stream(plan, encode, held, hashes)
     text_share = sum(len(e.ids) for e in replayed) / sum(len(e.ids) for e in chosen + replayed)
-    rows = [item.text() for items in (everything, *(answers.values() if plan.val_data else ())) for item in items]
+    rows = [
+        item.text() for items in (everything, *(answers.values() if plan.val_data else ())) for item in items
+    ]
     facts = {
-        "special_tokens": special.report(setup.tokenizer, special.count(setup.tokenizer, rows) + special.rows_of(spelled)),
+        "special_tokens": special.report(
+            setup.tokenizer, special.count(setup.tokenizer, rows) + special.rows_of(spelled)
+        ),
         "template": plan.template,
         "examples": len(chosen),
         "val_examples": sum(len(found.examples) for found in sets.values()),
@@ -156,7 +184,11 @@ def main():
     }
     what = (
         f"{len(chosen):,} examples{side}, {answer_tokens:,} tokens of answers; template {plan.template}; "
-        + (f"{len(replayed):,} pieces of text replayed{beyond}, {text_share:.0%} of all tokens; " if replayed else "")
+        + (
+            f"{len(replayed):,} pieces of text replayed{beyond}, {text_share:.0%} of all tokens; "
+            if replayed
+            else ""
+        )
         + f"{len(packed):,} rows of up to {plan.context} tokens, {facts['filled']:.0%} filled; "
         f"{facts['val_examples']:,} validation examples{''.join(map(str, sets.values()))}"
         + (f", {sum(len(s.indices) for s in texts.values()):,} validation documents" if texts else "")
@@ -166,11 +198,21 @@ def main():
         if name in sets:
             result = answer_perplexity(model, sets[name].examples, plan.batch_size, setup.device, plan.dtype)
         else:
-            result = perplexity(model, [texts[name]], plan.context, plan.context // 2, plan.batch_size, setup.device, plan.dtype)
+            result = perplexity(
+                model,
+                [texts[name]],
+                plan.context,
+                plan.context // 2,
+                plan.batch_size,
+                setup.device,
+                plan.dtype,
+            )
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    job = run.Job(batches, instruction_loss, validation, held, hashes, facts, what, template, template, general)
+    job = run.Job(
+        batches, instruction_loss, validation, held, hashes, facts, what, template, template, general
+    )
     if run.train(args, setup, job):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 

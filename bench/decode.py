@@ -1,11 +1,12 @@
-"""Writing on from prompts, one at a time and eight together: nanomed against transformers' generate, greedily.
+"""Writing on from prompts, one at a time and eight together: nanomed against transformers' generate,
+greedily.
 
     python bench/decode.py [--model runs/models/smollm2-135m]
 
-generate runs with its weights in the dtype (not autocast, which would cast them at every step), once more in fp32, and with a
-static cache, whose steps it compiles on a GPU. A prompt's own time counts. What bounds it is reading the weights once a step: the
-share of the ceiling is of that. The losses compared are those of the first prompt's tokens.
-"""
+generate runs with its weights in the dtype (not autocast, which would cast them at every step), once more in
+fp32, and with a static cache, whose steps it compiles on a GPU. A prompt's own time counts. What bounds it is
+reading the weights once a step: the share of the ceiling is of that. The losses compared are those of the
+first prompt's tokens."""
 
 import time
 
@@ -21,12 +22,17 @@ def main():
     p.add_argument("--prompt-tokens", type=int, default=64)
     p.add_argument("--new-tokens", type=int, default=96)
     args = p.parse_args()
-    pairs = {f"batch {B}: nanomed against {peer}": (f"nanomed {B}", f"{peer} {B}") for B in (1, 8) for peer in PEERS}
+    pairs = {
+        f"batch {B}: nanomed against {peer}": (f"nanomed {B}", f"{peer} {B}")
+        for B in (1, 8)
+        for peer in PEERS
+    }
     sides.execute("decode", "tokens", args, measure, pairs, same_loss=1e-2, cost=cost)
 
 
 def cost(side: str, args, result) -> dict:
-    """Bytes of a token: the weights that it is multiplied with, in the dtype, shared by the rows of a batch."""
+    """Bytes of a token: the weights that it is multiplied with, in the dtype, shared by the rows of a
+    batch."""
     model = sides.on_meta(args.model)
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))  # the head too
     width = 4 if args.dtype == "fp32" or side.startswith("generate-fp32") else 2
@@ -60,7 +66,19 @@ def ours(who, args, prompts):
     loss = token_nll(x, head_of(o.model), prompts[0, 1:].to(o.device)).mean().item()
 
     def write():
-        return len(list(stream(o.model, prompts.tolist(), args.new_tokens, Sampling(), range(len(prompts)), o.device, o.dtype)))
+        return len(
+            list(
+                stream(
+                    o.model,
+                    prompts.tolist(),
+                    args.new_tokens,
+                    Sampling(),
+                    range(len(prompts)),
+                    o.device,
+                    o.dtype,
+                )
+            )
+        )
 
     return write, loss
 
@@ -75,7 +93,12 @@ def theirs(who, args, prompts):
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
     prompts = prompts.to(args.device)
     loss = model(prompts[:1], labels=prompts[:1]).loss.item()
-    how = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False, "pad_token_id": 0}
+    how = {
+        "max_new_tokens": args.new_tokens,
+        "min_new_tokens": args.new_tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     how |= {"cache_implementation": "static"} if who == "generate-static" else {}
     mask = torch.ones_like(prompts)
     return lambda: model.generate(prompts, attention_mask=mask, **how).size(1) - prompts.size(1), loss

@@ -1,10 +1,10 @@
-"""Text to token ids on disk: nanomed's encode_corpus against datasets.map with the fast tokenizer, of a corpus and a tenth of it.
+"""Text to token ids on disk: nanomed's encode_corpus against datasets.map with the fast tokenizer, of a
+corpus and a tenth of it.
 
     python bench/encoding.py --data general.jsonl --model runs/models/smollm2-135m
 
-A unit is a MB of the file. Memory is the process's peak: it should not follow the corpus. `again` opens what was encoded before,
-which is what every later run starts with.
-"""
+A unit is a MB of the file. Memory is the process's peak: it should not follow the corpus. `again` opens what
+was encoded before, which is what every later run starts with."""
 
 import os
 import tempfile
@@ -21,13 +21,16 @@ def main():
     p.add_argument("--data", required=True, help="documents, JSONL")
     p.add_argument("--text-field", default="text")
     args = p.parse_args()
-    pairs = {f"{what}: nanomed against datasets.map": (f"nanomed {what}", f"datasets {what}") for what in ("tenth", "all", "again")}
+    pairs = {
+        f"{what}: nanomed against datasets.map": (f"nanomed {what}", f"datasets {what}")
+        for what in ("tenth", "all", "again")
+    }
     sides.execute("encoding", "MB", args, measure, pairs, same_loss=1e-6)
 
 
 def measure(side: str, args) -> dict:
-    """`loss` is the number of tokens that come out, which must be the same but for the names of special tokens: `<filename>` in a
-    text is text to nanomed, and to the library that token."""
+    """`loss` is the number of tokens that come out, which must be the same but for the names of special
+    tokens: `<filename>` in a text is text to nanomed, and to the library that token."""
     who, what = side.split()
     with tempfile.TemporaryDirectory() as directory:
         data = Path(args.data)

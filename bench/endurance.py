@@ -1,10 +1,11 @@
-"""An hour of small updates, with validations, samples and saves all the while: do memory, open files or threads grow?
+"""An hour of small updates, with validations, samples and saves all the while: do memory, open files or
+threads grow?
 
     python bench/endurance.py --phase adapt --seconds 3600       all weights of nano; --phase instruct: LoRA, packed pairs
 
-The run is a process of its own, watched from outside (Linux's /proc) every few seconds, and ended by SIGTERM. What grows is told by
-what was held at six times, and by a straight line through all that was seen after the first tenth. The last line is JSON.
-"""
+The run is a process of its own, watched from outside (Linux's /proc) every few seconds, and ended by SIGTERM.
+What grows is told by what was held at six times, and by a straight line through all that was seen after the
+first tenth. The last line is JSON."""
 
 import argparse
 import json
@@ -18,11 +19,22 @@ from pathlib import Path
 import numpy as np
 import sides
 
-SMALL = "--model nano --batch-size 2 --context 64 --val-fraction 0.1 --keep best --lr 1e-5 --dtype fp32 --no-compile".split()
+SMALL = (
+    "--model nano --batch-size 2 --context 64 --val-fraction 0.1 --keep best --lr 1e-5 --dtype fp32"
+    " --no-compile".split()
+)
 OFTEN = {"--log-every": 10, "--eval-every": 200, "--save-every": 100}
 PHASES = {
     "adapt": ["train_clm.py", "--text-field", "texts", "--sample-prompt", "The patient was treated with"],
-    "instruct": ["train_sft.py", "--lora-r", "8", "--instruction-field", "title", "--response-field", "authors"],
+    "instruct": [
+        "train_sft.py",
+        "--lora-r",
+        "8",
+        "--instruction-field",
+        "title",
+        "--response-field",
+        "authors",
+    ],
 }
 
 
@@ -30,25 +42,44 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--phase", default="adapt", choices=PHASES)
     p.add_argument("--seconds", type=int, default=3600, help="(default: 3600)")
-    p.add_argument("--every", type=float, default=10, help="seconds between two looks at the process (default: 10)")
+    p.add_argument(
+        "--every", type=float, default=10, help="seconds between two looks at the process (default: 10)"
+    )
     p.add_argument("--json", metavar="FILE", help="write the last line to this file too")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
         script, *flags = PHASES[args.phase]
-        flags += [*SMALL, "--data", str(sides.ROOT / "nanomed" / "demo" / "abstracts.jsonl"), "--out", str(out)]
-        command = [sys.executable, str(sides.ROOT / script), *flags, *(str(x) for pair in OFTEN.items() for x in pair)]
+        flags += [
+            *SMALL,
+            "--data",
+            str(sides.ROOT / "nanomed" / "demo" / "abstracts.jsonl"),
+            "--out",
+            str(out),
+        ]
+        command = [
+            sys.executable,
+            str(sides.ROOT / script),
+            *flags,
+            *(str(x) for pair in OFTEN.items() for x in pair),
+        ]
         seen, log = watch([*command, "--max-steps", "100000000"], args, Path(directory) / "log")
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         saved = next((out / "state").glob("step-*"))
         updates = int(saved.stem[5:])
-        if updates < lines[-1]["step"] or len(list((out / "state").iterdir())) > 2:  # the newest state and the best weights
-            sys.exit(f"{sorted((out / 'state').iterdir())}: not what a run leaves that was stopped; its log: {log[-500:]}")
+        if (
+            updates < lines[-1]["step"] or len(list((out / "state").iterdir())) > 2
+        ):  # the newest state and the best weights
+            sys.exit(
+                f"{sorted((out / 'state').iterdir())}: not what a run leaves that was stopped; its log:"
+                f" {log[-500:]}"
+            )
     report(seen, updates, lines, args)
 
 
 def watch(command: list[str], args, log: Path) -> tuple[list[dict], str]:
-    """What the process held, every few seconds from its start on, until it is told to stop; and what it printed."""
+    """What the process held, every few seconds from its start on, until it is told to stop; and what it
+    printed."""
     with open(log, "w") as f, subprocess.Popen(command, stdout=f, stderr=f) as process:
         began, seen = time.monotonic(), []
         try:
@@ -81,7 +112,10 @@ def report(seen: list[dict], updates: int, lines: list[dict], args) -> None:
     hours = np.array([s["seconds"] for s in later]) / 3600
     validations = sum("val_loss" in line for line in lines)
     times = [later[round(k * (len(later) - 1) / 5)] for k in range(6)]
-    rows = [["", *(f"{s['seconds'] / 60:.0f} min" for s in times), "most", "growth an hour"], ["---", *["---:"] * 8]]
+    rows = [
+        ["", *(f"{s['seconds'] / 60:.0f} min" for s in times), "most", "growth an hour"],
+        ["---", *["---:"] * 8],
+    ]
     found = {}
     for what in ("memory (MB)", "open files", "threads"):
         values = [s[what] for s in later]
@@ -90,10 +124,24 @@ def report(seen: list[dict], updates: int, lines: list[dict], args) -> None:
             "most": max(values),
             "growth_an_hour": float(np.polyfit(hours, values, 1)[0]),
         }
-        rows.append([what, *(f"{x:,.0f}" for x in [*found[what]["at"], max(values)]), f"{found[what]['growth_an_hour']:+,.1f}"])
+        rows.append(
+            [
+                what,
+                *(f"{x:,.0f}" for x in [*found[what]["at"], max(values)]),
+                f"{found[what]['growth_an_hour']:+,.1f}",
+            ]
+        )
     print(sides.tables.text_table(rows, width=150))
-    print(f"{updates:,} updates, {validations:,} validations, {updates // OFTEN['--save-every']:,} states saved")
-    line = {"bench": "endurance", "phase": args.phase, "seconds": args.seconds, "updates": updates, "validations": validations}
+    print(
+        f"{updates:,} updates, {validations:,} validations, {updates // OFTEN['--save-every']:,} states saved"
+    )
+    line = {
+        "bench": "endurance",
+        "phase": args.phase,
+        "seconds": args.seconds,
+        "updates": updates,
+        "validations": validations,
+    }
     text = json.dumps(line | {"held": found, "looks": len(seen), "machine": sides.machine("cpu")})
     if args.json:
         Path(args.json).write_text(text + "\n")

@@ -1,11 +1,12 @@
-"""Which model fits which card, and how it is trained there: bytes by component, of models that are never made.
+"""Which model fits which card, and how it is trained there: bytes by component, of models that are never
+made.
 
 python bench/fits.py
 python bench/fits.py --rows 1 --context 2048 --bytes llama2-7b
 
-Weights, gradients and moments are counted on the meta device. What autograd keeps is counted too, in a forward of fake tensors
-with the dtypes of a CPU's bf16 autocast: every tensor once. A card's own gigabytes are 2^30 bytes, and so are all figures.
-"""
+Weights, gradients and moments are counted on the meta device. What autograd keeps is counted too, in a
+forward of fake tensors with the dtypes of a CPU's bf16 autocast: every tensor once. A card's own gigabytes
+are 2^30 bytes, and so are all figures."""
 
 import argparse
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ SHAPES = {
     "llama2-13b": _llama(5120, 13824, 40, 40),
 }
 CARDS = (24, 40, 80)  # GiB
-ROOM = 2 * 2**30  # CUDA and its libraries, a chunk's logits with their gradient, what the allocator cannot use
+ROOM = (
+    2 * 2**30
+)  # CUDA and its libraries, a chunk's logits with their gradient, what the allocator cannot use
 NF4 = 4.127 / 8  # bytes a weight: four bits, and the scales of blocks of 64, themselves in eight bits
 
 
@@ -75,11 +78,16 @@ def model_of(family, sizes: dict, r: int = 0) -> LanguageModel:
 
 def linears_of(model) -> dict[str, torch.nn.Linear]:
     """Those of the blocks: what autocast multiplies."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head" and "lora_" not in n}
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and n != "lm_head" and "lora_" not in n
+    }
 
 
 def kept(family, sizes: dict, rows: int, context: int, r: int = 0) -> int:
-    """Bytes that one forward of the transformer keeps for backward: every storage once, but no weights nor their copies in bf16."""
+    """Bytes that one forward of the transformer keeps for backward: every storage once, but no weights nor
+    their copies in bf16."""
     with FakeTensorMode():
         model = model_of(family, sizes, r)
         for linear in linears_of(model).values():
@@ -95,18 +103,24 @@ def kept(family, sizes: dict, rows: int, context: int, r: int = 0) -> int:
             return tensor
 
         idx = torch.zeros(rows, context, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(torch.device("cpu"), "bf16"):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+            autocast(torch.device("cpu"), "bf16"),
+        ):
             x = model.backbone(idx)  # which keeps all of it alive, so that no storage takes another's place
         del x
         return sum(found.values())
 
 
 def activations(family, sizes: dict, rows: int, context: int, checkpointed: bool, r: int = 0) -> int:
-    """kept(); with --grad-checkpoint, the input of each block, in fp32, and all of one block, which is recomputed."""
+    """kept(); with --grad-checkpoint, the input of each block, in fp32, and all of one block, which is
+    recomputed."""
     if not checkpointed:
         return kept(family, sizes, rows, context, r)
     config, field = family.Config(**sizes), "n_layer" if family is gpt2 else "num_hidden_layers"
-    return config.cache_shape[0] * rows * context * config.n_embd * 4 + kept(family, sizes | {field: 1}, rows, context, r)
+    return config.cache_shape[0] * rows * context * config.n_embd * 4 + kept(
+        family, sizes | {field: 1}, rows, context, r
+    )
 
 
 def count_up(family, sizes: dict, rows: int, context: int, checkpointed: bool, r: int) -> Counted:
@@ -129,13 +143,23 @@ def count_up(family, sizes: dict, rows: int, context: int, checkpointed: bool, r
 def methods(c: Counted) -> dict[str, dict[str, float]]:
     """{method: {component: bytes on one card}}."""
     trained = {"weights": 4 * c.parameters, "gradients": 4 * c.parameters, "optimizer": 8 * c.parameters}
-    found = {"all weights": trained | {"copies": 2 * c.linears, "activations": c.full}}  # autocast's, of all linears in bf16
+    found = {
+        "all weights": trained | {"copies": 2 * c.linears, "activations": c.full}
+    }  # autocast's, of all linears in bf16
     for cards in (2, 4, 8):
-        # A layer in bf16 and the one that is fetched meanwhile; a gradient in bf16 and, to be summed, in fp32; embedding, head and
-        # norms in fp32, and their gradients.
+        # A layer in bf16 and the one that is fetched meanwhile; a gradient in bf16 and, to be summed, in
+        # fp32; embedding, head and norms in fp32, and their gradients.
         gathered = (2 + 2 + 2 + 4) * c.layer + 8 * (c.parameters - c.linears)
-        found[f"{cards} cards"] = {k: v / cards for k, v in trained.items()} | {"copies": gathered, "activations": c.full}
-    adapter = {"gradients": 4 * c.adapter, "optimizer": 8 * c.adapter, "copies": 2 * c.adapter, "activations": c.lora}
+        found[f"{cards} cards"] = {k: v / cards for k, v in trained.items()} | {
+            "copies": gathered,
+            "activations": c.full,
+        }
+    adapter = {
+        "gradients": 4 * c.adapter,
+        "optimizer": 8 * c.adapter,
+        "copies": 2 * c.adapter,
+        "activations": c.lora,
+    }
     found["LoRA"] = {"weights": c.frozen + 4 * c.adapter} | adapter
     nf4 = 2 * (c.parameters - c.linears) + NF4 * c.linears  # a linear at a time is made bf16 again
     found["QLoRA"] = {"weights": nf4 + 4 * c.adapter} | adapter | {"copies": 2 * (c.adapter + c.largest)}
@@ -150,10 +174,14 @@ def cell(parts: dict[str, float]) -> str:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--rows", type=count, default=4, help="rows of a micro-batch on one card")
     p.add_argument("--context", type=count, default=1024, help="tokens a row")
-    p.add_argument("--grad-checkpoint", action=argparse.BooleanOptionalAction, default=True, help="recompute activations")
+    p.add_argument(
+        "--grad-checkpoint", action=argparse.BooleanOptionalAction, default=True, help="recompute activations"
+    )
     p.add_argument("--lora-r", type=count, default=16, help="rank, on the family's default layers")
     p.add_argument("--bytes", choices=SHAPES, help="instead of the table: the components of one model")
     p.add_argument("--markdown", action="store_true")

@@ -1,13 +1,14 @@
-"""What is learnt against what is forgotten: the ways that hold a model back, each at several strengths, on equal tokens.
+"""What is learnt against what is forgotten: the ways that hold a model back, each at several strengths, on
+equal tokens.
 
     python bench/forgetting.py --model M --data pubmed.jsonl --general general.jsonl --test contexts.jsonl \
         --general-test val.jsonl --out runs/forgetting
 
-Every training starts from M and takes the same number of updates of the same size; then its perplexity is measured on
-biomedical text that it has not read (--test) and on general text (--general-test). Writes forgetting.json, forgetting.md (the
-table) and forgetting.png (the picture: down is learnt, left is kept) into DIR. Runs that are done are not done again; trained
-weights are removed once they are measured (--keep-weights keeps them).
-"""
+Every training starts from M and takes the same number of updates of the same size; then its perplexity is
+measured on biomedical text that it has not read (--test) and on general text (--general-test). Writes
+forgetting.json, forgetting.md (the table) and forgetting.png (the picture: down is learnt, left is kept) into
+DIR. Runs that are done are not done again; trained weights are removed once they are measured (--keep-weights
+keeps them)."""
 
 import argparse
 import json
@@ -72,9 +73,20 @@ def main():
     for *_, directory, flags in points:
         model, commands = directory if flags else args.model, []
         if flags:
-            size = ["--max-steps", args.updates, "--context", args.context, "--batch-size", args.batch_size, "--val-fraction", 0]
+            size = [
+                "--max-steps",
+                args.updates,
+                "--context",
+                args.context,
+                "--batch-size",
+                args.batch_size,
+                "--val-fraction",
+                0,
+            ]
             held = ["--exclude", args.test, args.general_test, "--save-every", 0, "--resume"]
-            commands.append([ROOT / "train_clm.py", "--model", args.model, *flags, *size, *held, "--out", directory])
+            commands.append(
+                [ROOT / "train_clm.py", "--model", args.model, *flags, *size, *held, "--out", directory]
+            )
         for name, data in (("biomedical", args.test), ("general", args.general_test)):
             measure = ["--context", args.context, "--limit", args.limit, "--json", f"{directory}.{name}.json"]
             commands.append([ROOT / "eval.py", "ppl", "--model", model, "--data", data, *measure])
@@ -125,7 +137,9 @@ def draw(found: list[dict], path: Path) -> None:
         x, y = ([change(f, name) for f in points] for name in ("general", "biomedical"))
         ax.plot(x, y, "o-", color=colour, ms=6, lw=1.2, label=way)
         for f, a, b in zip(points, x, y, strict=True):
-            ax.annotate(f["strength"], (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8, color=colour)
+            ax.annotate(
+                f["strength"], (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8, color=colour
+            )
     ax.set_xlabel("general text: change of perplexity (right: forgotten)")
     ax.set_ylabel("biomedical text: change of perplexity (down: learnt)")
     for axis in (ax.xaxis, ax.yaxis):

@@ -1,10 +1,11 @@
-"""Five minutes on a GPU, for who has one: whether it computes what the CPU does, how fast it trains and writes.
+"""Five minutes on a GPU, for who has one: whether it computes what the CPU does, how fast it trains and
+writes.
 
     make gpu-check            the last line is JSON; nothing is sent anywhere
 
-The parity of nano's loss and gradient in every dtype (bench/parity.py), the tests of tests/test_cuda.py, and short runs of
-bench/train.py and bench/decode.py at GPT-2 small's shape. Ends with status 2 where there is no GPU, 1 where something is wrong.
-"""
+The parity of nano's loss and gradient in every dtype (bench/parity.py), the tests of tests/test_cuda.py, and
+short runs of bench/train.py and bench/decode.py at GPT-2 small's shape. Ends with status 2 where there is no
+GPU, 1 where something is wrong."""
 
 import json
 import os
@@ -18,9 +19,27 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ["--context", "1024", "--batch-size", "8", "--rounds", "1", "--repeats", "8"]
 RUNS = {
-    "train bf16": ["bench/train.py", "--dtype", "bf16", *TRAIN, "--sides", "nanomed full", "nanomed-compile full", "nanomed lora"],
+    "train bf16": [
+        "bench/train.py",
+        "--dtype",
+        "bf16",
+        *TRAIN,
+        "--sides",
+        "nanomed full",
+        "nanomed-compile full",
+        "nanomed lora",
+    ],
     "train fp16": ["bench/train.py", "--dtype", "fp16", *TRAIN, "--sides", "nanomed full"],
-    "decode bf16": ["bench/decode.py", "--dtype", "bf16", "--rounds", "1", "--sides", "nanomed 1", "nanomed 8"],
+    "decode bf16": [
+        "bench/decode.py",
+        "--dtype",
+        "bf16",
+        "--rounds",
+        "1",
+        "--sides",
+        "nanomed 1",
+        "nanomed 8",
+    ],
 }
 
 
@@ -28,7 +47,12 @@ def main():
     if not torch.cuda.is_available():
         print("gpu_check.py: this PyTorch sees no CUDA device", file=sys.stderr)
         sys.exit(2)
-    result = {"bench": "gpu_check", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    result = {
+        "bench": "gpu_check",
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
     result["capability"] = list(torch.cuda.get_device_capability())
     parity = call(["bench/parity.py"])
     tests = call(["-m", "pytest", "-q", "tests/test_cuda.py"])

@@ -1,11 +1,11 @@
-"""How speed and memory of training grow with context, batch and model size, and what a dry run says of the memory beforehand.
+"""How speed and memory of training grow with context, batch and model size, and what a dry run says of the
+memory beforehand.
 
     python bench/growth.py --plot growth.png       GPT-2's shapes, random weights, all of them trained, this machine
 
-Each point is a few updates of nanomed's loop's own one_update(); on a CPU in a process of its own, whose peak is Linux's VmHWM.
-A dry run gives two figures: what it counts by purpose (here with what the libraries hold), and what two updates held. The last
-line is JSON.
-"""
+Each point is a few updates of nanomed's loop's own one_update(); on a CPU in a process of its own, whose peak
+is Linux's VmHWM. A dry run gives two figures: what it counts by purpose (here with what the libraries hold),
+and what two updates held. The last line is JSON."""
 
 import argparse
 import gc
@@ -51,7 +51,9 @@ def main():
     p.add_argument("--repeats", type=int, default=3, help="updates that count (default: 3)")
     p.add_argument("--json", metavar="FILE", help="write the last line to this file too")
     p.add_argument("--plot", metavar="PNG")
-    p.add_argument("--models", metavar="DIR", help="where the models of random weights lie (default: made for the run)")
+    p.add_argument(
+        "--models", metavar="DIR", help="where the models of random weights lie (default: made for the run)"
+    )
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args()
     device = resolve_device(args.device)
@@ -82,8 +84,19 @@ def main():
 
 
 def in_a_process(point: tuple, args) -> dict:
-    flags = ["--device", args.device, "--dtype", args.dtype, "--repeats", str(args.repeats), "--models", args.models]
-    out = subprocess.run([sys.executable, sys.argv[0], "--one", json.dumps(point), *flags], capture_output=True, text=True)
+    flags = [
+        "--device",
+        args.device,
+        "--dtype",
+        args.dtype,
+        "--repeats",
+        str(args.repeats),
+        "--models",
+        args.models,
+    ]
+    out = subprocess.run(
+        [sys.executable, sys.argv[0], "--one", json.dumps(point), *flags], capture_output=True, text=True
+    )
     if out.returncode:
         sys.exit(out.stderr[-3000:])
     return json.loads(out.stdout.splitlines()[-1])
@@ -97,14 +110,19 @@ def measure(point: tuple, args) -> dict:
         inject(model, LoRAConfig(8, 16.0, 0.0, model.family.LORA_TARGETS))
         store_frozen(model, args.dtype, device)
     model.to(device).train()
-    ids = torch.randint(0, model.config.vocab_size, (batch, context + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        0, model.config.vocab_size, (batch, context + 1), generator=torch.Generator().manual_seed(0)
+    )
     window = [(ids[:, :-1], ids[:, 1:])]
     s = Settings(lr=1e-5, dtype=args.dtype)
     sizes = memory(model, window[0], clm_loss, args.dtype)
     gc.collect()  # of the points before, on a GPU
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    optimizer, scaler = make_optimizer(model, s), torch.amp.GradScaler(device.type, enabled=args.dtype == "fp16")
+    optimizer, scaler = (
+        make_optimizer(model, s),
+        torch.amp.GradScaler(device.type, enabled=args.dtype == "fp16"),
+    )
     seconds, held = [], []
     for _ in range(WARM_UP + args.repeats):
         start = time.perf_counter()
@@ -155,10 +173,18 @@ def plot(found: list[dict], args) -> None:
                 continue
             x = [f[grows] if grows == "size" else str(f[grows]) for f in line]
             what = "LoRA" if lora else "all weights"
-            column[0].plot(x, [f["tokens_per_s"] for f in line], "o-", label=what, color="C1" if lora else "C0")
-            column[1].plot(x, [f["measured_gb"] for f in line], "o-", label=what, color="C1" if lora else "C0")
+            column[0].plot(
+                x, [f["tokens_per_s"] for f in line], "o-", label=what, color="C1" if lora else "C0"
+            )
             column[1].plot(
-                x, [f["counted_gb"] for f in line], "x:", label=f"{what}, as a dry run counts", color="C1" if lora else "C0"
+                x, [f["measured_gb"] for f in line], "o-", label=what, color="C1" if lora else "C0"
+            )
+            column[1].plot(
+                x,
+                [f["counted_gb"] for f in line],
+                "x:",
+                label=f"{what}, as a dry run counts",
+                color="C1" if lora else "C0",
             )
         column[0].set_title(f"{grows} ({rest[grows]})", fontsize=10)
         column[1].set_xlabel(grows)

@@ -1,8 +1,10 @@
-"""Ways of running one model: memory, speed and perplexity of narrower weights, of pruning and of the KV cache, in one table.
+"""Ways of running one model: memory, speed and perplexity of narrower weights, of pruning and of the KV
+cache, in one table.
 
     python bench/inference.py --model gpt2 --data held_out.jsonl --json inference.json --plot pruning.png
 
-Four groups of rows, then a line of JSON. An adapter is merged into its model first; --dtype is that of `pruned` and `write`.
+Four groups of rows, then a line of JSON. An adapter is merged into its model first; --dtype is that of
+`pruned` and `write`.
 
 score     Perplexity of --data's documents, as `eval.py ppl` measures it, with its 95 % interval over documents; weights in fp32,
           bf16 and, on CUDA, fp16. Only linear layers are narrowed, on a CPU without the head (nanomed.precision.store_frozen).
@@ -16,10 +18,10 @@ linears   Whether a sparse kernel makes use of 90 % zeros: one pass of the same 
 write     Greedy, after the beginnings of documents (again from the first, if there are too few): each token from the whole text
           without a cache; with one, for a single prompt and for several at once. The prompt's own time counts.
 
-Bytes follow from the tensors' shapes and dtypes (a tied head counts once); nothing of them is measured. A group runs once to warm
-up, then --repeats times in turn, every other round backwards. tokens/s is the median; `times` is how many times as fast as the
-group's first row (pruned: as the dense model) it was in the same round, the median too.
-"""
+Bytes follow from the tensors' shapes and dtypes (a tied head counts once); nothing of them is measured. A
+group runs once to warm up, then --repeats times in turn, every other round backwards. tokens/s is the median;
+`times` is how many times as fast as the group's first row (pruned: as the dense model) it was in the same
+round, the median too."""
 
 import copy
 import json
@@ -69,7 +71,8 @@ def open_plain(name: str, device: str) -> measure.Opened:
 
 
 def prune_blocks(model, share: float) -> None:
-    """Zero this share of the blocks' linear weights, the smallest by magnitude of all layers together, in place."""
+    """Zero this share of the blocks' linear weights, the smallest by magnitude of all layers together, in
+    place."""
     layers = block_linears(model)
     prune.global_unstructured([(m, "weight") for m in layers], prune.L1Unstructured, amount=float(share))
     for m in layers:
@@ -78,7 +81,9 @@ def prune_blocks(model, share: float) -> None:
 
 def variant(o: measure.Opened, dtype: str, share: float = 0.0) -> measure.Opened:
     """A pruned copy of an fp32 model, stored in `dtype`."""
-    model = copy.deepcopy(o.model, {id(o.model.family): o.model.family})  # a family is a Python module, which is not copied
+    model = copy.deepcopy(
+        o.model, {id(o.model.family): o.model.family}
+    )  # a family is a Python module, which is not copied
     prune_blocks(model, share)
     store_frozen(model, dtype, o.device)
     return replace(o, model=model, dtype=dtype)
@@ -89,7 +94,8 @@ def n_bytes(tensors) -> int:
 
 
 def in_turn(runs: dict, repeats: int) -> dict:
-    """{name: (what its warm-up gave, [seconds])} of runs {name: function giving (value, seconds)}, every other round backwards."""
+    """{name: (what its warm-up gave, [seconds])} of runs {name: function giving (value, seconds)}, every
+    other round backwards."""
     values, seconds = {name: run()[0] for name, run in runs.items()}, {name: [] for name in runs}
     for k in range(repeats):
         for name in reversed(runs) if k % 2 else runs:
@@ -117,7 +123,11 @@ def scored(o: measure.Opened, run, base: list[float]) -> dict:
     weights = [m.weight for m in block_linears(o.model)]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     row = {k: run[0][k] for k in ("ppl", "ppl_ci95", "bits_per_byte", "tokens_scored")}
-    return row | {"weight_bytes": n_bytes(o.model.parameters()), "zeros": zeros} | speed(row["tokens_scored"], run[1], base)
+    return (
+        row
+        | {"weight_bytes": n_bytes(o.model.parameters()), "zeros": zeros}
+        | speed(row["tokens_scored"], run[1], base)
+    )
 
 
 def storage_rows(models: dict[str, measure.Opened], corpus, args) -> dict:
@@ -129,7 +139,10 @@ def pruned_rows(original: measure.Opened, dense: measure.Opened, corpus, args) -
     rows = {}
     for percent in SPARSITIES:
         m = variant(original, dense.dtype, percent / 100)
-        runs = in_turn({"dense": partial(score, dense, corpus, args), "pruned": partial(score, m, corpus, args)}, args.repeats)
+        runs = in_turn(
+            {"dense": partial(score, dense, corpus, args), "pruned": partial(score, m, corpus, args)},
+            args.repeats,
+        )
         rows[f"{percent}"] = scored(m, runs["pruned"], runs["dense"][1]) | {"dense_seconds": runs["dense"][1]}
     return rows
 
@@ -141,17 +154,27 @@ def one_pass(product, weights, inputs) -> None:
 
 @torch.no_grad()
 def sparse_rows(model, n_tokens: int, repeats: int, seed: int) -> dict:
-    """Dense and sparse products of the blocks' linear weights, or {"unavailable": why} where torch has no kernel."""
-    weights, rows, generator = [m.weight.float().cpu() for m in block_linears(model)], {}, torch.Generator().manual_seed(seed)
+    """Dense and sparse products of the blocks' linear weights, or {"unavailable": why} where torch has no
+    kernel."""
+    weights, rows, generator = (
+        [m.weight.float().cpu() for m in block_linears(model)],
+        {},
+        torch.Generator().manual_seed(seed),
+    )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse")  # CSR is in beta
             csr = [w.to_sparse_csr() for w in weights]
             parts = [(c.crow_indices().int(), c.col_indices().int(), c.values()) for c in csr]
-            csr = [torch.sparse_csr_tensor(*part, size=w.shape) for part, w in zip(parts, weights, strict=True)]
+            csr = [
+                torch.sparse_csr_tensor(*part, size=w.shape) for part, w in zip(parts, weights, strict=True)
+            ]
             held = {"dense": n_bytes(weights), "CSR": n_bytes(t for part in parts for t in part)}
             for n in dict.fromkeys((n_tokens, 1)):
-                x = {size: torch.randn(n, size, generator=generator) for size in sorted({w.size(1) for w in weights})}
+                x = {
+                    size: torch.randn(n, size, generator=generator)
+                    for size in sorted({w.size(1) for w in weights})
+                }
                 columns = {size: t.t().contiguous() for size, t in x.items()}
                 ways = {
                     "dense": partial(one_pass, lambda w, x: F.linear(x, w), weights, x),
@@ -168,7 +191,8 @@ def sparse_rows(model, n_tokens: int, repeats: int, seed: int) -> dict:
 
 
 def read_prompts(corpus, length: int, n: int) -> list[list[int]]:
-    """The first ids of the first n documents that are long enough; again from the first if there are fewer."""
+    """The first ids of the first n documents that are long enough; again from the first if there are
+    fewer."""
     fit = [k for k, there in enumerate(corpus.documents["length"].tolist()) if there >= length][:n]
     if not fit:
         raise UserError(f"{corpus.name}: no document has {length} tokens for a prompt; lower --prompt-tokens")
@@ -195,15 +219,30 @@ def writing_rows(o: measure.Opened, prompts, steps: int, repeats: int) -> dict:
     runs = {"no cache": partial(timed, partial(write_uncached, o, prompts[0], steps))}
     rows = {"no cache": {"batch": 1, "cache_bytes": 0}}
     for B in BATCHES:
-        cache = make_cache(o.model.config, B, len(prompts[0]) + steps, "meta", DTYPES[o.dtype])  # meta: shapes without memory
-        rows[f"cache, batch {B}"] = {"batch": B, "cache_bytes": n_bytes(t for layer in cache for t in (layer.k, layer.v))}
+        cache = make_cache(
+            o.model.config, B, len(prompts[0]) + steps, "meta", DTYPES[o.dtype]
+        )  # meta: shapes without memory
+        rows[f"cache, batch {B}"] = {
+            "batch": B,
+            "cache_bytes": n_bytes(t for layer in cache for t in (layer.k, layer.v)),
+        }
         runs[f"cache, batch {B}"] = partial(timed, partial(write_cached, o, prompts[:B], steps))
-    seconds = {way: [s / rows[way]["batch"] for s in found] for way, (_, found) in in_turn(runs, repeats).items()}  # of a prompt
+    seconds = {
+        way: [s / rows[way]["batch"] for s in found] for way, (_, found) in in_turn(runs, repeats).items()
+    }  # of a prompt
     return {way: row | speed(steps, seconds[way], seconds["no cache"]) for way, row in rows.items()}
 
 
 def table(result: dict) -> list[list[str]]:
-    head = ["", "weights: MB, computed", "cache: MB, computed", "perplexity [95 %]", "zeros", "tokens/s", "times"]
+    head = [
+        "",
+        "weights: MB, computed",
+        "cache: MB, computed",
+        "perplexity [95 %]",
+        "zeros",
+        "tokens/s",
+        "times",
+    ]
     rows, dtype = [head, ["---", *["---:"] * (len(head) - 1)]], result["dtype"]
     names = {"storage": "score, {}", "pruned": f"score, {dtype}, {{}} % pruned", "sparse": "linears, {}"}
     for group, name in (names | {"writing": f"write, {dtype}, {{}}"}).items():
@@ -212,13 +251,24 @@ def table(result: dict) -> list[list[str]]:
             interval = f" {tables.interval_cell(r['ppl_ci95'])}" if r.get("ppl_ci95") else ""
             mb = [f"{r[key] / 1e6:,.1f}" if key in r else "" for key in ("weight_bytes", "cache_bytes")]
             zeros = f"{r['zeros']:.1%}" if "zeros" in r else ""
-            rows.append([name.format(way), *mb, ppl + interval, zeros, f"{r['tokens_per_s']:,.0f}", f"{r['times']:.2f}"])
+            rows.append(
+                [
+                    name.format(way),
+                    *mb,
+                    ppl + interval,
+                    zeros,
+                    f"{r['tokens_per_s']:,.0f}",
+                    f"{r['times']:.2f}",
+                ]
+            )
     return rows
 
 
 def draw(result: dict, path: Path) -> None:
     """Perplexity against sparsity, and beside each point how many times as fast as the dense model it was."""
-    figure = need("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot, which wants a window
+    figure = need("matplotlib.figure").Figure(
+        figsize=(7, 4.5), layout="constrained"
+    )  # without pyplot, which wants a window
     ax = figure.subplots()
     points = [r for r in result["pruned"].values() if np.isfinite([r["ppl"], *(r["ppl_ci95"] or ())]).all()]
     x, y = np.array([(100 * r["zeros"], r["ppl"]) for r in points]).reshape(-1, 2).T
@@ -230,7 +280,12 @@ def draw(result: dict, path: Path) -> None:
     if len(y) and y.max() > result["vocab_size"]:
         ax.axhline(result["vocab_size"], color="#d9622b", ls="--", lw=1, label="guessing")
         ax.legend(frameon=False)
-    ax.set(yscale="log", xlabel="zeros in the blocks' linear layers (%)", ylabel="perplexity, 95 % interval", xlim=(-4, 102))
+    ax.set(
+        yscale="log",
+        xlabel="zeros in the blocks' linear layers (%)",
+        ylabel="perplexity, 95 % interval",
+        xlim=(-4, 102),
+    )
     title = f"{result['model']}, {result['dtype']}: magnitude pruning (×: scoring speed, dense = 1)"
     ax.set_title(title, fontsize="medium", parse_math=False)
     ax.grid(alpha=0.3)
@@ -238,9 +293,21 @@ def draw(result: dict, path: Path) -> None:
 
 
 def machine(device: torch.device) -> dict:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    how = {"processor": name, "bf16_in_hardware": resolve_dtype("auto", device) == "bf16", "threads": torch.get_num_threads()}
-    return {"platform": platform.platform()} | how | {"python": platform.python_version(), "torch": torch.__version__}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    how = {
+        "processor": name,
+        "bf16_in_hardware": resolve_dtype("auto", device) == "bf16",
+        "threads": torch.get_num_threads(),
+    }
+    return (
+        {"platform": platform.platform()}
+        | how
+        | {"python": platform.python_version(), "torch": torch.__version__}
+    )
 
 
 def parse_args():
@@ -250,9 +317,19 @@ def parse_args():
     flags.add_window_flags(p)
     flags.add_data_flags(p)
     flags.add_common_flags(p)
-    p.add_argument("--prompt-tokens", type=flags.count, default=64, metavar="N", help="of each prompt that is written on from")
-    p.add_argument("--new-tokens", type=flags.count, default=64, metavar="N", help="written after each prompt")
-    p.add_argument("--repeats", type=flags.count, default=3, metavar="N", help="of everything timed, beside a warm-up")
+    p.add_argument(
+        "--prompt-tokens",
+        type=flags.count,
+        default=64,
+        metavar="N",
+        help="of each prompt that is written on from",
+    )
+    p.add_argument(
+        "--new-tokens", type=flags.count, default=64, metavar="N", help="written after each prompt"
+    )
+    p.add_argument(
+        "--repeats", type=flags.count, default=3, metavar="N", help="of everything timed, beside a warm-up"
+    )
     p.add_argument("--json", metavar="FILE", help="write the results to this file too")
     p.add_argument("--plot", metavar="FILE.png", help="draw perplexity against sparsity")
     return p.parse_args()
@@ -276,9 +353,19 @@ def main():
     models = {d: o if d == "fp32" else variant(o, d) for d in dict.fromkeys(wanted)}
     context = args.context or min(config.n_positions, 1024)  # as measure_ppl chooses
     stride = args.stride or max(1, context // 2)
-    made = {"dtype": dtype, "device": str(o.device), "context": context, "stride": stride, "vocab_size": config.vocab_size}
+    made = {
+        "dtype": dtype,
+        "device": str(o.device),
+        "context": context,
+        "stride": stride,
+        "vocab_size": config.vocab_size,
+    }
     asked = {k: v for k, v in vars(args).items() if k not in ("_given", "json", "plot")}
-    result = asked | made | {"documents": len(corpus.documents), "data_sha256": corpus.sha256, "machine": machine(o.device)}
+    result = (
+        asked
+        | made
+        | {"documents": len(corpus.documents), "data_sha256": corpus.sha256, "machine": machine(o.device)}
+    )
     result["storage"] = storage_rows(models, corpus, args)
     result["pruned"] = pruned_rows(o, models[dtype], corpus, args)
     result["sparse"] = sparse_rows(variant(o, "fp32", SPARSE / 100).model, context, args.repeats, args.seed)

@@ -1,4 +1,5 @@
-"""What three paths of the CPU gain over what they stand in for, each alone, in one process: milliseconds, medians of several tries.
+"""What three paths of the CPU gain over what they stand in for, each alone, in one process: milliseconds,
+medians of several tries.
 
     python bench/kernels.py
 
@@ -27,7 +28,13 @@ from nanomed.models.packed import packed
 from nanomed.models.prepacked import in_blocks, product
 
 TRIES = 7
-ATTENTION = [(64, 64, 12), (32, 128, 12), (16, 256, 12), (8, 512, 12), (4, 1024, 12)]  # rows, tokens, heads of 64
+ATTENTION = [
+    (64, 64, 12),
+    (32, 128, 12),
+    (16, 256, 12),
+    (8, 512, 12),
+    (4, 1024, 12),
+]  # rows, tokens, heads of 64
 LENGTHS = [60, 85, 110, 40, 75, 95, 47]  # of the examples in a row of 512
 LINEARS = [("block", 3072, 768), ("head", 50257, 768)]
 
@@ -55,23 +62,40 @@ def attention_rows() -> list[list[str]]:
     def kernel(q, k, v):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
-    rows = [["rows x tokens", "kernel (ms)", "tiles (ms)", "times", "kernel's error", "tiles' error"], ["---", *["---:"] * 5]]
+    rows = [
+        ["rows x tokens", "kernel (ms)", "tiles (ms)", "times", "kernel's error", "tiles' error"],
+        ["---", *["---:"] * 5],
+    ]
     for B, T, nh in ATTENTION:
         tensors, grad = qkv(B, T, nh), torch.randn(B, T, nh * 64, dtype=torch.bfloat16)
-        exact = both_ways(kernel, [t.detach()[:1].double().requires_grad_() for t in tensors], grad[:1].double())
+        exact = both_ways(
+            kernel, [t.detach()[:1].double().requires_grad_() for t in tensors], grad[:1].double()
+        )
         ms, errors = [], []
         for attend in (kernel, attention.attend):
             found = both_ways(attend, tensors, grad)
-            errors.append(max(((a[:1].double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)))
-            ms.append(milliseconds(lambda attend=attend, tensors=tensors, grad=grad: both_ways(attend, tensors, grad)))
-        rows.append([f"{B} x {T}", *(f"{m:.1f}" for m in ms), f"{ms[0] / ms[1]:.1f}", *(f"{e:.1e}" for e in errors)])
+            errors.append(
+                max(
+                    ((a[:1].double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)
+                )
+            )
+            ms.append(
+                milliseconds(
+                    lambda attend=attend, tensors=tensors, grad=grad: both_ways(attend, tensors, grad)
+                )
+            )
+        rows.append(
+            [f"{B} x {T}", *(f"{m:.1f}" for m in ms), f"{ms[0] / ms[1]:.1f}", *(f"{e:.1e}" for e in errors)]
+        )
     return rows
 
 
 def packed_rows() -> list[list[str]]:
     B, T, nh = 8, 512, 12
     segments = torch.cat([torch.full((n,), k) for k, n in enumerate(LENGTHS)])[None].expand(B, T)
-    mask = (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
+    mask = (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(
+        T, T, dtype=torch.bool
+    ).tril()
     tensors, grad = qkv(B, T, nh), torch.randn(B, T, nh * 64, dtype=torch.bfloat16)
     ms = [
         milliseconds(lambda m=m: both_ways(lambda q, k, v: attention.attend(q, k, v, m), tensors, grad))
@@ -83,7 +107,10 @@ def packed_rows() -> list[list[str]]:
 
 @torch.no_grad()
 def linear_rows() -> list[list[str]]:
-    rows = [["layer", "dtype", "tokens", "plain (ms)", "laid out (ms)", "times"], ["---", "---", *["---:"] * 4]]
+    rows = [
+        ["layer", "dtype", "tokens", "plain (ms)", "laid out (ms)", "times"],
+        ["---", "---", *["---:"] * 4],
+    ]
     for name, n_out, n_in in LINEARS:
         for dtype in (torch.bfloat16, torch.float32):
             weights = [
@@ -92,7 +119,10 @@ def linear_rows() -> list[list[str]]:
             laid_out = [in_blocks(w) for w in weights]
             for N in (1, 8, 512):
                 x = torch.randn(N, n_in, dtype=dtype)
-                ms = [milliseconds(lambda x=x, ws=ws: [product(x, w) for w in ws]) / len(ws) for ws in (weights, laid_out)]
+                ms = [
+                    milliseconds(lambda x=x, ws=ws: [product(x, w) for w in ws]) / len(ws)
+                    for ws in (weights, laid_out)
+                ]
                 rows.append([name, str(dtype)[6:], str(N), *(f"{m:.3f}" for m in ms), f"{ms[0] / ms[1]:.1f}"])
     return rows
 
@@ -100,7 +130,12 @@ def linear_rows() -> list[list[str]]:
 def main():
     reuse_memory()
     torch.manual_seed(0)
-    result = {"bench": "kernels", "attention": attention_rows(), "packed": packed_rows(), "linears": linear_rows()}
+    result = {
+        "bench": "kernels",
+        "attention": attention_rows(),
+        "packed": packed_rows(),
+        "linears": linear_rows(),
+    }
     for name in ("attention", "packed", "linears"):
         print(tables.text_table(result[name]), end="\n\n")
     print(json.dumps(result | {"machine": machine("cpu"), "torch": torch.__version__}))

@@ -1,9 +1,10 @@
-"""From a model's directory to a model in memory: nanomed, transformers, and reading the file and nothing else.
+"""From a model's directory to a model in memory: nanomed, transformers, and reading the file and nothing
+else.
 
     python bench/loading.py [--model runs/models/smollm2-135m]
 
-A unit is a load; the file is in the system's cache after the first. Both are called to come out in fp32 on the CPU.
-"""
+A unit is a load; the file is in the system's cache after the first. Both are called to come out in fp32 on
+the CPU."""
 
 import time
 from pathlib import Path

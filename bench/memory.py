@@ -1,14 +1,14 @@
-"""What a training holds in memory: LoRA over bf16, int8 and NF4 weights, measured and computed. (What fits which card: fits.py.)
+"""What a training holds in memory: LoRA over bf16, int8 and NF4 weights, measured and computed. (What fits
+which card: fits.py.)
 
     python bench/memory.py                                 SmolLM2's shape and TinyLlama's, measured; prints two tables
     python bench/memory.py --measure smollm2-135m          one of them
 
-Weights are random (speed and memory do not hang on them), made layer by layer as a training holds them. Every measurement is a
-process of its own: `weights` is how much it grew when the model was made, `peak` the most it held beyond that of the libraries in
-the updates that count. What is computed comes from the same classes on the meta device, byte by byte, and from one block of the
-model's real width, of which is counted what autograd keeps; what a layer is dequantised into, and the logits of a chunk, are added.
-The last line is JSON.
-"""
+Weights are random (speed and memory do not hang on them), made layer by layer as a training holds them. Every
+measurement is a process of its own: `weights` is how much it grew when the model was made, `peak` the most it
+held beyond that of the libraries in the updates that count. What is computed comes from the same classes on
+the meta device, byte by byte, and from one block of the model's real width, of which is counted what autograd
+keeps; what a layer is dequantised into, and the logits of a chunk, are added. The last line is JSON."""
 
 import argparse
 import ctypes
@@ -40,7 +40,12 @@ LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps":
 
 
 def of_llama(hidden, mlp, layers, heads, kv, **more):
-    sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
     return llama, llama.Config(**(LLAMA_2 | sizes | {"num_key_value_heads": kv} | more))
 
 
@@ -82,7 +87,9 @@ def make_real(model: LanguageModel) -> None:
     model.tie_weights()
 
 
-def computed(name: str, kind: str, rows: int, context: int, device: str, checkpointed: bool) -> dict[str, int]:
+def computed(
+    name: str, kind: str, rows: int, context: int, device: str, checkpointed: bool
+) -> dict[str, int]:
     """Bytes by what they are for."""
     family, config = SHAPES[name]
     model = on_meta(family, config, kind, device)
@@ -90,7 +97,9 @@ def computed(name: str, kind: str, rows: int, context: int, device: str, checkpo
     blocks = next(m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
     adapter = 4 * trained
     in_blocks = stored_bytes(blocks) - adapter
-    largest = max((m.in_features * m.out_features for m in blocks.modules() if isinstance(m, QUANTISED)), default=0)
+    largest = max(
+        (m.in_features * m.out_features for m in blocks.modules() if isinstance(m, QUANTISED)), default=0
+    )
     n = len(blocks)
     per_block = block_activations(name, rows, context)
     return {
@@ -106,13 +115,16 @@ def computed(name: str, kind: str, rows: int, context: int, device: str, checkpo
 
 
 def block_activations(name: str, rows: int, context: int, _known={}) -> int:  # noqa: B006 (kept between calls)
-    """What autograd keeps of one block of the model's width in bf16, counted on a real one over random weights."""
+    """What autograd keeps of one block of the model's width in bf16, counted on a real one over random
+    weights."""
     if (name, rows, context) not in _known:
         family, config = SHAPES[name]
         one, two = ({"num_hidden_layers": n} for n in (1, 2))
         kept = []
         for layers in (one, two):
-            model = on_meta(family, replace(config, vocab_size=64, tie_word_embeddings=False, **layers), "bf16", "cpu")
+            model = on_meta(
+                family, replace(config, vocab_size=64, tie_word_embeddings=False, **layers), "bf16", "cpu"
+            )
             make_real(model)
             batch = [torch.randint(64, (rows, context)) for _ in "xy"]
             kept.append(kept_for_backward(model, batch, clm_loss, "bf16"))
@@ -143,7 +155,12 @@ def measure(args) -> dict:
         one_update(model, [batch], clm_loss, optimizer, scaler, settings)
     seconds = time.perf_counter() - start
     tokens = args.updates * batch[0].numel()
-    found = {"weights": weights, "peak": peak_rss() - before, "tokens_per_s": tokens / seconds, "dtype": settings.dtype}
+    found = {
+        "weights": weights,
+        "peak": peak_rss() - before,
+        "tokens_per_s": tokens / seconds,
+        "dtype": settings.dtype,
+    }
     return found | {"parameters": count_parameters(model), "computed": computed_here(args)}
 
 
@@ -175,8 +192,16 @@ def main():
     measured = {}
     for name in args.measure:
         for kind in KINDS:
-            flags = [f"--batch-size={args.batch_size}", f"--context={args.context}", f"--updates={args.updates}"]
-            done = subprocess.run([sys.executable, __file__, "--one", name, "--kind", kind, *flags], capture_output=True, text=True)
+            flags = [
+                f"--batch-size={args.batch_size}",
+                f"--context={args.context}",
+                f"--updates={args.updates}",
+            ]
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", name, "--kind", kind, *flags],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 sys.exit(done.stderr)
             measured[f"{name} {kind}"] = json.loads(done.stdout.splitlines()[-1])
@@ -188,7 +213,13 @@ def main():
         name, kind = key.split()
         parts = m["computed"]
         stored = sum(parts[k] for k in ("blocks", "embedding, head, norms", "adapter"))
-        cells = [gb(stored), gb(m["weights"]), gb(sum(parts.values())), gb(m["peak"]), f"{m['tokens_per_s']:,.0f}"]
+        cells = [
+            gb(stored),
+            gb(m["weights"]),
+            gb(sum(parts.values())),
+            gb(m["peak"]),
+            f"{m['tokens_per_s']:,.0f}",
+        ]
         print(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     print("\nLlama 2 on a card, 1 x 512 tokens, --grad-checkpoint, LoRA r 16 on all linear layers: GB\n")
     parts = {(n, k): computed(n, k, 1, 512, "cuda", True) for n in PAPER for k in KINDS}
@@ -197,7 +228,11 @@ def main():
     print("| --- | --- | " + "---: | " * (len(names) + 2))
     for (name, kind), found in parts.items():
         paper = f"{PAPER[name]}" if kind == "nf4" else ""
-        print(f"| {name} | {kind} | " + " | ".join(gb(v) for v in found.values()) + f" | {gb(sum(found.values()))} | {paper} |")
+        print(
+            f"| {name} | {kind} | "
+            + " | ".join(gb(v) for v in found.values())
+            + f" | {gb(sum(found.values()))} | {paper} |"
+        )
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     print(
         json.dumps(

@@ -1,13 +1,13 @@
-"""What each form of task gives the others: an instruction set, and the same without each form once, on equal tokens.
+"""What each form of task gives the others: an instruction set, and the same without each form once, on equal
+tokens.
 
     python bench/mixture.py --model M --tasks runs/tasks --out runs/mixture
 
-Every training is LoRA from M, with the same number of updates of the same size; what is left out is replaced by more of the rest.
-Then each model is asked about the same --limit test texts of every task. `--quantize nf4 int8` adds the whole set over a
-quantised M, with equal updates. Writes mixture.json, mixture.md (the table: a figure for the whole set, for the others the paired
-difference from it with its 95 % interval) and mixture.png into DIR. Runs that are done are not done again; trained weights are
-removed once they are measured.
-"""
+Every training is LoRA from M, with the same number of updates of the same size; what is left out is replaced
+by more of the rest. Then each model is asked about the same --limit test texts of every task. `--quantize nf4
+int8` adds the whole set over a quantised M, with equal updates. Writes mixture.json, mixture.md (the table: a
+figure for the whole set, for the others the paired difference from it with its 95 % interval) and mixture.png
+into DIR. Runs that are done are not done again; trained weights are removed once they are measured."""
 
 import argparse
 import json
@@ -42,24 +42,41 @@ def main():
     p.add_argument("--lr", default="1e-3")
     p.add_argument("--lora-targets", default=LINEARS)
     p.add_argument("--limit", type=int, default=150, help="test texts of each task")
-    p.add_argument("--quantize", nargs="*", default=[], help="nf4, int8: the whole set over a quantised base too")
+    p.add_argument(
+        "--quantize", nargs="*", default=[], help="nf4, int8: the whole set over a quantised base too"
+    )
     p.add_argument("--only-whole", action="store_true", help="leave out no form: for --quantize alone")
     args = p.parse_args()
     out, tasks = Path(args.out).resolve(), Path(args.tasks).resolve()
     out.mkdir(parents=True, exist_ok=True)
     made = sets.read_set(tasks)
-    there = {name: forms for name, forms in GROUPS.items() if any(task["form"] in forms for task in made.values())}
-    mixtures = {"all": (), **({} if args.only_whole else {f"without {name}": forms for name, forms in there.items()})}
+    there = {
+        name: forms for name, forms in GROUPS.items() if any(task["form"] in forms for task in made.values())
+    }
+    mixtures = {
+        "all": (),
+        **({} if args.only_whole else {f"without {name}": forms for name, forms in there.items()}),
+    }
     lines = (tasks / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     runs = {}
     for name, left_out in mixtures.items():
         data = out / f"{name.replace(' ', '-')}.jsonl"
         data.write_text(
-            "".join(line for line in lines if made[json.loads(line)["source"]]["form"] not in left_out), encoding="utf-8"
+            "".join(line for line in lines if made[json.loads(line)["source"]]["form"] not in left_out),
+            encoding="utf-8",
         )
         runs[name] = ["--data", data]
     runs |= {f"all, {kind}": [*runs["all"], "--quantize", kind] for kind in args.quantize}
-    size = ["--max-steps", args.updates, "--context", args.context, "--batch-size", args.batch_size, "--val-fraction", 0]
+    size = [
+        "--max-steps",
+        args.updates,
+        "--context",
+        args.context,
+        "--batch-size",
+        args.batch_size,
+        "--val-fraction",
+        0,
+    ]
     lora = ["--lora-r", 16, "--lora-targets", args.lora_targets, "--lr", args.lr, "--template", "medtuned"]
     jobs, files = {}, {}
     for name, flags in runs.items():
@@ -67,8 +84,30 @@ def main():
         files[name] = Path(f"{directory}.json")
         asked = ["--limit", args.limit, *(flag for flag in flags if flag in ("--quantize", *args.quantize))]
         jobs[files[name]] = [
-            [ROOT / "train_sft.py", "--model", args.model, *flags, *size, *lora, "--save-every", 0, "--resume", "--out", directory],
-            [ROOT / "eval.py", "tasks", "--model", directory, "--tasks", tasks, *asked, "--json", files[name]],
+            [
+                ROOT / "train_sft.py",
+                "--model",
+                args.model,
+                *flags,
+                *size,
+                *lora,
+                "--save-every",
+                0,
+                "--resume",
+                "--out",
+                directory,
+            ],
+            [
+                ROOT / "eval.py",
+                "tasks",
+                "--model",
+                directory,
+                "--tasks",
+                tasks,
+                *asked,
+                "--json",
+                files[name],
+            ],
             without_weights(directory),
         ]
     run_all(jobs, 1)
@@ -109,8 +148,13 @@ def as_table(found: dict[str, dict], differences: dict) -> str:
             mark = "" if d["verdict"] == score.CHANCE else " *"
             low, high = d["difference_ci95"] or (None, None)
             cells.append("" if low is None else f"{d['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{mark}")
-        rows.append([name, task["measure"].replace("_", "-"), tables.measure_cell(task, task["measure"]), *cells])
-    return tables.markdown(rows) + "\n\n*: the paired 95 % interval of the difference from `all` does not hold 0."
+        rows.append(
+            [name, task["measure"].replace("_", "-"), tables.measure_cell(task, task["measure"]), *cells]
+        )
+    return (
+        tables.markdown(rows)
+        + "\n\n*: the paired 95 % interval of the difference from `all` does not hold 0."
+    )
 
 
 def draw(differences: dict, path: Path) -> None:
@@ -118,7 +162,9 @@ def draw(differences: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     runs, names = list(differences), list(next(iter(differences.values()), {}))
-    values = np.array([[differences[r][n]["difference"] or 0.0 for r in runs] for n in names]).reshape(len(names), len(runs))
+    values = np.array([[differences[r][n]["difference"] or 0.0 for r in runs] for n in names]).reshape(
+        len(names), len(runs)
+    )
     figure = Figure(figsize=(2.5 + 1.1 * len(runs), 1.2 + 0.4 * len(names)), layout="constrained")
     ax = figure.subplots()
     largest = max(0.05, np.abs(values).max(initial=0))

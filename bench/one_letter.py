@@ -1,10 +1,10 @@
-"""Questions about conditions that differ from another one only in words of one character (hepatitis B and C): does BM25 find the
-right condition first?
+"""Questions about conditions that differ from another one only in words of one character (hepatitis B and C):
+does BM25 find the right condition first?
 
     python bench/one_letter.py --data medquad.jsonl
 
-Rows of MedQuAD: {question, answer, focus (the condition)}; all conditions with their answers are the passages. Prints the share of
-these questions whose best passage is about the condition that is asked about.
+Rows of MedQuAD: {question, answer, focus (the condition)}; all conditions with their answers are the
+passages. Prints the share of these questions whose best passage is about the condition that is asked about.
 """
 
 import argparse

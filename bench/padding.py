@@ -1,12 +1,12 @@
-"""What it does to a figure, and to a training, to count padding: the same recipe with the mistake and without it.
+"""What it does to a figure, and to a training, to count padding: the same recipe with the mistake and without
+it.
 
     python bench/padding.py --model M --data pairs.jsonl --out runs/padding
 
-Question/answer pairs as whole texts in the `flashcards` template, one a row, filled up to --context with the end-of-text token, as
-`padding="max_length"` does; LoRA. Without the mistake the padding is left out of the labels; with it labels are a copy of the
-input ids, as in many notebooks. Each of the two models, and the one they start from, is measured in both ways on held-out
-pairs. Writes padding.json and padding.md into DIR.
-"""
+Question/answer pairs as whole texts in the `flashcards` template, one a row, filled up to --context with the
+end-of-text token, as `padding="max_length"` does; LoRA. Without the mistake the padding is left out of the
+labels; with it labels are a copy of the input ids, as in many notebooks. Each of the two models, and the one
+they start from, is measured in both ways on held-out pairs. Writes padding.json and padding.md into DIR."""
 
 import argparse
 import json
@@ -28,7 +28,8 @@ TEMPLATE = "flashcards"
 
 
 def collate_counted(rows, context: int, pad: int):
-    """(inputs, real, targets), each (B, context), of rows of one example: padding is a target like any other."""
+    """(inputs, real, targets), each (B, context), of rows of one example: padding is a target like any
+    other."""
     idx, targets = (torch.full((len(rows), context), pad) for _ in range(2))
     real = torch.zeros(len(rows), context, dtype=torch.bool)
     for b, (example,) in enumerate(rows):
@@ -51,7 +52,10 @@ def train_with_the_mistake(context: int, pad: int, flags: list[str]) -> None:
     """train_sft.py with these two in the place of its own."""
     from nanomed import loss
 
-    instructions.collate, loss.instruction_loss = lambda rows: collate_counted(rows, context, pad), counted_loss
+    instructions.collate, loss.instruction_loss = (
+        lambda rows: collate_counted(rows, context, pad),
+        counted_loss,
+    )
     sys.argv = [str(ROOT / "train_sft.py"), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -63,7 +67,9 @@ def main():
     for flag in ("--model", "--data", "--out"):
         p.add_argument(flag, required=True)
     p.add_argument("--pairs", type=int, default=4000, help="the share of the published data that is taken")
-    p.add_argument("--longest", type=int, default=400, help="characters of an answer at most: flashcards are short")
+    p.add_argument(
+        "--longest", type=int, default=400, help="characters of an answer at most: flashcards are short"
+    )
     p.add_argument("--context", type=int, default=256)
     p.add_argument("--epochs", default="1")
     p.add_argument("--jobs", type=int, default=1)
@@ -79,7 +85,10 @@ def main():
     sides = {"validation": rows[:held], "training": rows[held:]}
     for name, side in sides.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in side))
-    texts = [{"text": (template.ask(r["question"]) + template.answer(r["answer"])).text} for r in sides["validation"]]
+    texts = [
+        {"text": (template.ask(r["question"]) + template.answer(r["answer"])).text}
+        for r in sides["validation"]
+    ]
     (out / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
 
     from nanomed import hub
@@ -109,7 +118,16 @@ def main():
         "2e-4",
     ]
     flags += ["--lora-r", 16, "--lora-alpha", 32, "--lora-dropout", 0.1, "--save-every", 0, "--resume"]
-    measure = [ROOT / "eval.py", "ppl", "--data", out / "texts.jsonl", "--context", args.context + 1, "--stride", args.context]
+    measure = [
+        ROOT / "eval.py",
+        "ppl",
+        "--data",
+        out / "texts.jsonl",
+        "--context",
+        args.context + 1,
+        "--stride",
+        args.context,
+    ]
     measure += ["--also", "padding-counted,batch-mean,document-mean"]
     names = {
         "base": None,
@@ -126,11 +144,14 @@ def main():
     (out / "padding.json").write_text(json.dumps(found, indent=1))
     lines = ["| model | perplexity [95 %] | with padding counted |", "|---|---:|---:|"]
     for name, title in zip(
-        names, ("before", "after, trained without the mistake", "after, trained with padding counted"), strict=True
+        names,
+        ("before", "after, trained without the mistake", "after, trained with padding counted"),
+        strict=True,
     ):
         r = found[name]
         lines.append(
-            f"| {title} | {r['ppl']:.2f} [{r['ppl_ci95'][0]:.2f}, {r['ppl_ci95'][1]:.2f}] | {r['also']['padding-counted']:.2f} |"
+            f"| {title} | {r['ppl']:.2f} [{r['ppl_ci95'][0]:.2f}, {r['ppl_ci95'][1]:.2f}] |"
+            f" {r['also']['padding-counted']:.2f} |"
         )
     (out / "padding.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

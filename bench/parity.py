@@ -1,7 +1,6 @@
 """A model's loss and gradient on CUDA, in every dtype, against fp32 on the CPU.
 
-python bench/parity.py --model nano
-"""
+python bench/parity.py --model nano"""
 
 import argparse
 import sys
@@ -16,11 +15,14 @@ from nanomed.loss import clm_loss
 from nanomed.precision import autocast
 from nanomed.text.tokenizer import load_tokenizer
 
-TEXT = "The patients were treated with aspirin for two weeks, and the results showed a significant effect. " * 6
+TEXT = (
+    "The patients were treated with aspirin for two weeks, and the results showed a significant effect. " * 6
+)
 
 
 def loss_and_gradient(source, ids, device: torch.device, dtype: str) -> tuple[float, torch.Tensor]:
-    """The mean loss of ids (1, T + 1) after the first, and its gradient with respect to all weights, one after the other."""
+    """The mean loss of ids (1, T + 1) after the first, and its gradient with respect to all weights, one
+    after the other."""
     model = hub.load_model(source, dropout=0.0).to(device)
     with autocast(device, dtype):
         nll, count = clm_loss(model, [ids[:, :-1].to(device), ids[:, 1:].to(device)])

@@ -1,11 +1,12 @@
-"""What a model learnt of the demo's small world against what it forgot: several ways of reading it, on one picture.
+"""What a model learnt of the demo's small world against what it forgot: several ways of reading it, on one
+picture.
 
     python bench/price.py --texts runs/demo --out runs/price base=nano "no pull"=runs/a "pull 0.01"=runs/b ...
 
---texts is a folder that `make demo` wrote: the facts of its seed are asked, its abstracts and its general English measured. The
-first model is the base; the perplexity of each other one stands beside its ratio to the base's, with the 95 % interval of a
-paired bootstrap over the texts. Writes price.json, price.md (the table) and price.png (the picture: up is learnt, left is kept).
-"""
+--texts is a folder that `make demo` wrote: the facts of its seed are asked, its abstracts and its general
+English measured. The first model is the base; the perplexity of each other one stands beside its ratio to the
+base's, with the 95 % interval of a paired bootstrap over the texts. Writes price.json, price.md (the table)
+and price.png (the picture: up is learnt, left is kept)."""
 
 import argparse
 import sys
@@ -41,7 +42,9 @@ def main():
         for text in TEXTS:
             file = args.texts / f"{text}{'.dev' if args.dev else ''}.jsonl"
             documents = measure.encode(o, [str(file)]).all()
-            nll = perplexity(o.model, [documents], CONTEXT, CONTEXT // 2, 8, o.device, o.dtype, per_document=True)["document_nll"]
+            nll = perplexity(
+                o.model, [documents], CONTEXT, CONTEXT // 2, 8, o.device, o.dtype, per_document=True
+            )["document_nll"]
             base.setdefault(text, nll)
             line[text] = against(nll, base[text], documents.table()["length"] - 1)
         found.append(line)
@@ -60,7 +63,14 @@ def against(nll: np.ndarray, base: np.ndarray, tokens: np.ndarray) -> dict:
 
 
 def as_table(found: list[dict]) -> str:
-    rows = [["", *(h for name in TEXTS.values() for h in (name, "ratio [95 %]")), "cloze: read", "exact match: read"]]
+    rows = [
+        [
+            "",
+            *(h for name in TEXTS.values() for h in (name, "ratio [95 %]")),
+            "cloze: read",
+            "exact match: read",
+        ]
+    ]
     rows.append(["---", *["---:"] * 6])
     for f in found:
         cells = [f["name"]]

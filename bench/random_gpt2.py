@@ -1,7 +1,7 @@
-"""Write a GPT-2-small-shaped model (124 M, random weights) with transformers: the real size where no weights can be had.
+"""Write a GPT-2-small-shaped model (124 M, random weights) with transformers: the real size where no weights
+can be had.
 
-python bench/random_gpt2.py --tokenizer runs/study/shape --out runs/gpt2-random
-"""
+python bench/random_gpt2.py --tokenizer runs/study/shape --out runs/gpt2-random"""
 
 import argparse
 from pathlib import Path
@@ -13,12 +13,13 @@ from nanomed.text.tokenizer import FILES, load_tokenizer
 
 
 def write_random_gpt2(out: Path, tokenizer: Path | None = None, **config) -> None:
-    """GPT-2's default shape, or as `config` says, in `out`; with the tokenizer's files and its <|endoftext|>."""
+    """GPT-2's default shape, or as `config` says, in `out`; with the tokenizer's files and its
+    <|endoftext|>."""
     torch.manual_seed(0)
     eot = load_tokenizer(tokenizer).eos if tokenizer else 50256
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**{"bos_token_id": eot, "eos_token_id": eot} | config)).save_pretrained(
-        out
-    )
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**{"bos_token_id": eot, "eos_token_id": eot} | config)
+    ).save_pretrained(out)
     for name in FILES:
         if tokenizer and (tokenizer / name).exists():
             (out / name).write_bytes((tokenizer / name).read_bytes())

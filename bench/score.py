@@ -1,11 +1,11 @@
-"""Perplexity of real documents of unequal length: nanomed against lm-eval, and against the strided loop of transformers' guide.
+"""Perplexity of real documents of unequal length: nanomed against lm-eval, and against the strided loop of
+transformers' guide.
 
     python bench/score.py --data abstracts.jsonl [--model runs/models/smollm2-135m]
 
-nanomed and lm-eval score each document by itself, in windows of the same length, so their losses must agree. The guide's loop
-scores the documents as one text, a window at a time, half of each window twice: another loss, and so none to compare. A unit is a
-token that is scored once.
-"""
+nanomed and lm-eval score each document by itself, in windows of the same length, so their losses must agree.
+The guide's loop scores the documents as one text, a window at a time, half of each window twice: another
+loss, and so none to compare. A unit is a token that is scored once."""
 
 import contextlib
 import io
@@ -62,7 +62,11 @@ def _theirs(args):
     from nanomed.precision import DTYPES
 
     transformers.logging.set_verbosity_error()
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(args.device).eval()
+    model = (
+        transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=DTYPES[args.dtype])
+        .to(args.device)
+        .eval()
+    )
     return model, transformers.AutoTokenizer.from_pretrained(args.model)
 
 
@@ -80,7 +84,9 @@ def lm_eval(args, texts):
         tokenizer=tokenizer,
         batch_size=args.batch_size,
         max_length=args.context,
-        prefix_token_id=load_tokenizer(args.model).lead,  # what a document begins with, the same on both sides
+        prefix_token_id=load_tokenizer(
+            args.model
+        ).lead,  # what a document begins with, the same on both sides
     )
     asked = [Instance("loglikelihood_rolling", {}, (t,), i) for i, t in enumerate(texts)]
     tokens = sum(len(tokenizer.encode(t)) for t in texts)
@@ -93,7 +99,8 @@ def lm_eval(args, texts):
 
 
 def strided_loop(args, texts):
-    """https://huggingface.co/docs/transformers/perplexity, with its window of the model's length and a stride of half of it."""
+    """https://huggingface.co/docs/transformers/perplexity, with its window of the model's length and a stride
+    of half of it."""
     model, tokenizer = _theirs(args)
     ids = tokenizer("\n\n".join(texts), return_tensors="pt").input_ids.to(args.device)
 

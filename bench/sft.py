@@ -1,12 +1,13 @@
-"""Instruction tuning on real question/answer pairs: nanomed against trl's SFTTrainer, all weights and LoRA, in supervised tokens.
+"""Instruction tuning on real question/answer pairs: nanomed against trl's SFTTrainer, all weights and LoRA,
+in supervised tokens.
 
     python bench/sft.py --data pairs.jsonl [--model runs/models/smollm2-135m]
 
-trl runs as it comes (a pair a row, padded; gradient checkpointing and the config's dropout on), and at its best setting here:
-packed, without gradient checkpointing, without dropout. Packed, its rows see each other: its isolation needs a kernel that no CPU
-has. nanomed packs as it comes, and isolates. Both: the same pairs as text, cut to the same length; a supervised token is one of an
-answer. The losses compared are those of the first eight pairs before training.
-"""
+trl runs as it comes (a pair a row, padded; gradient checkpointing and the config's dropout on), and at its
+best setting here: packed, without gradient checkpointing, without dropout. Packed, its rows see each other:
+its isolation needs a kernel that no CPU has. nanomed packs as it comes, and isolates. Both: the same pairs as
+text, cut to the same length; a supervised token is one of an answer. The losses compared are those of the
+first eight pairs before training."""
 
 import itertools
 import json
@@ -24,13 +25,19 @@ WARM_UP, LOOKED_AT = 2, 8
 
 def main():
     p = sides.parser(__doc__, SIDES)
-    p.add_argument("--data", required=True, help="rows with a question (or instruction) and an answer (or response, output)")
+    p.add_argument(
+        "--data",
+        required=True,
+        help="rows with a question (or instruction) and an answer (or response, output)",
+    )
     p.add_argument("--limit", type=int, default=400, help="rows (default: 400)")
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--context", type=int, default=512)
     args = p.parse_args()
     pairs = {
-        f"{what}: nanomed against {peer}": (f"nanomed {what}", f"{peer} {what}") for what in WHAT for peer in ("trl", "trl-packing")
+        f"{what}: nanomed against {peer}": (f"nanomed {what}", f"{peer} {what}")
+        for what in WHAT
+        for peer in ("trl", "trl-packing")
     }
     sides.execute("sft", "supervised tokens", args, measure, pairs, same_loss=2e-2)
 
@@ -88,9 +95,16 @@ def trl(args, lora, packing):
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     items, template = read(args)
-    rows = [{"prompt": template.ask(item.instruction, item.input).text, "completion": item.response} for item in items]
+    rows = [
+        {"prompt": template.ask(item.instruction, item.input).text, "completion": item.response}
+        for item in items
+    ]
     known = transformers.AutoConfig.from_pretrained(args.model).to_dict()
-    off = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout"), 0.0) if packing else {}
+    off = (
+        dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout"), 0.0)
+        if packing
+        else {}
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         args.model, dtype=torch.float32, **{k: v for k, v in off.items() if k in known}
     )
@@ -100,7 +114,9 @@ def trl(args, lora, packing):
     if lora:
         import peft
 
-        config = peft.LoraConfig(r=8, lora_alpha=16, fan_in_fan_out=known["model_type"] == "gpt2", task_type="CAUSAL_LM")
+        config = peft.LoraConfig(
+            r=8, lora_alpha=16, fan_in_fan_out=known["model_type"] == "gpt2", task_type="CAUSAL_LM"
+        )
     best = {"packing": True, "gradient_checkpointing": False} if packing else {}
     marks, tokens = [], []
 

@@ -1,10 +1,10 @@
-"""Two trainings at once on the cores that one would use: how fast each is, by how long a thread spins while it waits.
+"""Two trainings at once on the cores that one would use: how fast each is, by how long a thread spins while
+it waits.
 
     python bench/side_by_side.py --data abstracts.jsonl
 
-Each is train_clm.py on nano with as many threads as there are cores. GOMP_SPINCOUNT: OpenMP's default, none, and what
-nanomed.threads sets.
-"""
+Each is train_clm.py on nano with as many threads as there are cores. GOMP_SPINCOUNT: OpenMP's default, none,
+and what nanomed.threads sets."""
 
 import argparse
 import json
@@ -25,7 +25,18 @@ DEFAULT = 300_000  # libgomp's, for a thread a core
 
 def train(data: str, steps: int, spin: int, out: Path, n: int) -> list[float]:
     """Tokens per second of n runs at once."""
-    command = [sys.executable, str(ROOT / "train_clm.py"), "--model", "nano", "--data", data, "--limit", "300", "--context", "128"]
+    command = [
+        sys.executable,
+        str(ROOT / "train_clm.py"),
+        "--model",
+        "nano",
+        "--data",
+        data,
+        "--limit",
+        "300",
+        "--context",
+        "128",
+    ]
     command += ["--max-steps", str(steps), "--val-fraction", "0", "--save-every", "0"]
     env = os.environ | {"GOMP_SPINCOUNT": str(spin)}
     places = [out / f"{spin}-{n}-{k}" for k in range(n)]
@@ -39,7 +50,10 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", required=True)
     args = p.parse_args()
-    rows, result = [["spin", "alone (tokens/s)", "each of two", "share of alone"], ["---", "---:", "---:", "---:"]], {}
+    rows, result = (
+        [["spin", "alone (tokens/s)", "each of two", "share of alone"], ["---", "---:", "---:", "---:"]],
+        {},
+    )
     with tempfile.TemporaryDirectory() as out:
         for spin in (DEFAULT, 0, SPIN):
             (alone,) = train(args.data, 100, spin, Path(out), 1)

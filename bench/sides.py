@@ -1,12 +1,14 @@
-"""What the benchmarks against peers share: two sides that take turns, each in a process of its own, and the report.
+"""What the benchmarks against peers share: two sides that take turns, each in a process of its own, and the
+report.
 
-A benchmark has sides (`nanomed full`, `trainer full`, ...) and a function measure(side, args) that runs one of them and returns
+A benchmark has sides (`nanomed full`, `trainer full`, ...) and a function measure(side, args) that runs one
+of them and returns
 
     {"per_s": [what it did in a second, for each repeat that counts], "warm_up_s": seconds before them, "loss": of the same data}
 
-Processes take turns, every other round backwards, so that a machine that slows down slows both. Peak memory is that of the process
-(Linux's VmHWM, which an earlier, larger process does not lift). Nothing is reported unless both sides compute the same loss.
-"""
+Processes take turns, every other round backwards, so that a machine that slows down slows both. Peak memory
+is that of the process (Linux's VmHWM, which an earlier, larger process does not lift). Nothing is reported
+unless both sides compute the same loss."""
 
 import argparse
 import json
@@ -34,19 +36,37 @@ from nanomed.evaluation import tables  # noqa: E402
 from nanomed.memory import peak_rss, reuse_memory  # noqa: E402
 from nanomed.precision import resolve_dtype  # noqa: E402
 
-# Dense tensor-core peaks in bf16 (T4, V100: fp16) of the makers' data sheets, in TFLOP/s; the first name that the device's holds.
-PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "T4": 65, "V100": 125}
+# Dense tensor-core peaks in bf16 (T4, V100: fp16) of the makers' data sheets, in TFLOP/s; the first name that
+# the device's holds.
+PEAKS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10": 125,
+    "T4": 65,
+    "V100": 125,
+}
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "lm-eval")
 
 
 def parser(doc: str, sides: list[str]) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", help="directory (default: GPT-2 small's shape with random weights, written for the run)")
     p.add_argument(
-        "--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of both sides (default: as nanomed's)"
+        "--model", help="directory (default: GPT-2 small's shape with random weights, written for the run)"
+    )
+    p.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of both sides (default: as nanomed's)",
     )
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    p.add_argument("--sides", nargs="+", default=sides, choices=sides, metavar="SIDE", help=f"of: {', '.join(sides)}")
+    p.add_argument(
+        "--sides", nargs="+", default=sides, choices=sides, metavar="SIDE", help=f"of: {', '.join(sides)}"
+    )
     p.add_argument("--rounds", type=int, default=3, help="processes a side, taken in turn (default: 3)")
     p.add_argument("--repeats", type=int, default=3, help="that count, a process (default: 3)")
     p.add_argument("--json", metavar="FILE", help="write the last line to this file too")
@@ -55,8 +75,9 @@ def parser(doc: str, sides: list[str]) -> argparse.ArgumentParser:
 
 
 def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float, cost=None) -> None:
-    """Run the sides in turn and report. pairs: {what: (our side, their side)}; same_loss: the largest relative difference of the
-    two losses; cost(side, args, result): {"flops" or "bytes": of one unit}, for the share of what the machine can do."""
+    """Run the sides in turn and report. pairs: {what: (our side, their side)}; same_loss: the largest
+    relative difference of the two losses; cost(side, args, result): {"flops" or "bytes": of one unit}, for
+    the share of what the machine can do."""
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.device, args.dtype = device, resolve_dtype(args.dtype, torch.device(device))
     if args.one:
@@ -94,13 +115,26 @@ def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float,
                 for x, y in zip(results[us], results[them], strict=True)
             ]
             ratio[what] = {"speed": statistics.median(by_round), "memory": a["peak_gb"] / b["peak_gb"]}
-            print(f"{what}: {ratio[what]['speed']:.2f} times as fast in {ratio[what]['memory']:.2f} of the memory")
-            if a["loss"] is not None and b["loss"] is not None and abs(a["loss"] - b["loss"]) > same_loss * abs(b["loss"]):
+            print(
+                f"{what}: {ratio[what]['speed']:.2f} times as fast in {ratio[what]['memory']:.2f} of the"
+                " memory"
+            )
+            if (
+                a["loss"] is not None
+                and b["loss"] is not None
+                and abs(a["loss"] - b["loss"]) > same_loss * abs(b["loss"])
+            ):
                 apart.append(f"{us} has a loss of {a['loss']:.6f}, {them} of {b['loss']:.6f}")
     line = {"bench": bench, "ours": ours, "theirs": theirs, "ratio": ratio, "ceiling": limits}
-    line["share_of_ceiling"] = {side: s["share_of_ceiling"] for side, s in ours.items() if "share_of_ceiling" in s}
+    line["share_of_ceiling"] = {
+        side: s["share_of_ceiling"] for side, s in ours.items() if "share_of_ceiling" in s
+    }
     asked = {k: v for k, v in vars(args).items() if k not in ("one", "json", "sides", "model")}
-    line |= {"asked": asked, "machine": machine(device), "versions": {p: v for p in PACKAGES if (v := _version(p))}}
+    line |= {
+        "asked": asked,
+        "machine": machine(device),
+        "versions": {p: v for p in PACKAGES if (v := _version(p))},
+    }
     if apart:
         sys.exit("no result: the sides do not compute the same: " + "; ".join(apart))
     text = json.dumps(line)
@@ -110,8 +144,14 @@ def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float,
 
 
 def _process(side: str, args) -> dict:
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in ("one", "sides", "json") and v is not None]
-    out = subprocess.run([sys.executable, sys.argv[0], "--one", side, *flags], capture_output=True, text=True, cwd=os.getcwd())
+    flags = [
+        f"--{k.replace('_', '-')}={v}"
+        for k, v in vars(args).items()
+        if k not in ("one", "sides", "json") and v is not None
+    ]
+    out = subprocess.run(
+        [sys.executable, sys.argv[0], "--one", side, *flags], capture_output=True, text=True, cwd=os.getcwd()
+    )
     if out.returncode:
         sys.exit(f"{side}: {out.stderr[-3000:]}")
     return json.loads(out.stdout.splitlines()[-1])
@@ -130,7 +170,10 @@ def _summary(runs: list[dict], cost: dict, limits: dict) -> dict:
 
 
 def _table(sides: dict, unit: str) -> list[list[str]]:
-    rows = [["", f"{unit}/s", "lowest", "highest", "peak memory (GB)", "warm-up (s)", "of the ceiling"], ["---", *["---:"] * 6]]
+    rows = [
+        ["", f"{unit}/s", "lowest", "highest", "peak memory (GB)", "warm-up (s)", "of the ceiling"],
+        ["---", *["---:"] * 6],
+    ]
     for side, s in sides.items():
         low, high = s["per_s_range"]
         share = f"{s['share_of_ceiling']:.0%}" if "share_of_ceiling" in s else ""
@@ -147,8 +190,9 @@ def _table(sides: dict, unit: str) -> list[list[str]]:
 
 
 def ceiling(device: str, dtype: str) -> dict:
-    """What the machine can do at best, measured: a matrix product of 4,096 x 4,096 in the dtype, and reading 1 GB of weights, which
-    is what writing one token at a time comes down to. The best of several tries each."""
+    """What the machine can do at best, measured: a matrix product of 4,096 x 4,096 in the dtype, and reading
+    1 GB of weights, which is what writing one token at a time comes down to. The best of several tries each.
+    """
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     n, big = 4096, 250_000_000
     a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
@@ -166,14 +210,23 @@ def ceiling(device: str, dtype: str) -> dict:
 
     found = {"flops_per_s": 2 * n**3 / best(lambda: a @ b, 6), "bytes_per_s": 4 * big / best(weights.sum, 6)}
     if device == "cuda" and dtype != "fp32":
-        found["peak_tflops"] = next((t for name, t in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+        found["peak_tflops"] = next(
+            (t for name, t in PEAKS.items() if name in torch.cuda.get_device_name()), None
+        )
     return found
 
 
 def machine(device: str) -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    out = {"platform": platform.platform(), "processor": name, "capability": torch.backends.cpu.get_cpu_capability()}
+    name = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    out = {
+        "platform": platform.platform(),
+        "processor": name,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
     if device == "cuda":
         out["gpu"] = torch.cuda.get_device_name()
     return out | {"threads": torch.get_num_threads(), "python": platform.python_version()}

@@ -3,10 +3,10 @@
     python bench/train.py                          GPT-2 small's shape, 8 x 512 random tokens an update
     python bench/train.py --model runs/models/smollm2-135m
 
-The Trainer runs as it comes (with the dropout of the model's config) and without dropout, as nanomed does; nanomed eager and with
---compile. Both sides: the same weights, tokens and dtype, AdamW, clipping. An update is the loop's own: nanomed's fit(), Trainer's
-train(). Two updates warm up (the second because memory is first taken in the first), compilation is in them.
-"""
+The Trainer runs as it comes (with the dropout of the model's config) and without dropout, as nanomed does;
+nanomed eager and with --compile. Both sides: the same weights, tokens and dtype, AdamW, clipping. An update
+is the loop's own: nanomed's fit(), Trainer's train(). Two updates warm up (the second because memory is first
+taken in the first), compilation is in them."""
 
 import json
 import tempfile
@@ -17,7 +17,9 @@ import sides
 import torch
 
 WHAT = ("full", "lora")
-SIDES = [f"{who} {what}" for what in WHAT for who in ("nanomed", "nanomed-compile", "trainer", "trainer-nodropout")]
+SIDES = [
+    f"{who} {what}" for what in WHAT for who in ("nanomed", "nanomed-compile", "trainer", "trainer-nodropout")
+]
 WARM_UP = 2
 
 
@@ -36,12 +38,20 @@ def main():
 
 def measure(side: str, args) -> dict:
     who, what = side.split()
-    ids = torch.randint(0, sides.on_meta(args.model).config.vocab_size, (WARM_UP + args.repeats, args.batch_size, args.context))
+    ids = torch.randint(
+        0,
+        sides.on_meta(args.model).config.vocab_size,
+        (WARM_UP + args.repeats, args.batch_size, args.context),
+    )
     run = trainer if who.startswith("trainer") else ours
     seconds, loss = run(who, args, ids, what == "lora")
     comparable = None if who == "trainer" else loss  # dropout makes it another loss
     tokens = args.batch_size * args.context
-    return {"per_s": [tokens / s for s in seconds[WARM_UP:]], "warm_up_s": sum(seconds[:WARM_UP]), "loss": comparable}
+    return {
+        "per_s": [tokens / s for s in seconds[WARM_UP:]],
+        "warm_up_s": sum(seconds[:WARM_UP]),
+        "loss": comparable,
+    }
 
 
 def cost(side: str, args, result) -> dict:
@@ -83,7 +93,11 @@ def trainer(who, args, ids, lora):
     import transformers
 
     transformers.logging.set_verbosity_error()
-    off = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "attention_dropout": 0.0} if who == "trainer-nodropout" else {}
+    off = (
+        {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "attention_dropout": 0.0}
+        if who == "trainer-nodropout"
+        else {}
+    )
     known = transformers.AutoConfig.from_pretrained(args.model).to_dict()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         args.model, dtype=torch.float32, **{k: v for k, v in off.items() if k in known}
@@ -108,7 +122,8 @@ def trainer(who, args, ids, lora):
     labels = ids.clone()
     labels[..., 0] = -100  # nothing predicts it, but the Trainer divides by all labels that it is given
     rows = [
-        {"input_ids": row, "labels": row_labels} for row, row_labels in zip(ids.flatten(0, 1), labels.flatten(0, 1), strict=True)
+        {"input_ids": row, "labels": row_labels}
+        for row, row_labels in zip(ids.flatten(0, 1), labels.flatten(0, 1), strict=True)
     ]
     with tempfile.TemporaryDirectory() as out:
         settings = transformers.TrainingArguments(

@@ -1,15 +1,16 @@
-"""Does phase 3 profit from phase 2? Classifiers on a base model and on an adapted one, several seeds, against TF-IDF.
+"""Does phase 3 profit from phase 2? Classifiers on a base model and on an adapted one, several seeds, against
+TF-IDF.
 
     python bench/transfer.py --models base=M adapted=DIR --out runs/transfer \
         --sets hallmarks=HoC/train.jsonl,HoC/dev.jsonl,HoC/test.jsonl topics=Abstracts/train.jsonl,,Abstracts/test.jsonl
 
-Of each set: the texts to train on, to validate on (empty: a share of the first), to test on; rows {text, label or labels}. For
-every model and set the learning rate is the one of --rates that was best on the validation (macro-F1, all texts, seed 0), so
-that nothing is chosen on the test. With it, classifiers are trained on all texts and on --sizes of them, drawn by seed (each
-label at least once), one a seed; each is measured on the test beside TF-IDF with logistic regression on the same texts. Writes
-transfer.json, transfer.md and transfer.png (the curves) into DIR. Runs that are done are not done again. --frozen asks instead
-what the models know as they are, in minutes on a CPU.
-"""
+Of each set: the texts to train on, to validate on (empty: a share of the first), to test on; rows {text,
+label or labels}. For every model and set the learning rate is the one of --rates that was best on the
+validation (macro-F1, all texts, seed 0), so that nothing is chosen on the test. With it, classifiers are
+trained on all texts and on --sizes of them, drawn by seed (each label at least once), one a seed; each is
+measured on the test beside TF-IDF with logistic regression on the same texts. Writes transfer.json,
+transfer.md and transfer.png (the curves) into DIR. Runs that are done are not done again. --frozen asks
+instead what the models know as they are, in minutes on a CPU."""
 
 import argparse
 import json
@@ -35,13 +36,20 @@ def main():
     p.add_argument("--sizes", type=int, nargs="*", default=[32, 128, 512])
     p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     p.add_argument("--rates", nargs="*", default=["2e-5", "5e-5", "1e-4"])
-    p.add_argument("--epochs", type=int, default=6, help="of all texts; smaller sizes get as many as make --least updates")
+    p.add_argument(
+        "--epochs",
+        type=int,
+        default=6,
+        help="of all texts; smaller sizes get as many as make --least updates",
+    )
     p.add_argument("--least", type=int, default=100)
     p.add_argument("--batch-size", type=int, default=16)
     p.add_argument("--context", type=int, default=512)
     p.add_argument("--jobs", type=int, default=1, help="runs at once")
     p.add_argument(
-        "--frozen", action="store_true", help="no classifier is trained: logistic regression on the frozen models' mean states"
+        "--frozen",
+        action="store_true",
+        help="no classifier is trained: logistic regression on the frozen models' mean states",
     )
     p.add_argument("--strength", type=float, default=0.01, help="C of that regression (default 0.01)")
     p.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="flags for every train_cls.py")
@@ -60,11 +68,36 @@ def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
 
     def train(model, data, validation, test, where, rate, seed, n):
         updates = max(args.least, args.epochs * -(-n // args.batch_size))
-        flags = ["--lr", rate, "--max-steps", updates, "--batch-size", args.batch_size, "--context", args.context]
+        flags = [
+            "--lr",
+            rate,
+            "--max-steps",
+            updates,
+            "--batch-size",
+            args.batch_size,
+            "--context",
+            args.context,
+        ]
         held = ["--exclude", Path(test).resolve()]
-        val = ["--val-data", Path(validation).resolve()] if validation else ["--val-fraction", 0.15 if seed is None else 0]
+        val = (
+            ["--val-data", Path(validation).resolve()]
+            if validation
+            else ["--val-fraction", 0.15 if seed is None else 0]
+        )
         quiet = ["--seed", seed or 0, "--eval-every", 10**6, "--save-every", 0, "--resume", *args.more]
-        return [ROOT / "train_cls.py", "--model", model, "--data", data, "--out", where, *flags, *held, *val, *quiet]
+        return [
+            ROOT / "train_cls.py",
+            "--model",
+            model,
+            "--data",
+            data,
+            "--out",
+            where,
+            *flags,
+            *held,
+            *val,
+            *quiet,
+        ]
 
     rates, jobs = {}, {}
     for s, (data, validation, test) in sets.items():
@@ -79,25 +112,45 @@ def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
     for s in sets:
         for m in models:
             found = {
-                r: json.loads((out / f"rate-{s}-{m}-{r}.json").read_text())["classification"]["model"]["macro_f1"]
+                r: json.loads((out / f"rate-{s}-{m}-{r}.json").read_text())["classification"]["model"][
+                    "macro_f1"
+                ]
                 for r in args.rates
             }
             rates[s, m] = max(found, key=found.get)
             print(
-                f"{s}, {m}: validation macro-F1 {', '.join(f'{r} {v:.3f}' for r, v in found.items())}; chosen {rates[s, m]}",
+                f"{s}, {m}: validation macro-F1 {', '.join(f'{r} {v:.3f}' for r, v in found.items())}; chosen"
+                f" {rates[s, m]}",
                 flush=True,
             )
     jobs, points = {}, []
     for s, (data, _, test) in sets.items():
         for size in [*args.sizes, 0]:
             for seed in args.seeds:
-                part = subset(Path(data), size, seed, out / f"{s}-{size}-{seed}.jsonl") if size else Path(data).resolve()
+                part = (
+                    subset(Path(data), size, seed, out / f"{s}-{size}-{seed}.jsonl")
+                    if size
+                    else Path(data).resolve()
+                )
                 n = len(part.read_text().splitlines())
                 for m, model in models.items():
                     where = out / f"{s}-{m}-{size or 'all'}-{seed}"
                     result = Path(f"{where}.json")
-                    measured = [ROOT / "eval.py", "cls", "--model", where, "--data", Path(test).resolve(), "--json", result]
-                    commands = [train(model, part, "", test, where, rates[s, m], seed, n), measured, without_weights(where)]
+                    measured = [
+                        ROOT / "eval.py",
+                        "cls",
+                        "--model",
+                        where,
+                        "--data",
+                        Path(test).resolve(),
+                        "--json",
+                        result,
+                    ]
+                    commands = [
+                        train(model, part, "", test, where, rates[s, m], seed, n),
+                        measured,
+                        without_weights(where),
+                    ]
                     jobs[result] = commands
                     points.append((s, m, n, seed, result))
     run_all(jobs, args.jobs)
@@ -115,7 +168,8 @@ def fine_tuned(args, out: Path, models: dict, sets: dict) -> list[dict]:
 
 
 def frozen(args, out: Path, models: dict, sets: dict) -> list[dict]:
-    """What the models know before anything is trained: logistic regression on their mean states, standardised."""
+    """What the models know before anything is trained: logistic regression on their mean states,
+    standardised."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
@@ -130,11 +184,16 @@ def frozen(args, out: Path, models: dict, sets: dict) -> list[dict]:
     for m, model in models.items():
         o = open_model(model)
         for s, (data, _, test) in sets.items():
-            whole, tested = (read_labelled([(f, None)], "text", "label,labels", None, False) for f in (data, test))
+            whole, tested = (
+                read_labelled([(f, None)], "text", "label,labels", None, False) for f in (data, test)
+            )
             held = {item.text for item in tested.items}
             items = [item for item in whole.items if item.text not in held]
             labels, multi = whole.names(), whole.multi_label
-            x, y = (passage_embeddings(o, [i.text for i in side], args.context, 16) for side in (items, tested.items))
+            x, y = (
+                passage_embeddings(o, [i.text for i in side], args.context, 16)
+                for side in (items, tested.items)
+            )
             targets, right = (targets_of(side, labels, multi) for side in (items, tested.items))
             texts = [item.text for item in tested.items]
             for size in [*args.sizes, 0]:
@@ -143,15 +202,30 @@ def frozen(args, out: Path, models: dict, sets: dict) -> list[dict]:
                     random.Random(seed).shuffle(rows)
                     rows = each_label_first(rows, lambda k, items=items: set(items[k].labels))[: size or None]
                     regression = LogisticRegression(max_iter=2000, C=args.strength, class_weight="balanced")
-                    head = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi else regression)
+                    head = make_pipeline(
+                        StandardScaler(), OneVsRestClassifier(regression) if multi else regression
+                    )
                     probs = head.fit(x[rows], targets[rows]).predict_proba(y)
-                    tfidf = baselines.tfidf_baseline([items[k].text for k in rows], targets[rows], texts, len(labels))
+                    tfidf = baselines.tfidf_baseline(
+                        [items[k].text for k in rows], targets[rows], texts, len(labels)
+                    )
                     a, b = (metrics.classification(p, right, labels) for p in (probs, tfidf))
                     kept = {"set": s, "model": m, "texts": len(rows), "seed": seed, "rate": "frozen"}
-                    kept |= {"macro_f1": a["macro_f1"], "macro_f1_ci95": a["macro_f1_ci95"], "tfidf": b["macro_f1"]}
-                    kept |= {"tfidf_ci95": b["macro_f1_ci95"], "against_tfidf": metrics.paired(probs, tfidf, right)}
+                    kept |= {
+                        "macro_f1": a["macro_f1"],
+                        "macro_f1_ci95": a["macro_f1_ci95"],
+                        "tfidf": b["macro_f1"],
+                    }
+                    kept |= {
+                        "tfidf_ci95": b["macro_f1_ci95"],
+                        "against_tfidf": metrics.paired(probs, tfidf, right),
+                    }
                     found.append(kept)
-                    print(f"{s}, {m}, {len(rows)} texts, seed {seed}: {a['macro_f1']:.3f}, TF-IDF {b['macro_f1']:.3f}", flush=True)
+                    print(
+                        f"{s}, {m}, {len(rows)} texts, seed {seed}: {a['macro_f1']:.3f}, TF-IDF"
+                        f" {b['macro_f1']:.3f}",
+                        flush=True,
+                    )
     return found
 
 
@@ -165,7 +239,8 @@ def each_label_first(rows: list, labels_of) -> list:
 
 
 def subset(data: Path, size: int, seed: int, path: Path) -> Path:
-    """`size` rows drawn at random, each label at least once: rows are taken in a random order, those first that bring a new one."""
+    """`size` rows drawn at random, each label at least once: rows are taken in a random order, those first
+    that bring a new one."""
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     random.Random(seed).shuffle(rows)
 
@@ -179,9 +254,13 @@ def subset(data: Path, size: int, seed: int, path: Path) -> Path:
 
 
 def as_table(found: list[dict]) -> str:
-    """A row a set, size and model: macro-F1 on the test, mean over seeds [lowest, highest], beside TF-IDF's."""
+    """A row a set, size and model: macro-F1 on the test, mean over seeds [lowest, highest], beside
+    TF-IDF's."""
     lines = [
-        "| set | texts | model | rate | macro-F1, mean [lowest, highest] | TF-IDF | difference [95 %] of each seed |",
+        (
+            "| set | texts | model | rate | macro-F1, mean [lowest, highest] | TF-IDF | difference [95 %] of"
+            " each seed |"
+        ),
         "|---|---:|---|---|---:|---:|---|",
     ]
     for key in dict.fromkeys((f["set"], f["texts"], f["model"]) for f in found):
@@ -189,11 +268,15 @@ def as_table(found: list[dict]) -> str:
         values, tfidf = [f["macro_f1"] for f in runs], [f["tfidf"] for f in runs]
         pairs = [f["against_tfidf"] for f in runs]
         differences = "; ".join(
-            f"{d['difference']:+.3f} [{d['difference_ci95'][0]:+.3f}, {d['difference_ci95'][1]:+.3f}]" for d in pairs
+            f"{d['difference']:+.3f} [{d['difference_ci95'][0]:+.3f}, {d['difference_ci95'][1]:+.3f}]"
+            for d in pairs
         )
         s, n, m = key
         mean = f"{statistics.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
-        lines.append(f"| {s} | {n:,} | {m} | {runs[0]['rate']} | {mean} | {statistics.mean(tfidf):.3f} | {differences} |")
+        lines.append(
+            f"| {s} | {n:,} | {m} | {runs[0]['rate']} | {mean} | {statistics.mean(tfidf):.3f} |"
+            f" {differences} |"
+        )
     return "\n".join(lines)
 
 
@@ -210,7 +293,9 @@ def draw(found: list[dict], path: Path) -> None:
             sizes = sorted({f["texts"] for f in mine})
             values = [[f[key] for f in mine if f["texts"] == n] for n in sizes]
             ax.plot(sizes, [statistics.mean(v) for v in values], "o-", color=colour, label=name, ms=4)
-            ax.fill_between(sizes, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0)
+            ax.fill_between(
+                sizes, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
+            )
         ax.set_xscale("log")
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
         ax.minorticks_off()

@@ -2,8 +2,7 @@
 
     python bench/where.py [--model DIR] [--lora] [--batch-size 8] [--context 512]
 
-Every operator's own time, summed by what it is for. The last line is JSON.
-"""
+Every operator's own time, summed by what it is for. The last line is JSON."""
 
 import argparse
 import json
@@ -35,7 +34,14 @@ PARTS = {
     "clipping": ("_foreach_norm", "_foreach_mul", "linalg_vector_norm", "aten::norm"),
     "layer norm": ("layer_norm",),
     "GELU, SiLU": ("gelu", "silu"),
-    "sums (biases, norms, tiles)": ("aten::sum", "aten::mean", "aten::add_", "aten::add", "aten::rsqrt", "aten::pow"),
+    "sums (biases, norms, tiles)": (
+        "aten::sum",
+        "aten::mean",
+        "aten::add_",
+        "aten::add",
+        "aten::rsqrt",
+        "aten::pow",
+    ),
     "embedding": ("embedding",),
     "new and zeroed memory": ("aten::zero_", "aten::fill_", "aten::empty", "aten::zeros"),
 }
@@ -43,7 +49,9 @@ PARTS = {
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", help="directory (default: GPT-2 small's shape with random weights, written for the run)")
+    p.add_argument(
+        "--model", help="directory (default: GPT-2 small's shape with random weights, written for the run)"
+    )
     p.add_argument("--lora", action="store_true")
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--context", type=int, default=512)
@@ -75,20 +83,30 @@ def main():
     on_gpu = device.type == "cuda"
     # The profiler's own notes take memory too: where it begins, what it times would be pages that are new.
     plan = schedule(wait=0, warmup=UPDATES, active=UPDATES, repeat=1)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], schedule=plan) as found:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], schedule=plan
+    ) as found:
         for _ in range(2 * UPDATES):
             update()
             found.step()
     spent = Counter()
     for event in found.key_averages():
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        part = next((part for part, words in PARTS.items() if any(word in event.key for word in words)), "the rest")
+        part = next(
+            (part for part, words in PARTS.items() if any(word in event.key for word in words)), "the rest"
+        )
         spent[part] += own / UPDATES / 1e3
     total = sum(spent.values())
     rows = [["part", "ms", "share"], ["---", "---:", "---:"]]
     rows += [[part, f"{ms:,.0f}", f"{ms / total:.0%}"] for part, ms in spent.most_common()]
     print(sides.tables.text_table([*rows, ["together", f"{total:,.0f}", ""]]))
-    line = {"bench": "where", "ms": dict(spent), "dtype": dtype, "lora": args.lora, "machine": sides.machine(device.type)}
+    line = {
+        "bench": "where",
+        "ms": dict(spent),
+        "dtype": dtype,
+        "lora": args.lora,
+        "machine": sides.machine(device.type),
+    }
     print(json.dumps(line | {"versions": {"torch": torch.__version__}}))
 
 

@@ -1,3 +1,4 @@
-"""nanomed: GPT-2, GPT-Neo and Llama, LoRA, a training loop and a perplexity evaluator, hand-written in plain PyTorch."""
+"""nanomed: GPT-2, GPT-Neo and Llama, LoRA, a training loop and a perplexity evaluator, hand-written in plain
+PyTorch."""
 
 __version__ = "0.1.0"

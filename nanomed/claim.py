@@ -1,8 +1,9 @@
-"""A folder that one process fills while others wait, and that is known for a leftover once that process is gone.
+"""A folder that one process fills while others wait, and that is known for a leftover once that process is
+gone.
 
-In it lies a file `lock`, which its holder keeps locked (flock): the kernel takes the lock back when the process ends, however
-it ends. A locked folder has a living owner, on whatever machine; no process number has to be asked after.
-"""
+In it lies a file `lock`, which its holder keeps locked (flock): the kernel takes the lock back when the
+process ends, however it ends. A locked folder has a living owner, on whatever machine; no process number has
+to be asked after."""
 
 import fcntl
 import os
@@ -23,12 +24,15 @@ OLD = 24 * 3600  # seconds; a leftover without a lock could be one whose owner i
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process alone, made if need be; wait while another holds it. What a killed process left in it is
-    still there. The holder may rename it to where it belongs; otherwise it is removed at the end. Raises OSError."""
+    """Hold `folder` for this process alone, made if need be; wait while another holds it. What a killed
+    process left in it is still there. The holder may rename it to where it belongs; otherwise it is removed
+    at the end. Raises OSError."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # a file or a dead link is there, or a folder was until just now: then once more
+        except (
+            FileExistsError
+        ):  # a file or a dead link is there, or a folder was until just now: then once more
             if _is_no_folder(folder):
                 raise
             continue
@@ -40,9 +44,15 @@ def claimed(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{folder}: waiting for another process, which is at work there", file=sys.stderr, flush=True)
+                print(
+                    f"{folder}: waiting for another process, which is at work there",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_in(lock, folder):  # renamed or removed by its last holder, with the lock that was waited for
+            if not _is_in(
+                lock, folder
+            ):  # renamed or removed by its last holder, with the lock that was waited for
                 continue
             try:
                 yield
@@ -53,8 +63,9 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def sweep(folders: Iterable[Path], files: tuple[str, ...]) -> None:
-    """Remove those of `folders` that nobody holds, if they have nothing but `files` in them, under these names or temporary
-    ones made of them. One without a lock is taken for a leftover once it is a day old. What cannot be removed stays."""
+    """Remove those of `folders` that nobody holds, if they have nothing but `files` in them, under these
+    names or temporary ones made of them. One without a lock is taken for a leftover once it is a day old.
+    What cannot be removed stays."""
     for folder in folders:
         try:
             if not all(p.name == LOCK or any(name in p.name for name in files) for p in folder.iterdir()):
@@ -71,9 +82,10 @@ def sweep(folders: Iterable[Path], files: tuple[str, ...]) -> None:
 
 
 def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
-    """What read(directory) gives of a folder of the cache; where that is None (it is not there, or damaged), fill(folder) makes it
-    anew under the name KIND-..., in one process while others wait, and it gets its own name once it is whole. files: what is in
-    it. Raises OSError if it cannot be written, and what `fill` raises."""
+    """What read(directory) gives of a folder of the cache; where that is None (it is not there, or damaged),
+    fill(folder) makes it anew under the name KIND-..., in one process while others wait, and it gets its own
+    name once it is whole. files: what is in it. Raises OSError if it cannot be written, and what `fill`
+    raises."""
     found = read(directory)
     if found is not None:
         return found
@@ -82,7 +94,9 @@ def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
     with claimed(unfinished):
         if read(directory) is None:  # another process may have been faster
             fill(unfinished)
-            shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)  # a damaged one
+            (
+                shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)
+            )  # a damaged one
             os.replace(unfinished, directory)
             (directory / LOCK).unlink(missing_ok=True)
             sync_directory(directory.parent)
@@ -108,7 +122,8 @@ def _is_no_folder(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Under another name: else a process that comes to claim the folder could begin in what is being removed."""
+    """Under another name: else a process that comes to claim the folder could begin in what is being
+    removed."""
     gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     try:
         os.rename(folder, gone)

@@ -1,4 +1,5 @@
-"""What the scripts share on the command line: their parser, presets from a recipe, and how they end. Their flags: flags.py."""
+"""What the scripts share on the command line: their parser, presets from a recipe, and how they end. Their
+flags: flags.py."""
 
 import argparse
 import difflib
@@ -43,10 +44,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}{self._nearest(message)} (--help lists the flags)")
 
     def _nearest(self, message: str) -> str:
-        """For a flag that nobody knows: the known one that is most like it. argparse complains of what is missing first."""
+        """For a flag that nobody knows: the known one that is most like it. argparse complains of what is
+        missing first."""
         flags = list(self._option_string_actions)
         for action in self._actions:  # of a command, its own
-            if isinstance(action, argparse._SubParsersAction) and sys.argv[1:2] and sys.argv[1] in action.choices:
+            if (
+                isinstance(action, argparse._SubParsersAction)
+                and sys.argv[1:2]
+                and sys.argv[1] in action.choices
+            ):
                 flags += action.choices[sys.argv[1]]._option_string_actions
         if not message.startswith(("unrecognized", "the following arguments are required")):
             return ""
@@ -71,8 +77,7 @@ class Several(argparse.Action):
 def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
     """Parse the command line; a recipe given with --config presets flags through its section `[phase]`.
 
-    Raises UserError for an unknown key of that section, or a value that the flag would not take.
-    """
+    Raises UserError for an unknown key of that section, or a value that the flag would not take."""
     pre = Parser(add_help=False)
     pre.add_argument("--config")
     path = pre.parse_known_args()[0].config
@@ -95,7 +100,9 @@ def _preset(parser, section: dict, where: str) -> None:
         action = flags.get(key.replace("-", "_"))
         if action is None:
             near = difflib.get_close_matches(key, [f.replace("_", "-") for f in flags], 1)
-            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise UserError(
+                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise UserError(f"{where}: {key} must be true or false")
@@ -124,8 +131,8 @@ def _one_of_several(main):
 
 
 def execute(main, name: str | None = None) -> None:
-    """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2 what the user can mend
-    (one line), 128 + n after a signal, 1 a bug."""
+    """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2
+    what the user can mend (one line), 128 + n after a signal, 1 a bug."""
     for sig in STOPS:
         signal.signal(sig, _interrupt)
     open_streams()
@@ -151,7 +158,9 @@ def _find_home() -> None:
     try:
         Path.home()
     except RuntimeError:
-        os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}" / "huggingface"))
+        os.environ.setdefault(
+            "HF_HOME", str(Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}" / "huggingface")
+        )
 
 
 def _said(kind, error, trace):
@@ -166,7 +175,8 @@ sys.excepthook = _said
 
 
 def _interrupt(signum, frame):
-    """End in order; but at once while modules are imported: an exception in the midst of a library's start can abort it."""
+    """End in order; but at once while modules are imported: an exception in the midst of a library's start
+    can abort it."""
     while frame:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
@@ -186,9 +196,14 @@ def _ignore_signals() -> None:
 
 
 def _one_line(text: str) -> str:
-    """Of bearable length, and without what would give orders to a terminal: names and values in it may come from anywhere."""
+    """Of bearable length, and without what would give orders to a terminal: names and values in it may come
+    from anywhere."""
     text = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
-    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE * 2 // 3]} ... {text[-LONGEST_LINE // 3 :]}"
+    return (
+        text
+        if len(text) <= LONGEST_LINE
+        else f"{text[: LONGEST_LINE * 2 // 3]} ... {text[-LONGEST_LINE // 3 :]}"
+    )
 
 
 def _explain(error: BaseException, name: str) -> int:

@@ -19,8 +19,9 @@ def shown(path: Path) -> str:
 
 
 def run(command: list) -> None:
-    """Print a command, `train_clm.py --model ...` say, and run it in the project's directory. Ctrl-C and SIGTERM reach it, and it
-    is waited for, since a training saves before it ends. Raises Interrupted then, and UserError if it does not end well."""
+    """Print a command, `train_clm.py --model ...` say, and run it in the project's directory. Ctrl-C and
+    SIGTERM reach it, and it is waited for, since a training saves before it ends. Raises Interrupted then,
+    and UserError if it does not end well."""
     command = [str(word) for word in command]
     print(f"$ python {shlex.join(command)}", flush=True)
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT)

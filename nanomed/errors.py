@@ -9,7 +9,8 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_I
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit status 2."""
+    """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit
+    status 2."""
 
 
 class Unencodable(UserError):
@@ -25,6 +26,10 @@ class Interrupted(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and numpy have a class for it (PyTorch's by its name: who never came to load it does not do so here); PyTorch's CPU
-    allocator raises a plain RuntimeError."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    """CUDA and numpy have a class for it (PyTorch's by its name: who never came to load it does not do so
+    here); PyTorch's CPU allocator raises a plain RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in str(error)
+    )

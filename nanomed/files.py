@@ -1,5 +1,5 @@
-"""Files that are read with a clear error and written whole or not at all; what may be written where; and a directory that one
-process has to itself."""
+"""Files that are read with a clear error and written whole or not at all; what may be written where; and a
+directory that one process has to itself."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,9 @@ PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_c
     vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template* template.json run.json held_out.json
     summary.json metrics.jsonl loss.png nanomed.json""".split()
 
-_pipes = {}  # path: the open end of a named pipe that a result is to go into; without it its reader would see the end at once
+# path: the open end of a named pipe that a result is to go into; without it its reader would see the end at
+# once
+_pipes = {}
 _locks = {}  # path: the open file's number; a lock lasts as long as that
 _made = []  # directories that were not there before they were locked
 
@@ -39,7 +41,8 @@ def read_json(path: Path):
 
 
 def parse_json(text: str, where):
-    """The value of a text that stands in the file, or the line, `where`. Raises UserError if it is no JSON."""
+    """The value of a text that stands in the file, or the line, `where`. Raises UserError if it is no
+    JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -47,7 +50,8 @@ def parse_json(text: str, where):
 
 
 def read_toml(path: Path) -> dict:
-    """Raises UserError for a file that is no TOML; OSError for one that cannot be read: who asks for it knows what would do."""
+    """Raises UserError for a file that is no TOML; OSError for one that cannot be read: who asks for it knows
+    what would do."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -58,14 +62,17 @@ def read_object(path: Path) -> dict:
     """read_json() of a file that must hold an object. Raises UserError if it holds anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
-        kind = {type(None): "null", str: "text", bool: "true or false", list: "a list"}.get(type(value), "a number")
+        kind = {type(None): "null", str: "text", bool: "true or false", list: "a list"}.get(
+            type(value), "a number"
+        )
         raise UserError(f"{path}: must hold a JSON object, not {kind}")
     return value
 
 
 def typed(kind, value, where):
-    """A value read from the file `where` (or a part of it, as its name says), as a `kind`: a dataclass, whose other keys are left
-    out, or a type. Raises UserError that names the key, what should stand there and what does."""
+    """A value read from the file `where` (or a part of it, as its name says), as a `kind`: a dataclass, whose
+    other keys are left out, or a type. Raises UserError that names the key, what should stand there and what
+    does."""
     import msgspec
 
     try:
@@ -75,12 +82,14 @@ def typed(kind, value, where):
     except msgspec.ValidationError as e:
         what, _, key = str(e).partition(" - at `$")
         key = key.strip("`").lstrip(".")
-        raise UserError(f"{where}: {key + ': ' if key else ''}{what[:1].lower()}{what[1:]}".replace("`", "")) from e
+        raise UserError(
+            f"{where}: {key + ': ' if key else ''}{what[:1].lower()}{what[1:]}".replace("`", "")
+        ) from e
     except (RecursionError, UnicodeError) as e:
         raise UserError(f"{where}: {e}") from e
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def write_json(value, path: Path) -> None:
@@ -97,8 +106,9 @@ def finite(value):
 
 
 def write_text(text: str, path: Path) -> None:
-    """A device or a named pipe is written in place, and what the program prints to is printed to; all else is replaced. Of a file's
-    name that is not UTF-8, an odd byte is written as \\udcff, which JSON reads as what Python holds for it."""
+    """A device or a named pipe is written in place, and what the program prints to is printed to; all else is
+    replaced. Of a file's name that is not UTF-8, an odd byte is written as \\udcff, which JSON reads as what
+    Python holds for it."""
     if not _in_place(path):
         replace_file(path, lambda tmp: tmp.write_text(text, encoding="utf-8", errors="backslashreplace"))
         return
@@ -116,7 +126,8 @@ def _in_place(path: Path) -> bool:
 
 
 def _stream(path: Path):
-    """sys.stdout or sys.stderr, if `path` is another name for it (/dev/stdout, say); as a context that leaves it open."""
+    """sys.stdout or sys.stderr, if `path` is another name for it (/dev/stdout, say); as a context that leaves
+    it open."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         with contextlib.suppress(OSError):  # it is closed
             if os.path.samestat(os.stat(path), os.fstat(number)):
@@ -125,15 +136,17 @@ def _stream(path: Path):
 
 
 def replace_file(path: Path, write) -> None:
-    """Write beside `path` (or beside what it links to), force it to the disk, then rename over it: a reader sees the old
-    file or the new one, and a full disk or a lost power supply costs the new one only."""
+    """Write beside `path` (or beside what it links to), force it to the disk, then rename over it: a reader
+    sees the old file or the new one, and a full disk or a lost power supply costs the new one only."""
     path, tmp = Path(os.path.realpath(path)), None
     try:
         _sweep(path.parent)
         tmp = make_temporary(path.parent)
         write(tmp / path.name)
         (tmp / "new").touch()
-        os.chmod(tmp / path.name, (tmp / "new").stat().st_mode)  # as any new file's; safetensors makes its own for the owner alone
+        os.chmod(
+            tmp / path.name, (tmp / "new").stat().st_mode
+        )  # as any new file's; safetensors makes its own for the owner alone
         with open(tmp / path.name, "rb") as f:
             os.fsync(f.fileno())
         os.replace(tmp / path.name, path)
@@ -146,8 +159,8 @@ def replace_file(path: Path, write) -> None:
 
 
 def make_temporary(directory: Path) -> Path:
-    """A directory of this process's own, so that whatever is left of it can be told from a file of the user's:
-    safetensors too makes a temporary file of its own, beside the one that it was asked for."""
+    """A directory of this process's own, so that whatever is left of it can be told from a file of the
+    user's: safetensors too makes a temporary file of its own, beside the one that it was asked for."""
     return Path(tempfile.mkdtemp(dir=directory, prefix=f"{PASSING}{platform.node()}-{os.getpid()}-"))
 
 
@@ -179,12 +192,13 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-# --- what may be written where ----------------------------------------------------------------------------------------
+# --- what may be written where ------------------------------------------------------------------------------
 
 
 def check_output(name, inputs=(), flag: str = "--json") -> None:
-    """Refuse a result file before the work that it is to hold is done. inputs: the files that this command reads, and the
-    directories of its models. Raises UserError if the file is one of them, or could not be written."""
+    """Refuse a result file before the work that it is to hold is done. inputs: the files that this command
+    reads, and the directories of its models. Raises UserError if the file is one of them, or could not be
+    written."""
     path, target = Path(name), Path(os.path.realpath(name))
     if not str(name).strip():
         raise UserError(f"{flag} {name}: name a file")
@@ -197,8 +211,12 @@ def check_output(name, inputs=(), flag: str = "--json") -> None:
         new_part = i.is_dir() and os.path.realpath(i) == str(target.parent) and is_part(target.name)
         if new_part or any(f.exists() and path.exists() and f.samefile(path) for f in parts):
             raise UserError(f"{flag} {name}: this command reads {i}; name a file that is no part of it")
-    if is_part(target.name) and any((target.parent / f).exists() for f in ("config.json", "adapter_config.json", "run.json")):
-        raise UserError(f"{flag} {name}: a model or a run lies there, of which it would be a part; choose another name")
+    if is_part(target.name) and any(
+        (target.parent / f).exists() for f in ("config.json", "adapter_config.json", "run.json")
+    ):
+        raise UserError(
+            f"{flag} {name}: a model or a run lies there, of which it would be a part; choose another name"
+        )
     needed = [path] if _in_place(path) else [target.parent, *([path] if path.exists() else [])]
     if path.is_fifo() and path not in _pipes:
         try:
@@ -218,7 +236,9 @@ def check_directory(name, flag: str = "--out") -> None:
     there = next(p for p in (path, *Path(os.path.abspath(path)).parents) if os.path.lexists(p))
     if not there.is_dir():
         what = "a file" if there.exists() else f"a link to {os.readlink(there)}, which is not there"
-        raise UserError(f"{flag} {name}: {'it' if there == path else there} is {what}; choose another directory")
+        raise UserError(
+            f"{flag} {name}: {'it' if there == path else there} is {what}; choose another directory"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {name}: no permission to write {there}")
 
@@ -226,7 +246,11 @@ def check_directory(name, flag: str = "--out") -> None:
 def check_name(name: str, where) -> None:
     """Raises UserError for a name, said in the file or section `where`, that cannot become a file's."""
     if not name.isprintable() or not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
-        raise UserError(f"{where!r}: a name becomes a file's" if not name.isprintable() else f"{where}: a name becomes a file's")
+        raise UserError(
+            f"{where!r}: a name becomes a file's"
+            if not name.isprintable()
+            else f"{where}: a name becomes a file's"
+        )
 
 
 def is_part(name: str) -> bool:
@@ -235,17 +259,22 @@ def is_part(name: str) -> bool:
 
 
 def names_in(directory: Path) -> set[str]:
-    """What a directory holds, but for what is there only while a process is at work; nothing if it is not there."""
-    return {p.name for p in directory.iterdir() if not p.name.startswith(PASSING)} if directory.is_dir() else set()
+    """What a directory holds, but for what is there only while a process is at work; nothing if it is not
+    there."""
+    return (
+        {p.name for p in directory.iterdir() if not p.name.startswith(PASSING)}
+        if directory.is_dir()
+        else set()
+    )
 
 
-# --- one process a directory ------------------------------------------------------------------------------------------
+# --- one process a directory --------------------------------------------------------------------------------
 
 
 def lock(directory: Path, flag: str = "--out") -> None:
-    """Make `directory` and hold it until release(), or until this process ends, however it ends. What killed holders
-    left half written goes. What a program holds, the commands that it runs may use. Raises UserError if another process
-    holds it."""
+    """Make `directory` and hold it until release(), or until this process ends, however it ends. What killed
+    holders left half written goes. What a program holds, the commands that it runs may use. Raises UserError
+    if another process holds it."""
     if not directory.is_dir():
         directory.mkdir(parents=True, exist_ok=True)
         _made.append(directory.resolve())
@@ -260,11 +289,13 @@ def lock(directory: Path, flag: str = "--out") -> None:
             if pid == str(os.getppid()):
                 return
             raise UserError(
-                f"{flag} {directory}: another process ({pid}) is at work there; let it end, or choose another directory"
+                f"{flag} {directory}: another process ({pid}) is at work there; let it end, or choose another"
+                " directory"
             ) from e
         except OSError as e:
             print(
-                f"{directory}: the file system knows no locks ({e.strerror}); see to it that only one process writes there",
+                f"{directory}: the file system knows no locks ({e.strerror}); see to it that only one process"
+                " writes there",
                 file=sys.stderr,
             )
         if path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)):

@@ -1,5 +1,6 @@
-"""The scripts' flags: what each takes, its help and its default; which of them make no sense together. Like cli.py it loads no
-library, so that --help comes at once, and a wrong flag is found before a second has gone into loading PyTorch."""
+"""The scripts' flags: what each takes, its help and its default; which of them make no sense together. Like
+cli.py it loads no library, so that --help comes at once, and a wrong flag is found before a second has gone
+into loading PyTorch."""
 
 import argparse
 import csv
@@ -17,7 +18,9 @@ def _whole(text: str, least: int) -> int:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text[:40]!r}")
     if len(text) > 100 or not least <= int(text) < 2**63:
         below = " and less than 2^63" if len(text) > 18 else ""
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}{below}, not {text[:40]!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {least}{below}, not {text[:40]!r}"
+        )
     return int(text)
 
 
@@ -89,16 +92,19 @@ def name_list(text: str) -> list[str]:
 
 
 LISTS = ("names", "vectors")  # what lists of 0 and 1 are (nanomed.text.labels)
-MODEL_HELP = "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
+MODEL_HELP = (
+    "Hub id (gpt2), directory in Hugging Face's layout, peft adapter directory, or nano, the bundled model"
+)
 DATA_HELP = (
-    ".jsonl, .json, .csv, .tsv, .parquet, .txt (a document a line), packed (.gz, .zst) too, a folder of .txt, what "
-    "Dataset.save_to_disk wrote, or hub:REPO[:CONFIG[:SPLIT]]; several may be given (docs/files.md)"
+    ".jsonl, .json, .csv, .tsv, .parquet, .txt (a document a line), packed (.gz, .zst) too, a folder of .txt,"
+    " what Dataset.save_to_disk wrote, or hub:REPO[:CONFIG[:SPLIT]]; several may be given (docs/files.md)"
 )
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 
 QUANTIZE_HELP = (
-    "keep the linear layers below the head in 4 bits (NF4, the scales in 8: QLoRA) or 8; they stay frozen, so a training needs "
-    "--lora-r too (default: what an adapter was trained over, else the weights as they are stored; none: these)"
+    "keep the linear layers below the head in 4 bits (NF4, the scales in 8: QLoRA) or 8; they stay frozen, so"
+    " a training needs --lora-r too (default: what an adapter was trained over, else the weights as they are"
+    " stored; none: these)"
 )
 
 
@@ -334,7 +340,8 @@ def check_lora_flags(args) -> None:
     """Raises UserError for a LoRA flag that would do nothing, since there is no rank."""
     if args.quantize in QUANTIZATIONS and not args.lora_r:
         raise UserError(
-            f"--quantize {args.quantize} needs --lora-r: quantised weights are frozen, and an adapter is what is trained"
+            f"--quantize {args.quantize} needs --lora-r: quantised weights are frozen, and an adapter is what"
+            " is trained"
         )
     given = {
         "--lora-alpha": args.lora_alpha,
@@ -344,23 +351,35 @@ def check_lora_flags(args) -> None:
         "--lora-targets": args.lora_targets,
     }
     if args.lora_targets is not None and not args.lora_targets.strip(" ,"):
-        raise UserError("--lora-targets: name modules, separated by commas; without it, they are peft's for the family")
+        raise UserError(
+            "--lora-targets: name modules, separated by commas; without it, they are peft's for the family"
+        )
     for flag, value in given.items():
         if value and not args.lora_r:
-            raise UserError(f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained")
+            raise UserError(
+                f"{flag} needs --lora-r, the rank of the adapter; without it all weights are trained"
+            )
 
 
 def check_forgetting_flags(args) -> None:
-    """Raises UserError where there is nothing to pull back, or no text to tell what each weight is needed for."""
+    """Raises UserError where there is nothing to pull back, or no text to tell what each weight is needed
+    for."""
     pull = "--ewc" if args.ewc else "--l2-sp" if args.l2_sp else None
     if pull and args.lora_r:
-        raise UserError(f"{pull} holds trained weights back; the adapter of --lora-r leaves them as they are: give one of the two")
+        raise UserError(
+            f"{pull} holds trained weights back; the adapter of --lora-r leaves them as they are: give one of"
+            " the two"
+        )
     if pull and getattr(args, "from_scratch", False):
-        raise UserError(f"{pull} pulls towards the weights that a training starts from; --from-scratch has none")
+        raise UserError(
+            f"{pull} pulls towards the weights that a training starts from; --from-scratch has none"
+        )
     if args.pull_on and not pull:
         raise UserError("--pull-on says what --l2-sp or --ewc pulls; give one of the two")
     if bool(args.ewc) != bool(args.ewc_data):
-        raise UserError("--ewc and --ewc-data (general text, to tell what each weight is needed for) go together")
+        raise UserError(
+            "--ewc and --ewc-data (general text, to tell what each weight is needed for) go together"
+        )
 
 
 def check_retrieval_flags(args) -> None:

@@ -1,12 +1,13 @@
 """The language-model loss: head and cross-entropy together, a chunk of tokens at a time.
 
-The logits of a GPT-2 batch are by far its largest tensor: 8 x 512 tokens x 50,257 words in fp32 are 823 MB, and the
-plain `cross_entropy(lm_head(x))` keeps several of them for backward. Here a chunk of tokens goes through the head,
-gives its losses and, in training, at once its gradients with respect to hidden states and head weights; then its
-logits are thrown away (the idea of Liger-Kernel, Hsu et al. 2024, section 3.2, in plain PyTorch).
+The logits of a GPT-2 batch are by far its largest tensor: 8 x 512 tokens x 50,257 words in fp32 are 823 MB,
+and the plain `cross_entropy(lm_head(x))` keeps several of them for backward. Here a chunk of tokens goes
+through the head, gives its losses and, in training, at once its gradients with respect to hidden states and
+head weights; then its logits are thrown away (the idea of Liger-Kernel, Hsu et al. 2024, section 3.2, in
+plain PyTorch).
 
-Losses are returned as a (sum, count) pair and never as a mean: only the caller knows by how many tokens to divide.
-"""
+Losses are returned as a (sum, count) pair and never as a mean: only the caller knows by how many tokens to
+divide."""
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +17,23 @@ from nanomed.models.prepacked import product
 from nanomed.precision import to_device
 
 IGNORE = -100  # the target of a position that is not supervised: padding, or a prompt
-CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary; on a GPU twice as many
-ALIGN = 64  # a GPU's matrix products are several times slower where a side is no multiple of 8, as 50,257 is not
+CHUNK_ELEMENTS = (
+    2**26
+)  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary; on a GPU twice as many
+ALIGN = (
+    64  # a GPU's matrix products are several times slower where a side is no multiple of 8, as 50,257 is not
+)
 
 
 def linear_cross_entropy(x, weight, targets, per_token=False):
     """Cross-entropy of the logits `x @ weight.T` against `targets`, summed over the supervised positions.
 
-    x: hidden states (..., C); weight: the head (V, C); targets: ids (...), IGNORE where not supervised; best left on the CPU,
-    since counting them where x is would wait for a GPU.
-    Multiplies in autocast's dtype if autocast is on; softmax and loss are fp32, gradients are summed over chunks in fp32.
-    Returns (sum, count): a differentiable fp32 scalar in nats, and the number of supervised positions, an int; or with
-    `per_token` (sum, losses), the latter (count,) in the order of the supervised positions, without a gradient.
-    The sum can be taken backward once.
-    """
+    x: hidden states (..., C); weight: the head (V, C); targets: ids (...), IGNORE where not supervised; best
+    left on the CPU, since counting them where x is would wait for a GPU. Multiplies in autocast's dtype if
+    autocast is on; softmax and loss are fp32, gradients are summed over chunks in fp32. Returns (sum, count):
+    a differentiable fp32 scalar in nats, and the number of supervised positions, an int; or with `per_token`
+    (sum, losses), the latter (count,) in the order of the supervised positions, without a gradient. The sum
+    can be taken backward once."""
     targets = targets.reshape(-1)
     keep = targets != IGNORE
     count = int(keep.sum())
@@ -46,9 +50,8 @@ def linear_cross_entropy(x, weight, targets, per_token=False):
 def token_nll(x, weight, targets, dtype=torch.float32):
     """Negative log-likelihood in nats of each of `targets` (N,) after hidden states x (N, C): fp32 (N,).
 
-    Evaluation's loss, so the logits are fp32: GPT-2's lie around -35, where bf16 knows only steps of 0.25. CUDA
-    multiplies inputs of `dtype` into fp32 directly; elsewhere the inputs are made fp32 too.
-    """
+    Evaluation's loss, so the logits are fp32: GPT-2's lie around -35, where bf16 knows only steps of 0.25.
+    CUDA multiplies inputs of `dtype` into fp32 directly; elsewhere the inputs are made fp32 too."""
     vocab = weight.size(0)
     if not weight.is_mkldnn:
         weight = _aligned(weight.to(dtype if x.is_cuda else torch.float32))
@@ -66,8 +69,8 @@ def _chunks(x, targets, vocab):
 
 
 def head_logits(x, weight):
-    """Logits (N, V) in fp32 of hidden states x (N, C), multiplied in the dtype in which the head is stored (or laid out:
-    nanomed.models.prepacked)."""
+    """Logits (N, V) in fp32 of hidden states x (N, C), multiplied in the dtype in which the head is stored
+    (or laid out: nanomed.models.prepacked)."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(weight.dtype)
         if x.is_cuda and weight.dtype != torch.float32:
@@ -92,12 +95,14 @@ def _nll(logits, targets):
 
 
 def _nll_and_gradient(logits, targets, dtype):
-    """-log softmax(z)[t] (N,) in fp32 of logits z (N, V) and targets t, and its gradient in z, softmax(z) - onehot(t), in
-    `dtype`."""
+    """-log softmax(z)[t] (N,) in fp32 of logits z (N, V) and targets t, and its gradient in z, softmax(z) -
+    onehot(t), in `dtype`."""
     log_probs = F.log_softmax(logits, dim=-1)
     nll = -log_probs.gather(1, targets[:, None]).squeeze(1)
     d = log_probs.exp_().to(dtype)
-    d[torch.arange(len(targets), device=d.device), targets] = torch.expm1(-nll).to(dtype)  # exact, also where it is near 0
+    d[torch.arange(len(targets), device=d.device), targets] = torch.expm1(-nll).to(
+        dtype
+    )  # exact, also where it is near 0
     return nll, d
 
 
@@ -108,8 +113,9 @@ def compile_gradient() -> None:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient of -log softmax(z)[t] with respect to z is softmax(z) - onehot(t), so nothing of the logits has to
-    be kept: forward computes both gradients, backward multiplies them by the incoming scalar."""
+    """The gradient of -log softmax(z)[t] with respect to z is softmax(z) - onehot(t), so nothing of the
+    logits has to be kept: forward computes both gradients, backward multiplies them by the incoming scalar.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, targets, dtype):
@@ -118,7 +124,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.empty(len(targets), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
         grad_w = torch.zeros_like(w, dtype=torch.float32) if need_w else None
-        # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th of it.
+        # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th of
+        # it.
         shrink = 1 / 256 if dtype == torch.float16 else 1.0
         start = 0
         for xs, ts in _chunks(x, targets, vocab):
@@ -142,19 +149,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.grads is None:  # they are multiplied in place: a second time would square the factor
             raise RuntimeError("linear_cross_entropy can be taken backward only once")
         (grad_x, grad_w), ctx.grads = ctx.grads, None
-        return (grad_x.mul_(grad) if grad_x is not None else None, grad_w.mul_(grad) if grad_w is not None else None, None, None)
+        return (
+            grad_x.mul_(grad) if grad_x is not None else None,
+            grad_w.mul_(grad) if grad_w is not None else None,
+            None,
+            None,
+        )
 
 
 def held_bytes(tokens: int, weight: torch.Tensor, dtype: torch.dtype) -> int:
-    """The most that linear_cross_entropy() holds at a time for so many supervised tokens: a chunk's logits, their log-softmax and
-    the gradient in `dtype`; the head in `dtype`; and of what is trained, hidden states and perhaps the head, the gradients."""
+    """The most that linear_cross_entropy() holds at a time for so many supervised tokens: a chunk's logits,
+    their log-softmax and the gradient in `dtype`; the head in `dtype`; and of what is trained, hidden states
+    and perhaps the head, the gradients."""
     (vocab, C), narrow = weight.shape, dtype.itemsize if dtype != torch.float32 else 0
     chunk = -(-tokens // _n_chunks(tokens, vocab, weight.is_cuda))
     copies = (0 if weight.dtype == dtype else narrow) + (4 + dtype.itemsize if weight.requires_grad else 0)
     return chunk * vocab * (4 + 4 + narrow) + vocab * C * copies + tokens * C * 4
 
 
-# --- of a batch, as it is dealt out: on the CPU, from which it is taken to where the model is -----------------------------
+# --- of a batch, as it is dealt out: on the CPU, from which it is taken to where the model is ---------------
 
 
 def clm_loss(model, batch):
@@ -165,8 +178,9 @@ def clm_loss(model, batch):
 
 
 def instruction_loss(model, batch):
-    """Summed loss of a batch of nanomed.text.instructions.collate, and how many tokens it sums: packed examples never see each
-    other. With replayed text in it, also {"answer": (sum, count), "replay": (sum, count)}, to be logged apart."""
+    """Summed loss of a batch of nanomed.text.instructions.collate, and how many tokens it sums: packed
+    examples never see each other. With replayed text in it, also {"answer": (sum, count), "replay": (sum,
+    count)}, to be logged apart."""
     idx, *more, targets = batch
     weight = model.lm_head.weight
     pos = mask = replayed = None

@@ -1,4 +1,5 @@
-"""The memory of this machine, and of this process: what the C library does with what is freed, and the most that was held."""
+"""The memory of this machine, and of this process: what the C library does with what is freed, and the most
+that was held."""
 
 import ctypes
 import os
@@ -8,8 +9,9 @@ from pathlib import Path
 
 
 def reuse_memory() -> None:
-    """Let the C library keep the memory that tensors free, instead of giving it back to the system and taking it again,
-    page by page, at every step: on a CPU that was a quarter of a small model's training time. Only glibc knows how."""
+    """Let the C library keep the memory that tensors free, instead of giving it back to the system and taking
+    it again, page by page, at every step: on a CPU that was a quarter of a small model's training time. Only
+    glibc knows how."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
@@ -17,8 +19,8 @@ def reuse_memory() -> None:
 
 
 def peak_rss() -> int:
-    """The most memory, in bytes, that this process has held at once. Linux's own count of it, where there is one: ru_maxrss
-    begins with the peak of the process that started this one, if that was larger."""
+    """The most memory, in bytes, that this process has held at once. Linux's own count of it, where there is
+    one: ru_maxrss begins with the peak of the process that started this one, if that was larger."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]

@@ -16,13 +16,18 @@ from nanomed.errors import UserError
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10  # after which a download is given up
-huggingface_hub.logging.set_verbosity_error()  # what it tries again is its affair; what fails in the end is said by explain()
+# what it tries again is its affair; what fails in the end is said by explain()
+huggingface_hub.logging.set_verbosity_error()
 IDLE_SECONDS = 60  # the same, where other work may be under way that is not seen
-OLD_SECONDS = 24 * 3600  # of what a download left that was given up: huggingface_hub begins each under a name of its own
+OLD_SECONDS = (
+    24 * 3600
+)  # of what a download left that was given up: huggingface_hub begins each under a name of its own
 warnings.filterwarnings("ignore", "Not enough free disk space")  # it fails then, and that is said
 constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on
 if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = 4  # seconds of silence, after which huggingface_hub asks for the rest of a file anew
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = (
+        4  # seconds of silence, after which huggingface_hub asks for the rest of a file anew
+    )
 PAUSES = (1, 3)  # seconds, before it is asked again
 BUSY = {429, 500, 502, 503, 504}  # what passes by itself
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
@@ -30,7 +35,8 @@ OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
 
 @cache
 def online() -> bool:
-    """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it gives up."""
+    """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it
+    gives up."""
     if OFFLINE:
         return False
     answers = []
@@ -39,12 +45,14 @@ def online() -> bool:
         with contextlib.suppress(Exception):
             answers.append(huggingface_hub.get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS))
 
-    # In a thread: a dead name server, or a host of many addresses, would outlast any timeout of the request's.
+    # In a thread: a dead name server, or a host of many addresses, would outlast any timeout of the
+    # request's.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
     if not answers:
-        # Else huggingface_hub would go on to ask for things of its own (which agent it runs under), and wait for those.
+        # Else huggingface_hub would go on to ask for things of its own (which agent it runs under), and wait
+        # for those.
         constants.HF_HUB_OFFLINE = True
     return bool(answers)
 
@@ -70,18 +78,19 @@ def folder_of(kind: str, repo: str) -> Path:
 
 
 def watched(call, folder: Path, all_the_time: bool = True):
-    """call(), which downloads into `folder`, in a thread of its own: huggingface_hub goes on trying for minutes. Raises
-    TimeoutError once nothing has come for SILENCE_SECONDS.
+    """call(), which downloads into `folder`, in a thread of its own: huggingface_hub goes on trying for
+    minutes. Raises TimeoutError once nothing has come for SILENCE_SECONDS.
 
-    all_the_time: False if the call does other work too, which may take its time; then those seconds count only while a file that
-    it has begun is not complete, and it is IDLE_SECONDS otherwise.
-    """
+    all_the_time: False if the call does other work too, which may take its time; then those seconds count
+    only while a file that it has begun is not complete, and it is IDLE_SECONDS otherwise."""
     ended = []
 
     def run():
         try:
             ended.append((call(), None))
-        except BaseException as e:  # also what a library in another language panics with: the caller waits for an end
+        except (
+            BaseException
+        ) as e:  # also what a library in another language panics with: the caller waits for an end
             ended.append((None, e))
 
     left = _incomplete(folder)  # by earlier ones
@@ -124,13 +133,16 @@ def explain(repo: str, error: Exception, what: str) -> UserError:
     while chain[-1].__cause__ or chain[-1].__context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)
     if any(isinstance(e, GatedRepoError) for e in chain):
-        return UserError(f"{repo}: gated on {endpoint}; accept its terms there and run `hf auth login`{local}")
+        return UserError(
+            f"{repo}: gated on {endpoint}; accept its terms there and run `hf auth login`{local}"
+        )
     if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
         return UserError(f"{repo}: no such repository on {endpoint}, and no such directory here{local}")
     if not online():
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"no network: {endpoint} is out of reach"
         return UserError(f"{repo}: no such {what} here, nor in the Hub's cache, and {why}{local}")
-    # The libraries speak of the connection, and of an error that occurred; what it was stands at the end of the chain.
+    # The libraries speak of the connection, and of an error that occurred; what it was stands at the end of
+    # the chain.
     said = next((e for e in chain if isinstance(e, HfHubHTTPError)), chain[-1])
     first = (str(said).strip() or type(said).__name__).splitlines()[0]
     return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")

@@ -1,4 +1,5 @@
-"""Libraries that only some commands need: imported when they are, and said in one line how to get where they are missing."""
+"""Libraries that only some commands need: imported when they are, and said in one line how to get where they
+are missing."""
 
 import importlib
 
@@ -22,4 +23,6 @@ def need(module: str):
         return importlib.import_module(module)
     except ImportError as e:
         name = module.split(".")[0]
-        raise UserError(f"{name} is not installed: pip install 'nanomed[{EXTRAS.get(name, 'report')}]'") from e
+        raise UserError(
+            f"{name} is not installed: pip install 'nanomed[{EXTRAS.get(name, 'report')}]'"
+        ) from e

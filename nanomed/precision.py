@@ -1,5 +1,5 @@
-"""Where the numbers live and how wide they are: device, dtype, autocast, frozen weights in the compute dtype; and whether
-a model is in training or in evaluation mode."""
+"""Where the numbers live and how wide they are: device, dtype, autocast, frozen weights in the compute dtype;
+and whether a model is in training or in evaluation mode."""
 
 from contextlib import contextmanager
 
@@ -31,8 +31,9 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str):
-    """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32. fp32 is fp32: TF32, which a GPU
-    would be faster in, is PyTorch's default for no matrix product, and is not turned on here."""
+    """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32. fp32 is fp32:
+    TF32, which a GPU would be faster in, is PyTorch's default for no matrix product, and is not turned on
+    here."""
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
@@ -43,7 +44,11 @@ def mend(dtype: str) -> str:
 
 def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the CPU's, there; to a GPU from pinned memory, so that the copy need not be waited for."""
-    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and t.device.type == "cpu" else t.to(device)
+    return (
+        t.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda" and t.device.type == "cpu"
+        else t.to(device)
+    )
 
 
 @contextmanager
@@ -60,8 +65,8 @@ def evaluating(model: nn.Module):
 
 @contextmanager
 def shapes_vary():
-    """On a GPU without cuDNN's attention, which is the fastest on new ones, but takes a twentieth of a second to get ready for each
-    new shape."""
+    """On a GPU without cuDNN's attention, which is the fastest on new ones, but takes a twentieth of a second
+    to get ready for each new shape."""
     was_on = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -71,9 +76,9 @@ def shapes_vary():
 
 
 def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
-    """Keep the frozen linear layers in the compute dtype, in place: half the memory, and nothing to cast at each step.
-    What is trained stays fp32. So does the head (and the embedding tied to it) on the CPU, where the evaluator multiplies
-    it in fp32; CUDA takes bf16 in and gives fp32 out."""
+    """Keep the frozen linear layers in the compute dtype, in place: half the memory, and nothing to cast at
+    each step. What is trained stays fp32. So does the head (and the embedding tied to it) on the CPU, where
+    the evaluator multiplies it in fp32; CUDA takes bf16 in and gives fp32 out."""
     for name, module in model.named_modules():
         if (
             isinstance(module, nn.Linear)

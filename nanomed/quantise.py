@@ -1,7 +1,6 @@
 """A model with its linear layers quantised, in a directory that this program and transformers load.
 
-python -m nanomed.quantise --model M --quantize nf4 --out DIR
-"""
+python -m nanomed.quantise --model M --quantize nf4 --out DIR"""
 
 from pathlib import Path
 
@@ -18,18 +17,30 @@ PROGRAM = "python -m nanomed.quantise"
 def main() -> None:
     p = cli.Parser(prog=PROGRAM, description=cli.first_line(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument("--quantize", required=True, choices=QUANTIZATIONS, help="4 bits (NF4, the scales in 8) or 8 bits a weight")
+    p.add_argument(
+        "--quantize",
+        required=True,
+        choices=QUANTIZATIONS,
+        help="4 bits (NF4, the scales in 8) or 8 bits a weight",
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="where the model goes")
     args = p.parse_args()
     out, source = Path(args.out), hub.find(args.model)
     if source.adapter:
-        raise UserError(f"{args.model}: an adapter; merge it first (--merge), or quantise its base {source.name}")
+        raise UserError(
+            f"{args.model}: an adapter; merge it first (--merge), or quantise its base {source.name}"
+        )
     held = outputs.take(out, PROGRAM)
-    tokenizer, template = load_tokenizer(source.tokenizer_directory, source.directory), templates.of_model(source.directory)
+    tokenizer, template = (
+        load_tokenizer(source.tokenizer_directory, source.directory),
+        templates.of_model(source.directory),
+    )
     asked = {"model": hub.fingerprint(source), "quantize": args.quantize}
     if held and not outputs.unfinished(held):
         if {k: held.get(k) for k in asked} != asked:
-            raise UserError(f"--out {out}: another model, or quantised otherwise, lies there; choose another directory")
+            raise UserError(
+                f"--out {out}: another model, or quantised otherwise, lies there; choose another directory"
+            )
         print(f"{out}: there already")
         return
     model = hub.load_model(source, quantize=args.quantize)

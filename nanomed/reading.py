@@ -1,4 +1,5 @@
-"""The flags that say how rows are found in files that can hold them in several ways. Like flags.py it loads no library."""
+"""The flags that say how rows are found in files that can hold them in several ways. Like flags.py it loads
+no library."""
 
 import argparse
 
@@ -20,8 +21,10 @@ def add_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--rows",
         metavar="KEY",
-        help="of .json files: the key that the rows stand under (data, a.b), where it "
-        "is not plain; of a DatasetDict that was saved: the split (default: train)",
+        help=(
+            "of .json files: the key that the rows stand under (data, a.b), where it "
+            "is not plain; of a DatasetDict that was saved: the split (default: train)"
+        ),
     )
     p.add_argument(
         "--separator",
@@ -34,7 +37,9 @@ def add_flags(p: argparse.ArgumentParser) -> None:
         choices=["file", "line", "blank-line"],
         help="of .txt files: what is a document (default: line; in a folder of them: file)",
     )
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+    p.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them"
+    )
 
 
 DATA_FLAGS = (
@@ -53,16 +58,22 @@ DATA_FLAGS = (
 
 
 def read_as(args):
-    """args, in which the names of files say what --rows, --separator and --document-per do: `nested.json` becomes
-    `nested.json#data` (nanomed.text.formats), so that it is read alike wherever the name goes. Raises UserError for a flag that
-    is about none of them."""
+    """args, in which the names of files say what --rows, --separator and --document-per do: `nested.json`
+    becomes `nested.json#data` (nanomed.text.formats), so that it is read alike wherever the name goes. Raises
+    UserError for a flag that is about none of them."""
     said = {"--rows": args.rows, "--separator": args.separator, "--document-per": args.document_per}
     if not any(said.values()):
         return args
     from nanomed.text.formats import find
     from nanomed.text.rows import split_name, split_weight
 
-    about = {"json": "--rows", "saved": "--rows", "csv": "--separator", "text": "--document-per", "folder": "--document-per"}
+    about = {
+        "json": "--rows",
+        "saved": "--rows",
+        "csv": "--separator",
+        "text": "--document-per",
+        "folder": "--document-per",
+    }
     used = set()
 
     def named(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Standard input, output and error, however the program was started and whoever still reads what it prints."""
+"""Standard input, output and error, however the program was started and whoever still reads what it
+prints."""
 
 import errno
 import os
@@ -10,20 +11,27 @@ CONTROLS = re.compile(r"\x1b(?!\[(?:32|0)m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9
 
 
 class Stream:
-    """Standard output or error, that outlives its reader: after `| head` has seen enough, what is written goes nowhere, and
-    the work goes on. To a terminal it gives no control characters but line ends and tabs: what a model writes, or a file holds,
-    could otherwise move its cursor, change its title or type into it."""
+    """Standard output or error, that outlives its reader: after `| head` has seen enough, what is written
+    goes nowhere, and the work goes on. To a terminal it gives no control characters but line ends and tabs:
+    what a model writes, or a file holds, could otherwise move its cursor, change its title or type into it.
+    """
 
     def __init__(self, stream, results: bool):
-        self.stream, self.plain = stream, results and stream.isatty()  # a bar on standard error moves the cursor
-        # A reader, or a terminal, that is gone; and a full disk, if only what accompanies the work goes there.
+        self.stream, self.plain = (
+            stream,
+            results and stream.isatty(),
+        )  # a bar on standard error moves the cursor
+        # A reader, or a terminal, that is gone; and a full disk, if only what accompanies the work goes
+        # there.
         self.bearable = (errno.EPIPE, errno.EIO) if results else (errno.EPIPE, errno.EIO, errno.ENOSPC)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
     def write(self, text):
-        return self._patiently(self.stream.write, CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self.plain else text)
+        return self._patiently(
+            self.stream.write, CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self.plain else text
+        )
 
     def flush(self):
         self._patiently(self.stream.flush)
@@ -41,9 +49,9 @@ class Stream:
 
 
 def open_streams() -> None:
-    """Make standard input, output and error what the rest may rely on, however the program was started: a closed one reads
-    or writes nothing, a reader may go away, a character that the terminal's encoding has not got is written as \\xe8, and a
-    line that is printed is seen at once."""
+    """Make standard input, output and error what the rest may rely on, however the program was started: a
+    closed one reads or writes nothing, a reader may go away, a character that the terminal's encoding has not
+    got is written as \\xe8, and a line that is printed is seen at once."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:

@@ -17,7 +17,8 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(key, tensor) of a safetensors file, each read when it is asked for. Raises UserError for a file that is none."""
+    """(key, tensor) of a safetensors file, each read when it is asked for. Raises UserError for a file that
+    is none."""
     with _safetensors(path) as f:
         for key in f.keys():  # noqa: SIM118 (not a dict)
             yield key, f.get_tensor(key)
@@ -30,7 +31,8 @@ def safetensors_keys(path: Path) -> set[str]:
 
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in a file, by their names, none of which is read. Raises UserError as tensors() does."""
+    """The shapes of the tensors in a file, by their names, none of which is read. Raises UserError as
+    tensors() does."""
     with _safetensors(path) as f:
         return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118 (not a dict)
 
@@ -48,7 +50,9 @@ def _safetensors(path: Path):
         raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
 
 
-def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def write_safetensors(
+    state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Raises UserError if it could not be written; what was there before is there still."""
 
     def save(tmp: Path) -> None:

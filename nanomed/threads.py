@@ -1,5 +1,5 @@
-"""Several processes or one; how many threads, and how they wait: said to the OpenMP library, which reads it once, when PyTorch is
-loaded."""
+"""Several processes or one; how many threads, and how they wait: said to the OpenMP library, which reads it
+once, when PyTorch is loaded."""
 
 import math
 import os
@@ -10,18 +10,19 @@ SPIN = 2000  # turns of an empty loop, some microseconds
 
 
 def of_torchrun() -> bool:
-    """Whether torchrun started this process, beside others; one of its variables alone may be left over in a shell."""
+    """Whether torchrun started this process, beside others; one of its variables alone may be left over in a
+    shell."""
     return {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def share_cores() -> None:
     """Call it before PyTorch is loaded. What the user has set in the environment stays.
 
-    Threads: PyTorch counts the cores of the machine; in a container that may use two of its 64, 64 threads would take turns.
-    Waiting: a thread that is done with its part spins, by default for milliseconds, in which another run could have had the core:
-    two runs with a thread a core each fall to a tenth of their speed. Asleep at once, it would be woken too late, many thousand
-    times a second. So it spins for a little, and sleeps (RESULTS has figures).
-    """
+    Threads: PyTorch counts the cores of the machine; in a container that may use two of its 64, 64 threads
+    would take turns. Waiting: a thread that is done with its part spins, by default for milliseconds, in
+    which another run could have had the core: two runs with a thread a core each fall to a tenth of their
+    speed. Asleep at once, it would be woken too late, many thousand times a second. So it spins for a little,
+    and sleeps (RESULTS has figures)."""
     if "OMP_NUM_THREADS" not in os.environ and (n := quota()) and n < cores():
         os.environ["OMP_NUM_THREADS"] = str(n)
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -34,13 +35,15 @@ def cores() -> int:
 
 
 def quota(cgroups: Path = CGROUPS) -> int | None:
-    """Cores' worth of time that this process's control group may use (Linux, version 2 or 1), rounded up; None if there is no
-    limit."""
+    """Cores' worth of time that this process's control group may use (Linux, version 2 or 1), rounded up;
+    None if there is no limit."""
     try:
         used, period = (cgroups / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            used, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            used, period = (
+                (cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
         except OSError:
             return None
     try:

@@ -1,4 +1,5 @@
-"""Tiny random models in Hugging Face's layout, with a tokenizer of their own, and some text; all made here, all offline."""
+"""Tiny random models in Hugging Face's layout, with a tokenizer of their own, and some text; all made here,
+all offline."""
 
 import contextlib
 import io
@@ -14,9 +15,12 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# Equal bits and 1e-5 are promised on the CPU, so a GPU is hidden but from tests/test_cuda.py, which bench/gpu_check.py runs; and
-# the oracles must not look for anything (the Hub's tests run in processes of their own).
-os.environ |= {"HF_HUB_OFFLINE": "1"} | ({} if "NANOMED_TEST_CUDA" in os.environ else {"CUDA_VISIBLE_DEVICES": ""})
+# Equal bits and 1e-5 are promised on the CPU, so a GPU is hidden but from tests/test_cuda.py, which
+# bench/gpu_check.py runs; and the oracles must not look for anything (the Hub's tests run in processes of
+# their own).
+os.environ |= {"HF_HUB_OFFLINE": "1"} | (
+    {} if "NANOMED_TEST_CUDA" in os.environ else {"CUDA_VISIBLE_DEVICES": ""}
+)
 # The models are so small that a second thread would only wait for the first, and long on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -49,15 +53,16 @@ def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
 
 
 def randomise(model) -> None:
-    """Weights far from their initial values, gains and biases included, so that a loader that drops one fails."""
+    """Weights far from their initial values, gains and biases included, so that a loader that drops one
+    fails."""
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else 0.1))
 
 
-# A tiny model of each family: transformers' names of its config, language model and classifier, its sizes (3 layers, 64
-# positions; sequences here are longer than the window), and the linear layers of a block.
+# A tiny model of each family: transformers' names of its config, language model and classifier, its sizes (3
+# layers, 64 positions; sequences here are longer than the window), and the linear layers of a block.
 FAMILIES = {
     "gpt2": (
         ("GPT2Config", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
@@ -86,9 +91,11 @@ MEMBERS = {
 every_family = pytest.mark.parametrize("model_dir", FAMILIES, indirect=True)
 
 
-def make_hf_model(directory: Path, tokenizer_from: Path | None = None, cls=None, attn="eager", family="gpt2", **config):
-    """A random model of transformers, saved in `directory`; returned in eval mode. cls: its class, if it is not the family's
-    language model; config: in place of the family's sizes."""
+def make_hf_model(
+    directory: Path, tokenizer_from: Path | None = None, cls=None, attn="eager", family="gpt2", **config
+):
+    """A random model of transformers, saved in `directory`; returned in eval mode. cls: its class, if it is
+    not the family's language model; config: in place of the family's sizes."""
     (config_class, lm, _), sizes, _ = (FAMILIES | MEMBERS)[family]
     tokens = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
     config = getattr(transformers, config_class)(**(sizes | tokens | config))
@@ -96,7 +103,9 @@ def make_hf_model(directory: Path, tokenizer_from: Path | None = None, cls=None,
     model = getattr(transformers, cls or lm)._from_config(config, attn_implementation=attn)
     randomise(model)
     model.save_pretrained(directory)
-    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json") if tokenizer_from else ():
+    for name in (
+        ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json") if tokenizer_from else ()
+    ):
         (directory / name).write_bytes((tokenizer_from / name).read_bytes())
     return model.eval()
 
@@ -107,8 +116,9 @@ def linears(model) -> tuple[str, ...]:
 
 
 def assert_near(ours, theirs, rel=1e-5, name="") -> None:
-    """Equal up to `rel` of the largest entry. fp32 keeps 6e-8 of what is summed, each CPU sums in its own order, and an
-    entry may be the small difference of large ones: so no entry is held to its own size, nor to a fixed number."""
+    """Equal up to `rel` of the largest entry. fp32 keeps 6e-8 of what is summed, each CPU sums in its own
+    order, and an entry may be the small difference of large ones: so no entry is held to its own size, nor to
+    a fixed number."""
     scale = theirs.detach().abs().max().item()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=rel * scale, msg=lambda m: f"{name}: {m}")
 
@@ -123,7 +133,8 @@ def bpe_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_dir(request, tmp_path_factory, bpe_dir, _made={}) -> Path:  # noqa: B006 (made once a session)
-    """A complete model directory: tiny random model and tokenizer, GPT-2's if the test is not one of every family's."""
+    """A complete model directory: tiny random model and tokenizer, GPT-2's if the test is not one of every
+    family's."""
     family = getattr(request, "param", "gpt2")
     if family not in _made:
         _made[family] = tmp_path_factory.mktemp(family)
@@ -138,7 +149,8 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _signals_as_they_were():
-    """A script that ends within this process ignores them from then on, and so would every process that is started after it."""
+    """A script that ends within this process ignores them from then on, and so would every process that is
+    started after it."""
     before = {sig: signal.getsignal(sig) for sig in STOPS}
     yield
     for sig, handler in before.items():
@@ -147,19 +159,21 @@ def _signals_as_they_were():
 
 @pytest.fixture
 def plain_steps(monkeypatch):
-    """Updates that are the (clipped) gradient times the rate. AdamW divides by the gradient's own size, so that the rounding of
-    a nearly vanishing one becomes a visible step; here it stays as small as it is."""
+    """Updates that are the (clipped) gradient times the rate. AdamW divides by the gradient's own size, so
+    that the rounding of a nearly vanishing one becomes a visible step; here it stays as small as it is."""
     monkeypatch.setattr(loop, "make_optimizer", lambda model, s: torch.optim.SGD(model.parameters(), lr=s.lr))
 
 
 @pytest.fixture(scope="session")
 def python():
-    """The beginning of a command line that stands for `python`, without its seconds of imports: see tests/warm.py. For
-    processes that are the point; a limit or a kill -9 from outside wants a real one, sys.executable."""
+    """The beginning of a command line that stands for `python`, without its seconds of imports: see
+    tests/warm.py. For processes that are the point; a limit or a kill -9 from outside wants a real one,
+    sys.executable."""
     with tempfile.TemporaryDirectory() as directory:  # a socket's path must be short
         path = Path(directory, "s")
         command = [sys.executable, str(ROOT / "tests" / "warm.py"), str(path)]
-        # A hang-up ends it, as in a terminal, also where the tests themselves are told to outlive one (nohup).
+        # A hang-up ends it, as in a terminal, also where the tests themselves are told to outlive one
+        # (nohup).
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
         ) as process:
@@ -176,7 +190,11 @@ def run_script(directory: Path, name: str, *args) -> subprocess.CompletedProcess
     sys.argv = [str(ROOT / name), *map(str, args)]
     os.chdir(directory)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
             runpy.run_path(str(ROOT / name), run_name="__main__")
         return subprocess.CompletedProcess(sys.argv, end.value.code, out.getvalue(), err.getvalue())
     finally:
@@ -188,8 +206,9 @@ def run_script(directory: Path, name: str, *args) -> subprocess.CompletedProcess
 
 @pytest.fixture
 def script(tmp_path, request):
-    """script("train_clm.py", "--model", ...) runs it as a user would, from tmp_path; gives returncode, stdout, stderr.
-    In this process, which saves its start; in one of its own if the environment or a limit is to be another."""
+    """script("train_clm.py", "--model", ...) runs it as a user would, from tmp_path; gives returncode,
+    stdout, stderr. In this process, which saves its start; in one of its own if the environment or a limit is
+    to be another."""
 
     def run(name, *args, env=None, timeout=PATIENCE, **kwargs):
         if not env and not kwargs:
@@ -197,13 +216,16 @@ def script(tmp_path, request):
         python = [sys.executable] if kwargs else request.getfixturevalue("python")
         command = [*python, str(ROOT / name), *map(str, args)]
         env = {**os.environ, **(env or {})}
-        return subprocess.run(command, cwd=tmp_path, env=env, timeout=timeout, capture_output=True, text=True, **kwargs)
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, timeout=timeout, capture_output=True, text=True, **kwargs
+        )
 
     return run
 
 
 def lm_eval(model_dir, kind: str, arguments: list[tuple]) -> list:
-    """What lm-eval answers to requests of a kind (`loglikelihood`, ...) about a tiny model of 64 positions."""
+    """What lm-eval answers to requests of a kind (`loglikelihood`, ...) about a tiny model of 64
+    positions."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -221,7 +243,9 @@ def lm_eval(model_dir, kind: str, arguments: list[tuple]) -> list:
 def assert_refused(process, *words) -> None:
     """Exit status 2, one line on stderr with these words, no traceback."""
     assert process.returncode == 2, process.stderr[-2000:]
-    lines = [line for line in process.stderr.splitlines() if line.strip() and "%|" not in line]  # a bar is no message
+    lines = [
+        line for line in process.stderr.splitlines() if line.strip() and "%|" not in line
+    ]  # a bar is no message
     assert len(lines) == 1, process.stderr
     for word in words:
         assert str(word) in lines[0], lines[0]

@@ -1,10 +1,10 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: serves folders as repositories, and remembers what was asked for.
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: serves folders as repositories, and remembers what was
+asked for.
 
     python tests/standin_hub.py ROOT      then, elsewhere: HF_ENDPOINT=http://127.0.0.1:PORT make adapt
 
-ROOT/models/gpt2/... is the model `gpt2`, ROOT/datasets/owner/name/... a data set. A repository whose folder holds a file
-`.gated` answers as a gated one does.
-"""
+ROOT/models/gpt2/... is the model `gpt2`, ROOT/datasets/owner/name/... a data set. A repository whose folder
+holds a file `.gated` answers as a gated one does."""
 
 import hashlib
 import json
@@ -74,7 +74,9 @@ class StandinHub:
         if not api:
             file = repo / "/".join(rest[2:])
             if not file.is_file():
-                return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                return self._send(
+                    request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+                )
             status, left = self.failing.get(file.name, (0, 0))
             if left:
                 self.failing[file.name][1] -= 1
@@ -82,13 +84,18 @@ class StandinHub:
             if file.name == self.stuck and request.command == "GET" and self.stuck_often != 0:
                 self.stuck_often = self.stuck_often and self.stuck_often - 1
                 self._send(
-                    request, 200, file.read_bytes()[: file.stat().st_size // 2], {"Content-Length": str(file.stat().st_size)}
+                    request,
+                    200,
+                    file.read_bytes()[: file.stat().st_size // 2],
+                    {"Content-Length": str(file.stat().st_size)},
                 )
                 request.wfile.flush()
                 self.over.wait(60)
                 return request.connection.close()
             if file.name == self.broken and request.command == "GET":
-                self._send(request, 200, file.read_bytes()[:100], {"Content-Length": str(file.stat().st_size)})
+                self._send(
+                    request, 200, file.read_bytes()[:100], {"Content-Length": str(file.stat().st_size)}
+                )
                 request.close_connection = True
                 return request.connection.close()
             headers, content = {"ETag": f'"{_sha(file)}"', "X-Repo-Commit": COMMIT}, file.read_bytes()

@@ -1,4 +1,5 @@
-"""bench/sides.py: two sides that take turns, ratios of rounds, and no result where they do not compute the same."""
+"""bench/sides.py: two sides that take turns, ratios of rounds, and no result where they do not compute the
+same."""
 
 import json
 import subprocess
@@ -29,7 +30,19 @@ sides.execute("something", "tokens", args, measure, pairs, 0.01, cost=lambda sid
 def run(tmp_path, loss, *flags):
     script = tmp_path / "b.py"
     script.write_text(BENCH.format(bench=str(ROOT / "bench"), loss=loss))
-    command = [sys.executable, str(script), "--model", "m", "--dtype", "fp32", "--device", "cpu", "--rounds", "2", *flags]
+    command = [
+        sys.executable,
+        str(script),
+        "--model",
+        "m",
+        "--dtype",
+        "fp32",
+        "--device",
+        "cpu",
+        "--rounds",
+        "2",
+        *flags,
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
 
@@ -39,13 +52,19 @@ def test_both_sides_on_one_line(tmp_path):
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line == json.loads((tmp_path / "line.json").read_text())
-    assert line["bench"] == "something" and list(line["ours"]) == ["nanomed a"] and list(line["theirs"]) == ["peer a"]
+    assert (
+        line["bench"] == "something"
+        and list(line["ours"]) == ["nanomed a"]
+        and list(line["theirs"]) == ["peer a"]
+    )
     assert line["ours"]["nanomed a"]["per_s"] == 20 and line["ours"]["nanomed a"]["per_s_range"] == [10, 30]
     assert line["ratio"]["a"]["speed"] == pytest.approx(4)
     assert line["ratio"]["a"]["memory"] == pytest.approx(1, abs=0.3)  # of two processes that do nothing
     assert line["share_of_ceiling"] == {"nanomed a": pytest.approx(0.4)}
     assert line["asked"]["rounds"] == 2 and "torch" in line["versions"] and line["machine"]["threads"] >= 1
-    order = [text.split(":")[0] for text in done.stderr.splitlines() if text.startswith(("nanomed a:", "peer a:"))]
+    order = [
+        text.split(":")[0] for text in done.stderr.splitlines() if text.startswith(("nanomed a:", "peer a:"))
+    ]
     assert order == ["nanomed a", "peer a", "peer a", "nanomed a"]
 
 
@@ -78,12 +97,29 @@ def test_sides_that_compute_something_else_give_no_result(tmp_path):
 def test_the_peers_compute_what_we_compute(command, sides, tmp_path):
     data = tmp_path / "d.jsonl"
     texts = [f"The dose of drug {k} was low. " * (k + 2) for k in range(20)]
-    rows = [{"text": text, "question": f"What is drug {k}?", "answer": "A drug. " * (k + 1)} for k, text in enumerate(texts)]
+    rows = [
+        {"text": text, "question": f"What is drug {k}?", "answer": "A drug. " * (k + 1)}
+        for k, text in enumerate(texts)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     wanted = ["--data", str(data)] if command[0] in ("score.py", "sft.py") else []
-    flags = ["--model", "nanomed/demo/nano", "--dtype", "fp32", "--rounds", "1", "--repeats", "1", "--sides", *sides]
+    flags = [
+        "--model",
+        "nanomed/demo/nano",
+        "--dtype",
+        "fp32",
+        "--rounds",
+        "1",
+        "--repeats",
+        "1",
+        "--sides",
+        *sides,
+    ]
     done = subprocess.run(
-        [sys.executable, f"bench/{command[0]}", *command[1:], *wanted, *flags], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, f"bench/{command[0]}", *command[1:], *wanted, *flags],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["ratio"]

@@ -44,7 +44,9 @@ def test_the_fact_base_has_the_size_and_the_form_that_its_sentences_need():
 
 def test_texts_are_a_function_of_the_seed():
     names = ALL[:5]
-    assert render.corpus(names, 3, seed=1) == render.corpus(names, 3, seed=1) != render.corpus(names, 3, seed=2)
+    assert (
+        render.corpus(names, 3, seed=1) == render.corpus(names, 3, seed=1) != render.corpus(names, 3, seed=2)
+    )
     assert render.questions(names, [0, 1], 1) == render.questions(names, [0, 1], 1)
     assert render.groups(0) == render.groups(0) != render.groups(1)
     again = subprocess.run(
@@ -122,7 +124,10 @@ def test_nothing_real_that_is_measured_is_in_what_is_read():
         row["title"] for part in ("dev", "test") for row in rows[f"general.{part}.jsonl"]
     )
     trained = [text for name in READ for text in render.real_texts(name)] + render.general_paragraphs()
-    for n, part in ((8, "test"), (13, "dev")):  # of dev a stock phrase: "the aim of this study was to evaluate"
+    for n, part in (
+        (8, "test"),
+        (13, "dev"),
+    ):  # of dev a stock phrase: "the aim of this study was to evaluate"
         held_out = set()
         for kind in ("abstracts", "general"):
             held_out |= set().union(*(grams(text, n) for text in render.real_texts(f"{kind}.{part}.jsonl")))
@@ -140,11 +145,17 @@ def test_every_bundled_text_has_its_source_and_its_licence_beside_it():
         assert name in notice
         for line in (render.HERE / name).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            assert row["title"] and row["authors"] and row["texts"] and row["licence"] in LICENCES, row["title"]
+            assert row["title"] and row["authors"] and row["texts"] and row["licence"] in LICENCES, row[
+                "title"
+            ]
             if "doi" not in row:
                 assert row["source"] and row["source"] in notice and row["title"] in notice
             else:
-                own = r"10\.1371/journal\.p\w+\.\d{7}" if name in READ else r"10\.(1016|1155|1177|1186|3389|3390)/\S+"
+                own = (
+                    r"10\.1371/journal\.p\w+\.\d{7}"
+                    if name in READ
+                    else r"10\.(1016|1155|1177|1186|3389|3390)/\S+"
+                )
                 assert re.fullmatch(own, row["doi"]) and row["journal"] and 2000 < row["year"] < 2020
                 assert name in READ or (re.fullmatch(r"PMC\d+", row["pmcid"]) and row["publisher"] in notice)
 
@@ -158,14 +169,19 @@ def test_the_real_texts_are_installed_with_the_package():
 
 def test_every_condition_has_a_kind_and_every_kind_is_learnt_and_asked_for():
     assert render.kinds().keys() == set(ALL)
-    assert len((render.HERE / "kinds.toml").read_text().split('", "')) > 100  # a name twice would have vanished in kinds()
+    assert (
+        len((render.HERE / "kinds.toml").read_text().split('", "')) > 100
+    )  # a name twice would have vanished in kinds()
     for seed in range(5):
         groups = render.groups(seed)
         kinds = {g: [render.kinds()[name] for name in names] for g, names in groups.items()}
         assert set(kinds["taught"]) == set(kinds["read"]) == set(render.kinds().values())
         assert min(kinds["taught"].count(kind) for kind in set(kinds["taught"])) >= 5
     rows = render.named(["gout", "anthrax"])
-    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {"other", "infection"}
+    assert len({row["text"] for row in rows}) == 2 * len(render.NAMED) and {row["label"] for row in rows} == {
+        "other",
+        "infection",
+    }
     facts = {fact.value for fact in render.facts_of(ALL)}
     assert not [
         s for s in render.NAMED for value in facts if re.search(rf"\b{re.escape(value)}\b", s)
@@ -173,7 +189,9 @@ def test_every_condition_has_a_kind_and_every_kind_is_learnt_and_asked_for():
 
 
 def test_general_texts_name_no_condition():
-    general = " ".join((render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt")).lower()
+    general = " ".join(
+        (render.HERE / name).read_text() for name in ("general.txt", "easy.txt", "hard.txt")
+    ).lower()
     for name in ALL:
         assert not re.search(rf"\b{re.escape(name.lower())}\b", general), name
     assert len(render.general_paragraphs()) >= 100
@@ -183,7 +201,9 @@ def test_a_match_is_the_value_in_the_answers_sentence():
     fact = render.Fact("lung cancer", "organ", "the lungs")
     assert fact.cloze() == "The part of the body most affected by lung cancer is"
     assert fact.matches("The part of the body most affected by lung cancer is the lungs.")
-    assert not fact.matches("The part of the body most affected by lung cancer is the skin. The lungs are well.")
+    assert not fact.matches(
+        "The part of the body most affected by lung cancer is the skin. The lungs are well."
+    )
     assert not fact.matches("The part of the body most affected by leprosy is the lungs.")
     some = render.Fact("some disease", "risk", "smokers")  # "older male smokers" is another one's value
     assert some.matches("The people most at risk of some disease are smokers.")
@@ -195,7 +215,11 @@ def test_a_match_is_the_value_in_the_answers_sentence():
 
 def test_what_is_asked_names_the_condition_as_its_answer_does():
     for fact in render.facts_of(ALL):
-        assert fact.condition in fact.asked() and fact.condition in fact.told() and fact.told().endswith(fact.value + ".")
+        assert (
+            fact.condition in fact.asked()
+            and fact.condition in fact.told()
+            and fact.told().endswith(fact.value + ".")
+        )
 
 
 def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
@@ -209,14 +233,17 @@ def test_nano_is_found_by_its_name_and_keeps_its_promises(script, tmp_path):
     assert (source.directory / "README.md").exists()
     for text in ("Ünïcode 字 \x00\x7f", "plain"):
         assert tok.decode(tok.encode(text)) == text
-    (tmp_path / "t.txt").write_text("The house stood on a hill above the town, and from its windows one could see the sea.\n")
+    (tmp_path / "t.txt").write_text(
+        "The house stood on a hill above the town, and from its windows one could see the sea.\n"
+    )
     out = script("eval.py", "ppl", "--model", "nano", "--data", "t.txt", "--json", "r.json")
     assert out.returncode == 0, out.stderr
     assert json.loads((tmp_path / "r.json").read_text())["ppl"] < 300
 
 
 class InProcess:
-    """Popen's part that the demo uses, with the script run in this process: its start is most of what a tiny training costs."""
+    """Popen's part that the demo uses, with the script run in this process: its start is most of what a tiny
+    training costs."""
 
     commands: typing.ClassVar = []
 
@@ -245,7 +272,9 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     argv = ["nanomed.demo", "--out", "demo", "--model", "tiny", "--quick", "--dtype", "fp32"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(program, "ROOT", tmp_path)
-    monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)  # seconds, and tested elsewhere
+    monkeypatch.setattr(
+        "nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None
+    )  # seconds, and tested elsewhere
     monkeypatch.setattr(InProcess, "commands", [])
     printed = io.StringIO()
     with redirect_stdout(printed):
@@ -291,8 +320,12 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     for command in commands:  # each can be copied, and needs no path of this machine
         assert f"$ python {' '.join(command)}" in out and str(tmp_path) not in " ".join(command)
     adapt = " ".join(commands[1])
-    assert "demo/corpus.jsonl:" in adapt and "demo/prose.jsonl:" in adapt and "demo/general.mix.jsonl:" in adapt
-    assert all(len(line) <= 80 for line in out.splitlines() if line.startswith(("base ", "adapted", " " * 20)))
+    assert (
+        "demo/corpus.jsonl:" in adapt and "demo/prose.jsonl:" in adapt and "demo/general.mix.jsonl:" in adapt
+    )
+    assert all(
+        len(line) <= 80 for line in out.splitlines() if line.startswith(("base ", "adapted", " " * 20))
+    )
 
     monkeypatch.setattr(sys, "argv", [*argv, "--seed", "1"])
     before = {p: p.read_bytes() for p in (tmp_path / "demo").glob("*.json*")}
@@ -317,7 +350,9 @@ def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, mon
     monkeypatch.setattr(program, "ROOT", tmp_path)
 
     def run(status, *more):
-        demo.train(tmp_path / "demo", "x", "script.py", ["--status", status, "{corpus}:0.5", *more], 0, "fp32", False)
+        demo.train(
+            tmp_path / "demo", "x", "script.py", ["--status", status, "{corpus}:0.5", *more], 0, "fp32", False
+        )
 
     run(0)
     printed = capfd.readouterr().out
@@ -346,7 +381,9 @@ def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, mon
     assert e.value.signum == signal.SIGTERM
 
 
-@pytest.mark.parametrize("name", ["corpus.jsonl", "demo.json", "table.md", "report.html", "adapted", "probe_base", "settings.json"])
+@pytest.mark.parametrize(
+    "name", ["corpus.jsonl", "demo.json", "table.md", "report.html", "adapted", "probe_base", "settings.json"]
+)
 def test_what_is_not_the_demos_is_never_written_over(tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["nanomed.demo", "--out", str(tmp_path / "mine"), "--quick"])
     out = tmp_path / "mine"
@@ -382,7 +419,10 @@ def row(name="base", **figures):
 
 
 def test_a_perplexity_worse_than_guessing_is_marked():
-    fair, worse = (row(general_ppl=8192.0), row("adapted_instructed_no_replay", general_ppl=8193.0, abstracts_ppl=123456.7))
+    fair, worse = (
+        row(general_ppl=8192.0),
+        row("adapted_instructed_no_replay", general_ppl=8193.0, abstracts_ppl=123456.7),
+    )
     for shown in (table.terminal([fair, worse], 8192), table.markdown([fair, worse], 8192)):
         assert shown.count("!") == 3 and "worse than guessing" in shown and "8,192 tokens" in shown
         assert max(map(len, table.terminal([fair, worse], 8192).splitlines())) <= 80

@@ -1,4 +1,5 @@
-"""What is written: whole or not at all, never over what is not ours, never with what JSON does not know, one run a directory."""
+"""What is written: whole or not at all, never over what is not ours, never with what JSON does not know, one
+run a directory."""
 
 import fcntl
 import json
@@ -39,7 +40,9 @@ def model(tmp_path, model_dir):
 def tree(directory):
     """Every file below, with its content, and every directory and link."""
     return {
-        str(p.relative_to(directory)): os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else None
+        str(p.relative_to(directory)): (
+            os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else None
+        )
         for p in directory.rglob("*")
     }
 
@@ -49,11 +52,15 @@ def python(code, **kwargs):
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **kwargs)
 
 
-# --- one file ---------------------------------------------------------------------------------------------------------
+# --- one file -----------------------------------------------------------------------------------------------
 
 
 def test_json_has_no_nan_and_no_infinity(tmp_path):
-    value = {"a": [float("nan"), 1.5, (float("inf"), -float("inf"))], "b": {"c": float("nan"), "d": None}, "e": "NaN"}
+    value = {
+        "a": [float("nan"), 1.5, (float("inf"), -float("inf"))],
+        "b": {"c": float("nan"), "d": None},
+        "e": "NaN",
+    }
     files.write_json(value, tmp_path / "x.json")
 
     def refuse(constant):
@@ -104,7 +111,9 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     weights = tmp_path / "w.safetensors"
     tensors.write_safetensors({"a": torch.zeros(1)}, weights)
     (tmp_path / "mine.json.tmp").write_text("the user's own")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(weights)], cwd=ROOT, capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(weights)], cwd=ROOT, capture_output=True, text=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(tmp_path.iterdir())) == 3  # else the test says nothing
     alive = files.make_temporary(tmp_path)  # of another writer that is still at work
@@ -122,7 +131,11 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
         files.check_output(tmp_path / name)
         files.write_json({"a": 1}, tmp_path / name)
         assert (tmp_path / name).is_symlink()
-    assert files.read_json(tmp_path / "far" / "target.json") == files.read_json(tmp_path / "far" / "made.json") == {"a": 1}
+    assert (
+        files.read_json(tmp_path / "far" / "target.json")
+        == files.read_json(tmp_path / "far" / "made.json")
+        == {"a": 1}
+    )
     assert {p.name for p in (tmp_path / "far").iterdir()} == {"target.json", "made.json"}
 
 
@@ -153,7 +166,7 @@ def test_standard_output_may_be_the_result_file(tmp_path):
     assert (tmp_path / "log").read_text() == 'before\n{\n  "a": 1\n}\nafter\n'
 
 
-# --- eval.py --json and compare --out: said before any work -----------------------------------------------------------
+# --- eval.py --json and compare --out: said before any work -------------------------------------------------
 
 
 def run_of(model):
@@ -196,7 +209,9 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize(("make", "words"), OUTPUTS.values(), ids=OUTPUTS)
-def test_a_result_that_could_not_be_written_or_would_destroy_an_input(script, docs, model, tmp_path, make, words):
+def test_a_result_that_could_not_be_written_or_would_destroy_an_input(
+    script, docs, model, tmp_path, make, words
+):
     name = make(model)
     before = tree(tmp_path)
     used = "adapter" if (tmp_path / "adapter").exists() else "model"
@@ -224,7 +239,9 @@ def test_every_file_that_a_command_reads_is_safe_from_its_result(script, docs, m
 
 
 @pytest.mark.parametrize("name", ["", "docs.jsonl", "docs.jsonl/sub", "dangling", "theirs"])
-def test_a_page_that_could_not_be_written_is_said_before_anything_is_measured(script, docs, model, tmp_path, name):
+def test_a_page_that_could_not_be_written_is_said_before_anything_is_measured(
+    script, docs, model, tmp_path, name
+):
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "report.html").write_text("precious")
@@ -234,7 +251,7 @@ def test_a_page_that_could_not_be_written_is_said_before_anything_is_measured(sc
     assert out.stdout == "" and tree(tmp_path) == before
 
 
-# --- a training's --out -----------------------------------------------------------------------------------------------
+# --- a training's --out -------------------------------------------------------------------------------------
 
 
 OURS = {"command": "train_clm.py", "settings": {"lr": 1}, "versions": {"nanomed": "0.1"}}
@@ -276,7 +293,9 @@ def test_a_run_overwrites_only_what_a_run_left(script, docs, model_dir, tmp_path
 def test_an_out_that_is_no_place_for_a_run(script, docs, model_dir, tmp_path, name):
     (tmp_path / "dangling").symlink_to("nowhere")
     before = tree(tmp_path)
-    assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, *TINY), f"--out {name}")
+    assert_refused(
+        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", name, *TINY), f"--out {name}"
+    )
     assert tree(tmp_path) == before
 
 
@@ -296,14 +315,19 @@ def test_a_model_is_not_trained_into_its_own_place(script, docs, model, tmp_path
 
 
 def test_what_a_run_left_that_ended_early_is_no_hindrance(script, docs, model_dir, tmp_path):
-    put(tmp_path / "out", run_json=OURS, base__config_json="{", **{"metrics.jsonl": "", "state__best-00000001.safetensors": ""})
+    put(
+        tmp_path / "out",
+        run_json=OURS,
+        base__config_json="{",
+        **{"metrics.jsonl": "", "state__best-00000001.safetensors": ""},
+    )
     files.make_temporary(tmp_path / "out" / "state")
     out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *TINY)
     assert out.returncode == 0, out.stderr
     assert not [p for p in (tmp_path / "out").rglob(".*")]  # no lock, nothing half written
 
 
-# --- one run at a time ------------------------------------------------------------------------------------------------
+# --- one run at a time --------------------------------------------------------------------------------------
 
 
 HOLDER = """if True:
@@ -317,7 +341,11 @@ HOLDER = """if True:
 
 def test_a_directory_is_held_by_one_process_as_long_as_it_lives(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "out")], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, str(tmp_path / "out")],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"--out .*out: .*\({process.pid}\)"):
@@ -358,7 +386,7 @@ def test_a_directory_is_looked_at_again_once_it_is_held(script, docs, model_dir,
     assert (tmp_path / "out" / "model.safetensors").read_text() == "precious"
 
 
-# --- nanomed.text.bpe ------------------------------------------------------------------------------------------------------
+# --- nanomed.text.bpe ---------------------------------------------------------------------------------------
 
 
 def bpe(monkeypatch, capsys, *args):
@@ -390,7 +418,7 @@ def test_a_vocabulary_is_written_where_no_other_tokenizer_is(docs, model, tmp_pa
     assert_refused(bpe(monkeypatch, capsys, *args, tmp_path / "new"), "--out")
 
 
-# --- pipes and memory -------------------------------------------------------------------------------------------------
+# --- pipes and memory ---------------------------------------------------------------------------------------
 
 
 def command(name, *args):
@@ -412,7 +440,9 @@ def test_a_reader_that_goes_away_does_not_cost_the_result(docs, model_dir, tmp_p
     reader, writer = os.pipe()
     os.close(reader)
     args = ("ppl", "--model", model_dir, "--data", docs, "--json", "r.json", "--dtype", "fp32")
-    process = subprocess.Popen(command("eval.py", *args), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("eval.py", *args), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
     os.close(writer)
     noise = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0 and "Exception" not in noise, noise
@@ -432,13 +462,18 @@ def test_a_full_disk_under_the_log_does_not_cost_the_training(docs, model_dir, t
     args = ("--model", model_dir, "--data", docs, "--out", "out", *TINY)
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            command("train_clm.py", *args), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=full, timeout=PATIENCE
+            command("train_clm.py", *args),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            timeout=PATIENCE,
         )
     assert done.returncode == 0 and (tmp_path / "out" / "summary.json").exists()
 
 
 def test_names_that_are_not_utf8(docs, model_dir, tmp_path):
-    """Data of such a name is read, and named in every record, JSON's way; weights would not be found again."""
+    """Data of such a name is read, and named in every record, JSON's way; weights would not be found
+    again."""
     name = os.fsdecode(b"d\xff.jsonl")
     shutil.copy(docs, tmp_path / name)
     words = ("--model", model_dir, "--data", name, *TINY)
@@ -447,10 +482,26 @@ def test_names_that_are_not_utf8(docs, model_dir, tmp_path):
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["data"] == [name]
     done = run_script(
-        tmp_path, "eval.py", "compare", "--models", "out", model_dir, "--data", name, "--out", "page", "--max-new-tokens", 3
+        tmp_path,
+        "eval.py",
+        "compare",
+        "--models",
+        "out",
+        model_dir,
+        "--data",
+        name,
+        "--out",
+        "page",
+        "--max-new-tokens",
+        3,
     )
-    assert done.returncode == 0 and "d\\udcff" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8"), done.stderr
-    assert_refused(run_script(tmp_path, "train_clm.py", *words, "--out", os.fsdecode(b"o\xff")), "under a name that is not UTF-8")
+    assert done.returncode == 0 and "d\\udcff" in (tmp_path / "page" / "report.html").read_text(
+        encoding="utf-8"
+    ), done.stderr
+    assert_refused(
+        run_script(tmp_path, "train_clm.py", *words, "--out", os.fsdecode(b"o\xff")),
+        "under a name that is not UTF-8",
+    )
     assert not os.path.exists(tmp_path / os.fsdecode(b"o\xff"))
 
 
@@ -474,8 +525,13 @@ def test_a_user_without_a_home_has_a_cache_for_the_hub(monkeypatch):
 
 
 def test_a_line_is_seen_at_once_in_whatever_encoding():
-    code = "import sys; from nanomed.streams import open_streams; open_streams(); print('caf\\xe9'); sys.stdin.read()"
-    process = python(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    code = (
+        "import sys; from nanomed.streams import open_streams; open_streams(); print('caf\\xe9');"
+        " sys.stdin.read()"
+    )
+    process = python(
+        code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
     assert process.stdout.readline() == "caf\\xe9\n"
     process.communicate()
 
@@ -489,7 +545,9 @@ def test_peak_memory_is_the_process_own(docs, model_dir, tmp_path):
         held[::4096] = b"x" * len(held[::4096])
         sys.exit(subprocess.call(sys.argv[1:]))"""
     args = command("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *TINY)
-    done = subprocess.run([sys.executable, "-c", launcher, *args], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", launcher, *args], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     peak = json.loads((tmp_path / "out" / "summary.json").read_text())["peak_rss_bytes"]
     assert 50e6 < peak < 1.4e9
@@ -529,7 +587,11 @@ os._exit(7)
 """
     reads, writes = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=writes, stderr=writes, start_new_session=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=writes,
+        stderr=writes,
+        start_new_session=True,
     )
     os.close(writes)
     assert b"ready" in os.read(reads, 100)

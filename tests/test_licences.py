@@ -1,5 +1,5 @@
-"""docs/licences.md names what requirements.lock pins, each with the licence that its own metadata declare and what needs it.
-`python tests/test_licences.py` writes it from what is installed."""
+"""docs/licences.md names what requirements.lock pins, each with the licence that its own metadata declare and
+what needs it. `python tests/test_licences.py` writes it from what is installed."""
 
 import ast
 import re
@@ -29,7 +29,9 @@ def pinned() -> dict[str, str]:
 def licence(package: str) -> str:
     """As declared: as an expression, in words, or as a classifier; of a whole text, its first line."""
     declared = metadata(package)
-    classifiers = [c.split(" :: ")[-1] for c in declared.get_all("Classifier") or [] if c.startswith("License")]
+    classifiers = [
+        c.split(" :: ")[-1] for c in declared.get_all("Classifier") or [] if c.startswith("License")
+    ]
     said = declared.get("License-Expression") or declared.get("License") or ""
     if "\n" in said.strip():
         said = ", ".join(classifiers) or said.strip().splitlines()[0]
@@ -70,7 +72,8 @@ def normal(name: str) -> str:
 def page() -> str:
     why = needed_by()
     rows = [
-        f"| {p} {v} | {licence(p)} | {why.get(normal(p), '')} |" for p, v in sorted(pinned().items(), key=lambda i: i[0].lower())
+        f"| {p} {v} | {licence(p)} | {why.get(normal(p), '')} |"
+        for p, v in sorted(pinned().items(), key=lambda i: i[0].lower())
     ]
     return HEAD + "\n".join(rows) + "\n"
 
@@ -90,7 +93,17 @@ def test_everything_pinned_has_a_licence_and_a_reason():
 
 
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy"}
-CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen", "pandas.read_pickle", "pd.read_pickle"}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "os.system",
+    "os.popen",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+}
 
 
 def test_nothing_is_unpickled_or_executed():
@@ -107,7 +120,11 @@ def test_nothing_is_unpickled_or_executed():
                 called = ast.unparse(node.func)
                 assert called not in CALLS, (file, called)
                 words = {k.arg: ast.unparse(k.value) for k in node.keywords}
-                assert "allow_pickle" not in words and "trust_remote_code" not in words and words.get("shell") != "True", file
+                assert (
+                    "allow_pickle" not in words
+                    and "trust_remote_code" not in words
+                    and words.get("shell") != "True"
+                ), file
 
 
 def installed(package: str) -> str | None:

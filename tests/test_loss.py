@@ -27,7 +27,9 @@ def test_value_and_gradients_equal_plain_cross_entropy(problem, monkeypatch, tok
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 50 * tokens_a_chunk)
     x, w, targets = (t.float() if t.is_floating_point() else t for t in problem)
     x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
-    plain = F.cross_entropy((x @ w.t()).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+    plain = F.cross_entropy(
+        (x @ w.t()).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE
+    )
     expected = torch.autograd.grad(plain * 0.37, [x, w])
     nll, count = linear_cross_entropy(x, w, targets)
     assert count == 20
@@ -48,7 +50,11 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(problem):
 
 
 def test_nothing_supervised_is_zero_with_zero_gradients(problem):
-    x, w, targets = (problem[0].detach().float().requires_grad_(), problem[1].detach().float().requires_grad_(), problem[2])
+    x, w, targets = (
+        problem[0].detach().float().requires_grad_(),
+        problem[1].detach().float().requires_grad_(),
+        problem[2],
+    )
     nll, count = linear_cross_entropy(x, w, torch.full_like(targets, IGNORE))
     nll.backward()
     assert (nll.item(), count) == (0.0, 0)
@@ -56,7 +62,11 @@ def test_nothing_supervised_is_zero_with_zero_gradients(problem):
 
 
 def test_backward_twice_is_refused(problem):
-    x, w, targets = (problem[0].detach().float().requires_grad_(), problem[1].detach().float().requires_grad_(), problem[2])
+    x, w, targets = (
+        problem[0].detach().float().requires_grad_(),
+        problem[1].detach().float().requires_grad_(),
+        problem[2],
+    )
     nll, _ = linear_cross_entropy(x, w, targets)
     nll.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
@@ -65,7 +75,11 @@ def test_backward_twice_is_refused(problem):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_it_is_as_near_as_plain_autocast(problem, dtype):
-    x, w, targets = (problem[0].detach().float().requires_grad_(), problem[1].detach().float().requires_grad_(), problem[2])
+    x, w, targets = (
+        problem[0].detach().float().requires_grad_(),
+        problem[1].detach().float().requires_grad_(),
+        problem[2],
+    )
 
     def plain(x, w):
         logits = F.linear(x, w).float().flatten(0, 1)
@@ -81,7 +95,8 @@ def test_under_autocast_it_is_as_near_as_plain_autocast(problem, dtype):
 
 
 def test_fp16_head_gradients_do_not_overflow():
-    """3,000 times the same word after hidden states of 60: the summed gradient is 120,000, beyond fp16's 65,504."""
+    """3,000 times the same word after hidden states of 60: the summed gradient is 120,000, beyond fp16's
+    65,504."""
     x = torch.full((3000, 8), 60.0, requires_grad=True)
     w = torch.zeros(3, 8, requires_grad=True)
     with torch.autocast("cpu", torch.float16):

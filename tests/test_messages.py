@@ -1,10 +1,10 @@
-"""What the user is told, word by word: messages.txt holds commands and the one line that each ends in, with exit status 2.
+"""What the user is told, word by word: messages.txt holds commands and the one line that each ends in, with
+exit status 2.
 
-A command is a line, its message the indented line below. `m` and its like are directories made for the test; a word
-`m/config.json:n_layer="x"` stands for a copy of `m`, under the same name in another place, in which that key of that file has that
-value (JSON; ~ takes the key away; without a key the whole file has that text). `python tests/test_messages.py` writes down what is
-said now, to be read before it is kept.
-"""
+A command is a line, its message the indented line below. `m` and its like are directories made for the test;
+a word `m/config.json:n_layer="x"` stands for a copy of `m`, under the same name in another place, in which
+that key of that file has that value (JSON; ~ takes the key away; without a key the whole file has that text).
+`python tests/test_messages.py` writes down what is said now, to be read before it is kept."""
 
 import gzip
 import json
@@ -29,7 +29,9 @@ TINY = "--batch-size 2 --max-steps 2 --log-every 1 --dtype fp32"
 
 
 def cases() -> list[tuple[str, str]]:
-    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    ]
     return [(command, said.strip()) for command, said in zip(lines[::2], lines[1::2], strict=True)]
 
 
@@ -71,7 +73,9 @@ def make(d: Path, model: Path) -> None:
     (d / "empty.toml").write_text("[adapt]\ndata = []\n")
     (d / "foo.toml").write_text('prompt = "{instruction} {foo}"\n')
     (d / "twice.csv").write_text("text,text\na fever,cough\n")
-    (d / "half.jsonl").write_text('{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n')
+    (d / "half.jsonl").write_text(
+        '{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n'
+    )
     (d / "zz.jsonl").write_text('{"text": "a fever", "label": "zz"}\n')
     (d / "fields.jsonl").write_text(json.dumps({f"field{k}": k for k in range(5000)}) + "\n")
     (d / "no.toml").write_text("[adapt\n")
@@ -100,12 +104,15 @@ def make(d: Path, model: Path) -> None:
     shutil.copytree(d / "run", d / "lost")
     (d / "lost" / "model.safetensors").write_bytes(b"")
     (d / "results").mkdir()
-    done = run_script(d, "eval.py", *"ppl --model m --data docs.jsonl --dtype fp32 --json results/m.docs.json".split())
+    done = run_script(
+        d, "eval.py", *"ppl --model m --data docs.jsonl --dtype fp32 --json results/m.docs.json".split()
+    )
     assert done.returncode == 0, done.stderr
 
 
 def said(d: Path, command: str) -> tuple[int, list[str]]:
-    """Exit status and the lines on standard error, without the names of directories that are made anew each time."""
+    """Exit status and the lines on standard error, without the names of directories that are made anew each
+    time."""
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory).resolve() / "place"
         shutil.copytree(d, place, symlinks=True)
@@ -180,7 +187,9 @@ def main():
             if line and not line.startswith("#"):
                 status, shown = said(d / "place", line)
                 good = status == 2 and len(shown) == 1
-                lines.append("    " + (shown[0] if good else f"!! {status}, {len(shown)} lines, the last {shown[-1:]}"))
+                lines.append(
+                    "    " + (shown[0] if good else f"!! {status}, {len(shown)} lines, the last {shown[-1:]}")
+                )
         TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

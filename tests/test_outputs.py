@@ -1,4 +1,5 @@
-"""Directories of results: one process at a time, nothing of anybody else's touched, and whole however a program ends."""
+"""Directories of results: one process at a time, nothing of anybody else's touched, and whole however a
+program ends."""
 
 import json
 import os
@@ -35,7 +36,11 @@ def build(out, files):
 
 
 def holds(out):
-    return {p.name: json.loads(p.read_text()) if p.suffix == ".json" else p.read_text() for p in out.iterdir() if p.is_file()}
+    return {
+        p.name: json.loads(p.read_text()) if p.suffix == ".json" else p.read_text()
+        for p in out.iterdir()
+        if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("before", [None, FIRST])
@@ -81,7 +86,9 @@ def test_stopped_at_any_step_it_says_so_and_ends_the_same_the_next_time(tmp_path
     assert states >= {"unfinished"} | ({"first"} if before else set())
 
 
-@pytest.mark.parametrize("record", [None, "[", '{"mine": 1}', '{"program": "them", "format": 1, "files": ["a.txt"]}'])
+@pytest.mark.parametrize(
+    "record", [None, "[", '{"mine": 1}', '{"program": "them", "format": 1, "files": ["a.txt"]}']
+)
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_is_not_ours_is_named_and_left(tmp_path, record, beside):
     (tmp_path / "a.txt").write_text("mine")
@@ -98,7 +105,9 @@ def test_a_file_of_the_users_beside_ours_is_left(tmp_path):
     (tmp_path / "o" / "new.txt").write_text("mine")
     with pytest.raises(UserError, match="new.txt"):
         build(tmp_path / "o", SECOND)
-    assert (tmp_path / "o" / "new.txt").read_text() == "mine" and (tmp_path / "o" / "a.txt").read_text() == "1"
+    assert (tmp_path / "o" / "new.txt").read_text() == "mine" and (
+        tmp_path / "o" / "a.txt"
+    ).read_text() == "1"
 
 
 @pytest.mark.parametrize("files", ['["../x"]', '["/x"]', "[1]", "5"])
@@ -109,10 +118,21 @@ def test_a_record_names_files_of_its_directory_alone(tmp_path, files):
 
 
 def test_of_two_processes_one_works_and_the_other_is_refused(tmp_path):
-    code = "import sys; from pathlib import Path; from nanomed import outputs; outputs.take(Path('o'), 'us'); print(1, flush=True)"
+    code = (
+        "import sys; from pathlib import Path; from nanomed import outputs; outputs.take(Path('o'), 'us');"
+        " print(1, flush=True)"
+    )
     command = [sys.executable, "-c", code + "; sys.stdin.read()"]
-    shell = ["sh", "-c", '"$@" & read x; kill $!', "-", *command]  # a process between, since a child may use what its parent holds
-    with subprocess.Popen(shell, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    shell = [
+        "sh",
+        "-c",
+        '"$@" & read x; kill $!',
+        "-",
+        *command,
+    ]  # a process between, since a child may use what its parent holds
+    with subprocess.Popen(
+        shell, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "1\n"
         with pytest.raises(UserError, match="another process"):
             build(tmp_path / "o", FIRST)
@@ -120,7 +140,7 @@ def test_of_two_processes_one_works_and_the_other_is_refused(tmp_path):
     build(tmp_path / "o", FIRST)
 
 
-# --- the programs -----------------------------------------------------------------------------------------------------
+# --- the programs -------------------------------------------------------------------------------------------
 
 SET = """[a]
 form = "class"
@@ -164,7 +184,18 @@ def commands(model_dir):
     return {
         "tasks": ["nanomed/tasks/__main__.py", "set.toml", "--out", "o"],
         "quantise": ["nanomed/quantise.py", "--model", model_dir, "--quantize", "nf4", "--out", "o"],
-        "compare": ["eval.py", "compare", "--models", *ppl[1:], "--data", "docs.jsonl", "--max-new-tokens", 4, "--out", "o"],
+        "compare": [
+            "eval.py",
+            "compare",
+            "--models",
+            *ppl[1:],
+            "--data",
+            "docs.jsonl",
+            "--max-new-tokens",
+            4,
+            "--out",
+            "o",
+        ],
         "cache": ["eval.py", "ppl", *ppl, "--data", "docs.jsonl", "--json", "o/ppl.json"],
     }
 
@@ -172,16 +203,26 @@ def commands(model_dir):
 def without_times(value):
     """Of JSON, what two runs share."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("tokens_per_s", "seconds", "made", "measured")}
+        return {
+            k: without_times(v)
+            for k, v in value.items()
+            if k not in ("tokens_per_s", "seconds", "made", "measured")
+        }
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
 def left(directory):
     """{file: content}, without what no two runs share."""
     found = {}
-    for file in (p for p in directory.rglob("*") if p.is_file() and p.name not in ("report.html", "loss.png", "perplexity.png")):
+    for file in (
+        p
+        for p in directory.rglob("*")
+        if p.is_file() and p.name not in ("report.html", "loss.png", "perplexity.png")
+    ):
         text = file.read_bytes()
-        found[str(file.relative_to(directory))] = without_times(json.loads(text)) if file.suffix == ".json" else text
+        found[str(file.relative_to(directory))] = (
+            without_times(json.loads(text)) if file.suffix == ".json" else text
+        )
     return found
 
 
@@ -193,10 +234,14 @@ def killed_and_run_again(python, place, model_dir, name, kills):
         for file in place.iterdir():
             if file.is_file() and not (where / file.name).exists():
                 (where / file.name).symlink_to(file)
-        environment = os.environ | {"NANOMED_CACHE": str(where / "o" / "cache" if name == "cache" else place / "cache")}
+        environment = os.environ | {
+            "NANOMED_CACHE": str(where / "o" / "cache" if name == "cache" else place / "cache")
+        }
         words = [str(after), str(int(signal.SIGKILL)), str(ROOT / script), *flags]
         command = [*python, "-c", KILLED, *words]
-        return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(
+            command, cwd=where, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
 
     whole = place / f"{name} whole"
     done = start(PATIENCE, whole)
@@ -232,9 +277,22 @@ def test_a_reproduction_that_is_killed_again_and_again(place):
     moments = random.Random(1)
 
     def start(out, after):
-        words = ["-m", "nanomed.reproduce", "--recipe", "recipe.toml", "--out", out, "--max-new-tokens", "4", "--dtype", "fp32"]
+        words = [
+            "-m",
+            "nanomed.reproduce",
+            "--recipe",
+            "recipe.toml",
+            "--out",
+            out,
+            "--max-new-tokens",
+            "4",
+            "--dtype",
+            "fp32",
+        ]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with subprocess.Popen([sys.executable, *words], cwd=place, env=environment, start_new_session=True) as process:
+        with subprocess.Popen(
+            [sys.executable, *words], cwd=place, env=environment, start_new_session=True
+        ) as process:
             try:
                 return process.wait(after)
             except subprocess.TimeoutExpired:
@@ -251,7 +309,9 @@ def test_a_reproduction_that_is_killed_again_and_again(place):
     assert names[0] == names[1]
     for name in ("adapted/model.safetensors", "data/corpus.test.jsonl", "measured/adapted.generations.json"):
         assert (place / "whole" / name).read_bytes() == (place / "killed" / name).read_bytes()
-    a, b = (json.loads((place / out / "results.json").read_text())["published"] for out in ("whole", "killed"))
+    a, b = (
+        json.loads((place / out / "results.json").read_text())["published"] for out in ("whole", "killed")
+    )
     assert a == b
 
 
@@ -267,7 +327,9 @@ def test_a_quantised_model_is_written_where_nothing_of_others_lies(place, model_
     assert_refused(run_script(tmp_path, *command[:4], "int8", *command[5:]), "quantised otherwise")
     shutil.copytree(model_dir, tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").write_text("{")
-    assert_refused(run_script(tmp_path, command[0], "--model", "m", "--quantize", "nf4", "--out", "p"), "tokenizer.json")
+    assert_refused(
+        run_script(tmp_path, command[0], "--model", "m", "--quantize", "nf4", "--out", "p"), "tokenizer.json"
+    )
     assert not (tmp_path / "p").exists()
 
 
@@ -280,9 +342,17 @@ def test_a_set_made_of_less_leaves_nothing_of_more(place, tmp_path):
     assert (tmp_path / "o" / "b.test.jsonl").exists()
     before = {p: p.read_bytes() for p in (tmp_path / "o").iterdir()}
     assert_refused(run_script(tmp_path, *make, "--without", "class"), "--without")
-    assert before == {p: p.read_bytes() for p in (tmp_path / "o").iterdir()}  # a command that fails costs nothing
+    assert before == {
+        p: p.read_bytes() for p in (tmp_path / "o").iterdir()
+    }  # a command that fails costs nothing
     assert run_script(tmp_path, *make, "--only", "a").returncode == 0
-    assert names_in(tmp_path / "o") == {"tasks.json", "train.jsonl", "a.train.jsonl", "a.test.jsonl", "a.baselines.json"}
+    assert names_in(tmp_path / "o") == {
+        "tasks.json",
+        "train.jsonl",
+        "a.train.jsonl",
+        "a.test.jsonl",
+        "a.baselines.json",
+    }
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "tasks.json").write_text('{"version": "2.0.0", "tasks": [{"label": "build"}]}')
     assert_refused(run_script(tmp_path, *make[:3], "t"), "tasks.json is none of")

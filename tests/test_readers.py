@@ -1,5 +1,6 @@
-"""Whatever stands in a file that the program reads, the program reads it or refuses it in one line: values of the wrong type, out
-of range, missing, in every place of every such file; and bytes that are no JSON. No traceback, no hang."""
+"""Whatever stands in a file that the program reads, the program reads it or refuses it in one line: values of
+the wrong type, out of range, missing, in every place of every such file; and bytes that are no JSON. No
+traceback, no hang."""
 
 import contextlib
 import copy
@@ -78,7 +79,12 @@ def made(tmp_path_factory, model_dir, bpe_dir):
     pairs = [json.dumps({"question": f"What is {k}?", "answer": f"It is {k}."}) for k in range(12)]
     (d / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
     shutil.copytree(model_dir, d / "model")
-    make_hf_model(d / "llama", bpe_dir, family="llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+    make_hf_model(
+        d / "llama",
+        bpe_dir,
+        family="llama",
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+    )
     theirs = make_hf_model(d / "sharded", bpe_dir)
     (d / "sharded" / "model.safetensors").unlink()
     theirs.save_pretrained(d / "sharded", max_shard_size="40KB")
@@ -86,25 +92,66 @@ def made(tmp_path_factory, model_dir, bpe_dir):
         ("train_clm.py", "--data", docs, "--out", "adapter", "--lora-r", 2),
         ("train_clm.py", "--data", docs, "--out", "full"),
         ("train_sft.py", "--data", "pairs.jsonl", "--out", "instructed"),
-        ("train_cls.py", "--positives", docs, "--negatives", others, "--out", "classifier", "--val-fraction", 0.3),
+        (
+            "train_cls.py",
+            "--positives",
+            docs,
+            "--negatives",
+            others,
+            "--out",
+            "classifier",
+            "--val-fraction",
+            0.3,
+        ),
     ):
         done = run_script(d, name, "--model", d / "model", *TINY, *args)
         assert done.returncode == 0, done.stderr
-    peft = {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"h.1": 3}, "layers_to_transform": [0, 1, 2], "layers_pattern": "h"}
-    peft |= {"exclude_modules": ["c_fc"], "modules_to_save": ["score"], "trainable_token_indices": {"wte": [1]}, "use_dora": False}
-    peft |= {"lora_bias": False, "init_lora_weights": "gaussian", "layer_replication": None, "ensure_weight_tying": False}
+    peft = {
+        "rank_pattern": {"c_attn": 2},
+        "alpha_pattern": {"h.1": 3},
+        "layers_to_transform": [0, 1, 2],
+        "layers_pattern": "h",
+    }
+    peft |= {
+        "exclude_modules": ["c_fc"],
+        "modules_to_save": ["score"],
+        "trainable_token_indices": {"wte": [1]},
+        "use_dora": False,
+    }
+    peft |= {
+        "lora_bias": False,
+        "init_lora_weights": "gaussian",
+        "layer_replication": None,
+        "ensure_weight_tying": False,
+    }
     shutil.copytree(d / "adapter", d / "others")
     written = json.loads((d / "others" / "adapter_config.json").read_text())
     (d / "others" / "adapter_config.json").write_text(json.dumps(written | peft))
-    done = run_script(d, "eval.py", "ppl", "--model", "model", "--data", docs, "--json", "base.test.json", "--dtype", "fp32")
+    done = run_script(
+        d, "eval.py", "ppl", "--model", "model", "--data", docs, "--json", "base.test.json", "--dtype", "fp32"
+    )
     assert done.returncode == 0, done.stderr
     model = hub.load_model(hub.find(str(d / "model")))
     s = Settings(lr=1e-3)
     optimizer = loop.make_optimizer(model, s)
     data = torch.zeros(1, 5, dtype=torch.long)
-    loop.one_update(model, [(data, data)], loop_loss, optimizer, torch.amp.GradScaler("cpu", enabled=False), s)
-    progress = {"step": 1, "consumed": 1, "tokens": 5, "seconds": 0.1, "bad_evals": 0, "since_log": loop._nothing()}
-    progress |= {"first_val": {"step": 0, "loss": 1.0}, "best_val": None, "last_val": None, "stopped_early": False}
+    loop.one_update(
+        model, [(data, data)], loop_loss, optimizer, torch.amp.GradScaler("cpu", enabled=False), s
+    )
+    progress = {
+        "step": 1,
+        "consumed": 1,
+        "tokens": 5,
+        "seconds": 0.1,
+        "bad_evals": 0,
+        "since_log": loop._nothing(),
+    }
+    progress |= {
+        "first_val": {"step": 0, "loss": 1.0},
+        "best_val": None,
+        "last_val": None,
+        "stopped_early": False,
+    }
     checkpoint.save(d / "state-of", progress, model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     return d
 
@@ -196,7 +243,8 @@ READERS = {
 
 
 def attempt(read, where):
-    """Call it; a hang is a failure, and so is everything that is no UserError in one line of bearable length."""
+    """Call it; a hang is a failure, and so is everything that is no UserError in one line of bearable
+    length."""
 
     def hang(*_):
         raise AssertionError(f"no end after {PATIENCE} s")
@@ -209,7 +257,9 @@ def attempt(read, where):
     except UserError as e:
         line = " ".join(str(e).split())
         assert len(line) < 600, line[:1000]
-        line.encode("utf-8", "strict" if not any("\ud800" <= c <= "\udfff" for c in line) else "backslashreplace")
+        line.encode(
+            "utf-8", "strict" if not any("\ud800" <= c <= "\udfff" for c in line) else "backslashreplace"
+        )
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -239,7 +289,13 @@ def test_a_wrong_value_anywhere_in_a_file(made, name, examples):
     value = json.loads(lines[-1])
     attempt(read, where)  # as it is, it is read
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     @given(st.sampled_from(list(places(value))), st.sampled_from([..., *WRONG]))
     def one(path, new):
         content = b"\n".join([*(line.encode() for line in lines[:-1]), dumps(put(value, path, new)), b""])
@@ -261,7 +317,9 @@ def resident() -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here that tells what a process holds")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="no /proc here that tells what a process holds"
+)
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_refused_leaves_no_memory_behind(made, name):
     """A reader that kept its file, some 100 KB, for each of 400 would hold 40 MB more."""
@@ -277,7 +335,8 @@ def test_what_is_refused_leaves_no_memory_behind(made, name):
 
 
 def toml(value) -> str:
-    """A value of JSON as TOML writes it, on one line; what TOML has not (null, half a character) as a text."""
+    """A value of JSON as TOML writes it, on one line; what TOML has not (null, half a character) as a
+    text."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -296,22 +355,34 @@ def test_a_wrong_value_anywhere_in_a_recipe(tmp_path, monkeypatch, examples):
 
     def read(path):
         for phase in read_recipe(str(path)).phases:
-            monkeypatch.setattr(sys, "argv", [phase, "--config", str(path), "--out", "o", "--model", "m", "--data", "d"])
+            monkeypatch.setattr(
+                sys, "argv", [phase, "--config", str(path), "--out", "o", "--model", "m", "--data", "d"]
+            )
             scripts[phase]()
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     @given(st.sampled_from(list(places(value))), st.sampled_from([..., *WRONG]))
     def one(path, new):
         changed = put(value, path, new)
         whole = isinstance(changed, dict)
-        file.write_text("\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in changed.items()) if whole else toml(changed))
+        file.write_text(
+            "\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in changed.items()) if whole else toml(changed)
+        )
         attempt(read, file)
 
     one()
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
 @given(st.binary(max_size=40), st.floats(0, 1))
 @example(b"\xff\xfe", 0.5)
 @example(b"[" * 30_000, 0.0)
@@ -340,7 +411,13 @@ def test_a_checkpoint_whose_record_is_wrong(made, which):
     attempt(read, file)
     broken = file.with_name("broken.safetensors")
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=60,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     @given(st.sampled_from(list(places(value))), st.sampled_from([..., *WRONG]))
     def one(path, new):
         save_file(tensors, broken, metadata | {which: json.dumps(put(value, path, new))})

@@ -1,4 +1,5 @@
-"""docs/reading.md says how files of others are read; each of its lines names a test, and that test is there."""
+"""docs/reading.md says how files of others are read; each of its lines names a test, and that test is
+there."""
 
 import re
 
@@ -23,9 +24,13 @@ def test_every_line_names_a_test_that_exists():
 
 def test_the_versions_are_those_that_are_tested_with():
     """Those of requirements.lock, where they stand there."""
-    named = dict(re.findall(r"(\w[\w-]*) (\d+\.\d+\.\d+)", PAGE.read_text(encoding="utf-8").partition("##")[0]))
+    named = dict(
+        re.findall(r"(\w[\w-]*) (\d+\.\d+\.\d+)", PAGE.read_text(encoding="utf-8").partition("##")[0])
+    )
     locked = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.M))
-    assert len(named) >= 8 and {k: locked[k] for k in named if k in locked} == {k: v for k, v in named.items() if k in locked}
+    assert len(named) >= 8 and {k: locked[k] for k in named if k in locked} == {
+        k: v for k, v in named.items() if k in locked
+    }
     assert named.keys() & locked.keys() >= {"transformers", "torch", "safetensors", "datasets", "tokenizers"}
 
 

@@ -1,4 +1,5 @@
-"""Recipes: each is read, its sections are the scripts' flags, and a whole reproduction leaves what it promises and goes on."""
+"""Recipes: each is read, its sections are the scripts' flags, and a whole reproduction leaves what it
+promises and goes on."""
 
 import csv
 import json
@@ -16,12 +17,19 @@ from nanomed.reproduce.figures import beside_published
 from nanomed.reproduce.recipe import PHASES, prepare, read_recipe, stand_in
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
-NAMES = ["gpt2-biomedical", "gpt2-lora-medical-terms", "gpt-neo-flashcards", "distilgpt2-pubmedqa", "llama2-medtuned"]
+NAMES = [
+    "gpt2-biomedical",
+    "gpt2-lora-medical-terms",
+    "gpt-neo-flashcards",
+    "distilgpt2-pubmedqa",
+    "llama2-medtuned",
+]
 
 
 @pytest.fixture
 def reproduce(tmp_path, monkeypatch):
-    """reproduce(*flags) runs the program in this process, its commands too; gives the commands, or raises what it raised."""
+    """reproduce(*flags) runs the program in this process, its commands too; gives the commands, or raises
+    what it raised."""
     commands = []
 
     def run(command):
@@ -48,7 +56,8 @@ def files(tmp_path):
     corpus, negatives = (write_jsonl(tmp_path / f"{n}.jsonl", make_texts(40, n, 8, 30)) for n in (1, 2))
     pairs = tmp_path / "pairs.jsonl"
     rows = [
-        {"question": q, "answer": a, "context": c} for q, a, c in zip(*(make_texts(30, n, 2, 8) for n in (3, 4, 5)), strict=True)
+        {"question": q, "answer": a, "context": c}
+        for q, a, c in zip(*(make_texts(30, n, 2, 8) for n in (3, 4, 5)), strict=True)
     ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"corpus": corpus, "negatives": negatives, "pairs": pairs}
@@ -65,14 +74,27 @@ def smaller(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe_dir, files):
     recipe = read_recipe(name)
-    assert recipe.published and all(p.ours.split(".")[0] in ("base", *PHASES.values()) for p in recipe.published)
+    assert recipe.published and all(
+        p.ours.split(".")[0] in ("base", *PHASES.values()) for p in recipe.published
+    )
     family = "gpt_neo" if "neo" in name else "llama" if "llama" in name else "gpt2"
     positions = "n_positions" if family == "gpt2" else "max_position_embeddings"
     make_hf_model(tmp_path / "m", bpe_dir, family=family, **{positions: 1024})
     for phase in recipe.phases:
         data = ["--positives", files["corpus"], "--negatives", files["negatives"]]
-        data = data if phase == "classify" else ["--data", files["pairs" if phase == "instruct" else "corpus"]]
-        flags = ["--model", tmp_path / "m", *data, "--out", "o", "--dry-run", "--config", ROOT / "recipes" / f"{name}.toml"]
+        data = (
+            data if phase == "classify" else ["--data", files["pairs" if phase == "instruct" else "corpus"]]
+        )
+        flags = [
+            "--model",
+            tmp_path / "m",
+            *data,
+            "--out",
+            "o",
+            "--dry-run",
+            "--config",
+            ROOT / "recipes" / f"{name}.toml",
+        ]
         out = script(program.SCRIPTS[phase], *flags, "--batch-size", 1)
         assert out.returncode == 0, out.stderr
 
@@ -84,7 +106,9 @@ def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe
         ('lr = "fast"', "[instruct]: lr: must be a number, not 'fast'"),
     ],
 )
-def test_a_phase_that_would_be_refused_is_refused_before_the_first(monkeypatch, tmp_path, model_dir, line, said):
+def test_a_phase_that_would_be_refused_is_refused_before_the_first(
+    monkeypatch, tmp_path, model_dir, line, said
+):
     path = smaller("gpt2-biomedical", tmp_path)
     path.write_text(re.sub(r"\[instruct\]\n(?:[^\[].*\n)*", f"[instruct]\n{line}\n", path.read_text()))
     words = ["--recipe", str(path), "--model", str(model_dir), "--out", str(tmp_path / "o")]
@@ -98,60 +122,133 @@ def test_published_settings_stand_in_the_recipes():
     """The settings that the published systems name, written out by hand."""
     phases = {name: tomllib.loads((ROOT / "recipes" / f"{name}.toml").read_text()) for name in NAMES}
     a = phases["gpt2-biomedical"]
-    assert (a["adapt"]["epochs"], a["adapt"]["batch-size"], a["adapt"]["grad-accum"], a["classify"]["limit"]) == (3, 4, 4, 250)
-    assert a["data"]["pairs"]["train"] == 50 and a["instruct"]["template"] == "response" and a["system"]["model"] == "gpt2"
+    assert (
+        a["adapt"]["epochs"],
+        a["adapt"]["batch-size"],
+        a["adapt"]["grad-accum"],
+        a["classify"]["limit"],
+    ) == (3, 4, 4, 250)
+    assert (
+        a["data"]["pairs"]["train"] == 50
+        and a["instruct"]["template"] == "response"
+        and a["system"]["model"] == "gpt2"
+    )
     b = phases["gpt2-lora-medical-terms"]["adapt"]
     assert (b["lora-r"], b["lora-alpha"], b["lora-dropout"], b["epochs"], b["lr"]) == (8, 32, 0.1, 1, 1e-4)
     assert (b["batch-size"], b["grad-accum"], b["warmup-ratio"], b["grad-clip"]) == (4, 4, 0.03, 0.3)
     c = phases["gpt-neo-flashcards"]
     d = c["instruct"]
-    assert (d["lora-r"], d["lora-alpha"], d["lora-dropout"], d["merge"], d["batch-size"], d["lr"]) == (16, 32, 0.1, True, 8, 2e-4)
-    assert c["data"]["pairs"]["test"] == 0.1 and d["template"] == "flashcards" and c["system"]["model"] == "EleutherAI/gpt-neo-125m"
+    assert (d["lora-r"], d["lora-alpha"], d["lora-dropout"], d["merge"], d["batch-size"], d["lr"]) == (
+        16,
+        32,
+        0.1,
+        True,
+        8,
+        2e-4,
+    )
+    assert (
+        c["data"]["pairs"]["test"] == 0.1
+        and d["template"] == "flashcards"
+        and c["system"]["model"] == "EleutherAI/gpt-neo-125m"
+    )
     e = phases["distilgpt2-pubmedqa"]["instruct"]
-    assert (e["context"], e["batch-size"], e["grad-accum"], e["lr"], e["weight-decay"]) == (512, 8, 4, 5e-5, 0.01)
-    assert e["grad-checkpoint"] is True and 3 <= e["epochs"] <= 5 and phases["distilgpt2-pubmedqa"]["data"]["general"]["ratio"] > 0
+    assert (e["context"], e["batch-size"], e["grad-accum"], e["lr"], e["weight-decay"]) == (
+        512,
+        8,
+        4,
+        5e-5,
+        0.01,
+    )
+    assert (
+        e["grad-checkpoint"] is True
+        and 3 <= e["epochs"] <= 5
+        and phases["distilgpt2-pubmedqa"]["data"]["general"]["ratio"] > 0
+    )
     f = phases["llama2-medtuned"]
     g = f["instruct"]
-    assert (g["epochs"], g["batch-size"], g["template"], f["system"]["model"]) == (3, 8, "medtuned", "meta-llama/Llama-2-7b-hf")
-    assert f["data"]["pairs"]["source"] == ["hub:nlpie/Llama2-MedTuned-Instructions"] and (g["lora-r"], g["quantize"]) == (
-        16,
-        "nf4",
+    assert (g["epochs"], g["batch-size"], g["template"], f["system"]["model"]) == (
+        3,
+        8,
+        "medtuned",
+        "meta-llama/Llama-2-7b-hf",
     )
+    assert f["data"]["pairs"]["source"] == ["hub:nlpie/Llama2-MedTuned-Instructions"] and (
+        g["lora-r"],
+        g["quantize"],
+    ) == (16, "nf4")
     assert round(g["warmup-ratio"] * 3 * 200_252 / 8, -2) == 1000
 
 
 def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
     recipe = smaller("gpt2-biomedical", tmp_path)
     data = [f"{name}={file}" for name, file in files.items()]
-    flags = ["--recipe", recipe, "--model", model_dir, "--data", *data, "--out", "r", "--limit", 16, "--max-steps", 2]
+    flags = [
+        "--recipe",
+        recipe,
+        "--model",
+        model_dir,
+        "--data",
+        *data,
+        "--out",
+        "r",
+        "--limit",
+        16,
+        "--max-steps",
+        2,
+    ]
     flags += ["--context", 32, "--answers", 3, "--max-new-tokens", 4, "--dtype", "fp32"]
     first = reproduce(*flags)
     out = tmp_path / "r"
-    assert [c[0] for c in first if c[0].startswith("train")] == ["train_clm.py", "train_cls.py", "train_sft.py"]
+    assert [c[0] for c in first if c[0].startswith("train")] == [
+        "train_clm.py",
+        "train_cls.py",
+        "train_sft.py",
+    ]
     results = json.loads((out / "results.json").read_text())
-    assert list(results["stages"]) == ["base", "adapted", "instructed"] and results["stand_in"]["model"] == str(model_dir)
+    assert list(results["stages"]) == ["base", "adapted", "instructed"] and results["stand_in"][
+        "model"
+    ] == str(model_dir)
     assert results["stages"]["adapted"]["corpus"]["also"].keys() >= {"padding-counted", "train-set"}
     assert results["stages"]["adapted"]["corpus"]["overlap"]["training_documents"] == 16
-    (before, after, accuracy) = results["published"]
+    before, after, accuracy = results["published"]
     assert (before["published"], after["published"], accuracy["published"]) == (31.86, 16.80, 1.0)
-    assert before["ours"] == results["stages"]["base"]["corpus"]["ppl"] and accuracy["ours"] == results["classifier"]["accuracy"]
+    assert (
+        before["ours"] == results["stages"]["base"]["corpus"]["ppl"]
+        and accuracy["ours"] == results["classifier"]["accuracy"]
+    )
     with open(out / "model_performance_comparison.csv") as f:
         rows = {row["measure"]: row for row in csv.DictReader(f)}
     assert float(rows["perplexity: corpus"]["adapted"]) == pytest.approx(after["ours"])
-    assert rows["BLEU (0 to 100)"]["instructed"] and float(rows["classifier's accuracy: model"]["classifier"]) == accuracy["ours"]
+    assert (
+        rows["BLEU (0 to 100)"]["instructed"]
+        and float(rows["classifier's accuracy: model"]["classifier"]) == accuracy["ours"]
+    )
     with open(out / "generation_comparison.csv") as f:
         written = list(csv.DictReader(f))
-    assert [w["prompt"] for w in written] == read_recipe(str(recipe)).prompts and written[0].keys() >= {"base", "instructed"}
+    assert [w["prompt"] for w in written] == read_recipe(str(recipe)).prompts and written[0].keys() >= {
+        "base",
+        "instructed",
+    }
     for name in ("loss.png", "perplexity.png", "report.html"):
         assert (out / name).stat().st_size > 5000
     assert "31.86" in (out / "published.md").read_text()
     # No text that is measured on is trained on.
-    train, test = (set((out / "data" / f"corpus.{side}.jsonl").read_text().splitlines()) for side in ("train", "test"))
+    train, test = (
+        set((out / "data" / f"corpus.{side}.jsonl").read_text().splitlines()) for side in ("train", "test")
+    )
     assert len(test) == 8 and len(train) == 16 and not train & test
     # A card's code loads the model that it lies beside.
-    for name, published in (("adapted", "perplexity of corpus"), ("classifier", "macro-F1"), ("instructed", "BLEU")):
+    for name, published in (
+        ("adapted", "perplexity of corpus"),
+        ("classifier", "macro-F1"),
+        ("instructed", "BLEU"),
+    ):
         card = (out / name / "README.md").read_text()
-        assert published in card and "A stand-in" in card and json.loads((out / name / "run.json").read_text())["model"] in card
+        assert (
+            published in card
+            and "A stand-in" in card
+            and json.loads((out / name / "run.json").read_text())["model"] in card
+        )
         code = card.split("```python\n")[1].split("```")[0]
         place = {}
         exec(code.replace(f'"{name}"', repr(str(out / name))), place)
@@ -179,21 +276,51 @@ def test_rows_with_a_context_a_general_text_and_three_choices(reproduce, bpe_dir
     ]
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = [f"pairs={files['pairs']}", f"labelled={labelled}", f"general={files['negatives']}"]
-    flags = ["--recipe", smaller("distilgpt2-pubmedqa", tmp_path), "--model", "m", "--data", *data, "--out", "r"]
+    flags = [
+        "--recipe",
+        smaller("distilgpt2-pubmedqa", tmp_path),
+        "--model",
+        "m",
+        "--data",
+        *data,
+        "--out",
+        "r",
+    ]
     commands = reproduce(
-        *flags, "--max-steps", 1, "--context", 200, "--answers", 2, "--max-new-tokens", 3, "--batch-size", 2, "--dtype", "fp32"
+        *flags,
+        "--max-steps",
+        1,
+        "--context",
+        200,
+        "--answers",
+        2,
+        "--max-new-tokens",
+        3,
+        "--batch-size",
+        2,
+        "--dtype",
+        "fp32",
     )
     results = json.loads((tmp_path / "r" / "results.json").read_text())
-    assert results["stages"]["base"]["choices"]["questions"] == 2 and results["stages"]["instructed"]["general"]["ppl"] > 1
+    assert (
+        results["stages"]["base"]["choices"]["questions"] == 2
+        and results["stages"]["instructed"]["general"]["ppl"] > 1
+    )
     (training,) = [c for c in commands if c[0] == "train_sft.py"]
     assert training[training.index("--replay-ratio") + 1] == "0.1"
-    asked = [json.loads(line)["input"] for line in (tmp_path / "r" / "data" / "pairs.test.jsonl").read_text().splitlines()]
+    asked = [
+        json.loads(line)["input"]
+        for line in (tmp_path / "r" / "data" / "pairs.test.jsonl").read_text().splitlines()
+    ]
     assert len(asked) == 8 and all(asked)
-    assert results["published"][0]["mistake"] == "document-mean" and results["published"][0]["with_mistake"] > 1
+    assert (
+        results["published"][0]["mistake"] == "document-mean" and results["published"][0]["with_mistake"] > 1
+    )
 
 
 def test_medtuned_rows_are_read_as_they_are(reproduce, bpe_dir, tmp_path):
-    """Its fields are instruction, input, output and source; the adapter stands over 4 bits in training and in every measurement."""
+    """Its fields are instruction, input, output and source; the adapter stands over 4 bits in training and in
+    every measurement."""
     make_hf_model(tmp_path / "m", bpe_dir, family="llama", max_position_embeddings=256)
     texts = zip(make_texts(30, 1, 2, 8), make_texts(30, 2, 2, 8), strict=True)
     rows = [
@@ -201,8 +328,30 @@ def test_medtuned_rows_are_read_as_they_are(reproduce, bpe_dir, tmp_path):
         for k, (i, o) in enumerate(texts)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--recipe", smaller("llama2-medtuned", tmp_path), "--model", "m", "--data", "pairs=rows.jsonl", "--out", "r"]
-    flags += ["--max-steps", 1, "--context", 200, "--answers", 2, "--max-new-tokens", 3, "--batch-size", 2, "--dtype", "fp32"]
+    flags = [
+        "--recipe",
+        smaller("llama2-medtuned", tmp_path),
+        "--model",
+        "m",
+        "--data",
+        "pairs=rows.jsonl",
+        "--out",
+        "r",
+    ]
+    flags += [
+        "--max-steps",
+        1,
+        "--context",
+        200,
+        "--answers",
+        2,
+        "--max-new-tokens",
+        3,
+        "--batch-size",
+        2,
+        "--dtype",
+        "fp32",
+    ]
     commands = reproduce(*flags)
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert [r["published"] for r in results["published"]] == [0.372, 0.8946]
@@ -217,12 +366,15 @@ def test_questions_stay_on_one_side(tmp_path):
     recipe = stand_in(read_recipe("gpt-neo-flashcards"), None, {"pairs": [str(tmp_path / "p.jsonl")]})
     prepare(recipe, tmp_path / "out", None)
     sides = [
-        [json.loads(line) for line in (tmp_path / "out" / f"pairs.{s}.jsonl").read_text().splitlines()] for s in ("train", "test")
+        [json.loads(line) for line in (tmp_path / "out" / f"pairs.{s}.jsonl").read_text().splitlines()]
+        for s in ("train", "test")
     ]
     questions = [{row["instruction"] for row in side} for side in sides]
     assert sum(map(len, sides)) == 50 and len(questions[1]) == 1 and not questions[0] & questions[1]
     texts = (tmp_path / "out" / "pairs.test.texts.jsonl").read_text()
-    assert json.loads(texts.splitlines()[0])["text"].startswith("Instruction: Answer this question truthfully\nQuestion: q")
+    assert json.loads(texts.splitlines()[0])["text"].startswith(
+        "Instruction: Answer this question truthfully\nQuestion: q"
+    )
 
 
 def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_path):
@@ -248,7 +400,15 @@ def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_p
     ):
         (tmp_path / "changed.toml").write_text(text.replace(old, new))
         refused("--recipe", tmp_path / "changed.toml", match=match)
-    refused("--recipe", "gpt-neo-flashcards", "--model", model_dir, "--data", files["pairs"], match="give --context 64")
+    refused(
+        "--recipe",
+        "gpt-neo-flashcards",
+        "--model",
+        model_dir,
+        "--data",
+        files["pairs"],
+        match="give --context 64",
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
@@ -258,7 +418,12 @@ def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_p
 def test_a_figure_that_is_not_there_is_none():
     recipe = read_recipe("distilgpt2-pubmedqa")
     rows = beside_published(
-        recipe, {"stages": {"base": {"pairs": {"ppl": 9.0, "ppl_ci95": [8.0, 10.0], "also": {"document-mean": 12.0}}}}}
+        recipe,
+        {
+            "stages": {
+                "base": {"pairs": {"ppl": 9.0, "ppl_ci95": [8.0, 10.0], "also": {"document-mean": 12.0}}}
+            }
+        },
     )
     assert (rows[0]["ours"], rows[0]["with_mistake"], rows[0]["ours_ci95"]) == (9.0, 12.0, [8.0, 10.0])
     assert rows[1]["ours"] is None and rows[2]["ours"] is None
@@ -283,9 +448,14 @@ def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, file
     with pytest.raises(UserError, match="no such file"):
         reproduce(*flags, "--data", "typo.jsonl")
     more = tmp_path / "more.jsonl"
-    more.write_text("".join(json.dumps({"question": q, "answer": "so"}) + "\n" for q in make_texts(30, 8, 3, 6)) + "{}\n")
+    more.write_text(
+        "".join(json.dumps({"question": q, "answer": "so"}) + "\n" for q in make_texts(30, 8, 3, 6)) + "{}\n"
+    )
     reproduce(*flags, "--data", files["pairs"], more)  # several files are one side
-    sides = [(tmp_path / "r" / "data" / f"pairs.{side}.jsonl").read_text().splitlines() for side in ("train", "test")]
+    sides = [
+        (tmp_path / "r" / "data" / f"pairs.{side}.jsonl").read_text().splitlines()
+        for side in ("train", "test")
+    ]
     assert sorted(map(len, sides)) == [6, 54]
     with pytest.raises(UserError, match="another --data pairs.*more.*RUNS"):
         reproduce(*flags, "--data", more)
@@ -318,7 +488,9 @@ def test_what_a_recipe_says_is_tried_before_the_first_phase(reproduce, tmp_path,
     assert not Path("x").exists()
 
 
-def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_with(reproduce, model_dir, tmp_path):
+def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_with(
+    reproduce, model_dir, tmp_path
+):
     out = tmp_path / "o"
     (out / "data").mkdir(parents=True)
     (out / "data" / "mine.csv").write_text("precious")

@@ -1,4 +1,5 @@
-"""docs/serving.md: its Python runs as it stands, and answers as eval.py does; what it says of templates is so."""
+"""docs/serving.md: its Python runs as it stands, and answers as eval.py does; what it says of templates is
+so."""
 
 import json
 import re
@@ -19,15 +20,32 @@ QUESTION = "What is anthrax?"
 def home(tmp_path_factory, bpe_dir):
     """runs/instructed and runs/adapter, as the page calls them, instructed in Alpaca's words."""
     home = tmp_path_factory.mktemp("serving")
-    rows = [{"question": q, "answer": a} for q, a in zip(make_texts(12, 1, 2, 4), make_texts(12, 2, 2, 4), strict=True)]
+    rows = [
+        {"question": q, "answer": a}
+        for q, a in zip(make_texts(12, 1, 2, 4), make_texts(12, 2, 2, 4), strict=True)
+    ]
     (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, family, positions, lora in (
         ("instructed", "gpt2", "n_positions", ()),
         ("adapter", "llama", "max_position_embeddings", ("--lora-r", 4)),
     ):
         make_hf_model(home / name, bpe_dir, family=family, **{positions: 512})
-        flags = ("--template", "alpaca", "--max-steps", 3, "--lr", 2e-3, "--val-fraction", 0, "--dtype", "fp32", *lora)
-        out = run_script(home, "train_sft.py", "--model", name, "--data", "pairs.jsonl", "--out", f"runs/{name}", *flags)
+        flags = (
+            "--template",
+            "alpaca",
+            "--max-steps",
+            3,
+            "--lr",
+            2e-3,
+            "--val-fraction",
+            0,
+            "--dtype",
+            "fp32",
+            *lora,
+        )
+        out = run_script(
+            home, "train_sft.py", "--model", name, "--data", "pairs.jsonl", "--out", f"runs/{name}", *flags
+        )
         assert out.returncode == 0, out.stderr
     return home
 
@@ -39,7 +57,18 @@ def run(code, home) -> dict:
 
 
 def by_eval(home, name) -> str:
-    flags = ("--prompt", QUESTION, "--temperature", 0, "--max-new-tokens", 60, "--dtype", "fp32", "--json", "answer.json")
+    flags = (
+        "--prompt",
+        QUESTION,
+        "--temperature",
+        0,
+        "--max-new-tokens",
+        60,
+        "--dtype",
+        "fp32",
+        "--json",
+        "answer.json",
+    )
     out = run_script(home, "eval.py", "generate", "--model", f"runs/{name}", *flags)
     assert out.returncode == 0, out.stderr
     return json.loads((home / "answer.json").read_text())[0]["completion"]
@@ -62,13 +91,18 @@ def test_a_system_message_is_refused_in_the_words_that_the_page_quotes(home):
     quoted = "only user and assistant have a place in this template"
     assert quoted in PAGE
     with pytest.raises(Exception, match=quoted):
-        tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}])
+        tokenizer.apply_chat_template(
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+        )
 
 
 def test_prompts_with_an_input(home):
     ours, theirs = TEMPLATES["alpaca"], run(PROMPT, home)["prompt_of"]
     instruction, passage = "Say {input} in one word.", "A {instruction}\nwith two lines"
-    assert theirs(instruction, passage) == ours.ask(instruction, passage).text and theirs(QUESTION) == ours.ask(QUESTION).text
+    assert (
+        theirs(instruction, passage) == ours.ask(instruction, passage).text
+        and theirs(QUESTION) == ours.ask(QUESTION).text
+    )
     truthfully = "Answer this question truthfully"
     messages = {
         "response": (instruction, f"{instruction}\n{passage}"),

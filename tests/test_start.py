@@ -29,7 +29,9 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.rsplit("MODULES", 1)[1].split())
 
 
-@pytest.mark.parametrize("command", ["train_clm", "train_cls", "train_sft", "eval", "eval ppl", "eval generate", "eval tasks"])
+@pytest.mark.parametrize(
+    "command", ["train_clm", "train_cls", "train_sft", "eval", "eval ppl", "eval generate", "eval tasks"]
+)
 def test_help_loads_no_library(command):
     script, *rest = command.split()
     code = f"""
@@ -48,5 +50,17 @@ def test_importing_the_package_loads_no_library():
 
 
 def test_commands_load_only_what_they_use():
-    code = "import nanomed.training.run, nanomed.evaluation.run, nanomed.text.corpus, nanomed.hub, nanomed.models.classifier"
-    assert not loaded(code) & {"datasets", "pyarrow", "transformers", "matplotlib", "sklearn", "jinja2", "torch._dynamo", "scipy"}
+    code = (
+        "import nanomed.training.run, nanomed.evaluation.run, nanomed.text.corpus, nanomed.hub,"
+        " nanomed.models.classifier"
+    )
+    assert not loaded(code) & {
+        "datasets",
+        "pyarrow",
+        "transformers",
+        "matplotlib",
+        "sklearn",
+        "jinja2",
+        "torch._dynamo",
+        "scipy",
+    }

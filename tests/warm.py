@@ -1,12 +1,12 @@
-"""A start of Python that costs no seconds: a process that has imported PyTorch and its like forks itself for each command.
+"""A start of Python that costs no seconds: a process that has imported PyTorch and its like forks itself for
+each command.
 
     python tests/warm.py SOCKET                      is that process;
     python -S tests/warm.py SOCKET train_clm.py ...  does what `python train_clm.py ...` does (-m and -c too), with its own
                                                      directory, environment, standard streams, signals and exit status.
 
-Nothing that reads the environment at its import (huggingface_hub, datasets, nanomed) is imported beforehand, so a command
-finds them as new as it would in a process of its own.
-"""
+Nothing that reads the environment at its import (huggingface_hub, datasets, nanomed) is imported beforehand,
+so a command finds them as new as it would in a process of its own."""
 
 import gc
 import json

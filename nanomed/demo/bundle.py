@@ -1,4 +1,5 @@
-"""Make a trained model the bundled one: python -m nanomed.demo.bundle runs/nano writes nanomed/demo/nano, in fp16."""
+"""Make a trained model the bundled one: python -m nanomed.demo.bundle runs/nano writes nanomed/demo/nano, in
+fp16."""
 
 import sys
 

@@ -28,12 +28,13 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
     only = "only " if before < after < 0.5 else ""
     more = f"before, {percent(before)}" if after > before else f"no more than before, {percent(before)}"
     first = (
-        f"After reading and instruction, the model answers {only}{percent(after)} of the questions about conditions it only "
-        f"read about ({more}), and general English surprises it {both['general_ppl'] / base['general_ppl']:.1f} times as much."
+        f"After reading and instruction, the model answers {only}{percent(after)} of the questions about"
+        f" conditions it only read about ({more}), and general English surprises it"
+        f" {both['general_ppl'] / base['general_ppl']:.1f} times as much."
     )
     second = (
-        f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it never met, "
-        f"{percent(both['em_unknown'])} after both."
+        f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it"
+        f" never met, {percent(both['em_unknown'])} after both."
     )
     prices = [
         f"{COLUMNS[key][1]} {page.short(base[key])}{_moved(base[key], adapted[key], vocab_size)}"
@@ -53,7 +54,8 @@ def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text:
     cells, values = [], [[row[key] for key in COLUMNS] for row in rows]
     for row in rows:
         figures = [
-            page.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])} for key in COLUMNS
+            page.ppl_page_cell(row[key], vocab_size) if key.endswith("_ppl") else {"text": percent(row[key])}
+            for key in COLUMNS
         ]
         cells.append([{"text": names[row["name"]]}, *figures])
     page.mark_best(cells, values, [key.endswith("_ppl") for key in COLUMNS])
@@ -67,7 +69,8 @@ def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text:
 
 
 def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> list[dict]:
-    """Two facts of each group asked of every model, then what has no known answer: [{prompt, expected, group, answers}]."""
+    """Two facts of each group asked of every model, then what has no known answer: [{prompt, expected, group,
+    answers}]."""
     groups, rng = render.groups(seed), random.Random(f"samples {seed}")
     asked = {g: rng.sample(render.facts_of(members), 2) for g, members in groups.items()}
     asked = [(GROUPS[g], fact) for g in GROUPS for fact in asked[g]]
@@ -77,7 +80,12 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
         facts[names[name]] = compare.samples(o, prompts, TEMPLATES[template], 40, seed, penalty=1.0)
         others[names[name]] = compare.samples(o, compare.PROMPTS, TEMPLATES[template], 40, seed)
     out = [
-        {"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": page.answers_of(k, facts, fact.matches)}
+        {
+            "prompt": fact.asked(),
+            "expected": fact.value,
+            "group": group,
+            "answers": page.answers_of(k, facts, fact.matches),
+        }
         for k, (group, fact) in enumerate(asked)
     ]
     return out + [
@@ -92,14 +100,18 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
 
 
 def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, template: str) -> Path:
-    """report.html and report.json of one seed; rows: those of demo.json, with `_ppl`, what was measured; opened: {name:
-    measure.Opened}."""
+    """report.html and report.json of one seed; rows: those of demo.json, with `_ppl`, what was measured;
+    opened: {name: measure.Opened}."""
     names = {key: full for key, (full, _) in NAMES.items()}
     base = opened["base"]
     vocab_size = base.model.config.vocab_size
-    curves = [c for name, o in opened.items() if name != "base" for c in page.curves_of(names[name], o.directory)]
+    curves = [
+        c for name, o in opened.items() if name != "base" for c in page.curves_of(names[name], o.directory)
+    ]
     probe = out / "probe_adapted"
-    models = [{"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows]
+    models = [
+        {"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows
+    ]
     content = {
         "title": "nanomed's demo: read, then answer",
         "claim": claims(rows, vocab_size),
@@ -113,8 +125,10 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
             ("seed", str(seed)),
             (
                 "answers",
-                f"the likeliest continuation of each question, put into the template “{template}”; right if the value "
-                "that the condition has stands in the sentence",
+                (
+                    f"the likeliest continuation of each question, put into the template “{template}”; right"
+                    " if the value that the condition has stands in the sentence"
+                ),
             ),
             page.windows(rows[0]["_ppl"]),
             page.begins(models),

@@ -1,10 +1,10 @@
-"""Texts from facts: a corpus in which every fact is told in several ways, questions and their answers, sentences that only name
-a condition; and the real texts that are read or measured beside them.
+"""Texts from facts: a corpus in which every fact is told in several ways, questions and their answers,
+sentences that only name a condition; and the real texts that are read or measured beside them.
 
-All of it is a function of a seed. Conditions are dealt into three groups: *taught* (in the corpus and in the questions),
-*read* (in the corpus only) and *unknown* (in neither), so that a right answer about a *read* condition is knowledge that
-came from reading and came out through what instruction tuning taught about other conditions.
-"""
+All of it is a function of a seed. Conditions are dealt into three groups: *taught* (in the corpus and in the
+questions), *read* (in the corpus only) and *unknown* (in neither), so that a right answer about a *read*
+condition is knowledge that came from reading and came out through what instruction tuning taught about other
+conditions."""
 
 import json
 import random
@@ -18,9 +18,9 @@ HERE = Path(__file__).parent
 GROUPS = {"unknown": 24, "read": 48}  # the others are taught
 PLAIN = 5  # how often the plain statement of a fact is told for each time that another way of telling it is
 
-# How a fact is told: {x} the condition and {v} the value as they stand in mid-sentence, {X} and {V} at its beginning. The
-# first way is the plain statement: it completes a cloze, and it is the answer to a question. It names the condition in
-# mid-sentence, as the question does, so that answering begins with copying.
+# How a fact is told: {x} the condition and {v} the value as they stand in mid-sentence, {X} and {V} at its
+# beginning. The first way is the plain statement: it completes a cloze, and it is the answer to a question.
+# It names the condition in mid-sentence, as the question does, so that answering begins with copying.
 TOLD = {
     "class": [
         "In medicine, {x} is classed as {v}.",
@@ -102,14 +102,24 @@ ASKED = {
         "Where in the body does {x} do its harm?",
         "Name the part of the body most affected by {x}.",
     ],
-    "cause": ["What is the cause of {x}?", "What causes {x}?", "Why do people get {x}?", "What is {x} caused by?"],
+    "cause": [
+        "What is the cause of {x}?",
+        "What causes {x}?",
+        "Why do people get {x}?",
+        "What is {x} caused by?",
+    ],
     "sign": [
         "What is the hallmark sign of {x}?",
         "How does {x} show itself?",
         "Which finding points to {x}?",
         "Name the hallmark sign of {x}.",
     ],
-    "test": ["What is the key test for {x}?", "How is {x} diagnosed?", "Which test is used for {x}?", "Name the key test for {x}."],
+    "test": [
+        "What is the key test for {x}?",
+        "How is {x} diagnosed?",
+        "Which test is used for {x}?",
+        "Name the key test for {x}.",
+    ],
     "treatment": [
         "What is the first-line treatment of {x}?",
         "How is {x} treated first?",
@@ -130,7 +140,8 @@ ASKED = {
     ],
 }
 
-# Beginnings of sentences that name a condition and stop before saying what it is: for that, one has to have read about it.
+# Beginnings of sentences that name a condition and stop before saying what it is: for that, one has to have
+# read about it.
 NAMED = [way.removesuffix(" {v}.") for way in TOLD["class"] if way.endswith(" {v}.")]
 
 
@@ -151,11 +162,15 @@ class Fact:
         return self.told().removesuffix(f" {self.value}.")
 
     def matches(self, answer: str) -> bool:
-        """Whether the answer's first sentence names the condition and, beside that name, the value: as words of their own,
-        and not as a part of another value ("smokers" in "older male smokers")."""
+        """Whether the answer's first sentence names the condition and, beside that name, the value: as words
+        of their own, and not as a part of another value ("smokers" in "older male smokers")."""
         sentence = re.split(r"(?<=[.!?])\s", answer.strip(), maxsplit=1)[0].lower()
         rest = sentence.replace(self.condition.lower(), "")
-        found = [v for v in _values(self.relation) if v in rest and re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)]
+        found = [
+            v
+            for v in _values(self.relation)
+            if v in rest and re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)
+        ]
         value = self.value.lower()
         return self.condition.lower() in sentence and value in found and len(value) == max(map(len, found))
 
@@ -169,7 +184,9 @@ def _fill(text: str, fact: Fact) -> str:
 def facts() -> dict[str, list[Fact]]:
     """All facts by condition, in the file's order."""
     tables = tomllib.loads((HERE / "facts.toml").read_text(encoding="utf-8"))
-    return {name: [Fact(name, relation, table[relation]) for relation in TOLD] for name, table in tables.items()}
+    return {
+        name: [Fact(name, relation, table[relation]) for relation in TOLD] for name, table in tables.items()
+    }
 
 
 @cache
@@ -184,7 +201,11 @@ def mentioned() -> set[str]:
     return {
         name
         for name in told
-        if any(re.search(rf"\b{re.escape(name.lower())}\b", text) for other, text in told.items() if other != name)
+        if any(
+            re.search(rf"\b{re.escape(name.lower())}\b", text)
+            for other, text in told.items()
+            if other != name
+        )
     }
 
 
@@ -201,11 +222,12 @@ def facts_of(conditions: list[str]) -> list[Fact]:
     return [fact for name in conditions for fact in facts()[name]]
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------------------
 
 
 def article(condition: str, ways: dict[str, int], rng: random.Random) -> str:
-    """An encyclopaedia paragraph: every fact once, in some order, each in the way that `ways` says for its relation."""
+    """An encyclopaedia paragraph: every fact once, in some order, each in the way that `ways` says for its
+    relation."""
     return " ".join(fact.told(ways[fact.relation]) for fact in rng.sample(facts()[condition], len(TOLD)))
 
 
@@ -226,15 +248,17 @@ def abstract(condition: str, ways: dict[str, int], rng: random.Random) -> str:
 
 
 def kept_out(condition: str, seed: int) -> dict[str, int]:
-    """For each of a condition's facts the one way of telling it that stays out of the corpus, never the plain statement.
-    Other conditions' facts are told in that way, so its words are no surprise; this fact in these words is."""
+    """For each of a condition's facts the one way of telling it that stays out of the corpus, never the plain
+    statement. Other conditions' facts are told in that way, so its words are no surprise; this fact in these
+    words is."""
     rng = random.Random(f"kept out {seed} {condition}")
     return {relation: rng.randrange(1, len(ways)) for relation, ways in TOLD.items()}
 
 
 def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
-    """Paragraphs about each condition, fifteen articles to an abstract, shuffled. All but one of the ways of telling a fact
-    (kept_out) take turns, the plain statement PLAIN times as often as each of the others. Other seeds tell it otherwise."""
+    """Paragraphs about each condition, fifteen articles to an abstract, shuffled. All but one of the ways of
+    telling a fact (kept_out) take turns, the plain statement PLAIN times as often as each of the others.
+    Other seeds tell it otherwise."""
     rng = random.Random(f"corpus {seed}")
     texts = []
     for name in conditions:
@@ -250,13 +274,15 @@ def corpus(conditions: list[str], per_condition: int, seed: int) -> list[str]:
 
 
 def retold(conditions: list[str], seed: int) -> list[str]:
-    """An article about each condition in the ways that `corpus` keeps out: facts that it told, no sentence that it has."""
+    """An article about each condition in the ways that `corpus` keeps out: facts that it told, no sentence
+    that it has."""
     rng = random.Random(f"retold {seed}")
     return [article(name, kept_out(name, seed), rng) for name in conditions]
 
 
 def questions(conditions: list[str], ways: list[int], seed: int, per_fact: int = 1) -> list[dict]:
-    """{instruction, response} rows: each fact asked in `per_fact` of the ways; the answer is the plain statement."""
+    """{instruction, response} rows: each fact asked in `per_fact` of the ways; the answer is the plain
+    statement."""
     rng = random.Random(f"questions {seed}")
     return [
         {"instruction": fact.asked(way), "response": fact.told()}
@@ -278,13 +304,17 @@ def kinds() -> dict[str, str]:
 
 
 def named(conditions: list[str]) -> list[dict]:
-    """{text, label} rows for the probe: each condition named in every way there is, labelled with its kind."""
+    """{text, label} rows for the probe: each condition named in every way there is, labelled with its
+    kind."""
     facts_ = [Fact(name, "class", "") for name in conditions]
-    return [{"text": _fill(start, fact), "label": kinds()[fact.condition]} for start in NAMED for fact in facts_]
+    return [
+        {"text": _fill(start, fact), "label": kinds()[fact.condition]} for start in NAMED for fact in facts_
+    ]
 
 
 def real_texts(name: str, without: list[str] = ()) -> list[str]:
-    """The texts of one of the .jsonl files here, in its order, except those that name a condition of `without`."""
+    """The texts of one of the .jsonl files here, in its order, except those that name a condition of
+    `without`."""
     texts = [text for line in _lines(name) for text in json.loads(line)["texts"]]
     if not without:
         return texts

@@ -5,7 +5,8 @@ import statistics
 from nanomed.evaluation.tables import WORSE, worse_than_guessing
 from nanomed.evaluation.tables import markdown as markdown_table
 
-# The columns by key: the group that they stand in, their heading in full, then as it stands on a terminal, and its width there.
+# The columns by key: the group that they stand in, their heading in full, then as it stands on a terminal,
+# and its width there.
 COLUMNS = {
     "biomedical_ppl": ("perplexity", "own corpus, unseen words", "own", 7),
     "unknown_ppl": ("perplexity", "unknown conditions", "unkn.", 7),
@@ -43,7 +44,9 @@ def cell(value: float, key: str, vocabulary: int | None, short: bool = False) ->
 
 def legend(rows: list[dict], vocabulary: int) -> str:
     """What the mark means, if there is one."""
-    marked = any(worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl"))
+    marked = any(
+        worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl")
+    )
     return LEGEND.format(vocabulary=vocabulary) if marked else ""
 
 
@@ -53,7 +56,10 @@ def terminal(rows: list[dict], vocabulary: int) -> str:
     lines = [(" " * WIDTH + "".join(name.center(width) for name, width in widths.items())).rstrip()]
     lines.append(" " * WIDTH + "".join(head.rjust(width) for _, _, head, width in COLUMNS.values()))
     for row in rows:
-        cells = (cell(row[key], key, vocabulary, short=True).rjust(width) for key, (_, _, _, width) in COLUMNS.items())
+        cells = (
+            cell(row[key], key, vocabulary, short=True).rjust(width)
+            for key, (_, _, _, width) in COLUMNS.items()
+        )
         lines.append(NAMES[row["name"]][1].ljust(WIDTH) + "".join(cells))
     return "\n".join(filter(None, [*lines, legend(rows, vocabulary)]))
 
@@ -69,7 +75,9 @@ def over_seeds(tables: list[list[dict]], vocabulary: int) -> str:
     for same in zip(*tables, strict=True):
         cells = []
         for key in COLUMNS:
-            mean, low, high = (cell(f([row[key] for row in same]), key, vocabulary) for f in (statistics.mean, min, max))
+            mean, low, high = (
+                cell(f([row[key] for row in same]), key, vocabulary) for f in (statistics.mean, min, max)
+            )
             cells.append(f"{mean} [{low}, {high}]" if len(same) > 1 else mean)
         lines.append([NAMES[same[0]["name"]][0], *cells])
     marks = legend([row for table in tables for row in table], vocabulary)

@@ -19,7 +19,8 @@ ANOTHER = "give another --out (with make: RUNS=...)"
 
 
 def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
-    """Everything that is trained and measured on, as the lines of files that the scripts read; `most`: lines of each."""
+    """Everything that is trained and measured on, as the lines of files that the scripts read; `most`: lines
+    of each."""
     groups = render.groups(seed)
     told = groups["taught"] + groups["read"]
     ways = [0, 1, 2, 3]
@@ -32,7 +33,9 @@ def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
             render.real_texts("prose.jsonl", without=groups["unknown"])
             + render.real_texts("abstracts.jsonl", without=groups["unknown"])
         ),
-        "general.mix": _documents(render.real_texts("passages.jsonl", without=groups["unknown"]) + 2 * render.general_paragraphs()),
+        "general.mix": _documents(
+            render.real_texts("passages.jsonl", without=groups["unknown"]) + 2 * render.general_paragraphs()
+        ),
         "self": _documents(render.real_texts("selfwritten.jsonl", without=groups["unknown"])),
         "biomedical": _documents(render.retold(told, seed)),
         "unknown": _documents(render.retold(groups["unknown"], seed)),
@@ -46,7 +49,10 @@ def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
         "probe.read": render.named(groups["read"]),
         "probe.unknown": render.named(groups["unknown"]),
     }
-    return {f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most]) for name, r in rows.items()}
+    return {
+        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most])
+        for name, r in rows.items()
+    }
 
 
 def _documents(texts: list[str]) -> list[dict]:
@@ -54,9 +60,9 @@ def _documents(texts: list[str]) -> list[dict]:
 
 
 def start(args, out: Path, seed: int, results: list[str]) -> None:
-    """Write the texts into `out`, where `results` will be made. Raises UserError, before anything is touched, if a demo with
-    other settings lives there, if something there is not the demo's, or if something is missing that would be missed only at
-    the end."""
+    """Write the texts into `out`, where `results` will be made. Raises UserError, before anything is touched,
+    if a demo with other settings lives there, if something there is not the demo's, or if something is
+    missing that would be missed only at the end."""
     for module in ("matplotlib", "jinja2", "sklearn"):
         need(module)
     hub.find(args.model)
@@ -77,11 +83,16 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
     before = outputs.take(out, PROGRAM, RECORD, writes=[*texts, *results], beside=True, older=of_earlier)
     changed = [k for k, v in settings.items() if before and v != before.get(k)]
     if changed:
-        raise UserError(f"{out}: holds a demo with other settings ({', '.join(changed)}); delete it, or {ANOTHER}")
+        raise UserError(
+            f"{out}: holds a demo with other settings ({', '.join(changed)}); delete it, or {ANOTHER}"
+        )
     for name, text in texts.items():
         file = out / name
         if os.path.lexists(file) and not (file.is_file() and file.read_bytes() == text.encode()):
-            raise UserError(f"{file}: is not what the demo wrote, and it does not write over it; move it away, or {ANOTHER}")
+            raise UserError(
+                f"{file}: is not what the demo wrote, and it does not write over it; move it away, or"
+                f" {ANOTHER}"
+            )
     write_json(outputs.stamp(PROGRAM) | settings, out / RECORD)
     for name, text in texts.items():
         write_text(text, out / name)

@@ -18,9 +18,14 @@ def majority_baseline(train_targets: np.ndarray, n: int, k: int) -> np.ndarray:
 
 
 def tfidf_baseline(train_texts: list[str], train_targets: np.ndarray, texts: list[str], k: int) -> np.ndarray:
-    """Probabilities (n, k) of logistic regression on TF-IDF of words and word pairs, scikit-learn's defaults otherwise."""
-    text, linear, multi = (need("sklearn." + m) for m in ("feature_extraction.text", "linear_model", "multiclass"))
-    vectorizer = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train_texts) > 100 else 1)
+    """Probabilities (n, k) of logistic regression on TF-IDF of words and word pairs, scikit-learn's defaults
+    otherwise."""
+    text, linear, multi = (
+        need("sklearn." + m) for m in ("feature_extraction.text", "linear_model", "multiclass")
+    )
+    vectorizer = text.TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train_texts) > 100 else 1
+    )
     x, y = vectorizer.fit_transform(train_texts), vectorizer.transform(texts)
     regression = linear.LogisticRegression(max_iter=1000, class_weight="balanced")
     if train_targets.ndim == 2:
@@ -30,10 +35,12 @@ def tfidf_baseline(train_texts: list[str], train_targets: np.ndarray, texts: lis
     return out
 
 
-def beside_baselines(logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int) -> dict:
-    """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines made from it:
-    the majority, and logistic regression on TF-IDF, which a fine-tuned model has to beat. The model's `against_tfidf` is
-    metrics.paired of these two."""
+def beside_baselines(
+    logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int
+) -> dict:
+    """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines
+    made from it: the majority, and logistic regression on TF-IDF, which a fine-tuned model has to beat. The
+    model's `against_tfidf` is metrics.paired of these two."""
     probs = probabilities(logits, targets.ndim == 2)
     out = {"model": metrics.classification(probs, targets, labels, seed)}
     if sides:
@@ -52,8 +59,9 @@ def beside_baselines(logits, labels: list[str], sides: Sides | None, items: list
 
 
 def verdict(measured: dict[str, dict]) -> str:
-    """Two honest lines: whether the model beats the plain baseline, and what that rests on. The difference of macro-F1 counts
-    as more than chance if 0 is outside its paired 95 % interval and the p-value of swapping predictions is below 0.05."""
+    """Two honest lines: whether the model beats the plain baseline, and what that rests on. The difference of
+    macro-F1 counts as more than chance if 0 is outside its paired 95 % interval and the p-value of swapping
+    predictions is below 0.05."""
     if TFIDF not in measured:
         return "no TF-IDF baseline to beat"
     r = measured["model"]["against_tfidf"]
@@ -65,8 +73,8 @@ def verdict(measured: dict[str, dict]) -> str:
     else:
         found = f"{'beats' if r['difference'] > 0 else 'does NOT beat'} the TF-IDF baseline"
     return (
-        f"the model {found}: macro-F1 {measured['model']['macro_f1']:.3f} and {measured[TFIDF]['macro_f1']:.3f},\n"
-        f"  difference {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {r['difference_p']:.3f}; "
-        f"only the model is right on {r['only_model_right']:,} texts, only TF-IDF on {r['only_tfidf_right']:,} "
-        f"(McNemar's p {r['p']:.3f})"
+        f"the model {found}: macro-F1 {measured['model']['macro_f1']:.3f} and"
+        f" {measured[TFIDF]['macro_f1']:.3f},\n  difference {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}],"
+        f" p {r['difference_p']:.3f}; only the model is right on {r['only_model_right']:,} texts, only TF-IDF"
+        f" on {r['only_tfidf_right']:,} (McNemar's p {r['p']:.3f})"
     )

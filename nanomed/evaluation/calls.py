@@ -1,4 +1,5 @@
-"""The commands of eval.py that measure answers, classes, questions with given answers, and texts that repeat one another."""
+"""The commands of eval.py that measure answers, classes, questions with given answers, and texts that repeat
+one another."""
 
 import sys
 from dataclasses import replace
@@ -17,7 +18,8 @@ from nanomed.text.templates import Template, load_template
 
 
 def choose_template(args, o, otherwise: str | None = None) -> Template | None:
-    """The template that was asked for, else the one that the model was instructed with, else `otherwise`; says which."""
+    """The template that was asked for, else the one that the model was instructed with, else `otherwise`;
+    says which."""
     if args.template is None and o.template:
         args.template = "the model's own"
         return o.template
@@ -28,7 +30,7 @@ def choose_template(args, o, otherwise: str | None = None) -> Template | None:
     return chosen
 
 
-# --- answers and classes ----------------------------------------------------------------------------------------------
+# --- answers and classes ------------------------------------------------------------------------------------
 
 
 def answer(args) -> dict:
@@ -46,17 +48,34 @@ def answer(args) -> dict:
             for item, found in zip(items, retrieved.passages, strict=True)
         ]
     template = choose_template(args, o, "response")
-    print(f"{o}; {len(items):,} questions" + (f"; {bad} bad rows left out" if bad else "") + f"; template {args.template}")
-    result = measure.measure_answers(o, items, template, flags.sampling(args), args.max_new_tokens, args.batch_size, args.seed)
+    print(
+        f"{o}; {len(items):,} questions"
+        + (f"; {bad} bad rows left out" if bad else "")
+        + f"; template {args.template}"
+    )
+    result = measure.measure_answers(
+        o, items, template, flags.sampling(args), args.max_new_tokens, args.batch_size, args.seed
+    )
     print(tables.text_table(tables.answers_table({args.model: result})))
     print(f"BLEU: {result['settings']['bleu']}\nROUGE: {result['settings']['rouge']}")
     if result["dropped"]:
-        print(f"{result['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions} positions")
+        print(
+            f"{result['dropped']} questions left out: their prompts fill the model's"
+            f" {o.model.config.n_positions} positions"
+        )
     special.say(result["special_tokens"])
-    questions = {template.ask(item.instruction, item.input).text: item.input or item.instruction for item in items}
+    questions = {
+        template.ask(item.instruction, item.input).text: item.input or item.instruction for item in items
+    }
     show_answers(result["answers"], questions)
     result |= overlap_with_training(o, texts)
-    how = {"data": args.data, "data_sha256": sha, "template": args.template, "bad_rows": bad, "seed": args.seed}
+    how = {
+        "data": args.data,
+        "data_sha256": sha,
+        "template": args.template,
+        "bad_rows": bad,
+        "seed": args.seed,
+    }
     how["retrieval"] = retrieved.report if retrieved else None
     return result | how | {"sampling": vars(flags.sampling(args)), "max_new_tokens": args.max_new_tokens}
 
@@ -73,8 +92,8 @@ def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, 
 
 
 def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
-    """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives too; or the
-    labels 0 and 1 of a model that has no names for them."""
+    """(negative, positive) as given; or as they were in training, if that was on --positives and --negatives
+    too; or the labels 0 and 1 of a model that has no names for them."""
     given = args.negative_name, args.positive_name
     if set(given) <= set(labels):
         return given
@@ -83,7 +102,9 @@ def label_names(labels: list[str], args, directory: Path) -> tuple[str, str]:
         return trained["negative_name"], trained["positive_name"]
     if given == ("negative", "positive") and len(labels) == 2 and unnamed(labels):
         return labels[0], labels[1]
-    raise UserError(f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}")
+    raise UserError(
+        f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}"
+    )
 
 
 def classify(args) -> dict:
@@ -94,7 +115,9 @@ def classify(args) -> dict:
     if args.positives:
         args.negative_name, args.positive_name = label_names(o.model.labels, args, o.directory)
     sources = labelled.labelled_sources(args)
-    found = measure.read_test_texts(o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows, how)
+    found = measure.read_test_texts(
+        o, sources, args.text_field, args.label_field, args.limit, args.skip_bad_rows, how
+    )
     print(
         f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels"
         + (f"; {found.bad_rows} bad rows left out" if found.bad_rows else "")
@@ -110,7 +133,7 @@ def classify(args) -> dict:
     return result | {"data_sha256": found.sha256}
 
 
-# --- questions with given answers -------------------------------------------------------------------------------------
+# --- questions with given answers ---------------------------------------------------------------------------
 
 
 def choose(args) -> dict:
@@ -118,13 +141,17 @@ def choose(args) -> dict:
     if args.all_rows and args.format == "rows":
         raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
     if args.retrieve and args.format == "pubmedqa-closed":
-        raise UserError("--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place")
+        raise UserError(
+            "--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place"
+        )
     flags.check_retrieval_flags(args)
     official = None if args.format == "rows" or args.all_rows else pubmedqa.official_ids()
     take = choices.from_row if args.format == "rows" else pubmedqa.taker(args.format, official)
     items, bad, sha = choices.read_choices(args.data, take, args.limit, args.skip_bad_rows)
     if not items:
-        of = "" if official is None else " of the 500 of PubMedQA's official test split (--all-rows takes all)"
+        of = (
+            "" if official is None else " of the 500 of PubMedQA's official test split (--all-rows takes all)"
+        )
         raise UserError(f"{', '.join(args.data)}: no questions there{of}")
     template = load_template(args.template) if args.template else None
     o = measure.open_asked(args)
@@ -134,16 +161,28 @@ def choose(args) -> dict:
     if args.retrieve:
         asked = [item.question or item.prompt for item in items]
         retrieved = retrieve.look_up(args, o, asked, [item.gold for item in items])
-        items = [pubmedqa.with_passages(item, found, args.format) for item, found in zip(items, retrieved.passages, strict=True)]
+        items = [
+            pubmedqa.with_passages(item, found, args.format)
+            for item, found in zip(items, retrieved.passages, strict=True)
+        ]
         report = retrieved.report
         say_retrieved(report)
     result = choices.measure_choices(o, items, args.batch_size, args.seed, template)
     special.say(result["special_tokens"])
     if result["truncated"]:
         positions = o.model.config.n_positions
-        print(f"{result['truncated']:,} prompts are longer than the model's {positions:,} positions, and lost their beginning")
+        print(
+            f"{result['truncated']:,} prompts are longer than the model's {positions:,} positions, and lost"
+            " their beginning"
+        )
     print(tables.text_table(tables.choices_table(result)))
-    how = {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template, "bad_rows": bad}
+    how = {
+        "data": args.data,
+        "data_sha256": sha,
+        "format": args.format,
+        "template": args.template,
+        "bad_rows": bad,
+    }
     return result | how | {"retrieval": report} | overlap_with_training(o, texts)
 
 
@@ -152,19 +191,25 @@ def say_retrieved(report: dict) -> None:
     recall = report["recall"]
     found = f"{report['retriever']}, {report['passages']:,} passages"
     if recall is None:
-        print(f"{found}; no row's own `context` is one of them, so that which is the right one is not known: no recall")
+        print(
+            f"{found}; no row's own `context` is one of them, so that which is the right one is not known: no"
+            " recall"
+        )
         return
-    cells = {k: tables.measure_cell({"r": r, "r_ci95": recall["recall_ci95"][k]}, "r") for k, r in recall["recall"].items()}
+    cells = {
+        k: tables.measure_cell({"r": r, "r_ci95": recall["recall_ci95"][k]}, "r")
+        for k, r in recall["recall"].items()
+    }
     shares = [f"@{k} {cell}" for k, cell in cells.items()]
     print(f"{found}; the right one (of {recall['questions']:,} questions) is found: " + ", ".join(shares))
 
 
-# --- texts that repeat one another ------------------------------------------------------------------------------------
+# --- texts that repeat one another --------------------------------------------------------------------------
 
 
 def overlap_with_training(o: measure.Opened, texts) -> dict:
-    """{"overlap": ngram_overlap() of what is measured with what the model was trained on, or None, "no_overlap": why}; said in a
-    line. It belongs to every figure: a model can have read the test."""
+    """{"overlap": ngram_overlap() of what is measured with what the model was trained on, or None,
+    "no_overlap": why}; said in a line. It belongs to every figure: a model can have read the test."""
     try:
         found = ngram_overlap(texts, training_texts(o.directory))
     except UserError as e:
@@ -183,7 +228,12 @@ def repeats(args) -> dict:
     """`eval.py overlap`: how far one side's texts repeat another's, by texts and by runs of words."""
 
     def read(names, field):
-        texts = [t for name in names for t in read_documents(name, field, args.limit, args.skip_bad_rows) if t is not None]
+        texts = [
+            t
+            for name in names
+            for t in read_documents(name, field, args.limit, args.skip_bad_rows)
+            if t is not None
+        ]
         if not texts:
             raise UserError(f"{', '.join(names)}: no texts there")
         return texts
@@ -200,4 +250,9 @@ def repeats(args) -> dict:
     counts = ("exact_held", "near_held", "exact_within", "near_within")
     names = {"data": args.data, "against": args.against, "texts": len(texts), "against_texts": len(against)}
     examples = [dict(zip(("similarity", "text", "other", "where"), e, strict=True)) for e in found.examples]
-    return names | {"threshold": args.threshold} | {k: getattr(found, k) for k in counts} | {"examples": examples, "ngrams": shared}
+    return (
+        names
+        | {"threshold": args.threshold}
+        | {k: getattr(found, k) for k in counts}
+        | {"examples": examples, "ngrams": shared}
+    )

@@ -43,15 +43,17 @@ PROMPTS = [
 ]
 PENALTY = 1.2  # on repetition, which small models need
 TABLE = (
-    "Perplexity: how surprised a model is by each text; lower is better. Beneath it the change against the first row, and in "
-    "brackets a 95 % bootstrap interval over documents. Bits per byte compare models with different tokenizers."
+    "Perplexity: how surprised a model is by each text; lower is better. Beneath it the change against the"
+    " first row, and in brackets a 95 % bootstrap interval over documents. Bits per byte compare models with"
+    " different tokenizers."
 )
 
 
 def make_page(args, prompts: list[str], template=None, expected: list[str | None] | None = None) -> Path:
-    """`eval.py compare`: measure, print the table, then write report.html and report.json into args.out; expected: what
-    the answer to each prompt should be, where that is known. Raises UserError for whatever cannot be measured, before
-    anything is: for a model that is not there, or a prompt that does not fit one."""
+    """`eval.py compare`: measure, print the table, then write report.html and report.json into args.out;
+    expected: what the answer to each prompt should be, where that is known. Raises UserError for whatever
+    cannot be measured, before anything is: for a model that is not there, or a prompt that does not fit one.
+    """
     need("jinja2"), need("matplotlib")
     out = Path(args.out)
     open_out(out)
@@ -118,40 +120,48 @@ def make_page(args, prompts: list[str], template=None, expected: list[str | None
     return write_page(content, out)
 
 
-def check_model(model: str, source: hub.Source, prompts: list[str], template: Template | None, args) -> tuple[int, Template | None]:
-    """The positions of a model, and the template that it was instructed with. Raises UserError if a prompt, in `template` or
-    its own, and the answer do not fit."""
-    positions, own = hub.read_config(source.directory)[1].n_positions, of_model(source.adapter, source.directory)
+def check_model(
+    model: str, source: hub.Source, prompts: list[str], template: Template | None, args
+) -> tuple[int, Template | None]:
+    """The positions of a model, and the template that it was instructed with. Raises UserError if a prompt,
+    in `template` or its own, and the answer do not fit."""
+    positions, own = (
+        hub.read_config(source.directory)[1].n_positions,
+        of_model(source.adapter, source.directory),
+    )
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
     for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
         if len(tokenizer.prompt(text)) + args.max_new_tokens > positions:
             raise UserError(
-                f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {model}'s {positions} positions; "
-                "lower --max-new-tokens"
+                f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {model}'s {positions}"
+                " positions; lower --max-new-tokens"
             )
     return positions, own
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------------------
 
 
 def stands_in(expected: str | None, text: str) -> bool | None:
-    """Whether the words of the expected answer stand in the text, one after the other; case, articles and punctuation
-    aside. None if no answer is known."""
+    """Whether the words of the expected answer stand in the text, one after the other; case, articles and
+    punctuation aside. None if no answer is known."""
     return None if expected is None else f" {normalise(expected)} " in f" {normalise(text)} "
 
 
 def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
-    """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on repetition."""
+    """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on
+    repetition."""
     markers, texts = template.ends if template else (), _asked(prompts, template)
-    return measure.complete(o, texts, Sampling(repetition_penalty=penalty), markers, max_new_tokens, seed=seed)
+    return measure.complete(
+        o, texts, Sampling(repetition_penalty=penalty), markers, max_new_tokens, seed=seed
+    )
 
 
 def _asked(prompts: list[str], template: Template | None) -> list[str | Written]:
     return [template.ask(prompt) if template else prompt for prompt in prompts]
 
 
-# --- what the figures say ---------------------------------------------------------------------------------------------
+# --- what the figures say -----------------------------------------------------------------------------------
 
 
 def claims(models: list[dict]) -> list[str]:
@@ -160,7 +170,10 @@ def claims(models: list[dict]) -> list[str]:
     if not others:
         figures = [f"{c} {ppl_cell(r['ppl'], r.get('vocab_size'))}" for c, r in first["ppl"].items()]
         return [f"{first['name']}: perplexity on {', on '.join(figures)}."]
-    return [f"{m['name']}: " + ", ".join(f"{c} {moved(first['ppl'][c], r)}" for c, r in m["ppl"].items()) + "." for m in others]
+    return [
+        f"{m['name']}: " + ", ".join(f"{c} {moved(first['ppl'][c], r)}" for c, r in m["ppl"].items()) + "."
+        for m in others
+    ]
 
 
 def claim_of_answers(questions: list[dict]) -> list[str]:
@@ -172,11 +185,12 @@ def claim_of_answers(questions: list[dict]) -> list[str]:
     return [f"Right answers to the {len(known)} questions below whose answer is known: {', '.join(counts)}."]
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------
 
 
 def perplexity_table(models: list[dict]) -> dict:
-    """The page's table of perplexities and bits per byte, a column a corpus. Where tokenizers differ, no perplexity is best."""
+    """The page's table of perplexities and bits per byte, a column a corpus. Where tokenizers differ, no
+    perplexity is best."""
     first, columns = models[0], list(models[0]["ppl"])
     alike = {c: len({m["ppl"][c]["tokens_scored"] for m in models}) == 1 for c in columns}
     rows, values = [], []
@@ -186,19 +200,25 @@ def perplexity_table(models: list[dict]) -> dict:
             notes = [change(r, first["ppl"][c])] if m is not first else []
             notes += [interval_cell(r["ppl_ci95"])] if r["ppl_ci95"] else []
             cells.append(ppl_page_cell(r["ppl"], r.get("vocab_size"), "\n".join(notes)))
-        rows.append([{"text": m["name"]}, *cells, *({"text": f"{r['bits_per_byte']:.3f}"} for r in m["ppl"].values())])
+        rows.append(
+            [{"text": m["name"]}, *cells, *({"text": f"{r['bits_per_byte']:.3f}"} for r in m["ppl"].values())]
+        )
         results = m["ppl"].items()
-        values.append([r["ppl"] if alike[c] else None for c, r in results] + [r["bits_per_byte"] for _, r in results])
+        values.append(
+            [r["ppl"] if alike[c] else None for c, r in results] + [r["bits_per_byte"] for _, r in results]
+        )
     n = len(columns)
     mark_best(rows, values, [True] * 2 * n)
     groups = [("", 1), ("perplexity", n), ("bits per byte", n)]
     return {"groups": groups, "head": ["model", *columns, *columns], "rows": rows, "text": TABLE}
 
 
-# --- the rest ---------------------------------------------------------------------------------------------------------
+# --- the rest -----------------------------------------------------------------------------------------------
 
 
-def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool) -> list[tuple[str, str]]:
+def how_measured(
+    models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool
+) -> list[tuple[str, str]]:
     """Facts of the page's last section; o: one of the models, all being on one device."""
     first = models[0]["ppl"]
     facts = [(m["name"], m["model"]) for m in models if m["name"] != m["model"]]

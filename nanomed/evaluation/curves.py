@@ -11,10 +11,12 @@ from pathlib import Path
 
 from nanomed.files import parse_json, replace_file, typed
 
-# Pictures here go into files. What a notebook left in the environment for its own pictures would fail matplotlib's import
-# where that notebook's package is not installed.
+# Pictures here go into files. What a notebook left in the environment for its own pictures would fail
+# matplotlib's import where that notebook's package is not installed.
 os.environ.pop("MPLBACKEND", None)
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts is no concern of who trains
+logging.getLogger("matplotlib").setLevel(
+    logging.ERROR
+)  # where it keeps its fonts is no concern of who trains
 
 TRAINING = ("#3f8fbd", "#8f7fc4")
 VALIDATION = ("#d9622b", "#2f9e6e", "#c2458f", "#b8901f", "#5566c8")
@@ -63,8 +65,9 @@ def read_metrics(directory: Path) -> list[dict]:
 
 
 def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """The points (tokens, value) of every series there is, {"training", "validation", "lr", "grad_norm": {name: points}}:
-    answers and replayed text apart where both were trained on, each validation set under its own name."""
+    """The points (tokens, value) of every series there is, {"training", "validation", "lr", "grad_norm":
+    {name: points}}: answers and replayed text apart where both were trained on, each validation set under its
+    own name."""
     both = any(r.get("replay_loss") is not None for r in records)
     training = {"answer_loss": "answers", "replay_loss": "replayed text"} if both else {"loss": "training"}
     named = list(dict.fromkeys(name for r in records for name in r.get("val") or {}))
@@ -75,10 +78,15 @@ def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]
 
     series = {
         "training": {name: points(lambda r, key=key: r.get(key)) for key, name in training.items()},
-        "validation": {
-            f"validation: {name}": points(lambda r, name=name: ((r.get("val") or {}).get(name) or {}).get("loss")) for name in named
-        }
-        or {"validation": points(lambda r: r.get("val_loss"))},
+        "validation": (
+            {
+                f"validation: {name}": points(
+                    lambda r, name=name: ((r.get("val") or {}).get(name) or {}).get("loss")
+                )
+                for name in named
+            }
+            or {"validation": points(lambda r: r.get("val_loss"))}
+        ),
         "lr": {"learning rate": points(lambda r: r.get("lr"))},
         "grad_norm": {"gradient norm": points(lambda r: r.get("grad_norm"))},
     }
@@ -86,8 +94,9 @@ def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -> bytes:
-    """A run as a picture: its losses over the tokens (`unit`) it saw, validation as points, and beneath them the learning
-    rate and the gradient's norm; ink: of text and axes. An SVG is transparent and small, for a page of any colour."""
+    """A run as a picture: its losses over the tokens (`unit`) it saw, validation as points, and beneath them
+    the learning rate and the gradient's norm; ink: of text and axes. An SVG is transparent and small, for a
+    page of any colour."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot, which would look for a window
     from matplotlib.ticker import EngFormatter
@@ -100,13 +109,22 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         lines = []
         for (name, points), colour in zip(series["training"].items(), TRAINING, strict=False):
-            lines += losses.plot(*zip(*points, strict=True), color=colour, lw=1.3, marker=_dot(points), label=name)
+            lines += losses.plot(
+                *zip(*points, strict=True), color=colour, lw=1.3, marker=_dot(points), label=name
+            )
         for k, (name, points) in enumerate(series["validation"].items()):
-            marker = {"marker": "osD^v"[k % 5], "ms": 5, "ls": "none", "color": VALIDATION[k % len(VALIDATION)]}
+            marker = {
+                "marker": "osD^v"[k % 5],
+                "ms": 5,
+                "ls": "none",
+                "color": VALIDATION[k % len(VALIDATION)],
+            }
             lines += losses.plot(*zip(*points, strict=True), **marker, zorder=3, label=name)
         if lines:
             labels = [line.get_label() for line in lines]
-            legend = figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+            legend = figure.legend(
+                lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize="small"
+            )
             for text in legend.get_texts():
                 text.set_parse_math(False)
         losses.set_ylabel("loss")
@@ -115,7 +133,9 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
             for name, points in series[kind].items():
                 ax.plot(*zip(*points, strict=True), color=colour, lw=1, marker=_dot(points))
                 ax.set_ylabel(name.replace(" ", "\n"), color=colour, fontsize="small")
-            ax.set_ylim(0, 1.1 * max((y for points in series[kind].values() for _, y in points), default=0) or 1)
+            ax.set_ylim(
+                0, 1.1 * max((y for points in series[kind].values() for _, y in points), default=0) or 1
+            )
             ax.tick_params("y", labelsize="small", labelcolor=colour)
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_visible(bool(series[kind]))
@@ -124,8 +144,12 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         for ax in (losses, below):
             ax.grid(alpha=0.3)
         out = io.BytesIO()
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a directory's name in letters that the font has not got
-        figure.savefig(out, format=format, dpi=144, transparent=small, metadata={"Date": None} if small else None)
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # a directory's name in letters that the font has not got
+        figure.savefig(
+            out, format=format, dpi=144, transparent=small, metadata={"Date": None} if small else None
+        )
     return out.getvalue()
 
 

@@ -4,10 +4,9 @@
                                                            the ratio of two perplexities, its interval -> an exit status
     incoming, what it is asked        -> nll of each text /
 
-Perplexity is what a model can say of its input without labels. A shift either way is a change: everyday questions are easier than
-medical ones for most models, so an alarm for harder text alone would sleep through them. It is blind to another subject that is as
-hard as the old one.
-"""
+Perplexity is what a model can say of its input without labels. A shift either way is a change: everyday
+questions are easier than medical ones for most models, so an alarm for harder text alone would sleep through
+them. It is blind to another subject that is as hard as the old one."""
 
 from dataclasses import dataclass
 
@@ -28,8 +27,9 @@ SHOWN = 200  # characters of a text that the result quotes
 
 @dataclass(frozen=True)
 class Side:
-    """What was scored of one side, each different text once: times, how often it came; tokens (n,) and nll (n,), float64, of one
-    of them. documents: all texts of the side, of which those that are counted in `times` were drawn; empty: those with no token."""
+    """What was scored of one side, each different text once: times, how often it came; tokens (n,) and nll
+    (n,), float64, of one of them. documents: all texts of the side, of which those that are counted in
+    `times` were drawn; empty: those with no token."""
 
     texts: Selection
     times: np.ndarray
@@ -39,8 +39,8 @@ class Side:
     empty: int
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """(nll, tokens) of each different text, all its times together: the same text again is no further evidence, so that a
-        bootstrap must draw it as one."""
+        """(nll, tokens) of each different text, all its times together: the same text again is no further
+        evidence, so that a bootstrap must draw it as one."""
         return self.nll * self.times, self.tokens * self.times
 
     def loss(self) -> float:
@@ -53,15 +53,17 @@ class Side:
 
 
 def draw(corpus: Corpus, sample: int, seed: int) -> tuple[Selection, np.ndarray, int]:
-    """(the different texts among up to `sample` of a corpus, drawn at random (0: all), how often each came, how many were empty).
-    Raises UserError if all are empty."""
+    """(the different texts among up to `sample` of a corpus, drawn at random (0: all), how often each came,
+    how many were empty). Raises UserError if all are empty."""
     indices = np.arange(len(corpus.documents))
     if 0 < sample < len(indices):
         indices = np.sort(np.random.default_rng(seed).permutation(indices)[:sample])
     full = indices[corpus.documents["length"][indices] > 1]
     if not len(full):
         raise UserError(f"{corpus.name}: no tokens to score; every text is empty")
-    _, first, times = np.unique(corpus.documents["digest"][full].view("S16"), return_index=True, return_counts=True)
+    _, first, times = np.unique(
+        corpus.documents["digest"][full].view("S16"), return_index=True, return_counts=True
+    )
     order = np.argsort(first)
     return Selection(corpus, full[first[order]]), times[order], len(indices) - len(full)
 
@@ -76,12 +78,14 @@ def score(o: measure.Opened, names: list[str], field: str, args) -> Side:
 
 
 def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[float]]:
-    """(how many times the perplexity of the incoming texts is that of the reference, 95 % interval): exp of the difference of two
-    losses, in nats a token; bootstrap over the different texts of both sides, each side drawn by itself.
-    Raises UserError if a side has but one."""
+    """(how many times the perplexity of the incoming texts is that of the reference, 95 % interval): exp of
+    the difference of two losses, in nats a token; bootstrap over the different texts of both sides, each side
+    drawn by itself. Raises UserError if a side has but one."""
     for name, side in (("--reference", reference), ("--incoming", incoming)):
         if len(side.times) < 2:
-            raise UserError(f"{name}: one text, or the same again and again; no interval can be had of that, so give more")
+            raise UserError(
+                f"{name}: one text, or the same again and again; no interval can be had of that, so give more"
+            )
     (nll, tokens), (nll_in, tokens_in) = reference.totals(), incoming.totals()
 
     def ratio(rows, rows_in):
@@ -91,7 +95,8 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
 
 
 def measure_drift(args) -> dict:
-    """`eval.py drift`: print both perplexities, the shift and a verdict, and give them with what they were measured on."""
+    """`eval.py drift`: print both perplexities, the shift and a verdict, and give them with what they were
+    measured on."""
     o = measure.open_asked(args)
     context, stride = window_sizes(o.model.config, args.context, args.stride)
     first = f", of each text the first {args.first} tokens" if args.first else ""
@@ -104,11 +109,16 @@ def measure_drift(args) -> dict:
     vocab_size, sides = o.model.config.vocab_size, {"reference": reference, "incoming": incoming}
     value, interval = shift(reference, incoming, args.seed)
     result = {name: describe(side, args.seed) for name, side in sides.items()}
-    rows = [["", "texts", "different", "tokens", "tokens a text (median)", "perplexity [95 %]"], ["---", *["---:"] * 5]]
+    rows = [
+        ["", "texts", "different", "tokens", "tokens a text (median)", "perplexity [95 %]"],
+        ["---", *["---:"] * 5],
+    ]
     for name, r in result.items():
         of = f"{r['documents']:,}" + (f" of {r['of']:,}" if r["of"] > r["documents"] else "")
         cell = f"{tables.ppl_cell(r['ppl'], vocab_size)} {tables.interval_cell(r['ppl_ci95'])}"
-        rows.append([name, of, f"{r['different']:,}", f"{r['tokens_scored']:,}", f"{r['median_tokens']:g}", cell])
+        rows.append(
+            [name, of, f"{r['different']:,}", f"{r['tokens_scored']:,}", f"{r['median_tokens']:g}", cell]
+        )
     print(tables.text_table(rows, width=100, turn=False))
     overlap = calls.overlap_with_training(o, Texts([reference.texts], o.tokenizer))
     notes = doubts(sides, overlap["overlap"])
@@ -117,11 +127,17 @@ def measure_drift(args) -> dict:
     print(f"shift {value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]; {verdict}")
     moving = most_moving(o, reference.loss(), incoming, args.top, up=value >= 1)
     if moving:
-        print("\nthe incoming texts that move it most (own perplexity; nats beside what the reference's loss would give):")
+        print(
+            "\nthe incoming texts that move it most (own perplexity; nats beside what the reference's loss"
+            " would give):"
+        )
     for s in moving:
         times = f", {s['times']} times" if s["times"] > 1 else ""
         text = s["text"] if len(s["text"]) <= 110 else s["text"][:107] + "..."
-        print(f"  {tables.ppl_cell(s['ppl'], vocab_size)}; {s['excess']:+,.0f} nats in {s['tokens']:,} tokens{times}: {text}")
+        print(
+            f"  {tables.ppl_cell(s['ppl'], vocab_size)}; {s['excess']:+,.0f} nats in {s['tokens']:,}"
+            f" tokens{times}: {text}"
+        )
     how = {
         "model": o.name,
         "dtype": o.dtype,
@@ -131,15 +147,27 @@ def measure_drift(args) -> dict:
         "first": args.first,
         "sample": args.sample,
     }
-    found = {"shift": value, "shift_ci95": interval, "threshold": args.threshold, "drifted": drifted, "verdict": verdict}
+    found = {
+        "shift": value,
+        "shift_ci95": interval,
+        "threshold": args.threshold,
+        "drifted": drifted,
+        "verdict": verdict,
+    }
     result["reference"] |= {"data": args.reference, "field": field} | overlap
     result["incoming"] |= {"data": args.incoming, "field": args.text_field}
-    return result | found | {"notes": notes, "most_moving": moving} | how | {"seed": args.seed, "vocab_size": vocab_size}
+    return (
+        result
+        | found
+        | {"notes": notes, "most_moving": moving}
+        | how
+        | {"seed": args.seed, "vocab_size": vocab_size}
+    )
 
 
 def describe(side: Side, seed: int) -> dict:
-    """A side's figures, under the names that eval.py ppl gives them. of: texts that there were, empty ones included;
-    data_sha256: of all of these."""
+    """A side's figures, under the names that eval.py ppl gives them. of: texts that there were, empty ones
+    included; data_sha256: of all of these."""
     nll, tokens = side.totals()
     return {
         "ppl": exp(side.loss()),
@@ -159,14 +187,24 @@ def describe(side: Side, seed: int) -> dict:
 
 
 def judge(interval: list[float], threshold: float) -> tuple[bool, str]:
-    """Whether all of the interval is beyond the threshold, a ratio of 1 or more that counts both ways; and that in words."""
+    """Whether all of the interval is beyond the threshold, a ratio of 1 or more that counts both ways; and
+    that in words."""
     low, high = interval
     if low > threshold:
         return True, f"drift: what comes in is more surprising, beyond {threshold:g} with all of the interval"
     if high < 1 / threshold:
-        return True, f"drift: what comes in is less surprising, beyond 1 / {threshold:g} with all of the interval"
+        return (
+            True,
+            f"drift: what comes in is less surprising, beyond 1 / {threshold:g} with all of the interval",
+        )
     if low < 1 / threshold or high > threshold:
-        return False, f"no drift shown, none excluded: the interval reaches beyond {threshold:g} either way; more texts would tell"
+        return (
+            False,
+            (
+                f"no drift shown, none excluded: the interval reaches beyond {threshold:g} either way; more"
+                " texts would tell"
+            ),
+        )
     return False, f"no drift: all of the interval is within {threshold:g} either way"
 
 
@@ -180,26 +218,34 @@ def doubts(sides: dict[str, Side], overlap: dict | None) -> list[str]:
         if side.texts.corpus.bad_rows:
             notes.append(f"--{name}: {side.texts.corpus.bad_rows:,} bad rows left out")
         if n < FEW:
-            notes.append(f"--{name}: only {n} different texts; with fewer than {FEW} the interval is narrower than it should be")
+            notes.append(
+                f"--{name}: only {n} different texts; with fewer than {FEW} the interval is narrower than it"
+                " should be"
+            )
         if 2 * n < documents:
-            notes.append(f"--{name}: of {documents:,} texts only {n:,} are different; is that the field which was meant?")
+            notes.append(
+                f"--{name}: of {documents:,} texts only {n:,} are different; is that the field which was"
+                " meant?"
+            )
     medians = {name: side.median() for name, side in sides.items()}
     if max(medians.values()) > 2 * min(medians.values()):
         notes.append(
-            f"a text has {medians['reference']:g} tokens in the reference and {medians['incoming']:g} in what comes in (median): "
-            "short texts surprise more for want of context; give a reference of the same kind, or --first N"
+            f"a text has {medians['reference']:g} tokens in the reference and {medians['incoming']:g} in what"
+            " comes in (median): short texts surprise more for want of context; give a reference of the same"
+            " kind, or --first N"
         )
     if overlap and 2 * overlap["documents"] > overlap["of"]:
         notes.append(
-            "most of the reference was trained on: what a model knows by heart surprises it less than any new text does; better is "
-            "a reference of the same kind that was held out"
+            "most of the reference was trained on: what a model knows by heart surprises it less than any new"
+            " text does; better is a reference of the same kind that was held out"
         )
     return notes
 
 
 def most_moving(o: measure.Opened, loss: float, incoming: Side, top: int, up: bool) -> list[dict]:
-    """The `top` incoming texts that move the shift most, up or down. Its logarithm is the sum of all texts' `excess` (nats above
-    `loss` a token, all times together that a text came) divided by all tokens: so a long odd text comes before a short one."""
+    """The `top` incoming texts that move the shift most, up or down. Its logarithm is the sum of all texts'
+    `excess` (nats above `loss` a token, all times together that a text came) divided by all tokens: so a long
+    odd text comes before a short one."""
     nll, tokens = incoming.totals()
     excess = nll - loss * tokens
     toward = excess if up else -excess

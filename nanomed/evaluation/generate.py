@@ -1,9 +1,8 @@
 """Write on from prompts: a KV cache, sampling, batches of prompts of unequal length.
 
-Each step feeds the model one token a row; the keys and values of all earlier ones lie in a cache that is made here and
-handed to the model as an argument. Shorter prompts are padded on the left, so that all rows end at the same place: a mask
-hides the padding, and positions count from each row's first real token.
-"""
+Each step feeds the model one token a row; the keys and values of all earlier ones lie in a cache that is made
+here and handed to the model as an argument. Shorter prompts are padded on the left, so that all rows end at
+the same place: a mask hides the padding, and positions count from each row's first real token."""
 
 import math
 from collections.abc import Iterator
@@ -26,16 +25,20 @@ EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
 class Sampling:
     """How the next token is chosen, applied in this order (transformers' order)."""
 
-    repetition_penalty: float = 1.0  # divides positive logits, multiplies negative ones, of tokens in the row (CTRL, 4.1)
+    repetition_penalty: float = (
+        1.0  # divides positive logits, multiplies negative ones, of tokens in the row (CTRL, 4.1)
+    )
     temperature: float = 0.0  # 0: always the likeliest
     top_k: int = 0  # only the k likeliest; 0: all
-    top_p: float = 1.0  # only the likeliest that together reach this probability (Holtzman et al. 2020, section 3.1)
+    top_p: float = (
+        1.0  # only the likeliest that together reach this probability (Holtzman et al. 2020, section 3.1)
+    )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written after a prompt, without the end-of-text token; text: up to the marker that ended it, if one did;
-    stopped: it ended by itself and not for want of room."""
+    """What was written after a prompt, without the end-of-text token; text: up to the marker that ended it,
+    if one did; stopped: it ended by itself and not for want of room."""
 
     ids: list[int]
     text: str
@@ -43,18 +46,23 @@ class Completion:
 
 
 class KVCache:
-    """Keys and values of one layer, (B, heads of keys, S, hs), allocated once for the longest S and filled from the left."""
+    """Keys and values of one layer, (B, heads of keys, S, hs), allocated once for the longest S and filled
+    from the left."""
 
     def __init__(self, B, n_head, length, head_size, device, dtype):
         self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
         self.v = torch.empty_like(self.k)
         self.n = 0  # how many there are
-        self.at = None  # where the next ones go, as a tensor (1,), once that is all a recorded step knows of it
+        self.at = (
+            None  # where the next ones go, as a tensor (1,), once that is all a recorded step knows of it
+        )
 
     def append(self, k, v):
         """Keys and values of T more tokens; returns all so far, or after fix() those of the whole room."""
         if self.at is not None:
-            return self.k.index_copy_(2, self.at, k.to(self.k.dtype)), self.v.index_copy_(2, self.at, v.to(self.v.dtype))
+            return self.k.index_copy_(2, self.at, k.to(self.k.dtype)), self.v.index_copy_(
+                2, self.at, v.to(self.v.dtype)
+            )
         start, self.n = self.n, self.n + k.size(2)
         self.k[:, :, start : self.n], self.v[:, :, start : self.n] = k, v
         return self.k[:, :, : self.n], self.v[:, :, : self.n]
@@ -64,7 +72,8 @@ class KVCache:
         return (self.n + T, self.n) if self.at is None else (self.k.size(2), self.at)
 
     def fix(self, at):
-        """From here on all shapes stay: one token at a time, written where `at` (1,) says, and who looks needs a mask."""
+        """From here on all shapes stay: one token at a time, written where `at` (1,) says, and who looks
+        needs a mask."""
         for t in (self.k, self.v):
             t[:, :, self.n :] = 0  # what is there may be no number, and times a weight of 0 that is none
         self.at = at
@@ -85,34 +94,39 @@ def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 2
     if left < (max_new_tokens or 1):
         wanted = f" and {max_new_tokens} new ones" if max_new_tokens else ""
         raise UserError(
-            f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions} positions; "
-            "shorten it, or lower --max-new-tokens"
+            f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions}"
+            " positions; shorten it, or lower --max-new-tokens"
         )
     return max_new_tokens or min(default, left)
 
 
 @torch.no_grad()
-def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype) -> Iterator[list[int]]:
+def stream(
+    model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype
+) -> Iterator[list[int]]:
     """Yield the next token of every row, `steps` times; who has enough simply stops asking.
 
-    prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the batch.
-    The caller sees to it that no row is listened to beyond the model's positions (`room`). Raises UserError if the first logits
-    are not finite.
-    """
+    prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the
+    batch. The caller sees to it that no row is listened to beyond the model's positions (`room`). Raises
+    UserError if the first logits are not finite."""
     B, T = len(prompts), max(map(len, prompts))
     lengths = torch.tensor([len(p) for p in prompts])
     idx = torch.zeros(B, T, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         idx[row, T - len(prompt) :] = torch.tensor(prompt)
     real = torch.arange(T) >= T - lengths[:, None]  # (B, T)
-    seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool)  # which tokens a row holds, for the penalty
+    seen = torch.zeros(
+        B, model.config.vocab_size, dtype=torch.bool
+    )  # which tokens a row holds, for the penalty
     for row, prompt in enumerate(prompts):
         seen[row, prompt] = True
     real, seen, idx, lengths = (t.to(device) for t in (real, seen, idx, lengths))
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     padded = not bool(real.all())
     S = T + steps
-    cache = make_cache(model.config, B, S + -S % 8, device, DTYPES[dtype])  # a multiple of 8: kernels like masks to be aligned
+    cache = make_cache(
+        model.config, B, S + -S % 8, device, DTYPES[dtype]
+    )  # a multiple of 8: kernels like masks to be aligned
 
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
     mask = None
@@ -126,7 +140,9 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
         return next_logits(model, x, DTYPES[dtype])
 
     last, recorded = model.config.n_positions - 1, None
-    alone = not torch.distributed.is_initialized()  # weights that lie in shares are gathered anew at each step
+    alone = (
+        not torch.distributed.is_initialized()
+    )  # weights that lie in shares are gathered anew at each step
     recordable = device.type == "cuda" and alone
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
@@ -149,9 +165,9 @@ def stream(model, prompts: list[list[int]], steps: int, sampling: Sampling, seed
 
 
 def next_logits(model, x, dtype: torch.dtype):
-    """Logits (B, V) in fp32 after hidden states x (B, C). On a CPU a head of bf16 gives logits of bf16, which knows steps of 0.25
-    around GPT-2's -35, and several likeliest words; reading it in fp32 takes as long as all layers. So: all in bf16, and those
-    that can be the likeliest once more, exactly."""
+    """Logits (B, V) in fp32 after hidden states x (B, C). On a CPU a head of bf16 gives logits of bf16, which
+    knows steps of 0.25 around GPT-2's -35, and several likeliest words; reading it in fp32 takes as long as
+    all layers. So: all in bf16, and those that can be the likeliest once more, exactly."""
     weight = head_of(model, dtype)
     logits = head_logits(x, weight)
     if not weight.is_mkldnn or dtype == torch.float32:
@@ -162,15 +178,16 @@ def next_logits(model, x, dtype: torch.dtype):
 
 
 def choose(logits, sampling: Sampling, seen, generators):
-    """The next token (B,) of each row by its logits (B, V). seen (B, V): the tokens that the row holds already."""
+    """The next token (B,) of each row by its logits (B, V). seen (B, V): the tokens that the row holds
+    already."""
     if sampling.repetition_penalty != 1:
         p = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / p, logits * p), logits)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     cumulative = distribution(logits, sampling).cumsum(-1)
-    # The token in whose share of [0, 1) a random number falls. Counting shares that end at or before it never lands on a
-    # token of probability 0.
+    # The token in whose share of [0, 1) a random number falls. Counting shares that end at or before it never
+    # lands on a token of probability 0.
     u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(logits.device)
     return (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
 
@@ -190,8 +207,8 @@ def distribution(logits, sampling: Sampling):
 
 
 class Ending:
-    """When an answer is over: at one of the tokens that the model's files name as ends (Tokenizer.ends), or where one of `markers`
-    stands in its text."""
+    """When an answer is over: at one of the tokens that the model's files name as ends (Tokenizer.ends), or
+    where one of `markers` stands in its text."""
 
     def __init__(self, tokenizer, markers=()):
         self.tokenizer, self.markers = tokenizer, tuple(markers)
@@ -209,7 +226,8 @@ class Ending:
         return Completion(ids, text[: min(found)] if found else text, stopped or bool(found))
 
     def printable(self, ids: list[int]) -> str:
-        """As much of an unfinished text as will stay: no half characters, no beginning of what may become a marker."""
+        """As much of an unfinished text as will stay: no half characters, no beginning of what may become a
+        marker."""
         text = self.tokenizer.decode(ids, inside=True).rstrip("\ufffd")
         for marker in self.markers:
             for n in range(len(marker), 0, -1):
@@ -218,18 +236,20 @@ class Ending:
 
 
 def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
-    """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad little.
+    """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad
+    little.
 
-    max_new_tokens: of every prompt, or of each (a list), or None for what its own length leaves, 256 at most; neighbours change
-    nothing.
-    seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval mode and back.
-    Raises UserError as `room` does, before anything is written.
-    """
+    max_new_tokens: of every prompt, or of each (a list), or None for what its own length leaves, 256 at most;
+    neighbours change nothing. seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval
+    mode and back. Raises UserError as `room` does, before anything is written."""
     most = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
     rooms = [room(model.config, prompt, n) for prompt, n in zip(prompts, most, strict=True)]
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     done: list[Completion | None] = [None] * len(prompts)
-    with evaluating(model), tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None) as t:
+    with (
+        evaluating(model),
+        tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None) as t,
+    ):
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
             written = {k: [] for k in rows}

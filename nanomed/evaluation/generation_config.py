@@ -1,13 +1,15 @@
-"""What a model's generation_config.json asks for beside where an answer ends, which is all that is followed here.
+"""What a model's generation_config.json asks for beside where an answer ends, which is all that is followed
+here.
 
-transformers' generate() follows it even where nobody asks for it; here the flags decide, so what it asks for is said.
-"""
+transformers' generate() follows it even where nobody asks for it; here the flags decide, so what it asks for
+is said."""
 
 from pathlib import Path
 
 from nanomed.files import read_object
 
-# Keys that change what is written, and the values at which they change nothing (transformers 5.23, GenerationConfig).
+# Keys that change what is written, and the values at which they change nothing (transformers 5.23,
+# GenerationConfig).
 NEUTRAL = {
     "max_length": 20,
     "max_new_tokens": None,
@@ -41,12 +43,15 @@ NEUTRAL_DRAWN = {
 
 
 def asked_for(*directories: Path | None) -> dict:
-    """{key: value} of the first directory's generation_config.json that there is, where a value changes what is written."""
+    """{key: value} of the first directory's generation_config.json that there is, where a value changes what
+    is written."""
     files = (d / "generation_config.json" for d in directories if d)
     file = next((f for f in files if f.exists()), None)
     config = read_object(file) if file else {}
     keys = NEUTRAL | (NEUTRAL_DRAWN if config.get("do_sample") else {})
-    return {key: config[key] for key, neutral in keys.items() if config.get(key) not in (None, [], {}, neutral)}
+    return {
+        key: config[key] for key, neutral in keys.items() if config.get(key) not in (None, [], {}, neutral)
+    }
 
 
 def say(asked: dict) -> None:

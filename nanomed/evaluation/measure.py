@@ -28,8 +28,8 @@ from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to be measured: frozen, on its device, with its tokenizer, and the template that it was instructed with,
-    if it was."""
+    """A model ready to be measured: frozen, on its device, with its tokenizer, and the template that it was
+    instructed with, if it was."""
 
     name: str
     model: torch.nn.Module
@@ -43,13 +43,18 @@ class Opened:
 
     def __str__(self):
         over = f" over {self.quantize}" if self.quantize else ""
-        return f"{self.name}: {count_parameters(self.model):,} parameters, none trainable; {self.device}, {self.dtype}{over}"
+        return (
+            f"{self.name}: {count_parameters(self.model):,} parameters, none trainable; {self.device},"
+            f" {self.dtype}{over}"
+        )
 
 
-def open_model(name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False, reading="text") -> Opened:
-    """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for what an adapter was trained over;
-    plain: linear layers stay as they are, and are not laid out for the matrix library; reading: of special tokens in texts
-    (nanomed.text.special). Raises UserError as hub does."""
+def open_model(
+    name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False, reading="text"
+) -> Opened:
+    """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for what an adapter
+    was trained over; plain: linear layers stay as they are, and are not laid out for the matrix library;
+    reading: of special tokens in texts (nanomed.text.special). Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
@@ -72,9 +77,11 @@ def open_model(name: str, device="auto", dtype="auto", classifier=False, quantiz
 
 
 def open_asked(args, model: str | None = None, classifier=False, writes=False) -> Opened:
-    """open_model() by the flags of eval.py; model: another than --model; writes: it will be asked to write, so what its
-    generation_config.json asks for is said."""
-    o = open_model(model or args.model, args.device, args.dtype, classifier, args.quantize, reading=args.special_tokens)
+    """open_model() by the flags of eval.py; model: another than --model; writes: it will be asked to write,
+    so what its generation_config.json asks for is said."""
+    o = open_model(
+        model or args.model, args.device, args.dtype, classifier, args.quantize, reading=args.special_tokens
+    )
     if writes:
         generation_config.say(o.asked_for)
     return o
@@ -85,11 +92,13 @@ def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=
 
 
 def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size=8, seed=0, also=()) -> dict:
-    """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half overlapping; `also`: what some
-    of named.MISTAKES give."""
+    """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half
+    overlapping; `also`: what some of named.MISTAKES give."""
     context, stride = window_sizes(o.model.config, context, stride)
     everything = corpus.all()
-    result = perplexity(o.model, [everything], context, stride, batch_size, o.device, o.dtype, seed, per_document=True)
+    result = perplexity(
+        o.model, [everything], context, stride, batch_size, o.device, o.dtype, seed, per_document=True
+    )
     nll = result.pop("document_nll")
     if also:
         ids = [everything.ids(k) for k in range(len(nll))]
@@ -106,12 +115,12 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
     }
 
 
-# --- generation -------------------------------------------------------------------------------------------------------
+# --- generation ---------------------------------------------------------------------------------------------
 
 
 def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list[str | None]]:
-    """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows say the answer
-    is (`response`, `output` or `answer`), or None."""
+    """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows
+    say the answer is (`response`, `output` or `answer`), or None."""
     fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
 
     def take(row):
@@ -128,13 +137,22 @@ def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list
 
 
 def complete(
-    o: Opened, texts: list[str | Written], sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0
+    o: Opened,
+    texts: list[str | Written],
+    sampling: Sampling,
+    markers=(),
+    max_new_tokens=None,
+    batch_size=16,
+    seed=0,
 ) -> list[dict]:
     """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
     prompts = [o.tokenizer.prompt(text).tolist() for text in texts]
     ending = Ending(o.tokenizer, markers)
     done = generate(o.model, prompts, max_new_tokens, sampling, ending, o.device, o.dtype, seed, batch_size)
-    return [{"prompt": written(p).text, "completion": c.text, "stopped": c.stopped} for p, c in zip(texts, done, strict=True)]
+    return [
+        {"prompt": written(p).text, "completion": c.text, "stopped": c.stopped}
+        for p, c in zip(texts, done, strict=True)
+    ]
 
 
 def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, steps: int, seed: int) -> None:
@@ -151,19 +169,29 @@ def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, steps:
             return
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------------
 
 
 def measure_answers(
-    o: Opened, items: list[instructions.Instruction], template: Template, sampling=None, max_new_tokens=None, batch_size=16, seed=0
+    o: Opened,
+    items: list[instructions.Instruction],
+    template: Template,
+    sampling=None,
+    max_new_tokens=None,
+    batch_size=16,
+    seed=0,
 ) -> dict:
-    """metrics.answers() of what the model writes after each prompt, against the row's own response; answer_ppl: the
-    perplexity of that response and its end; dropped: rows whose prompt leaves no room; answers: all of the others."""
+    """metrics.answers() of what the model writes after each prompt, against the row's own response;
+    answer_ppl: the perplexity of that response and its end; dropped: rows whose prompt leaves no room;
+    answers: all of the others."""
     asked = [template.ask(item.instruction, item.input) for item in items]
     least = max_new_tokens or 1
     fits = [len(o.tokenizer.prompt(prompt)) + least <= o.model.config.n_positions for prompt in asked]
     if not any(fits):
-        raise UserError(f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions} positions")
+        raise UserError(
+            f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions}"
+            " positions"
+        )
     prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
     items = [item for item, fit in zip(items, fits, strict=True) if fit]
     done = complete(o, prompts, sampling or Sampling(), template.ends, max_new_tokens, batch_size, seed)
@@ -190,18 +218,22 @@ def measure_answers(
     }
 
 
-# --- classes ----------------------------------------------------------------------------------------------------------
+# --- classes ------------------------------------------------------------------------------------------------
 
 
 def name_labels(o: Opened, names: tuple[str, ...]) -> None:
     """Give the model's labels the names of --label-names where config.json has none for them."""
     if names and unnamed(o.model.labels):
         if len(names) != len(o.model.labels):
-            raise UserError(f"--label-names gives {len(names)} names, and {o.name} has {len(o.model.labels)} labels")
+            raise UserError(
+                f"--label-names gives {len(names)} names, and {o.name} has {len(o.model.labels)} labels"
+            )
         o.model.labels = list(names)
 
 
-def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad, how=PLAIN) -> labelled.LabelledSet:
+def read_test_texts(
+    o: Opened, sources, text_field, label_field, limit, skip_bad, how=PLAIN
+) -> labelled.LabelledSet:
     """Texts, with what the model calls the labels that they have."""
     m, where = o.model, sources[0][0]
     found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad, how)
@@ -209,7 +241,9 @@ def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad
         m.multi_label = found.multi_label
     if found.multi_label != m.multi_label:
         kinds = ("one label a text", "a list of labels a text")
-        raise UserError(f"{where}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[m.multi_label]}")
+        raise UserError(
+            f"{where}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[m.multi_label]}"
+        )
     if found.lists == "vectors" and len(found.order) != len(m.labels):
         raise UserError(f"{where}: vectors over {len(found.order)} labels, and {o.name} has {len(m.labels)}")
     items, note = labelled.as_model_says(found.items, m.labels)
@@ -219,8 +253,9 @@ def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad
 
 
 def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0) -> dict:
-    """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's run.json
-    still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or None}."""
+    """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's
+    run.json still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or
+    None}."""
     m = o.model
     context = trained_with(o.directory).get("context", m.config.n_positions)  # beyond it nothing was trained
     ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)

@@ -1,5 +1,5 @@
-"""Figures of classifiers and of answers. Libraries compute what has a name (scikit-learn, sacrebleu, rouge-score); each figure
-has an interval."""
+"""Figures of classifiers and of answers. Libraries compute what has a name (scikit-learn, sacrebleu,
+rouge-score); each figure has an interval."""
 
 import importlib.metadata
 import re
@@ -13,12 +13,12 @@ from nanomed.evaluation.bootstrap import interval, share
 from nanomed.optional import need
 from nanomed.text.nfkc import nfkc
 
-# --- classification ---------------------------------------------------------------------------------------------------
+# --- classification -----------------------------------------------------------------------------------------
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, section 2): the mean distance between confidence and accuracy over
-    equal bins of confidence, weighted by how many texts fall into each."""
+    """Expected calibration error (Guo et al. 2017, section 2): the mean distance between confidence and
+    accuracy over equal bins of confidence, weighted by how many texts fall into each."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     n = np.bincount(which, minlength=bins)
     gap = np.bincount(which, confidence, bins) - np.bincount(which, correct, bins)
@@ -39,18 +39,22 @@ def _decide(probs, targets):
 
 
 def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], seed: int = 0) -> dict:
-    """Accuracy and macro-F1 with intervals, AUC, confusion matrix [true][predicted], calibration error, F1 of each label.
+    """Accuracy and macro-F1 with intervals, AUC, confusion matrix [true][predicted], calibration error, F1 of
+    each label.
 
-    probs (N, K); targets (N,). In a multi-label task targets are (N, K) and a label is predicted at 1/2 or more: accuracy is
-    then the share of texts with exactly the right labels, micro-F1 stands beside macro-F1, and each label has a confusion
-    matrix of its own. A label that is neither there nor predicted has no F1 (None), and is left out of the mean."""
+    probs (N, K); targets (N,). In a multi-label task targets are (N, K) and a label is predicted at 1/2 or
+    more: accuracy is then the share of texts with exactly the right labels, micro-F1 stands beside macro-F1,
+    and each label has a confusion matrix of its own. A label that is neither there nor predicted has no F1
+    (None), and is left out of the mean."""
     sk = need("sklearn.metrics")
     n, multi = len(targets), targets.ndim == 2
     predicted, right = _decide(probs, targets)
     known = list(range(len(labels)))
 
     def macro_f1(rows):
-        return sk.f1_score(targets[rows], predicted[rows], labels=known, average="macro", zero_division=np.nan)
+        return sk.f1_score(
+            targets[rows], predicted[rows], labels=known, average="macro", zero_division=np.nan
+        )
 
     everything = np.arange(n)
     per_label = sk.f1_score(targets, predicted, labels=known, average=None, zero_division=np.nan)
@@ -75,7 +79,8 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
 
 
 def _auc(sk, probs, targets, k) -> float | None:
-    """Area under the ROC curve, one label against the rest, averaged over labels; None if some label never occurs."""
+    """Area under the ROC curve, one label against the rest, averaged over labels; None if some label never
+    occurs."""
     one_hot = targets if targets.ndim == 2 else np.eye(k)[targets]
     if not (one_hot.sum(0) > 0).all() or not (one_hot.sum(0) < len(one_hot)).all():
         return None
@@ -84,13 +89,16 @@ def _auc(sk, probs, targets, k) -> float | None:
     return float(sk.roc_auc_score(one_hot, probs, average="macro"))
 
 
-def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed: int = 0, samples: int = 1000) -> dict:
+def paired(
+    model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed: int = 0, samples: int = 1000
+) -> dict:
     """Two classifiers' probabilities (N, K) of the same texts: the difference of their macro-F1.
 
-    difference_ci95: a paired bootstrap, each draw taking the same texts for both. difference_p: the share of differences as
-    large if, text by text, a coin decides whose prediction is whose (Yeh 2000); it holds for few texts too, where a
-    bootstrap's interval is too narrow. only_model_right, only_tfidf_right: on how many texts only one of the two is right,
-    in a multi-label task about every label; p: of McNemar's exact test on these two counts."""
+    difference_ci95: a paired bootstrap, each draw taking the same texts for both. difference_p: the share of
+    differences as large if, text by text, a coin decides whose prediction is whose (Yeh 2000); it holds for
+    few texts too, where a bootstrap's interval is too narrow. only_model_right, only_tfidf_right: on how many
+    texts only one of the two is right, in a multi-label task about every label; p: of McNemar's exact test on
+    these two counts."""
     stats = need("scipy.stats")
     n, k = model.shape
     (a, a_right), (b, b_right) = _decide(model, targets), _decide(tfidf, targets)
@@ -99,7 +107,9 @@ def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed: int 
     kinds, counts = np.unique(np.concatenate(rows, 1), axis=0, return_counts=True)
     t, a, b = np.split(kinds, 3, axis=1)
 
-    def macro_f1(counts, t, predicted):  # counts (draws, kinds) -> (draws,); labels are left out as in classification()
+    def macro_f1(
+        counts, t, predicted
+    ):  # counts (draws, kinds) -> (draws,); labels are left out as in classification()
         size, hits = counts @ (t + predicted), counts @ (t * predicted)
         f1 = np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
         with np.errstate(invalid="ignore"):
@@ -125,15 +135,20 @@ def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed: int 
         "difference_p": float((1 + (np.abs(swapped) >= abs(found) - 1e-9).sum()) / (1 + len(swapped))),
         "only_model_right": only_model,
         "only_tfidf_right": only_tfidf,
-        "p": float(stats.binomtest(only_model, only_model + only_tfidf).pvalue) if only_model + only_tfidf else 1.0,
+        "p": (
+            float(stats.binomtest(only_model, only_model + only_tfidf).pvalue)
+            if only_model + only_tfidf
+            else 1.0
+        ),
     }
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------------
 
 
 def normalise_squad(text: str) -> str:
-    """Lower case, without ASCII punctuation, articles and extra blanks (SQuAD's evaluation, Rajpurkar et al. 2016)."""
+    """Lower case, without ASCII punctuation, articles and extra blanks (SQuAD's evaluation, Rajpurkar et al.
+    2016)."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -155,13 +170,14 @@ NO_NOUN = set("and or but is are was were in of to for with by on at as".split()
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation, but for what changes a medical answer's meaning: punctuation stays where it is a sign or part
-    of a number (a thousands comma does not), and articles go only where they stand before a word. A capital A is an article
-    at the beginning of a sentence alone, so that hepatitis A stays; a small one within a sentence always is. Both micro signs
-    are one, and whatever else `nfkc` makes one; in SQuAD's they are two.
+    """SQuAD's normalisation, but for what changes a medical answer's meaning: punctuation stays where it is a
+    sign or part of a number (a thousands comma does not), and articles go only where they stand before a
+    word. A capital A is an article at the beginning of a sentence alone, so that hepatitis A stays; a small
+    one within a sentence always is. Both micro signs are one, and whatever else `nfkc` makes one; in SQuAD's
+    they are two.
 
-    Whatever else goes here goes in SQuAD's too, so that texts which are the same here are the same there, if their characters
-    are."""
+    Whatever else goes here goes in SQuAD's too, so that texts which are the same here are the same there, if
+    their characters are."""
     words, kept = nfkc(text).split(), []
     for k, word in enumerate(words):
         following = words[k + 1].strip(string.punctuation) if k + 1 < len(words) else ""
@@ -169,7 +185,9 @@ def normalise(text: str) -> str:
         begins = k == 0 or words[k - 1].endswith((".", "!", "?"))
         if bare == "A" and begins and not (len(following) == 1 and following.isalpha()):
             bare = "a"
-        article = bare in ("the", "The", "THE", "an", "An") or (bare == "a" and following.lower() not in NO_NOUN)
+        article = bare in ("the", "The", "THE", "an", "An") or (
+            bare == "a" and following.lower() not in NO_NOUN
+        )
         if not (article and following):
             kept.append(word)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join(kept).lower())
@@ -181,7 +199,8 @@ def normalise(text: str) -> str:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """F1 of the words that answer and reference share, normalised as in SQuAD; two empty ones agree (SQuAD 2.0)."""
+    """F1 of the words that answer and reference share, normalised as in SQuAD; two empty ones agree (SQuAD
+    2.0)."""
     a, b = normalise_squad(answer).split(), normalise_squad(reference).split()
     shared = sum((Counter(a) & Counter(b)).values())
     if not a or not b:
@@ -190,17 +209,16 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 # Scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-# In a text of letters, digits and combining marks: a letter without blanks and its marks, or a run of the others.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# In a text of letters, digits and combining marks: a letter without blanks and its marks, or a run of the
+# others.
 WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|(?![{UNSPACED}])\w[^\s{UNSPACED}]*")
 
 
 class UnicodeWords:
-    """A tokenizer for rouge-score, whose own drops every letter but a-z and 0-9. ASCII words are left to that one and its
-    Porter stemmer, so that English is measured as ever; others stay whole, in lower case; where a script has no blanks each
-    character is a word. What `nfkc` makes one is one."""
+    """A tokenizer for rouge-score, whose own drops every letter but a-z and 0-9. ASCII words are left to that
+    one and its Porter stemmer, so that English is measured as ever; others stay whole, in lower case; where a
+    script has no blanks each character is a word. What `nfkc` makes one is one."""
 
     def __init__(self):
         self.ascii = need("rouge_score.tokenizers").DefaultTokenizer(use_stemmer=True)
@@ -213,9 +231,10 @@ class UnicodeWords:
 
 
 def answers(completions: list[str], references: list[str], stopped: list[bool], seed: int = 0) -> dict:
-    """How far answers agree with their references, each measure with its bootstrap interval over questions: exact match
-    (0..1) by `normalise` and by SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1 (0..1); words an answer and
-    the share that stopped by itself; settings: which library, in which version, measured how."""
+    """How far answers agree with their references, each measure with its bootstrap interval over questions:
+    exact match (0..1) by `normalise` and by SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1
+    (0..1); words an answer and the share that stopped by itself; settings: which library, in which version,
+    measured how."""
     bleu_lib, rouge_lib = need("sacrebleu.metrics"), need("rouge_score.rouge_scorer")
     scorer = rouge_lib.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeWords())
     pairs = list(zip(completions, references, strict=True))
@@ -237,10 +256,14 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
         out[key] = float(value.mean())
         out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), len(value), seed=seed)
     bleu = bleu_lib.BLEU()
-    statistics = np.array(bleu._extract_corpus_statistics(completions, [references]))  # what BLEU adds up, a row an answer
+    statistics = np.array(
+        bleu._extract_corpus_statistics(completions, [references])
+    )  # what BLEU adds up, a row an answer
     out["bleu"] = bleu.corpus_score(completions, [references]).score
     out["bleu_ci95"] = interval(
-        lambda rows: bleu._compute_score_from_stats(statistics[rows].sum(0).tolist()).score, len(completions), seed=seed
+        lambda rows: bleu._compute_score_from_stats(statistics[rows].sum(0).tolist()).score,
+        len(completions),
+        seed=seed,
     )
     unspaced = re.search(f"[{UNSPACED}]", " ".join([*completions, *references]))
     order = bleu.max_ngram_order
@@ -249,9 +272,17 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
         "exact_match": "punctuation and articles aside, unless they change the meaning; NFKC but for ², ₂, ½",
         "exact_match_squad": "SQuAD's normalisation",
         "token_f1": "SQuAD's normalisation",
-        "bleu": f"sacrebleu {bleu.get_signature()}"
-        + ("; its 13a takes unspaced Chinese, Japanese or Thai for one word" if unspaced else "")
-        + (f"; 0 because no answer has {order} tokens, its longest n-gram: read exact match and token F1" if too_short else ""),
-        "rouge": f"rouge-score {importlib.metadata.version('rouge-score')}, F1, Porter stemmer, Unicode words",
+        "bleu": (
+            f"sacrebleu {bleu.get_signature()}"
+            + ("; its 13a takes unspaced Chinese, Japanese or Thai for one word" if unspaced else "")
+            + (
+                f"; 0 because no answer has {order} tokens, its longest n-gram: read exact match and token F1"
+                if too_short
+                else ""
+            )
+        ),
+        "rouge": (
+            f"rouge-score {importlib.metadata.version('rouge-score')}, F1, Porter stemmer, Unicode words"
+        ),
     }
     return out

@@ -1,8 +1,7 @@
 """What common mistakes give in place of the perplexity, on the same model and texts, each under its name.
 
-docs/measuring-perplexity.md shows the line of code that makes each, and what published figures it may explain. Each is made
-alone: whatever it does not touch is as in nanomed.evaluation.perplexity.
-"""
+docs/measuring-perplexity.md shows the line of code that makes each, and what published figures it may
+explain. Each is made alone: whatever it does not touch is as in nanomed.evaluation.perplexity."""
 
 from dataclasses import dataclass
 
@@ -20,7 +19,8 @@ from nanomed.precision import DTYPES, autocast, evaluating
 
 @dataclass(frozen=True)
 class Measured:
-    """What the honest measurement knows: documents' ids (the leading token first), their summed nll, and how it was done."""
+    """What the honest measurement knows: documents' ids (the leading token first), their summed nll, and how
+    it was done."""
 
     ids: list[np.ndarray]
     nll: np.ndarray
@@ -30,7 +30,8 @@ class Measured:
 
 
 def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]]:
-    """({name: perplexity}, {name: why there is none}) of some of MISTAKES; o: an open model (measure.Opened)."""
+    """({name: perplexity}, {name: why there is none}) of some of MISTAKES; o: an open model
+    (measure.Opened)."""
     found, missing = {}, {}
     for name in names:
         try:
@@ -56,13 +57,16 @@ def _batch_mean(o, m: Measured) -> float:
 
 
 def _padding_counted(o, m: Measured) -> float:
-    """The last window of each document is filled up; as with an attention mask, nobody looks at padding, and padding, which
-    is not asked to be left out of the labels, looks at the document."""
+    """The last window of each document is filled up; as with an attention mask, nobody looks at padding, and
+    padding, which is not asked to be left out of the labels, looks at the document."""
     lengths = np.array([len(i) for i in m.ids])
     last = {
-        document: (start, end) for document, start, end, _ in sorted(windows_of(lengths, m.context, m.stride), key=lambda w: w[1])
+        document: (start, end)
+        for document, start, end, _ in sorted(windows_of(lengths, m.context, m.stride), key=lambda w: w[1])
     }
-    rows = [m.ids[d][start:end].astype(np.int64) for d, (start, end) in last.items() if end - start < m.context]
+    rows = [
+        m.ids[d][start:end].astype(np.int64) for d, (start, end) in last.items() if end - start < m.context
+    ]
     nll, count = 0.0, 0
     with evaluating(o.model):
         for i in range(0, len(rows), m.batch_size):
@@ -76,7 +80,9 @@ def _padding_counted(o, m: Measured) -> float:
             mask = seen & torch.ones(m.context - 1, m.context - 1, dtype=torch.bool, device=o.device).tril()
             with autocast(o.device, o.dtype):
                 x = o.model.backbone(idx, None, mask)
-            losses = token_nll(x[padding.to(o.device)], head_of(o.model), targets[padding].to(o.device), DTYPES[o.dtype])
+            losses = token_nll(
+                x[padding.to(o.device)], head_of(o.model), targets[padding].to(o.device), DTYPES[o.dtype]
+            )
             nll, count = nll + float(losses.double().sum()), count + len(losses)
     return exp((float(m.nll.sum()) + nll) / (int(_tokens(m).sum()) + count))
 

@@ -1,4 +1,5 @@
-"""report.html, one file that needs nothing else, and report.json, which holds its figures; page.html is the template.
+"""report.html, one file that needs nothing else, and report.json, which holds its figures; page.html is the
+template.
 
 What write_page() makes a page of, from eval.py compare or from the demo, is a dict:
 
@@ -12,8 +13,7 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
     classifier what read_classifier() gives, or None
     tasks      what nanomed.tasks.measure.for_page() gives; may be left out
     models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json
-    measured   [(what, how)], of how all this was measured
-"""
+    measured   [(what, how)], of how all this was measured"""
 
 import base64
 import time
@@ -55,8 +55,8 @@ class Measures:
 
 
 def open_out(out: Path) -> dict:
-    """Take the directory of a page, among whatever else; gives what outputs.built() asks for. Raises UserError if there is a page
-    that nanomed did not make."""
+    """Take the directory of a page, among whatever else; gives what outputs.built() asks for. Raises
+    UserError if there is a page that nanomed did not make."""
     html = out / "report.html"
     if html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace")):
         raise UserError(f"--out {out}: holds a report.html of something else; choose another directory")
@@ -73,13 +73,17 @@ def of_earlier(held: dict) -> dict | None:
     return {"files": ["report.html"]} if "torch" in held and "made" in held else None
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
+# --- its parts ----------------------------------------------------------------------------------------------
 
 
 def answers_of(k: int, written: dict[str, list[dict]], is_right) -> list[dict]:
-    """What each model wrote after the k-th prompt, for the page; written: {model's name: [{completion, stopped}]}."""
+    """What each model wrote after the k-th prompt, for the page; written: {model's name: [{completion,
+    stopped}]}."""
     found = [(name, done[k]["completion"].strip(), done[k]["stopped"]) for name, done in written.items()]
-    return [{"model": name, "text": text, "stopped": stopped, "right": is_right(text)} for name, text, stopped in found]
+    return [
+        {"model": name, "text": text, "stopped": stopped, "right": is_right(text)}
+        for name, text, stopped in found
+    ]
 
 
 def short(ppl: float) -> str:
@@ -87,10 +91,13 @@ def short(ppl: float) -> str:
 
 
 def moved(first: dict, r: dict) -> str:
-    """From one result of measure_ppl to another on the same texts: `perplexity 31.9 → 16.8 (-47 %, intervals apart)`."""
+    """From one result of measure_ppl to another on the same texts: `perplexity 31.9 → 16.8 (-47 %, intervals
+    apart)`."""
     if r["tokens_scored"] != first["tokens_scored"]:  # perplexities of other tokens cannot be compared
         before, after = first["bits_per_byte"], r["bits_per_byte"]
-        return f"bits a byte {before:.3f} → {after:.3f} ({100 * (after / before - 1):+.0f} %, another tokenizer)"
+        return (
+            f"bits a byte {before:.3f} → {after:.3f} ({100 * (after / before - 1):+.0f} %, another tokenizer)"
+        )
     said = [f"{100 * (r['ppl'] / first['ppl'] - 1):+,.0f} %"]
     if first["ppl_ci95"] and r["ppl_ci95"]:
         (a, b), (c, d) = first["ppl_ci95"], r["ppl_ci95"]
@@ -101,8 +108,8 @@ def moved(first: dict, r: dict) -> str:
 
 
 def mark_best(rows: list[list[dict]], values: list[list[float | None]], lowest: list[bool]) -> None:
-    """Mark the best cells of each column but the first; values: the figures of those columns, row by row. Cells that read
-    the same are equally good, and where all do, none is best."""
+    """Mark the best cells of each column but the first; values: the figures of those columns, row by row.
+    Cells that read the same are equally good, and where all do, none is best."""
     for k, low in enumerate(lowest):
         column = [(v[k], row[k + 1]) for v, row in zip(values, rows, strict=True) if v[k] is not None]
         if len({cell["text"] for _, cell in column}) < 2:
@@ -124,10 +131,13 @@ def windows(ppl: dict[str, dict]) -> tuple[str, str]:
 
 
 def begins(models: list[dict]) -> tuple[str, str]:
-    """What each document begins with, which is context only: the custom of the texts that a model was pretrained on."""
+    """What each document begins with, which is context only: the custom of the texts that a model was
+    pretrained on."""
     tokens = {m["name"]: next(iter(m["ppl"].values()))["begins_with"] for m in models}
     alike = set(tokens.values())
-    return "documents begin with", alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {t}" for name, t in tokens.items())
+    return "documents begin with", (
+        alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {t}" for name, t in tokens.items())
+    )
 
 
 def machine(o: measure.Opened) -> list[tuple[str, str]]:
@@ -135,20 +145,30 @@ def machine(o: measure.Opened) -> list[tuple[str, str]]:
 
 
 def read_classifier(name: str) -> dict:
-    """{labels, multi_label, measures, on}: what summary.json in train_cls.py's directory says of the validation texts, or
-    what `eval.py cls --json` wrote of others."""
+    """{labels, multi_label, measures, on}: what summary.json in train_cls.py's directory says of the
+    validation texts, or what `eval.py cls --json` wrote of others."""
     path = Path(name)
     file = path / "summary.json" if path.is_dir() else path
     found = read_object(file)
     measures, labels = found.get("classification") or found.get("measures"), found.get("labels")
     if not isinstance(measures, dict) or "model" not in measures:
-        raise UserError(f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls --json)")
+        raise UserError(
+            f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls"
+            " --json)"
+        )
     labels = typed(list[str], labels, f"{file}: labels")
     model, *_ = (
-        typed(Measures, measured, f"{file}: {who}") for who, measured in sorted(measures.items(), key=lambda m: m[0] != "model")
+        typed(Measures, measured, f"{file}: {who}")
+        for who, measured in sorted(measures.items(), key=lambda m: m[0] != "model")
     )
-    multi_label = bool(model.confusion and model.confusion[0]) and isinstance(model.confusion[0][0], list)  # a matrix a label
-    rows = model.f1 if multi_label else typed(list[list[Annotated[int, Meta(ge=0)]]], model.confusion, f"{file}: confusion")
+    multi_label = bool(model.confusion and model.confusion[0]) and isinstance(
+        model.confusion[0][0], list
+    )  # a matrix a label
+    rows = (
+        model.f1
+        if multi_label
+        else typed(list[list[Annotated[int, Meta(ge=0)]]], model.confusion, f"{file}: confusion")
+    )
     if len(rows) != len(labels):
         raise UserError(f"{file}: {len(labels)} labels, and measures of {len(rows)}")
     on = "its validation texts" if path.is_dir() else "test texts"
@@ -156,7 +176,8 @@ def read_classifier(name: str) -> dict:
 
 
 def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
-    """The curves of the run that made a directory, drawn for a light and a dark page; none for a model from elsewhere."""
+    """The curves of the run that made a directory, drawn for a light and a dark page; none for a model from
+    elsewhere."""
     if not (directory / "metrics.jsonl").exists():
         return []
     images = {}
@@ -166,15 +187,21 @@ def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
     return [{"name": name, **images}]
 
 
-# --- the files --------------------------------------------------------------------------------------------------------
+# --- the files ----------------------------------------------------------------------------------------------
 
 
 def write_page(content: dict, out: Path) -> Path:
     """Write report.html, then report.json, from the dict that is described above."""
     held = open_out(out)
     jinja2 = need("jinja2")
-    content = {"tasks": None} | content | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
-    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    content = (
+        {"tasks": None}
+        | content
+        | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
+    )
+    env = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     starts = set(accumulate(span for _, span in content["table"]["groups"]))  # columns where a group begins
     html = page.render(**content, starts=starts)

@@ -1,8 +1,7 @@
 """PubMedQA (Jin et al. 2019) as questions with given answers: does the abstract say yes, no, or maybe?
 
-Its rows are read as they are, from the Hub (qiaojin/PubMedQA, pqa_labeled), from its release (ori_pqal.json: an object by PubMed
-id, fields in capitals) or from a file with either's fields.
-"""
+Its rows are read as they are, from the Hub (qiaojin/PubMedQA, pqa_labeled), from its release (ori_pqal.json:
+an object by PubMed id, fields in capitals) or from a file with either's fields."""
 
 from dataclasses import replace
 from importlib import resources
@@ -21,7 +20,8 @@ def official_ids() -> set[str]:
 
 
 def taker(format: str, only: set[str] | None):
-    """A function that makes an Item of a row, and None of a row whose id is not in `only` (None: all rows). It raises BadRow."""
+    """A function that makes an Item of a row, and None of a row whose id is not in `only` (None: all rows).
+    It raises BadRow."""
 
     def take(row) -> Item | None:
         identity = get_value(row, "pubid,id,pmid")
@@ -33,7 +33,14 @@ def taker(format: str, only: set[str] | None):
         if f" {answer}" not in CHOICES:
             kind = NoField if answer is None else BadRow
             raise kind(f"`final_decision` must be yes, no or maybe, not {answer!r}")
-        return Item(ask(format, question, context), CHOICES, CHOICES.index(f" {answer}"), "stripped", question, context)
+        return Item(
+            ask(format, question, context),
+            CHOICES,
+            CHOICES.index(f" {answer}"),
+            "stripped",
+            question,
+            context,
+        )
 
     return take
 
@@ -46,4 +53,6 @@ def ask(format: str, question: str, context: str) -> str:
 def with_passages(item: Item, passages: list[str], format: str) -> Item:
     """The item with passages in the abstract's place, or before the prompt of rows of another form."""
     text = "\n".join(passages)
-    return replace(item, prompt=ask(format, item.question, text) if format in FORMATS else f"{text}\n{item.prompt}")
+    return replace(
+        item, prompt=ask(format, item.question, text) if format in FORMATS else f"{text}\n{item.prompt}"
+    )

@@ -1,20 +1,22 @@
 """A step of writing on a GPU, recorded as a CUDA graph.
 
-One token a row is little to compute and some two hundred kernels to start, each of which takes the processor longer than the GPU
-needs for it. A graph is all of them, started at once (CUDA C++ Programming Guide, "CUDA Graphs"). It does the very same to the very
-same memory each time: so tokens, positions and mask lie in tensors of their own, which the step itself moves on, and attention
-looks at the whole room of the cache under a mask that grows.
-"""
+One token a row is little to compute and some two hundred kernels to start, each of which takes the processor
+longer than the GPU needs for it. A graph is all of them, started at once (CUDA C++ Programming Guide, "CUDA
+Graphs"). It does the very same to the very same memory each time: so tokens, positions and mask lie in
+tensors of their own, which the step itself moves on, and attention looks at the whole room of the cache under
+a mask that grows."""
 
 import torch
 
 
 class RecordedStep:
-    """Called with the tokens (B, 1) written last, gives the logits (B, V) after them; the same memory each time."""
+    """Called with the tokens (B, 1) written last, gives the logits (B, V) after them; the same memory each
+    time."""
 
     def __init__(self, logits_after, cache: list, real, pos, last: int):
-        """logits_after(idx, pos, mask): the step, on `cache`; real (B, T): which of the T tokens so far are no padding; pos (B, 1):
-        the positions of the tokens that come next; last: the last position that there is."""
+        """logits_after(idx, pos, mask): the step, on `cache`; real (B, T): which of the T tokens so far are
+        no padding; pos (B, 1): the positions of the tokens that come next; last: the last position that there
+        is."""
         B, T = real.shape
         self.logits_after, self.last = logits_after, last
         self.idx, self.pos = torch.zeros_like(pos), pos.clone()

@@ -1,10 +1,10 @@
-"""Which passages of a corpus fit a question best, by shared words or by the model's own embeddings; and how often the right one
-is among them.
+"""Which passages of a corpus fit a question best, by shared words or by the model's own embeddings; and how
+often the right one is among them.
 
     passages, questions -> retrieve -> (Q, k) indices, best first -> recall
 
-Both ways are deterministic: of passages that fit equally well, the one that comes first in the corpus comes first.
-"""
+Both ways are deterministic: of passages that fit equally well, the one that comes first in the corpus comes
+first."""
 
 import hashlib
 import os
@@ -35,42 +35,52 @@ FORMAT = "passages 2"  # of the cached embeddings; part of their key
 ROWS = "rows.npy"
 
 
-def retrieve(how: str, o: Opened | None, passages: list[str], queries: list[str], k: int, context: int, batch_size: int):
-    """Indices (Q, k) of the passages that fit each query best, best first, int64. how: one of WAYS; by "bm25" no model is asked.
-    Raises UserError for more passages than there are, and as the two ways do."""
+def retrieve(
+    how: str, o: Opened | None, passages: list[str], queries: list[str], k: int, context: int, batch_size: int
+):
+    """Indices (Q, k) of the passages that fit each query best, best first, int64. how: one of WAYS; by "bm25"
+    no model is asked. Raises UserError for more passages than there are, and as the two ways do."""
     if how not in WAYS:
         raise UserError(f"no way to retrieve is called {how!r}; there are {', '.join(WAYS)}")
     if k > len(passages):
         raise UserError(f"--retrieve {k}: the corpus has {len(passages)} passages")
     if how == "bm25":
         return bm25(passages, queries, k)
-    return nearest(passage_embeddings(o, passages, context, batch_size), embed(o, queries, context, batch_size), k)
+    return nearest(
+        passage_embeddings(o, passages, context, batch_size), embed(o, queries, context, batch_size), k
+    )
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices (Q, k) of the largest of each row of scores (Q, N), largest first, of equal ones the lower first."""
+    """Indices (Q, k) of the largest of each row of scores (Q, N), largest first, of equal ones the lower
+    first."""
     found = np.empty((len(scores), k), np.int64)
     for row, values in zip(found, scores, strict=True):
         least = np.partition(values, -k)[-k]
-        candidates = np.flatnonzero(values >= least)  # all that could be among the k, in order; more if several equal the least
+        candidates = np.flatnonzero(
+            values >= least
+        )  # all that could be among the k, in order; more if several equal the least
         row[:] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
     return found
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """passages: of each query its k best, the best last, so that it stands next to the question and is not what is cut off; report:
-    how they were found, and how often the right one is among them."""
+    """passages: of each query its k best, the best last, so that it stands next to the question and is not
+    what is cut off; report: how they were found, and how often the right one is among them."""
 
     passages: list[list[str]]
     report: dict
 
 
 def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Retrieved:
-    """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does, and for a bad row."""
+    """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does,
+    and for a bad row."""
     sha, corpus = hashlib.sha256(), []
     for name in args.corpus:
-        for text in read_documents(name, Field(args.corpus_field, "--corpus-field"), None, args.skip_bad_rows):
+        for text in read_documents(
+            name, Field(args.corpus_field, "--corpus-field"), None, args.skip_bad_rows
+        ):
             if text is not None and text.strip():
                 corpus.append(text)
                 sha.update(text.encode() + b"\0")
@@ -81,15 +91,16 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
     return Retrieved([[corpus[k] for k in row[::-1]] for row in found], report)
 
 
-# --- by words ---------------------------------------------------------------------------------------------------------
+# --- by words -----------------------------------------------------------------------------------------------
 
 
 def bm25(passages: list[str], queries: list[str], k: int) -> np.ndarray:
-    """Indices (Q, k), int64, of the passages with the highest BM25 (Robertson & Zaragoza 2009, The Probabilistic Relevance
-    Framework, section 3.4), k1 = 1.5, b = 0.75, in Lucene's variant, which no frequent word makes negative (Kamphuis et al. 2020,
-    Which BM25 Do You Mean?, section 2). Words of `nfkc` texts, of one letter too (hepatitis B, type 2), in lower case, unstemmed,
-    without English stop words, of which a capital A within a sentence is none (vitamin A); a query that shares no word with any
-    passage gets the first k. Raises UserError if bm25s is not installed."""
+    """Indices (Q, k), int64, of the passages with the highest BM25 (Robertson & Zaragoza 2009, The
+    Probabilistic Relevance Framework, section 3.4), k1 = 1.5, b = 0.75, in Lucene's variant, which no
+    frequent word makes negative (Kamphuis et al. 2020, Which BM25 Do You Mean?, section 2). Words of `nfkc`
+    texts, of one letter too (hepatitis B, type 2), in lower case, unstemmed, without English stop words, of
+    which a capital A within a sentence is none (vitamin A); a query that shares no word with any passage gets
+    the first k. Raises UserError if bm25s is not installed."""
     bm25s = need("bm25s")
     bar, stop = sys.stderr.isatty(), set(need("bm25s.stopwords").STOPWORDS_EN)
 
@@ -109,33 +120,45 @@ def bm25(passages: list[str], queries: list[str], k: int) -> np.ndarray:
     return found
 
 
-# --- by embeddings ----------------------------------------------------------------------------------------------------
+# --- by embeddings ------------------------------------------------------------------------------------------
 
 
-def embed(o: Opened, texts: list[str], context: int, batch_size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """One vector a text, (N, C) float32 of unit length: the mean of the model's last hidden states, after the final norm, over
-    the first `context` ids of Tokenizer.prompt (Reimers & Gurevych 2019, Sentence-BERT, section 3: MEAN); a text without
-    any has the leading token. out: where to write the rows, if not into memory. Neither batch_size nor the order of texts
-    changes a row, rounding apart. Raises UserError for a context that the model has not, for a text without ids, and for values
-    that are not finite."""
+def embed(
+    o: Opened, texts: list[str], context: int, batch_size: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """One vector a text, (N, C) float32 of unit length: the mean of the model's last hidden states, after the
+    final norm, over the first `context` ids of Tokenizer.prompt (Reimers & Gurevych 2019, Sentence-BERT,
+    section 3: MEAN); a text without any has the leading token. out: where to write the rows, if not into
+    memory. Neither batch_size nor the order of texts changes a row, rounding apart. Raises UserError for a
+    context that the model has not, for a text without ids, and for values that are not finite."""
     if not 1 <= context <= o.model.config.n_positions:
-        raise UserError(f"context {context} must be from 1 to the model's {o.model.config.n_positions} positions")
+        raise UserError(
+            f"context {context} must be from 1 to the model's {o.model.config.n_positions} positions"
+        )
     rows: dict[bytes, list[int]] = {}  # of equal ids: read once, so that equal passages are equally near
     for i, text in enumerate(texts):
         ids = o.tokenizer.prompt(text)[:context]
-        rows.setdefault((ids if len(ids) else np.array([o.tokenizer.lead])).astype(np.int32).tobytes(), []).append(i)
+        rows.setdefault(
+            (ids if len(ids) else np.array([o.tokenizer.lead])).astype(np.int32).tobytes(), []
+        ).append(i)
     if out is None:
         out = np.empty((len(texts), o.model.config.n_embd), np.float32)
     longest_first = sorted(rows, key=len, reverse=True)  # so that batches pad little
-    with evaluating(o.model), tqdm(total=len(texts), desc="embedding", unit=" texts", leave=False, disable=None) as bar:
+    with (
+        evaluating(o.model),
+        tqdm(total=len(texts), desc="embedding", unit=" texts", leave=False, disable=None) as bar,
+    ):
         for start in range(0, len(longest_first), batch_size):
             batch = longest_first[start : start + batch_size]
-            vectors = _mean_states(o, [torch.frombuffer(bytearray(ids), dtype=torch.int32).long() for ids in batch])
+            vectors = _mean_states(
+                o, [torch.frombuffer(bytearray(ids), dtype=torch.int32).long() for ids in batch]
+            )
             for ids, vector in zip(batch, vectors, strict=True):
                 if not np.isfinite(vector).all():
                     i = rows[ids][0]
                     raise UserError(
-                        f"text {i + 1} has a non-finite embedding in {o.dtype}; {mend(o.dtype)}; it begins {texts[i][:40]!r}"
+                        f"text {i + 1} has a non-finite embedding in {o.dtype}; {mend(o.dtype)}; it begins"
+                        f" {texts[i][:40]!r}"
                     )
                 out[rows[ids]] = vector
                 bar.update(len(rows[ids]))
@@ -145,38 +168,53 @@ def embed(o: Opened, texts: list[str], context: int, batch_size: int, out: np.nd
 def _mean_states(o: Opened, batch: list[torch.Tensor]) -> np.ndarray:
     """(B, C) float32, unit rows, of B sequences of ids."""
     idx = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-    with autocast(o.device, o.dtype):  # padding on the right is behind every query, where causal attention does not look
+    with autocast(
+        o.device, o.dtype
+    ):  # padding on the right is behind every query, where causal attention does not look
         x = o.model.backbone(idx.to(o.device)).float()
     means = torch.stack([states[: len(ids)].mean(0) for states, ids in zip(x, batch, strict=True)])
     return normalize(means, dim=-1).cpu().numpy()
 
 
 def nearest(matrix: np.ndarray, queries: np.ndarray, k: int, chunk: int = 8192) -> np.ndarray:
-    """Indices (Q, k), int64, of the rows of matrix (N, C) with the largest cosine to each of queries (Q, C), all of unit length.
-    Reads `chunk` rows at a time, so that the matrix may be a mapped file larger than memory."""
+    """Indices (Q, k), int64, of the rows of matrix (N, C) with the largest cosine to each of queries (Q, C),
+    all of unit length. Reads `chunk` rows at a time, so that the matrix may be a mapped file larger than
+    memory."""
     best, cosines = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
     for start in range(0, len(matrix), chunk):
         rows = matrix[start : start + chunk]
-        # float64, then rounded: a product's last bits depend on the row's place, and equal rows are to stay equal.
+        # float64, then rounded: a product's last bits depend on the row's place, and equal rows are to stay
+        # equal.
         new = (queries.astype(np.float64) @ rows.astype(np.float64).T).astype(np.float32)
         indices = np.broadcast_to(np.arange(start, start + len(rows)), new.shape)
-        best, cosines = np.concatenate([best, indices], 1), np.concatenate([cosines, new], 1)  # earlier rows win ties
+        best, cosines = (
+            np.concatenate([best, indices], 1),
+            np.concatenate([cosines, new], 1),
+        )  # earlier rows win ties
         keep = _best(cosines, min(k, cosines.shape[1]))
         best, cosines = np.take_along_axis(best, keep, 1), np.take_along_axis(cosines, keep, 1)
     return best
 
 
-# --- embeddings that are kept -----------------------------------------------------------------------------------------
+# --- embeddings that are kept -------------------------------------------------------------------------------
 
 
 def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size: int) -> np.memmap:
-    """embed() of the passages, (N, C) float32, mapped from a file in the cache, which is made if it is not there.
+    """embed() of the passages, (N, C) float32, mapped from a file in the cache, which is made if it is not
+    there.
 
-    The key is a hash of all that decides the values, batch_size apart: model, tokenizer, dtype, quantisation, kind of device,
-    context and texts. Of several processes one computes and the others wait for it; a damaged file is made anew. Raises
-    UserError as embed() does, and if the cache cannot be written.
-    """
-    parts = [FORMAT, hub.fingerprint(hub.find(o.name)), o.tokenizer.hash, o.dtype, str(o.quantize), o.device.type, str(context)]
+    The key is a hash of all that decides the values, batch_size apart: model, tokenizer, dtype, quantisation,
+    kind of device, context and texts. Of several processes one computes and the others wait for it; a damaged
+    file is made anew. Raises UserError as embed() does, and if the cache cannot be written."""
+    parts = [
+        FORMAT,
+        hub.fingerprint(hub.find(o.name)),
+        o.tokenizer.hash,
+        o.dtype,
+        str(o.quantize),
+        o.device.type,
+        str(context),
+    ]
     key = hashlib.sha256("\0".join(parts).encode())
     for text in passages:
         raw = text.encode("utf-8", "surrogatepass")  # that it has no ids is embed()'s to say
@@ -184,11 +222,16 @@ def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size:
     directory = cache_directory() / key.hexdigest()[:32]
     try:
         return filled(
-            directory, "embedding", (ROWS, "meta.json"), _map_rows, lambda d: _embed_into(d, o, passages, context, batch_size)
+            directory,
+            "embedding",
+            (ROWS, "meta.json"),
+            _map_rows,
+            lambda d: _embed_into(d, o, passages, context, batch_size),
         )
     except OSError as e:
         raise UserError(
-            f"{directory.parent}: the passages' embeddings could not be written ({e}); NANOMED_CACHE names another place"
+            f"{directory.parent}: the passages' embeddings could not be written ({e}); NANOMED_CACHE names"
+            " another place"
         ) from e
 
 
@@ -210,7 +253,9 @@ def _checksum(path: Path) -> str:
 def _embed_into(directory: Path, o: Opened, passages: list[str], context: int, batch_size: int) -> None:
     path = directory / ROWS
     matrix = np.lib.format.open_memmap(path, "w+", np.float32, (len(passages), o.model.config.n_embd))
-    if hasattr(os, "posix_fallocate"):  # not on macOS; a disk that fills up under a mapped file would kill the process
+    if hasattr(
+        os, "posix_fallocate"
+    ):  # not on macOS; a disk that fills up under a mapped file would kill the process
         with open(path, "r+b") as f:
             os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
     embed(o, passages, context, batch_size, out=matrix)
@@ -218,11 +263,12 @@ def _embed_into(directory: Path, o: Opened, passages: list[str], context: int, b
     write_json({"sha256": _checksum(path)}, directory / "meta.json")
 
 
-# --- how well it works ------------------------------------------------------------------------------------------------
+# --- how well it works --------------------------------------------------------------------------------------
 
 
 def right_passages(passages: list[str], golds: list[str | None]) -> list[int | None]:
-    """Index of the first passage that is each gold text, differences in blanks apart; None for one that is no passage."""
+    """Index of the first passage that is each gold text, differences in blanks apart; None for one that is no
+    passage."""
     index: dict[str, int] = {}
     for i, passage in enumerate(passages):
         index.setdefault(" ".join(passage.split()), i)
@@ -230,10 +276,11 @@ def right_passages(passages: list[str], golds: list[str | None]) -> list[int | N
 
 
 def recall(found: np.ndarray, right: list[int | None]) -> dict | None:
-    """The share of questions whose right passage is among the first k of found (Q, K), for k = 1, 2, 3, 5, 10, 20, 50, 100, ...
-    and K (top-k accuracy of Karpukhin et al. 2020, Dense Passage Retrieval, section 5), each with its 95 % interval:
-    {"questions": n, "recall": {"1": ...}, "recall_ci95": {"1": [low, high], ...}}. Questions with None for right are left out;
-    None if no other is left. The interval of a single question is None."""
+    """The share of questions whose right passage is among the first k of found (Q, K), for k = 1, 2, 3, 5,
+    10, 20, 50, 100, ... and K (top-k accuracy of Karpukhin et al. 2020, Dense Passage Retrieval, section 5),
+    each with its 95 % interval: {"questions": n, "recall": {"1": ...}, "recall_ci95": {"1": [low, high],
+    ...}}. Questions with None for right are left out; None if no other is left. The interval of a single
+    question is None."""
     known = [(row, passage) for row, passage in zip(found, right, strict=True) if passage is not None]
     if not known:
         return None

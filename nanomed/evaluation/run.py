@@ -54,12 +54,17 @@ def ppl(args):
         + (f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else "")
     )
     special.say(corpus.special_tokens)
-    result = measure.measure_ppl(o, corpus, args.context, args.stride, args.batch_size, args.seed, args.also) | {"data": args.data}
-    interval = tables.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
+    result = measure.measure_ppl(
+        o, corpus, args.context, args.stride, args.batch_size, args.seed, args.also
+    ) | {"data": args.data}
+    interval = (
+        tables.interval_cell(result["ppl_ci95"]) if result["ppl_ci95"] else "(one document: no interval)"
+    )
     print(
-        f"perplexity {tables.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss {result['loss']:.4f} nats a token, "
-        f"{result['bits_per_byte']:.4f} bits a byte; {result['tokens_scored']:,} tokens in windows of {result['context']}, "
-        f"stride {result['stride']}, each document after {result['begins_with']}, {result['tokens_per_s']:,.0f} a second"
+        f"perplexity {tables.ppl_cell(result['ppl'], result['vocab_size'])} {interval}, loss"
+        f" {result['loss']:.4f} nats a token, {result['bits_per_byte']:.4f} bits a byte;"
+        f" {result['tokens_scored']:,} tokens in windows of {result['context']}, stride {result['stride']},"
+        f" each document after {result['begins_with']}, {result['tokens_per_s']:,.0f} a second"
     )
     result |= calls.overlap_with_training(o, Texts([corpus.all()], o.tokenizer))
     if args.also:
@@ -92,11 +97,15 @@ def generate(args):
                 room(o.model.config, o.tokenizer.prompt(prompt).tolist(), args.max_new_tokens)
             except UserError as e:
                 raise UserError(f"{args.prompts}, row {k}: {e}") from e
-        done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
+        done = measure.complete(
+            o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed
+        )
         for d in done:
             print(f"\n{d['prompt']}\n>>> {d['completion'].strip()}" + ("" if d["stopped"] else " ..."))
     elif args.json:
-        done = measure.complete(o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed)
+        done = measure.complete(
+            o, prompts, sampling, markers, args.max_new_tokens, args.batch_size, args.seed
+        )
         print(done[0]["completion"])
     else:
         steps = room(o.model.config, o.tokenizer.prompt(prompts[0]).tolist(), args.max_new_tokens)
@@ -106,7 +115,8 @@ def generate(args):
 
 
 def talk(o, args, sampling, template):
-    """Read a question, write the answer, until the input ends. Each question stands alone: nothing of the talk is kept."""
+    """Read a question, write the answer, until the input ends. Each question stands alone: nothing of the
+    talk is kept."""
     print("Type a question and press Enter; Ctrl-D ends.")
     seed = args.seed
     while True:
@@ -143,7 +153,12 @@ def inputs(args) -> list[Path]:
     trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
     flags = ["data", "corpus", "against", "reference", "incoming"]
     flags += ["positives", "negatives", "val_data", "exclude"]  # of a classifier's run too, for its baselines
-    names = [split_how(split_name(n)[1])[0] for read in (given, *trained) for flag in flags for n in read.get(flag) or []]
+    names = [
+        split_how(split_name(n)[1])[0]
+        for read in (given, *trained)
+        for flag in flags
+        for n in read.get(flag) or []
+    ]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
     if given.get("tasks"):
         names += args.tasks if args.command == "compare" else Path(args.tasks).glob("*.json*")

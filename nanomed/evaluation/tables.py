@@ -1,8 +1,7 @@
-"""Tables of measurements, for a terminal and in Markdown: rows of cells, of which the second is the rule under the head and says
-how each column is aligned.
+"""Tables of measurements, for a terminal and in Markdown: rows of cells, of which the second is the rule
+under the head and says how each column is aligned.
 
-python -m nanomed.evaluation.tables MODEL.DATA.json ...      the table of what eval.py ppl --json wrote
-"""
+python -m nanomed.evaluation.tables MODEL.DATA.json ...      the table of what eval.py ppl --json wrote"""
 
 import re
 import textwrap
@@ -29,8 +28,9 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def text_table(rows: list[list[str]], width: int = 80, turn: bool = True) -> str:
-    """The same rows for a terminal: aligned, with cells wrapped so that no line is longer than `width`. Where whole words
-    do not fit, columns become rows (turn); where these do not fit either, the table is cut into several."""
+    """The same rows for a terminal: aligned, with cells wrapped so that no line is longer than `width`. Where
+    whole words do not fit, columns become rows (turn); where these do not fit either, the table is cut into
+    several."""
     cells = [[_unbroken(cell) for cell in row] for row in (rows[0], *rows[2:])]
     right = [rule.endswith(":") for rule in rows[1]]
     widths = _widths(cells, width)
@@ -62,7 +62,8 @@ def _unbroken(cell: str) -> str:
 
 
 def _widths(cells: list[list[str]], width: int, least: int | None = None) -> list[int] | None:
-    """Widths of columns two blanks apart, none narrower than its longest word (or `least`); None if that is too wide."""
+    """Widths of columns two blanks apart, none narrower than its longest word (or `least`); None if that is
+    too wide."""
     columns = list(zip(*cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
     floors = [max(len(word) for cell in column for word in cell.split(" ")) for column in columns]
@@ -79,7 +80,8 @@ WORSE = "worse than guessing"
 
 
 def worse_than_guessing(ppl: float, vocab_size: int | None) -> bool:
-    """Whether a perplexity is beyond the vocabulary's size: that of giving every token the same probability."""
+    """Whether a perplexity is beyond the vocabulary's size: that of giving every token the same
+    probability."""
     return bool(vocab_size) and ppl > vocab_size
 
 
@@ -94,19 +96,20 @@ def interval_cell(bounds: list[float]) -> str:
 
 
 def change(r: dict, first: dict) -> str:
-    """How much smaller a perplexity is than another on the same text; tokens of different tokenizers are not comparable,
-    bits per byte are."""
+    """How much smaller a perplexity is than another on the same text; tokens of different tokenizers are not
+    comparable, bits per byte are."""
     if r["tokens_scored"] == first["tokens_scored"]:
         return f"{r['ppl'] / first['ppl'] - 1:+.1%}"
     return f"{r['bits_per_byte'] / first['bits_per_byte'] - 1:+.1%} bits/byte"
 
 
 def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
-    """The table of eval.py ppl's results, {(model, data): result}: a row a model, for each data its perplexity with its
-    interval and bits per byte, and how much smaller the perplexity is than in the first row.
+    """The table of eval.py ppl's results, {(model, data): result}: a row a model, for each data its
+    perplexity with its interval and bits per byte, and how much smaller the perplexity is than in the first
+    row.
 
-    Raises UserError where a result is missing, and where two of a column differ in context, stride or data: a change
-    between these would say nothing about the models."""
+    Raises UserError where a result is missing, and where two of a column differ in context, stride or data: a
+    change between these would say nothing about the models."""
     models = list(dict.fromkeys(model for model, _ in results))
     columns = list(dict.fromkeys(data for _, data in results))
     head = ["model", *(h for data in columns for h in (f"{data}: perplexity [95 %]", "bits/byte", "change"))]
@@ -125,8 +128,8 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
             ]
             if differ:
                 raise UserError(
-                    f"{model} and {models[0]} were not measured alike on {data} ({', '.join(differ)}), so a change "
-                    "says nothing; give both the same --context, --stride, --data and --limit"
+                    f"{model} and {models[0]} were not measured alike on {data} ({', '.join(differ)}), so a"
+                    " change says nothing; give both the same --context, --stride, --data and --limit"
                 )
             cell = ppl_cell(r["ppl"], r.get("vocab_size"))
             if r["ppl_ci95"]:
@@ -163,7 +166,8 @@ def answers_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of measure.measure_answers' results: a row a measure, a column a model."""
     rows = [["overlap with the reference, 0 to 100", *results], ["---", *["---:"] * len(results)]]
     rows += [
-        [name, *(measure_cell(r, key, factor, digits) for r in results.values())] for key, (factor, digits, name) in ANSWERS.items()
+        [name, *(measure_cell(r, key, factor, digits) for r in results.values())]
+        for key, (factor, digits, name) in ANSWERS.items()
     ]
     return rows
 
@@ -172,15 +176,25 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of metrics.classification's results, a row a classifier or baseline."""
     rows = [["", "accuracy [95 %]", "macro-F1 [95 %]", "AUC", "calibration error"], ["---", *["---:"] * 4]]
     for name, r in results.items():
-        rows.append([name, *(measure_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))])
+        rows.append(
+            [name, *(measure_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))]
+        )
     return rows
 
 
 def choices_table(r: dict) -> list[list[str]]:
-    """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the commonest answer."""
+    """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the
+    commonest answer."""
     rows = [["", "accuracy [95 %]", "macro-F1 [95 %]"], ["---", "---:", "---:"]]
-    ways = {"likeliest": r, "likeliest per byte": r["per_byte"], f"always {r['majority']['answer']!r}": r["majority"]}
-    return rows + [[name, measure_cell(found, "accuracy"), measure_cell(found, "macro_f1")] for name, found in ways.items()]
+    ways = {
+        "likeliest": r,
+        "likeliest per byte": r["per_byte"],
+        f"always {r['majority']['answer']!r}": r["majority"],
+    }
+    return rows + [
+        [name, measure_cell(found, "accuracy"), measure_cell(found, "macro_f1")]
+        for name, found in ways.items()
+    ]
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> list[list[str]]:
@@ -190,10 +204,13 @@ def confusion_table(confusion: list[list[int]], labels: list[str]) -> list[list[
 
 
 def main() -> None:
-    """python -m nanomed.evaluation.tables FILE.json ...: the table of files named MODEL.DATA.json, as `make study` writes them."""
+    """python -m nanomed.evaluation.tables FILE.json ...: the table of files named MODEL.DATA.json, as `make
+    study` writes them."""
     from nanomed import cli
 
-    p = cli.Parser(prog="nanomed.evaluation.tables", description=cli.first_line(main.__doc__).partition(": ")[2])
+    p = cli.Parser(
+        prog="nanomed.evaluation.tables", description=cli.first_line(main.__doc__).partition(": ")[2]
+    )
     p.add_argument("files", nargs="+", metavar="MODEL.DATA.json", help="what eval.py ppl --json wrote")
     p.add_argument("--markdown", action="store_true", help="for a file, not for a terminal")
     args = p.parse_args()
@@ -201,7 +218,8 @@ def main() -> None:
 
 
 def read_results(files: list[str]) -> dict[tuple[str, str], dict]:
-    """{(MODEL, DATA): what eval.py ppl --json wrote into MODEL.DATA.json}. Raises UserError for a file that is none."""
+    """{(MODEL, DATA): what eval.py ppl --json wrote into MODEL.DATA.json}. Raises UserError for a file that
+    is none."""
     results = {}
     for name in files:
         parts = Path(name).name.split(".")
@@ -210,7 +228,9 @@ def read_results(files: list[str]) -> dict[tuple[str, str], dict]:
         result = read_object(Path(name))
         if "ppl" in result and result["ppl"] is None:
             raise UserError(f"{name}: the perplexity is beyond what a number can hold; nothing to compare")
-        results[parts[0], parts[1]] = result | vars(typed(Measured, result, f"{name}: not what eval.py ppl --json writes"))
+        results[parts[0], parts[1]] = result | vars(
+            typed(Measured, result, f"{name}: not what eval.py ppl --json writes")
+        )
     return results
 
 

@@ -55,7 +55,8 @@ SETS = [f.name for f in fields(Sets) if f.name != "val_data"]  # which are NAME=
 
 
 def trained_with(directory: Path) -> dict:
-    """The settings of the run that made a directory, data files as they are found from here; {} for a model from elsewhere."""
+    """The settings of the run that made a directory, data files as they are found from here; {} for a model
+    from elsewhere."""
     try:
         return read_run(directory)["settings"]
     except UserError:
@@ -63,7 +64,8 @@ def trained_with(directory: Path) -> dict:
 
 
 def read_run(directory: Path) -> dict:
-    """run.json, its settings as trained_with() gives them. Raises UserError, saying why nothing is known of the training."""
+    """run.json, its settings as trained_with() gives them. Raises UserError, saying why nothing is known of
+    the training."""
     path = Path(directory) / "run.json"
     if not path.exists():
         raise UserError(f"{path} is not there, so the training texts are unknown")
@@ -98,12 +100,14 @@ def training_sides(directory: Path) -> tuple[labelled.Sides | None, str | None]:
         sides = labelled.read_sides(Classify.read(run["settings"], Path(directory) / "run.json"), quiet=True)
     except UserError as e:
         return None, f"the training texts cannot be read again: {e}"
-    if sorted(sides.hashes.values()) != sorted(run["data"].values()):  # by content: the paths may be written otherwise
+    if sorted(sides.hashes.values()) != sorted(
+        run["data"].values()
+    ):  # by content: the paths may be written otherwise
         return None, "the training texts have changed since"
     return sides, None
 
 
-# --- the texts --------------------------------------------------------------------------------------------------------
+# --- the texts ----------------------------------------------------------------------------------------------
 
 
 def training_texts(directory: Path) -> Iterator[str]:
@@ -112,17 +116,22 @@ def training_texts(directory: Path) -> Iterator[str]:
 
 
 def read_training(directory: Path) -> Iterator[str | Written]:
-    """The texts that a model was trained on, those of the phases before the last one included: documents, whole rows of
-    instructions (as the model saw them) and what could be replayed, without what each phase held out. Rows that were too long and
-    repeated texts that --near-duplicates took out are among them. Raises UserError if they are unknown; while they are read, for a
-    file that is gone, or has changed since, which shows at its end."""
+    """The texts that a model was trained on, those of the phases before the last one included: documents,
+    whole rows of instructions (as the model saw them) and what could be replayed, without what each phase
+    held out. Rows that were too long and repeated texts that --near-duplicates took out are among them.
+    Raises UserError if they are unknown; while they are read, for a file that is gone, or has changed since,
+    which shows at its end."""
     run = read_run(directory)
     texts, model = _of_phase(run, Path(directory)), str(run["settings"].get("model"))
     if run["settings"].get("from_scratch"):
         return texts
     before = Path(run.get("directory", "."), model)
-    if not before.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):  # else it is a name on the Hub
-        raise UserError(f"{before}, which it was trained from, is not there any more, so its training texts are unknown")
+    if not before.exists() and (
+        model.startswith(("/", ".", "~")) or model.count("/") > 1
+    ):  # else it is a name on the Hub
+        raise UserError(
+            f"{before}, which it was trained from, is not there any more, so its training texts are unknown"
+        )
     return chain(texts, read_training(before)) if (before / "run.json").exists() else texts
 
 
@@ -136,7 +145,9 @@ def _of_phase(run: dict, directory: Path) -> Iterator[str | Written]:
             yield from _documents(groups, s["text_field"], s.get("limit"), skip, held, run)
         elif phase == "instruct":
             parts = (s.get(f"{part}_field") for part in ("instruction", "input", "response", "group"))
-            items, _, sha = instructions.read_instructions(s["data"], instructions.Fields(*parts), s.get("limit"), skip)
+            items, _, sha = instructions.read_instructions(
+                s["data"], instructions.Fields(*parts), s.get("limit"), skip
+            )
             _check(sha, run)
             template = of_model(directory)
             for item in items:
@@ -152,10 +163,14 @@ def _of_phase(run: dict, directory: Path) -> Iterator[str | Written]:
         else:
             raise UserError(f"{directory / 'run.json'} does not say which phase it is of")
     except (KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{directory / 'run.json'}: not what this version writes ({type(e).__name__}: {e})") from e
+        raise UserError(
+            f"{directory / 'run.json'}: not what this version writes ({type(e).__name__}: {e})"
+        ) from e
 
 
-def _documents(groups: list[list[str]], text_field: str, limit, skip: bool, held: heldout.HeldOut, run: dict) -> Iterator[str]:
+def _documents(
+    groups: list[list[str]], text_field: str, limit, skip: bool, held: heldout.HeldOut, run: dict
+) -> Iterator[str]:
     out = held.texts()
     for names in groups:
         sha = hashlib.sha256()

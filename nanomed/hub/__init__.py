@@ -1,9 +1,16 @@
-"""Models of others and for others: found and downloaded (source), read and written in Hugging Face's layout (weights), and
-peft's (adapters, merging)."""
+"""Models of others and for others: found and downloaded (source), read and written in Hugging Face's layout
+(weights), and peft's (adapters, merging)."""
 
 from nanomed.hub.adapters import save_adapter
 from nanomed.hub.source import BUNDLED, Source, find, fingerprint
-from nanomed.hub.weights import check_vocabulary, is_classifier, load_classifier, load_model, read_config, save_model
+from nanomed.hub.weights import (
+    check_vocabulary,
+    is_classifier,
+    load_classifier,
+    load_model,
+    read_config,
+    save_model,
+)
 
 __all__ = [
     "BUNDLED",

@@ -1,9 +1,8 @@
 """peft's adapter directories, read and written: adapter_config.json and adapter_model.safetensors.
 
-A tensor is called `base_model.model.` and its name in the model: `...c_attn.lora_A.weight` (r, in), `lora_B` (out, r). What is
-plain LoRA is loaded beside the layers, and can be trained on; what is more than that is computed into the weights
-(nanomed.hub.merging).
-"""
+A tensor is called `base_model.model.` and its name in the model: `...c_attn.lora_A.weight` (r, in), `lora_B`
+(out, r). What is plain LoRA is loaded beside the layers, and can be trained on; what is more than that is
+computed into the weights (nanomed.hub.merging)."""
 
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -23,22 +22,30 @@ from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetens
 from nanomed.text.tokenizer import copy_tokenizer
 
 PEFT_PREFIX = "base_model.model."
-MERGE = "merge it with peft first: PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW)"
+MERGE = (
+    "merge it with peft first: PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW)"
+)
 CONVERT = "save it again with peft, with path_initial_model_for_weight_conversion, and it is plain LoRA"
-# Of adapter_config.json, beside what AdapterConfig holds: bookkeeping, and what only a training needs. All else must be unset.
+# Of adapter_config.json, beside what AdapterConfig holds: bookkeeping, and what only a training needs. All
+# else must be unset.
 INERT = set(
     """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode fan_in_fan_out megatron_core
     qalora_group_size runtime_config loftq_config eva_config corda_config lora_ga_config""".split()
 )
-# Ways to start an adapter after which the file holds all that there is to know; merging.principal() knows the last two.
+# Ways to start an adapter after which the file holds all that there is to know; merging.principal() knows the
+# last two.
 STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 # What cannot be had from the file, and what to do.
 LOST = {
-    "pissa_niter": f"its base is drawn anew, at random, at each load, so that nobody can read it back; {CONVERT}",
+    "pissa_niter": (
+        f"its base is drawn anew, at random, at each load, so that nobody can read it back; {CONVERT}"
+    ),
     "corda": f"its base was changed by a data set that the adapter does not hold; {CONVERT}",
     "lora_ga": f"its base was changed by gradients that the adapter does not hold; {CONVERT}",
     "alora_invocation_tokens": "it acts from these tokens on, which no weights can say; measure it with peft",
-    "arrow_config": "it chooses among adapters for each token, which no weights can say; measure it with peft",
+    "arrow_config": (
+        "it chooses among adapters for each token, which no weights can say; measure it with peft"
+    ),
 }
 
 Rank = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -69,9 +76,12 @@ class AdapterConfig:
     trainable_token_indices: list[Rank] | dict[str, list[Rank]] = ()
 
     def of(self, name: str) -> LoRAConfig:
-        """What the layer of this name has: the first pattern that fits the end of its name decides, if there is one."""
+        """What the layer of this name has: the first pattern that fits the end of its name decides, if there
+        is one."""
         r = next((r for p, r in self.rank_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.r)
-        alpha = next((a for p, a in self.alpha_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.lora_alpha)
+        alpha = next(
+            (a for p, a in self.alpha_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.lora_alpha
+        )
         return LoRAConfig(r, alpha, self.lora_dropout, (name,), self.use_rslora)
 
     def adapts(self, name: str) -> bool:
@@ -89,17 +99,31 @@ class AdapterConfig:
     @property
     def is_plain(self) -> bool:
         """Whether every layer has the same A and B beside it, and nothing else is changed."""
-        more = (self.rank_pattern, self.alpha_pattern, self.lora_bias, self.use_dora, self.trainable_token_indices)
+        more = (
+            self.rank_pattern,
+            self.alpha_pattern,
+            self.lora_bias,
+            self.use_dora,
+            self.trainable_token_indices,
+        )
         whole = set(self.modules_to_save) - {"classifier", "score"}  # peft's, for classifiers
-        return not any(more) and not whole and self.bias == "none" and self.init_lora_weights not in ("pissa", "olora")
+        return (
+            not any(more)
+            and not whole
+            and self.bias == "none"
+            and self.init_lora_weights not in ("pissa", "olora")
+        )
 
 
 def _read_config(path: Path) -> AdapterConfig:
-    """Raises UserError for what is wrong or missing in adapter_config.json, and for what is not read here, with what to do
-    instead."""
+    """Raises UserError for what is wrong or missing in adapter_config.json, and for what is not read here,
+    with what to do instead."""
     config = read_object(path)
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type {config.get('peft_type')!r} is not supported, LORA is; if peft can merge it, {MERGE}")
+        raise UserError(
+            f"{path}: peft_type {config.get('peft_type')!r} is not supported, LORA is; if peft can merge it,"
+            f" {MERGE}"
+        )
     known = {f.name: f for f in fields(AdapterConfig)}
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower() in STARTS:
@@ -117,26 +141,36 @@ def _read_config(path: Path) -> AdapterConfig:
             except UserError as e:
                 raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there") from e
     if start is not None and start not in STARTS:
-        raise UserError(f"{path}: init_lora_weights = {start!r} is not supported: {LOST.get(start.rstrip('_0123456789'), MERGE)}")
+        raise UserError(
+            f"{path}: init_lora_weights = {start!r} is not supported:"
+            f" {LOST.get(start.rstrip('_0123456789'), MERGE)}"
+        )
     return AdapterConfig(**given)
 
 
 def load_adapter(model, directory: Path) -> None:
-    """Give a model, or a classifier, the adapter of a directory, in place. Plain LoRA stays beside the layers, which are
-    frozen, and `model.lora` says how; what is more than that is merged, and `model.lora` stays None. Raises UserError,
-    naming the key or the tensor."""
+    """Give a model, or a classifier, the adapter of a directory, in place. Plain LoRA stays beside the
+    layers, which are frozen, and `model.lora` says how; what is more than that is merged, and `model.lora`
+    stays None. Raises UserError, naming the key or the tensor."""
     path, file = directory / ADAPTER_CONFIG, directory / ADAPTER
     config = _read_config(path)
     if not file.exists():
-        raise UserError(f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded (peft writes this one)")
+        raise UserError(
+            f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded (peft writes this"
+            " one)"
+        )
     keys = {k.removeprefix(PEFT_PREFIX) for k in safetensors_shapes(file)}
     if HEAD in keys and not isinstance(model, Classifier):
         raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     try:
         lora = _choose(model, config)
         layers = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
-        plain = config.is_plain and all(k.endswith((".lora_A.weight", ".lora_B.weight")) for k in keys - {HEAD})
-        plain &= all(isinstance(model.get_submodule(n), (nn.Linear, *QUANTISED)) and n != "lm_head" for n in layers)
+        plain = config.is_plain and all(
+            k.endswith((".lora_A.weight", ".lora_B.weight")) for k in keys - {HEAD}
+        )
+        plain &= all(
+            isinstance(model.get_submodule(n), (nn.Linear, *QUANTISED)) and n != "lm_head" for n in layers
+        )
         if plain or not layers:
             inject(model, lora)
             layers = {}
@@ -155,23 +189,31 @@ def load_adapter(model, directory: Path) -> None:
 
 
 def _choose(model, config: AdapterConfig) -> LoRAConfig:
-    """The adapter's rank, and which layers have it: as the file names them, or by their full names where other keys leave
-    some out."""
-    targets = config.target_modules if isinstance(config.target_modules, str) else tuple(config.target_modules)
-    lora = resolve(model, LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora))
+    """The adapter's rank, and which layers have it: as the file names them, or by their full names where
+    other keys leave some out."""
+    targets = (
+        config.target_modules if isinstance(config.target_modules, str) else tuple(config.target_modules)
+    )
+    lora = resolve(
+        model, LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora)
+    )
     named = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
     chosen = tuple(n for n in named if config.adapts(n))
     if named and not chosen:
-        raise UserError("exclude_modules, layers_to_transform and modules_to_save leave no layer that has an adapter")
+        raise UserError(
+            "exclude_modules, layers_to_transform and modules_to_save leave no layer that has an adapter"
+        )
     unused = not isinstance(targets, str) and any(not any(fits((t,), n) for n in named) for t in lora.targets)
     return replace(lora, targets=chosen) if chosen and (unused or len(chosen) < len(named)) else lora
 
 
 def vocabulary(directory: Path, embedding: str) -> int | None:
-    """How many rows the embedding has that is saved with an adapter, if there is one: the base's vocabulary may have been
-    resized."""
+    """How many rows the embedding has that is saved with an adapter, if there is one: the base's vocabulary
+    may have been resized."""
     shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
-    return next((n for key in merging.spellings(embedding) for n in shapes.get(PEFT_PREFIX + key, ())[:1]), None)
+    return next(
+        (n for key in merging.spellings(embedding) for n in shapes.get(PEFT_PREFIX + key, ())[:1]), None
+    )
 
 
 def head_rows(directory: Path) -> int | None:
@@ -181,9 +223,9 @@ def head_rows(directory: Path) -> int | None:
 
 
 def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state: dict | None = None) -> None:
-    """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from anywhere. A
-    classifier's head goes with it, and its labels into a config.json beside it. state: in place of the model's own (adapter_state,
-    and HEAD), where that is a part of the whole."""
+    """Write the adapter in peft's layout. `base` is a Hub id or an absolute path, so that it loads from
+    anywhere. A classifier's head goes with it, and its labels into a config.json beside it. state: in place
+    of the model's own (adapter_state, and HEAD), where that is a part of the whole."""
     directory.mkdir(parents=True, exist_ok=True)
     lora, is_classifier = model.lora, isinstance(model, Classifier)
     config = {
@@ -196,7 +238,9 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state:
         "lora_dropout": lora.dropout,
         "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         "use_rslora": lora.rslora,
-        "fan_in_fan_out": bool(model.family.CONV1D),  # Conv1D keeps (in, out); A and B are r x in and out x r all the same
+        "fan_in_fan_out": bool(
+            model.family.CONV1D
+        ),  # Conv1D keeps (in, out); A and B are r x in and out x r all the same
         "bias": "none",
         "modules_to_save": ["score"] if is_classifier else None,
     }

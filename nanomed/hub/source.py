@@ -1,8 +1,7 @@
 """Find a model: the bundled one, a directory, a peft adapter and its base, or a Hub id, which is downloaded.
 
-A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adapter directory, whose base is found through
-`base_model_name_or_path`, or `nano`, the bundled one.
-"""
+A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adapter directory, whose base is
+found through `base_model_name_or_path`, or `nano`, the bundled one."""
 
 import contextlib
 import hashlib
@@ -11,7 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
@@ -26,8 +31,9 @@ SUMMARY = "summary.json"  # of a run: says on what state of its base an adapter 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files lie. name: what others find it by (Hub id or absolute path); directory: its config,
-    weights and tokenizer; adapter: the adapter's directory, `name` and `directory` being its base's."""
+    """Where a model's files lie. name: what others find it by (Hub id or absolute path); directory: its
+    config, weights and tokenizer; adapter: the adapter's directory, `name` and `directory` being its base's.
+    """
 
     name: str
     directory: Path
@@ -40,10 +46,11 @@ class Source:
 
 
 def find(name: str, weights: bool = True) -> Source:
-    """Locate a model, downloading what is not there yet: config, safetensors and tokenizer files, nothing else.
+    """Locate a model, downloading what is not there yet: config, safetensors and tokenizer files, nothing
+    else.
 
-    Raises UserError if it is neither a directory nor a Hub id, or cannot be had; within 10 seconds if there is no network.
-    """
+    Raises UserError if it is neither a directory nor a Hub id, or cannot be had; within 10 seconds if there
+    is no network."""
     if name in BUNDLED:
         return Source(str(BUNDLED[name].resolve()), BUNDLED[name])
     if not name:
@@ -73,7 +80,9 @@ def find(name: str, weights: bool = True) -> Source:
 def _find_adapter(path: Path, weights: bool) -> Source:
     base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
-        raise UserError(f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown")
+        raise UserError(
+            f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown"
+        )
     if Path(base).name == "base" and (path / "base" / "config.json").exists():
         base = str(path / "base")  # its own, wherever the two of them have been moved to
     with contextlib.suppress(RuntimeError):  # ~nobody, which find() refuses
@@ -86,8 +95,8 @@ def _find_adapter(path: Path, weights: bool) -> Source:
     known = read_object(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
     if known and known != fingerprint(source):
         raise UserError(
-            f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that back, "
-            f"or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})"
+            f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that"
+            f" back, or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})"
         )
     return Source(source.name, source.directory, path.resolve())
 
@@ -124,8 +133,8 @@ def _download(repo: str, weights: bool) -> Source:
 
 
 def _fetch(repo: str, filename: str) -> str | None:
-    """Where a file of the Hub's lies here, after it was downloaded if it is not there, or newer. What is in the cache will do where
-    the Hub itself is in trouble; None if it is not among what is there."""
+    """Where a file of the Hub's lies here, after it was downloaded if it is not there, or newer. What is in
+    the cache will do where the Hub itself is in trouble; None if it is not among what is there."""
     if not online():
         return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
     try:  # asked for itself, since the library would hide what the Hub answers, and try for a minute
@@ -139,7 +148,9 @@ def _fetch(repo: str, filename: str) -> str | None:
         try:
             return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
         except LocalEntryNotFoundError:
-            if isinstance(huggingface_hub.try_to_load_from_cache(repo, "config.json"), str):  # the model is, without this file
+            if isinstance(
+                huggingface_hub.try_to_load_from_cache(repo, "config.json"), str
+            ):  # the model is, without this file
                 return None
             raise e from None
     return patiently(lambda: huggingface_hub.hf_hub_download(repo, filename))
@@ -159,7 +170,10 @@ def fingerprint(source: Source, weights: bool = True) -> str:
     digest = hashlib.sha256()
     index = source.directory / INDEX
     shards = {source.directory / name for name in weight_map(index).values()} if index.exists() else set()
-    files = [source.directory / "config.json", *sorted(shards | {*source.directory.glob("model*.safetensors")})]
+    files = [
+        source.directory / "config.json",
+        *sorted(shards | {*source.directory.glob("model*.safetensors")}),
+    ]
     files += sorted(source.adapter.glob("adapter*")) if source.adapter else []
     for file in files:
         if file.exists() and (weights or file.suffix == ".json"):
@@ -170,6 +184,7 @@ def fingerprint(source: Source, weights: bool = True) -> str:
 
 @cache
 def _digest(file: Path, *state: int) -> bytes:
-    """SHA-256 of a file, read once as long as its state, whatever tells one version of it from another, is the same."""
+    """SHA-256 of a file, read once as long as its state, whatever tells one version of it from another, is
+    the same."""
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").digest()

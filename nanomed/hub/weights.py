@@ -1,4 +1,5 @@
-"""A model's directory in Hugging Face's layout, read and written: config.json and safetensors weights, of any family."""
+"""A model's directory in Hugging Face's layout, read and written: config.json and safetensors weights, of any
+family."""
 
 import math
 import sys
@@ -23,7 +24,8 @@ from nanomed.models.quant import QUANTISED
 from nanomed.tensors import safetensors_keys, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
-# Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other heads.
+# Keys of config.json that change nothing that is computed here: bookkeeping, generation defaults, other
+# heads.
 INERT = set(
     """architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype transformers_version use_cache
     output_attentions output_hidden_states output_past return_dict torchscript id2label label2id num_labels finetuning_task
@@ -49,18 +51,19 @@ FIXED = {
 
 
 MOST_LAYERS = 10_000
-# What torch.compile, DataParallel and the wrappers of shares and of recomputed activations put into the names of tensors.
+# What torch.compile, DataParallel and the wrappers of shares and of recomputed activations put into the names
+# of tensors.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Heads that are trained beside a language model: trl's of PPO, GPT2DoubleHeadsModel's.
 OTHER_HEADS = ("v_head", "multiple_choice_head")
 
 
-# --- config.json ------------------------------------------------------------------------------------------------------
+# --- config.json --------------------------------------------------------------------------------------------
 
 
 def read_config(directory: Path) -> tuple[dict, object]:
-    """config.json as it stands, and the family's own Config made from it. Raises UserError for an unknown architecture, or
-    a flag that the model here would not honour."""
+    """config.json as it stands, and the family's own Config made from it. Raises UserError for an unknown
+    architecture, or a flag that the model here would not honour."""
     path = Path(directory) / "config.json"
     raw = read_object(path)
     model_type = raw.get("model_type")
@@ -72,17 +75,23 @@ def read_config(directory: Path) -> tuple[dict, object]:
         if key in fixed and value != fixed[key]:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
         if key not in known | INERT | family.INERT | fixed.keys() and not key.startswith("_"):
-            raise UserError(f"{path}: {key!r} is not supported; if it changes nothing, take it out of the file")
+            raise UserError(
+                f"{path}: {key!r} is not supported; if it changes nothing, take it out of the file"
+            )
     hints = get_type_hints(family.Config)
     for key, value in raw.items():
         if key in known and not _can_be(key, value, get_args(hints[key]) or (hints[key],), family):
             raise UserError(f"{path}: {key} = {value!r} is not what it must be: {_in_words(hints[key])}")
     try:
         config = family.Config(**(family.DEFAULTS[model_type] | {k: v for k, v in raw.items() if k in known}))
-        # Far fewer weights than it has, at 4 bits: what is more than that is refused before anything is built.
+        # Far fewer weights than it has, at 4 bits: what is more than that is refused before anything is
+        # built.
         least = (config.cache_shape[0] * config.n_embd + config.vocab_size) * config.n_embd / 2
         if config.cache_shape[0] > MOST_LAYERS or least > physical():
-            layers, words = f"{config.cache_shape[0]:,} layers of width {config.n_embd:,}", f"{config.vocab_size:,} words"
+            layers, words = (
+                f"{config.cache_shape[0]:,} layers of width {config.n_embd:,}",
+                f"{config.vocab_size:,} words",
+            )
             raise UserError(f"{layers} over {words} are no model for a machine of {in_words(physical())}")
         return raw, config
     except (UserError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
@@ -90,11 +99,16 @@ def read_config(directory: Path) -> tuple[dict, object]:
 
 
 def _can_be(key: str, value, kinds, family) -> bool:
-    """Whether a value of config.json is of one of the types of its field. Numbers there are sizes, factors and probabilities:
-    none is negative, sizes are at least 1."""
+    """Whether a value of config.json is of one of the types of its field. Numbers there are sizes, factors
+    and probabilities: none is negative, sizes are at least 1."""
     for kind in kinds:
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        if kind is int and number and (value >= 1 or (value == 0 and key == "max_window_layers")) and value < 2**31:
+        if (
+            kind is int
+            and number
+            and (value >= 1 or (value == 0 and key == "max_window_layers"))
+            and value < 2**31
+        ):
             return True
         if kind is float and number and 0 <= value < (1 if key in family.DROPOUTS else math.inf):
             return True
@@ -104,58 +118,73 @@ def _can_be(key: str, value, kinds, family) -> bool:
 
 
 def _in_words(hint) -> str:
-    names = {int: "a size", float: "a number (a probability, of dropout)", bool: "true or false", str: "text", type(None): "null"}
+    names = {
+        int: "a size",
+        float: "a number (a probability, of dropout)",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+    }
     return " or ".join(names.get(kind, f"a {kind.__name__}") for kind in get_args(hint) or (hint,))
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
-    """Raises UserError if the tokenizer gives ids that the model has no embedding for. A padding token that somebody added and that
-    nothing else is (LLaMA's [PAD]) is no harm: rows are filled with tok.eos then, and it is said."""
+    """Raises UserError if the tokenizer gives ids that the model has no embedding for. A padding token that
+    somebody added and that nothing else is (LLaMA's [PAD]) is no harm: rows are filled with tok.eos then, and
+    it is said."""
     resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
     size, alone = resized or config.vocab_size, tok.pad not in (tok.bos, tok.eos, tok.lead)
     if tok.vocab_size == size + 1 and tok.pad == size and alone and tok.reading != "read":
         pad, tok.pad = tok.name(tok.pad), tok.eos
         print(
-            f"note: {source.tokenizer_directory}: its padding token {pad} has the id {size}, which the model has no embedding for; "
-            f"rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)",
+            f"note: {source.tokenizer_directory}: its padding token {pad} has the id {size}, which the model"
+            f" has no embedding for; rows are filled with {tok.name(tok.eos)} here (transformers fails on"
+            " filled rows)",
             file=sys.stderr,
         )
     elif tok.vocab_size > size:
         raise UserError(
-            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's vocab_size is {size}"
+            f"{source.tokenizer_directory}: the tokenizer has ids up to {tok.vocab_size - 1}, but the model's"
+            f" vocab_size is {size}"
         )
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
-def load_model(source: Source, from_scratch=False, dropout: float | None = None, quantize: str | None = None) -> LanguageModel:
-    """The model in fp32 on the CPU, with `hf_config` (config.json as a dict); if the source has an adapter, it is injected, or
-    merged where it is more than plain LoRA, and `model.lora` is None then.
-    `dropout`, if given, takes the place of the probabilities in the config; `quantize`: nf4 or int8, what the linear layers are put
-    into as they are read. What is stored quantised stays so.
+def load_model(
+    source: Source, from_scratch=False, dropout: float | None = None, quantize: str | None = None
+) -> LanguageModel:
+    """The model in fp32 on the CPU, with `hf_config` (config.json as a dict); if the source has an adapter,
+    it is injected, or merged where it is more than plain LoRA, and `model.lora` is None then. `dropout`, if
+    given, takes the place of the probabilities in the config; `quantize`: nf4 or int8, what the linear layers
+    are put into as they are read. What is stored quantised stays so.
 
-    Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or corrupt.
-    """
+    Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or
+    corrupt."""
     raw, config = read_config(source.directory)
     family = FAMILIES[raw["model_type"]]
     if dropout is not None:
         config = replace(config, **dict.fromkeys(family.DROPOUTS, dropout))
     if from_scratch and source.adapter:
-        raise UserError(f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give {source.name}")
+        raise UserError(
+            f"--from-scratch takes a shape and a tokenizer, and {source.adapter} is an adapter; give"
+            f" {source.name}"
+        )
     with torch.device("meta"):
         model = LanguageModel(family, config)
     size = 4 * sum(p.numel() for p in model.parameters())
     if size > physical() and not (quantize or "quantization_config" in raw):
         raise UserError(
-            f"{source.directory}: {in_words(size)} of weights in fp32 do not fit this machine's {in_words(physical())} of memory; "
-            "--quantize nf4 or int8 takes less"
+            f"{source.directory}: {in_words(size)} of weights in fp32 do not fit this machine's"
+            f" {in_words(physical())} of memory; --quantize nf4 or int8 takes less"
         )
     if code := raw.get("auto_map"):
         named = ", ".join(map(str, code.values())) if isinstance(code, dict) else code
         print(
-            f"note: {source.directory / 'config.json'}: auto_map names code of its own ({named}), which is never run; "
-            f"the model is read as any {raw['model_type']}, as by transformers without trust_remote_code",
+            f"note: {source.directory / 'config.json'}: auto_map names code of its own ({named}), which is"
+            f" never run; the model is read as any {raw['model_type']}, as by transformers without"
+            " trust_remote_code",
             file=sys.stderr,
         )
     if from_scratch:
@@ -179,18 +208,22 @@ def is_classifier(source: Source) -> bool:
 
 
 def load_classifier(source: Source, dropout: float | None = None, quantize: str | None = None) -> Classifier:
-    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the rest as of load_model.
-    An adapter's base is a language model, or a classifier itself. Raises UserError as load_model does, and if the directory holds
-    no classifier."""
+    """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the
+    rest as of load_model. An adapter's base is a language model, or a classifier itself. Raises UserError as
+    load_model does, and if the directory holds no classifier."""
     directory = source.adapter or source.directory
     if not is_classifier(source):
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
-    path = next(d / "config.json" for d in (directory, source.directory) if (d / "config.json").exists())  # peft's has none
+    path = next(
+        d / "config.json" for d in (directory, source.directory) if (d / "config.json").exists()
+    )  # peft's has none
     raw, rows = read_object(path), head_rows(source.adapter) if source.adapter else None
     like = (*labels_of(raw, path, rows), raw.get("pad_token_id") or 0)
     if source.adapter:
         base = replace(source, adapter=None)
-        model = (load_classifier if is_classifier(base) else load_model)(base, dropout=dropout, quantize=quantize)
+        model = (load_classifier if is_classifier(base) else load_model)(
+            base, dropout=dropout, quantize=quantize
+        )
         if rows:
             model = Classifier(model, *like)
         load_adapter(model, source.adapter)
@@ -207,8 +240,9 @@ def load_classifier(source: Source, dropout: float | None = None, quantize: str 
 
 
 def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict[str, torch.Tensor]:
-    """The files' tensors as the model's parameters, checked both ways. One is read at a time, and quantised if it is to be, so
-    that beside the model there is never more than one in memory. Gives the model its quantised layers, if it has any."""
+    """The files' tensors as the model's parameters, checked both ways. One is read at a time, and quantised
+    if it is to be, so that beside the model there is never more than one in memory. Gives the model its
+    quantised layers, if it has any."""
     stored = quantised.kind_of(raw, directory / "config.json")
     quantised.prepare(model, stored, quantize, directory)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QUANTISED)}
@@ -227,15 +261,23 @@ def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict
                 state[f"{layer}.{buffer}"] = value
             continue
         if name in state:
-            raise UserError(f"{file}: {key} is stored twice, with and without the prefix `{model.family.BACKBONE}.`")
+            raise UserError(
+                f"{file}: {key} is stored twice, with and without the prefix `{model.family.BACKBONE}.`"
+            )
         if name not in expected:
             hint = " (a classifier, not a language model)" if name == HEAD else ""
             raise UserError(f"{file}: unexpected tensor {key}{hint}")
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise UserError(f"{file}: {key} is stored as {tensor.dtype}; fp32, fp16 and bf16 are supported")
-        wanted = expected[name] if not layer else torch.Size([layers[layer].out_features, layers[layer].in_features])
+        wanted = (
+            expected[name]
+            if not layer
+            else torch.Size([layers[layer].out_features, layers[layer].in_features])
+        )
         if tensor.shape != wanted:
-            raise UserError(f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(wanted)}")
+            raise UserError(
+                f"{file}: {key} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(wanted)}"
+            )
         if layer:
             layers[layer].dtype = tensor.dtype
             state |= {f"{layer}.{buffer}": value for buffer, value in layers[layer].quantise(tensor).items()}
@@ -243,7 +285,10 @@ def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict
         state[name], origin[name] = tensor.float().contiguous(), file
     head, embedding = "lm_head.weight", model.family.EMBEDDING
     if others:
-        print(f"note: {directory}: {', '.join(sorted(others))}: heads beside the language model's, not read", file=sys.stderr)
+        print(
+            f"note: {directory}: {', '.join(sorted(others))}: heads beside the language model's, not read",
+            file=sys.stderr,
+        )
     if head in expected and model.config.tie_word_embeddings and {head, embedding} & state.keys():
         state.setdefault(embedding, state.get(head))  # safetensors' save_model keeps one name of the two
         if not torch.equal(state.setdefault(head, state[embedding]), state[embedding]):
@@ -260,12 +305,14 @@ def _read_state(model, directory: Path, raw: dict, quantize: str | None) -> dict
 
 
 def _to_parameter(family, key: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """The parameter's name and orientation of a file's tensor. Files of a bare backbone leave its name out; those of a wrapped
-    model have the wrapper's in it."""
+    """The parameter's name and orientation of a file's tensor. Files of a bare backbone leave its name out;
+    those of a wrapped model have the wrapper's in it."""
     key = ".".join(part for part in key.split(".") if part not in WRAPPERS)
     bare = not key.startswith((f"{family.BACKBONE}.", "lm_head.", "score."))
     name = f"{family.BACKBONE}.{key}" if bare else key
-    turned = name.endswith(family.CONV1D) and tensor.dim() == 2 and tensor.is_floating_point()  # quantised, it is (out, in)
+    turned = (
+        name.endswith(family.CONV1D) and tensor.dim() == 2 and tensor.is_floating_point()
+    )  # quantised, it is (out, in)
     return name, tensor.t() if turned else tensor
 
 
@@ -276,7 +323,8 @@ def _to_file(family, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor
 
 
 def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
-    """(file, key, tensor) of model.safetensors, or of every shard that the index names, one after the other."""
+    """(file, key, tensor) of model.safetensors, or of every shard that the index names, one after the
+    other."""
     directory = Path(directory)
     if (directory / WEIGHTS).exists():
         yield from ((directory / WEIGHTS, key, tensor) for key, tensor in tensors(directory / WEIGHTS))
@@ -291,26 +339,43 @@ def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
     for file, keys in shards.items():
         odd = sorted(keys ^ safetensors_keys(file))
         if odd:
-            raise UserError(f"{file}: tensor {odd[0]} is {'missing' if odd[0] in keys else 'not in the index'}")
+            raise UserError(
+                f"{file}: tensor {odd[0]} is {'missing' if odd[0] in keys else 'not in the index'}"
+            )
         yield from ((file, key, tensor) for key, tensor in tensors(file))
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
-def save_model(model, directory: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32, state: dict | None = None) -> None:
-    """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files. What is quantised
-    is written as it is, and `dtype` is that of the rest. state: in place of the model's own, where that is a part of the whole."""
+def save_model(
+    model,
+    directory: Path,
+    tokenizer_from: Path,
+    dtype: torch.dtype = torch.float32,
+    state: dict | None = None,
+) -> None:
+    """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files.
+    What is quantised is written as it is, and `dtype` is that of the rest. state: in place of the model's
+    own, where that is a part of the whole."""
     directory.mkdir(parents=True, exist_ok=True)
     state = dict(state or model.state_dict())
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # a classifier has none
-    scales = {f"{n}.{b}" for n, m in model.named_modules() if isinstance(m, QUANTISED) for b, _ in m.named_buffers()}
+    scales = {
+        f"{n}.{b}" for n, m in model.named_modules() if isinstance(m, QUANTISED) for b, _ in m.named_buffers()
+    }
     kept = {k for k, v in state.items() if k in scales or not v.is_floating_point()}
-    state = quantised.to_file(model, {k: v.detach() if k in kept else v.detach().to(dtype) for k, v in state.items()})
+    state = quantised.to_file(
+        model, {k: v.detach() if k in kept else v.detach().to(dtype) for k, v in state.items()}
+    )
     state = dict(_to_file(model.family, k, v) for k, v in state.items())
     stored_as = {"architectures": [model.architecture], "dtype": str(dtype).removeprefix("torch.")}
-    config = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "quantization_config", "auto_map")} | stored_as
+    config = {
+        k: v
+        for k, v in model.hf_config.items()
+        if k not in ("torch_dtype", "quantization_config", "auto_map")
+    } | stored_as
     if how := quantised.config_of(model):
         config["quantization_config"] = how
     write_safetensors(state, directory / WEIGHTS)

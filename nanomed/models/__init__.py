@@ -1,6 +1,8 @@
-"""The networks, and what a family of them has to provide. Everything else here works on any family without knowing which.
+"""The networks, and what a family of them has to provide. Everything else here works on any family without
+knowing which.
 
-A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a page to read from top to bottom:
+A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a page to read from top to
+bottom:
 
     ARCHITECTURES  {model_type: (language model's, classifier's name)}, as config.json has them
     DEFAULTS       {model_type: {field: value}} that config.json leaves out, where the members of a family differ
@@ -20,8 +22,7 @@ A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a p
     RESIDUAL       ends of names of the projections onto the residual stream, which from-scratch initialisation scales down
     LORA_TARGETS   which linear layers an adapter wraps by default, as peft has it
 
-The head, its tie to the embedding and the model around both are language_model.py, for all of them.
-"""
+The head, its tie to the embedding and the model around both are language_model.py, for all of them."""
 
 from nanomed.models import gpt2, gpt_neo, llama
 

@@ -1,8 +1,7 @@
-"""Scaled dot-product attention as every family here uses it: with a cache or without, causal or under a mask, over a window, of
-rows that hold several examples.
+"""Scaled dot-product attention as every family here uses it: with a cache or without, causal or under a mask,
+over a window, of rows that hold several examples.
 
-Letters: B batch, T time of the queries, S of the keys (more than T with a cache), nh heads, hs head size.
-"""
+Letters: B batch, T time of the queries, S of the keys (more than T with a cache), nh heads, hs head size."""
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +11,15 @@ SCORES = 2**20  # about as many at once, of several heads and rows: 2 MB, which 
 
 
 def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False):
-    """Averages (B, T, nh * hs) of the values, for queries q (B, nh, T, hs) over keys and values (B, nh or fewer, T, hs).
+    """Averages (B, T, nh * hs) of the values, for queries q (B, nh, T, hs) over keys and values (B, nh or
+    fewer, T, hs).
 
-    mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention, and what
-    nanomed.models.packed makes that of each example in a row by itself. cache: keys and values of earlier calls, which come first
-    (nanomed.evaluation.generate.KVCache). scale: of the scores, 1/sqrt(hs) if None. Fewer heads of keys than of queries are shared
-    by neighbouring ones (Ainslie et al. 2023, GQA). upcast: scores, softmax and average in fp32, whatever autocast says.
-    Raises ValueError for several queries after cached keys without a mask.
-    """
+    mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention, and
+    what nanomed.models.packed makes that of each example in a row by itself. cache: keys and values of
+    earlier calls, which come first (nanomed.evaluation.generate.KVCache). scale: of the scores, 1/sqrt(hs) if
+    None. Fewer heads of keys than of queries are shared by neighbouring ones (Ainslie et al. 2023, GQA).
+    upcast: scores, softmax and average in fp32, whatever autocast says. Raises ValueError for several queries
+    after cached keys without a mask."""
     B, nh, T, hs = q.shape
     if not (mask is None or torch.is_tensor(mask)):
         return mask.attend(q, k, v, hs**-0.5 if scale is None else scale, dropout, upcast)
@@ -29,7 +29,13 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
         causal = causal and T > 1  # a single new token may look at everything
         if causal and k.size(2) > T:  # is_causal would align the first query with the first key
             raise ValueError("several tokens after others in a cache need a mask")
-    how = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale, "enable_gqa": k.size(1) < nh}
+    how = {
+        "attn_mask": mask,
+        "dropout_p": dropout,
+        "is_causal": causal,
+        "scale": scale,
+        "enable_gqa": k.size(1) < nh,
+    }
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
@@ -43,12 +49,12 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
 
 
 def within(window: int | None, mask, T: int, S: int, device, first=0):
-    """The mask of a layer in which a query sees `window` keys, itself the last of them: key j of query i if i - window < j <= i.
+    """The mask of a layer in which a query sees `window` keys, itself the last of them: key j of query i if i
+    - window < j <= i.
 
-    mask: that of the layers without a window, None if causal; the same is returned where the window changes nothing. Queries
-    are T positions of S from `first` on, a number or a tensor. Rows of a packed batch are contiguous, so that a distance in the
-    row is one in the document.
-    """
+    mask: that of the layers without a window, None if causal; the same is returned where the window changes
+    nothing. Queries are T positions of S from `first` on, a number or a tensor. Rows of a packed batch are
+    contiguous, so that a distance in the row is one in the document."""
     if window is None or window >= S:
         return mask
     if not (mask is None or torch.is_tensor(mask)):
@@ -64,8 +70,9 @@ def _in_bf16_on_a_cpu(x) -> bool:
 
 
 def _one_query(q, k, v, mask, scale: float):
-    """Of a token that is being written, q (B, nh, 1, hs): softmax(q k' / sqrt(hs)) v as it stands. There is one row of scores, so
-    that nothing is gained by not holding it: the fused kernel takes two to six times as long."""
+    """Of a token that is being written, q (B, nh, 1, hs): softmax(q k' / sqrt(hs)) v as it stands. There is
+    one row of scores, so that nothing is gained by not holding it: the fused kernel takes two to six times as
+    long."""
     B, nh, _, hs = q.shape
     q = (q * scale).reshape(B, k.size(1), -1, hs)  # the heads that share keys are rows of one product
     with torch.autocast("cpu", enabled=False):
@@ -76,13 +83,13 @@ def _one_query(q, k, v, mask, scale: float):
 
 
 def leave_uncompiled() -> None:
-    """Have torch.compile call the tiles as they are, which it would unroll. Said only to who compiles, since the decorator would
-    load the compiler, half a second, at every start."""
+    """Have torch.compile call the tiles as they are, which it would unroll. Said only to who compiles, since
+    the decorator would load the compiler, half a second, at every start."""
     global _tiled
     _tiled = torch.compiler.disable(_tiled)
 
 
-# --- causal attention in bf16 on a CPU --------------------------------------------------------------------------------
+# --- causal attention in bf16 on a CPU ----------------------------------------------------------------------
 #
 # The library's fused kernel never holds all T x T scores, but in bf16 on a CPU it takes two to eight times as long as the plain
 # products softmax(q k' / sqrt(hs)) v (Vaswani et al. 2017, section 3.2.1), which hold all of them. Between the two: a tile of
@@ -115,7 +122,10 @@ class _Tiled(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for rows, qs, ks, vs in _rows(q, k, v, ctx.scale):
-            dks, dvs = torch.zeros_like(qs, dtype=torch.float32), torch.zeros_like(qs, dtype=torch.float32)  # sums over tiles
+            dks, dvs = (
+                torch.zeros_like(qs, dtype=torch.float32),
+                torch.zeros_like(qs, dtype=torch.float32),
+            )  # sums over tiles
             for tile, weights in _weights(qs, ks):
                 seen, dy = slice(tile.stop), grad[rows, :, tile]
                 dvs[:, :, seen] += weights.transpose(-1, -2) @ dy
@@ -123,12 +133,15 @@ class _Tiled(torch.autograd.Function):
                 dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
                 dq[rows, :, tile] = (dscores @ ks[:, :, seen]) * ctx.scale
                 dks[:, :, seen] += dscores.transpose(-1, -2) @ qs[:, :, tile]
-            dk[rows], dv[rows] = (t.unflatten(1, (k.size(1), -1)).sum(2) for t in (dks, dvs))  # over the heads that share one
+            dk[rows], dv[rows] = (
+                t.unflatten(1, (k.size(1), -1)).sum(2) for t in (dks, dvs)
+            )  # over the heads that share one
         return dq, dk, dv, None
 
 
 def _rows(q, k, v, scale):
-    """(which rows, their queries, scaled, keys and values, a head of each for every head of queries), a few rows at a time."""
+    """(which rows, their queries, scaled, keys and values, a head of each for every head of queries), a few
+    rows at a time."""
     B, nh, T, _ = q.shape
     n = max(1, SCORES // (nh * min(TILE, T) * T))
     for start in range(0, B, n):
@@ -137,7 +150,8 @@ def _rows(q, k, v, scale):
 
 
 def _weights(q, k):
-    """(which queries, how much of each key up to the last of them goes into their averages), a tile at a time."""
+    """(which queries, how much of each key up to the last of them goes into their averages), a tile at a
+    time."""
     T = q.size(2)
     later = torch.full((min(TILE, T), T), -torch.inf, dtype=q.dtype)
     for start in range(0, T, TILE):

@@ -1,8 +1,8 @@
 """A classifier: a linear head on the hidden state of a text's last token.
 
-The layout is that of transformers' ...ForSequenceClassification: nothing after the text, padding on the right, and the logits of
-the last token that is no padding. Causal attention never looks right, so the padding changes nothing.
-"""
+The layout is that of transformers' ...ForSequenceClassification: nothing after the text, padding on the
+right, and the logits of the last token that is no padding. Causal attention never looks right, so the padding
+changes nothing."""
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ PROBLEMS = ("single_label_classification", "multi_label_classification")
 
 
 class Classifier(nn.Module):
-    """A language model's transformer under a classification head; logits (B, K) of ids (B, T) with `lengths` (B,).
-    multi_label None: config.json does not say."""
+    """A language model's transformer under a classification head; logits (B, K) of ids (B, T) with `lengths`
+    (B,). multi_label None: config.json does not say."""
 
     def __init__(self, lm, labels: list[str], multi_label: bool | None, pad: int):
         super().__init__()
@@ -30,7 +30,9 @@ class Classifier(nn.Module):
         self.score = nn.Linear(lm.config.n_embd, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=lm.config.initializer_range)
         # transformers refuses a num_labels that is not the number of id2label.
-        kept = {k: v for k, v in lm.hf_config.items() if k not in ("num_labels", "_num_labels", "finetuning_task")}
+        kept = {
+            k: v for k, v in lm.hf_config.items() if k not in ("num_labels", "_num_labels", "finetuning_task")
+        }
         self.hf_config = kept | {
             "id2label": {str(k): name for k, name in enumerate(labels)},
             "label2id": {name: k for k, name in enumerate(labels)},
@@ -49,7 +51,9 @@ class Classifier(nn.Module):
     def forward(self, idx, lengths):
         x = self.backbone(idx)  # (B, T, C)
         last = x[torch.arange(len(idx), device=idx.device), lengths - 1]  # (B, C)
-        with torch.autocast(idx.device.type, enabled=False):  # logits in fp32: bf16 would tie half of the texts
+        with torch.autocast(
+            idx.device.type, enabled=False
+        ):  # logits in fp32: bf16 would tie half of the texts
             return self.score(last.float())
 
 
@@ -63,15 +67,17 @@ def collate_labelled(items: list[tuple], pad: int) -> tuple[torch.Tensor, ...]:
 
 
 def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
-    """(summed loss, decisions): cross-entropy of logits (N, K) a text against targets (N,), or binary cross-entropy a text
-    and label against zeros and ones (N, K). weights (K,): of class_weights. A decision is what the loss is the mean over: a
-    text, in a multi-label task a text and label, K decisions a text."""
+    """(summed loss, decisions): cross-entropy of logits (N, K) a text against targets (N,), or binary
+    cross-entropy a text and label against zeros and ones (N, K). weights (K,): of class_weights. A decision
+    is what the loss is the mean over: a text, in a multi-label task a text and label, K decisions a text."""
     logits = logits.float()
     weights = None if weights is None else weights.to(logits)
     if targets.dim() == 2:
         real = targets[:, 0] != IGNORE  # a row that fills a process's share up counts for nothing
         logits, targets = logits[real], targets[real]
-        loss = F.binary_cross_entropy_with_logits(logits, targets.float(), pos_weight=weights, reduction="sum")
+        loss = F.binary_cross_entropy_with_logits(
+            logits, targets.float(), pos_weight=weights, reduction="sum"
+        )
     else:
         loss = F.cross_entropy(logits, targets, weight=weights, reduction="sum")
     return loss, targets.numel()
@@ -80,16 +86,21 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
 def classification_loss(model, batch, weights=None):
     """loss_of_logits of a batch of `collate_labelled`."""
     idx, lengths, targets = (to_device(t, model.score.weight.device) for t in batch)
-    logits = model.forward(idx, lengths)  # not model(...): where the weights lie in shares, who called this has gathered them
+    logits = model.forward(
+        idx, lengths
+    )  # not model(...): where the weights lie in shares, who called this has gathered them
     return loss_of_logits(logits, targets, weights)
 
 
 def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str) -> torch.Tensor:
-    """Logits (N, K), fp32 on the CPU, of texts in their order; longest first in batches. Eval mode, and back. Raises UserError
-    if one is not finite."""
+    """Logits (N, K), fp32 on the CPU, of texts in their order; longest first in batches. Eval mode, and back.
+    Raises UserError if one is not finite."""
     out = torch.zeros(len(ids), len(model.labels))
     order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
-    with evaluating(model), tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=None) as t:
+    with (
+        evaluating(model),
+        tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=None) as t,
+    ):
         for i in range(0, len(ids), batch_size):
             rows = order[i : i + batch_size]
             idx, lengths, _ = collate_labelled([(ids[k], 0) for k in rows], pad)

@@ -1,10 +1,10 @@
 """GPT-2, DistilGPT-2 and BioMedLM: one page, Hugging Face's parameter names.
 
-Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: a decoder-only transformer
-with the layer norms moved to the input of each sub-block, one more after the last block, and learned positions.
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), section 2.3: a decoder-only
+transformer with the layer norms moved to the input of each sub-block, one more after the last block, and
+learned positions.
 
-Letters in the shape comments: B batch, T time, C channels (n_embd), nh heads, hs head size.
-"""
+Letters in the shape comments: B batch, T time, C channels (n_embd), nh heads, hs head size."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +64,10 @@ class Config:
 
     def __post_init__(self):
         if self.activation_function not in ACTIVATIONS:
-            raise UserError(f"activation_function {self.activation_function!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"activation_function {self.activation_function!r} is not supported; known:"
+                f" {', '.join(ACTIVATIONS)}"
+            )
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
@@ -88,7 +91,9 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=None, cache=None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, nh, T, hs)
+        q, k, v = (
+            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (B, nh, T, hs)
         dropout = self.attn_pdrop if self.training else 0.0
         y = attend(q, k, v, mask, cache, self.scale, dropout, self.upcast)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
@@ -120,7 +125,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Everything below the head: token ids (B, T) in, hidden states (B, T, C) after the last layer norm out."""
+    """Everything below the head: token ids (B, T) in, hidden states (B, T, C) after the last layer norm
+    out."""
 
     def __init__(self, config: Config):
         super().__init__()

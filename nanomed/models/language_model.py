@@ -7,18 +7,20 @@ from torch import nn
 
 
 class LanguageModel(nn.Module):
-    """`forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T) their positions
-    if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key; without a mask attention is causal.
+    """`forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T)
+    their positions if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key;
+    without a mask attention is causal.
 
-    Training and evaluation call `backbone` alone and leave the head to `nanomed.loss`, which never holds all logits at once.
-    Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier calls come first then, `mask` is
-    (B, 1, T, S) over all S of them, and `pos` is the caller's to give.
-    """
+    Training and evaluation call `backbone` alone and leave the head to `nanomed.loss`, which never holds all
+    logits at once. Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier calls
+    come first then, `mask` is (B, 1, T, S) over all S of them, and `pos` is the caller's to give."""
 
     def __init__(self, family, config):
         super().__init__()
         self.family, self.config = family, config
-        self.head_blocks = None  # the head as nanomed.models.prepacked lays it out, {dtype: weights}, once it does
+        self.head_blocks = (
+            None  # the head as nanomed.models.prepacked lays it out, {dtype: weights}, once it does
+        )
         self.lora = None  # the LoRAConfig once nanomed.models.lora has wrapped some of the linears
         setattr(self, family.BACKBONE, family.Transformer(config))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -41,8 +43,9 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Random weights for training from scratch: normal(0, initializer_range), biases zero, gains one; the projections
-        onto the residual stream that the family names, divided by sqrt(2 * layers) (GPT-2 paper, section 2.3)."""
+        """Random weights for training from scratch: normal(0, initializer_range), biases zero, gains one; the
+        projections onto the residual stream that the family names, divided by sqrt(2 * layers) (GPT-2 paper,
+        section 2.3)."""
         std, (n_layer, _, _) = self.config.initializer_range, self.config.cache_shape
         for name, p in self.named_parameters():
             if name.endswith(self.family.RESIDUAL):

@@ -1,9 +1,9 @@
 """Llama and what is built like it (Llama 2 and 3, TinyLlama, SmolLM2, Mistral, Qwen 2.5 and 3): one page.
 
-Touvron et al., "LLaMA" (2023), section 2.2. Against GPT-2: norms divide by the root mean square and subtract nothing (Zhang &
-Sennrich 2019); positions turn queries and keys instead of being added to the input (Su et al. 2021, RoFormer, section 3.2);
-the MLP has a gate (Shazeer 2020, SwiGLU); several heads of queries share one of keys and values (Ainslie et al. 2023); few
-layers have biases.
+Touvron et al., "LLaMA" (2023), section 2.2. Against GPT-2: norms divide by the root mean square and subtract
+nothing (Zhang & Sennrich 2019); positions turn queries and keys instead of being added to the input (Su et
+al. 2021, RoFormer, section 3.2); the MLP has a gate (Shazeer 2020, SwiGLU); several heads of queries share
+one of keys and values (Ainslie et al. 2023); few layers have biases.
 
 Letters in the shape comments: B batch, T time, C channels (hidden_size), nh heads, hs head size (head_dim).
 """
@@ -42,8 +42,8 @@ LORA_TARGETS = ("q_proj", "v_proj")
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of Hugging Face's `config.json` that change what the model computes. Sizes have no defaults: the members of
-    the family would have different ones."""
+    """The fields of Hugging Face's `config.json` that change what the model computes. Sizes have no defaults:
+    the members of the family would have different ones."""
 
     vocab_size: int
     hidden_size: int
@@ -71,24 +71,45 @@ class Config:
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"hidden_act {self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"hidden_act {self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}"
+            )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads"
+                f" {self.num_attention_heads}"
+            )
         _, n_kv, hs = self.cache_shape
         if hs > 2**14:
             raise UserError(f"heads of size {hs:,} are more than any model has")
         if self.num_attention_heads % n_kv or hs % 2:
-            raise UserError(f"{self.num_attention_heads} heads of size {hs} over {n_kv} of keys: do not divide evenly")
+            raise UserError(
+                f"{self.num_attention_heads} heads of size {hs} over {n_kv} of keys: do not divide evenly"
+            )
         kinds = self.layer_types
-        if kinds and (len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}):
-            raise UserError(f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}")
+        if kinds and (
+            len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}
+        ):
+            raise UserError(
+                f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}"
+            )
         if "sliding_attention" in (kinds or ()) and not (self.use_sliding_window and self.sliding_window):
-            raise UserError("layer_types has sliding_attention in it, but use_sliding_window and sliding_window give no window")
+            raise UserError(
+                "layer_types has sliding_attention in it, but use_sliding_window and sliding_window give no"
+                " window"
+            )
         qwen = ("qwen2", "qwen3")
-        known = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",), "use_sliding_window": qwen, "layer_types": qwen}
+        known = {
+            "attention_bias": ("llama", "qwen3"),
+            "mlp_bias": ("llama",),
+            "use_sliding_window": qwen,
+            "layer_types": qwen,
+        }
         for field, members in known.items():
             if getattr(self, field) and self.model_type not in members:
-                raise UserError(f"{field} of a {self.model_type} is not supported; {' and '.join(members)} have one")
+                raise UserError(
+                    f"{field} of a {self.model_type} is not supported; {' and '.join(members)} have one"
+                )
         self.rope()  # raises for what is not honoured
 
     def rope(self) -> tuple[torch.Tensor, float]:
@@ -151,7 +172,9 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, mask=None, cache=None):
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.hs) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, nh, T, hs); k and v have fewer heads
+        q, k, v = (
+            t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v)
+        )  # (B, nh, T, hs); k and v have fewer heads
         dropout = self.attention_dropout if self.training else 0.0
         return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, cache, dropout=dropout))
 
@@ -189,7 +212,8 @@ class Transformer(nn.Module):
         self.n_positions, self.windows = config.max_position_embeddings, config.windows()
         inv_freq, self.rope_factor = config.rope()
         self.register_buffer("inv_freq", inv_freq, persistent=False)  # files do not hold it
-        # transformers never trains the row of pad_token_id, whatever it stands for besides; here it is a row like any other
+        # transformers never trains the row of pad_token_id, whatever it stands for besides; here it is a row
+        # like any other
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

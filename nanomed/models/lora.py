@@ -1,8 +1,7 @@
 """LoRA: freeze the model and learn a low-rank change of some of its matrices.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1: W x becomes W x + (alpha / r) B A x,
-with A (r, in) random and B (out, r) zero, so that training starts at the pretrained model.
-"""
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), section 4.1: W x becomes W x + (alpha
+/ r) B A x, with A (r, in) random and B (out, r) zero, so that training starts at the pretrained model."""
 
 import math
 from collections.abc import Iterable
@@ -26,8 +25,8 @@ class LoRAConfig:
     alpha: float
     dropout: float
     targets: tuple[str, ...] | str  # what fits() takes
-    # rsLoRA (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, theorem 3.2): alpha / sqrt(r),
-    # with which the change neither grows nor vanishes when the rank is raised.
+    # rsLoRA (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023, theorem
+    # 3.2): alpha / sqrt(r), with which the change neither grows nor vanishes when the rank is raised.
     rslora: bool = False
 
     def __post_init__(self):
@@ -44,16 +43,17 @@ class LoRAConfig:
 
 
 def fits(targets: Iterable[str] | str, name: str) -> bool:
-    """Whether a module is one of those named: at the end of its dotted path ("c_proj" is both the attention's and the MLP's,
-    "attn.c_proj" the attention's alone), or by one regular expression for the whole path: peft's rule."""
+    """Whether a module is one of those named: at the end of its dotted path ("c_proj" is both the attention's
+    and the MLP's, "attn.c_proj" the attention's alone), or by one regular expression for the whole path:
+    peft's rule."""
     if isinstance(targets, str):
         return expression(targets, name) is not None
     return any(name == t or name.endswith("." + t) for t in targets)
 
 
 def expression(pattern: str, name: str):
-    """The match of a regular expression with a whole name, or None. It comes with an adapter, from anybody; some would be tried
-    for years. Raises UserError for such a one, and for what is none."""
+    """The match of a regular expression with a whole name, or None. It comes with an adapter, from anybody;
+    some would be tried for years. Raises UserError for such a one, and for what is none."""
     try:
         return regex.fullmatch(pattern, name, timeout=LONGEST)
     except regex.error as e:
@@ -63,8 +63,8 @@ def expression(pattern: str, name: str):
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a trainable low-rank change. It wraps the layer and never looks inside, except to
-    merge: any module with `in_features` and `out_features` will do."""
+    """A frozen linear layer plus a trainable low-rank change. It wraps the layer and never looks inside,
+    except to merge: any module with `in_features` and `out_features` will do."""
 
     def __init__(self, base: nn.Module, config: LoRAConfig):
         super().__init__()
@@ -86,7 +86,8 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self):
-        """Add the change to the base weight, computed in fp32 and cast once. Merging twice is merging once."""
+        """Add the change to the base weight, computed in fp32 and cast once. Merging twice is merging
+        once."""
         if not self.merged:
             w = self.base_layer.weight
             w.copy_(w.float() + self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float()))
@@ -94,8 +95,13 @@ class LoRALinear(nn.Module):
 
 
 def is_linear(name: str, module: nn.Module) -> bool:
-    """Whether a layer can have an adapter; the head cannot, which may be the embedding too, or is trained whole."""
-    return isinstance(module, (nn.Linear, *QUANTISED)) and name not in ("lm_head", "score") and ".lora_" not in name
+    """Whether a layer can have an adapter; the head cannot, which may be the embedding too, or is trained
+    whole."""
+    return (
+        isinstance(module, (nn.Linear, *QUANTISED))
+        and name not in ("lm_head", "score")
+        and ".lora_" not in name
+    )
 
 
 def resolve(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
@@ -109,8 +115,8 @@ def resolve(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
 def inject(model: nn.Module, config: LoRAConfig) -> None:
     """Freeze every parameter of a loaded model and wrap the target linears, in place; `model.lora` says how.
 
-    Raises UserError if a target matches nothing, or something that is not a linear layer, or the rank is absurd.
-    """
+    Raises UserError if a target matches nothing, or something that is not a linear layer, or the rank is
+    absurd."""
     config = resolve(model, config)
     linears = {n: m for n, m in model.named_modules() if fits(config.targets, n)}
     targets = [config.targets] if isinstance(config.targets, str) else config.targets
@@ -120,10 +126,15 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
         raise UserError(f"LoRA targets {', '.join(unused)} match no module; linear layers here: {names}")
     for name, module in linears.items():
         if not is_linear(name, module):
-            raise UserError(f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here: {names}")
+            raise UserError(
+                f"LoRA target {name} ({type(module).__name__}) cannot have an adapter; linear layers here:"
+                f" {names}"
+            )
     size = 4 * sum(config.r * (m.in_features + m.out_features) for m in linears.values())
     if size > physical():
-        raise UserError(f"LoRA of rank {config.r} has {in_words(size)} of weights here, more than this machine's memory")
+        raise UserError(
+            f"LoRA of rank {config.r} has {in_words(size)} of weights here, more than this machine's memory"
+        )
     model.requires_grad_(False)
     model.lora = config
     for name, module in linears.items():
@@ -136,8 +147,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def merge_and_unwrap(model: nn.Module) -> None:
-    """Fold every adapter into its base layer and put the plain layers back, in place. Nothing stays frozen; what was quantised is
-    dequantised first."""
+    """Fold every adapter into its base layer and put the plain layers back, in place. Nothing stays frozen;
+    what was quantised is dequantised first."""
     if dequantise(model):
         print("the quantised weights are dequantised before the adapter is merged into them")
     for name, layer in lora_layers(model).items():
@@ -149,5 +160,6 @@ def merge_and_unwrap(model: nn.Module) -> None:
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by their names in the model: `...c_attn.lora_A.weight` (r, in), `lora_B` (out, r)."""
+    """The adapter's tensors by their names in the model: `...c_attn.lora_A.weight` (r, in), `lora_B` (out,
+    r)."""
     return {k: v for k, v in model.state_dict().items() if ".lora_A." in k or ".lora_B." in k}

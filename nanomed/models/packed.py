@@ -1,10 +1,11 @@
-"""Attention over packed rows, which hold several examples (nanomed.text.instructions): none may look at another.
+"""Attention over packed rows, which hold several examples (nanomed.text.instructions): none may look at
+another.
 
-A mask of (B, 1, T, T) says so, but with it all T x T scores of a row are computed to keep those of its examples: of ten examples a
-tenth, and of these the lower half. So on a CPU each example gets a row of its own, and on a GPU a kernel is told where each begins.
+A mask of (B, 1, T, T) says so, but with it all T x T scores of a row are computed to keep those of its
+examples: of ten examples a tenth, and of these the lower half. So on a CPU each example gets a row of its
+own, and on a GPU a kernel is told where each begins.
 
-Letters: B batch, T time, nh heads, hs head size.
-"""
+Letters: B batch, T time, nh heads, hs head size."""
 
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,8 @@ from nanomed.precision import to_device
 
 
 def packed(segments: torch.Tensor, device: torch.device):
-    """For attend() in the place of a mask. segments (B, T), on the CPU: which example of its row each token belongs to, examples
-    being contiguous; -1 where the row is filled up. The model is on `device`."""
+    """For attend() in the place of a mask. segments (B, T), on the CPU: which example of its row each token
+    belongs to, examples being contiguous; -1 where the row is filled up. The model is on `device`."""
     return _between(segments, device) if device.type == "cuda" else _apart(segments)
 
 
@@ -27,7 +28,7 @@ def _begins(segments) -> torch.Tensor:
     return begins
 
 
-# --- on a CPU: each example in a row of its own -----------------------------------------------------------------------
+# --- on a CPU: each example in a row of its own -------------------------------------------------------------
 #
 # Tokens are dealt into slots, an example after another, filled up on the right to one of a few lengths; examples of a length are a
 # batch, and its attention is plainly causal: the filling is behind every query that counts.
@@ -53,8 +54,8 @@ class Apart:
 
 
 def _apart(segments) -> Apart:
-    """Filling is cut into pieces, which are examples to nobody's harm: every token has a slot. Lengths are powers of two or halfway
-    between two of them, so that a batch has few."""
+    """Filling is cut into pieces, which are examples to nobody's harm: every token has a slot. Lengths are
+    powers of two or halfway between two of them, so that a batch has few."""
     B, T = segments.shape
     begins = _begins(segments) | (segments < 0) & (torch.arange(T) % SHORTEST == 0)
     starts = begins.flatten().nonzero().flatten()
@@ -67,7 +68,9 @@ def _apart(segments) -> Apart:
     for which in kind.unique().tolist():
         size, chosen = min(sizes[which], T), kind == which
         within_it = torch.arange(size) < lengths[chosen, None]
-        slots.append(torch.where(within_it, starts[chosen, None] + torch.arange(size), starts[chosen, None]).flatten())
+        slots.append(
+            torch.where(within_it, starts[chosen, None] + torch.arange(size), starts[chosen, None]).flatten()
+        )
         real.append(within_it.flatten())
         groups.append((int(chosen.sum()), size))
     slots, real = torch.cat(slots), torch.cat(real)
@@ -80,7 +83,10 @@ def _attend_apart(q, k, v, p: Apart, how: dict):
     """attend(), each example by itself."""
     B, _, T, hs = q.shape
     sizes = [n * size for n, size in p.groups]
-    dealt = [_Deal.apply(t.transpose(1, 2).reshape(B * T, -1), p.slots, p.back, None).split(sizes) for t in (q, k, v)]
+    dealt = [
+        _Deal.apply(t.transpose(1, 2).reshape(B * T, -1), p.slots, p.back, None).split(sizes)
+        for t in (q, k, v)
+    ]
     out = []
     for (n, size), *rows in zip(p.groups, *dealt, strict=True):
         own = (t.view(n, size, -1, hs).transpose(1, 2) for t in rows)
@@ -95,8 +101,9 @@ def leave_uncompiled() -> None:
 
 
 class _Deal(torch.autograd.Function):
-    """x[there]. Every row of x that counts is taken once, so that its gradient is taken from where it went, by the index `back`,
-    and not summed; times `real`, where a row that does not count is given a gradient of 0."""
+    """x[there]. Every row of x that counts is taken once, so that its gradient is taken from where it went,
+    by the index `back`, and not summed; times `real`, where a row that does not count is given a gradient of
+    0."""
 
     @staticmethod
     def forward(ctx, x, there, back, real):
@@ -109,15 +116,15 @@ class _Deal(torch.autograd.Function):
         return grad if ctx.real is None else grad * ctx.real, None, None, None
 
 
-# --- on a GPU: a kernel that is told where each begins ----------------------------------------------------------------
+# --- on a GPU: a kernel that is told where each begins ------------------------------------------------------
 
 ENDS = 256  # their number, filled up to a multiple, so that most batches have the same
 
 
 @dataclass(frozen=True)
 class Between:
-    """Where examples begin and end. The kernel (FlashAttention 2, Dao 2023) is for 16 bits, for cards of 2020 and later, and
-    without dropout; elsewhere the mask does the same."""
+    """Where examples begin and end. The kernel (FlashAttention 2, Dao 2023) is for 16 bits, for cards of 2020
+    and later, and without dropout; elsewhere the mask does the same."""
 
     ends: torch.Tensor  # int32 (N,): 0 and the end of each example, of B * T tokens; the last repeated
     mask: torch.Tensor  # (B, 1, T, T)
@@ -130,14 +137,18 @@ class Between:
     def attend(self, q, k, v, scale, dropout, upcast):
         B, nh, T, hs = q.shape
         if not self.has_kernel or upcast or dropout or q.dtype == torch.float32 or hs % 8 or hs > 256:
-            return attend(q, k, v, within(self.window, self.mask, T, T, q.device), None, scale, dropout, upcast)
+            return attend(
+                q, k, v, within(self.window, self.mask, T, T, q.device), None, scale, dropout, upcast
+            )
         from torch.nn.attention.varlen import varlen_attn
 
         if k.size(1) < nh:
             k, v = (t.repeat_interleave(nh // t.size(1), 1) for t in (k, v))
         q, k, v = (t.transpose(1, 2).reshape(B * T, nh, hs) for t in (q, k, v))
         back = -1 if self.window is None else self.window - 1
-        return varlen_attn(q, k, v, self.ends, self.ends, T, T, scale=scale, window_size=(back, 0)).view(B, T, -1)
+        return varlen_attn(q, k, v, self.ends, self.ends, T, T, scale=scale, window_size=(back, 0)).view(
+            B, T, -1
+        )
 
 
 def _between(segments, device) -> Between:

@@ -1,9 +1,10 @@
-"""Linear layers that are only measured with, on a CPU: their weights laid out once as the matrix library reads them.
+"""Linear layers that are only measured with, on a CPU: their weights laid out once as the matrix library
+reads them.
 
-oneDNN multiplies with weights in blocks. Given a plain matrix it first puts it into blocks, at every call, which for a few tokens
-takes longer than the product; and in fp32 PyTorch asks another library (MKL), which on some processors is half as fast. PyTorch's
-own compiler lays weights out in this way when it freezes a model (torch._inductor.fx_passes.mkldnn_fusion), with these operators.
-"""
+oneDNN multiplies with weights in blocks. Given a plain matrix it first puts it into blocks, at every call,
+which for a few tokens takes longer than the product; and in fp32 PyTorch asks another library (MKL), which on
+some processors is half as fast. PyTorch's own compiler lays weights out in this way when it freezes a model
+(torch._inductor.fx_passes.mkldnn_fusion), with these operators."""
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,13 @@ FEW = 8  # rows that the layout is made for; the product with one row or thousan
 
 
 def available(weight: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether this weight can be laid out here, in its own dtype or another. oneDNN refuses bf16 on a CPU without AVX512."""
+    """Whether this weight can be laid out here, in its own dtype or another. oneDNN refuses bf16 on a CPU
+    without AVX512."""
     known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
     dtype = dtype or weight.dtype
-    fits = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    fits = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return known and weight.device.type == "cpu" and fits
 
 
@@ -33,7 +37,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer without gradients. As autocast would, it takes its input in the dtype that its weight is stored in."""
+    """A linear layer without gradients. As autocast would, it takes its input in the dtype that its weight is
+    stored in."""
 
     def __init__(self, plain: nn.Linear):
         super().__init__()
@@ -45,8 +50,9 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack(model: nn.Module) -> None:
-    """Lay out the linear layers below the head, in place; the head, when it is first asked for (head_of). Adapters stay plain.
-    Where the library is missing, or weights are elsewhere or in another dtype, nothing changes."""
+    """Lay out the linear layers below the head, in place; the head, when it is first asked for (head_of).
+    Adapters stay plain. Where the library is missing, or weights are elsewhere or in another dtype, nothing
+    changes."""
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, nn.Linear) and ".lora_" not in name and available(module.weight):
             parent, _, child = name.rpartition(".")
@@ -55,8 +61,8 @@ def prepack(model: nn.Module) -> None:
 
 
 def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weights of a language model's head for product() and nanomed.loss, in `dtype` if they are laid out here; else as they
-    are stored."""
+    """The weights of a language model's head for product() and nanomed.loss, in `dtype` if they are laid out
+    here; else as they are stored."""
     weight, blocks = model.lm_head.weight, getattr(model, "head_blocks", None)
     if blocks is None or not available(weight, dtype):
         return weight

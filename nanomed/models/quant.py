@@ -1,16 +1,16 @@
 """Frozen linear layers in 4 or 8 bits: what QLoRA trains its adapters on.
 
-NF4 (Dettmers et al., "QLoRA", 2023, section 3): the weights of a block of 64 are divided by the largest of them, and each is
-replaced by the nearest of 16 numbers, the quantiles of a normal distribution, since trained weights nearly are normal. 4 bits a
-weight, and one fp32 scale for 64 of them: half a bit more. Double quantisation stores these scales in 8 bits too: an eighth of a
-bit.
+NF4 (Dettmers et al., "QLoRA", 2023, section 3): the weights of a block of 64 are divided by the largest of
+them, and each is replaced by the nearest of 16 numbers, the quantiles of a normal distribution, since trained
+weights nearly are normal. 4 bits a weight, and one fp32 scale for 64 of them: half a bit more. Double
+quantisation stores these scales in 8 bits too: an eighth of a bit.
 
-int8 (Dettmers et al., "LLM.int8()", 2022, section 2.1): each row by its largest weight, rounded to -127..127. The weights alone:
-what is multiplied with them is not quantised here, so that gradients are those of the weights that the codes stand for, exactly.
+int8 (Dettmers et al., "LLM.int8()", 2022, section 2.1): each row by its largest weight, rounded to -127..127.
+The weights alone: what is multiplied with them is not quantised here, so that gradients are those of the
+weights that the codes stand for, exactly.
 
-Codes and scales are those of bitsandbytes, bit by bit. A layer is dequantised when it multiplies, forward, and again backward, and
-the result thrown away: never more than one of them is in memory.
-"""
+Codes and scales are those of bitsandbytes, bit by bit. A layer is dequantised when it multiplies, forward,
+and again backward, and the result thrown away: never more than one of them is in memory."""
 
 from functools import cache
 
@@ -31,8 +31,9 @@ NF4 = torch.tensor([
 
 
 def dynamic_map() -> torch.Tensor:
-    """The 256 numbers of the scales' codes, ascending (Dettmers, "8-bit approximations for parallelism in deep learning", 2015,
-    section 2.3): a sign, a decimal exponent from -6 to 0, and the more steps between two powers of ten the larger they are."""
+    """The 256 numbers of the scales' codes, ascending (Dettmers, "8-bit approximations for parallelism in
+    deep learning", 2015, section 2.3): a sign, a decimal exponent from -6 to 0, and the more steps between
+    two powers of ten the larger they are."""
     values = [0.0, 1.0]
     for exponent in range(7):
         ends = torch.linspace(0.1, 1, 2**exponent + 1)
@@ -46,21 +47,23 @@ DYNAMIC = dynamic_map()
 
 @cache
 def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the two numbers of each byte of NF4 codes (256, 2), DYNAMIC) there. Once: a step of writing that is recorded on a GPU
-    (nanomed.evaluation.recorded) may copy nothing from the CPU."""
+    """(the two numbers of each byte of NF4 codes (256, 2), DYNAMIC) there. Once: a step of writing that is
+    recorded on a GPU (nanomed.evaluation.recorded) may copy nothing from the CPU."""
     pairs = torch.stack([NF4[:, None].expand(16, 16), NF4.expand(16, 16)], -1).reshape(256, 2)
     return pairs.to(device), DYNAMIC.to(device)
 
 
 def _blocks(values: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values (blocks, size) in [-1, 1], the last block filled with zeros; the largest of each block, by which it was divided)."""
+    """(values (blocks, size) in [-1, 1], the last block filled with zeros; the largest of each block, by
+    which it was divided)."""
     flat = F.pad(values.reshape(-1).float(), (0, -values.numel() % size)).view(-1, size)
     largest = flat.abs().amax(1)
     return (flat * (1.0 / largest.clamp(min=1e-38))[:, None]).clamp(-1, 1), largest
 
 
 def quantise_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes, two a byte, the first in its upper half: uint8 (n/2, 1); scales fp32 (n/64,)) of a weight with n elements, n even."""
+    """(codes, two a byte, the first in its upper half: uint8 (n/2, 1); scales fp32 (n/64,)) of a weight with
+    n elements, n even."""
     scaled, scales = _blocks(weight, BLOCK)
     codes = torch.bucketize(scaled.view(-1), (NF4[:-1] + NF4[1:]).to(weight.device) / 2, out_int32=True)
     codes = codes[: weight.numel()].to(torch.uint8)
@@ -77,10 +80,12 @@ def dequantise_nf4(packed: torch.Tensor, scales: torch.Tensor, shape: tuple[int,
 
 
 def quantise_scales(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(codes uint8 (n,), the scales' own scales fp32 (n/256,), their mean, which is taken off before) of fp32 scales (n,)."""
+    """(codes uint8 (n,), the scales' own scales fp32 (n/256,), their mean, which is taken off before) of fp32
+    scales (n,)."""
     offset = scales.mean()
     scaled, largest = _blocks(scales - offset, SCALES)
-    # On a grid of 2^16 before the nearest is taken, as bitsandbytes does on a CPU, so that our files and its are the same.
+    # On a grid of 2^16 before the nearest is taken, as bitsandbytes does on a CPU, so that our files and its
+    # are the same.
     grid = ((scaled + 1) * 0.5 * 65535 + 0.5).floor() / 65535 * 2 - 1
     codes = torch.bucketize(grid.view(-1), (DYNAMIC[:-1] + DYNAMIC[1:]).to(scales.device) / 2, out_int32=True)
     return codes[: len(scales)].to(torch.uint8), largest, offset
@@ -92,12 +97,13 @@ def dequantise_scales(codes: torch.Tensor, largest: torch.Tensor, offset: torch.
 
 
 def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(int8 (out, in), the largest of each row fp32 (out,)): what a code stands for is code / 127 times that."""
+    """(int8 (out, in), the largest of each row fp32 (out,)): what a code stands for is code / 127 times
+    that."""
     largest = weight.abs().amax(1).float()
     return torch.round(weight * (127.0 / largest.clamp(min=1e-38)[:, None])).to(torch.int8), largest
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------------------
 
 
 class _Product(torch.autograd.Function):
@@ -114,8 +120,8 @@ class _Product(torch.autograd.Function):
 
 
 class _Frozen(nn.Module):
-    """What both have in common: a frozen linear layer from in_features to out_features. dtype: what the weight was quantised
-    from, to which it is rounded before it is multiplied in the compute dtype."""
+    """What both have in common: a frozen linear layer from in_features to out_features. dtype: what the
+    weight was quantised from, to which it is rounded before it is multiplied in the compute dtype."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
@@ -156,7 +162,11 @@ class NF4Linear(_Frozen):
 
     def dequantise(self) -> torch.Tensor:
         """The weight (out, in), in self.dtype."""
-        scales = dequantise_scales(self.absmax, self.nested_absmax, self.nested_offset) if self.double else self.absmax
+        scales = (
+            dequantise_scales(self.absmax, self.nested_absmax, self.nested_offset)
+            if self.double
+            else self.absmax
+        )
         return dequantise_nf4(self.weight, scales, (self.out_features, self.in_features)).to(self.dtype)
 
 
@@ -179,8 +189,8 @@ QUANTISED = tuple(KINDS.values())
 
 
 def replace_linears(model: nn.Module, kind: str, **how) -> None:
-    """Put an empty quantised layer, on the meta device, in the place of each linear one below the head, in place. The head is
-    left as it is: it decides about every token, and may be the embedding too."""
+    """Put an empty quantised layer, on the meta device, in the place of each linear one below the head, in
+    place. The head is left as it is: it decides about every token, and may be the embedding too."""
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
@@ -190,7 +200,8 @@ def replace_linears(model: nn.Module, kind: str, **how) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many weights a model has, the quantised and the prepacked among them: theirs are no parameters to PyTorch."""
+    """How many weights a model has, the quantised and the prepacked among them: theirs are no parameters to
+    PyTorch."""
     frozen = [m for m in model.modules() if isinstance(m, (*QUANTISED, PrepackedLinear))]
     codes = sum(m.in_features * m.out_features + (0 if m.bias is None else m.out_features) for m in frozen)
     plain = sum(m.bias.numel() for m in frozen if isinstance(m.bias, nn.Parameter))
@@ -204,8 +215,9 @@ def stored_bytes(model: nn.Module) -> int:
 
 
 def dequantise(model: nn.Module) -> bool:
-    """Put plain layers, in fp32, in the place of quantised ones, in place; whether there were any. What is merged is added to the
-    weights that the codes stand for, and not quantised again: rounding would take most of it away."""
+    """Put plain layers, in fp32, in the place of quantised ones, in place; whether there were any. What is
+    merged is added to the weights that the codes stand for, and not quantised again: rounding would take most
+    of it away."""
     quantised = [(name, m) for name, m in model.named_modules() if isinstance(m, QUANTISED)]
     for name, layer in quantised:
         with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""Rotary positions (Su et al. 2021, RoFormer, section 3.2), and the ways to stretch them beyond the length of pretraining."""
+"""Rotary positions (Su et al. 2021, RoFormer, section 3.2), and the ways to stretch them beyond the length of
+pretraining."""
 
 import math
 
@@ -8,16 +9,17 @@ from nanomed.errors import UserError
 
 
 def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> tuple[torch.Tensor, float]:
-    """By how many radians each pair of channels turns from one position to the next, fp32 (hs / 2,), and a factor on cosine and
-    sine. Pair i turns by theta^(-2i / hs), but for what `scaling` (config.json's) says by its `rope_type`:
+    """By how many radians each pair of channels turns from one position to the next, fp32 (hs / 2,), and a
+    factor on cosine and sine. Pair i turns by theta^(-2i / hs), but for what `scaling` (config.json's) says
+    by its `rope_type`:
 
         default   nothing
         linear    all turn `factor` times slower (Chen et al. 2023, position interpolation)
         llama3    slow pairs do, fast ones do not, with a passage between (Llama 3.1)
         yarn      the same, the passage being a ramp over pairs, and scores are sharpened (Peng et al. 2023, section 3.2 to 3.4)
 
-    Raises UserError for any other type, and for a key that is not read here: a model that was trained with it is another one.
-    """
+    Raises UserError for any other type, and for a key that is not read here: a model that was trained with it
+    is another one."""
     rope = dict(scaling)
     older = rope.pop("type", None)  # the key's name before transformers 4.43
     kind = rope.pop("rope_type", None) or older or "default"
@@ -41,7 +43,9 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
         fast, slow = _number(rope, "beta_fast", 32), _number(rope, "beta_slow", 1)
         sharpened = _number(rope, "attention_factor", 0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
         # the pairs that make `fast` and `slow` turns within the original length
-        low, high = (hs * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow))
+        low, high = (
+            hs * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow)
+        )
         if rope.pop("truncate", True):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, hs - 1)
@@ -49,7 +53,11 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
         inv_freq = inv_freq / factor * ramp + inv_freq * (1 - ramp)
     elif kind != "default":
         raise UserError(f"rope_type {kind!r} is not supported; default, linear, llama3 and yarn are")
-    odd = [key for key, value in rope.items() if value is not None and (key, value) != ("partial_rotary_factor", 1.0)]
+    odd = [
+        key
+        for key, value in rope.items()
+        if value is not None and (key, value) != ("partial_rotary_factor", 1.0)
+    ]
     if odd:
         raise UserError(f"rope scaling of type {kind}: {odd[0]} = {rope[odd[0]]!r} is not supported")
     return inv_freq, sharpened
@@ -67,6 +75,7 @@ def _positive(key: str, value) -> float:
 
 
 def rotate(x, cos, sin):
-    """Turn each pair of channels (i, i + hs / 2) of x (B, nh, T, hs) by its angle; cos and sin (B or 1, 1, T, hs)."""
+    """Turn each pair of channels (i, i + hs / 2) of x (B, nh, T, hs) by its angle; cos and sin (B or 1, 1, T,
+    hs)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat((-b, a), dim=-1) * sin.to(x.dtype)

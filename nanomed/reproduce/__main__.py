@@ -1,10 +1,11 @@
 """make reproduce: a published system, from its recipe to a table of its figures beside ours.
 
-python -m nanomed.reproduce --recipe gpt-neo-flashcards --out runs/reproduce/gpt-neo-flashcards
-python -m nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 --context 256 --out runs/small
+python -m nanomed.reproduce --recipe gpt-neo-flashcards --out runs/reproduce/gpt-neo-flashcards python -m
+nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 --context 256 --out
+runs/small
 
-Each step is a command of the scripts that everyone else uses; it is printed before it runs. Stopped? The same command goes on.
-"""
+Each step is a command of the scripts that everyone else uses; it is printed before it runs. Stopped? The same
+command goes on."""
 
 import shutil
 import subprocess
@@ -22,10 +23,23 @@ from nanomed.reproduce import card, figures
 from nanomed.reproduce.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
 from nanomed.text.rows import split_name
 
-ASKED = ("field", "limit", "max_steps", "context", "batch_size", "answers", "max_new_tokens", "dtype", "device")
+ASKED = (
+    "field",
+    "limit",
+    "max_steps",
+    "context",
+    "batch_size",
+    "answers",
+    "max_new_tokens",
+    "dtype",
+    "device",
+)
 PROMPTS = "prompts.txt"
 WEIGHTS = "content of the model"
-PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # which says what was asked for: a folder is one run of one recipe
+PROGRAM, RECORD = (
+    "nanomed.reproduce",
+    "reproduce.json",
+)  # which says what was asked for: a folder is one run of one recipe
 SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
 
 
@@ -42,19 +56,43 @@ def parse_args():
         metavar="[NAME=]D",
         help="in place of the recipe's data of that name; without a name, of what it is measured on",
     )
-    p.add_argument("--field", metavar="FIELD", help="where documents that stand in keep their text (default: as in the recipe)")
-    p.add_argument("--limit", type=flags.count, metavar="N", help="at most N texts of each side: a stand-in that runs in minutes")
-    p.add_argument("--max-steps", type=flags.count, metavar="N", help="N updates a phase, in place of the recipe's epochs")
+    p.add_argument(
+        "--field",
+        metavar="FIELD",
+        help="where documents that stand in keep their text (default: as in the recipe)",
+    )
+    p.add_argument(
+        "--limit",
+        type=flags.count,
+        metavar="N",
+        help="at most N texts of each side: a stand-in that runs in minutes",
+    )
+    p.add_argument(
+        "--max-steps",
+        type=flags.count,
+        metavar="N",
+        help="N updates a phase, in place of the recipe's epochs",
+    )
     p.add_argument("--context", type=flags.count, metavar="N", help="in place of the recipe's")
     p.add_argument(
-        "--batch-size", type=flags.count, metavar="N", help="in place of the recipe's: rows at once, in training and measuring"
+        "--batch-size",
+        type=flags.count,
+        metavar="N",
+        help="in place of the recipe's: rows at once, in training and measuring",
     )
-    p.add_argument("--answers", type=flags.count, default=100, metavar="N", help="questions that are answered and scored")
+    p.add_argument(
+        "--answers", type=flags.count, default=100, metavar="N", help="questions that are answered and scored"
+    )
     p.add_argument("--max-new-tokens", type=flags.count, default=128, metavar="N", help="of an answer")
     p.add_argument(
-        "--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="in place of the recipe's, unless auto"
+        "--dtype",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="auto",
+        help="in place of the recipe's, unless auto",
     )
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one")
+    p.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if there is one"
+    )
     return p.parse_args()
 
 
@@ -102,19 +140,24 @@ def main():
     figures.draw_perplexity(recipe, results, out / "perplexity.png")
     for phase in recipe.phases:
         directory = out / PHASES[phase]
-        write_text(card.model_card(recipe, results, phase, directory, read_object(directory / "run.json")), directory / "README.md")
+        write_text(
+            card.model_card(recipe, results, phase, directory, read_object(directory / "run.json")),
+            directory / "README.md",
+        )
     page(recipe, out, stages, args)
     write_json(results, out / "results.json")  # after all else: it says that the run is complete
     print(figures.published_text(results))
     print(
-        f"results in {out}: results.json, model_performance_comparison.csv, generation_comparison.csv, published.md, loss.png, "
-        f"perplexity.png, report.html; the models' cards: {', '.join(str(out / PHASES[p] / 'README.md') for p in recipe.phases)}"
+        f"results in {out}: results.json, model_performance_comparison.csv, generation_comparison.csv,"
+        " published.md, loss.png, perplexity.png, report.html; the models' cards:"
+        f" {', '.join(str(out / PHASES[p] / 'README.md') for p in recipe.phases)}"
     )
 
 
 def check_flags(recipe: Recipe) -> None:
-    """Raises UserError for a key of a phase's section that is no flag of its script, or a value that the flag does not take: now
-    and not when the phases before it are done. How flags go together, the script alone knows."""
+    """Raises UserError for a key of a phase's section that is no flag of its script, or a value that the flag
+    does not take: now and not when the phases before it are done. How flags go together, the script alone
+    knows."""
     for phase in recipe.phases:
         command = [sys.executable, str(ROOT / SCRIPTS[phase]), "--config", str(recipe.path), "--help"]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -124,24 +167,35 @@ def check_flags(recipe: Recipe) -> None:
 
 
 def begin(out: Path, recipe: Recipe, args) -> None:
-    """Make DIR this run's, or go on with it; what was begun and has trained nothing yet is begun anew. Raises UserError if DIR is
-    another run's, or holds anything else, and for a context that the model has not."""
+    """Make DIR this run's, or go on with it; what was begun and has trained nothing yet is begun anew. Raises
+    UserError if DIR is another run's, or holds anything else, and for a context that the model has not."""
     held, source = outputs.take(out, PROGRAM, RECORD, older=of_earlier), hub.find(recipe.model)
     positions = hub.read_config(source.directory)[1].n_positions
-    wanted = [args.context] if args.context else [recipe.context, *(section.get("context") for section in recipe.phases.values())]
+    wanted = (
+        [args.context]
+        if args.context
+        else [recipe.context, *(section.get("context") for section in recipe.phases.values())]
+    )
     if (largest := max(n or 0 for n in wanted)) > positions:
         raise UserError(
-            f"a context of {largest} is more than the {positions} positions of {recipe.model}; give --context {positions}"
+            f"a context of {largest} is more than the {positions} positions of {recipe.model}; give --context"
+            f" {positions}"
         )
     asked = {"the recipe": recipe.path.read_text(encoding="utf-8")}
-    asked |= {"--model" if name == "model" else f"--data {name}": value for name, value in recipe.instead.items()}
-    asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED} | {WEIGHTS: hub.fingerprint(source)}
+    asked |= {
+        "--model" if name == "model" else f"--data {name}": value for name, value in recipe.instead.items()
+    }
+    asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED} | {
+        WEIGHTS: hub.fingerprint(source)
+    }
     was = {WEIGHTS: asked[WEIGHTS]} | held.get("asked", {})  # which an earlier version did not write down
     changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
     if changed and any((out / name / "run.json").exists() for name in PHASES.values()):
         k = changed[0]
         values = "" if k in ("the recipe", WEIGHTS) else f" {was.get(k)}, now {asked.get(k)}"
-        raise UserError(f"--out {out}: was made with another {k}{values}; choose another directory (make: RUNS=...)")
+        raise UserError(
+            f"--out {out}: was made with another {k}{values}; choose another directory (make: RUNS=...)"
+        )
     if changed:  # nothing was trained yet
         begin_anew(out)
     write_json(outputs.stamp(PROGRAM) | {"asked": asked}, out / RECORD)
@@ -152,11 +206,15 @@ def of_earlier(held: dict) -> dict | None:
 
 
 def begin_anew(out: Path) -> None:
-    """Remove the texts and what was measured. Raises UserError, with nothing touched, if there is any other file among them."""
+    """Remove the texts and what was measured. Raises UserError, with nothing touched, if there is any other
+    file among them."""
     ours = {"data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl"), "measured": (".json",)}
     for name, ends in ours.items():
         if odd := [n for n in names_in(out / name) if not n.endswith(ends)]:
-            raise UserError(f"--out {out}: {name}/{min(odd)} is no part of a run; move it away, or choose another directory")
+            raise UserError(
+                f"--out {out}: {name}/{min(odd)} is no part of a run; move it away, or choose another"
+                " directory"
+            )
     for name in ours:
         shutil.rmtree(out / name, ignore_errors=True)
     (out / PROMPTS).unlink(missing_ok=True)
@@ -167,11 +225,12 @@ def shortened(args) -> dict:
     return {k: v for k in ("limit", "max_steps", "context", "batch_size") if (v := getattr(args, k))}
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------
+# --- the steps ----------------------------------------------------------------------------------------------
 
 
 def texts_measured(recipe: Recipe, out: Path) -> dict[str, str]:
-    """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and no negatives."""
+    """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and no
+    negatives."""
     ends = {ROWS: "test.texts.jsonl"}
     return {name: shown(out / "data" / f"{name}.{ends.get(name, 'test.jsonl')}") for name in recipe.texts}
 
@@ -182,11 +241,15 @@ def windows(recipe: Recipe, args) -> list:
 
 
 def common(args, training: bool) -> list:
-    """The flags of every command: a training has its dtype and its sizes from the recipe, where nothing stands in for them."""
+    """The flags of every command: a training has its dtype and its sizes from the recipe, where nothing
+    stands in for them."""
     if training:
         given = ("dtype", "max_steps", "context", "batch_size")
         sizes = [
-            word for k in given if getattr(args, k) not in (None, "auto") for word in (f"--{k.replace('_', '-')}", getattr(args, k))
+            word
+            for k in given
+            if getattr(args, k) not in (None, "auto")
+            for word in (f"--{k.replace('_', '-')}", getattr(args, k))
         ]
         return ["--device", args.device, *sizes]
     size = ["--batch-size", args.batch_size] if args.batch_size else []
@@ -195,8 +258,18 @@ def common(args, training: bool) -> list:
 
 def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -> None:
     """One phase, from the model that the phase before left; what is measured on is held out of it."""
-    data = {name: tuple(shown(out / "data" / f"{name}.{side}.jsonl") for side in ("train", "test")) for name in recipe.data}
-    command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", list(stages.values())[-1], "--resume"]
+    data = {
+        name: tuple(shown(out / "data" / f"{name}.{side}.jsonl") for side in ("train", "test"))
+        for name in recipe.data
+    }
+    command = [
+        SCRIPTS[phase],
+        "--config",
+        shown(recipe.path),
+        "--model",
+        list(stages.values())[-1],
+        "--resume",
+    ]
     if phase == "adapt":
         command += ["--data", data["corpus"][0], "--val-data", f"corpus={data['corpus'][1]}"]
     elif phase == "instruct":
@@ -205,16 +278,28 @@ def train(recipe: Recipe, phase: str, out: Path, stages: dict[str, str], args) -
         command += ["--replay", *replayed, "--replay-ratio", sum(replayed.values())] if replayed else []
     else:
         command += ["--positives", data["corpus"][0], "--negatives", data["negatives"][0]]
-        command += ["--positive-name", "biomedical", "--negative-name", "general", "--val-data", shown(out / "data" / CLASSIFIED)]
-    tests = [test for name, (_, test) in data.items() if Path(out / "data" / f"{name}.test.jsonl").stat().st_size]
-    watched = {"adapt": ["corpus"], "classify": ["corpus", "negatives"], "instruct": [ROWS]}[phase]  # held out already
+        command += [
+            "--positive-name",
+            "biomedical",
+            "--negative-name",
+            "general",
+            "--val-data",
+            shown(out / "data" / CLASSIFIED),
+        ]
+    tests = [
+        test for name, (_, test) in data.items() if Path(out / "data" / f"{name}.test.jsonl").stat().st_size
+    ]
+    watched = {"adapt": ["corpus"], "classify": ["corpus", "negatives"], "instruct": [ROWS]}[
+        phase
+    ]  # held out already
     held = [test for test in tests if test not in [data[name][1] for name in watched]]
     command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
     run([*command, "--out", shown(out / PHASES[phase]), *common(args, training=True)])
 
 
 def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
-    """Everything that the recipe measures of one model: {data: result of eval.py ppl, "answers": of qa, "choices": of choices}."""
+    """Everything that the recipe measures of one model: {data: result of eval.py ppl, "answers": of qa,
+    "choices": of choices}."""
     found, where = {}, out / "measured"
     where.mkdir(exist_ok=True)
 
@@ -225,24 +310,40 @@ def measure(recipe: Recipe, out: Path, stage: str, model: str, args) -> dict:
         return read_json(file)
 
     for name, file in texts_measured(recipe, out).items():
-        trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)  # the last losses, and the training texts, are of these
+        trained_on = {"adapted": "corpus", "instructed": ROWS}.get(
+            stage
+        )  # the last losses, and the training texts, are of these
         mistakes = [m for m in MISTAKES if m not in ("train-set", "last-loss") or trained_on == name]
         also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
         found[name] = measured(name, "ppl", "--data", file, *windows(recipe, args), *also)
     if ROWS in recipe.data:
         asked = ["--data", shown(out / "data" / f"{ROWS}.test.jsonl"), "--template", recipe.template]
-        answers = measured("answers", "qa", *asked, "--limit", args.answers, "--max-new-tokens", args.max_new_tokens)
+        answers = measured(
+            "answers", "qa", *asked, "--limit", args.answers, "--max-new-tokens", args.max_new_tokens
+        )
         found["answers"] = {k: v for k, v in answers.items() if k != "answers"}
     if recipe.choices:
-        file, limit = shown(out / "data" / "labelled.test.jsonl"), ["--limit", args.limit] if args.limit else []
+        file, limit = (
+            shown(out / "data" / "labelled.test.jsonl"),
+            ["--limit", args.limit] if args.limit else [],
+        )
         choices = measured("choices", "choices", "--data", file, "--format", recipe.choices, *limit)
         found["choices"] = {
-            k: v for k, v in choices.items() if k not in ("predictions", "loglikelihoods", "loglikelihoods_per_byte")
+            k: v
+            for k, v in choices.items()
+            if k not in ("predictions", "loglikelihoods", "loglikelihoods_per_byte")
         }
     prompts = out / PROMPTS
     if not prompts.exists():
         write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
-    greedy = ["--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", min(60, args.max_new_tokens)]
+    greedy = [
+        "--temperature",
+        0,
+        "--repetition-penalty",
+        1.2,
+        "--max-new-tokens",
+        min(60, args.max_new_tokens),
+    ]
     measured("generations", "generate", "--prompts", shown(prompts), *greedy)
     return found
 
@@ -251,7 +352,9 @@ def classified(directory: Path) -> dict:
     """The third phase on the held-out texts of both sides, beside the baselines."""
     found = read_json(directory / "summary.json").get("classification") or {}
     kept = ("texts", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95")
-    return {"beside": {name: {k: r[k] for k in kept} for name, r in found.items()}} | {k: found["model"][k] for k in kept if found}
+    return {"beside": {name: {k: r[k] for k in kept} for name, r in found.items()}} | {
+        k: found["model"][k] for k in kept if found
+    }
 
 
 def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
@@ -259,7 +362,16 @@ def page(recipe: Recipe, out: Path, stages: dict[str, str], args) -> None:
     if is_there(out):
         return
     columns = [f"{name}={file}" for name, file in texts_measured(recipe, out).items()]
-    command = ["eval.py", "compare", "--models", *stages.values(), "--data", *columns, "--prompts", shown(out / PROMPTS)]
+    command = [
+        "eval.py",
+        "compare",
+        "--models",
+        *stages.values(),
+        "--data",
+        *columns,
+        "--prompts",
+        shown(out / PROMPTS),
+    ]
     command += ["--max-new-tokens", min(60, args.max_new_tokens), "--out", shown(out)]
     command += [*windows(recipe, args), *common(args, training=False)]
     command += ["--classifier", shown(out / "classifier")] if "classify" in recipe.phases else []

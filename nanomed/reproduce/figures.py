@@ -25,7 +25,8 @@ ANSWERS = {
 
 
 def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]:
-    """(value, interval) at a dotted path, `adapted.corpus.ppl`, of the stages or the classifier; None where there is none."""
+    """(value, interval) at a dotted path, `adapted.corpus.ppl`, of the stages or the classifier; None where
+    there is none."""
     place = results["stages"] | {"classifier": results.get("classifier", {})}
     *above, key = path.split(".")
     for step in above:
@@ -34,18 +35,31 @@ def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]
 
 
 def check_published(recipe: Recipe) -> None:
-    """Refuse, before anything is computed, a published figure beside which none of ours will stand. Raises UserError."""
-    found = {f"{name}.{key}" for name in recipe.texts for key in ("ppl", "bits_per_byte", *(f"also.{m}" for m in MISTAKES))}
+    """Refuse, before anything is computed, a published figure beside which none of ours will stand. Raises
+    UserError."""
+    found = {
+        f"{name}.{key}"
+        for name in recipe.texts
+        for key in ("ppl", "bits_per_byte", *(f"also.{m}" for m in MISTAKES))
+    }
     found |= {f"answers.{key}" for key in (*ANSWERS.values(), "exact_match") if ROWS in recipe.data}
     found |= {f"choices.{key}" for key in ("accuracy", "macro_f1") if recipe.choices}
-    stages = {"base": found} | {PHASES[p]: found if p != "classify" else {"accuracy", "macro_f1"} for p in recipe.phases}
+    stages = {"base": found} | {
+        PHASES[p]: found if p != "classify" else {"accuracy", "macro_f1"} for p in recipe.phases
+    }
     for p in recipe.published:
         stage, _, key = p.ours.partition(".")
         if key not in stages.get(stage, ()):
-            there = f"{stage} has {', '.join(sorted(stages[stage]))}" if stage in stages else f"begin with {' or '.join(stages)}"
+            there = (
+                f"{stage} has {', '.join(sorted(stages[stage]))}"
+                if stage in stages
+                else f"begin with {' or '.join(stages)}"
+            )
             raise UserError(f"{recipe.path} [[published]]: ours = {p.ours!r} is no figure; {there}")
         if p.mistake is not None and p.mistake not in MISTAKES:
-            raise UserError(f"{recipe.path} [[published]]: mistake = {p.mistake!r}: there are {', '.join(MISTAKES)}")
+            raise UserError(
+                f"{recipe.path} [[published]]: mistake = {p.mistake!r}: there are {', '.join(MISTAKES)}"
+            )
 
 
 def beside_published(recipe: Recipe, results: dict) -> list[dict]:
@@ -53,7 +67,14 @@ def beside_published(recipe: Recipe, results: dict) -> list[dict]:
     rows = []
     for p in recipe.published:
         value, interval = look_up(results, p.ours)
-        row = {"figure": p.figure, "published": p.value, "where": p.ours, "ours": value, "ours_ci95": interval, "why": p.why}
+        row = {
+            "figure": p.figure,
+            "published": p.value,
+            "where": p.ours,
+            "ours": value,
+            "ours_ci95": interval,
+            "why": p.why,
+        }
         data = p.ours.rsplit(".", 1)[0]
         row["mistake"] = p.mistake
         row["with_mistake"] = look_up(results, f"{data}.also.{p.mistake}")[0] if p.mistake else None
@@ -76,7 +97,15 @@ def _published_rows(results: dict) -> list[list[str]]:
     ]
     for r in results["published"]:
         mistaken = f"{number(r['with_mistake'])} ({r['mistake']})" if r["with_mistake"] is not None else ""
-        rows.append([r["figure"], number(r["published"]), number(r["ours"]) + between(r["ours_ci95"]), mistaken, r["why"]])
+        rows.append(
+            [
+                r["figure"],
+                number(r["published"]),
+                number(r["ours"]) + between(r["ours_ci95"]),
+                mistaken,
+                r["why"],
+            ]
+        )
     return rows
 
 
@@ -84,19 +113,29 @@ def stand_in_note(results: dict) -> str:
     """What is not the published set-up, in a sentence; empty if all of it is."""
     what = [f"{name}: {value}" for name, value in results["stand_in"].items()]
     what += [f"--{name.replace('_', '-')} {value}" for name, value in results["shortened"].items()]
-    return f"A stand-in, so that these figures say how the recipe runs and not what it gives ({', '.join(what)})." if what else ""
+    return (
+        "A stand-in, so that these figures say how the recipe runs and not what it gives"
+        f" ({', '.join(what)})."
+        if what
+        else ""
+    )
 
 
 def published_text(results: dict) -> str:
     note = stand_in_note(results)
-    return f"\n{results['title']}\n" + (f"{note}\n" if note else "") + f"\n{text_table(_published_rows(results), 110)}\n"
+    return (
+        f"\n{results['title']}\n"
+        + (f"{note}\n" if note else "")
+        + f"\n{text_table(_published_rows(results), 110)}\n"
+    )
 
 
 def generations(out: Path, stages: dict[str, str]) -> list[dict]:
     """[{prompt, base, adapted, ...}]: what each model wrote after each of the recipe's prompts."""
     written = {stage: read_json(out / "measured" / f"{stage}.generations.json") for stage in stages}
     return [
-        {"prompt": rows[0]["prompt"]} | {s: r["completion"].strip() for s, r in zip(stages, rows, strict=True)}
+        {"prompt": rows[0]["prompt"]}
+        | {s: r["completion"].strip() for s, r in zip(stages, rows, strict=True)}
         for rows in zip(*written.values(), strict=True)
     ]
 
@@ -127,7 +166,12 @@ def measures(results: dict) -> list[dict]:
         for key in ("accuracy", "macro_f1"):
             low, high = r[f"{key}_ci95"] or (None, None)
             rows.append(
-                {"measure": f"classifier's {key}: {name}", "classifier": r[key], "classifier_low": low, "classifier_high": high}
+                {
+                    "measure": f"classifier's {key}: {name}",
+                    "classifier": r[key],
+                    "classifier_low": low,
+                    "classifier_high": high,
+                }
             )
     return rows
 
@@ -143,13 +187,15 @@ def write_tables(results: dict, out: Path) -> None:
 
 def _csv(rows: list[dict]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 def draw_loss(recipe: Recipe, out: Path, path: Path) -> None:
@@ -158,10 +204,18 @@ def draw_loss(recipe: Recipe, out: Path, path: Path) -> None:
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(4.5 * len(recipe.phases), 3.6), layout="constrained")
-    for ax, phase in zip(figure.subplots(1, len(recipe.phases), squeeze=False)[0], recipe.phases, strict=True):
+    for ax, phase in zip(
+        figure.subplots(1, len(recipe.phases), squeeze=False)[0], recipe.phases, strict=True
+    ):
         series = curves(read_metrics(out / PHASES[phase]))
         for name, points in series["training"].items():
-            ax.plot(*zip(*points, strict=True), lw=1.3, color="#3f8fbd", marker="." if len(points) < 3 else "", label=name)
+            ax.plot(
+                *zip(*points, strict=True),
+                lw=1.3,
+                color="#3f8fbd",
+                marker="." if len(points) < 3 else "",
+                label=name,
+            )
         for k, (name, points) in enumerate(series["validation"].items()):
             ax.plot(*zip(*points, strict=True), "o", ms=5, color=VALIDATION[k % len(VALIDATION)], label=name)
         ax.set_title(phase)
@@ -174,7 +228,8 @@ def draw_loss(recipe: Recipe, out: Path, path: Path) -> None:
 
 
 def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
-    """Each model's perplexity with its interval, what the mistakes would give, and what was published, on a log scale."""
+    """Each model's perplexity with its interval, what the mistakes would give, and what was published, on a
+    log scale."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -189,17 +244,34 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
         [v - low for v, (low, _) in zip(values, spread, strict=True)],
         [high - v for v, (_, high) in zip(values, spread, strict=True)],
     ]
-    ax.errorbar(at, values, yerr=error, fmt="o", ms=8, capsize=4, color="#1c2733", label="perplexity [95 %]", zorder=3)
+    ax.errorbar(
+        at, values, yerr=error, fmt="o", ms=8, capsize=4, color="#1c2733", label="perplexity [95 %]", zorder=3
+    )
     for k, mistake in enumerate(MISTAKES):
         points = [(i + 0.08 * (k + 1), r["also"].get(mistake)) for i, r in zip(at, found, strict=True)]
         points = [(i, v) for i, v in points if v is not None]
         if points:
-            ax.plot(*zip(*points, strict=True), marker="sD^vP*"[k], ms=6, lw=0.8, ls=":", color=COLOURS[k], label=mistake)
+            ax.plot(
+                *zip(*points, strict=True),
+                marker="sD^vP*"[k],
+                ms=6,
+                lw=0.8,
+                ls=":",
+                color=COLOURS[k],
+                label=mistake,
+            )
     for p in [] if stands_in else results["published"]:
         stage, *_, key = p["where"].split(".")
         if key == "ppl" and stage in stages:
-            ax.hlines(p["published"], stages.index(stage) - 0.3, stages.index(stage) + 0.3, color="#b3372c", lw=1.5)
-            ax.annotate(f"published {p['published']:g}", (stages.index(stage) + 0.3, p["published"]), color="#b3372c", fontsize=8)
+            ax.hlines(
+                p["published"], stages.index(stage) - 0.3, stages.index(stage) + 0.3, color="#b3372c", lw=1.5
+            )
+            ax.annotate(
+                f"published {p['published']:g}",
+                (stages.index(stage) + 0.3, p["published"]),
+                color="#b3372c",
+                fontsize=8,
+            )
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")

@@ -3,8 +3,8 @@
     recipes/NAME.toml   [system] [data.NAME] [adapt] [classify] [instruct] [[published]]     -> Recipe
     data.NAME           rows of a file or of the Hub -> NAME.train.jsonl, NAME.test.jsonl    (prepare)
 
-The phases' sections preset the scripts' flags, also for a user of --config; data, models and directories are wired here.
-"""
+The phases' sections preset the scripts' flags, also for a user of --config; data, models and directories are
+wired here."""
 
 import json
 import random
@@ -21,7 +21,11 @@ from nanomed.text.instructions import Fields, Instruction, read_instructions
 from nanomed.text.rows import Field, read_documents, read_rows
 from nanomed.text.templates import load_template
 
-PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and the directory that each leaves
+PHASES = {
+    "adapt": "adapted",
+    "classify": "classifier",
+    "instruct": "instructed",
+}  # and the directory that each leaves
 LABELLED = "labelled"  # questions with given answers
 CLASSIFIED = "classify.test.jsonl"  # the labelled texts of phase 3's measurement
 ROWS = "pairs"  # the data whose rows are questions and answers; all others are documents
@@ -29,8 +33,9 @@ ROWS = "pairs"  # the data whose rows are questions and answers; all others are 
 
 @dataclass(frozen=True)
 class Data:
-    """Where texts come from, which field holds them, and how many there are on each side after shuffling. test: how many, or a
-    share; kept: as it stands, all of it measured on; ratio: of what is replayed, documents an example."""
+    """Where texts come from, which field holds them, and how many there are on each side after shuffling.
+    test: how many, or a share; kept: as it stands, all of it measured on; ratio: of what is replayed,
+    documents an example."""
 
     source: Annotated[list[str], Meta(min_length=1)]
     field: str = "text"
@@ -45,7 +50,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure, where ours stands in results.json, and which mistake (nanomed.evaluation.mistakes) may explain it."""
+    """A published figure, where ours stands in results.json, and which mistake (nanomed.evaluation.mistakes)
+    may explain it."""
 
     figure: str
     value: Annotated[float, Meta(gt=-1e300, lt=1e300)]
@@ -94,18 +100,23 @@ class Recipe(System):
     @property
     def texts(self) -> list[str]:
         """The data that perplexities are of."""
-        return [name for name, data in self.data.items() if name != "negatives" and data.test and not data.kept]
+        return [
+            name for name, data in self.data.items() if name != "negatives" and data.test and not data.kept
+        ]
 
 
 def read_recipe(name: str) -> Recipe:
-    """Of recipes/NAME.toml, or of a file. Raises UserError for a recipe that is not there or is none, naming the key."""
+    """Of recipes/NAME.toml, or of a file. Raises UserError for a recipe that is not there or is none, naming
+    the key."""
     if not name.strip():
         raise UserError("--recipe: name one")
     path = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
     try:
         found = read_toml(path)
     except OSError as e:
-        known = sorted(p.stem for p in (ROOT / "recipes").glob("*.toml") if "[system]" in p.read_text(encoding="utf-8"))
+        known = sorted(
+            p.stem for p in (ROOT / "recipes").glob("*.toml") if "[system]" in p.read_text(encoding="utf-8")
+        )
         raise UserError(f"{path}: {e.strerror}; recipes: {', '.join(known)}, or a .toml file") from e
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
@@ -150,25 +161,30 @@ def _made(kind, section, where: str):
     return typed(kind, section, where)
 
 
-def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None) -> Recipe:
+def stand_in(
+    recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None
+) -> Recipe:
     """The recipe with another model, and other files for some of its data (field: of their documents). Raises
     UserError for a name that it has not."""
     data = dict(recipe.data)
     for name, files in given.items():
         if name not in data:
-            raise UserError(f"--data {name}={files[0]}: the recipe {recipe.name} has the data {', '.join(data)}")
+            raise UserError(
+                f"--data {name}={files[0]}: the recipe {recipe.name} has the data {', '.join(data)}"
+            )
         data[name] = replace(data[name], source=files, field=field or data[name].field)
     instead = {name: " + ".join(files) for name, files in given.items()} | ({"model": model} if model else {})
     return replace(recipe, model=model or recipe.model, data=data, instead=instead)
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------------------
 
 
 def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
-    """Write out/NAME.train.jsonl and NAME.test.jsonl of every data of the recipe: duplicates once, in an order drawn by a fixed
-    seed, whole questions on one side. Of rows also NAME.test.texts.jsonl, question and answer as one text. limit: at most so many
-    texts on each side. Raises UserError for a source that cannot be read, or that has too few texts."""
+    """Write out/NAME.train.jsonl and NAME.test.jsonl of every data of the recipe: duplicates once, in an
+    order drawn by a fixed seed, whole questions on one side. Of rows also NAME.test.texts.jsonl, question and
+    answer as one text. limit: at most so many texts on each side. Raises UserError for a source that cannot
+    be read, or that has too few texts."""
     out.mkdir(parents=True, exist_ok=True)
     for name, data in recipe.data.items():
         if (out / f"{name}.test.jsonl").exists():
@@ -189,19 +205,29 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
         n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
         n = min(n, limit or n)
         if data.test and not 0 < n < len(rows):
-            raise UserError(f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and others")
-        last = {row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]}  # a group is not torn apart
+            raise UserError(
+                f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and"
+                " others"
+            )
+        last = {
+            row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]
+        }  # a group is not torn apart
         while n < len(rows) and rows[n][key] + rows[n].get("input", "") in last:
             n += 1
         test, train = rows[:n], rows[n:][: data.train]
         _write(train[:limit], out / f"{name}.train.jsonl")
         if name == ROWS:
             template = load_template(recipe.template)
-            asked = [template.ask(r["instruction"], r["input"]) + template.answer(r["response"]) for r in test[:limit]]
+            asked = [
+                template.ask(r["instruction"], r["input"]) + template.answer(r["response"])
+                for r in test[:limit]
+            ]
             texts = [{"text": text.text} for text in asked]
             _write(texts, out / f"{name}.test.texts.jsonl")
         _write(test[:limit], out / f"{name}.test.jsonl")
-    if "classify" in recipe.phases:  # what neither the classifier nor the model that it stands on has been trained on
+    if (
+        "classify" in recipe.phases
+    ):  # what neither the classifier nor the model that it stands on has been trained on
         sides = {"biomedical": "corpus", "general": "negatives"}
         labelled = [
             {"text": json.loads(line)["text"], "label": label}
@@ -213,7 +239,11 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
 
 def _documents(data: Data) -> tuple[list[dict], int]:
     """The texts, each once, and how many rows were left out, empty ones among them."""
-    texts = [t for name in data.source for t in read_documents(_at_home(name), Field(data.field, "--field"), None, True)]
+    texts = [
+        t
+        for name in data.source
+        for t in read_documents(_at_home(name), Field(data.field, "--field"), None, True)
+    ]
     good = [t for t in texts if t and t.strip()]
     return [{"text": text} for text in dict.fromkeys(good)], len(texts) - len(good)
 

@@ -1,9 +1,8 @@
 """Build an instruction set of biomedical tasks from annotated files.
 
-python -m nanomed.tasks recipes/medtuned-tasks.toml --from DIR --out runs/tasks
-python train_sft.py --model M --data runs/tasks/train.jsonl --template medtuned --lora-r 16 --out runs/medtuned
-python eval.py tasks --model runs/medtuned --tasks runs/tasks --json runs/medtuned.tasks.json
-"""
+python -m nanomed.tasks recipes/medtuned-tasks.toml --from DIR --out runs/tasks python train_sft.py --model M
+--data runs/tasks/train.jsonl --template medtuned --lora-r 16 --out runs/medtuned python eval.py tasks --model
+runs/medtuned --tasks runs/tasks --json runs/medtuned.tasks.json"""
 
 from pathlib import Path
 
@@ -16,8 +15,12 @@ from nanomed.tasks.forms import FORMS
 
 def parse_args():
     p = cli.Parser(prog="python -m nanomed.tasks", description=cli.first_line(__doc__))
-    p.add_argument("sources", metavar="TOML", help="the annotated files, a section a source (docs/tasks.md explains)")
-    p.add_argument("--from", dest="home", default=".", metavar="DIR", help="where the files that it names lie")
+    p.add_argument(
+        "sources", metavar="TOML", help="the annotated files, a section a source (docs/tasks.md explains)"
+    )
+    p.add_argument(
+        "--from", dest="home", default=".", metavar="DIR", help="where the files that it names lie"
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="where the instruction set goes")
     p.add_argument("--only", nargs="+", metavar="NAME", help="these sources alone")
     p.add_argument("--without", nargs="+", metavar="FORM", default=[], choices=list(FORMS), help="no task of these forms in the "
@@ -27,12 +30,21 @@ def parse_args():
         type=flags.share_or_1,
         default=0.8,
         metavar="J",
-        help="take out of the training side what repeats a test text of any source, exactly or with a Jaccard similarity of J or "
-        "more of the sequences of five words; 0: exactly alone",
+        help=(
+            "take out of the training side what repeats a test text of any source, exactly or with a Jaccard"
+            " similarity of J or more of the sequences of five words; 0: exactly alone"
+        ),
     )
     p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N rows of each file")
-    p.add_argument("--seed", type=flags.whole, default=0, help="of the instructions' wording, of what is drawn, and of its order")
-    p.add_argument("--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them")
+    p.add_argument(
+        "--seed",
+        type=flags.whole,
+        default=0,
+        help="of the instructions' wording, of what is drawn, and of its order",
+    )
+    p.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them"
+    )
     return p.parse_args()
 
 
@@ -44,7 +56,9 @@ def main():
     written = sets.files_of(s.name for s in found if not args.only or s.name in args.only)
     for name in [args.sources, *(str(Path(args.home) / n) for s in found for n in (*s.train, *s.test))]:
         if any((out / w).exists() and Path(name).exists() and (out / w).samefile(name) for w in written):
-            raise UserError(f"--out {out}: {name} is read, and would be written over; choose another directory")
+            raise UserError(
+                f"--out {out}: {name} is read, and would be written over; choose another directory"
+            )
     held = outputs.take(out, sets.PROGRAM, sets.RECORD, writes=written, older=sets.of_earlier)
     tasks = [
         sources.read_task(source, Path(args.home), args.limit, args.skip_bad_rows)
@@ -63,14 +77,25 @@ def main():
                 cases = getattr(task, side)
                 asked = [sources.row(task, case, (args.seed, name, side, k)) for k, case in enumerate(cases)]
                 sources.write_rows(asked, made / f"{name}.{side}.jsonl")
-            counted = [f"{len(task.train):,} to train on, {len(task.test):,} to measure on", *sources.say_counts(described[name])]
+            counted = [
+                f"{len(task.train):,} to train on, {len(task.test):,} to measure on",
+                *sources.say_counts(described[name]),
+            ]
             print(f"{name} ({task.source.form}): {', '.join(counted)}")
         sources.write_rows(rows, made / "train.jsonl")
         baselines.write(tasks, args.seed, made)
-        how = {"seed": args.seed, "near_duplicates": args.near_duplicates, "without": args.without, "mixture": len(rows)}
+        how = {
+            "seed": args.seed,
+            "near_duplicates": args.near_duplicates,
+            "without": args.without,
+            "mixture": len(rows),
+        }
         write_json(how | {"tasks": described}, made / sets.RECORD)
     train = out / "train.jsonl"
-    print(f"{len(rows):,} rows in {train}; next: python train_sft.py --model M --data {train} --template medtuned --out DIR")
+    print(
+        f"{len(rows):,} rows in {train}; next: python train_sft.py --model M --data {train} --template"
+        " medtuned --out DIR"
+    )
 
 
 if __name__ == "__main__":

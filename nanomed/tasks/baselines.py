@@ -1,9 +1,9 @@
-"""What a task can be done with before any language model: always the commonest answer, and a linear model from a library.
+"""What a task can be done with before any language model: always the commonest answer, and a linear model
+from a library.
 
-Made with the instruction set and kept beside it (NAME.baselines.json), a prediction a test text, so that every model is compared
-with the same ones. A linear model learns from all that may be trained on; where a mixture holds less of it, a second one from
-that part.
-"""
+Made with the instruction set and kept beside it (NAME.baselines.json), a prediction a test text, so that
+every model is compared with the same ones. A linear model learns from all that may be trained on; where a
+mixture holds less of it, a second one from that part."""
 
 from pathlib import Path
 
@@ -29,23 +29,32 @@ def write(tasks: list[Task], seed: int, out: Path) -> None:
 def predict(task: Task, seed: int) -> dict[str, list[list[str]]]:
     texts = [case.input for case in task.test]
     same = drawn(task, seed)
-    sides = {LINEAR: task.train} | ({SAME: [task.train[k] for k in same]} if len(same) < len(task.train) else {})
+    sides = {LINEAR: task.train} | (
+        {SAME: [task.train[k] for k in same]} if len(same) < len(task.train) else {}
+    )
     if task.form.tagged:
         nothing = [["O"] * len(text.split(" ")) for text in texts]
         return {MAJORITY: nothing} | {name: tag(side, texts) for name, side in sides.items()}
-    found = {MAJORITY: _labels(majority_baseline(targets(task.train, task), len(texts), len(task.labels)), task)}
-    if task.source.form == "options":  # which letter is right does not hang on words that many questions share
+    found = {
+        MAJORITY: _labels(majority_baseline(targets(task.train, task), len(texts), len(task.labels)), task)
+    }
+    if (
+        task.source.form == "options"
+    ):  # which letter is right does not hang on words that many questions share
         return found
     for name, side in sides.items():
         try:
-            found[name] = _labels(_linear([case.input for case in side], targets(side, task), texts, len(task.labels)), task)
+            found[name] = _labels(
+                _linear([case.input for case in side], targets(side, task), texts, len(task.labels)), task
+            )
         except ValueError as e:  # scikit-learn's: not a single word, say
             print(f"{task.source.name}: no {name} model ({e})")
     return found
 
 
 def _linear(train: list[str], y: np.ndarray, texts: list[str], k: int) -> np.ndarray:
-    """tfidf_baseline()'s probabilities (N, k); a label that every training text has, or none, is not learnt."""
+    """tfidf_baseline()'s probabilities (N, k); a label that every training text has, or none, is not
+    learnt."""
     if y.ndim == 1:
         return tfidf_baseline(train, y, texts, k) if len(set(y)) > 1 else majority_baseline(y, len(texts), k)
     out, varied = np.tile(y[0], (len(texts), 1)), y.min(0) < y.max(0)
@@ -67,12 +76,12 @@ def _labels(probs: np.ndarray, task: Task) -> list[list[str]]:
     return [[label for label, p in zip(task.labels, row, strict=True) if p >= 0.5] for row in probs]
 
 
-# --- a tag a word -----------------------------------------------------------------------------------------------------
+# --- a tag a word -------------------------------------------------------------------------------------------
 
 
 def tag(train: list[Case], texts: list[str]) -> list[list[str]]:
-    """The tags that a linear support vector machine (scikit-learn's, its defaults) gives to each word by the word, its ends and
-    its shape, and those of its neighbours."""
+    """The tags that a linear support vector machine (scikit-learn's, its defaults) gives to each word by the
+    word, its ends and its shape, and those of its neighbours."""
     extraction, svm = need("sklearn.feature_extraction.text"), need("sklearn.svm")
     vectorizer = extraction.CountVectorizer(analyzer=list, binary=True)
     x = vectorizer.fit_transform(features for case in train for features in _features(case.input.split(" ")))
@@ -80,7 +89,9 @@ def tag(train: list[Case], texts: list[str]) -> list[list[str]]:
     if len(set(tags)) < 2:
         return [["O"] * len(text.split(" ")) for text in texts]
     model = svm.LinearSVC().fit(x, tags)
-    said = iter(model.predict(vectorizer.transform(f for text in texts for f in _features(text.split(" ")))).tolist())
+    said = iter(
+        model.predict(vectorizer.transform(f for text in texts for f in _features(text.split(" ")))).tolist()
+    )
     return [[next(said) for _ in text.split(" ")] for text in texts]
 
 
@@ -97,7 +108,9 @@ def _features(words: list[str]) -> list[list[str]]:
         word = padded[k].lower()
         named = [f"{n}:{padded[k + n].lower()}" for n in range(-2, 3)]
         named += [f"{n}<{word[:n]}" for n in range(1, 5)] + [f">{n}{word[-n:]}" for n in range(1, 5)]
-        named += [f"shape{n}:{_shape(padded[k + n])}" for n in (-1, 0, 1)] + [f"{n}>{padded[k + n].lower()[-3:]}" for n in (-1, 1)]
+        named += [f"shape{n}:{_shape(padded[k + n])}" for n in (-1, 0, 1)] + [
+            f"{n}>{padded[k + n].lower()[-3:]}" for n in (-1, 1)
+        ]
         named += [f"{padded[k - 1].lower()}_{word}", f"{word}_{padded[k + 1].lower()}"]
         out.append(named)
     return out

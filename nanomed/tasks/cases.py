@@ -1,4 +1,5 @@
-"""What is asked and what is right, of one row; and the two ways in which a row or an answer can fail to say it."""
+"""What is asked and what is right, of one row; and the two ways in which a row or an answer can fail to say
+it."""
 
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """input: what a model is shown; gold: a tag a word of it (IOB2), or its label, or its labels (until they are settled, what the
-    row says); cut: whether the text was longer than what is shown; orphans: the row's I- tags that continued nothing, and are B-
-    in gold; the others: mentions that its file has otherwise than gold (offsets.COUNTED)."""
+    """input: what a model is shown; gold: a tag a word of it (IOB2), or its label, or its labels (until they
+    are settled, what the row says); cut: whether the text was longer than what is shown; orphans: the row's
+    I- tags that continued nothing, and are B- in gold; the others: mentions that its file has otherwise than
+    gold (offsets.COUNTED)."""
 
     input: str
     gold: tuple[str, ...]
@@ -29,8 +31,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Settled:
-    """cases: of each row its case, or why it has none; order: all labels there are, where more is known of them than what rows
-    say; notes: what the user should know, a line each."""
+    """cases: of each row its case, or why it has none; order: all labels there are, where more is known of
+    them than what rows say; notes: what the user should know, a line each."""
 
     cases: list[Case | str]
     order: tuple[str, ...] = ()
@@ -39,7 +41,9 @@ class Settled:
 
 def missing(row, fields: dict, key: str, what: str = "text") -> NoField:
     """The error of a row that has not the field which `fields` names for `key`."""
-    there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    there = (
+        "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    )
     return NoField(f'no {what} in {fields[key]!r} ({there}; fields.{key} = "..." names another)')
 
 

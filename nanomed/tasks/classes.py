@@ -13,7 +13,8 @@ SPELLING = Spelling(flag="label_")
 
 
 def _shown(row, fields: dict, key: str, most: int | None) -> tuple[str, bool]:
-    """(the field's text, or what it begins with, up to the end of its word number `most`; whether that is less than all)."""
+    """(the field's text, or what it begins with, up to the end of its word number `most`; whether that is
+    less than all)."""
     text = text_of(row, fields, key)
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     return (text, False) if most is None or len(ends) <= most else (text[: ends[most - 1]], True)
@@ -90,10 +91,13 @@ def nothing(labels: list[str]) -> str:
 
 
 def notes_on(labels: list[str]) -> list[str]:
-    """What a user's instructions may have to say, where labels are called so that the usual form would not read back."""
+    """What a user's instructions may have to say, where labels are called so that the usual form would not
+    read back."""
     said = {"\n": "each has a line"}.get(mark(labels), f"`{mark(labels)}` parts them")
     notes = [f"labels hold commas, so that in an answer {said}"] if mark(labels) != "," else []
-    return notes + [f"a label is called none, so that the answer without any is `{nothing(labels)}`"] * (nothing(labels) != NONE)
+    return notes + [f"a label is called none, so that the answer without any is `{nothing(labels)}`"] * (
+        nothing(labels) != NONE
+    )
 
 
 def write_labels(case: Case, labels: list[str]) -> str:
@@ -110,17 +114,24 @@ def bare(text: str) -> str:
 
 @cache
 def _spellings(labels: tuple[str, ...]) -> list[tuple[Callable, dict[str, list[str]]]]:
-    """Ways to read a label, the strictest first: [(same, {same(label): the labels that are the same then})]."""
-    return [(same, {key: [label for label in labels if same(label) == key] for key in map(same, labels)}) for same in (plain, bare)]
+    """Ways to read a label, the strictest first: [(same, {same(label): the labels that are the same
+    then})]."""
+    return [
+        (same, {key: [label for label in labels if same(label) == key] for key in map(same, labels)})
+        for same in (plain, bare)
+    ]
 
 
 def _known(said: str, labels: list[str]) -> str:
-    """The label that is meant: as it is written, else but for capitals and a full stop, where that is one label alone."""
+    """The label that is meant: as it is written, else but for capitals and a full stop, where that is one
+    label alone."""
     for same, spelled in _spellings(tuple(labels)):
         found = spelled.get(same(said), [])
         if len(found) == 1:
             return found[0]
-    raise Malformed(f"{said!r} could be {' or '.join(map(repr, found))}" if found else f"{said!r} is no label")
+    raise Malformed(
+        f"{said!r} could be {' or '.join(map(repr, found))}" if found else f"{said!r} is no label"
+    )
 
 
 def read_label(answer: str, input: str, labels: list[str]) -> list[str]:

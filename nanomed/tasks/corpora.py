@@ -8,8 +8,7 @@ BioC       XML or JSON; a row a passage, or a sentence where passages have no te
 Which it is, the file shows. PubTator and brat are read here, by hand. bioc 2.1 takes a PubTator
 mention without a concept id for a relation, strips a title, so that offsets in the abstract are
 wrong by a blank, and merges documents that no blank line parts; a brat note without text stops it.
-To mend that from outside takes more lines than the two formats have. BioC is read by bioc.
-"""
+To mend that from outside takes more lines than the two formats have. BioC is read by bioc."""
 
 import json
 import re
@@ -66,7 +65,11 @@ def _tag_lines(lines: list[str]) -> Iterator:
     begin, rows = 0, []
     for number, line in enumerate([*lines, ""], 1):
         columns = [c.strip() for c in line.rstrip().split("\t")] if "\t" in line.rstrip() else line.split()
-        if not line.strip() or columns[0] == "-DOCSTART-" or (line[0] == "#" and not TAG.fullmatch(columns[-1])):
+        if (
+            not line.strip()
+            or columns[0] == "-DOCSTART-"
+            or (line[0] == "#" and not TAG.fullmatch(columns[-1]))
+        ):
             if rows:
                 yield begin, partial(_sentence, rows)
             rows = []
@@ -103,27 +106,42 @@ def _pubtator_document(lines: list[tuple[int, str]]) -> dict:
         columns, section = line.split("\t"), SECTION.match(line)
         if section:
             sections.append(section.groups())
-        elif len(columns) >= 5 and NUMBER.fullmatch(columns[1]) and NUMBER.fullmatch(columns[2]) and columns[4].strip():
+        elif (
+            len(columns) >= 5
+            and NUMBER.fullmatch(columns[1])
+            and NUMBER.fullmatch(columns[2])
+            and columns[4].strip()
+        ):
             place = (int(columns[1]), int(columns[2]))
             mentions.append((columns[0], Mention((place,), columns[4].strip(), columns[3], f"line {number}")))
         elif len(columns) < 4 or NUMBER.fullmatch(columns[1]):
-            raise BadRow(f"line {number}: not a mention (ID, start, end, text, type, with tabs) nor a relation: {line!r:.60}")
+            raise BadRow(
+                f"line {number}: not a mention (ID, start, end, text, type, with tabs) nor a relation:"
+                f" {line!r:.60}"
+            )
     for other, *_ in [*sections, *mentions]:
         if not sections or other != sections[0][0]:
-            raise BadRow(f"lines of the document {other!r} without its text; a title (ID|t|...) begins a document")
+            raise BadRow(
+                f"lines of the document {other!r} without its text; a title (ID|t|...) begins a document"
+            )
     return tagged("\n".join(text for *_, text in sections), [mention for _, mention in mentions])
 
 
 def _annotated(path: Path) -> list[Path]:
     """The texts of a folder that have annotations beside them, or the one of a file of annotations."""
     found = path.iterdir() if path.is_dir() else [path]
-    return sorted({p.with_suffix(".txt") for p in found if p.suffix in ANNOTATED and not p.name.startswith(".")})
+    return sorted(
+        {p.with_suffix(".txt") for p in found if p.suffix in ANNOTATED and not p.name.startswith(".")}
+    )
 
 
 def _brat(path: Path) -> Iterator:
     texts = _annotated(path)
     if without := len({*path.glob("*.txt")}.difference(texts)):
-        say(f"{path}: {without:,} .txt files without annotations are not read; an empty .ann says that there are none")
+        say(
+            f"{path}: {without:,} .txt files without annotations are not read; an empty .ann says that there"
+            " are none"
+        )
     return ((text.name, partial(_brat_document, text)) for text in texts)
 
 
@@ -135,7 +153,11 @@ def _brat_document(file: Path) -> dict:
     text, mentions = decode(file.read_bytes()), []
     for beside in (file.with_suffix(s) for s in ANNOTATED):
         lines = decode(beside.read_bytes()).split("\n") if beside.is_file() else []
-        mentions += [_text_bound(line, f"{beside.name}, line {k}") for k, line in enumerate(lines, 1) if line[:1] == "T"]
+        mentions += [
+            _text_bound(line, f"{beside.name}, line {k}")
+            for k, line in enumerate(lines, 1)
+            if line[:1] == "T"
+        ]
         if odd := next((line for line in lines if line.strip() and line[0] not in "TREAMN#*"), None):
             raise BadRow(f"{beside.name}: not brat's standoff: {odd!r:.60}")
     try:
@@ -148,7 +170,9 @@ def _brat_document(file: Path) -> dict:
 
 def _text_bound(line: str, where: str) -> Mention:
     """Of `T1 TAB Type 0 5;8 12 TAB text`."""
-    match = re.fullmatch(r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?", line.rstrip("\r"))
+    match = re.fullmatch(
+        r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?", line.rstrip("\r")
+    )
     if not match:
         raise BadRow(f"{where}: must be ID, tab, type and offsets, tab, text: {line!r:.60}")
     pieces = [piece.split() for piece in match[2].split(";")]
@@ -159,7 +183,9 @@ def _bioc(path: Path, raw: bytes, parse) -> Iterator:
     try:
         found = [(document.id, list(_passages(document))) for document in parse(raw)]
     except (SyntaxError, ValueError, RecursionError, TypeError, KeyError, AttributeError, BadRow) as e:
-        raise UserError(f"{path}: not valid BioC, as the library bioc reads it ({type(e).__name__}: {e})") from e
+        raise UserError(
+            f"{path}: not valid BioC, as the library bioc reads it ({type(e).__name__}: {e})"
+        ) from e
     if not found:
         raise UserError(f"{path}: no BioC document there")
     for name, passages in found:
@@ -188,7 +214,9 @@ def _passage(offset: int, text: str, annotations: list) -> dict:
         for annotation in (a for a in annotations if a.locations):
             kind, where = annotation.infons.get("type"), f"annotation {annotation.id}"
             if not kind:
-                raise BadRow(f"{where}: no infon `type` that names its type (infons: {', '.join(annotation.infons)})")
+                raise BadRow(
+                    f"{where}: no infon `type` that names its type (infons: {', '.join(annotation.infons)})"
+                )
             pieces = tuple((place.offset - offset, place.end - offset) for place in annotation.locations)
             mentions.append(Mention(pieces, kind, annotation.text, where))
         return tagged(text, mentions, unplaced=len(annotations) - len(mentions))

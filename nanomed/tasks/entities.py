@@ -1,4 +1,5 @@
-"""Entities in a text: words and tags (IOB2), written as a list of mentions or as a tag a word, and read back."""
+"""Entities in a text: words and tags (IOB2), written as a list of mentions or as a tag a word, and read
+back."""
 
 import re
 from collections import Counter
@@ -23,8 +24,8 @@ def begun(tags) -> list[str]:
 
 
 def mentions(tags) -> list[tuple[int, int, str]]:
-    """(first word, word behind the last, type) of each entity, in order. Strict (IOB2): an I that continues no entity of its type
-    is none; what is to count otherwise goes through begun() first."""
+    """(first word, word behind the last, type) of each entity, in order. Strict (IOB2): an I that continues
+    no entity of its type is none; what is to count otherwise goes through begun() first."""
     found, kind = [], None  # kind: of the entity that the next I may continue
     for k, tag in enumerate(tags):
         if tag[:2] == "B-":
@@ -41,7 +42,9 @@ def orphans(tags) -> int:
     return sum(a != b for a, b in zip(tags, begun(tags), strict=True))
 
 
-def take_tagged(row, fields: dict, rename: dict, most: int | None, type_: str | None = None, names=None) -> Case:
+def take_tagged(
+    row, fields: dict, rename: dict, most: int | None, type_: str | None = None, names=None
+) -> Case:
     words, tags = get_value(row, fields["tokens"]), get_value(row, fields["tags"])
     if words is None or tags is None:
         raise missing(row, fields, *(("tokens", "words") if words is None else ("tags", "tags")))
@@ -57,29 +60,38 @@ def take_tagged(row, fields: dict, rename: dict, most: int | None, type_: str | 
 
 def _tag(tag, type_: str | None, names: list[str] | None) -> str:
     """A row's tag with its type; of a number the name, if there are names. Raises BadRow."""
-    whole = re.fullmatch("[0-9]{1,9}", tag) if isinstance(tag, str) else isinstance(tag, float) and tag.is_integer()
+    whole = (
+        re.fullmatch("[0-9]{1,9}", tag)
+        if isinstance(tag, str)
+        else isinstance(tag, float) and tag.is_integer()
+    )
     number = int(tag) if whole else tag
     if isinstance(number, int) and not isinstance(tag, bool):
         if not names:
             raise NoField(
-                f'tags are numbers; tag_names = ["O", "B-...", ...] says what 0, 1, ... mean, of which this row has {tag!r}'
+                'tags are numbers; tag_names = ["O", "B-...", ...] says what 0, 1, ... mean, of which this'
+                f" row has {tag!r}"
             )
         if not 0 <= number < len(names):
-            raise BadRow(f"the tag {number} is the number of none of {len(names)} names ({', '.join(names)[:80]})")
+            raise BadRow(
+                f"the tag {number} is the number of none of {len(names)} names ({', '.join(names)[:80]})"
+            )
         tag = names[number]
     match = TAG.fullmatch(tag) if isinstance(tag, str) else None
     if not match:
         raise BadRow(f"a tag must be O, or B, I, E or S before a type (B-Disease), not {tag!r:.60}")
     if tag != "O" and not match[2] and not type_:
-        raise NoField(f'a tag must say its type, and {tag!r} is bare; type = "Disease" says what all of them are')
+        raise NoField(
+            f'a tag must say its type, and {tag!r} is bare; type = "Disease" says what all of them are'
+        )
     if match[2] and type_:
         raise NoField(f"{tag!r} says its type; leave out type = {type_!r} (labels renames types)")
     return tag if tag == "O" or match[2] else f"{tag}-{type_}"
 
 
 def _bio(tags: list[str]) -> tuple[list[str], int]:
-    """Tags of schemes that mark ends (BIOES, BILOU, BMES), too, with B, I and O alone; and how many go on behind an end, so that
-    they begin an entity as B."""
+    """Tags of schemes that mark ends (BIOES, BILOU, BMES), too, with B, I and O alone; and how many go on
+    behind an end, so that they begin an entity as B."""
     out, late = [], 0
     for before, tag in pairwise(["O", *tags]):
         begins, ended = tag[0] in "BSU", before[0] in "ESLU" and tag[0] in "IEML" and before[2:] == tag[2:]
@@ -89,9 +101,9 @@ def _bio(tags: list[str]) -> tuple[list[str], int]:
 
 
 def write_entities(case: Case, labels: list[str]) -> str:
-    """A mention a line, in the text's order, one that occurs twice twice; its type behind it where there are several. Where a
-    mention would be found elsewhere than it is (the second `fever` of a text whose first is none), which one is meant stands
-    behind it: `fever #2`."""
+    """A mention a line, in the text's order, one that occurs twice twice; its type behind it where there are
+    several. Where a mention would be found elsewhere than it is (the second `fever` of a text whose first is
+    none), which one is meant stands behind it: `fever #2`."""
     words, lines, tags, at = case.input.split(" "), [], ["O"] * len(case.gold), 0
     found = mentions(case.gold)
     for start, end, kind in found:
@@ -105,9 +117,9 @@ def write_entities(case: Case, labels: list[str]) -> str:
 
 
 def read_entities(answer: str, input: str, labels: list[str]) -> list[str]:
-    """A tag a word of the input. Each mention is looked for behind the one before it, else anywhere where no entity is yet: the
-    second `fever` of an answer is the second one of the text. One that stands nowhere in the text is a tag of its own behind the
-    text's end, where there is no entity: wrong, and not forgotten."""
+    """A tag a word of the input. Each mention is looked for behind the one before it, else anywhere where no
+    entity is yet: the second `fever` of an answer is the second one of the text. One that stands nowhere in
+    the text is a tag of its own behind the text's end, where there is no entity: wrong, and not forgotten."""
     words, lines = input.split(" "), [line.strip() for line in answer.strip().split("\n") if line.strip()]
     if not lines:
         raise Malformed("an empty answer")
@@ -141,9 +153,11 @@ def _places(words: list[str], mention: str, same: Callable[[str], str]) -> list[
 
 
 def _place(words: list[str], tags: list[str], mention: str, at: int) -> tuple[int, int] | None:
-    """Which of its places, where no entity is yet, a mention has: as it is written, else but for capitals; with a number behind
-    it, that place of all."""
-    bare, number = match.groups() if (match := re.fullmatch(r"(.*\S) #([1-9]\d{0,5})", mention)) else (mention, None)
+    """Which of its places, where no entity is yet, a mention has: as it is written, else but for capitals;
+    with a number behind it, that place of all."""
+    bare, number = (
+        match.groups() if (match := re.fullmatch(r"(.*\S) #([1-9]\d{0,5})", mention)) else (mention, None)
+    )
     for text, nth in ((mention, None), (bare, number)):
         for same in (str, str.casefold):
             places = _places(words, text, same)
@@ -160,8 +174,9 @@ def write_tags(case: Case, labels: list[str]) -> str:
 
 
 def read_tags(answer: str, input: str, labels: list[str]) -> list[str]:
-    """A tag a word of the input, by its place: a word that occurs twice has two tags. Lines are laid along the words as difflib
-    aligns them; a word without a line is O, and an entity on a line without a word is a tag behind the text's end."""
+    """A tag a word of the input, by its place: a word that occurs twice has two tags. Lines are laid along
+    the words as difflib aligns them; a word without a line is O, and an entity on a line without a word is a
+    tag behind the text's end."""
     allowed = {"O"} | {f"{b}-{kind}" for b in "BI" for kind in labels}
     lines = [line.strip() for line in answer.strip().split("\n") if line.strip()]
     pairs = [line.rpartition(" : ")[::2] for line in lines]
@@ -179,5 +194,6 @@ def read_tags(answer: str, input: str, labels: list[str]) -> list[str]:
 
 
 def most_numbers(input: str) -> int:
-    """How many mentions of a text can need a number behind them: no more than it has words that occur again."""
+    """How many mentions of a text can need a number behind them: no more than it has words that occur
+    again."""
     return sum(n for n in Counter(input.casefold().split()).values() if n > 1)

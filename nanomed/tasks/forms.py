@@ -1,12 +1,12 @@
-"""Forms of tasks: how an annotated text is asked about, how its labels are written as an answer, and how an answer is read back.
+"""Forms of tasks: how an annotated text is asked about, how its labels are written as an answer, and how an
+answer is read back.
 
     row of an annotated file --take--> Case(input, gold) --write--> the answer to train on
                      what a model writes --read--> labels or tags again, to be compared with gold
 
-A model that writes is measured by what its text says, so read() is as strict as a program that used the answer would have to
-be: an answer in another form than the one asked for raises Malformed, and counts as wrong. What write() makes of a row's gold
-must come back through read(): `lost` says whether it does.
-"""
+A model that writes is measured by what its text says, so read() is as strict as a program that used the
+answer would have to be: an answer in another form than the one asked for raises Malformed, and counts as
+wrong. What write() makes of a row's gold must come back through read(): `lost` says whether it does."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ from nanomed.tasks.cases import Case, Malformed
 
 @dataclass(frozen=True)
 class Form:
-    """take(row, fields, rename, most, how, names) -> Case, rename: what the answers call a label, by what rows call it; most: words
-    of a text that are shown, the rest is cut (None: all); how, names: text.labels' Spelling and class_names (of tags: the type of
-    bare ones, and what numbers mean); settle(placed cases
-    of all rows, how, rename, order) -> Settled, of a form whose gold hangs on what the other rows say; write(case, labels) ->
-    answer; read(answer, input, labels) -> tags or labels; labels: all that there are (of tags: the types of entities)."""
+    """take(row, fields, rename, most, how, names) -> Case, rename: what the answers call a label, by what
+    rows call it; most: words of a text that are shown, the rest is cut (None: all); how, names: text.labels'
+    Spelling and class_names (of tags: the type of bare ones, and what numbers mean); settle(placed cases of
+    all rows, how, rename, order) -> Settled, of a form whose gold hangs on what the other rows say;
+    write(case, labels) -> answer; read(answer, input, labels) -> tags or labels; labels: all that there are
+    (of tags: the types of entities)."""
 
     take: Callable
     write: Callable
@@ -50,13 +51,22 @@ FORMS = {
     "entities": Form(entities.take_tagged, entities.write_entities, entities.read_entities, tagged=True),
     "tags": Form(entities.take_tagged, entities.write_tags, entities.read_tags, tagged=True),
     "relation": Form(classes.take_text, classes.write_label, classes.read_label, settle=classes.settle_label),
-    "inference": Form(classes.take_pair, classes.write_label, classes.read_label, settle=classes.settle_label),
+    "inference": Form(
+        classes.take_pair, classes.write_label, classes.read_label, settle=classes.settle_label
+    ),
     "class": Form(classes.take_text, classes.write_label, classes.read_label, settle=classes.settle_label),
-    "classes": Form(classes.take_texts, classes.write_labels, classes.read_labels, settle=classes.settle_labels),
-    "decision": Form(classes.take_question, classes.write_label, classes.read_label, settle=classes.settle_label),
-    "options": Form(options.take_options, classes.write_label, options.read_option, settle=options.settle_options),
+    "classes": Form(
+        classes.take_texts, classes.write_labels, classes.read_labels, settle=classes.settle_labels
+    ),
+    "decision": Form(
+        classes.take_question, classes.write_label, classes.read_label, settle=classes.settle_label
+    ),
+    "options": Form(
+        options.take_options, classes.write_label, options.read_option, settle=options.settle_options
+    ),
 }
-# Which field of a row is what, where a source does not say otherwise: dotted paths, the first of several that a row has.
+# Which field of a row is what, where a source does not say otherwise: dotted paths, the first of several that
+# a row has.
 FIELDS = {
     "tokens": "tokens,words",
     "tags": "tags,ner_tags",

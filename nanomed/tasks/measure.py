@@ -1,4 +1,5 @@
-"""eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back, beside the baselines."""
+"""eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back,
+beside the baselines."""
 
 import time
 from dataclasses import dataclass
@@ -23,12 +24,22 @@ from nanomed.text import special
 from nanomed.text.templates import Template
 
 DEFAULT = "medtuned"  # the template of a model that was instructed with none
-SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", *OF_MENTIONS)  # of tasks.json, beside each figure
+SAID = (
+    "train",
+    "test",
+    "words",
+    "removed",
+    "bad_rows",
+    "cut",
+    "repeated",
+    *OF_MENTIONS,
+)  # of tasks.json, beside each figure
 SLACK = 16  # tokens of an answer beyond what its form needs
 
 
 def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
-    """How many tokens each answer may have: what its form can need, by its input and labels alone, and a few."""
+    """How many tokens each answer may have: what its form can need, by its input and labels alone, and a
+    few."""
 
     def size(text):
         return len(tokenizer.encode(text))
@@ -39,18 +50,27 @@ def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
         return [size(text) + tag * (text.count("\n") + 1) + SLACK for text in lines]
     if form == "entities":
         kind = max(size(f" : {label}\n") for label in labels) if len(labels) > 1 else 0
-        return [size(text) + kind * (text.count("\n") + 1) + size(" #10") * most_numbers(text) + SLACK for text in lines]
+        return [
+            size(text) + kind * (text.count("\n") + 1) + size(" #10") * most_numbers(text) + SLACK
+            for text in lines
+        ]
     if form == "options":
         return [size(text) + SLACK for text in texts]
     sizes = [size(f"{mark(labels)} {label}") for label in labels]
     return [(sum(sizes) if form == "classes" else max(sizes)) + SLACK] * len(texts)
 
 
-def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int) -> list[dict]:
-    """[{"answer", "stopped", "room"}] of each row, greedily; an answer for which the model has no room is empty."""
+def ask(
+    o: measure.Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int
+) -> list[dict]:
+    """[{"answer", "stopped", "room"}] of each row, greedily; an answer for which the model has no room is
+    empty."""
     prompts = [o.tokenizer.prompt(template.ask(row["instruction"], row["input"])).tolist() for row in rows]
     left = [o.model.config.n_positions - len(p) for p in prompts]
-    most = [min(n, room) for n, room in zip(longest_answer(task, [r["input"] for r in rows], o.tokenizer), left, strict=True)]
+    most = [
+        min(n, room)
+        for n, room in zip(longest_answer(task, [r["input"] for r in rows], o.tokenizer), left, strict=True)
+    ]
     fits = [k for k, n in enumerate(most) if n > 0]
     ending = Ending(o.tokenizer, template.ends)
     chosen, limits = [prompts[k] for k in fits], [most[k] for k in fits]
@@ -61,9 +81,15 @@ def ask(o: measure.Opened, rows: list[dict], task: dict, template: Template, bat
     return out
 
 
-def read_back(task: dict, rows: list[dict], answers: list[dict]) -> tuple[list[list[str] | None], dict[str, int]]:
+def read_back(
+    task: dict, rows: list[dict], answers: list[dict]
+) -> tuple[list[list[str] | None], dict[str, int]]:
     """(labels or tags of each answer, None if it is malformed or cut off, {what was wrong: how many})."""
-    form, said, wrong = FORMS[task["form"]], [], {"malformed": 0, "cut_off": 0, "no_room": 0, "not_in_text": 0}
+    form, said, wrong = (
+        FORMS[task["form"]],
+        [],
+        {"malformed": 0, "cut_off": 0, "no_room": 0, "not_in_text": 0},
+    )
     for row, answer in zip(rows, answers, strict=True):
         if not answer["stopped"]:
             wrong["cut_off"] += 1
@@ -81,24 +107,37 @@ def read_back(task: dict, rows: list[dict], answers: list[dict]) -> tuple[list[l
     return said, wrong
 
 
-def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: dict[str, list], seed: int) -> dict:
-    """score.figures() of answers and of each baseline on the same texts; what was malformed; the paired difference from the
-    linear baseline."""
+def measure_task(
+    task: dict, rows: list[dict], answers: list[dict], baselines: dict[str, list], seed: int
+) -> dict:
+    """score.figures() of answers and of each baseline on the same texts; what was malformed; the paired
+    difference from the linear baseline."""
     tagged, labels, gold = FORMS[task["form"]].tagged, task["labels"], [row["gold"] for row in rows]
     said, wrong = read_back(task, rows, answers)
     headline = task["measure"]
-    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong, "set": {k: task[k] for k in SAID}}
+    out = {
+        "form": task["form"],
+        "measure": headline,
+        "texts": len(rows),
+        **wrong,
+        "set": {k: task[k] for k in SAID},
+    }
     out["malformed_share"] = (wrong["malformed"] + wrong["cut_off"]) / len(rows)
     out |= score.figures(tagged, labels, gold, said, seed)
-    out["baselines"] = {name: score.figures(tagged, labels, gold, found, seed) for name, found in baselines.items()}
+    out["baselines"] = {
+        name: score.figures(tagged, labels, gold, found, seed) for name, found in baselines.items()
+    }
     if LINEAR in baselines:
         way, ours, their_way, theirs = score.hardest(tagged, headline, labels, gold, said, baselines[LINEAR])
-        out["against_linear"] = score.against(headline, ours, theirs, seed) | ({"ways": [way, their_way]} if tagged else {})
+        out["against_linear"] = score.against(headline, ours, theirs, seed) | (
+            {"ways": [way, their_way]} if tagged else {}
+        )
     return out | {"published": task.get("published", ""), "answers": answers}
 
 
 def run(args) -> dict:
-    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it. Raises UserError."""
+    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it. Raises
+    UserError."""
     directory = Path(args.tasks)
     made = read_set(directory)
     names = args.only or list(made)
@@ -122,35 +161,43 @@ def run(args) -> dict:
         took = f"in {seconds:,.0f} s" if seconds is not None else f"from {kept.file(name)}"
         print(f"{name}: {len(rows):,} texts {took}, {say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
-    how["special_tokens"] = special.report_of(o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows))
+    how["special_tokens"] = special.report_of(
+        o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows)
+    )
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))
     if any(FORMS[task["form"]].tagged for task in out.values()):
         print(TWO_WAYS)
     print(*say_linear(out), sep="\n")
-    print(*(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]), sep="\n")
+    print(
+        *(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]),
+        sep="\n",
+    )
     return result | overlap_with_training(o, [row["input"] for rows, _ in sets.values() for row in rows])
 
 
-# --- shown ------------------------------------------------------------------------------------------------------------
+# --- shown --------------------------------------------------------------------------------------------------
 
 
 TWO_WAYS = (
-    "entity F1 is strict (IOB2): an I- tag without a B- of its type before it is no entity; `repaired`: it begins one. "
-    "The linear models are compared by the higher of the two, a model by the lower."
+    "entity F1 is strict (IOB2): an I- tag without a B- of its type before it is no entity; `repaired`: it"
+    " begins one. The linear models are compared by the higher of the two, a model by the lower."
 )
 
 
 def cell(found: dict, key: str) -> str:
-    """A figure with its interval, and of tags in which an I- has no B- the one with these repaired; `-` where there is nothing to
-    count, empty for what was not measured."""
+    """A figure with its interval, and of tags in which an I- has no B- the one with these repaired; `-` where
+    there is nothing to count, empty for what was not measured."""
     if key not in found:
         return ""
     shown = tables.measure_cell(found, key) or "-"
     if not found.get("orphans"):
         return shown
-    return f"{shown}; {tables.measure_cell(found, key + '_repaired') or '-'} with {found['orphans']:,} I- repaired"
+    return (
+        f"{shown}; {tables.measure_cell(found, key + '_repaired') or '-'} with {found['orphans']:,} I-"
+        " repaired"
+    )
 
 
 def say_figure(task: dict) -> str:
@@ -163,15 +210,20 @@ def say_figure(task: dict) -> str:
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
-    """A row a task: its headline of each result ({model: run()'s}), and of the baselines on the same texts."""
+    """A row a task: its headline of each result ({model: run()'s}), and of the baselines on the same
+    texts."""
     first = next(iter(results.values()))["tasks"]
     baselines = list(dict.fromkeys(b for task in first.values() for b in task["baselines"]))
     head = ["task", "measure", *results, *baselines, "malformed or cut off"]
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for name, task in first.items():
-        measured = [r["tasks"].get(name, {}) for r in results.values()] + [task["baselines"].get(b, {}) for b in baselines]
+        measured = [r["tasks"].get(name, {}) for r in results.values()] + [
+            task["baselines"].get(b, {}) for b in baselines
+        ]
         cells = [cell(found, task["measure"]) for found in measured]
-        malformed = " / ".join(f"{r['tasks'][name]['malformed_share']:.1%}" for r in results.values() if name in r["tasks"])
+        malformed = " / ".join(
+            f"{r['tasks'][name]['malformed_share']:.1%}" for r in results.values() if name in r["tasks"]
+        )
         rows.append([name, task["measure"].replace("_", "-"), *cells, malformed])
     return rows
 
@@ -208,21 +260,31 @@ def check_result(found: dict, wrong: str) -> None:
                 typed(float | None, of.get(key), f"{wrong}: {name}: {key}")
                 typed(tuple[float, float] | None, of.get(f"{key}_ci95"), f"{wrong}: {name}: {key}_ci95")
             typed(int, of.get("orphans", 0), f"{wrong}: {name}: orphans")
-        if task.against_linear and task.against_linear.get("verdict") not in ("better", "worse", score.CHANCE):
+        if task.against_linear and task.against_linear.get("verdict") not in (
+            "better",
+            "worse",
+            score.CHANCE,
+        ):
             raise UserError(f"{wrong}: {name}: verdict")
 
 
 def for_page(files: list[str]) -> dict:
-    """What `eval.py tasks --json` wrote of one or several models, for report.html: head, rows, and what it says in words. Raises
-    UserError for another file, and for models that were not asked about the same texts."""
+    """What `eval.py tasks --json` wrote of one or several models, for report.html: head, rows, and what it
+    says in words. Raises UserError for another file, and for models that were not asked about the same texts.
+    """
     results = {}
     for name in files:
         found = read_object(Path(name))
         check_result(found, f"{name}: not what eval.py tasks --json writes")
         tasks = found["tasks"]
         alike = next(iter(results.values()), found)
-        if any(found.get(k) != alike.get(k) for k in ("limit", "seed")) or tasks.keys() != alike["tasks"].keys():
-            raise UserError(f"{name} and {files[0]} were not measured on the same texts (tasks, --limit, --seed)")
+        if (
+            any(found.get(k) != alike.get(k) for k in ("limit", "seed"))
+            or tasks.keys() != alike["tasks"].keys()
+        ):
+            raise UserError(
+                f"{name} and {files[0]} were not measured on the same texts (tasks, --limit, --seed)"
+            )
         results[str(found["model"])] = found
     head, _, *rows = table(results)
     said = [f"{model}: {line}." for model, r in results.items() for line in say_linear(r["tasks"])]

@@ -3,8 +3,7 @@
 A word is a run of letters and digits, or one other character: where words end hangs on the text
 alone, as it must where a test text is shown to a model. Only a mention that begins or ends within a
 word parts it there, so that each mention keeps all its characters and has no other; how many do is
-counted.
-"""
+counted."""
 
 import re
 from collections import Counter
@@ -38,7 +37,9 @@ def tagged(text: str, mentions: list[Mention], unplaced: int = 0) -> dict:
     overlap the longest stays, of equally long ones the first. Raises BadRow for one whose surface
     is not what the text has at its place."""
     spans = [(pieces, mention.kind) for mention in mentions for pieces in [_pieces(text, mention)]]
-    whole = sorted(((*pieces[0], kind) for pieces, kind in spans if len(pieces) == 1), key=lambda s: (s[0] - s[1], s[0]))
+    whole = sorted(
+        ((*pieces[0], kind) for pieces, kind in spans if len(pieces) == 1), key=lambda s: (s[0] - s[1], s[0])
+    )
     kept = []
     for span in whole:
         if all(span[1] <= other[0] or other[1] <= span[0] for other in kept):
@@ -55,9 +56,15 @@ def tagged(text: str, mentions: list[Mention], unplaced: int = 0) -> dict:
         if start in begin:
             end, kind = begin[start]
         tags.append("O" if start >= end else f"{'B' if start in begin else 'I'}-{kind}")
-    counts = Counter(discontinuous=len(spans) - len(whole), overlapping=len(whole) - len(kept), unplaced=unplaced)
+    counts = Counter(
+        discontinuous=len(spans) - len(whole), overlapping=len(whole) - len(kept), unplaced=unplaced
+    )
     counts["parted"] = sum(start in inside or end in inside for start, end, _ in kept)
-    return {"tokens": [text[a:b] for a, b in words], "tags": tags, "counts": {k: n for k, n in counts.items() if n}}
+    return {
+        "tokens": [text[a:b] for a, b in words],
+        "tags": tags,
+        "counts": {k: n for k, n in counts.items() if n},
+    }
 
 
 def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
@@ -66,7 +73,9 @@ def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
     out = []
     for start, end in sorted(mention.pieces):
         if not 0 <= start < end <= len(text):
-            raise BadRow(f"{mention.where}: {start} to {end} is no place in its text of {len(text):,} characters")
+            raise BadRow(
+                f"{mention.where}: {start} to {end} is no place in its text of {len(text):,} characters"
+            )
         start += len(text[start:end]) - len(text[start:end].lstrip())
         end = start + len(text[start:end].rstrip())
         if out and not text[out[-1][1] : start].strip():
@@ -77,5 +86,8 @@ def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
     said = found if mention.surface is None else mention.surface
     if not out or (len(out) == 1 and "".join(found.split()) != "".join(said.split())):
         at = f"{mention.pieces[0][0]} to {mention.pieces[-1][1]}"
-        raise BadRow(f"{mention.where}: at {at} the text has {found!r:.60}, not {said!r:.60}; offsets count characters from 0")
+        raise BadRow(
+            f"{mention.where}: at {at} the text has {found!r:.60}, not {said!r:.60}; offsets count characters"
+            " from 0"
+        )
     return out

@@ -1,4 +1,5 @@
-"""A question and its options, by letters: which of them a row calls right, and which of them an answer means."""
+"""A question and its options, by letters: which of them a row calls right, and which of them an answer
+means."""
 
 from dataclasses import replace
 
@@ -7,21 +8,32 @@ from nanomed.tasks.classes import bare, plain
 from nanomed.text.rows import BadRow, get_value
 
 LETTERS = "ABCDEFGHIJ"
-ANSWERS = ("text", "letter", "number")  # what a row's answer can be; the first that all rows of a file allow is taken
+ANSWERS = (
+    "text",
+    "letter",
+    "number",
+)  # what a row's answer can be; the first that all rows of a file allow is taken
 
 
 def take_options(row, fields: dict, rename: dict, most: int | None, how=None, names=None) -> Case:
-    """A question and its options, by letters. The row's answer is an option's text, its letter (or its key, of options by keys), or
-    its number from 0; gold holds every (kind, letter) that it can be, until settle_options() has seen the file."""
+    """A question and its options, by letters. The row's answer is an option's text, its letter (or its key,
+    of options by keys), or its number from 0; gold holds every (kind, letter) that it can be, until
+    settle_options() has seen the file."""
     options, keys = get_value(row, fields["options"]), LETTERS
     if options is None and isinstance(row, dict) and {"opa", "opb"} <= row.keys():  # MedMCQA's columns
         options = [row[name] for name in ("opa", "opb", "opc", "opd") if row.get(name) is not None]
     if options is None:
         raise missing(row, fields, "options", "options")
     if isinstance(options, dict):
-        keys = sorted(key for key, option in options.items() if option is not None)  # Parquet fills up with null
+        keys = sorted(
+            key for key, option in options.items() if option is not None
+        )  # Parquet fills up with null
         options = [options[key] for key in keys]
-    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS) or not all(isinstance(o, str) for o in options):
+    if (
+        not isinstance(options, list)
+        or not 2 <= len(options) <= len(LETTERS)
+        or not all(isinstance(o, str) for o in options)
+    ):
         raise BadRow(f"{fields['options']!r} must hold 2 to {len(LETTERS)} texts")
     value = get_value(row, fields["label"])
     if value is None:
@@ -40,7 +52,9 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
         names["text"] = []
     if all(name.isdecimal() for name in names["letter"]):  # options called 1, 2, 3 are not counted from 0
         names["number"] = []
-    found = tuple((kind, LETTERS[k]) for kind in ANSWERS for k, name in enumerate(names[kind]) if name == said[kind])
+    found = tuple(
+        (kind, LETTERS[k]) for kind in ANSWERS for k, name in enumerate(names[kind]) if name == said[kind]
+    )
     if not found:
         raise BadRow(f"the answer {answer!r} is none of the options' texts, letters or numbers (from 0)")
     lines = [f"{letter}. {plain(option)}" for letter, option in zip(LETTERS, options, strict=False)]
@@ -48,15 +62,20 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
 
 
 def settle_options(placed: list[tuple[str, Case]], how=None, rename=None, order=()) -> Settled:
-    """Of each case the one whose gold is a letter, or why there is none: an answer `2` is an option's text where all answers are
-    texts of options, and its number where all of them can be that alone."""
+    """Of each case the one whose gold is a letter, or why there is none: an answer `2` is an option's text
+    where all answers are texts of options, and its number where all of them can be that alone."""
     kind = next((kind for kind in ANSWERS if all(kind in dict(case.gold) for _, case in placed)), None)
     cases = []
     for _, case in placed:
         letters = sorted({letter for k, letter in case.gold if kind in (None, k)})
-        why = f'its answer can be {" or ".join(letters)}; fields = {{ label = "..." }} names a field with the letter'
+        why = (
+            f'its answer can be {" or ".join(letters)}; fields = {{ label = "..." }} names a field with the'
+            " letter"
+        )
         cases.append(replace(case, gold=tuple(letters)) if len(letters) == 1 else why)
-    return Settled(cases, tuple(LETTERS[: max((len(options_of(case.input)) for _, case in placed), default=0)]))
+    return Settled(
+        cases, tuple(LETTERS[: max((len(options_of(case.input)) for _, case in placed), default=0)])
+    )
 
 
 def options_of(input: str) -> dict[str, str]:
@@ -67,12 +86,14 @@ def options_of(input: str) -> dict[str, str]:
 
 
 def read_option(answer: str, input: str, labels: list[str]) -> list[str]:
-    """By its letter, both, or its text: as they are written, else but for capitals and a full stop. So `C` is the option C where
-    another one's text is `c`."""
+    """By its letter, both, or its text: as they are written, else but for capitals and a full stop. So `C` is
+    the option C where another one's text is `c`."""
     options = options_of(input) if answer.strip() else {}
     for same in (plain, bare):
         for forms in (("{0}", "{0}.", "({0})", "{0})"), ("{0}. {1}", "({0}) {1}", "{0}) {1}"), ("{1}",)):
-            found = [k for k, text in options.items() if same(answer) in [same(f.format(k, text)) for f in forms]]
+            found = [
+                k for k, text in options.items() if same(answer) in [same(f.format(k, text)) for f in forms]
+            ]
             if len(found) == 1:
                 return found
     raise Malformed(f"{answer!r} is none of the options")

@@ -1,4 +1,5 @@
-"""What a model said of each text of a set's tasks: a directory that eval.py tasks writes task by task, and goes on with.
+"""What a model said of each text of a set's tasks: a directory that eval.py tasks writes task by task, and
+goes on with.
 
 predictions.json    whose predictions these are: model, its weights' files, template, set, limit, seed
 NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instruction, input, gold, answer, stopped (it ended by
@@ -35,15 +36,24 @@ def of_earlier(held: dict) -> dict | None:
 
 class Predictions:
     def __init__(self, args, o: Opened, template: Template):
-        """Raises UserError for a directory of something else, or of predictions of another model or asked otherwise."""
+        """Raises UserError for a directory of something else, or of predictions of another model or asked
+        otherwise."""
         self.directory = Path(args.predictions)
-        weights = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(o.directory.glob("*.safetensors"))]
+        weights = [
+            [f.name, f.stat().st_size, f.stat().st_mtime_ns]
+            for f in sorted(o.directory.glob("*.safetensors"))
+        ]
         asked = {"model": o.name, "weights": weights, "dtype": o.dtype, "quantize": o.quantize}
-        asked |= {"template": [template.ask("instruction", "input").text, *template.ends], "special_tokens": o.tokenizer.reading}
+        asked |= {
+            "template": [template.ask("instruction", "input").text, *template.ends],
+            "special_tokens": o.tokenizer.reading,
+        }
         asked |= {"set": str(Path(args.tasks).resolve()), "limit": args.limit, "seed": args.seed}
         found = outputs.take(self.directory, PROGRAM, RECORD, older=of_earlier, flag="--predictions")
         if other := [key for key in asked if found and found.get(key) != asked[key]]:
-            raise UserError(f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory")
+            raise UserError(
+                f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory"
+            )
         write_json(outputs.stamp(PROGRAM) | asked, self.directory / RECORD)
 
     def file(self, name: str) -> Path:
@@ -55,7 +65,9 @@ class Predictions:
             return None
         found = [vars(row) for row in read_lines(self.file(name), Said)]
         if [[row[k] for k in ASKED] for row in found] != [[row[k] for k in ASKED] for row in rows]:
-            raise UserError(f"{self.file(name)}: not of the set's texts as they are now; choose another directory")
+            raise UserError(
+                f"{self.file(name)}: not of the set's texts as they are now; choose another directory"
+            )
         return [{k: row[k] for k in ANSWER} for row in found]
 
     def write(self, name: str, rows: list[dict], answers: list[dict], said: list[list[str] | None]) -> None:

@@ -1,12 +1,12 @@
 """Figures of one task: what was said of each text, against what is true.
 
-Entities are counted in two ways, which differ where an I- tag has no B- before it. Strict (IOB2): it is no entity. Repaired:
-it begins one, as conlleval (Tjong Kim Sang and Buchholz 2000) has it. These are seqeval's mode="strict" and its default mode; its
-own functions are not called, since the strict one takes the hyphens off the ends of types. The F1 of labels equals scikit-learn's,
-which is not called either: of one label alone it counts the texts without it as a second one. The counts of each text give the
-bootstrap intervals and the paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is
-right about nothing.
-"""
+Entities are counted in two ways, which differ where an I- tag has no B- before it. Strict (IOB2): it is no
+entity. Repaired: it begins one, as conlleval (Tjong Kim Sang and Buchholz 2000) has it. These are seqeval's
+mode="strict" and its default mode; its own functions are not called, since the strict one takes the hyphens
+off the ends of types. The F1 of labels equals scikit-learn's, which is not called either: of one label alone
+it counts the texts without it as a second one. The counts of each text give the bootstrap intervals and the
+paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about
+nothing."""
 
 from dataclasses import dataclass
 
@@ -21,8 +21,8 @@ CHANCE = "no difference beyond chance"
 
 @dataclass(frozen=True)
 class Counts:
-    """Of each text (N, K), K types of entities or labels: how many of what was said are true, were said, are true at all.
-    right (N,): whether all of a text's answer is."""
+    """Of each text (N, K), K types of entities or labels: how many of what was said are true, were said, are
+    true at all. right (N,): whether all of a text's answer is."""
 
     hits: np.ndarray
     said: np.ndarray
@@ -30,8 +30,8 @@ class Counts:
     right: np.ndarray
 
     def value(self, measure: str, rows=slice(None)) -> float:
-        """One of sources.MEASURES over the texts `rows`; NaN if there is nothing to count. A label that is neither there nor
-        said has no F1, and is left out of the mean."""
+        """One of sources.MEASURES over the texts `rows`; NaN if there is nothing to count. A label that is
+        neither there nor said has no F1, and is left out of the mean."""
         if measure == "accuracy":
             return float(self.right[rows].mean())
         hits, size = self.hits[rows].sum(0), (self.said[rows] + self.true[rows]).sum(0)
@@ -41,9 +41,11 @@ class Counts:
         return float((2 * hits[there] / size[there]).mean()) if there.any() else float("nan")
 
 
-def count(tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], repaired=False) -> Counts:
-    """Counts of labels, or of the entities of tags, strict or repaired. Tags behind a text's end are entities that it does not
-    hold."""
+def count(
+    tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], repaired=False
+) -> Counts:
+    """Counts of labels, or of the entities of tags, strict or repaired. Tags behind a text's end are entities
+    that it does not hold."""
     n, number = len(gold), {label: k for k, label in enumerate(labels)}
     hits, of_said, of_true = (np.zeros((n, len(labels)), int) for _ in range(3))
     right = np.zeros(n, bool)
@@ -61,19 +63,28 @@ def count(tagged: bool, labels: list[str], gold: list[list[str]], said: list[lis
     return Counts(hits, of_said, of_true, right)
 
 
-def figures(tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], seed: int = 0) -> dict:
-    """Of tags: strict entity F1 (IOB2) with precision and recall, how many I- tags have no B-, and F1 with these repaired; of
-    labels: accuracy, micro- and macro-F1, and F1 of each; all from 0 to 1, None where there is nothing to count; F1 and accuracy
-    with 95 % intervals over the texts."""
+def figures(
+    tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], seed: int = 0
+) -> dict:
+    """Of tags: strict entity F1 (IOB2) with precision and recall, how many I- tags have no B-, and F1 with
+    these repaired; of labels: accuracy, micro- and macro-F1, and F1 of each; all from 0 to 1, None where
+    there is nothing to count; F1 and accuracy with 95 % intervals over the texts."""
     counts, n = count(tagged, labels, gold, said), len(gold)
 
     def with_interval(measure, value, counts=counts, end=""):
         found = None if np.isnan(value) else float(value)
-        return {measure + end: found, f"{measure}{end}_ci95": interval(lambda rows: counts.value(measure, rows), n, seed=seed)}
+        return {
+            measure + end: found,
+            f"{measure}{end}_ci95": interval(lambda rows: counts.value(measure, rows), n, seed=seed),
+        }
 
     if tagged:
         hits, of_said, of_true = (int(c.sum()) for c in (counts.hits, counts.said, counts.true))
-        out = {"precision": hits / of_said if of_said else None, "recall": hits / of_true if of_true else None, "entities": of_true}
+        out = {
+            "precision": hits / of_said if of_said else None,
+            "recall": hits / of_true if of_true else None,
+            "entities": of_true,
+        }
         out |= with_interval("entity_f1", counts.value("entity_f1"))
         out["orphans"] = sum(orphans(tags) for tags in said if tags)
         if not out["orphans"]:
@@ -84,15 +95,19 @@ def figures(tagged: bool, labels: list[str], gold: list[list[str]], said: list[l
     for measure in ("micro_f1", "macro_f1"):
         out |= with_interval(measure, counts.value(measure))
     hits, size = counts.hits.sum(0), (counts.said + counts.true).sum(0)
-    return out | {"f1": {label: float(2 * h / n) if n else None for label, h, n in zip(labels, hits, size, strict=True)}}
+    return out | {
+        "f1": {label: float(2 * h / n) if n else None for label, h, n in zip(labels, hits, size, strict=True)}
+    }
 
 
 def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str, Counts, str, Counts]:
-    """(way, counts) of ours and of theirs, of the ways to count entities (strict, repaired) the one that gives us the lower figure
-    and the one that gives them the higher; of labels there is one way, ""."""
+    """(way, counts) of ours and of theirs, of the ways to count entities (strict, repaired) the one that
+    gives us the lower figure and the one that gives them the higher; of labels there is one way, ""."""
 
     def ways(said):
-        return [(way, count(tagged, labels, gold, said, way == "repaired")) for way in (WAYS if tagged else [""])]
+        return [
+            (way, count(tagged, labels, gold, said, way == "repaired")) for way in (WAYS if tagged else [""])
+        ]
 
     def value(item):
         return np.nan_to_num(item[1].value(measure))
@@ -101,11 +116,18 @@ def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str
 
 
 def against(measure: str, ours: Counts, theirs: Counts, seed: int = 0) -> dict:
-    """The difference of two systems on the same texts, with its paired bootstrap interval, and what it says: "better", "worse", or
-    CHANCE where 0 is inside."""
+    """The difference of two systems on the same texts, with its paired bootstrap interval, and what it says:
+    "better", "worse", or CHANCE where 0 is inside."""
     n = len(ours.right)
     bounds = interval(lambda rows: ours.value(measure, rows) - theirs.value(measure, rows), n, seed=seed)
-    low, high = bounds or (float("-inf"), float("inf"))  # one text, or nothing to find in any: nothing can be said
+    low, high = bounds or (
+        float("-inf"),
+        float("inf"),
+    )  # one text, or nothing to find in any: nothing can be said
     verdict = "better" if low > 0 else "worse" if high < 0 else CHANCE
     difference = ours.value(measure) - theirs.value(measure)
-    return {"difference": None if np.isnan(difference) else difference, "difference_ci95": bounds, "verdict": verdict}
+    return {
+        "difference": None if np.isnan(difference) else difference,
+        "difference_ci95": bounds,
+        "verdict": verdict,
+    }

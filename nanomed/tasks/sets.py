@@ -45,7 +45,8 @@ class Row:
 
 
 def read_set(directory: Path) -> dict[str, dict]:
-    """{name: Made's fields} of tasks.json. Raises UserError for a directory that holds no set, or one that is not finished."""
+    """{name: Made's fields} of tasks.json. Raises UserError for a directory that holds no set, or one that is
+    not finished."""
     path = directory / RECORD
     if not path.is_file():
         raise UserError(f"{directory}: no {RECORD} there; {PROGRAM} makes an instruction set")
@@ -61,14 +62,21 @@ def _tasks(made: dict, wrong: str) -> dict[str, dict]:
         raise UserError(wrong)
     out = {name: vars(typed(Made, task, f"{wrong}: {name}")) for name, task in tasks.items()}
     for name, task in out.items():
-        if task["form"] not in FORMS or not task["labels"] or task["measure"] not in measures_of(task["form"]):
+        if (
+            task["form"] not in FORMS
+            or not task["labels"]
+            or task["measure"] not in measures_of(task["form"])
+        ):
             raise UserError(f"{wrong}: {name}")
     return out
 
 
 def files_of(names) -> list[str]:
     """What a set of these tasks consists of, beside tasks.json."""
-    return ["train.jsonl", *(f"{name}.{part}" for name in names for part in ("train.jsonl", "test.jsonl", "baselines.json"))]
+    return [
+        "train.jsonl",
+        *(f"{name}.{part}" for name in names for part in ("train.jsonl", "test.jsonl", "baselines.json")),
+    ]
 
 
 def of_earlier(made: dict) -> dict | None:
@@ -80,7 +88,8 @@ def of_earlier(made: dict) -> dict | None:
 
 
 def read_lines(path: Path, kind) -> list:
-    """A `kind` of each line of a .jsonl file that this program wrote. Raises UserError, naming file and row."""
+    """A `kind` of each line of a .jsonl file that this program wrote. Raises UserError, naming file and
+    row."""
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as e:
@@ -91,23 +100,34 @@ def read_lines(path: Path, kind) -> list:
     return [typed(kind, parse_json(line, place), place) for place, line in places]
 
 
-def chosen(directory: Path, name: str, task: dict, limit: int | None, seed: int) -> tuple[list[dict], dict[str, list]]:
-    """The test rows of a task, each with its number from 1, and the baselines' predictions for them; of these `limit` drawn by the
-    seed. Raises UserError for what is not as nanomed.tasks wrote it."""
+def chosen(
+    directory: Path, name: str, task: dict, limit: int | None, seed: int
+) -> tuple[list[dict], dict[str, list]]:
+    """The test rows of a task, each with its number from 1, and the baselines' predictions for them; of these
+    `limit` drawn by the seed. Raises UserError for what is not as nanomed.tasks wrote it."""
     file, other = directory / f"{name}.test.jsonl", directory / f"{name}.baselines.json"
     rows = read_lines(file, Row)
     baselines = typed(dict[str, list[list[str]]], read_json(other), other)
-    for path, golds in ((file, [row.gold for row in rows]), *((other, found) for found in baselines.values())):
+    for path, golds in (
+        (file, [row.gold for row in rows]),
+        *((other, found) for found in baselines.values()),
+    ):
         if len(golds) != len(rows):
             raise UserError(f"{other}: of other texts than {file.name}; build the set again")
         for k, (row, gold) in enumerate(zip(rows, golds, strict=True), 1):
             if not _fits(task, row, gold):
-                raise UserError(f"{path}, text {k}: not of the labels and words of tasks.json; build the set again")
+                raise UserError(
+                    f"{path}, text {k}: not of the labels and words of tasks.json; build the set again"
+                )
     keep = sorted(random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows))))
-    return [{"row": k + 1} | vars(rows[k]) for k in keep], {b: [found[k] for k in keep] for b, found in baselines.items()}
+    return [{"row": k + 1} | vars(rows[k]) for k in keep], {
+        b: [found[k] for k in keep] for b, found in baselines.items()
+    }
 
 
 def _fits(task: dict, row: Row, gold: list[str]) -> bool:
     if not FORMS[task["form"]].tagged:
         return set(gold) <= set(task["labels"])
-    return {tag[2:] for tag in gold if tag != "O"} <= set(task["labels"]) and len(gold) == len(row.input.split(" "))
+    return {tag[2:] for tag in gold if tag != "O"} <= set(task["labels"]) and len(gold) == len(
+        row.input.split(" ")
+    )

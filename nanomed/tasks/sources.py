@@ -27,13 +27,14 @@ from nanomed.text.rows import get_value, read_rows
 class Source:
     """An annotated corpus.
 
-    form: one of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or hub:...; split_field:
-    where both sides stand in one file, the field that says `train` or `test`; instructions: paraphrases, of which each row gets
-    one (`{labels}` in it: all of them); labels: what an answer calls what a row calls otherwise; label_names, label_separator,
-    label_columns, label_lists: how rows say their labels (text.labels.Spelling); tag_names: of tags that are numbers; type: of
-    tags that are bare B and I; fields: of a row, beside forms.FIELDS; rows: of the mixture, at most (None: all); words: of a text
-    that is shown, at most (the rest is cut); measure: the headline, one of MEASURES; published: figures of others, in words.
-    docs/tasks.md has an example of each."""
+    form: one of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or
+    hub:...; split_field: where both sides stand in one file, the field that says `train` or `test`;
+    instructions: paraphrases, of which each row gets one (`{labels}` in it: all of them); labels: what an
+    answer calls what a row calls otherwise; label_names, label_separator, label_columns, label_lists: how
+    rows say their labels (text.labels.Spelling); tag_names: of tags that are numbers; type: of tags that are
+    bare B and I; fields: of a row, beside forms.FIELDS; rows: of the mixture, at most (None: all); words: of
+    a text that is shown, at most (the rest is cut); measure: the headline, one of MEASURES; published:
+    figures of others, in words. docs/tasks.md has an example of each."""
 
     name: str
     form: str
@@ -72,7 +73,8 @@ def measures_of(form: str) -> list[str]:
 
 
 def read_sources(path: Path) -> list[Source]:
-    """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be used."""
+    """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be
+    used."""
     try:
         found = read_toml(path)
     except OSError as e:
@@ -85,13 +87,29 @@ def _source(name: str, section, where: str) -> Source:
         raise UserError(f"{where}: must be a section, one a source")
     kinds = {"rows": int, "words": int, "labels": dict, "fields": dict}
     lists = ("train", "test", "instructions", "label_names", "label_columns", "tag_names")
-    known = {f.name: kinds.get(f.name, list if f.name in lists else str) for f in fields(Source) if f.name != "name"}
+    known = {
+        f.name: kinds.get(f.name, list if f.name in lists else str)
+        for f in fields(Source)
+        if f.name != "name"
+    }
     for key, value in section.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
-        inside = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else ["text"]
-        if not isinstance(value, known[key]) or isinstance(value, bool) or not all(isinstance(v, str) for v in inside):
-            raise UserError(f"{where}: {key} must be {'texts' if known[key] in (list, dict) else known[key].__name__}")
+        inside = (
+            value
+            if isinstance(value, list)
+            else list(value.values())
+            if isinstance(value, dict)
+            else ["text"]
+        )
+        if (
+            not isinstance(value, known[key])
+            or isinstance(value, bool)
+            or not all(isinstance(v, str) for v in inside)
+        ):
+            raise UserError(
+                f"{where}: {key} must be {'texts' if known[key] in (list, dict) else known[key].__name__}"
+            )
         if known[key] is int and value < 1:
             raise UserError(f"{where}: {key} must be 1 or more")
     for key in ("form", "train", "test", "instructions"):
@@ -106,17 +124,24 @@ def _source(name: str, section, where: str) -> Source:
     if section.get("measure", default) not in measures:
         raise UserError(f"{where}: measure must be one of {', '.join(measures)} for {section['form']}")
     tagged = [form for form in FORMS if FORMS[form].tagged]
-    goes_with = {key: NAMED for key in section if key.startswith("label_")} | {"tag_names": tagged, "type": tagged}
+    goes_with = {key: NAMED for key in section if key.startswith("label_")} | {
+        "tag_names": tagged,
+        "type": tagged,
+    }
     for key in section.keys() & goes_with.keys():
         if section["form"] not in goes_with[key]:
-            raise UserError(f"{where}: {key} goes with {', '.join(goes_with[key])}, not with {section['form']}")
+            raise UserError(
+                f"{where}: {key} goes with {', '.join(goes_with[key])}, not with {section['form']}"
+            )
     names, columns = section.get("label_names"), section.get("label_columns")
     if names and columns and len(names) != len(columns):
         raise UserError(f"{where}: {len(columns)} label_columns and {len(names)} label_names")
     if section.get("label_lists", "names") not in ("names", "vectors"):
         raise UserError(f"{where}: label_lists must be names or vectors")
     if section["form"] == "options" and "words" in section:
-        raise UserError(f"{where}: words does not go with options: what is asked stands at a question's end; leave it out")
+        raise UserError(
+            f"{where}: words does not go with options: what is asked stands at a question's end; leave it out"
+        )
     check_name(name, where)
     return Source(**({"name": name, "measure": default} | section))
 
@@ -138,15 +163,18 @@ class Task:
 
 
 def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> Task:
-    """Read both sides; say what the user should know of their labels. Raises UserError with file and row for a bad row, and for one
-    whose gold cannot be read back from the answer that it is written as."""
+    """Read both sides; say what the user should know of their labels. Raises UserError with file and row for
+    a bad row, and for one whose gold cannot be read back from the answer that it is written as."""
     form, order, rows = FORMS[source.form], (), []
     for side in SIDES:
         for file in getattr(source, side):
             name = file if file.startswith("hub:") else str(home / file)
             names = _class_names(source, name)
             order = order or tuple(names or ())
-            rows += [(side, f"{name}, row {k}", case) for k, case in _cases(source, side, name, names, limit, skip_bad)]
+            rows += [
+                (side, f"{name}, row {k}", case)
+                for k, case in _cases(source, side, name, names, limit, skip_bad)
+            ]
     good = [(place, case) for _, place, case in rows if case]
     found = Settled([case for _, case in good])
     if form.settle and good:
@@ -166,12 +194,15 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
             getattr(task, side).append(case)
     for side in SIDES:
         if not getattr(task, side):
-            raise UserError(f"{', '.join(getattr(source, side))}: no rows there for the {side} side of {source.name}")
+            raise UserError(
+                f"{', '.join(getattr(source, side))}: no rows there for the {side} side of {source.name}"
+            )
     return task
 
 
 def _class_names(source: Source, name: str) -> list[str] | None:
-    """What a data set calls the numbers in the field of its labels or tags, where the TOML file does not say it."""
+    """What a data set calls the numbers in the field of its labels or tags, where the TOML file does not say
+    it."""
     if FORMS[source.form].tagged:
         return source.tag_names or class_names(name, (FIELDS | source.fields)["tags"])
     if source.form not in NAMED or source.label_names or source.label_columns:
@@ -179,8 +210,11 @@ def _class_names(source: Source, name: str) -> list[str] | None:
     return class_names(name, (FIELDS | source.fields)["labels" if source.form == "classes" else "label"])
 
 
-def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_bad: bool) -> list[tuple[int, Case | None]]:
-    """(the row's number, its case or None for a bad row that is left out) of the rows of a file that are of this side."""
+def _cases(
+    source: Source, side: str, name: str, names, limit: int | None, skip_bad: bool
+) -> list[tuple[int, Case | None]]:
+    """(the row's number, its case or None for a bad row that is left out) of the rows of a file that are of
+    this side."""
     form, where = FORMS[source.form], FIELDS | source.fields
     how, corpus = (source.type, corpus_rows(name)) if form.tagged else (source.spelling, None)
     if corpus:
@@ -192,13 +226,21 @@ def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_
         case = form.take(row, where, source.labels, source.words, how, names)
         return replace(case, **row["counts"]) if corpus else case
 
-    return [(k, case) for k, case in enumerate(read_rows(name, take, limit, skip_bad, corpus), 1) if case != ()]
+    return [
+        (k, case) for k, case in enumerate(read_rows(name, take, limit, skip_bad, corpus), 1) if case != ()
+    ]
 
 
 def _labels(source: Source, found: Settled) -> list[str]:
     """Of an answer: in the order of the TOML file, then of the data set's numbers, then of the alphabet."""
     tagged = FORMS[source.form].tagged
-    there = {g[2:] if tagged else g for case in found.cases if isinstance(case, Case) for g in case.gold if not tagged or g != "O"}
+    there = {
+        g[2:] if tagged else g
+        for case in found.cases
+        if isinstance(case, Case)
+        for g in case.gold
+        if not tagged or g != "O"
+    }
     if found.cases and not there:
         raise UserError(f"{source.name}: not a single {'entity' if tagged else 'label'} in its rows")
     named = [label for label in source.labels.values() if label in there or label in found.order]
@@ -206,14 +248,17 @@ def _labels(source: Source, found: Settled) -> list[str]:
 
 
 def keep_apart(tasks: list[Task], threshold: float, seed: int) -> None:
-    """Take out of every training side, in place, what repeats a test text of any of the tasks: the same words in the same order,
-    or nearly (Jaccard similarity of `threshold` or more of their sequences of five words; 0: the same only)."""
+    """Take out of every training side, in place, what repeats a test text of any of the tasks: the same words
+    in the same order, or nearly (Jaccard similarity of `threshold` or more of their sequences of five words;
+    0: the same only)."""
     held = {_same(case) for task in tasks for case in task.test}
     for task in tasks:
         kept = [case for case in task.train if _same(case) not in held]
         if threshold and kept:
             everything = {other.source.name: [case.input for case in other.test] for other in tasks}
-            near = near_duplicates([case.input for case in kept], everything, threshold, seed=seed).near_removed_held
+            near = near_duplicates(
+                [case.input for case in kept], everything, threshold, seed=seed
+            ).near_removed_held
             kept = [case for case, out in zip(kept, near, strict=True) if not out]
         task.removed = len(task.train) - len(kept)
         task.train = kept
@@ -228,8 +273,17 @@ def _same(case: Case) -> str:
 
 def row(task: Task, case: Case, seed, gold: bool = True) -> dict:
     """Of a file: the case with one of the task's instructions, which the seed draws."""
-    asked = random.Random(str(seed)).choice(task.source.instructions).replace("{labels}", joined(task.labels, task.labels))
-    out = {"instruction": asked, "input": case.input, "output": task.form.write(case, task.labels), "source": task.source.name}
+    asked = (
+        random.Random(str(seed))
+        .choice(task.source.instructions)
+        .replace("{labels}", joined(task.labels, task.labels))
+    )
+    out = {
+        "instruction": asked,
+        "input": case.input,
+        "output": task.form.write(case, task.labels),
+        "source": task.source.name,
+    }
     return out | ({"gold": list(case.gold)} if gold else {})
 
 
@@ -255,12 +309,18 @@ def write_rows(rows: list[dict], path: Path) -> None:
 
 def describe(task: Task, seed: int) -> dict:
     """What tasks.json says of a task."""
-    kept = {k: v for k, v in asdict(task.source).items() if k in ("form", "measure", "published", "instructions", "rows", "words")}
+    kept = {
+        k: v
+        for k, v in asdict(task.source).items()
+        if k in ("form", "measure", "published", "instructions", "rows", "words")
+    }
     sides = {side: getattr(task, side) for side in SIDES}
     counts = {side: len(cases) for side, cases in sides.items()} | {"in_mixture": len(drawn(task, seed))}
     counts |= {"removed": task.removed, "bad_rows": task.bad}
     counts["cut"] = {side: sum(case.cut for case in cases) for side, cases in sides.items()}
-    counts["repeated"] = {side: len(cases) - len({_same(case) for case in cases}) for side, cases in sides.items()}
+    counts["repeated"] = {
+        side: len(cases) - len({_same(case) for case in cases}) for side, cases in sides.items()
+    }
     for key in OF_MENTIONS:
         counts[key] = {side: sum(getattr(case, key) for case in cases) for side, cases in sides.items()}
     return kept | {"labels": task.labels, **counts}
@@ -270,7 +330,11 @@ def say_counts(made: dict) -> list[str]:
     """Of a task in tasks.json, in words, what is not there, or not as its rows have it."""
 
     def of(key, what):
-        parts = [f"{n:,} of {made[side]:,} {name} texts" for side, name in NAMES.items() if (n := made[key].get(side))]
+        parts = [
+            f"{n:,} of {made[side]:,} {name} texts"
+            for side, name in NAMES.items()
+            if (n := made[key].get(side))
+        ]
         return [" and ".join(parts) + f" {what}"] if parts else []
 
     said = [f"{made['removed']:,} repeat a test text and were taken out"] if made["removed"] else []

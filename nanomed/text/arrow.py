@@ -22,7 +22,8 @@ def parquet_rows(path: Path) -> Iterator:
 
 
 def saved_rows(path: Path, split: str | None):
-    """Of a Dataset that was saved, or of a DatasetDict's split: `train`, or the only one, if none is named."""
+    """Of a Dataset that was saved, or of a DatasetDict's split: `train`, or the only one, if none is
+    named."""
     datasets = _datasets()
     try:
         found = datasets.load_from_disk(str(path))
@@ -56,7 +57,9 @@ def hub_rows(name: str):
     datasets = _datasets()
     if not network.online():  # else datasets would retry for half a minute
         datasets.config.HF_HUB_OFFLINE = network.constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell another host of every data set that is read
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
+        False  # it would tell another host of every data set that is read
+    )
     try:
         load = partial(datasets.load_dataset, repo, config, split=split or "train")
         return network.watched(load, network.folder_of("datasets", repo), all_the_time=False)

@@ -7,11 +7,14 @@ from nanomed.errors import UserError
 
 
 def split_rows(items: list, groups: list[str], fraction: float, seed: int) -> tuple[list, list]:
-    """(training, validation), drawn by group: the rows of one group stay together. Raises UserError if there are too few."""
+    """(training, validation), drawn by group: the rows of one group stay together. Raises UserError if there
+    are too few."""
     names = sorted(set(groups))
     n_val = max(1, round(fraction * len(names))) if fraction > 0 else 0
     if n_val >= len(names):
-        raise UserError(f"{len(names)} row(s) or group(s) cannot be split; give --val-data, or --val-fraction 0")
+        raise UserError(
+            f"{len(names)} row(s) or group(s) cannot be split; give --val-data, or --val-fraction 0"
+        )
     held_out = set(np.random.default_rng(seed).permutation(names)[:n_val].tolist())
     sides = ([], [])
     for item, group in zip(items, groups, strict=True):
@@ -20,8 +23,9 @@ def split_rows(items: list, groups: list[str], fraction: float, seed: int) -> tu
 
 
 class Batches:
-    """Items in a new random order each epoch, dealt into the windows of optimiser updates, `collate`d by the micro-batch.
-    Which items a window holds is a function of the seed and its number, so that a run can be resumed anywhere."""
+    """Items in a new random order each epoch, dealt into the windows of optimiser updates, `collate`d by the
+    micro-batch. Which items a window holds is a function of the seed and its number, so that a run can be
+    resumed anywhere."""
 
     def __init__(self, items: list, collate, batch_size: int, grad_accum: int, seed: int):
         self.items, self.collate, self.seed = items, collate, seed

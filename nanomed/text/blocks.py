@@ -1,7 +1,7 @@
-"""Documents packed into blocks, and blocks dealt into the windows of optimiser updates: what phase 2 trains on.
+"""Documents packed into blocks, and blocks dealt into the windows of optimiser updates: what phase 2 trains
+on.
 
-Selection -> Stream -> Mixture -> fit
-"""
+Selection -> Stream -> Mixture -> fit"""
 
 import numpy as np
 import torch
@@ -12,21 +12,23 @@ from nanomed.text.corpus import Selection
 
 
 class Stream:
-    """The selected documents one after another, cut into blocks of `context` predicted tokens, as GPT-2 was trained.
+    """The selected documents one after another, cut into blocks of `context` predicted tokens, as GPT-2 was
+    trained.
 
-    Each pass shuffles the documents before cutting and the blocks after it, by a seed of its own, so that block i of
-    pass p is the same whenever it is asked for: the position in the data is a number.
-    """
+    Each pass shuffles the documents before cutting and the blocks after it, by a seed of its own, so that
+    block i of pass p is the same whenever it is asked for: the position in the data is a number."""
 
     def __init__(self, selection: Selection, context: int, seed):
         self.selection, self.context, self.seed = selection, context, seed
         self.lengths = selection.table()["length"]
         self.n_tokens = int(self.lengths.sum()) - 1  # predicted ones: the first has no predecessor
         self.n_blocks = -(-self.n_tokens // context)
-        self._orders = {}  # of the pass at hand, and of the one before: an epoch of a mixture may reach into both
+        # of the pass at hand, and of the one before: an epoch of a mixture may reach into both
+        self._orders = {}
 
     def block(self, passed: int, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of block i, both (context,); the last block of the stream is filled up with IGNORE."""
+        """Inputs and targets of block i, both (context,); the last block of the stream is filled up with
+        IGNORE."""
         documents, ends, blocks = self._order(passed)
         start = int(blocks[i]) * self.context
         stop = min(start + self.context + 1, self.n_tokens + 1)
@@ -54,12 +56,13 @@ class Stream:
 class Mixture:
     """Blocks of one or more streams, dealt into the windows of optimiser updates.
 
-    Without weights there is one stream, and an epoch is one pass over it. With weights, they are the streams' shares of
-    the blocks, and an epoch ends where the first stream has been read once, so that none is repeated within it; the
-    next epoch reads the longer ones on from there.
-    """
+    Without weights there is one stream, and an epoch is one pass over it. With weights, they are the streams'
+    shares of the blocks, and an epoch ends where the first stream has been read once, so that none is
+    repeated within it; the next epoch reads the longer ones on from there."""
 
-    def __init__(self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed):
+    def __init__(
+        self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed
+    ):
         self.streams = [Stream(s, context, (seed, k)) for k, s in enumerate(selections)]
         for stream in self.streams:
             if stream.n_blocks < 1:
@@ -84,7 +87,8 @@ class Mixture:
         return [tuple(torch.from_numpy(np.stack(side)) for side in zip(*b, strict=True)) for b in batches]
 
     def _dealt(self, epoch: int) -> np.ndarray:
-        """(stream, number of the block among this epoch's of that stream), (blocks, 2), in the order of training."""
+        """(stream, number of the block among this epoch's of that stream), (blocks, 2), in the order of
+        training."""
         which = np.repeat(np.arange(len(self.streams)), self.counts)
         nth = np.concatenate([np.arange(c) for c in self.counts])
         deal = np.stack([which, nth], 1)  # a single stream shuffles its blocks itself

@@ -3,8 +3,7 @@
     python -m nanomed.text.bpe --data general.jsonl --vocab-size 8192 --out runs/shape
 
 The training itself is the `tokenizers` library's (the [sentencepiece] extra); nanomed.text.tokenizer reads
-what it writes: tokenizer.json, vocab.json and merges.txt.
-"""
+what it writes: tokenizer.json, vocab.json and merges.txt."""
 
 from pathlib import Path
 
@@ -20,8 +19,8 @@ WRITTEN = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
 
 
 def train_bpe(texts, vocab_size: int, out: Path) -> int:
-    """Write a vocabulary of up to `vocab_size` tokens to `out`, every byte and <|endoftext|> (id 0) among them.
-    Returns its size."""
+    """Write a vocabulary of up to `vocab_size` tokens to `out`, every byte and <|endoftext|> (id 0) among
+    them. Returns its size."""
     need("tokenizers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -29,7 +28,10 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[EOT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     out.mkdir(parents=True, exist_ok=True)
@@ -40,8 +42,9 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
 
 
 def check_out(out: str) -> None:
-    """Refuse to write over another tokenizer, or beside the weights of a model that would read it. Raises UserError unless
-    `out` is new, empty, or what this program made: a config.json, for the shape of a new model, may have come to it."""
+    """Refuse to write over another tokenizer, or beside the weights of a model that would read it. Raises
+    UserError unless `out` is new, empty, or what this program made: a config.json, for the shape of a new
+    model, may have come to it."""
     check_directory(out)
     names, config = names_in(Path(out)), Path(out) / "tokenizer_config.json"
     ours = names <= WRITTEN | {"config.json"} and config.exists() and read_json(config) == CONFIG
@@ -52,14 +55,24 @@ def check_out(out: str) -> None:
 def main():
     p = cli.Parser(prog="python -m nanomed.text.bpe", description=cli.first_line(__doc__))
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
-    p.add_argument("--vocab-size", type=flags.count, default=8192, help="tokens, the 256 bytes and <|endoftext|> included")
+    p.add_argument(
+        "--vocab-size",
+        type=flags.count,
+        default=8192,
+        help="tokens, the 256 bytes and <|endoftext|> included",
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
-    p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N documents of each --data")
+    p.add_argument(
+        "--limit", type=flags.count, metavar="N", help="take only the first N documents of each --data"
+    )
     flags.add_data_flags(p)
     args = reading.read_as(p.parse_args())
     check_out(args.out)
     texts = (
-        text for name in args.data for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows) if text
+        text
+        for name in args.data
+        for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows)
+        if text
     )
     print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")
 

@@ -1,10 +1,10 @@
 """Byte-level BPE from a model directory's own files, run by tiktoken: GPT-2's, SmolLM2's and Llama 3's kind.
 
-tiktoken knows a vocabulary as {bytes: rank}: it merges, of all neighbouring pairs whose union is in the vocabulary, the
-one of lowest rank, and gives out ranks as ids. Hugging Face's files say the same in three parts: which bytes a token's
-characters stand for, in which order pairs merge, and which id each token has. So ranks are made from the order of the
-merges, and a table turns ranks into the model's ids, whatever their order.
-"""
+tiktoken knows a vocabulary as {bytes: rank}: it merges, of all neighbouring pairs whose union is in the
+vocabulary, the one of lowest rank, and gives out ranks as ids. Hugging Face's files say the same in three
+parts: which bytes a token's characters stand for, in which order pairs merge, and which id each token has. So
+ranks are made from the order of the merges, and a table turns ranks into the model's ids, whatever their
+order."""
 
 from pathlib import Path
 
@@ -13,22 +13,30 @@ import tiktoken
 
 from nanomed.errors import Unencodable, UserError
 
-# Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off `\s++$` change
-# no result; they keep long runs of blanks linear.
-# GPT-2's (encoder.py of its release):
+# Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off
+# `\s++$` change no result; they keep long runs of blanks linear. GPT-2's (encoder.py of its release):
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 # SmolLM2's: each digit by itself, then GPT-2's.
 DIGITS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?=\p{N})|\s+(?!\S)|\s"
 # Llama 3's, as its tokenizer.json has it, and for tiktoken:
 LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LLAMA3 = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+LLAMA3 = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2 writes each byte as a printable character: itself where it is one, else the next from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2 writes each byte as a printable character: itself where it is one, else the next from U+0100
+    on."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
@@ -37,13 +45,23 @@ BYTE_OF = _byte_characters()
 
 
 class ByteLevel:
-    """Text to ids and back, without special tokens. `vocab`: {token: id}; `merges`: pairs in order; `pattern`: of the pieces."""
+    """Text to ids and back, without special tokens. `vocab`: {token: id}; `merges`: pairs in order;
+    `pattern`: of the pieces."""
 
     puts_blank = False  # before a text of its own, as Llama 2's kind does
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, all_splits: bool, where: Path):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        pattern: str,
+        all_splits: bool,
+        where: Path,
+    ):
         ranks, ids = _ranks(vocab, merges, all_splits, where)
-        self.encoding = tiktoken.Encoding(where.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self.encoding = tiktoken.Encoding(
+            where.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
         self._id_of_rank = np.array(ids, dtype=np.uint32)
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
@@ -55,19 +73,21 @@ class ByteLevel:
         return b"".join(b"%d %d %b" % (len(token), i, token) for i, token in self.tokens.items())
 
     def encode(self, text: str, begins: bool = True) -> np.ndarray:
-        """Raises Unencodable for a lone surrogate, which tiktoken would replace silently, for a byte that has no token, and for
-        a million blanks in a row, which overflow the pre-tokeniser's stack. begins: whether a text begins here, which changes
-        nothing in this kind of vocabulary."""
+        """Raises Unencodable for a lone surrogate, which tiktoken would replace silently, for a byte that has
+        no token, and for a million blanks in a row, which overflow the pre-tokeniser's stack. begins: whether
+        a text begins here, which changes nothing in this kind of vocabulary."""
         return self._id_of_rank[self._encode(text)]
 
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
-        """The ids of `text` where it follows `before`: those that both together have behind the border, or of the text alone
-        if a token lies across it."""
+        """The ids of `text` where it follows `before`: those that both together have behind the border, or of
+        the text alone if a token lies across it."""
         before = before[_last_piece(before) :]
         whole = self._encode(before + text)
         ends = np.cumsum(self._lengths[whole])
         border = len(before.encode())
-        first = int(np.searchsorted(ends, border, side="right"))  # the first token that ends behind the border
+        first = int(
+            np.searchsorted(ends, border, side="right")
+        )  # the first token that ends behind the border
         across = border != (ends[first - 1] if first else 0)
         return self.encode(text) if across else self._id_of_rank[whole[first:]]
 
@@ -77,15 +97,17 @@ class ByteLevel:
             raw = text.encode("utf-8")
             if len(raw.translate(None, self._without_token)) < len(raw):
                 byte = next(b for b in raw if b in self._without_token)
-                raise Unencodable(f"a text cannot be encoded: its byte 0x{byte:02x} has no token; it begins {text[:40]!r}")
+                raise Unencodable(
+                    f"a text cannot be encoded: its byte 0x{byte:02x} has no token; it begins {text[:40]!r}"
+                )
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError as e:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
 
 
 def _last_piece(text: str) -> int:
-    """From where on a text decides what follows it: a blank behind another character begins a piece, in all three patterns, and
-    no merge crosses into it. Prompts are long, and what answers them is short."""
+    """From where on a text decides what follows it: a blank behind another character begins a piece, in all
+    three patterns, and no merge crosses into it. Prompts are long, and what answers them is short."""
     at = text.rfind(" ")
     while at > 0 and text[at - 1].isspace():
         at = text.rfind(" ", 0, at)
@@ -99,7 +121,8 @@ def pre_tokenizers(spec: dict) -> list[dict]:
 
 
 def pattern_of(spec: dict) -> str | None:
-    """The pattern of a tokenizer.json whose every part is known to be one of the three kinds; None if it is another's."""
+    """The pattern of a tokenizer.json whose every part is known to be one of the three kinds; None if it is
+    another's."""
     model, parts = spec["model"], pre_tokenizers(spec)
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if spec.get("normalizer") or any(model.get(key) for key in odd):
@@ -117,11 +140,12 @@ def pattern_of(spec: dict) -> str | None:
 
 
 def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], list[int]]:
-    """tiktoken's {bytes: rank}, single bytes first and then the merges in order, and the model's id of each rank.
+    """tiktoken's {bytes: rank}, single bytes first and then the merges in order, and the model's id of each
+    rank.
 
-    all_splits: the list was itself made from ranks (Llama 3's was), and names one after the other every pair of tokens that a
-    token can be made of, also of ones that come later; these pairs have one rank. Some hundred of Llama 3's tokens no merging
-    leads to."""
+    all_splits: the list was itself made from ranks (Llama 3's was), and names one after the other every pair
+    of tokens that a token can be made of, also of ones that come later; these pairs have one rank. Some
+    hundred of Llama 3's tokens no merging leads to."""
     characters = sorted((c for c in BYTE_OF if c in vocab), key=vocab.__getitem__)
     ranks = {bytes([BYTE_OF[c]]): i for i, c in enumerate(characters)}
     ids = [vocab[c] for c in characters]
@@ -132,7 +156,9 @@ def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], li
         again = all_splits and a + b == last and (a, b) not in pair_rank
         known = {left, right} <= vocab.keys() if all_splits else a in ranks and b in ranks
         if (a + b in ranks and not again) or not known:
-            raise UserError(f"{where}: the merge {left!r} {right!r} is a repetition, or comes before its parts")
+            raise UserError(
+                f"{where}: the merge {left!r} {right!r} is a repetition, or comes before its parts"
+            )
         if not again:
             ranks[a + b] = len(ranks)
             ids.append(vocab[left + right])
@@ -152,14 +178,16 @@ def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], li
 def _check_reachable(pair_rank: dict[tuple[bytes, bytes], int], where) -> None:
     """Every token must come out of its own bytes by the listed pairs alone.
 
-    Then tiktoken, which merges any two neighbours whose union is a token, never does what the list does not: inside
-    the span of a token the list's order of merges leads to that token, so the last two parts before it are a listed pair.
-    A vocabulary that was trained has this property; one put together by hand may not, and its ids would differ.
-    """
+    Then tiktoken, which merges any two neighbours whose union is a token, never does what the list does not:
+    inside the span of a token the list's order of merges leads to that token, so the last two parts before it
+    are a listed pair. A vocabulary that was trained has this property; one put together by hand may not, and
+    its ids would differ."""
     for (a, b), rank in pair_rank.items():
         parts = [bytes([c]) for c in a + b]
         while len(parts) > 1:
             best = min(range(len(parts) - 1), key=lambda i: pair_rank.get((parts[i], parts[i + 1]), rank + 1))
             if pair_rank.get((parts[best], parts[best + 1]), rank + 1) > rank:
-                raise UserError(f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it")
+                raise UserError(
+                    f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it"
+                )
             parts[best : best + 2] = [parts[best] + parts[best + 1]]

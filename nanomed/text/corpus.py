@@ -3,8 +3,8 @@
     file rows -> read_documents -> encode_corpus -> Corpus -> Selection -> nanomed.text.blocks
                                                                        \\-> perplexity
 
-A corpus on disk is never held in memory: its tokens are mapped, and only the table of its documents is an array.
-"""
+A corpus on disk is never held in memory: its tokens are mapped, and only the table of its documents is an
+array."""
 
 import hashlib
 import json
@@ -31,17 +31,19 @@ FILES = ("tokens.bin", "documents.bin")
 
 # One row a document: where its tokens start, how many there are (the leading one counted), and of its text
 # the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
-DOCUMENT = np.dtype([("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("n_words", "<i8"), ("digest", "V16")])
+DOCUMENT = np.dtype(
+    [("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("n_words", "<i8"), ("digest", "V16")]
+)
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------------
+# --- encoding -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Encoded documents. tokens: uint16 or uint32, mapped, each document led by tokenizer.lead (<|endoftext|>, say); documents:
-    their table; sha256: of the texts in order, each followed by a NUL byte; bad_rows: how many rows were left out; special_tokens:
-    special.report() of the texts."""
+    """Encoded documents. tokens: uint16 or uint32, mapped, each document led by tokenizer.lead
+    (<|endoftext|>, say); documents: their table; sha256: of the texts in order, each followed by a NUL byte;
+    bad_rows: how many rows were left out; special_tokens: special.report() of the texts."""
 
     name: str
     tokens: np.ndarray
@@ -71,8 +73,8 @@ class Selection:
 
 
 def cache_directory() -> Path:
-    """NANOMED_CACHE, or nanomed/ in the user's cache; for a user without a home (of a number only, in a container) in the place for
-    temporary files."""
+    """NANOMED_CACHE, or nanomed/ in the user's cache; for a user without a home (of a number only, in a
+    container) in the place for temporary files."""
     if named := os.environ.get("NANOMED_CACHE"):
         return Path(named)
     try:
@@ -82,14 +84,17 @@ def cache_directory() -> Path:
 
 
 def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows=False) -> Corpus:
-    """Encode the documents of `names`, in order, into a token file in the cache, or map the one that is there.
+    """Encode the documents of `names`, in order, into a token file in the cache, or map the one that is
+    there.
 
-    The key is a hash of the files' contents and of the tokenizer, so neither a change nor a renaming goes wrong. Of several
-    processes one encodes and the others wait for it; a damaged token file is made anew. `limit` takes the first documents
-    of each name. Raises UserError for a bad row, or a file that changes meanwhile, before anything is kept.
-    """
+    The key is a hash of the files' contents and of the tokenizer, so neither a change nor a renaming goes
+    wrong. Of several processes one encodes and the others wait for it; a damaged token file is made anew.
+    `limit` takes the first documents of each name. Raises UserError for a bad row, or a file that changes
+    meanwhile, before anything is kept."""
     names = [names] if isinstance(names, str) else list(names)
-    key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, text_field, str(limit), str(skip_bad_rows)]).encode())
+    key = hashlib.sha256(
+        "\0".join([FORMAT, tokenizer.hash, text_field, str(limit), str(skip_bad_rows)]).encode()
+    )
     contents = [_content_hash(name, text_field, limit, skip_bad_rows) for name in names]
     key.update("".join(contents).encode())
     directory = cache_directory() / key.hexdigest()[:32]
@@ -98,13 +103,16 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
         _encode_into(unfinished, names, tokenizer, text_field, limit, skip_bad_rows)
         for name, content in zip(names, contents, strict=True):
             if _content_hash(name, text_field, limit, skip_bad_rows) != content:
-                raise UserError(f"{name}: changed while it was being encoded; start again once it is complete")
+                raise UserError(
+                    f"{name}: changed while it was being encoded; start again once it is complete"
+                )
 
     try:
         return filled(directory, "encoding", (*FILES, "meta.json"), lambda d: _map_corpus(d, names), fill)
     except OSError as e:
         raise UserError(
-            f"{directory.parent}: the encoded corpus could not be written ({e}); NANOMED_CACHE names another place"
+            f"{directory.parent}: the encoded corpus could not be written ({e}); NANOMED_CACHE names another"
+            " place"
         ) from e
 
 
@@ -118,11 +126,14 @@ def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
         tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return Corpus(" + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"], meta["special_tokens"])
+    return Corpus(
+        " + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"], meta["special_tokens"]
+    )
 
 
 def _checksum(directory: Path, meta: dict) -> str:
-    """Of all that a cached corpus consists of: it is opened after its texts were hashed, which takes longer than this."""
+    """Of all that a cached corpus consists of: it is opened after its texts were hashed, which takes longer
+    than this."""
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in FILES:
         with open(directory / name, "rb") as f:
@@ -146,7 +157,8 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
     lead = np.array([tokenizer.lead], dtype).tobytes()
 
     def encode(batch):
-        """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at once."""
+        """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at
+        once."""
         out = []
         for place, text in batch:
             try:
@@ -156,7 +168,13 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                 out.append((place, str(e), None, None, None))
             else:
                 head = b"" if tokenizer.is_led(ids) else lead
-                row = (0, bool(head) + len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
+                row = (
+                    0,
+                    bool(head) + len(ids),
+                    len(raw),
+                    len(text.split()),
+                    hashlib.sha256(raw).digest()[:16],
+                )
                 out.append((place, raw, head + ids.tobytes(), row, tokenizer.spellings.names_in(text)))
         return out
 
@@ -215,22 +233,26 @@ def _batch(rows, documents: int = 64, characters: int = 2**20) -> list:
     return batch
 
 
-# --- selecting --------------------------------------------------------------------------------------------------------
+# --- selecting ----------------------------------------------------------------------------------------------
 
 
 def split(selection: Selection, fraction: float, seed: int) -> tuple[Selection, Selection]:
-    """(training, validation) documents of a selection, drawn by document. Raises UserError if there are too few."""
+    """(training, validation) documents of a selection, drawn by document. Raises UserError if there are too
+    few."""
     n = len(selection.indices)
     n_val = max(1, round(fraction * n)) if fraction > 0 else 0
     if n_val >= n > 0:
-        raise UserError(f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0")
+        raise UserError(
+            f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0"
+        )
     order = np.random.default_rng(seed).permutation(n)
     sides = (np.sort(order[n_val:]), np.sort(order[:n_val]))
     return tuple(Selection(selection.corpus, selection.indices[side]) for side in sides)
 
 
 def without(selection: Selection, documents: set[bytes]) -> tuple[Selection, int]:
-    """The documents whose text is not in `documents` (digests as in the table), and how many were taken out."""
+    """The documents whose text is not in `documents` (digests as in the table), and how many were taken
+    out."""
     if not documents:
         return selection, 0
     keep = ~np.isin(selection.table()["digest"].view("S16"), np.array(list(documents), "V16").view("S16"))
@@ -255,7 +277,9 @@ class Texts:
 def kept(selections: list[Selection], keep: np.ndarray) -> list[Selection]:
     """Of the documents of some selections, one after another, those where `keep` is true."""
     ends = np.cumsum([len(s.indices) for s in selections])
-    return [Selection(s.corpus, s.indices[k]) for s, k in zip(selections, np.split(keep, ends[:-1]), strict=True)]
+    return [
+        Selection(s.corpus, s.indices[k]) for s, k in zip(selections, np.split(keep, ends[:-1]), strict=True)
+    ]
 
 
 def digests(selections: list[Selection]) -> set[bytes]:

@@ -14,8 +14,8 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
 
 def csv_rows(path: Path, f, how: str | None) -> Iterator:
-    """how: one of SEPARATORS; None: what a header without a comma shows, and a tab in a .tsv. Columns without a name are called as
-    pandas calls them. Raises UserError where nobody knows where the next row begins."""
+    """how: one of SEPARATORS; None: what a header without a comma shows, and a tab in a .tsv. Columns without
+    a name are called as pandas calls them. Raises UserError where nobody knows where the next row begins."""
     csv.field_size_limit(2**31 - 1)
     lines, begin = (decode(line) for line in f), []
     try:
@@ -26,7 +26,9 @@ def csv_rows(path: Path, f, how: str | None) -> Iterator:
     except BadRow as e:
         raise UserError(f"{path}, line {len(begin) + 1}: {e}") from e
     by = SEPARATORS[how or _separator(path, begin[-1])]
-    reader = csv.reader(chain(begin, lines), delimiter=by, strict=True)  # else an open quote swallows the rest of the file
+    reader = csv.reader(
+        chain(begin, lines), delimiter=by, strict=True
+    )  # else an open quote swallows the rest of the file
     header, named, nameless = None, 0, 0
     while True:
         begin = reader.line_num + 1
@@ -35,23 +37,36 @@ def csv_rows(path: Path, f, how: str | None) -> Iterator:
         except StopIteration:
             break
         except (BadRow, csv.Error) as e:  # where the next row starts is unknown then
-            line = reader.line_num + isinstance(e, BadRow)  # the reader has not seen a line that cannot be decoded
+            line = reader.line_num + isinstance(
+                e, BadRow
+            )  # the reader has not seen a line that cannot be decoded
             if str(e) == "unexpected end of data":
-                raise UserError(f'{path}, line {begin}: a quote (") is opened in this row and never closed') from e
-            mend = '; a quote within a text that stands in quotes is doubled ("")' if "expected after" in str(e) else ""
+                raise UserError(
+                    f'{path}, line {begin}: a quote (") is opened in this row and never closed'
+                ) from e
+            mend = (
+                '; a quote within a text that stands in quotes is doubled ("")'
+                if "expected after" in str(e)
+                else ""
+            )
             raise UserError(f"{path}, line {line}: {e}{mend}") from e
         if values and header is None:
             named = max((k for k, column in enumerate(values, 1) if column), default=0)
             header = [column or f"Unnamed: {k}" for k, column in enumerate(values)]  # as pandas calls them
             if len(set(header)) < len(header):
-                raise UserError(f"{path}, line {begin}: two columns of the same name: {', '.join(header)[:200]}")
+                raise UserError(
+                    f"{path}, line {begin}: two columns of the same name: {', '.join(header)[:200]}"
+                )
         elif values and any(values[len(header) :]):  # rows may end in a comma
             yield begin, partial(_too_long, len(values), len(header), by)
         elif values:
             nameless += any(values[named:])
             yield begin, partial(as_it_is, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
     if nameless:
-        say(f"{path}: {nameless:,} rows go on in columns without a name, which are the fields {', '.join(header[named:])}")
+        say(
+            f"{path}: {nameless:,} rows go on in columns without a name, which are the fields"
+            f" {', '.join(header[named:])}"
+        )
 
 
 def _separator(path: Path, header: str) -> str:
@@ -66,4 +81,7 @@ def _separator(path: Path, header: str) -> str:
 
 def _too_long(n: int, known: int, by: str):
     name = next(name for name, character in SEPARATORS.items() if character == by)
-    raise BadRow(f'{n} fields where the header has {known}; a text with {name}s must stand in quotes ("), no blank before them')
+    raise BadRow(
+        f'{n} fields where the header has {known}; a text with {name}s must stand in quotes ("), no blank'
+        " before them"
+    )

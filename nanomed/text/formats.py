@@ -1,11 +1,11 @@
-"""Files of rows as the field's tools write them: JSON in its shapes, CSV, Parquet, plain text, folders of it, data sets that were
-saved or lie on the Hub. docs/files.md lists them.
+"""Files of rows as the field's tools write them: JSON in its shapes, CSV, Parquet, plain text, folders of it,
+data sets that were saved or lie on the Hub. docs/files.md lists them.
 
     name -> find -> rows_of -> (place, a function that gives the row) -> nanomed.text.rows
 
-`nested.json#data` says how a file's rows are found: of JSON the key that they stand under, of CSV what separates its columns, of
-plain text what is a document, of a saved data set its split. What was recognised beyond the file's name is said in one line.
-"""
+`nested.json#data` says how a file's rows are found: of JSON the key that they stand under, of CSV what
+separates its columns, of plain text what is a document, of a saved data set its split. What was recognised
+beyond the file's name is said in one line."""
 
 import gzip
 import hashlib
@@ -36,15 +36,20 @@ KINDS = {
     ".nbib": "pubmed",
 }
 PACKED = (".gz", ".zst")
-HOW = {"csv": SEPARATORS, "text": DOCUMENT_PER, "folder": DOCUMENT_PER}  # what may be said of a kind; of json and saved a key
+HOW = {
+    "csv": SEPARATORS,
+    "text": DOCUMENT_PER,
+    "folder": DOCUMENT_PER,
+}  # what may be said of a kind; of json and saved a key
 
 
-# --- what a name names ------------------------------------------------------------------------------------------------
+# --- what a name names --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or a directory. kind: one of KINDS' values, "folder" (of .txt) or "saved" (by Dataset.save_to_disk)."""
+    """A file, or a directory. kind: one of KINDS' values, "folder" (of .txt) or "saved" (by
+    Dataset.save_to_disk)."""
 
     path: Path
     kind: str
@@ -52,7 +57,8 @@ class Source:
 
 
 def split_how(name: str) -> tuple[str, str | None]:
-    """(file, how its rows are found) of `nested.json#data`; a name that exists as it stands, and one on the Hub, says nothing."""
+    """(file, how its rows are found) of `nested.json#data`; a name that exists as it stands, and one on the
+    Hub, says nothing."""
     file, mark, how = name.rpartition("#")
     return (file, how) if mark and not name.startswith("hub:") and not Path(name).exists() else (name, None)
 
@@ -66,18 +72,24 @@ def find(name: str) -> Source:
     if file and path.is_dir():
         kind = "saved" if is_saved(path) else "folder"
         if kind == "folder" and not texts_in(path):
-            raise UserError(f"--data {name}: a directory without .txt files, which Dataset.save_to_disk has not written")
+            raise UserError(
+                f"--data {name}: a directory without .txt files, which Dataset.save_to_disk has not written"
+            )
     elif inner not in KINDS or (suffix in PACKED and inner == ".parquet"):
         if not file:
             raise UserError(f"--data {file!r}: name a file")
         known = ", ".join([*KINDS, *(f"{s}{p}" for s in (".jsonl", ".csv") for p in PACKED)])
-        raise UserError(f"{name}: not a data file ({known}, a folder of .txt) and not hub:REPO[:CONFIG[:SPLIT]]")
+        raise UserError(
+            f"{name}: not a data file ({known}, a folder of .txt) and not hub:REPO[:CONFIG[:SPLIT]]"
+        )
     else:
         kind = KINDS[inner]
         if not path.is_file():
             raise UserError(f"{name}: no such file")
     if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
-        known = "one of " + ", ".join(HOW[kind]) if kind in HOW else "for .json, .csv, .txt and saved data sets"
+        known = (
+            "one of " + ", ".join(HOW[kind]) if kind in HOW else "for .json, .csv, .txt and saved data sets"
+        )
         raise UserError(f"{name}: what stands behind the # is {known}")
     return Source(path, kind, how)
 
@@ -91,7 +103,9 @@ def is_plain(name: str) -> bool:
     """Whether a file holds texts and no fields: .txt, or a folder of them."""
     file, _ = split_how(name)
     lower = file.lower()
-    return any(lower.endswith(f".txt{packed}") for packed in ("", *PACKED)) or (Path(file).is_dir() and find(name).kind == "folder")
+    return any(lower.endswith(f".txt{packed}") for packed in ("", *PACKED)) or (
+        Path(file).is_dir() and find(name).kind == "folder"
+    )
 
 
 def is_table(name: str) -> bool:
@@ -105,22 +119,28 @@ def texts_in(directory: Path) -> list[Path]:
 
 
 def content_hash(name: str) -> str:
-    """Of all that decides which rows a file or a directory gives: its bytes, and how they are read, but not its name."""
+    """Of all that decides which rows a file or a directory gives: its bytes, and how they are read, but not
+    its name."""
     source = find(name)
     digest = hashlib.sha256(f"{source.kind} {''.join(source.path.suffixes).lower()} {source.how}".encode())
-    files = sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
+    files = (
+        sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
+    )
     for file in files:
         with open(file, "rb") as f:
-            digest.update(file.relative_to(source.path).as_posix().encode() + hashlib.file_digest(f, "sha256").digest())
+            digest.update(
+                file.relative_to(source.path).as_posix().encode() + hashlib.file_digest(f, "sha256").digest()
+            )
     return digest.hexdigest()
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
-    """(where a row begins: a line, or a file of a folder; a function that gives its value or raises BadRow); None where rows are no
-    lines. A blank line is no row. Raises UserError for a file that cannot be read any further."""
+    """(where a row begins: a line, or a file of a folder; a function that gives its value or raises BadRow);
+    None where rows are no lines. A blank line is no row. Raises UserError for a file that cannot be read any
+    further."""
     if name.startswith("hub:"):
         yield from ((None, partial(as_it_is, row)) for row in hub_rows(name))
         return
@@ -164,7 +184,10 @@ def open_unpacked(path: Path):
 def _folder_rows(directory: Path, per: str) -> Iterator:
     files = texts_in(directory)
     others = len([p for p in directory.iterdir() if not p.name.startswith(".")]) - len(files)
-    say(f"{directory}: {len(files):,} .txt files, a document per {per}" + (f"; {others:,} others are not read" if others else ""))
+    say(
+        f"{directory}: {len(files):,} .txt files, a document per {per}"
+        + (f"; {others:,} others are not read" if others else "")
+    )
     for file in files:
         with open(file, "rb") as f:
             for line, make in texts(f, per):

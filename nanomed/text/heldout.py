@@ -1,13 +1,13 @@
 """What a model must not be trained on, because it is measured on it: one rule for every script.
 
-What `--exclude` names is in no part of a run: not in training, not in what is replayed, not in the share that is validated
-on. What is validated on is in no training. A user's own `--val-data` is never altered. A trained directory remembers
-(held_out.json) what it and the phases before it held out, so that a later phase can leave it out of a replay, and say when
-it is told to train on it.
+What `--exclude` names is in no part of a run: not in training, not in what is replayed, not in the share that
+is validated on. What is validated on is in no training. A user's own `--val-data` is never altered. A trained
+directory remembers (held_out.json) what it and the phases before it held out, so that a later phase can leave
+it out of a replay, and say when it is told to train on it.
 
-Documents are known by the first half of their text's SHA-256, rows of instructions by that of their question: byte for byte, as
-they are trained on, and as held_out.json of earlier runs has it. What differs in spelling alone is near (--near-duplicates).
-"""
+Documents are known by the first half of their text's SHA-256, rows of instructions by that of their question:
+byte for byte, as they are trained on, and as held_out.json of earlier runs has it. What differs in spelling
+alone is near (--near-duplicates)."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -34,13 +34,16 @@ def question(item: Instruction) -> bytes:
 
 @dataclass
 class HeldOut:
-    """Digests of documents; of questions, of the texts that those rows quote, and of their groups (--group-field)."""
+    """Digests of documents; of questions, of the texts that those rows quote, and of their groups
+    (--group-field)."""
 
     documents: set[bytes] = field(default_factory=set)
     questions: set[bytes] = field(default_factory=set)
     quoted: set[bytes] = field(default_factory=set)
     groups: set[bytes] = field(default_factory=set)
-    excluded: list[str] = field(default_factory=list)  # what --exclude names, as texts, where near ones are looked for; not saved
+    excluded: list[str] = field(
+        default_factory=list
+    )  # what --exclude names, as texts, where near ones are looked for; not saved
 
     def add_rows(self, items: list[Instruction]) -> None:
         for item in items:
@@ -58,7 +61,8 @@ class HeldOut:
         return self.documents | self.quoted
 
     def has_row(self, item: Instruction) -> bool:
-        """Whether its question is held out, whatever the answer, or its group, or a document that it quotes."""
+        """Whether its question is held out, whatever the answer, or its group, or a document that it
+        quotes."""
         quotes = not self.documents.isdisjoint({digest(text) for text in (item.input, item.response) if text})
         grouped = bool(item.group) and digest(item.group) in self.groups
         return question(item) in self.questions or grouped or quotes
@@ -68,8 +72,9 @@ class HeldOut:
 
 
 def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]]:
-    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}. Says how many bad
-    rows were left out, since what they hold stays in. Raises UserError with file and row for one that is neither."""
+    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}.
+    Says how many bad rows were left out, since what they hold stays in. Raises UserError with file and row
+    for one that is neither."""
     held, sha, bad, parts = HeldOut(), hashlib.sha256(), 0, parts or Fields()
 
     def take(row, text_field):
@@ -77,15 +82,18 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
         if asked is None and found is None:
             there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise NoField(
-                f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r} (fields: "
-                f"{there}; --text-field a,b takes the first that a row has, --instruction-field too)"
+                f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r}"
+                f" (fields: {there}; --text-field a,b takes the first that a row has, --instruction-field"
+                " too)"
             )
         texts = []
         if found is not None:
             texts.append(get_text(row, text_field))
             held.documents.add(digest(texts[0]))
         if isinstance(asked, str):
-            others = [v if isinstance(v := get_value(row, f), str) else "" for f in (parts.input, parts.response)]
+            others = [
+                v if isinstance(v := get_value(row, f), str) else "" for f in (parts.input, parts.response)
+            ]
             group = get_value(row, parts.group) if parts.group else ""
             if group is None:
                 raise NoField(f"no field {parts.group!r} (--group-field)")
@@ -108,12 +116,15 @@ def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]
 def say_overlap(count: int) -> None:
     """What a user gives to validate on stays as it is, also where it is in --exclude."""
     if count:
-        print(f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on stays as it is")
+        print(
+            f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on"
+            " stays as it is"
+        )
 
 
 def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
-    """What the run that made a directory, and those before it, held out; nothing for a model from elsewhere. own: that run alone,
-    which may have trained on what those before it held out."""
+    """What the run that made a directory, and those before it, held out; nothing for a model from elsewhere.
+    own: that run alone, which may have trained on what those before it held out."""
     held = HeldOut()
     for directory in directories:
         path = directory / FILE if directory else None
@@ -124,7 +135,9 @@ def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
                 for name in SAVED:
                     getattr(held, name).update(map(bytes.fromhex, saved[name]))
             except (AttributeError, KeyError, TypeError, ValueError) as e:
-                raise UserError(f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without") from e
+                raise UserError(
+                    f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without"
+                ) from e
     return held
 
 

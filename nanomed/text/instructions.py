@@ -1,8 +1,7 @@
 """Instruction examples: rows to masked ids, and several of them to a row of a batch.
 
 {instruction, input, response} -> Example -> rows packed to the context -> Batches -> fit
-                                     \\-> answer_perplexity
-"""
+                                     \\-> answer_perplexity"""
 
 import hashlib
 from collections import Counter
@@ -19,7 +18,8 @@ from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, re
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row: what is asked, on what, and what is answered; group: rows of one group stay on one side of a split."""
+    """One row: what is asked, on what, and what is answered; group: rows of one group stay on one side of a
+    split."""
 
     instruction: str
     input: str
@@ -33,8 +33,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Example:
-    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it; replayed: a piece of
-    plain text, and no answer."""
+    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it;
+    replayed: a piece of plain text, and no answer."""
 
     ids: np.ndarray
     start: int
@@ -51,23 +51,32 @@ class Fields:
     group: str | None = None
 
 
-# Of fields that others put into a prompt too, and that are not read unless they are named: Dolly's, LLaMA-Factory's, MedMCQA's.
+# Of fields that others put into a prompt too, and that are not read unless they are named: Dolly's,
+# LLaMA-Factory's, MedMCQA's.
 UNREAD = ("context", "system", "history", "options")
 
 
 def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -> str:
-    """get_text() of the first field that is filled. Raises BadRow where two of the default's names hold different texts, since
-    nobody said which is meant."""
-    filled = {name: value for name in fields.split(",") if (value := get_value(row, name)) not in (None, "", [])}
+    """get_text() of the first field that is filled. Raises BadRow where two of the default's names hold
+    different texts, since nobody said which is meant."""
+    filled = {
+        name: value for name in fields.split(",") if (value := get_value(row, name)) not in (None, "", [])
+    }
     if fields == default and len({str(value) for value in filled.values()}) > 1:
         raise BadRow(f"{' and '.join(filled)} hold different texts; {flag} says which is meant")
     return get_text(row, next(iter(filled), fields), flag, numbers)
 
 
-def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) -> tuple[list[Instruction], int, str]:
-    """(instructions, rows left out, SHA-256 of the texts in order). Raises UserError with file and row for a bad one."""
+def read_instructions(
+    names, fields: Fields, limit: int | None, skip_bad: bool
+) -> tuple[list[Instruction], int, str]:
+    """(instructions, rows left out, SHA-256 of the texts in order). Raises UserError with file and row for a
+    bad one."""
 
-    unread, read_fields = Counter(), f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
+    unread, read_fields = (
+        Counter(),
+        f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(","),
+    )
 
     def take(row):
         instruction = one_text(row, fields.instruction, Fields.instruction, "--instruction-field")
@@ -87,7 +96,10 @@ def read_instructions(names, fields: Fields, limit: int | None, skip_bad: bool) 
     if not kept:
         raise UserError(f"{', '.join(names)}: no instructions there")
     for name, n in unread.items():
-        print(f"{', '.join(names)}: the field {name} of {n:,} rows is not read (--input-field {name} takes it for the input)")
+        print(
+            f"{', '.join(names)}: the field {name} of {n:,} rows is not read (--input-field {name} takes it"
+            " for the input)"
+        )
     sha = hashlib.sha256()
     for item in kept:
         for part in (item.instruction, item.input, item.response, item.group):
@@ -101,8 +113,8 @@ def split_instructions(items: list[Instruction], fraction: float, seed: int) -> 
 
 
 def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
-    """Whether the first good row of a file has an instruction; else its rows are plain documents. Raises UserError if it has
-    neither."""
+    """Whether the first good row of a file has an instruction; else its rows are plain documents. Raises
+    UserError if it has neither."""
     for row in read_rows(name, lambda row: row, None, skip_bad):
         if row is not None:
             asked = get_value(row, fields.instruction) is not None
@@ -116,7 +128,7 @@ def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: boo
     raise UserError(f"{name}: no rows there")
 
 
-# --- ids --------------------------------------------------------------------------------------------------------------
+# --- ids ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -129,22 +141,29 @@ class Encoded:
     empty: int = 0  # an empty response: only the end is supervised
 
     def __str__(self):
-        odd = {"truncated": self.truncated, "dropped (no room for an answer)": self.dropped, "with an empty response": self.empty}
+        odd = {
+            "truncated": self.truncated,
+            "dropped (no room for an answer)": self.dropped,
+            "with an empty response": self.empty,
+        }
         return "".join(f", {n:,} {what}" for what, n in odd.items() if n)
 
 
 def encode_instructions(items: list[Instruction], tokenizer, template, context: int) -> Encoded:
-    """Prompt ids + the response's as it follows the prompt (Tokenizer.continuation) + the end (tokenizer.eos), put together as
-    ids: no marker is ever searched for in encoded text. A response that spells its own end, where that is read, gets no second.
+    """Prompt ids + the response's as it follows the prompt (Tokenizer.continuation) + the end
+    (tokenizer.eos), put together as ids: no marker is ever searched for in encoded text. A response that
+    spells its own end, where that is read, gets no second.
 
-    The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since the last is
-    predicted and never an input: a longer response is cut on the right and loses its end; a prompt that leaves no room
-    drops the row. Both are counted.
-    """
+    The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since
+    the last is predicted and never an input: a longer response is cut on the right and loses its end; a
+    prompt that leaves no room drops the row. Both are counted."""
     out, ended = Encoded(), template.holds_end(tokenizer.name(tokenizer.eos))
     for item in items:
         asked = template.ask(item.instruction, item.input)
-        prompt, response = tokenizer.prompt(asked), tokenizer.continuation(asked, template.answer(item.response))
+        prompt, response = (
+            tokenizer.prompt(asked),
+            tokenizer.continuation(asked, template.answer(item.response)),
+        )
         out.empty += not item.response
         end = [] if ended or (len(response) and response[-1] == tokenizer.eos) else [tokenizer.eos]
         ids = np.concatenate([prompt, response, end]).astype(np.int64)
@@ -162,7 +181,8 @@ def supervise_prompts(examples: list[Example]) -> list[Example]:
 
 
 def text_examples(selection, context: int, limit: int, seed: int) -> list[Example]:
-    """Up to `limit` documents, drawn at random, as examples without a prompt; long ones in pieces of the context."""
+    """Up to `limit` documents, drawn at random, as examples without a prompt; long ones in pieces of the
+    context."""
     chosen = np.random.default_rng(seed).permutation(len(selection.indices))[:limit]
     out = []
     for k in sorted(chosen.tolist()):
@@ -171,21 +191,21 @@ def text_examples(selection, context: int, limit: int, seed: int) -> list[Exampl
     return out
 
 
-# --- rows and batches -------------------------------------------------------------------------------------------------
+# --- rows and batches ---------------------------------------------------------------------------------------
 
 
 def pack(examples: list[Example], context: int) -> list[list[Example]]:
-    """Put several examples into rows of up to `context` inputs: each, longest first, where the least room is left.
+    """Put several examples into rows of up to `context` inputs: each, longest first, where the least room is
+    left.
 
-    Example a has inputs a1 a2 a3, b has b1 b2. Packed into one row, with their positions, and who may look at whom
-    (nanomed.models.packed.packed makes it of the segments):
+    Example a has inputs a1 a2 a3, b has b1 b2. Packed into one row, with their positions, and who may look at
+    whom (nanomed.models.packed.packed makes it of the segments):
 
         input     a1 a2 a3 b1 b2         a1  x
         position   0  1  2  0  1         a2  x  x
         segment    0  0  0  1  1         a3  x  x  x
                                          b1           x
-                                         b2           x  x
-    """
+                                         b2           x  x"""
     rows, by_room = [], [[] for _ in range(context + 1)]  # by_room[n]: rows with room for n more inputs
     for example in sorted(examples, key=lambda e: -len(e.ids)):
         need = len(example.ids) - 1
@@ -201,11 +221,11 @@ def pack(examples: list[Example], context: int) -> list[list[Example]]:
 
 
 def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
-    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row has one. With
-    replayed text in it, (inputs, positions, segments, replayed, targets).
+    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row
+    has one. With replayed text in it, (inputs, positions, segments, replayed, targets).
 
-    Rows are filled on the right: filling is segment -1 and its targets are IGNORE, by length and not by token.
-    """
+    Rows are filled on the right: filling is segment -1 and its targets are IGNORE, by length and not by
+    token."""
     B, T = len(rows), max(sum(len(e.ids) - 1 for e in row) for row in rows)
     idx, pos = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
     segments, targets = torch.full((B, T), -1), torch.full((B, T), IGNORE)
@@ -221,6 +241,8 @@ def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
             at += n
     if replayed.any():
         return idx, pos, segments, replayed, targets
-    if max(map(len, rows)) == 1:  # filling on the right is behind every query, where causal attention does not look
+    if (
+        max(map(len, rows)) == 1
+    ):  # filling on the right is behind every query, where causal attention does not look
         return idx, targets
     return idx, pos, segments, targets

@@ -26,7 +26,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """order: all labels, where more is known of them than the rows show; lists: how lists of 0 and 1 were taken."""
+    """order: all labels, where more is known of them than the rows show; lists: how lists of 0 and 1 were
+    taken."""
 
     items: list[Labelled]
     multi_label: bool
@@ -36,17 +37,20 @@ class LabelledSet:
     lists: str | None = None
 
     def names(self) -> list[str]:
-        """Every label once, in the order of the numbers that they get: 9 before 10 if all are whole numbers."""
+        """Every label once, in the order of the numbers that they get: 9 before 10 if all are whole
+        numbers."""
         names = {label for item in self.items for label in item.labels}
         numbers = {name: re.fullmatch("(?:LABEL_)?(-?[0-9]{1,18})", name) for name in names}
         whole = all(numbers.values())
-        return list(self.order) or sorted(names, key=lambda name: (int(numbers[name][1]) if whole else 0, name))
+        return list(self.order) or sorted(
+            names, key=lambda name: (int(numbers[name][1]) if whole else 0, name)
+        )
 
 
 def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, say=print) -> LabelledSet:
-    """Rows with labels. sources: (file, label) pairs; where the label is None, each row says it itself, in `label_field` or as
-    `how` has it (nanomed.text.labels): lists of labels make the task a multi-label one. say: is called with each note. Raises
-    UserError for a bad row."""
+    """Rows with labels. sources: (file, label) pairs; where the label is None, each row says it itself, in
+    `label_field` or as `how` has it (nanomed.text.labels): lists of labels make the task a multi-label one.
+    say: is called with each note. Raises UserError for a bad row."""
 
     def take(row, label, fields, classes):
         text = get_text(row, fields)
@@ -60,7 +64,9 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
         classes = None if label is not None or how.names or how.columns else class_names(file, label_field)
         orders.add(tuple(classes or ()))
         of_file = partial(take, label=label, fields=fields, classes=classes)
-        taken += [(f"{file}, row {k}", row) for k, row in enumerate(read_rows(file, of_file, limit, skip_bad), 1)]
+        taken += [
+            (f"{file}, row {k}", row) for k, row in enumerate(read_rows(file, of_file, limit, skip_bad), 1)
+        ]
     good = [(place, *row) for place, row in taken if row is not None]
     if not good:
         raise UserError(f"{', '.join(file for file, _ in sources)}: no texts there")
@@ -71,7 +77,9 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
     sha = hashlib.sha256()
     for item in items:
         sha.update("\0".join([item.text, *item.labels, ""]).encode() + b"\0")
-    return LabelledSet(items, found.multi_label, len(taken) - len(items), sha.hexdigest(), found.order, found.lists)
+    return LabelledSet(
+        items, found.multi_label, len(taken) - len(items), sha.hexdigest(), found.order, found.lists
+    )
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ class Sides:
 
 
 def read_sides(plan, quiet: bool = False) -> Sides:
-    """The texts that a plan (nanomed.training.plan.Classify) names, read and split; says what --near-duplicates takes
-    out, and which labels have no text on a side, unless quiet. Raises UserError."""
+    """The texts that a plan (nanomed.training.plan.Classify) names, read and split; says what
+    --near-duplicates takes out, and which labels have no text on a side, unless quiet. Raises UserError."""
 
     def read(side, sources, how, limit=None):
         found = read_labelled(sources, plan.text_field, plan.label_field, limit, plan.skip_bad_rows, how, say)
@@ -115,9 +123,13 @@ def read_sides(plan, quiet: bool = False) -> Sides:
             same = replace(how, lists=whole.lists or how.lists)
             found = read(f"val-data {name}", [(file, None) for file in files], same)
             if found.multi_label != whole.multi_label:
-                raise UserError(f"{files[0]}: one label a text here and a list of labels there cannot be compared")
+                raise UserError(
+                    f"{files[0]}: one label a text here and a list of labels there cannot be compared"
+                )
             validation[name] = found.items
-        heldout.say_overlap(sum(heldout.digest(i.text) in excluded for side in validation.values() for i in side))
+        heldout.say_overlap(
+            sum(heldout.digest(i.text) in excluded for side in validation.values() for i in side)
+        )
         kept = items
     elif not items:
         raise UserError("no text is left to train on: --exclude holds all of them")
@@ -127,7 +139,10 @@ def read_sides(plan, quiet: bool = False) -> Sides:
         rare = missing_labels(labels, drawn) if drawn else []
         if rare:
             of = f"a share of {plan.val_fraction:g}"
-            say(f"too rare for {of} to hold a text of theirs, so trained on and not validated: {in_line(rare)}")
+            say(
+                f"too rare for {of} to hold a text of theirs, so trained on and not validated:"
+                f" {in_line(rare)}"
+            )
     else:
         kept, drawn = split_rows(items, [str(k) for k in range(len(items))], plan.val_fraction, plan.seed)
         validation = {"validation": drawn} if drawn else {}
@@ -139,7 +154,9 @@ def read_sides(plan, quiet: bool = False) -> Sides:
         texts = {name: [item.text for item in side] for name, side in validation.items()}
         near = repeated(plan, held, [item.text for item in kept], texts, quiet)
         n_near = int(near.removed.sum())
-        held.documents |= {heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out}
+        held.documents |= {
+            heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out
+        }
         kept = [item for item, out in zip(kept, near.removed, strict=True) if not out]
     never = missing_labels(labels, whole.items)
     if never:
@@ -155,30 +172,37 @@ def missing_labels(labels: list[str], items: list[Labelled]) -> list[str]:
     return [label for label in labels if label not in there]
 
 
-def split_by_label(items: list[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation): a share of the texts, and of each label's as nearly as the total allows, drawn so that
-    each label keeps a text to train on. Equal texts stay together and count once.
+def split_by_label(
+    items: list[Labelled], fraction: float, seed: int
+) -> tuple[list[Labelled], list[Labelled]]:
+    """(training, validation): a share of the texts, and of each label's as nearly as the total allows, drawn
+    so that each label keeps a text to train on. Equal texts stay together and count once.
 
-    Labels have their turn from the rarest on (as in Sechidis et al. 2011, "On the stratification of multi-label data"):
-    each draws the whole number of texts in its share that those before it have not; the seats that are left go to the
-    largest remainders. With a label a text these are the sizes that scikit-learn's StratifiedShuffleSplit gives.
-    Raises UserError if that leaves one of the sides empty."""
+    Labels have their turn from the rarest on (as in Sechidis et al. 2011, "On the stratification of
+    multi-label data"): each draws the whole number of texts in its share that those before it have not; the
+    seats that are left go to the largest remainders. With a label a text these are the sizes that
+    scikit-learn's StratifiedShuffleSplit gives. Raises UserError if that leaves one of the sides empty."""
     groups: dict[str, list[Labelled]] = {}
     for item in items:
         groups.setdefault(item.text, []).append(item)
-    sides = [sorted({label for item in group for label in item.labels}) or [None] for group in groups.values()]
+    sides = [
+        sorted({label for item in group for label in item.labels}) or [None] for group in groups.values()
+    ]
     rng, n = np.random.default_rng(seed), len(groups)
     seats = max(1, round(fraction * n)) if fraction > 0 else 0
     texts: dict[str | None, list[int]] = {}
     for k in rng.permutation(n).tolist():
         for label in sides[k]:
             texts.setdefault(label, []).append(k)
-    lacks = {label: seats / n * len(members) for label, members in texts.items()}  # of its share, not yet drawn
+    lacks = {
+        label: seats / n * len(members) for label, members in texts.items()
+    }  # of its share, not yet drawn
     left, drawn = {label: len(members) for label, members in texts.items()}, set()
     last, full = {label for label in left if left[label] == 1}, set()
 
     def draw(members: list[int], most: int, beyond: bool = False) -> None:
-        """At most so many of the texts, none that brings a label beyond its share, unless that is what is asked for."""
+        """At most so many of the texts, none that brings a label beyond its share, unless that is what is
+        asked for."""
         for k in members:
             if most < 1 or len(drawn) == seats:
                 return
@@ -201,7 +225,8 @@ def split_by_label(items: list[Labelled], fraction: float, seed: int) -> tuple[l
     draw(anywhere, seats, beyond=True)
     if seats and (not drawn or seats >= n):
         raise UserError(
-            f"{n} text(s) cannot be split so that each label keeps one to train on; give --val-data, or --val-fraction 0"
+            f"{n} text(s) cannot be split so that each label keeps one to train on; give --val-data, or"
+            " --val-fraction 0"
         )
     out = ([], [])
     for k, group in enumerate(groups.values()):
@@ -210,15 +235,20 @@ def split_by_label(items: list[Labelled], fraction: float, seed: int) -> tuple[l
 
 
 def labelled_sources(args) -> list[tuple[str, str | None]]:
-    """(file, label) pairs of --positives and --negatives, or (file, None) of --data. Raises UserError for neither or both."""
+    """(file, label) pairs of --positives and --negatives, or (file, None) of --data. Raises UserError for
+    neither or both."""
     if args.data and not (args.positives or args.negatives):
         return [(file, None) for file in args.data]
     if args.positives and args.negatives and not args.data:
-        if given := [flag for flag in ("label_columns", "label_separator", "label_lists") if getattr(args, flag)]:
+        if given := [
+            flag for flag in ("label_columns", "label_separator", "label_lists") if getattr(args, flag)
+        ]:
             raise UserError(f"--{given[0].replace('_', '-')} is about the labels that --data's rows hold")
         if not (args.positive_name.strip() and args.negative_name.strip()):
             raise UserError("--positive-name, --negative-name: a label has a name")
-        return [(f, args.negative_name) for f in args.negatives] + [(f, args.positive_name) for f in args.positives]
+        return [(f, args.negative_name) for f in args.negatives] + [
+            (f, args.positive_name) for f in args.positives
+        ]
     raise UserError("give --positives and --negatives, or --data with a label in each row")
 
 
@@ -226,26 +256,34 @@ def spelling(args) -> Spelling:
     """Of the flags, or a plan that has them. Raises UserError for flags that make no sense together."""
     names, columns = tuple(args.label_names or ()), tuple(args.label_columns or ())
     if columns and (args.label_separator or args.label_lists):
-        raise UserError("--label-columns is a field a label; --label-separator and --label-lists are about one of several")
+        raise UserError(
+            "--label-columns is a field a label; --label-separator and --label-lists are about one of several"
+        )
     if columns and names and len(columns) != len(names):
         raise UserError(f"--label-names gives {len(names)} names for the {len(columns)} --label-columns")
     return Spelling(names, args.label_separator, columns, args.label_lists)
 
 
 def as_model_says(items: list[Labelled], labels: list[str]) -> tuple[list[Labelled], str | None]:
-    """The texts with their labels called as a model calls them, and a note or None (nanomed.text.labels.to_model)."""
+    """The texts with their labels called as a model calls them, and a note or None
+    (nanomed.text.labels.to_model)."""
     calls, note = to_model({label for item in items for label in item.labels}, labels)
-    return [replace(item, labels=tuple(calls.get(label, label) for label in item.labels)) for item in items], note
+    return [
+        replace(item, labels=tuple(calls.get(label, label) for label in item.labels)) for item in items
+    ], note
 
 
 def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> np.ndarray:
-    """Label numbers (N,), or in a multi-label task zeros and ones (N, K). Raises UserError for an unknown label."""
+    """Label numbers (N,), or in a multi-label task zeros and ones (N, K). Raises UserError for an unknown
+    label."""
     number = {name: k for k, name in enumerate(labels)}
     for item in items:
         for name in item.labels:
             if name not in number:
                 begins = f"{item.text[:40]!r}{'...' * (len(item.text) > 40)}"
-                raise UserError(f"the label {name!r} is none of the model's: {', '.join(labels)} (of the text {begins})")
+                raise UserError(
+                    f"the label {name!r} is none of the model's: {', '.join(labels)} (of the text {begins})"
+                )
     if not multi_label:
         return np.array([number[item.labels[0]] for item in items])
     out = np.zeros((len(items), len(labels)))
@@ -255,8 +293,8 @@ def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> n
 
 
 def class_weights(targets: np.ndarray, n_labels: int) -> np.ndarray:
-    """Of each class N / (K n): all classes count the same in the loss, and its mean over the texts stays 1. A multi-label
-    task weighs its positives by negatives / positives."""
+    """Of each class N / (K n): all classes count the same in the loss, and its mean over the texts stays 1. A
+    multi-label task weighs its positives by negatives / positives."""
     if targets.ndim == 2:
         positives = np.maximum(targets.sum(0), 1)
         return np.maximum(len(targets) - positives, 1) / positives
@@ -265,7 +303,8 @@ def class_weights(targets: np.ndarray, n_labels: int) -> np.ndarray:
 
 
 def oversampled(targets: np.ndarray, seed: int) -> np.ndarray:
-    """Indices in which every class is as frequent as the largest: whole copies, and a random part of one more."""
+    """Indices in which every class is as frequent as the largest: whole copies, and a random part of one
+    more."""
     rng, classes = np.random.default_rng(seed), np.unique(targets)
     largest = max((targets == c).sum() for c in classes)
     parts = []

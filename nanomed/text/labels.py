@@ -1,10 +1,10 @@
-"""What a row's label field means: one label, a list of them, numbers that stand for names, or a vector with a place a label.
+"""What a row's label field means: one label, a list of them, numbers that stand for names, or a vector with a
+place a label.
 
     row --value_of--> what it says --named, over all rows--> names --to_model--> what a model calls them
 
-Which of these it is only all of the rows together show: [1, 0] could be two labels' numbers or a vector over two labels. What could
-be either is asked for.
-"""
+Which of these it is only all of the rows together show: [1, 0] could be two labels' numbers or a vector over
+two labels. What could be either is asked for."""
 
 import ast
 import io
@@ -28,10 +28,10 @@ SHOWN = 10  # labels in a line
 class Spelling:
     """How rows say their labels, where it is not plain.
 
-    names: of the labels 0, 1, ..., be these numbers or the places of a vector; separator: between the labels in one text, or
-    `list` for a list of Python's or JSON's that is written as text; columns: fields of a row, each a label that it has (1, true) or
-    not (0, false); lists: whether lists of 0 and 1 are `names` or `vectors`; flag: how messages call these settings, before their
-    own names."""
+    names: of the labels 0, 1, ..., be these numbers or the places of a vector; separator: between the labels
+    in one text, or `list` for a list of Python's or JSON's that is written as text; columns: fields of a row,
+    each a label that it has (1, true) or not (0, false); lists: whether lists of 0 and 1 are `names` or
+    `vectors`; flag: how messages call these settings, before their own names."""
 
     names: tuple[str, ...] = ()
     separator: str | None = None
@@ -45,8 +45,9 @@ PLAIN = Spelling()
 
 @dataclass(frozen=True)
 class Named:
-    """labels: of each row, by name; order: all labels in the order of their numbers, where more is known of them than which rows
-    there are; lists: how lists of 0 and 1 were taken; notes: what the user should know, a line each."""
+    """labels: of each row, by name; order: all labels in the order of their numbers, where more is known of
+    them than which rows there are; lists: how lists of 0 and 1 were taken; notes: what the user should know,
+    a line each."""
 
     labels: list[tuple[str, ...]]
     multi_label: bool
@@ -55,15 +56,20 @@ class Named:
     notes: tuple[str, ...]
 
 
-# --- of a row ---------------------------------------------------------------------------------------------------------
+# --- of a row -----------------------------------------------------------------------------------------------
 
 
 def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -> str | tuple[str, ...]:
     """The label that a row names, or all that it lists; numbers and truth values as texts: 1 and 1.0 are `1`.
 
-    classes: what class_names() says of the row's file. Raises BadRow, and NoField for a row without the field."""
+    classes: what class_names() says of the row's file. Raises BadRow, and NoField for a row without the
+    field."""
     if how.columns:
-        return tuple(name for column, name in zip(how.columns, how.names or how.columns, strict=True) if _has_label(row, column))
+        return tuple(
+            name
+            for column, name in zip(how.columns, how.names or how.columns, strict=True)
+            if _has_label(row, column)
+        )
     value = get_value(row, field)
     several = isinstance(value, list)
     if isinstance(value, str) and how.separator:
@@ -77,7 +83,8 @@ def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -
 
 
 def _text_of(value, classes: list[str] | None) -> str | None:
-    """None for what is no label: null, an empty text, a number that is not whole, -1 where the data set names its classes."""
+    """None for what is no label: null, an empty text, a number that is not whole, -1 where the data set names
+    its classes."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -104,7 +111,8 @@ def _has_label(row, column: str) -> bool:
 
 
 def _read_list(text: str) -> list:
-    """`['asthma', 'renal']`, as Python or JSON writes it. Python joins texts that no comma parts: that is numpy's writing."""
+    """`['asthma', 'renal']`, as Python or JSON writes it. Python joins texts that no comma parts: that is
+    numpy's writing."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -128,12 +136,13 @@ def _plain(text: str) -> str:
     return text.lower() if text.lower() in ("true", "false") else text.removesuffix(".0")
 
 
-# --- of all rows ------------------------------------------------------------------------------------------------------
+# --- of all rows --------------------------------------------------------------------------------------------
 
 
 def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: Iterable[str] = ()) -> Named:
-    """(place for a message, value_of()) of each row -> the names of its labels. order: all that there are, where
-    the data set says so. Raises UserError, naming the setting that decides, where it is not plain what rows mean."""
+    """(place for a message, value_of()) of each row -> the names of its labels. order: all that there are,
+    where the data set says so. Raises UserError, naming the setting that decides, where it is not plain what
+    rows mean."""
     places, values = [place for place, _ in found], [value for _, value in found]
     several = [isinstance(value, tuple) for value in values]
     if len(set(several)) > 1:
@@ -157,15 +166,17 @@ def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: 
         if calls is None:
             odd = min(there.difference(how.names))
             known = in_line(how.names)
-            raise UserError(f"{where}: the label {odd!r} is none of {how.flag}names ({known}), nor one's number")
+            raise UserError(
+                f"{where}: the label {odd!r} is none of {how.flag}names ({known}), nor one's number"
+            )
         labels = [tuple(calls[label] for label in row) for row in labels]
     labels = [tuple(dict.fromkeys(row)) for row in labels]
     return Named(labels, multi, how.names or tuple(order), "names" if multi else None, notes)
 
 
 def _respelled(labels: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Numbers and truth values as they are spelled in texts: pandas writes 1.0 and True where JSON has 1 and true.
-    Only where all labels are such: of codes like 250.0 and 250.00 each is one of its own."""
+    """Numbers and truth values as they are spelled in texts: pandas writes 1.0 and True where JSON has 1 and
+    true. Only where all labels are such: of codes like 250.0 and 250.00 each is one of its own."""
     there = {label for row in labels for label in row}
     plain = all(re.fullmatch(r"-?\d+(\.0)?", name) for name in there)
     if plain or {name.lower() for name in there} <= {"true", "false"}:
@@ -174,8 +185,9 @@ def _respelled(labels: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _are_vectors(places: list[str], labels: list[tuple[str, ...]], how: Spelling) -> bool:
-    """Whether lists have a place a label: they are of one length and hold 0 and 1 alone, in some list one of them
-    twice, which a list of names does not. Raises UserError for what could be either, unless `how` says it."""
+    """Whether lists have a place a label: they are of one length and hold 0 and 1 alone, in some list one of
+    them twice, which a list of names does not. Raises UserError for what could be either, unless `how` says
+    it."""
     if how.lists == "names" or (not any(labels) and how.lists != "vectors"):
         return False
     place, n = places[0], len(labels[0])
@@ -185,7 +197,9 @@ def _are_vectors(places: list[str], labels: list[tuple[str, ...]], how: Spelling
         if odd:
             raise UserError(f"{places[odd[0]]}: a vector of labels holds 0 and 1 alone, not {odd[1]!r}")
         if long is not None:
-            raise UserError(f"{places[long]}: a vector over {len(labels[long])} labels, where {place} has {n}")
+            raise UserError(
+                f"{places[long]}: a vector over {len(labels[long])} labels, where {place} has {n}"
+            )
         return True
     decides = f"{how.flag}lists says whether lists are vectors (a place a label, 0 or 1) or names of labels"
     repeated = any(len(set(row)) < len(row) for row in labels)
@@ -195,19 +209,26 @@ def _are_vectors(places: list[str], labels: list[tuple[str, ...]], how: Spelling
             raise UserError(f"{places[odd[0]]}: {odd[1]} in a list that is else like a vector; {decides}")
         return False
     if long is not None:
-        raise UserError(f"{places[long]}: a list of {len(labels[long])}, where {place} has one of {n}; {decides}")
+        raise UserError(
+            f"{places[long]}: a list of {len(labels[long])}, where {place} has one of {n}; {decides}"
+        )
     if not repeated:
-        raise UserError(f"{place}: [{', '.join(labels[0])}] could be labels so called, or a vector; {decides}")
+        raise UserError(
+            f"{place}: [{', '.join(labels[0])}] could be labels so called, or a vector; {decides}"
+        )
     return True
 
 
 def _notes_on(there: set[str], where: str, how: Spelling) -> tuple[str, ...]:
-    """Where each text, taken as one label, looks like several: a list, or names that recur between separators."""
+    """Where each text, taken as one label, looks like several: a list, or names that recur between
+    separators."""
     if there and all(name.strip()[:1] + name.strip()[-1:] == "[]" for name in there):
         example, wanted = min(there), "list"
     else:
         for wanted in "|;,":
-            joined = {name for name in there if len([part for part in name.split(wanted) if part.strip()]) > 1}
+            joined = {
+                name for name in there if len([part for part in name.split(wanted) if part.strip()]) > 1
+            }
             parts = {part.strip() for name in there for part in name.split(wanted)}
             if joined and (wanted == "|" or len(parts) < len(there)):
                 example = min(joined)
@@ -240,14 +261,17 @@ def unnamed(labels: Iterable[str]) -> bool:
 
 
 def to_model(there: set[str], labels: list[str]) -> tuple[dict[str, str], str | None]:
-    """({what rows say: what the model says}, a note or None). What a model calls otherwise is known by its number in config.json's
-    id2label, unless the model's own labels are numbers; labels that are not found keep their names."""
+    """({what rows say: what the model says}, a note or None). What a model calls otherwise is known by its
+    number in config.json's id2label, unless the model's own labels are numbers; labels that are not found
+    keep their names."""
     alike = {_plain(name): name for name in labels}
     found = {name: alike[_plain(name)] for name in there.difference(labels) if _plain(name) in alike}
     if there <= {*labels, *found} or any(name.isdigit() for name in alike):
         return found, None
     calls = _by_number(there, labels) or {}
-    said = ", ".join(f"{a} is {b}" for a, b in sorted(calls.items(), key=lambda pair: labels.index(pair[1]))[:SHOWN])
+    said = ", ".join(
+        f"{a} is {b}" for a, b in sorted(calls.items(), key=lambda pair: labels.index(pair[1]))[:SHOWN]
+    )
     return calls, None if unnamed(labels) or not calls else f"labels are the model's by their numbers: {said}"
 
 
@@ -258,12 +282,13 @@ def in_line(labels: Iterable[str]) -> str:
     return ", ".join(labels[:SHOWN]) + more
 
 
-# --- a data set's own names -------------------------------------------------------------------------------------------
+# --- a data set's own names ---------------------------------------------------------------------------------
 
 
 def class_names(name: str, field: str) -> list[str] | None:
-    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths `a.b,c` that there is:
-    of hub:REPO, of a Parquet file that it wrote, or of a data set that it saved. None where the numbers have no names."""
+    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths
+    `a.b,c` that there is: of hub:REPO, of a Parquet file that it wrote, or of a data set that it saved. None
+    where the numbers have no names."""
     import datasets
 
     if name.startswith("hub:"):
@@ -276,7 +301,13 @@ def class_names(name: str, field: str) -> list[str] | None:
 
         try:
             features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
-        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError):  # said by who reads its rows
+        except (
+            pyarrow.ArrowException,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ):  # said by who reads its rows
             return None
     else:
         return None

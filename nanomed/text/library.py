@@ -1,8 +1,8 @@
 """Llama 2's and Qwen's kinds of vocabulary, left to the `tokenizers` library (an extra).
 
-Llama 2's kind puts a blank before a text: `yes` is `▁yes`, as ` yes` inside a text is. What follows a prompt is no text of its
-own and must not get that blank, so beside the vocabulary as it is stands one that puts none.
-"""
+Llama 2's kind puts a blank before a text: `yes` is `▁yes`, as ` yes` inside a text is. What follows a prompt
+is no text of its own and must not get that blank, so beside the vocabulary as it is stands one that puts
+none."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,17 @@ from nanomed.optional import need
 
 
 class Library:
-    """Text to ids and back by the `tokenizers` library, special tokens being text like any other. `begins`: the text begins
-    here, and not behind a special token, where some of these vocabularies put no blank."""
+    """Text to ids and back by the `tokenizers` library, special tokens being text like any other. `begins`:
+    the text begins here, and not behind a special token, where some of these vocabularies put no blank."""
 
     def __init__(self, where: Path):
         self._file = where.read_bytes()
         spec = json.loads(self._file)
         self._whole = self._build(self._file.decode("utf-8"), where)
         behind_special, inside = _without_blank(spec, {"first"}), _without_blank(spec, {"first", "always"})
-        self._behind_special = self._whole if behind_special == spec else self._build(json.dumps(behind_special), where)
+        self._behind_special = (
+            self._whole if behind_special == spec else self._build(json.dumps(behind_special), where)
+        )
         self._inside = self._whole if inside == spec else self._build(json.dumps(inside), where)
         self.puts_blank = inside != spec
         self.pattern = "tokenizers"
@@ -32,7 +34,11 @@ class Library:
         try:
             tokenizer = need("tokenizers").Tokenizer.from_str(spec)
         except Exception as e:  # the library raises nothing more special
-            raise e if isinstance(e, UserError) else UserError(f"{where}: the tokenizers library cannot read it ({e})") from e
+            raise (
+                e
+                if isinstance(e, UserError)
+                else UserError(f"{where}: the tokenizers library cannot read it ({e})")
+            ) from e
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -68,9 +74,12 @@ def _encoded(tokenizer, text: str):
 
 
 def _without_blank(spec: dict, schemes: set[str]) -> dict:
-    """A tokenizer.json without the steps that put a blank before a text, and take it off in decoding. schemes: of Metaspace;
-    "always" stands for the other steps too, which know no exception."""
-    steps = {key: _step(spec.get(key), schemes, key == "decoder") for key in ("normalizer", "pre_tokenizer", "decoder")}
+    """A tokenizer.json without the steps that put a blank before a text, and take it off in decoding.
+    schemes: of Metaspace; "always" stands for the other steps too, which know no exception."""
+    steps = {
+        key: _step(spec.get(key), schemes, key == "decoder")
+        for key in ("normalizer", "pre_tokenizer", "decoder")
+    }
     return spec | {key: step for key, step in steps.items() if key in spec}
 
 

@@ -1,4 +1,5 @@
-"""What files of rows have in common: lines, decoded, each a row or a bad one; plain texts; and one line for what was recognised."""
+"""What files of rows have in common: lines, decoded, each a row or a bad one; plain texts; and one line for
+what was recognised."""
 
 import json
 import sys
@@ -27,7 +28,9 @@ def decode(raw: bytes) -> str:
     try:
         return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:
-        which = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"  # of which Latin-1 is a part
+        which = (
+            "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+        )  # of which Latin-1 is a part
         looks = "UTF-16" if which == "UTF-16" else "Latin-1"
         mend = f"it looks like {looks}: iconv -f {which} -t UTF-8 FILE > NEW converts it"
         raise BadRow(f"not UTF-8 (byte 0x{raw[e.start]:02x} at position {e.start}; {mend})") from e
@@ -54,8 +57,8 @@ def _plain(raw: bytes) -> dict:
 
 
 def texts(f, per: str) -> Iterator:
-    """(line, a function that gives the text as a row) of each document; per: one of DOCUMENT_PER. A document has no line end at
-    its end, and \\n within."""
+    """(line, a function that gives the text as a row) of each document; per: one of DOCUMENT_PER. A document
+    has no line end at its end, and \\n within."""
     if per == "line":
         yield from line_rows(f, _plain)
     elif per == "file":

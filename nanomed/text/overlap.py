@@ -1,8 +1,9 @@
-"""Data hygiene on plain texts: which of one side are the same, nearly the same, or share long word sequences with another's.
+"""Data hygiene on plain texts: which of one side are the same, nearly the same, or share long word sequences
+with another's.
 
-near_duplicates is for two texts that are one text (a training text to be taken out), ngram_overlap for a passage of one
-that stands in another (a figure to be doubted). Neither writes anything; texts are read one at a time.
-"""
+near_duplicates is for two texts that are one text (a training text to be taken out), ngram_overlap for a
+passage of one that stands in another (a figure to be doubted). Neither writes anything; texts are read one at
+a time."""
 
 import math
 from collections import defaultdict
@@ -23,14 +24,21 @@ WORD = pattern(r"[^\W_]+")
 PERMUTATIONS = 128
 LOWEST = 0.05  # a threshold for which so many permutations still find a pair with a probability above 0.99
 EXAMPLES = 5
-ROOM = 2**23  # shingles of texts compared with that are kept, 64 MiB: texts from one template are compared again and again
-AT_ONCE = 2**14  # shingles of a text that are permuted at once: 8 MiB a temporary array, however long the text
+ROOM = (
+    2**23
+    # shingles of texts compared with that are kept, 64 MiB: texts from one template are compared again and
+    # again
+)
+AT_ONCE = (
+    2**14
+)  # shingles of a text that are permuted at once: 8 MiB a temporary array, however long the text
 
 
 @dataclass
 class Duplicates:
-    """What near_duplicates found. Counts are of training texts, each counted once; examples: (Jaccard similarity in [0, 1],
-    training text, the other text, the held set's name or "training"), the closest near ones, then at most one equal one."""
+    """What near_duplicates found. Counts are of training texts, each counted once; examples: (Jaccard
+    similarity in [0, 1], training text, the other text, the held set's name or "training"), the closest near
+    ones, then at most one equal one."""
 
     exact_held: int
     near_held: int
@@ -42,30 +50,35 @@ class Duplicates:
 
 
 def words(text: str) -> list[str]:
-    """Its runs of letters and digits, in `nfkc` and lower case: what is left where case, punctuation, white space and which of two
-    micro signs was typed do not count."""
+    """Its runs of letters and digits, in `nfkc` and lower case: what is left where case, punctuation, white
+    space and which of two micro signs was typed do not count."""
     return WORD.findall(nfkc(text).lower())
 
 
 def near_duplicates(
-    training: Sequence[str], held: Mapping[str, Sequence[str]], threshold: float = 0.8, width: int = 5, seed: int = 0
+    training: Sequence[str],
+    held: Mapping[str, Sequence[str]],
+    threshold: float = 0.8,
+    width: int = 5,
+    seed: int = 0,
 ) -> Duplicates:
     """The training texts that repeat a held text or an earlier training text that stays, exactly or nearly.
 
-    Texts of equal bytes are exact. Near are those whose sets of shingles (`width` words in a row; all words of a shorter text)
-    have a Jaccard similarity of at least `threshold` (Broder 1997, On the resemblance and containment of documents, section 2).
-    A text without words is near nothing. Of training texts the first stays. Exact counts before near, held before within.
+    Texts of equal bytes are exact. Near are those whose sets of shingles (`width` words in a row; all words
+    of a shorter text) have a Jaccard similarity of at least `threshold` (Broder 1997, On the resemblance and
+    containment of documents, section 2). A text without words is near nothing. Of training texts the first
+    stays. Exact counts before near, held before within.
 
-    Pairs are found by MinHash and banding (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, sections 3.3 and 3.4)
-    and then verified on the sets, as 64-bit hashes: none that is reported is below the threshold. A pair at the threshold is
-    missed with a probability of about 0.0001 for 0.8, at most 0.002 for any threshold, one above it with less. `seed` (of 32
-    bits) draws the permutations, so it decides only about what is missed.
+    Pairs are found by MinHash and banding (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets,
+    sections 3.3 and 3.4) and then verified on the sets, as 64-bit hashes: none that is reported is below the
+    threshold. A pair at the threshold is missed with a probability of about 0.0001 for 0.8, at most 0.002 for
+    any threshold, one above it with less. `seed` (of 32 bits) draws the permutations, so it decides only
+    about what is missed.
 
-    A text is read once, and again when it is compared with, unless its shingles are among the last that were (ROOM). Memory:
-    about 10 KB a text for 0.8, whatever its length, most of it the index. Time: about 0.4 ms a text of 250 words, and 20 µs a
-    pair that is verified, of which texts from one template make many. Raises UserError for a threshold or a width that cannot
-    be, or without datasketch.
-    """
+    A text is read once, and again when it is compared with, unless its shingles are among the last that were
+    (ROOM). Memory: about 10 KB a text for 0.8, whatever its length, most of it the index. Time: about 0.4 ms
+    a text of 250 words, and 20 µs a pair that is verified, of which texts from one template make many. Raises
+    UserError for a threshold or a width that cannot be, or without datasketch."""
     if not LOWEST <= threshold <= 1:
         raise UserError(f"a similarity threshold of {threshold:g}: give one between {LOWEST} and 1")
     if width < 1:
@@ -76,9 +89,12 @@ def near_duplicates(
     sources = [(name, texts, k) for name, texts in held.items() for k in range(len(texts))]
     n_held = len(sources)
     sources += [("training", training, k) for k in range(len(training))]
-    numbers: defaultdict[str, int] = defaultdict(count(1).__next__)  # of words, in the order in which they are met
+    numbers: defaultdict[str, int] = defaultdict(
+        count(1).__next__
+    )  # of words, in the order in which they are met
     signatures = np.zeros((len(sources), PERMUTATIONS), np.uint32)
-    # Not verified are those whose signatures agree less than four standard deviations of a pair's at the threshold would.
+    # Not verified are those whose signatures agree less than four standard deviations of a pair's at the
+    # threshold would.
     agree = threshold - 4 * math.sqrt(threshold * (1 - threshold) / PERMUTATIONS)
 
     def shingles(text: str) -> np.ndarray:
@@ -100,7 +116,8 @@ def near_duplicates(
         return own
 
     def closest(own: np.ndarray, signature: np.ndarray) -> tuple[float, int | None]:
-        """The similarity and place of the most similar text in the index, a held one where there is one that is near."""
+        """The similarity and place of the most similar text in the index, a held one where there is one that
+        is near."""
         found = np.sort(np.array(index.query(sketch), int))
         found = found[(signatures[found] == signature).mean(1) >= agree]
         best: tuple[float, int | None] = (0.0, None)
@@ -153,21 +170,24 @@ def near_duplicates(
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows of a band) for PERMUTATIONS: the longest bands, so the fewest candidates, with which a pair at the threshold
-    agrees in none with a probability of at most 0.001, (1 - threshold^rows)^bands; else bands of one row."""
+    """(bands, rows of a band) for PERMUTATIONS: the longest bands, so the fewest candidates, with which a
+    pair at the threshold agrees in none with a probability of at most 0.001, (1 - threshold^rows)^bands; else
+    bands of one row."""
     fits = [(PERMUTATIONS // rows, rows) for rows in range(PERMUTATIONS // 2, 0, -1)]
     return next(((b, r) for b, r in fits if (1 - threshold**r) ** b <= 0.001), fits[-1])
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of two sets' common elements in all of theirs; both sorted, without repetitions, and not both empty."""
+    """The share of two sets' common elements in all of theirs; both sorted, without repetitions, and not both
+    empty."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)
 
 
 def hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """A 64-bit hash of each n ids in a row (uint64, as are they), none if there are fewer: a polynomial of the ids, each spread
-    by the finalizer of MurmurHash3. Two of a million n-grams collide with a probability of about 3e-8."""
+    """A 64-bit hash of each n ids in a row (uint64, as are they), none if there are fewer: a polynomial of
+    the ids, each spread by the finalizer of MurmurHash3. Two of a million n-grams collide with a probability
+    of about 3e-8."""
     if not 0 < n <= len(ids):
         return np.zeros(0, np.uint64)
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
@@ -182,16 +202,18 @@ def hashes(ids: np.ndarray, n: int) -> np.ndarray:
 def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13) -> dict:
     """How much of the evaluated texts stands in the training texts: n-grams of words that occur in both.
 
-    After Brown et al. 2020 (Language Models are Few-Shot Learners, appendix C), where a text is dirty if it shares one n-gram;
-    their n is between 8 and 13, by the task's shortest texts. Here an n-gram counts however often training texts repeat it.
+    After Brown et al. 2020 (Language Models are Few-Shot Learners, appendix C), where a text is dirty if it
+    shares one n-gram; their n is between 8 and 13, by the task's shortest texts. Here an n-gram counts
+    however often training texts repeat it.
 
-    {"n", "documents": evaluated texts that share at least one n-gram, "of": evaluated texts, "too_short": those with fewer than
-    n words, which have no n-gram, "share": of the evaluated side's distinct n-grams those that occur in training (0 where there
-    is none), "training_documents": how many were read, "most": up to three {"document": index, "share": of its own distinct
-    n-grams, "text": the first that is shared, as words}, the largest share first}.
+    {"n", "documents": evaluated texts that share at least one n-gram, "of": evaluated texts, "too_short":
+    those with fewer than n words, which have no n-gram, "share": of the evaluated side's distinct n-grams
+    those that occur in training (0 where there is none), "training_documents": how many were read, "most": up
+    to three {"document": index, "share": of its own distinct n-grams, "text": the first that is shared, as
+    words}, the largest share first}.
 
-    `training` is read once, `evaluated` twice; what is kept is the evaluated n-grams' hashes (8 bytes each) and vocabulary.
-    """
+    `training` is read once, `evaluated` twice; what is kept is the evaluated n-grams' hashes (8 bytes each)
+    and vocabulary."""
     if n < 1:
         raise UserError(f"n-grams of {n} words: give 1 or more")
     numbers: dict[str, int] = {}
@@ -220,7 +242,9 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
     for k in sorted(range(len(shares)), key=lambda k: -shares[k])[:3]:
         if shares[k]:
             at = int(np.isin(grams(evaluated[k]), shared).argmax())
-            most.append({"document": k, "share": shares[k], "text": " ".join(words(evaluated[k])[at : at + n])})
+            most.append(
+                {"document": k, "share": shares[k], "text": " ".join(words(evaluated[k])[at : at + n])}
+            )
     return {
         "n": n,
         "documents": sum(share > 0 for share in shares),
@@ -232,9 +256,11 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
     }
 
 
-def repeated(plan, held: HeldOut, training: Sequence[str], sides: Mapping[str, Sequence[str]], quiet=False) -> Duplicates:
-    """near_duplicates() of a plan's training texts and its held-out ones, the sides that it validates on and --exclude; said unless
-    quiet."""
+def repeated(
+    plan, held: HeldOut, training: Sequence[str], sides: Mapping[str, Sequence[str]], quiet=False
+) -> Duplicates:
+    """near_duplicates() of a plan's training texts and its held-out ones, the sides that it validates on and
+    --exclude; said unless quiet."""
     texts = {**sides, "--exclude": held.excluded}
     found = near_duplicates(training, texts, plan.near_duplicates, seed=plan.seed % 2**32)
     if not quiet:
@@ -245,19 +271,25 @@ def repeated(plan, held: HeldOut, training: Sequence[str], sides: Mapping[str, S
 def describe(d: Duplicates) -> list[str]:
     """Lines for a terminal: the counts, then each example in two or three."""
     lines = [
-        f"{int(d.removed.sum())} of {len(d.removed)} training texts to be taken out: {d.exact_held} equal to a held text, "
-        f"{d.near_held} near one, {d.exact_within} equal to an earlier training text, {d.near_within} near one"
+        f"{int(d.removed.sum())} of {len(d.removed)} training texts to be taken out: {d.exact_held} equal to"
+        f" a held text, {d.near_held} near one, {d.exact_within} equal to an earlier training text,"
+        f" {d.near_within} near one"
     ]
     for similarity, text, other, where in d.examples:
         if text == other:
             lines += [f"  {similarity:.2f}, equal to one of {where}", f"    {beginning(text)}"]
         else:
-            lines += [f"  {similarity:.2f}, near one of {where}", f"    {beginning(text)}", f"    {beginning(other)}"]
+            lines += [
+                f"  {similarity:.2f}, near one of {where}",
+                f"    {beginning(text)}",
+                f"    {beginning(other)}",
+            ]
     return lines
 
 
 def beginning(text: str, length: int = 100) -> str:
-    """Of a text, in one line, `length` characters; those that are no mark on a terminal, or act on it, as U+FFFD."""
+    """Of a text, in one line, `length` characters; those that are no mark on a terminal, or act on it, as
+    U+FFFD."""
     line = " ".join(text.lstrip()[: 10 * length].split())
     line = line if len(line) <= length else line[: length - 1] + "…"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -1,7 +1,8 @@
-"""PubMed's own exports as rows {pmid, title, abstract, text}: XML (its yearly files and what E-utilities give) and MEDLINE (.nbib).
+"""PubMed's own exports as rows {pmid, title, abstract, text}: XML (its yearly files and what E-utilities
+give) and MEDLINE (.nbib).
 
-text is the title and the abstract, a line each; a section's label stands before it ("RESULTS: ..."), each section a line.
-"""
+text is the title and the abstract, a line each; a section's label stands before it ("RESULTS: ..."), each
+section a line."""
 
 import re
 from collections.abc import Iterator
@@ -16,16 +17,24 @@ RAISED = dict(zip("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻�
 
 
 def pubmed_rows(path: Path, f) -> list[dict]:
-    """Each PMID once, where it stands last, since that is its latest version; without those that the same file deletes, and without
-    records that have neither title nor abstract. The counts are said. Raises UserError for a file that is none of PubMed's."""
+    """Each PMID once, where it stands last, since that is its latest version; without those that the same
+    file deletes, and without records that have neither title nor abstract. The counts are said. Raises
+    UserError for a file that is none of PubMed's."""
     found, records, deleted = {}, 0, set()
-    for pmid, title, abstract in _xml(path, f) if ".xml" in map(str.lower, path.suffixes) else _medline(path, f):
+    for pmid, title, abstract in (
+        _xml(path, f) if ".xml" in map(str.lower, path.suffixes) else _medline(path, f)
+    ):
         if title is None:
             deleted.add(pmid)
             continue
         records += 1
         found.pop(pmid, None)
-        found[pmid] = {"pmid": pmid, "title": title, "abstract": abstract, "text": "\n".join(filter(None, (title, abstract)))}
+        found[pmid] = {
+            "pmid": pmid,
+            "title": title,
+            "abstract": abstract,
+            "text": "\n".join(filter(None, (title, abstract))),
+        }
     kept = [row for pmid, row in found.items() if pmid not in deleted and row["text"]]
     counts = {
         "repeated (the last counts)": records - len(found),
@@ -43,7 +52,9 @@ def _xml(path: Path, f) -> Iterator[tuple[str, str | None, str]]:
     tags = (*ARTICLES, "DeleteCitation")
     known = False
     try:
-        for _, element in etree.iterparse(f, tag=tags, resolve_entities=False, remove_comments=True, remove_pis=True):
+        for _, element in etree.iterparse(
+            f, tag=tags, resolve_entities=False, remove_comments=True, remove_pis=True
+        ):
             known = True
             if element.tag == "DeleteCitation":
                 yield from ((pmid.text.strip(), None, "") for pmid in element.iter("PMID"))
@@ -58,11 +69,14 @@ def _xml(path: Path, f) -> Iterator[tuple[str, str | None, str]]:
     except (etree.XMLSyntaxError, AttributeError) as e:  # AttributeError: no PMID
         raise UserError(f"{path}: truncated, corrupt or not PubMed's XML ({e})") from e
     if not known:
-        raise UserError(f"{path}: no PubmedArticle in it, so it is not PubMed's XML (PMC's full texts are another format)")
+        raise UserError(
+            f"{path}: no PubmedArticle in it, so it is not PubMed's XML (PMC's full texts are another format)"
+        )
 
 
 def _text(element) -> str:
-    """All that stands in it, inline tags and formulas whole: <i>CYP<sub>2</sub>D6</i> is CYP2D6; but 10<sup>9</sup> is 10⁹."""
+    """All that stands in it, inline tags and formulas whole: <i>CYP<sub>2</sub>D6</i> is CYP2D6; but
+    10<sup>9</sup> is 10⁹."""
     if element is None:
         return ""
     for raised in element.iter("sup"):
@@ -93,7 +107,10 @@ def _medline(path: Path, f) -> Iterator[tuple[str, str, str]]:
         elif line.startswith("      ") and tag:
             record[tag] += " " + line.strip()
         elif line:
-            raise UserError(f"{path}, line {number}: not MEDLINE, whose lines begin with a tag (PMID- , TI  - ): {line[:40]!r}")
+            raise UserError(
+                f"{path}, line {number}: not MEDLINE, whose lines begin with a tag (PMID- , TI  - ):"
+                f" {line[:40]!r}"
+            )
     if record:
         yield _record(path, record)
 

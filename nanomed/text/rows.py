@@ -1,4 +1,5 @@
-"""Rows of a data file or of a data set on the Hub, one at a time, each bad one named by file and row; and their fields."""
+"""Rows of a data file or of a data set on the Hub, one at a time, each bad one named by file and row; and
+their fields."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from nanomed.text.lines import BadRow
 
 
 class NoField(BadRow):
-    """A row without the field at all: in the first row of a file it is the field's name that is wrong, not the row."""
+    """A row without the field at all: in the first row of a file it is the field's name that is wrong, not
+    the row."""
 
 
 def split_weight(name: str) -> tuple[str, float | None]:
@@ -26,7 +28,8 @@ def split_weight(name: str) -> tuple[str, float | None]:
 
 
 def named_sets(names: list[str], home: Path = Path()) -> dict[str, list[str]]:
-    """{name: files} of `NAME=D ...`; several D of one name are one set, those without a name are the set `validation`."""
+    """{name: files} of `NAME=D ...`; several D of one name are one set, those without a name are the set
+    `validation`."""
     sets = {}
     for name, file in (split_name(text, home) for text in names):
         sets.setdefault(name or "validation", []).append(file)
@@ -34,8 +37,8 @@ def named_sets(names: list[str], home: Path = Path()) -> dict[str, list[str]]:
 
 
 def split_name(text: str, home: Path = Path()) -> tuple[str | None, str]:
-    """(NAME, D) of `NAME=D`. A file that exists (in `home`) as it stands has no name, nor has one with a `/` before the `=`,
-    which is part of a path then. Raises UserError for a name without a file."""
+    """(NAME, D) of `NAME=D`. A file that exists (in `home`) as it stands has no name, nor has one with a `/`
+    before the `=`, which is part of a path then. Raises UserError for a name without a file."""
     name, equals, file = text.partition("=")
     if not equals or not name or "/" in name or (home / text).exists():
         return None, text
@@ -49,23 +52,27 @@ def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool
     return (text for _, text in placed_documents(name, text_field, limit, skip_bad))
 
 
-def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[tuple[str, str | None]]:
-    """read_documents(), each with its place for a message: "row 2", or "row 2, line 4" where that is another number."""
+def placed_documents(
+    name: str, text_field: str, limit: int | None, skip_bad: bool
+) -> Iterator[tuple[str, str | None]]:
+    """read_documents(), each with its place for a message: "row 2", or "row 2, line 4" where that is another
+    number."""
     fields = field_of(name, text_field)
     return _placed_rows(name, lambda row: get_text(row, fields), limit, skip_bad)
 
 
 def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None) -> Iterator:
-    """What `take(row)` makes of each row, in order; None for a bad row that is skipped. found: the rows, of a file that
-    rows_of() does not read.
+    """What `take(row)` makes of each row, in order; None for a bad row that is skipped. found: the rows, of a
+    file that rows_of() does not read.
 
-    `take` raises BadRow for a row that it cannot use. Raises UserError with file, row and line for the first, unless
-    `skip_bad`; and if there are rows and all of them are bad.
-    """
+    `take` raises BadRow for a row that it cannot use. Raises UserError with file, row and line for the first,
+    unless `skip_bad`; and if there are rows and all of them are bad."""
     return (value for _, value in _placed_rows(name, take, limit, skip_bad, found))
 
 
-def _placed_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None) -> Iterator[tuple[str, object]]:
+def _placed_rows(
+    name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None
+) -> Iterator[tuple[str, object]]:
     number, good, first_bad = 0, False, None
     for number, (where, make) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
         place = f"row {number}"
@@ -77,7 +84,11 @@ def _placed_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iter
             if not skip_bad:
                 mend = " (--skip-bad-rows leaves such rows out)"
                 if number == 1 and isinstance(e, NoField):  # where it would leave out all of them
-                    mend = "; the first line of a CSV file names its columns" if found is None and is_table(name) else ""
+                    mend = (
+                        "; the first line of a CSV file names its columns"
+                        if found is None and is_table(name)
+                        else ""
+                    )
                 raise UserError(f"{name}, {place}: {e}{mend}") from e
             value, first_bad = None, first_bad or f"{place}: {e}"
         yield place, value
@@ -86,13 +97,15 @@ def _placed_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iter
 
 
 def all_bad(name: str, rows: int, first: str) -> UserError:
-    """--skip-bad-rows would leave out every row of a file. first: where the first of them is, and what is wrong with it."""
+    """--skip-bad-rows would leave out every row of a file. first: where the first of them is, and what is
+    wrong with it."""
     which = f"all {rows} rows are" if rows > 1 else "the only row is"
     return UserError(f"{name}: {which} bad, so that leaving them out leaves nothing; {first}")
 
 
 class Field(str):
-    """Where the texts of a file stand, given by another flag than --text-field: what is wrong with it is said of that one."""
+    """Where the texts of a file stand, given by another flag than --text-field: what is wrong with it is said
+    of that one."""
 
     def __new__(cls, name: str, flag: str):
         self = super().__new__(cls, name)
@@ -106,9 +119,9 @@ def field_of(name: str, text_field: str) -> str:
 
 
 def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False) -> str:
-    """The text at the first of the dotted paths `a.b,c` that a row has; a list of texts becomes lines. numbers: whether a number,
-    too, is a text, as it is written. Raises BadRow if there is none, NoField if the row has no such field; `flag` is what names
-    another field."""
+    """The text at the first of the dotted paths `a.b,c` that a row has; a list of texts becomes lines.
+    numbers: whether a number, too, is a text, as it is written. Raises BadRow if there is none, NoField if
+    the row has no such field; `flag` is what names another field."""
     flag = getattr(fields, "flag", flag)
     for field in fields.split(","):
         value = get_value(row, field)
@@ -125,7 +138,9 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     if any(_has(row, field) for field in fields.split(",")):
         raise BadRow(f"no text in the field {fields!r}: null there")
-    there = "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    there = (
+        "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
+    )
     several = f"; {flag} a,b takes the first that a row has" if flag.startswith("--") else ""
     raise NoField(f"no text in the field {fields!r} ({there}{several})")
 
@@ -143,8 +158,9 @@ def _has(row, path: str) -> bool:
 
 
 def get_value(row, fields: str):
-    """The value at the first of the dotted paths `a.b,c` that a row has, of a list by number (`messages.1.content`, `messages.-1`);
-    None if it has none. NaN, which pandas writes for an empty cell, is none."""
+    """The value at the first of the dotted paths `a.b,c` that a row has, of a list by number
+    (`messages.1.content`, `messages.-1`); None if it has none. NaN, which pandas writes for an empty cell, is
+    none."""
     for field in fields.split(","):
         value = row
         for key in field.split("."):

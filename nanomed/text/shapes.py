@@ -5,12 +5,20 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.text.lines import say
 
-ROW_KEYS = ("data", "questions", "rows", "examples", "records", "documents")  # hold rows, whatever else the object has
+ROW_KEYS = (
+    "data",
+    "questions",
+    "rows",
+    "examples",
+    "records",
+    "documents",
+)  # hold rows, whatever else the object has
 
 
 def shaped(value, path: Path, how: str | None) -> list:
-    """The rows of a JSON value: a list; an object that has them under a key, by id, or as columns, as pandas writes them; or that
-    is a row itself. how: the key, a dotted path. Raises UserError for what could be several of these, or is none."""
+    """The rows of a JSON value: a list; an object that has them under a key, by id, or as columns, as pandas
+    writes them; or that is a row itself. how: the key, a dotted path. Raises UserError for what could be
+    several of these, or is none."""
     for key in how.split(".") if how else ():
         if not isinstance(value, dict) or key not in value:
             there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
@@ -29,7 +37,9 @@ def shaped(value, path: Path, how: str | None) -> list:
         say(f"{path}: its rows stand under the key {listed[0]!r}")
         return value[listed[0]]
     if listed:
-        raise UserError(f"{path}: an object with rows under {', '.join(listed)}: --rows {listed[0]} reads these")
+        raise UserError(
+            f"{path}: an object with rows under {', '.join(listed)}: --rows {listed[0]} reads these"
+        )
     if values and all(isinstance(v, dict) and v for v in values):
         keys = list(values[0])
         if all(key.isdigit() for key in keys) and all(v.keys() == values[0].keys() for v in values):
@@ -55,4 +65,8 @@ def _fits(row, columns: list) -> bool:
 
 def _is_rows(value) -> bool:
     """Whether it is a list of objects, other than the turns of a conversation."""
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and not v.keys() & {"role", "from"} for v in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, dict) and not v.keys() & {"role", "from"} for v in value)
+    )

@@ -1,5 +1,5 @@
-"""Rows of a batch as text, with what is supervised in [[ ]]: what masks and packing really do. A special token stands as its name;
-a text that only spells it has a backslash there."""
+"""Rows of a batch as text, with what is supervised in [[ ]]: what masks and packing really do. A special
+token stands as its name; a text that only spells it has a backslash there."""
 
 import sys
 
@@ -7,10 +7,12 @@ from nanomed.loss import IGNORE
 
 
 def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None) -> None:
-    """Print the first n rows of a window of updates: (..., targets) batches of blocks, of packed examples, or of texts to
-    classify (`labels` given)."""
+    """Print the first n rows of a window of updates: (..., targets) batches of blocks, of packed examples, or
+    of texts to classify (`labels` given)."""
     places = [(batch, b) for batch in window for b in range(len(batch[0]))]
-    places.sort(key=lambda place: len(place[0]) == 5 and not _answers(*place))  # rows of replayed text alone come last
+    places.sort(
+        key=lambda place: len(place[0]) == 5 and not _answers(*place)
+    )  # rows of replayed text alone come last
     for batch, b in places[:n]:
         if labels is None:
             lines, size = _text(batch, b, tokenizer)
@@ -28,15 +30,19 @@ def _answers(batch: tuple, b: int) -> bool:
 
 
 def _text(batch: tuple, b: int, tokenizer) -> tuple[list[str], int]:
-    """A line for each example of row b, and how many inputs they have together. Inputs and targets are the same
-    ids, one place apart: the supervised ones are those that are targets; the last of an example is a target only."""
+    """A line for each example of row b, and how many inputs they have together. Inputs and targets are the
+    same ids, one place apart: the supervised ones are those that are targets; the last of an example is a
+    target only."""
     idx, targets = batch[0][b], batch[-1][b]
     segments = batch[2][b] if len(batch) > 2 else None
     if segments is None:  # a block of running text, or an example alone, filled up on the right
         used = len(idx) if (targets != IGNORE).all() else int((targets != IGNORE).nonzero().max()) + 1
         spans = [slice(0, used)]
     else:
-        spans, used = ([(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)], int((segments >= 0).sum()))
+        spans, used = (
+            [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)],
+            int((segments >= 0).sum()),
+        )
     on_tty = sys.stdout is not None and sys.stdout.isatty()
     begin, end = ("\033[32m[[", "]]\033[0m") if on_tty else ("[[", "]]")
     lines = []
@@ -58,7 +64,8 @@ def _text(batch: tuple, b: int, tokenizer) -> tuple[list[str], int]:
 
 
 def _spelled_out(ids: list[int], tokenizer, inside: bool = False) -> str:
-    """The text of ids, in which a special token that is only spelled has a backslash in front: \\<|endoftext|>."""
+    """The text of ids, in which a special token that is only spelled has a backslash in front:
+    \\<|endoftext|>."""
     real = {token.id for token in tokenizer.spellings.tokens.values()}
     text, piece = "", []
     for i in [*ids, None]:

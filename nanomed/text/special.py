@@ -1,13 +1,13 @@
 """Special tokens in texts: where they are spelled, and which of these spellings are real.
 
-A special token (<|endoftext|>, </s>, <|im_start|>) means something to the model that its letters do not: here a text ends, here
-somebody speaks. A corpus must not be able to say so by accident, so by default a spelling in a text is text like any other; a
-template is written by somebody who means it, so there it is the token. --special-tokens decides for texts:
+A special token (<|endoftext|>, </s>, <|im_start|>) means something to the model that its letters do not: here
+a text ends, here somebody speaks. A corpus must not be able to say so by accident, so by default a spelling
+in a text is text like any other; a template is written by somebody who means it, so there it is the token.
+--special-tokens decides for texts:
 
     text     a spelling is read as its letters
     read     a spelling is the token, as the model's own tokenizer reads it
-    refuse   a text that holds one is a bad row
-"""
+    refuse   a text that holds one is a bad row"""
 
 import re
 from collections import Counter
@@ -19,8 +19,9 @@ from nanomed.errors import Unencodable
 
 @dataclass(frozen=True)
 class Added:
-    """A token that is looked for in texts before anything else, as the `tokenizers` library's AddedToken says it: lstrip and
-    rstrip take the blanks beside it into it, single_word wants no letter or digit beside it."""
+    """A token that is looked for in texts before anything else, as the `tokenizers` library's AddedToken says
+    it: lstrip and rstrip take the blanks beside it into it, single_word wants no letter or digit beside it.
+    """
 
     content: str
     id: int
@@ -31,7 +32,8 @@ class Added:
 
 @dataclass(frozen=True)
 class Written:
-    """A text and its spans (start, end) that a template wrote: there, special tokens are real whatever the reading."""
+    """A text and its spans (start, end) that a template wrote: there, special tokens are real whatever the
+    reading."""
 
     text: str
     own: tuple[tuple[int, int], ...] = ()
@@ -59,7 +61,9 @@ class Spellings:
         # The longest of several that begin at one place, as the `tokenizers` library takes it.
         longest_first = sorted(self.tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._beginnings = {content[:3] for content in self.tokens}  # a fast look: hardly any text holds one of these
+        self._beginnings = {
+            content[:3] for content in self.tokens
+        }  # a fast look: hardly any text holds one of these
 
     def matches(self, text: str) -> list[re.Match]:
         """Where a text spells special tokens."""
@@ -77,8 +81,9 @@ class Spellings:
         return self._pattern.sub(lambda match: "\\" + match[0], text)
 
     def real(self, text: Written, reading: str, border: int = 0) -> list[tuple[int, int, int]]:
-        """(start, end, id) of the spellings that are tokens: those in the template's own spans, and under `read` the others; none
-        across the border between two texts. Raises Unencodable under `refuse` if there are others."""
+        """(start, end, id) of the spellings that are tokens: those in the template's own spans, and under
+        `read` the others; none across the border between two texts. Raises Unencodable under `refuse` if
+        there are others."""
         found, done = [], 0
         for match in self.matches(text.text):
             start, end = match.span()
@@ -88,7 +93,10 @@ class Spellings:
                 continue
             if not any(a <= start and end <= b for a, b in text.own):
                 if reading == "refuse":
-                    what = f"the special token {match[0]!r} is spelled in it; --special-tokens text or read takes it"
+                    what = (
+                        f"the special token {match[0]!r} is spelled in it; --special-tokens text or read"
+                        " takes it"
+                    )
                     raise Unencodable(f"a text is refused: {what}; it begins {text.text[:40]!r}")
                 if reading == "text":
                     continue
@@ -107,7 +115,8 @@ def count(tokenizer, texts: Iterable[str]) -> Counter:
 
 
 def report(tokenizer, rows: Counter) -> dict:
-    """What every result says: how special tokens in texts were read, and in how many rows which is spelled."""
+    """What every result says: how special tokens in texts were read, and in how many rows which is
+    spelled."""
     return {"read_as": tokenizer.reading, "rows": dict(sorted(rows.items()))}
 
 
@@ -125,7 +134,9 @@ def say(found: dict) -> None:
     """One line, if any text holds one."""
     if not found["rows"]:
         return
-    rows = ", ".join(f"{name} in {n:,}" for name, n in sorted(found["rows"].items(), key=lambda item: -item[1])[:6])
+    rows = ", ".join(
+        f"{name} in {n:,}" for name, n in sorted(found["rows"].items(), key=lambda item: -item[1])[:6]
+    )
     more = f" and {len(found['rows']) - 6} more" if len(found["rows"]) > 6 else ""
     how = (
         "read as the tokens"

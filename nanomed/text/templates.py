@@ -1,9 +1,10 @@
-"""Prompt templates as data: the one place that says how an instruction looks, in training, evaluation and generation.
+"""Prompt templates as data: the one place that says how an instruction looks, in training, evaluation and
+generation.
 
-A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's ids, which are the same
-when there is no response yet, then those of the response as it follows the prompt, then its end. Special tokens that a template
-spells are the tokens; in what is put into it they are what --special-tokens says (nanomed.text.special).
-"""
+A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's
+ids, which are the same when there is no response yet, then those of the response as it follows the prompt,
+then its end. Special tokens that a template spells are the tokens; in what is put into it they are what
+--special-tokens says (nanomed.text.special)."""
 
 import json
 import re
@@ -15,7 +16,10 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, read_toml, write_json, write_text
 from nanomed.text.special import Written
 
-FILES = ("template.json", "chat_template.jinja")  # how a model that was instructed is asked: for us, for transformers
+FILES = (
+    "template.json",
+    "chat_template.jinja",
+)  # how a model that was instructed is asked: for us, for transformers
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,15 @@ class Template:
     prompt: str  # of an instruction alone
     prompt_with_input: str  # of an instruction and its input
     response: str = "{response}"
-    markers: tuple[str, ...] = ()  # a generated answer that begins one of these has run on into the next example
+    markers: tuple[
+        str, ...
+    ] = ()  # a generated answer that begins one of these has run on into the next example
 
     def ask(self, instruction: str, input: str = "") -> Written:
         """The prompt's text."""
-        return _fill(self.prompt_with_input if input else self.prompt, {"instruction": instruction, "input": input})
+        return _fill(
+            self.prompt_with_input if input else self.prompt, {"instruction": instruction, "input": input}
+        )
 
     def answer(self, response: str) -> Written:
         """The response's text, which follows the prompt's."""
@@ -35,12 +43,14 @@ class Template:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Where a generated answer is over: at a marker, or at what the template itself writes behind a response."""
+        """Where a generated answer is over: at a marker, or at what the template itself writes behind a
+        response."""
         behind = self._behind.strip()
         return (*self.markers, behind) if behind else self.markers
 
     def holds_end(self, eos: str) -> bool:
-        """Whether the template itself writes the token that ends a response, so that none has to be put there."""
+        """Whether the template itself writes the token that ends a response, so that none has to be put
+        there."""
         return eos in self._behind
 
     @property
@@ -69,11 +79,15 @@ TEMPLATES = {
     ),
     # Stanford Alpaca (Taori et al. 2023)
     "alpaca": Template(
-        prompt="Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\n{instruction}\n\n### Response:\n",
-        prompt_with_input="Below is an instruction that describes a task, paired with an input that provides further "
-        "context. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+        prompt=(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the"
+            " request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+        ),
+        prompt_with_input=(
+            "Below is an instruction that describes a task, paired with an input that provides further "
+            "context. Write a response that appropriately completes the request."
+            "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+        ),
         markers=("### Instruction:", "### Input:", "### Response:"),
     ),
     # The bare text
@@ -82,13 +96,16 @@ TEMPLATES = {
 
 
 def load_template(name: str) -> Template:
-    """One of TEMPLATES by name, or the one in a TOML file: `prompt`, and optionally `prompt_with_input`, `response` and
-    `markers` (a list). Raises UserError for an unknown name, an unknown key or a placeholder that is missing."""
+    """One of TEMPLATES by name, or the one in a TOML file: `prompt`, and optionally `prompt_with_input`,
+    `response` and `markers` (a list). Raises UserError for an unknown name, an unknown key or a placeholder
+    that is missing."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     path = Path(name)
     if path.suffix != ".toml":
-        raise UserError(f"--template {name}: unknown; known: {', '.join(TEMPLATES)}, or a TOML file of your own")
+        raise UserError(
+            f"--template {name}: unknown; known: {', '.join(TEMPLATES)}, or a TOML file of your own"
+        )
     try:
         keys = read_toml(path)
     except OSError as e:
@@ -97,7 +114,8 @@ def load_template(name: str) -> Template:
 
 
 def of_model(*directories: Path | None) -> Template | None:
-    """The template that a model was instructed with, from the first of the directories that has one; None if none does."""
+    """The template that a model was instructed with, from the first of the directories that has one; None if
+    none does."""
     for directory in directories:
         if directory and (directory / FILES[0]).exists():
             return _checked(read_object(directory / FILES[0]), directory / FILES[0])
@@ -105,8 +123,9 @@ def of_model(*directories: Path | None) -> Template | None:
 
 
 def save(template: Template, tokenizer, directory: Path) -> None:
-    """Write it beside the model: as template.json, and as the chat template that transformers' apply_chat_template uses
-    (what a user says is the instruction, what the assistant says the response and its end)."""
+    """Write it beside the model: as template.json, and as the chat template that transformers'
+    apply_chat_template uses (what a user says is the instruction, what the assistant says the response and
+    its end)."""
     eos = tokenizer.name(tokenizer.eos)
     end = "" if template.holds_end(eos) else f" + {json.dumps(eos)}"
     bos = json.dumps(_beginning(template, tokenizer))
@@ -124,15 +143,18 @@ def save(template: Template, tokenizer, directory: Path) -> None:
 
 
 def _beginning(template: Template, tokenizer) -> str:
-    """What a rendered chat has to begin with, so that its ids are those of Tokenizer.prompt(): the token that is put before every
-    text, and a blank where the vocabulary puts one before a text but not behind a special token."""
+    """What a rendered chat has to begin with, so that its ids are those of Tokenizer.prompt(): the token that
+    is put before every text, and a blank where the vocabulary puts one before a text but not behind a special
+    token."""
     if not tokenizer.adds_bos or template.prompt.startswith(tokenizer.name(tokenizer.bos)):
         return ""
     name = tokenizer.name(tokenizer.bos)
     prompt = Written(template.prompt, ((0, len(template.prompt)),))
     begins = {blank: Written(name + blank, ((0, len(name)),)) + prompt for blank in ("", " ")}
     ids = tokenizer.prompt(prompt).tolist()
-    return next((name + blank for blank, text in begins.items() if tokenizer.encode(text).tolist() == ids), name)
+    return next(
+        (name + blank for blank, text in begins.items() if tokenizer.encode(text).tolist() == ids), name
+    )
 
 
 def _jinja(text: str, placeholder: str) -> str:
@@ -142,10 +164,14 @@ def _jinja(text: str, placeholder: str) -> str:
 
 
 def _checked(keys: dict, path: Path) -> Template:
-    """A template from the keys of a file. Raises UserError for an unknown key or a placeholder that is missing."""
+    """A template from the keys of a file. Raises UserError for an unknown key or a placeholder that is
+    missing."""
     unknown = keys.keys() - {f.name for f in fields(Template)}
     if unknown:
-        raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(f.name for f in fields(Template))}")
+        raise UserError(
+            f"{path}: unknown key {sorted(unknown)[0]!r}; known:"
+            f" {', '.join(f.name for f in fields(Template))}"
+        )
     keys = dict(keys)
     markers = keys.pop("markers", [])
     for key, value in keys.items():

@@ -1,8 +1,8 @@
-"""A model directory's tokenizer: text to ids and back, and the three tokens that stand for no text: beginning, end, padding.
+"""A model directory's tokenizer: text to ids and back, and the three tokens that stand for no text:
+beginning, end, padding.
 
-GPT-2's, SmolLM2's and Llama 3's kinds are run by tiktoken (byte_level.py). Llama 2's and Qwen's kinds are left to the
-`tokenizers` library, an extra; all else is refused by name.
-"""
+GPT-2's, SmolLM2's and Llama 3's kinds are run by tiktoken (byte_level.py). Llama 2's and Qwen's kinds are
+left to the `tokenizers` library, an extra; all else is refused by name."""
 
 import hashlib
 import shutil
@@ -16,30 +16,51 @@ from nanomed.files import read_json, read_object, typed
 from nanomed.text.byte_level import GPT2, ByteLevel
 from nanomed.text.library import Library
 from nanomed.text.special import Spellings, Written, written
-from nanomed.text.vocabulary import EOT, Spec, Special, check_added, check_side_files, check_spec, find_special, side_ids, spelled
+from nanomed.text.vocabulary import (
+    EOT,
+    Spec,
+    Special,
+    check_added,
+    check_side_files,
+    check_spec,
+    find_special,
+    side_ids,
+    spelled,
+)
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 # Not read here, but others ask the model by them: they go where the tokenizer goes.
 BESIDE = ("chat_template.jinja", "generation_config.json")
 
 
 class Tokenizer:
-    """Special tokens are read out of a text only where a template wrote them, or `reading` says so (nanomed.text.special): by
-    default `encode("<|endoftext|>")` gives the pieces of that string. The program itself puts them where they belong:
+    """Special tokens are read out of a text only where a template wrote them, or `reading` says so
+    (nanomed.text.special): by default `encode("<|endoftext|>")` gives the pieces of that string. The program
+    itself puts them where they belong:
 
     bos         what a text begins with, or None; adds_bos: whether the model's own tokenizer puts it before every text
     eos         what a text ends with; ends: all ids after which nothing more is to be read
     pad         what fills a row; only a classifier's head has to know it
     lead        what a document of running text begins with, in training and in every measurement: <|endoftext|> where the
                 vocabulary has it, as GPT-2, GPT-Neo, SmolLM2 and Qwen read theirs; else bos (Llama), else eos
-    vocab_size  largest id + 1; hash: of everything that decides the ids of a text
-    """
+    vocab_size  largest id + 1; hash: of everything that decides the ids of a text"""
 
-    def __init__(self, codec, ids: dict[str, int], special: Special, spellings: Spellings, reading: str = "text"):
+    def __init__(
+        self, codec, ids: dict[str, int], special: Special, spellings: Spellings, reading: str = "text"
+    ):
         self.codec, self.spellings, self.reading = codec, spellings, reading
         self.bos, self.eos, self.pad, self.adds_bos = special.bos, special.eos, special.pad, special.adds_bos
         self.lead = ids.get(EOT, self.eos if self.bos is None else self.bos)
-        self.ends = special.ends | {self.eos, self.lead} if self.lead == ids.get(EOT) else special.ends | {self.eos}
+        self.ends = (
+            special.ends | {self.eos, self.lead} if self.lead == ids.get(EOT) else special.ends | {self.eos}
+        )
         # Special tokens, and any other that no merge makes, are never encoded but can be decoded.
         self._bytes_of_id = {i: token.encode() for token, i in ids.items()}
         if isinstance(codec, ByteLevel):
@@ -53,8 +74,8 @@ class Tokenizer:
         self.hash = hashlib.sha256(parts.encode() + codec.content()).hexdigest()
 
     def encode(self, text: str | Written) -> np.ndarray:
-        """The ids of a text, uint32 (T,), with no token put before or behind it. Raises Unencodable for a text that has none, or
-        one that is refused."""
+        """The ids of a text, uint32 (T,), with no token put before or behind it. Raises Unencodable for a
+        text that has none, or one that is refused."""
         if isinstance(text, str) and not self.spellings.matches(text):
             return self.codec.encode(text)
         text, at, parts = written(text), 0, []
@@ -65,7 +86,8 @@ class Tokenizer:
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self.codec.encode("")
 
     def document(self, text: str | Written) -> np.ndarray:
-        """The ids of a text after the token that a document begins with; one that spells it itself gets no second."""
+        """The ids of a text after the token that a document begins with; one that spells it itself gets no
+        second."""
         ids = self.encode(text)
         return ids if self.is_led(ids) else np.concatenate([np.array([self.lead], ids.dtype), ids])
 
@@ -74,16 +96,18 @@ class Tokenizer:
         return len(ids) > 0 and ids[0] == self.lead
 
     def prompt(self, text: str | Written) -> np.ndarray:
-        """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts that there."""
+        """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts
+        that there."""
         ids = self.encode(text)
         if not self.adds_bos or (len(ids) and ids[0] == self.bos):
             return ids
         return np.concatenate([np.array([self.bos], ids.dtype), ids])
 
     def continuation(self, before: str | Written, text: str | Written) -> np.ndarray:
-        """The ids of a text that follows another: those that the whole has behind the border, so without the blank that some
-        vocabularies put before a text. Where a token of the whole lies across the border ("dose 1" + "00 mg"), the text is
-        encoded from the border on, so that all of it is there and nothing else."""
+        """The ids of a text that follows another: those that the whole has behind the border, so without the
+        blank that some vocabularies put before a text. Where a token of the whole lies across the border
+        ("dose 1" + "00 mg"), the text is encoded from the border on, so that all of it is there and nothing
+        else."""
         before, text = written(before), written(text)
         whole, border, at, parts = before + text, len(before.text), 0, []
         for start, end, i in self._real(whole, border):
@@ -102,8 +126,8 @@ class Tokenizer:
         return [*self.spellings.real(text, self.reading, border), (end, end, None)]
 
     def decode(self, ids, inside: bool = False) -> str:
-        """The text of ids; bytes that are not UTF-8 (half a character, say) become U+FFFD, as in transformers. inside: they
-        follow others, so that Llama 2's kind keeps a blank in front."""
+        """The text of ids; bytes that are not UTF-8 (half a character, say) become U+FFFD, as in
+        transformers. inside: they follow others, so that Llama 2's kind keeps a blank in front."""
         if isinstance(self.codec, Library):
             return self.codec.decode([int(i) for i in ids], inside)
         return b"".join(self._bytes_of_id.get(int(i), b"") for i in ids).decode("utf-8", errors="replace")
@@ -113,13 +137,14 @@ class Tokenizer:
         return self._bytes_of_id[i].decode("utf-8", errors="replace")
 
 
-def load_tokenizer(directory: str | Path, model: str | Path | None = None, reading: str = "text") -> Tokenizer:
-    """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory. model: where the
-    model's config.json and generation_config.json lie, if not there too (an adapter's base); reading: of special tokens that
-    texts spell, one of plan.READINGS.
+def load_tokenizer(
+    directory: str | Path, model: str | Path | None = None, reading: str = "text"
+) -> Tokenizer:
+    """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory.
+    model: where the model's config.json and generation_config.json lie, if not there too (an adapter's base);
+    reading: of special tokens that texts spell, one of plan.READINGS.
 
-    Raises UserError if there is none, or one of a kind that is not known here.
-    """
+    Raises UserError if there is none, or one of a kind that is not known here."""
     directory = Path(directory)
     where = directory / "tokenizer.json"
     if not where.exists():
@@ -127,17 +152,25 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
     if not where.exists() or (where.name == "vocab.json" and not (directory / "merges.txt").exists()):
         old = "; tokenizer.model alone is not read: let transformers write tokenizer.json from it"
         hint = old if (directory / "tokenizer.model").exists() else ""
-        raise UserError(f"{directory}: no tokenizer there (tokenizer.json, or vocab.json and merges.txt){hint}")
+        raise UserError(
+            f"{directory}: no tokenizer there (tokenizer.json, or vocab.json and merges.txt){hint}"
+        )
     added: dict[str, int] = {}
     try:
         pattern, spec, all_splits = GPT2, {}, False
         if where.name == "tokenizer.json":
             spec = read_object(where)
             pattern = check_spec(spec, where)
-            vocab, merges, all_splits = spec["model"]["vocab"], spec["model"]["merges"], bool(spec["model"].get("ignore_merges"))
+            vocab, merges, all_splits = (
+                spec["model"]["vocab"],
+                spec["model"]["merges"],
+                bool(spec["model"].get("ignore_merges")),
+            )
             for token in spec.get("added_tokens") or []:
                 if pattern and not token.get("special"):
-                    raise UserError(f"{where}: the added token {token['content']!r} is not a special one; not supported")
+                    raise UserError(
+                        f"{where}: the added token {token['content']!r} is not a special one; not supported"
+                    )
                 added[token["content"]] = token["id"]
         else:
             vocab = read_json(where)

@@ -1,5 +1,5 @@
-"""What the files of a model directory say of its vocabulary: whether it is of a kind that is known here, which tokens stand for no
-text, and which of them a text may spell."""
+"""What the files of a model directory say of its vocabulary: whether it is of a kind that is known here,
+which tokens stand for no text, and which of them a text may spell."""
 
 import sys
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class Spec:
 
 
 def check_spec(spec: dict, where: Path) -> str | None:
-    """The pattern of a tokenizer.json that tiktoken can run; None if it is one for the library. Raises UserError for others."""
+    """The pattern of a tokenizer.json that tiktoken can run; None if it is one for the library. Raises
+    UserError for others."""
     model, pre = spec.get("model") or {}, spec.get("pre_tokenizer") or {}
     if model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
         raise UserError(f"{where}: a {model.get('type')} tokenizer; only BPE is supported")
@@ -53,32 +54,37 @@ def check_spec(spec: dict, where: Path) -> str | None:
         what = "a normalizer" if normalizer else f"pre_tokenizer {pre}"
         changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
         what = f"model.{changed[0]}" if changed else what
-        raise UserError(f"{where}: not the pre-tokenisation of GPT-2, SmolLM2, Llama or Qwen: {what} is not supported")
+        raise UserError(
+            f"{where}: not the pre-tokenisation of GPT-2, SmolLM2, Llama or Qwen: {what} is not supported"
+        )
     return pattern
 
 
 def check_added(spec: dict, where: Path) -> None:
-    """Raises UserError for an added token under another id than the `tokenizers` library gives it: that of the vocabulary, or the
-    next free one, whatever the file says."""
+    """Raises UserError for an added token under another id than the `tokenizers` library gives it: that of
+    the vocabulary, or the next free one, whatever the file says."""
     vocab = spec["model"]["vocab"]
     following = len(vocab)
     for token in spec.get("added_tokens") or []:
         name, theirs = token["content"], vocab.get(token["content"], following)
         if type(token["id"]) is int and 0 <= token["id"] < 2**31 and token["id"] != theirs:
             raise UserError(
-                f"{where}: the added token {name!r} has the id {token['id']}, which the tokenizers library takes for {theirs}: its "
-                "added tokens follow the vocabulary without a gap; write the file anew with the id that the model was trained with"
+                f"{where}: the added token {name!r} has the id {token['id']}, which the tokenizers library"
+                f" takes for {theirs}: its added tokens follow the vocabulary without a gap; write the file"
+                " anew with the id that the model was trained with"
             )
         following += name not in vocab
 
 
 def check_side_files(directory: Path, added: dict[str, int], finds_added: bool, puts_blank: bool) -> None:
-    """Refuse what makes other ids of a text from beside the vocabulary: a blank put before it, tokens that are looked for in
-    it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a tokenizer.json too: the decoder
-    in tokenizer_config.json stands in place of added_tokens.json, and what a file names pad, eos and so on is special.
-    added: the vocabulary's own added tokens; finds_added: whether it looks for them in texts; puts_blank: whether it puts a blank
-    before a text."""
-    config, named = (_object(directory / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    """Refuse what makes other ids of a text from beside the vocabulary: a blank put before it, tokens that
+    are looked for in it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a
+    tokenizer.json too: the decoder in tokenizer_config.json stands in place of added_tokens.json, and what a
+    file names pad, eos and so on is special. added: the vocabulary's own added tokens; finds_added: whether
+    it looks for them in texts; puts_blank: whether it puts a blank before a text."""
+    config, named = (
+        _object(directory / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
     where = directory / "tokenizer_config.json"
     asked = config.get("add_prefix_space")
     if isinstance(asked, bool) and asked != puts_blank:
@@ -111,11 +117,14 @@ def _decoder(where: Path) -> dict[str, tuple[int, bool]]:
         decoder = _object(where).get("added_tokens_decoder") or {}
         return {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})") from e
+        raise UserError(
+            f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})"
+        ) from e
 
 
 def _special_names(settings: dict) -> set[str]:
-    """The tokens that are special because a file gives them a part: `pad_token` and its like, or a list of further ones."""
+    """The tokens that are special because a file gives them a part: `pad_token` and its like, or a list of
+    further ones."""
     values = [v for key, v in settings.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = settings.get(key) or []
@@ -126,7 +135,8 @@ def _special_names(settings: dict) -> set[str]:
 
 @dataclass(frozen=True)
 class Special:
-    """Ids of the tokens that stand for no text, as Tokenizer has them. ends: what the model's own files name."""
+    """Ids of the tokens that stand for no text, as Tokenizer has them. ends: what the model's own files
+    name."""
 
     bos: int | None
     eos: int
@@ -136,9 +146,9 @@ class Special:
 
 
 def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directory: Path) -> Special:
-    """What the directories' files say. A generation ends at every id that config.json or generation_config.json names, here or
-    beside the model (transformers 5.23 forgets config.json's where there is a generation_config.json). Raises UserError if none
-    says what ends a text."""
+    """What the directories' files say. A generation ends at every id that config.json or
+    generation_config.json names, here or beside the model (transformers 5.23 forgets config.json's where
+    there is a generation_config.json). Raises UserError if none says what ends a text."""
     # transformers lets special_tokens_map.json win, where one is there.
     config = _object(directory / "tokenizer_config.json") | _object(directory / "special_tokens_map.json")
     models = [_object(d / "config.json") for d in dict.fromkeys((directory, model_directory))]
@@ -152,8 +162,13 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
         named = named.get("content") if isinstance(named, dict) else named
         if isinstance(named, str) and named in ids:
             return ids[named]
-        if isinstance(named, str) and part == "eos":  # transformers would make a new id of it, which the model never writes
-            raise UserError(f"{directory}: eos_token is {named!r}, which its vocabulary has not; name the token that ends a text")
+        if (
+            isinstance(named, str) and part == "eos"
+        ):  # transformers would make a new id of it, which the model never writes
+            raise UserError(
+                f"{directory}: eos_token is {named!r}, which its vocabulary has not; name the token that ends"
+                " a text"
+            )
         if EOT in ids and part == "eos":
             return ids[EOT]
         for file in models:
@@ -171,7 +186,8 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     begins, closes = _put_around(spec)
     if closes:
         print(
-            f"note: {directory}: its tokenizer puts {closes} behind every text; here that stands behind answers alone",
+            f"note: {directory}: its tokenizer puts {closes} behind every text; here that stands behind"
+            " answers alone",
             file=sys.stderr,
         )
     begin = ids.get(begins)
@@ -191,13 +207,17 @@ def _put_around(spec: dict) -> tuple[str | None, str | None]:
 
 
 def spelled(ids: dict[str, int], spec: dict, directory: Path) -> list[Added]:
-    """The special tokens that a text may spell: those of tokenizer.json that say so, and whatever a file gives a part."""
+    """The special tokens that a text may spell: those of tokenizer.json that say so, and whatever a file
+    gives a part."""
     added = {t["content"]: t for t in spec.get("added_tokens") or []}
     names = {name for name, t in added.items() if t.get("special")} | ({EOT} & ids.keys())
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         names |= _special_names(_object(directory / file)) & ids.keys()
     flags = ("lstrip", "rstrip", "single_word")
-    return [Added(name, ids[name], **{f: bool(added.get(name, {}).get(f)) for f in flags}) for name in sorted(names)]
+    return [
+        Added(name, ids[name], **{f: bool(added.get(name, {}).get(f)) for f in flags})
+        for name in sorted(names)
+    ]
 
 
 def _object(path: Path) -> dict:

@@ -1,8 +1,8 @@
-"""Against forgetting: the weights are pulled back to where they started from, all alike or by what each is needed for.
+"""Against forgetting: the weights are pulled back to where they started from, all alike or by what each is
+needed for.
 
-The other ways need no code of their own: a lower rate, an adapter (nanomed.models.lora), other text beside what is learnt
-(nanomed.text.blocks.Mixture).
-"""
+The other ways need no code of their own: a lower rate, an adapter (nanomed.models.lora), other text beside
+what is learnt (nanomed.text.blocks.Mixture)."""
 
 import torch
 from tqdm import tqdm
@@ -12,16 +12,19 @@ from nanomed.precision import autocast
 
 
 class Anchor:
-    """The weights w0 that a training starts from, and how strongly each pulls. To the loss, which is a mean over tokens, it adds
+    """The weights w0 that a training starts from, and how strongly each pulls. To the loss, which is a mean
+    over tokens, it adds
 
         l2_sp / 2  sum (w - w0)^2                  Li et al. 2018 (L2-SP), equation 2, without a new head
         ewc / 2    sum F (w - w0)^2                Kirkpatrick et al. 2017 (EWC), equation 3
 
-    where F is fisher()'s, so that `ewc` is what a token of general text counts beside one that is learnt. It is as large as the
-    model (with EWC twice), and is made of the model before its first update, also when a run is resumed.
-    """
+    where F is fisher()'s, so that `ewc` is what a token of general text counts beside one that is learnt. It
+    is as large as the model (with EWC twice), and is made of the model before its first update, also when a
+    run is resumed."""
 
-    def __init__(self, model, l2_sp: float, ewc: float = 0.0, fisher: dict | None = None, on: tuple[str, ...] = ("",)):
+    def __init__(
+        self, model, l2_sp: float, ewc: float = 0.0, fisher: dict | None = None, on: tuple[str, ...] = ("",)
+    ):
         self.pulls = []  # (weight, w0, how strongly: a number, or one for each entry)
         for name, p in model.named_parameters():
             if p.requires_grad and any(part in name for part in on):
@@ -45,10 +48,10 @@ class Anchor:
 
 
 def fisher(model, blocks, device) -> dict[str, torch.Tensor]:
-    """Diagonal of the Fisher information of one token, by parameter name: the mean over `blocks` ((inputs, targets), each (1, T))
-    of the squared gradient of a block's summed loss, divided by its tokens (which is a token's own on average, since the
-    gradients of successive tokens are uncorrelated under the model). Empirical: the targets are the text's, not drawn from
-    the model. In fp32, without dropout."""
+    """Diagonal of the Fisher information of one token, by parameter name: the mean over `blocks` ((inputs,
+    targets), each (1, T)) of the squared gradient of a block's summed loss, divided by its tokens (which is a
+    token's own on average, since the gradients of successive tokens are uncorrelated under the model).
+    Empirical: the targets are the text's, not drawn from the model. In fp32, without dropout."""
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     training = model.training
     model.eval()

@@ -1,9 +1,10 @@
-"""The state of a run: all that the next update depends on, in one safetensors file that is whole or not there.
+"""The state of a run: all that the next update depends on, in one safetensors file that is whole or not
+there.
 
-Saved are the trainable weights, the optimizer's moments, the gradient scaler, the random generators, and the progress (a
-dict of numbers: updates, windows of data consumed, tokens, ...). The data need no state: their order is a function of the
-seed and the number of windows consumed. Several processes write one state, which any number of them may go on from.
-"""
+Saved are the trainable weights, the optimizer's moments, the gradient scaler, the random generators, and the
+progress (a dict of numbers: updates, windows of data consumed, tokens, ...). The data need no state: their
+order is a function of the seed and the number of windows consumed. Several processes write one state, which
+any number of them may go on from."""
 
 import contextlib
 import json
@@ -71,7 +72,8 @@ class Scale:
 
 
 def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
-    """Write state/step-N.safetensors, then remove the older ones. Raises UserError, older state intact, if it cannot."""
+    """Write state/step-N.safetensors, then remove the older ones. Raises UserError, older state intact, if it
+    cannot."""
     state = {"model." + k: p.detach() for k, p in trainable(model).items()}
     names = list(trainable(model))
     for index, moments in optimizer.state_dict()["state"].items():
@@ -92,7 +94,10 @@ def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
 def _remove_older(out: Path, progress: dict, path: Path) -> None:
     # Only now are the older ones of no use: until then, a kill would lead back to them.
     best = progress.get("best_val") and _best(out, progress["best_val"]["step"])
-    for old in [*sorted(path.parent.glob("step-*.safetensors"))[:-1], *path.parent.glob("best-*.safetensors")]:
+    for old in [
+        *sorted(path.parent.glob("step-*.safetensors"))[:-1],
+        *path.parent.glob("best-*.safetensors"),
+    ]:
         if old != best:
             old.unlink()
 
@@ -193,6 +198,7 @@ def load_best(out: Path, model, step: int) -> None:
 
 
 def trainable(model) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name, in the order in which the optimizer holds them: matrices first."""
+    """The parameters that are trained, by name, in the order in which the optimizer holds them: matrices
+    first."""
     params = {k: p for k, p in model.named_parameters() if p.requires_grad}
     return dict(sorted(params.items(), key=lambda item: item[1].dim() < 2))

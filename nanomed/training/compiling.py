@@ -1,4 +1,5 @@
-"""Whether a run is compiled: torch.compile takes its time once, and gives some of it back with every update."""
+"""Whether a run is compiled: torch.compile takes its time once, and gives some of it back with every
+update."""
 
 import importlib.util
 import os
@@ -13,9 +14,9 @@ from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
 from nanomed.training.plan import Plan
 
-# What it costs and gains, measured (RESULTS, "Beside the stack" and "On a GPU"): {(device, family or any, what is trained):
-# (seconds of compiling, floating-point operations a second before, share of the time that is saved)}. What is not here gains
-# nothing, as GPT-2 on a CPU, or was not measured.
+# What it costs and gains, measured (RESULTS, "Beside the stack" and "On a GPU"): {(device, family or any,
+# what is trained): (seconds of compiling, floating-point operations a second before, share of the time that
+# is saved)}. What is not here gains nothing, as GPT-2 on a CPU, or was not measured.
 MEASURED = {
     ("cuda", "any", "all"): (30, 1e14, 0.2),
     ("cuda", "any", "lora"): (30, 1e14, 0.2),
@@ -25,30 +26,40 @@ MEASURED = {
 
 
 def flops_a_token(model: nn.Module, all_weights: bool, context: int) -> float:
-    """Floating-point operations of a token in training, of a model that may be on the meta device: two for each weight and
-    direction (Kaplan et al. 2020, section 2.1; frozen weights have no gradient of their own), and those of the attention's two
-    products, half of them causal."""
+    """Floating-point operations of a token in training, of a model that may be on the meta device: two for
+    each weight and direction (Kaplan et al. 2020, section 2.1; frozen weights have no gradient of their own),
+    and those of the attention's two products, half of them causal."""
     blocks = sum(m.weight.numel() for m in model.backbone.modules() if isinstance(m, nn.Linear))
     attention = 2 * 2 * model.config.cache_shape[0] * model.config.n_embd * context / 2 * 3
     return (6 if all_weights else 4) * (blocks + model.lm_head.weight.numel()) + attention
 
 
 def can_compile(device: str) -> bool:
-    """Whether there is what torch.compile needs: a compiler for what it writes, and Python's header; on a GPU Triton, and a card
-    that it knows."""
+    """Whether there is what torch.compile needs: a compiler for what it writes, and Python's header; on a GPU
+    Triton, and a card that it knows."""
     compiler = any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
     header = Path(sysconfig.get_path("include"), "Python.h").exists()
-    if device == "cuda" and (torch.cuda.get_device_capability() < (7, 0) or not importlib.util.find_spec("triton")):
+    if device == "cuda" and (
+        torch.cuda.get_device_capability() < (7, 0) or not importlib.util.find_spec("triton")
+    ):
         return False
     return compiler and header
 
 
 def pays(plan: Plan, model_type: str, config, updates: int) -> bool:
-    """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x grad_accum x context
-    tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were not measured."""
+    """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x
+    grad_accum x context tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were
+    not measured."""
     what, family = "lora" if plan.lora_r else "all", FAMILIES[model_type].__name__.rpartition(".")[2]
-    cost, speed, saved = MEASURED.get((plan.device, "any", what)) or MEASURED.get((plan.device, family, what), (0, 1, 0))
-    if not saved or plan.phase == "classify" or plan.quantize or (plan.device == "cpu" and plan.dtype != "bf16"):
+    cost, speed, saved = MEASURED.get((plan.device, "any", what)) or MEASURED.get(
+        (plan.device, family, what), (0, 1, 0)
+    )
+    if (
+        not saved
+        or plan.phase == "classify"
+        or plan.quantize
+        or (plan.device == "cpu" and plan.dtype != "bf16")
+    ):
         return False
     if getattr(plan, "no_packing", False) or not can_compile(plan.device):
         return False

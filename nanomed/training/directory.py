@@ -6,8 +6,7 @@ metrics.jsonl  one object a logged update                                       
 state/         for --resume, until the run is complete                                     (nanomed.training.checkpoint)
 base/          the merged base, if an adapter was merged before a new one was trained on it
 config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png
-.nanomed-*     only while a process is at work there: its lock, files half written         (nanomed.files)
-"""
+.nanomed-*     only while a process is at work there: its lock, files half written         (nanomed.files)"""
 
 import platform
 import shlex
@@ -35,39 +34,50 @@ LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}
 
 
 def check_out(out: Path, resume: bool) -> None:
-    """Refuse to train over what is there. Raises UserError unless DIR is new, empty, to be resumed, or what a run left
-    that ended before its first checkpoint. A run's own names prove nothing: only its run.json does."""
+    """Refuse to train over what is there. Raises UserError unless DIR is new, empty, to be resumed, or what a
+    run left that ended before its first checkpoint. A run's own names prove nothing: only its run.json does.
+    """
     check_directory(out)
     names = names_in(out)
     if not str(out.absolute()).isprintable() and "\udc80" <= max(str(out.absolute())) <= "\udcff":
-        raise UserError(f"--out {out}: safetensors opens no file under a name that is not UTF-8; choose another")
+        raise UserError(
+            f"--out {out}: safetensors opens no file under a name that is not UTF-8; choose another"
+        )
     if out == Path("."):
         raise UserError(f"--out {out}: name a directory for the run")
     if not names:
         return
     ours = _is_run(out / "run.json")
-    for folder, known in (("state", lambda n: any(fnmatch(n, p) for p in checkpoint.NAMES)), ("base", is_part)):
+    for folder, known in (
+        ("state", lambda n: any(fnmatch(n, p) for p in checkpoint.NAMES)),
+        ("base", is_part),
+    ):
         for name in sorted(n for n in names_in(out / folder) if not known(n)):
-            raise UserError(f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory")
+            raise UserError(
+                f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory"
+            )
     if resume and not ours:
         why = "its run.json is another program's" if "run.json" in names else "no run.json"
-        raise UserError(f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another directory")
+        raise UserError(
+            f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another"
+            " directory"
+        )
     started = "summary.json" in names or checkpoint.latest(out)
     if not resume and (started or not ours or names - LEFTOVERS):
         mend = "--resume goes on with the run there, or " if ours else ""
         raise UserError(f"--out {out}: not empty; {mend}choose another directory")
     if "summary.json" in names and not any(n.endswith(".safetensors") for n in names):
         raise UserError(
-            f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose another directory, or "
-            "delete this one"
+            f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose"
+            " another directory, or delete this one"
         )
     for name in sorted(n for n in names if n.endswith(".safetensors") and "summary.json" in names):
         safetensors_keys(out / name)  # a complete run is not trained again, so its weights had better be some
     model = sorted(n for n in names - LEFTOVERS if is_part(n))
     if not started and model:
         raise UserError(
-            f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would be trained over from "
-            "the start; choose another directory"
+            f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would"
+            " be trained over from the start; choose another directory"
         )
 
 
@@ -75,7 +85,9 @@ def _is_run(path: Path) -> bool:
     """Whether a run.json is one that record_start wrote."""
     try:
         record = read_json(path)
-        return isinstance(record["settings"], dict) and "command" in record and "nanomed" in record["versions"]
+        return (
+            isinstance(record["settings"], dict) and "command" in record and "nanomed" in record["versions"]
+        )
     except (UserError, TypeError, KeyError, IndexError):
         return False
 
@@ -89,17 +101,19 @@ def is_complete(out: Path, resume: bool, plan: Plan, identity: dict) -> bool:
 
 
 def check_same(out: Path, plan: Plan, identity: dict) -> None:
-    """A run may be resumed if every setting that decides its weights, and everything that goes into it, is what it was.
-    Raises UserError, naming what changed."""
+    """A run may be resumed if every setting that decides its weights, and everything that goes into it, is
+    what it was. Raises UserError, naming what changed."""
     path = out / "run.json"
     record = read_object(path)
     if record.get("phase", plan.phase) != plan.phase:
         raise UserError(f"{path}: the run is of another phase ([{record['phase']}]); choose another --out")
-    changes = plan.changes(type(plan).read(typed(dict[str, Any], record.get("settings"), f"{path}: settings"), path))
+    changes = plan.changes(
+        type(plan).read(typed(dict[str, Any], record.get("settings"), f"{path}: settings"), path)
+    )
     if changes:
         raise UserError(
-            f"{path}: the run was started with {changes[0]}, now it is {changes[1]}; resume with the same settings, or choose "
-            "another --out (make: RUNS=...)"
+            f"{path}: the run was started with {changes[0]}, now it is {changes[1]}; resume with the same"
+            " settings, or choose another --out (make: RUNS=...)"
         )
     for key, value in identity.items():
         if value != record.get(key, value):
@@ -107,7 +121,8 @@ def check_same(out: Path, plan: Plan, identity: dict) -> None:
 
 
 def began_compiled(out: Path) -> bool | None:
-    """Whether the run that DIR holds was compiled; None if it says nothing of it. What else is wrong with it, check_same() says."""
+    """Whether the run that DIR holds was compiled; None if it says nothing of it. What else is wrong with it,
+    check_same() says."""
     try:
         compiled = read_json(out / "run.json")["settings"].get("compile", False)
     except (UserError, AttributeError, TypeError, KeyError, IndexError):
@@ -116,8 +131,8 @@ def began_compiled(out: Path) -> bool | None:
 
 
 def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
-    """Write run.json, or check it against this command if the run is resumed. identity: hashes of what goes in: the data by
-    name, the tokenizer, the model."""
+    """Write run.json, or check it against this command if the run is resumed. identity: hashes of what goes
+    in: the data by name, the tokenizer, the model."""
     if resume and checkpoint.latest(out):
         check_same(out, plan, identity)
         return
@@ -129,7 +144,10 @@ def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
         "directory": str(Path.cwd()),
         "phase": plan.phase,
         "settings": asdict(plan),
-        "versions": {"nanomed": nanomed.__version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": (
+            {"nanomed": nanomed.__version__, "python": platform.python_version()}
+            | {p: version(p) for p in packages}
+        ),
         "machine": machine,
         "seed": plan.seed,
         **identity,
@@ -140,21 +158,30 @@ def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
 
 
 def check_space(out: Path, model, plan: Plan) -> None:
-    """Raises UserError if the disk has not the room that the run will take in DIR, which must be there: while it saves, two states
-    of what is trained, each the weights and two moments, perhaps those of the best validation; at the end the model."""
-    trained, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
+    """Raises UserError if the disk has not the room that the run will take in DIR, which must be there: while
+    it saves, two states of what is trained, each the weights and two moments, perhaps those of the best
+    validation; at the end the model."""
+    trained, whole = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True)
+    )
     state, best = 12 * trained, 2 * 4 * trained if plan.keep == "best" else 0
     needed = state + max(state, 4 * (whole if plan.merge or not plan.lora_r else trained)) + best
-    there = sum(file.stat().st_size for file in (out / "state").glob("*.safetensors"))  # of a run that goes on
+    there = sum(
+        file.stat().st_size for file in (out / "state").glob("*.safetensors")
+    )  # of a run that goes on
     free = shutil.disk_usage(out).free + there
     if free < needed:
         raise UserError(
-            f"--out {out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while it saves; "
-            "choose another place, or make room"
+            f"--out {out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while"
+            " it saves; choose another place, or make room"
         )
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0].split(":", 1)[1].strip() if names else platform.processor()

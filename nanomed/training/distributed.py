@@ -1,11 +1,13 @@
-"""Several processes that train one model together, as `torchrun --nproc-per-node N train_clm.py ...` starts them, a GPU each.
+"""Several processes that train one model together, as `torchrun --nproc-per-node N train_clm.py ...` starts
+them, a GPU each.
 
-All do the same: they read the data, walk the same windows, decide the same. What each has of its own are some rows of every
-micro-batch, and 1/N of every weight, gradient and moment (torch's fully_shard; Zhao et al. 2023, PyTorch FSDP): a layer's weights
-are gathered when it is their turn, and thrown away after it. Only the first process prints and writes.
+All do the same: they read the data, walk the same windows, decide the same. What each has of its own are some
+rows of every micro-batch, and 1/N of every weight, gradient and moment (torch's fully_shard; Zhao et al.
+2023, PyTorch FSDP): a layer's weights are gathered when it is their turn, and thrown away after it. Only the
+first process prints and writes.
 
-Without torchrun there is one process, whose model is whole: then everything here gives back what it was given.
-"""
+Without torchrun there is one process, whose model is whole: then everything here gives back what it was
+given."""
 
 import contextlib
 import os
@@ -25,7 +27,9 @@ from nanomed.threads import of_torchrun
 
 # In what gloo and NCCL say of an exchange whose other side has ended.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
-PATIENCE = timedelta(hours=1)  # until a process that waits gives up: the first one may be writing a large model
+PATIENCE = timedelta(
+    hours=1
+)  # until a process that waits gives up: the first one may be writing a large model
 
 
 def world() -> int:
@@ -39,8 +43,8 @@ def rank() -> int:
 
 
 def together(main: Callable):
-    """main() of one of several processes. The first alone speaks; but of those that fail, whichever fails first says why, and
-    torchrun ends the others."""
+    """main() of one of several processes. The first alone speaks; but of those that fail, whichever fails
+    first says why, and torchrun ends the others."""
     if world() == 1:
         return main()
     stderr, nowhere = sys.stderr, open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
@@ -53,11 +57,18 @@ def together(main: Callable):
         return result
     except (Exception, KeyboardInterrupt) as e:
         sys.stderr = stderr if _fails_first() else nowhere
-        if isinstance(e, dist.DistError) or (isinstance(e, RuntimeError) and "gloo" in str(e)):  # which has no class for it
+        if isinstance(e, dist.DistError) or (
+            isinstance(e, RuntimeError) and "gloo" in str(e)
+        ):  # which has no class for it
             said = str(e).strip().splitlines()[0]
             if any(words in said for words in GONE):
-                said = f"another of the {world()} processes is gone (torchrun's report below says which, and how it ended)"
-            raise UserError(f"{said}; the same command with --resume goes on from the last checkpoint, if there is one") from e
+                said = (
+                    f"another of the {world()} processes is gone (torchrun's report below says which, and how"
+                    " it ended)"
+                )
+            raise UserError(
+                f"{said}; the same command with --resume goes on from the last checkpoint, if there is one"
+            ) from e
         raise
 
 
@@ -72,23 +83,28 @@ def _fails_first() -> bool:
 
 
 def start(device: torch.device) -> None:
-    """Meet the other processes: through NCCL with a GPU for each, through gloo on the CPU. Raises UserError for too few GPUs."""
+    """Meet the other processes: through NCCL with a GPU for each, through gloo on the CPU. Raises UserError
+    for too few GPUs."""
     if world() == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > there:
-            raise UserError(f"{here} processes, but this PyTorch sees {there} CUDA device(s): torchrun --nproc-per-node {there}")
+            raise UserError(
+                f"{here} processes, but this PyTorch sees {there} CUDA device(s): torchrun --nproc-per-node"
+                f" {there}"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
 
-# --- what each takes, and what all of them have ----------------------------------------------------------------------
+# --- what each takes, and what all of them have -------------------------------------------------------------
 
 
 def share(batch) -> list[torch.Tensor]:
-    """This process's rows of a micro-batch (tensors of B rows, the targets last). Where there are fewer rows than processes,
-    one gets a row without targets: it adds nothing, but all must take part in every exchange."""
+    """This process's rows of a micro-batch (tensors of B rows, the targets last). Where there are fewer rows
+    than processes, one gets a row without targets: it adds nothing, but all must take part in every exchange.
+    """
     rows = [t[rank() :: world()] for t in batch]
     return rows if len(rows[0]) else [*(t[:1] for t in batch[:-1]), torch.full_like(batch[-1][:1], IGNORE)]
 
@@ -137,7 +153,8 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def in_turn() -> Iterator[None]:
-    """One process after another: so that a model which each has to load lies whole in the computer's memory only once."""
+    """One process after another: so that a model which each has to load lies whole in the computer's memory
+    only once."""
     for _ in range(rank()):
         wait()
     yield
@@ -145,31 +162,42 @@ def in_turn() -> Iterator[None]:
         wait()
 
 
-# --- the model in shares ---------------------------------------------------------------------------------------------
+# --- the model in shares ------------------------------------------------------------------------------------
 
 
 def shard(model, device: torch.device, dtype: str) -> None:
-    """Leave this process its share of each weight of `model` (whole and the same in all of them, in fp32, on the CPU), in place.
+    """Leave this process its share of each weight of `model` (whole and the same in all of them, in fp32, on
+    the CPU), in place.
 
-    What is trained stays fp32. What autocast multiplies in `dtype`, a block's attention and MLP, is gathered in it, each when its
-    turn comes; the rest (embedding, head and norms) in fp32, for as long as a forward or a backward lasts. Gradients are summed
-    over the processes, in fp32.
-    """
+    What is trained stays fp32. What autocast multiplies in `dtype`, a block's attention and MLP, is gathered
+    in it, each when its turn comes; the rest (embedding, head and norms) in fp32, for as long as a forward or
+    a backward lasts. Gradients are summed over the processes, in fp32."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     mesh = init_device_mesh(device.type, (world(),))
     # autocast would make a copy of each gathered weight, and backward would keep all the copies
-    policy = MixedPrecisionPolicy(DTYPES[dtype], torch.float32, cast_forward_inputs=False)  # the residual stream stays fp32
+    policy = MixedPrecisionPolicy(
+        DTYPES[dtype], torch.float32, cast_forward_inputs=False
+    )  # the residual stream stays fp32
     (blocks,) = (m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
     for part in (part for block in blocks for part in block.children()):
         if any(isinstance(m, nn.Linear) for m in part.modules()):
             fully_shard(part, mesh=mesh, mp_policy=policy)
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # to which no block adds in place
+    warnings.filterwarnings(
+        "ignore", "FSDP2-wrapped module .* returned a view"
+    )  # to which no block adds in place
     fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all weights are shares
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # they are not averaged: one_update divides by the tokens of all
+            module.set_gradient_divide_factor(
+                1.0
+            )  # they are not averaged: one_update divides by the tokens of all
             module.set_force_sum_reduction_for_comms(True)
     model.call = lambda f, *args: f(model, *args)
     register_fsdp_forward_method(model, "call")
@@ -178,12 +206,14 @@ def shard(model, device: torch.device, dtype: str) -> None:
 
 
 def forward(f: Callable) -> Callable:
-    """f(model, ...), which may look at any weight and call any part of the model: they are whole for as long as it runs."""
+    """f(model, ...), which may look at any weight and call any part of the model: they are whole for as long
+    as it runs."""
     return f if world() == 1 else lambda model, *args: model.call(f, *args)
 
 
 def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors put together from their shares, one at a time, on the first process's CPU; nothing on the others."""
+    """The tensors put together from their shares, one at a time, on the first process's CPU; nothing on the
+    others."""
     if world() == 1:
         return state
     from torch.distributed.tensor import DTensor
@@ -197,7 +227,8 @@ def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def part(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, laid out as that of the parameter `like`: the inverse of whole()."""
+    """This process's share of a whole tensor, laid out as that of the parameter `like`: the inverse of
+    whole()."""
     if world() == 1 or full.shape != like.shape:  # an optimizer's count of its steps
         return full
     from torch.distributed.tensor import distribute_tensor

@@ -15,7 +15,8 @@ LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked 
 
 
 def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str, anchor=None) -> None:
-    """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written to `out`."""
+    """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written
+    to `out`."""
     device = next(p for p in model.parameters() if p.requires_grad).device
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
     widest = max(windows, key=lambda window: max(batch[0].numel() for batch in window))
@@ -23,21 +24,28 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
     model.train()
     sizes = memory(model, batch, loss_fn, s.dtype, anchor)
     print(
-        "memory    " + ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items()) + f" ({batch[0].size(0)} x "
-        f"{batch[0].size(1)} tokens at once): {in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
+        "memory    "
+        + ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items())
+        + f" ({batch[0].size(0)} x {batch[0].size(1)} tokens at once):"
+        f" {in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
     )
     optimizer = make_optimizer(model, s)
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
-    for _ in range(2):  # the first one also pays for compiling, and for memory that is taken for the first time
+    for _ in range(
+        2
+    ):  # the first one also pays for compiling, and for memory that is taken for the first time
         start = time.perf_counter()
         done = one_update(model, widest, loss_fn, optimizer, scaler, s, anchor)
         seconds = time.perf_counter() - start
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
-    print(f"          {in_words(held)} were held at most in two updates" + ("" if device.type == "cuda" else ", libraries and all"))
+    print(
+        f"          {in_words(held)} were held at most in two updates"
+        + ("" if device.type == "cuda" else ", libraries and all")
+    )
     steps = total_steps(data, s)
     print(
-        f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s), {_time(steps * seconds)} for {steps:,}"
-        + ("; validations come on top" if validated else "")
+        f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s),"
+        f" {_time(steps * seconds)} for {steps:,}" + ("; validations come on top" if validated else "")
     )
     print(f"dry run: nothing was written to {out}")
 
@@ -57,9 +65,11 @@ def memory(model, batch, loss_fn, dtype: str, anchor=None) -> dict[str, int]:
 
 
 def at_most(sizes: dict[str, int], micro_batches: int) -> int:
-    """Of memory()'s: gradients come as activations go, but for those of earlier micro-batches, and what the loss holds goes before
-    either."""
-    at_the_loss = sizes["activations"] + sizes.get("the loss", 0) + (sizes["gradients"] if micro_batches > 1 else 0)
+    """Of memory()'s: gradients come as activations go, but for those of earlier micro-batches, and what the
+    loss holds goes before either."""
+    at_the_loss = (
+        sizes["activations"] + sizes.get("the loss", 0) + (sizes["gradients"] if micro_batches > 1 else 0)
+    )
     lasting = sum(n for name, n in sizes.items() if name in ("weights", "optimizer", "where they started"))
     return lasting + max(at_the_loss, sizes["gradients"])
 

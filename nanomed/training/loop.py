@@ -1,7 +1,7 @@
 """The training loop, to be read from top to bottom.
 
-It knows nothing of phases: `data` deals out the micro-batches of each update, `loss_fn(model, batch)` gives the summed
-loss and the number of supervised tokens of one, `evaluate()` measures the model on held-out data.
+It knows nothing of phases: `data` deals out the micro-batches of each update, `loss_fn(model, batch)` gives
+the summed loss and the number of supervised tokens of one, `evaluate()` measures the model on held-out data.
 """
 
 import json
@@ -33,13 +33,14 @@ def total_steps(data, s: Settings) -> int:
 
 
 def _ceil(share: float, whole: int) -> int:
-    """share x whole, rounded up, of the share as it is written: in floats, 0.07 x 100 is a little more than 7."""
+    """share x whole, rounded up, of the share as it is written: in floats, 0.07 x 100 is a little more than
+    7."""
     return math.ceil(Fraction(str(share)) * whole)
 
 
 def learning_rate(step: int, steps: int, s: Settings) -> float:
-    """Linear warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts), for update `step` of
-    0..steps-1. Neither the first update nor the last has a rate of 0, which would waste it."""
+    """Linear warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts), for update
+    `step` of 0..steps-1. Neither the first update nor the last has a rate of 0, which would waste it."""
     warmup = _ceil(s.warmup_ratio, steps)
     if step < warmup:
         return s.lr * (step + 1) / warmup
@@ -57,15 +58,15 @@ def make_optimizer(model, s: Settings) -> torch.optim.AdamW:
 
 
 def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anchor=None) -> dict:
-    """Gradients of all micro-batches of `window`, and of what `anchor` adds to the loss, clipped, and one step of the optimizer.
+    """Gradients of all micro-batches of `window`, and of what `anchor` adds to the loss, clipped, and one
+    step of the optimizer.
 
-    The supervised tokens are counted before the first backward, so that every micro-batch is divided by the same number
-    and the gradient is that of the mean over all of them, however they are dealt out: to micro-batches, and to processes
-    (nanomed.training.distributed), of which each takes some rows of every micro-batch.
-    Returns losses: the summed loss of each micro-batch; count: supervised tokens; grad_norm: before clipping; stepped:
-    False if fp16 overflowed; parts: {name: (summed loss, tokens)} if loss_fn tells the window's parts apart; penalty: the
-    anchor's, or None.
-    """
+    The supervised tokens are counted before the first backward, so that every micro-batch is divided by the
+    same number and the gradient is that of the mean over all of them, however they are dealt out: to
+    micro-batches, and to processes (nanomed.training.distributed), of which each takes some rows of every
+    micro-batch. Returns losses: the summed loss of each micro-batch; count: supervised tokens; grad_norm:
+    before clipping; stepped: False if fp16 overflowed; parts: {name: (summed loss, tokens)} if loss_fn tells
+    the window's parts apart; penalty: the anchor's, or None."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device = params[0].device
     count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
@@ -89,27 +90,46 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
     stepped = sound and scaler.get_scale() >= scale
-    parts = {name: (float(distributed.total(part)), distributed.total(n)) for name, (part, n) in parts.items()}
-    return {"losses": losses, "count": count, "grad_norm": grad_norm, "stepped": stepped, "parts": parts, "penalty": penalty}
+    parts = {
+        name: (float(distributed.total(part)), distributed.total(n)) for name, (part, n) in parts.items()
+    }
+    return {
+        "losses": losses,
+        "count": count,
+        "grad_norm": grad_norm,
+        "stepped": stepped,
+        "parts": parts,
+        "penalty": penalty,
+    }
 
 
 def fit(
-    model, data, loss_fn, evaluate, s: Settings, out: Path, resume: bool = False, unit="tokens", sample=None, anchor=None
+    model,
+    data,
+    loss_fn,
+    evaluate,
+    s: Settings,
+    out: Path,
+    resume: bool = False,
+    unit="tokens",
+    sample=None,
+    anchor=None,
 ) -> dict:
     """Train the parameters that require a gradient, in place; returns a summary as a dict.
 
-    evaluate: a function giving {name: {"loss", ...}} of each held-out set, the first of which decides what is best, or
-    None; sample: a function giving a text that the model writes, shown and logged at each validation, or None; unit: what
-    loss_fn counts; anchor: an Anchor (nanomed.training.anchor), or None. Appends to out/metrics.jsonl, one object a logged
-    update, and keeps the newest checkpoint in out/state/.
-    Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C, SIGTERM or a hang-up.
-    """
+    evaluate: a function giving {name: {"loss", ...}} of each held-out set, the first of which decides what is
+    best, or None; sample: a function giving a text that the model writes, shown and logged at each
+    validation, or None; unit: what loss_fn counts; anchor: an Anchor (nanomed.training.anchor), or None.
+    Appends to out/metrics.jsonl, one object a logged update, and keeps the newest checkpoint in out/state/.
+    Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C,
+    SIGTERM or a hang-up."""
     device = next(model.parameters()).device
     steps = total_steps(data, s)
     eval_every = s.eval_every or data.windows_per_epoch
     optimizer = make_optimizer(model, s)
     scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")  # fp16 alone loses small gradients
-    # What the run has done so far. `consumed` counts windows of data; it runs ahead of `step` when fp16 skips one.
+    # What the run has done so far. `consumed` counts windows of data; it runs ahead of `step` when fp16 skips
+    # one.
     progress = {"step": 0, "consumed": 0, "tokens": 0, "seconds": 0.0, "bad_evals": 0}
     progress["since_log"] = _nothing()  # since the last line of metrics.jsonl
     progress |= {"first_val": None, "best_val": None, "last_val": None, "stopped_early": False}
@@ -120,7 +140,9 @@ def fit(
             raise UserError(f"{saved}: is of update {progress['step']}, and the run has {steps}")
 
     def kept() -> str:
-        return f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
+        return (
+            f"the checkpoint of update {int(saved.stem[5:])} stays" if saved else "no checkpoint was due yet"
+        )
 
     metrics = _open_metrics(out / "metrics.jsonl", progress["step"] if saved else -1, kept)
 
@@ -151,14 +173,18 @@ def fit(
         initial=progress["step"],
         desc="training",
         dynamic_ncols=True,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        bar_format=(
+            "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        ),
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # a log file gets a line now and then
     try:
         if evaluate and progress["first_val"] is None:
             metrics({"step": 0, "tokens": 0, **validate()})
         while progress["step"] < steps and not progress["stopped_early"]:
-            if stop := distributed.most(interrupted[0] if interrupted else 0):  # all of them after the same update
+            if stop := distributed.most(
+                interrupted[0] if interrupted else 0
+            ):  # all of them after the same update
                 saved = checkpoint.save(out, progress, model, optimizer, scaler)
                 raise Interrupted(
                     stop,
@@ -173,7 +199,9 @@ def fit(
             _check_finite(done, progress, s, kept)
             progress["consumed"] += 1
             progress["seconds"] += time.perf_counter() - start
-            if not done["stepped"]:  # fp16 overflowed: the next window at a smaller scale, at the same learning rate
+            if not done[
+                "stepped"
+            ]:  # fp16 overflowed: the next window at a smaller scale, at the same learning rate
                 if scaler.get_scale() < SMALLEST_SCALE:
                     raise UserError(
                         f"no gradient is finite in fp16 at update {progress['step'] + 1}, however small its "
@@ -197,7 +225,13 @@ def fit(
 
             due = evaluate and (step % eval_every == 0 or step == steps)
             if step % s.log_every == 0 or due or step == steps:
-                line = {"step": step, "tokens": progress["tokens"], "loss": loss, "lr": lr, "grad_norm": done["grad_norm"]}
+                line = {
+                    "step": step,
+                    "tokens": progress["tokens"],
+                    "loss": loss,
+                    "lr": lr,
+                    "grad_norm": done["grad_norm"],
+                }
                 line |= {"penalty": done["penalty"]} if anchor else {}
                 line |= {f"{name}_loss": part / n for name, (part, n) in logged["parts"].items() if n}
                 metrics(line | {"tokens_per_s": speed} | (validate() if due else {}))
@@ -230,17 +264,26 @@ def _nothing() -> dict:
 
 def _describe(name: str, val: dict) -> str:
     """`validation loss 3.21, perplexity 24.8` of one held-out set."""
-    return f"{name} loss {val['loss']:.4f}" + "".join(f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss")
+    return f"{name} loss {val['loss']:.4f}" + "".join(
+        f", {LONG.get(k, k)} {v:.4g}" for k, v in val.items() if k != "loss"
+    )
 
 
 def _check_finite(done: dict, progress: dict, s: Settings, kept) -> None:
     where = f"at update {progress['step'] + 1} (window {progress['consumed'] + 1} of the data"
     for i, loss in enumerate(done["losses"]):
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32; {kept()}")
+            raise UserError(
+                f"the loss is {loss} {where}, micro-batch {i + 1}); lower --lr, or try --dtype bf16 or fp32;"
+                f" {kept()}"
+            )
     if not math.isfinite(done["penalty"] or 0.0):
-        raise UserError(f"what --l2-sp or --ewc adds to the loss is {done['penalty']} {where}); lower it; {kept()}")
-    if not math.isfinite(done["grad_norm"]) and s.dtype != "fp16":  # fp16's scaler skips such a step and lowers its scale
+        raise UserError(
+            f"what --l2-sp or --ewc adds to the loss is {done['penalty']} {where}); lower it; {kept()}"
+        )
+    if (
+        not math.isfinite(done["grad_norm"]) and s.dtype != "fp16"
+    ):  # fp16's scaler skips such a step and lowers its scale
         raise UserError(f"the gradient's norm is {done['grad_norm']} {where}); lower --lr; {kept()}")
 
 
@@ -248,8 +291,11 @@ def _on_signal(interrupted: list, kept):
     since = [0.0]
 
     def handler(signum, frame):
-        # The shell and the system may both send a hang-up; and torchrun passes on what the terminal has sent to all.
-        twice = signum == getattr(signal, "SIGHUP", None) or (distributed.world() > 1 and time.monotonic() - since[0] < SAME_SIGNAL)
+        # The shell and the system may both send a hang-up; and torchrun passes on what the terminal has sent
+        # to all.
+        twice = signum == getattr(signal, "SIGHUP", None) or (
+            distributed.world() > 1 and time.monotonic() - since[0] < SAME_SIGNAL
+        )
         if interrupted and twice:
             return
         if interrupted:  # the second time does not wait
@@ -269,15 +315,20 @@ class Line:
 
 
 def _open_metrics(path: Path, step: int, kept):
-    """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are dropped (all of
-    them if `step` is -1: nothing was saved). Of several processes the first alone writes."""
+    """A function that appends one JSON object a line; lines after `step`, from a run that was killed, are
+    dropped (all of them if `step` is -1: nothing was saved). Of several processes the first alone writes."""
     if distributed.rank():
         return lambda record: None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() and step >= 0 else []
+    lines = (
+        path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        if path.exists() and step >= 0
+        else []
+    )
     stay = [
         line
         for k, line in enumerate(lines, 1)
-        if line.endswith("\n") and typed(Line, parse_json(line, where := f"{path}, line {k}"), where).step <= step
+        if line.endswith("\n")
+        and typed(Line, parse_json(line, where := f"{path}, line {k}"), where).step <= step
     ]
     write_text("".join(stay), path)
 

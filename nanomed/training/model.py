@@ -1,4 +1,5 @@
-"""The model that a run starts from, and the one that it leaves: all weights, an adapter, or an adapter merged."""
+"""The model that a run starts from, and the one that it leaves: all weights, an adapter, or an adapter
+merged."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,15 @@ from nanomed.errors import UserError
 from nanomed.models import attention, packed
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
-from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, lora_layers, merge_and_unwrap, resolve
+from nanomed.models.lora import (
+    LoRAConfig,
+    adapter_state,
+    fits,
+    inject,
+    lora_layers,
+    merge_and_unwrap,
+    resolve,
+)
 from nanomed.models.quant import QUANTISED
 from nanomed.precision import store_frozen
 from nanomed.text.labels import in_line, to_model
@@ -33,9 +42,8 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
                             it is more than plain LoRA, it is merged first, and the merged base written to DIR/base, where the
                             new one's config will point
 
-    classifier: a function that puts a classification head on the model, or None. The head of a source that is a classifier
-    itself goes on, if it has the same labels.
-    """
+    classifier: a function that puts a classification head on the model, or None. The head of a source that is
+    a classifier itself goes on, if it has the same labels."""
     model, base = _load(source, plan, classifier), source.name
     frozen, merged = any(isinstance(m, QUANTISED) for m in model.modules()), source.adapter and not model.lora
     lora = plan.lora and resolve(model, plan.lora)
@@ -46,22 +54,29 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
         )
     if frozen and model.lora and not _same(model, lora):
         raise UserError(
-            f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it first (--merge), or "
-            "go on with its own"
+            f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it"
+            " first (--merge), or go on with its own"
         )
     if merged and plan.quantize:
         raise UserError(
-            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {plan.quantize} would round that away; train "
-            "without it (--quantize none)"
+            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {plan.quantize} would"
+            " round that away; train without it (--quantize none)"
         )
     if merged:
         print(
-            f"{source.adapter}: more than a plain LoRA adapter; merged into the model" + (", the base of a new one" if lora else "")
+            f"{source.adapter}: more than a plain LoRA adapter; merged into the model"
+            + (", the base of a new one" if lora else "")
         )
     elif model.lora and not lora:
-        print(f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on with it")
+        print(
+            f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on"
+            " with it"
+        )
     elif model.lora and not _same(model, lora):
-        print(f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a new one")
+        print(
+            f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a"
+            " new one"
+        )
     elif model.lora:
         print(f"{source.adapter}: the adapter goes on")
         model.lora = replace(model.lora, dropout=plan.lora_dropout)
@@ -92,7 +107,10 @@ def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
     calls, _ = to_model(set(made.labels), model.labels)  # the rows may have the numbers of the model's labels
     own = [calls.get(label, label) for label in made.labels]
     if set(own) <= set(model.labels) and model.multi_label in (None, made.multi_label):
-        print(f"{where}: its head goes on" + (", for the labels that there are here" * (len(own) < len(model.labels))))
+        print(
+            f"{where}: its head goes on"
+            + (", for the labels that there are here" * (len(own) < len(model.labels)))
+        )
         made.score.weight.data = model.score.weight.data[[model.labels.index(label) for label in own]]
     else:
         print(f"{where}: a new head, since its own is of other labels ({in_line(model.labels)})")
@@ -107,14 +125,18 @@ def _inject(model, lora: LoRAConfig) -> None:
 
 
 def _same(model, lora: LoRAConfig) -> bool:
-    """Whether the model's adapter has this rank, this scale, and these layers, however its targets are spelled."""
+    """Whether the model's adapter has this rank, this scale, and these layers, however its targets are
+    spelled."""
     wanted = {n for n, m in model.named_modules() if fits(lora.targets, n)}
     return (model.lora.r, model.lora.scale) == (lora.r, lora.scale) and wanted == set(lora_layers(model))
 
 
 def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -> None:
-    """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint want it."""
-    if model.lora and distributed.world() == 1:  # else what is frozen will be saved from here, or is to be dealt out, in fp32
+    """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint
+    want it."""
+    if (
+        model.lora and distributed.world() == 1
+    ):  # else what is frozen will be saved from here, or is to be dealt out, in fp32
         store_frozen(model, plan.dtype, device)
     model.backbone.grad_checkpoint = grad_checkpoint
     if distributed.world() > 1:
@@ -126,7 +148,8 @@ def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -
 
 
 def compile_backbone(model) -> None:
-    """The network below the head, in place, and the passes over the logits; attention is left to its kernels."""
+    """The network below the head, in place, and the passes over the logits; attention is left to its
+    kernels."""
     attention.leave_uncompiled()
     packed.leave_uncompiled()
     loss.compile_gradient()
@@ -136,9 +159,9 @@ def compile_backbone(model) -> None:
 def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, classifier=None) -> dict:
     """Make DIR a model directory: full, adapter or merged; returns what summary.json should say of it.
 
-    Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to bf16. Where the base
-    was quantised, it starts from what its codes stand for, which is what the adapter was trained on.
-    """
+    Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to
+    bf16. Where the base was quantised, it starts from what its codes stand for, which is what the adapter was
+    trained on."""
     state = distributed.whole(adapter_state(model) if model.lora else model.state_dict())
     head = distributed.whole({HEAD: model.score.weight}) if model.lora and classifier else {}
     if distributed.rank():

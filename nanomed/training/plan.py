@@ -1,10 +1,9 @@
-"""What a run is: the settings that decide its weights, which run.json keeps and a resumed run is held to. It loads no library: the
-flags take their defaults from here, and --help is to come at once.
+"""What a run is: the settings that decide its weights, which run.json keeps and a resumed run is held to. It
+loads no library: the flags take their defaults from here, and --help is to come at once.
 
-The command line says more than that (where results go, how often to save, what to show): that stays in `args`, may differ
-from call to call, and is written nowhere. A key that is absent in a run.json has the default that stands here, so that a
-run which began before a setting was thought of goes on as it was.
-"""
+The command line says more than that (where results go, how often to save, what to show): that stays in
+`args`, may differ from call to call, and is written nowhere. A key that is absent in a run.json has the
+default that stands here, so that a run which began before a setting was thought of goes on as it was."""
 
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +17,8 @@ from nanomed.files import typed
 
 @dataclass
 class Settings:
-    """What fit() needs to know, with its defaults. Updates are optimiser steps; schedules count nothing else."""
+    """What fit() needs to know, with its defaults. Updates are optimiser steps; schedules count nothing
+    else."""
 
     lr: float  # peak learning rate
     epochs: float = 1.0  # passes over the data, unless max_steps is set
@@ -37,7 +37,17 @@ class Settings:
 QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
 READINGS = ("text", "read", "refuse")  # of special tokens that texts spell: nanomed.text.special
 # Of the command and not of the run: earlier versions wrote these down too.
-FREE = {"config", "resume", "save_every", "log_every", "out", "grad_checkpoint", "dry_run", "show", "sample_prompt"}
+FREE = {
+    "config",
+    "resume",
+    "save_every",
+    "log_every",
+    "out",
+    "grad_checkpoint",
+    "dry_run",
+    "show",
+    "sample_prompt",
+}
 
 
 # What a run.json may hold; the command line's flags have the same limits (nanomed.flags).
@@ -51,8 +61,8 @@ Files = Annotated[list[str], Meta(min_length=1)]
 
 @dataclass(frozen=True)
 class Plan:
-    """Of every phase. Names are those of the flags; what a flag leaves open (auto, a default that depends on others) is decided
-    here: nanomed.training.run.setup does that."""
+    """Of every phase. Names are those of the flags; what a flag leaves open (auto, a default that depends on
+    others) is decided here: nanomed.training.run.setup does that."""
 
     phase: ClassVar[str]
 
@@ -105,7 +115,9 @@ class Plan:
         targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
         if not self.lora_r:
             return None
-        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets, self.lora_scale == "rslora")
+        return LoRAConfig(
+            self.lora_r, self.lora_alpha, self.lora_dropout, targets, self.lora_scale == "rslora"
+        )
 
     @classmethod
     def of(cls, args, **decided) -> "Plan":
@@ -114,12 +126,15 @@ class Plan:
 
     @classmethod
     def read(cls, settings: dict, where: Path) -> "Plan":
-        """From what run.json keeps. Raises UserError for a run of another phase, or of a version that knows more settings."""
+        """From what run.json keeps. Raises UserError for a run of another phase, or of a version that knows
+        more settings."""
         known = {f.name: f for f in fields(cls)}
         odd = sorted(settings.keys() - known.keys() - FREE)
         odd += [name for name, f in known.items() if f.default is MISSING and name not in settings]
         if odd:
-            raise UserError(f"{where}: not a run of this phase, or of this version of nanomed (the setting {odd[0]!r})")
+            raise UserError(
+                f"{where}: not a run of this phase, or of this version of nanomed (the setting {odd[0]!r})"
+            )
         return typed(cls, settings, f"{where}: settings")
 
     def changes(self, before: "Plan") -> tuple[str, str] | None:

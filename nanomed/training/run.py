@@ -1,4 +1,5 @@
-"""A run, from the command line to a directory that others can load: what every training script does after reading its data.
+"""A run, from the command line to a directory that others can load: what every training script does after
+reading its data.
 
 setup()  flags -> Plan, model found, tokenizer        train()  Job -> checks, fit(), the model and summary.json in DIR
 """
@@ -36,7 +37,8 @@ SAMPLE_TOKENS = 40  # of --sample-prompt's continuation
 
 @dataclass(frozen=True)
 class Setup:
-    """What every phase begins with: what the run is, where the model lies, how it reads, and where it will be trained."""
+    """What every phase begins with: what the run is, where the model lies, how it reads, and where it will be
+    trained."""
 
     plan: Plan
     source: hub.Source
@@ -48,11 +50,11 @@ class Setup:
 
 @dataclass
 class Job:
-    """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is measured on, for
-    later phases; hashes: of the data, by name; facts: what summary.json should say besides; what: the data, in words;
-    template: how the model that comes out is to be asked, if it was instructed; sample_in: the template that --sample-prompt is
-    put into; general: a Stream of --ewc-data; unit: what loss_fn counts; classifier: a function that puts a classification head on
-    the model."""
+    """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is
+    measured on, for later phases; hashes: of the data, by name; facts: what summary.json should say besides;
+    what: the data, in words; template: how the model that comes out is to be asked, if it was instructed;
+    sample_in: the template that --sample-prompt is put into; general: a Stream of --ewc-data; unit: what
+    loss_fn counts; classifier: a function that puts a classification head on the model."""
 
     blocks: object
     loss_fn: Callable
@@ -69,11 +71,14 @@ class Job:
 
 
 def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setup:
-    """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever cannot be trained."""
+    """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever
+    cannot be trained."""
     device, out = resolve_device(args.device), Path(args.out)
     from_scratch = getattr(args, "from_scratch", False)
     if args.lora_r and from_scratch:
-        raise UserError("--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)")
+        raise UserError(
+            "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
+        )
     check_out(out, args.resume)
     flags.check_lora_flags(args)
     check_processes(args, kind)
@@ -87,7 +92,9 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
     quantize = args.quantize or (trained_with(source.adapter).get("quantize") if source.adapter else None)
     context = args.context or min(config.n_positions, 1024)
     if not 2 <= context <= config.n_positions:
-        raise UserError(f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}")
+        raise UserError(
+            f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}"
+        )
     plan = kind.of(
         args,
         device=str(device),
@@ -105,8 +112,8 @@ def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setu
 
 
 def train(args, setup: Setup, job: Job) -> dict | None:
-    """Train the model that the plan names and leave it in DIR; None if there was nothing to train: DIR holds the end of this
-    very run, or it was a dry run."""
+    """Train the model that the plan names and leave it in DIR; None if there was nothing to train: DIR holds
+    the end of this very run, or it was a dry run."""
     plan, source, out = decide_compile(args, setup, job), setup.source, Path(args.out)
     identity = {
         "data": job.hashes,
@@ -119,7 +126,9 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     wanted = {"--patience": plan.patience, "--keep best": plan.keep == "best", "--sample-prompt": sampled}
     for flag, given in wanted.items():
         if given and not job.validation:
-            raise UserError(f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)")
+            raise UserError(
+                f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)"
+            )
     sample = partial(_sample, sampled, setup, job.sample_in) if sampled else None
     if sample:
         sample(None)
@@ -128,7 +137,9 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         lock(out)
         check_out(out, args.resume)  # again, now that no other process changes it any more
     if is_complete(out, args.resume, plan, identity):
-        if writes:  # in case it was killed just before it did so itself; what it held the directory with goes with release()
+        # in case it was killed just before it did so itself; what it held the directory with goes with
+        # release()
+        if writes:
             lock(out)
             checkpoint.remove(out)
             if not (out / "loss.png").exists():
@@ -160,20 +171,33 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     where = " x ".join(map(str, [plan.device, *processes.values()]))
     over = f" over {plan.quantize}" if plan.quantize else ""
     print(
-        f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what}; {where}, "
-        f"{plan.dtype}{over}; {total_steps(job.blocks, settings):,} updates of up to {plan.batch_size} x {plan.grad_accum} rows, "
-        f"peak learning rate {plan.lr:g}"
+        f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what};"
+        f" {where}, {plan.dtype}{over}; {total_steps(job.blocks, settings):,} updates of up to"
+        f" {plan.batch_size} x {plan.grad_accum} rows, peak learning rate {plan.lr:g}"
     )
     if args.show:
         show.rows(job.blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
     anchor = make_anchor(model, plan, job.general, setup.device)
     if args.dry_run:
-        estimate.dry_run(model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out, anchor)
+        estimate.dry_run(
+            model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out, anchor
+        )
         return None
     measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
     evaluate = (lambda: {name: measure(model) for name, measure in measures.items()}) if measures else None
     write = partial(distributed.forward(sample), model) if sample else None
-    result = fit(model, job.blocks, distributed.forward(job.loss_fn), evaluate, settings, out, args.resume, job.unit, write, anchor)
+    result = fit(
+        model,
+        job.blocks,
+        distributed.forward(job.loss_fn),
+        evaluate,
+        settings,
+        out,
+        args.resume,
+        job.unit,
+        write,
+        anchor,
+    )
     facts |= leave_model(model, base, plan, source, out, job.classifier)
     if distributed.rank():
         return result
@@ -182,7 +206,9 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     peak = {"peak_rss_bytes": peak_rss()}
     if torch.cuda.is_available():
         peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-    write_json(facts | result | peak, out / "summary.json")  # after the model: it says that the run is complete
+    write_json(
+        facts | result | peak, out / "summary.json"
+    )  # after the model: it says that the run is complete
     checkpoint.remove(out)
     curves.plot_curves(out, job.unit)  # after all that matters, and where a full disk has room again
     say_kept(plan, result)
@@ -190,11 +216,14 @@ def train(args, setup: Setup, job: Job) -> dict | None:
 
 
 def settings_of(args, plan: Plan) -> Settings:
-    return Settings(**{k: v for k, v in (vars(args) | vars(plan)).items() if k in Settings.__dataclass_fields__})
+    return Settings(
+        **{k: v for k, v in (vars(args) | vars(plan)).items() if k in Settings.__dataclass_fields__}
+    )
 
 
 def decide_compile(args, setup: Setup, job: Job) -> Plan:
-    """The plan, with --compile decided where the flags leave it open: as the run began if it is resumed, else by what pays."""
+    """The plan, with --compile decided where the flags leave it open: as the run began if it is resumed, else
+    by what pays."""
     plan, before = setup.plan, began_compiled(Path(args.out)) if args.resume else None
     if plan.compile is not None:
         return plan
@@ -203,7 +232,10 @@ def decide_compile(args, setup: Setup, job: Job) -> Plan:
     updates = total_steps(job.blocks, settings_of(args, plan))
     plan = replace(plan, compile=compiling.pays(plan, setup.config.model_type, setup.config, updates))
     if plan.compile:
-        print("compiling, which takes a while at the first update and then saves more than it took (--no-compile: as it is)")
+        print(
+            "compiling, which takes a while at the first update and then saves more than it took"
+            " (--no-compile: as it is)"
+        )
     return plan
 
 
@@ -217,11 +249,15 @@ def check_processes(args, kind: type[Plan]) -> None:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} is for one process; {n} processes (torchrun) train without it")
     if args.batch_size < n:
-        raise UserError(f"--batch-size {args.batch_size}: its rows are dealt to {n} processes (torchrun); give at least {n}")
+        raise UserError(
+            f"--batch-size {args.batch_size}: its rows are dealt to {n} processes (torchrun); give at"
+            f" least {n}"
+        )
 
 
 def general_stream(plan: Plan, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:
-    """The blocks of --ewc-data, without what is held out; encode(names) gives a corpus. None if there is no --ewc."""
+    """The blocks of --ewc-data, without what is held out; encode(names) gives a corpus. None if there is no
+    --ewc."""
     if not plan.ewc:
         return None
     corpus = encode(plan.ewc_data)
@@ -240,13 +276,19 @@ def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device)
     if plan.ewc:
         blocks = [general.block(0, i) for i in range(min(plan.ewc_blocks, general.n_blocks))]
         print(
-            f"--ewc: the Fisher information of {len(blocks):,} blocks of {plan.context} tokens of {general.selection.corpus.name}"
+            f"--ewc: the Fisher information of {len(blocks):,} blocks of {plan.context} tokens of"
+            f" {general.selection.corpus.name}"
         )
-        information = fisher(model, [[torch.from_numpy(side)[None] for side in block] for block in blocks], device)
+        information = fisher(
+            model, [[torch.from_numpy(side)[None] for side in block] for block in blocks], device
+        )
     on = tuple(part.strip() for part in plan.pull_on.split(","))
     anchor = Anchor(model, plan.l2_sp, plan.ewc, information, on)
     if not anchor.pulls:
-        raise UserError(f"--pull-on {plan.pull_on}: no weight has such a name; there are, say, {next(iter(model.state_dict()))}")
+        raise UserError(
+            f"--pull-on {plan.pull_on}: no weight has such a name; there are, say,"
+            f" {next(iter(model.state_dict()))}"
+        )
     return anchor
 
 
@@ -261,7 +303,12 @@ def say_kept(plan: Plan, result: dict) -> None:
     sets = [("validation", result["first_val"], kept)]
     if "sets" in kept:
         sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
-    print("; ".join(f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}" for n, a, b in sets))
+    print(
+        "; ".join(
+            f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}"
+            for n, a, b in sets
+        )
+    )
     other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
     if plan.keep == "best":
         print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})")
@@ -270,7 +317,8 @@ def say_kept(plan: Plan, result: dict) -> None:
 
 
 def _sample(asked: str, setup: Setup, template, model) -> str | None:
-    """How the model goes on from --sample-prompt, greedily; without a model, only whether the prompt fits: UserError."""
+    """How the model goes on from --sample-prompt, greedily; without a model, only whether the prompt fits:
+    UserError."""
     ids = setup.tokenizer.prompt(template.ask(asked) if template else asked).tolist()
     steps = min(SAMPLE_TOKENS, room(setup.config, ids, None))
     if model is None:
@@ -289,6 +337,7 @@ def say_earlier(setup: Setup, count: int) -> None:
     """Told to train on what an earlier phase measured on: it is done, and said."""
     if count:
         print(
-            f"note: {count} of what is trained on was held out when {setup.source.adapter or setup.source.name} was trained; "
-            "from now on a measurement on it is none on unseen text"
+            f"note: {count} of what is trained on was held out when"
+            f" {setup.source.adapter or setup.source.name} was trained; from now on a measurement on it is"
+            " none on unseen text"
         )

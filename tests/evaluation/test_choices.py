@@ -1,4 +1,5 @@
-"""`eval.py choices`: likelihoods as lm-eval has them, figures as scikit-learn has them, PubMedQA's rows, retrieved passages."""
+"""`eval.py choices`: likelihoods as lm-eval has them, figures as scikit-learn has them, PubMedQA's rows,
+retrieved passages."""
 
 import json
 
@@ -23,7 +24,10 @@ def likelihoods(model_dir, pairs):
 
 
 # One token and several, blanks on either side of the boundary, a prompt that is too long for the model.
-PROMPTS = [f"Abstract: {c}\nQuestion: {q}?\nAnswer:" for c, q in zip(make_texts(5, 1, 3, 12), make_texts(5, 2, 2, 5), strict=True)]
+PROMPTS = [
+    f"Abstract: {c}\nQuestion: {q}?\nAnswer:"
+    for c, q in zip(make_texts(5, 1, 3, 12), make_texts(5, 2, 2, 5), strict=True)
+]
 ITEMS = [Item(p, (" yes", " no", " maybe"), 0) for p in PROMPTS]
 ITEMS += [
     Item(PROMPTS[0] + " ", ("the patients", "blood pressure and dose", "a"), 1),
@@ -38,7 +42,10 @@ def test_against_likelihoods(model_dir):
     ours = loglikelihoods(o, ITEMS, batch_size=4)
     pairs = [(item.prompt, choice) for item in ITEMS for choice in item.choices]
     np.testing.assert_allclose(np.concatenate(ours), likelihoods(model_dir, pairs), rtol=1e-5)
-    for other in (loglikelihoods(o, ITEMS, batch_size=1), loglikelihoods(o, ITEMS[::-1], batch_size=100)[::-1]):
+    for other in (
+        loglikelihoods(o, ITEMS, batch_size=1),
+        loglikelihoods(o, ITEMS[::-1], batch_size=100)[::-1],
+    ):
         np.testing.assert_allclose(np.concatenate(other), np.concatenate(ours), rtol=1e-5)
 
 
@@ -82,7 +89,12 @@ def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, mode
     assert len(ids) == 500 and all(i.isdigit() for i in ids)
     contexts, questions = make_texts(4, 1, 3, 8), make_texts(4, 2, 2, 5)
     rows = [
-        {"pubid": int(i), "question": q, "context": {"contexts": [c, "more"]}, "final_decision": d}  # as on the Hub
+        {
+            "pubid": int(i),
+            "question": q,
+            "context": {"contexts": [c, "more"]},
+            "final_decision": d,
+        }  # as on the Hub
         for i, q, c, d in zip([*ids[:3], "1"], questions, contexts, ["yes", "no", "maybe", "no"], strict=True)
     ]
     data = write(tmp_path / "d.jsonl", rows)
@@ -90,22 +102,39 @@ def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, mode
     out = script("eval.py", "choices", *flags, "--format", "pubmedqa")
     assert out.returncode == 0, out.stderr
     r = json.loads((tmp_path / "r.json").read_text())
-    prompts = [f"Abstract: {c}\nmore\nQuestion: {q}\nAnswer:" for c, q in zip(contexts[:3], questions[:3], strict=True)]
+    prompts = [
+        f"Abstract: {c}\nmore\nQuestion: {q}\nAnswer:"
+        for c, q in zip(contexts[:3], questions[:3], strict=True)
+    ]
     theirs = likelihoods(model_dir, [(p, c) for p in prompts for c in (" yes", " no", " maybe")])
     np.testing.assert_allclose(np.ravel(r["loglikelihoods"]), theirs, rtol=1e-5)
     assert r["questions"] == 3 and r["labels"] == ["yes", "no", "maybe"]
-    assert script("eval.py", "choices", *flags, "--format", "pubmedqa", "--all-rows", "--limit", 10).returncode == 0
+    assert (
+        script("eval.py", "choices", *flags, "--format", "pubmedqa", "--all-rows", "--limit", 10).returncode
+        == 0
+    )
     assert json.loads((tmp_path / "r.json").read_text())["questions"] == 4
     closed = script("eval.py", "choices", *flags, "--format", "pubmedqa-closed", "--template", "response")
     assert closed.returncode == 0, closed.stderr
     asked = [TEMPLATES["response"].ask(f"Question: {q}\nAnswer:").text for q in questions[:3]]
     theirs = likelihoods(model_dir, [(p, c) for p in asked for c in ("", "yes", "no", "maybe")])
-    line_end, *choices = np.array(theirs).reshape(3, 4).T  # a token: lm-eval takes it to the choice, in a template it is asked
+    line_end, *choices = (
+        np.array(theirs).reshape(3, 4).T
+    )  # a token: lm-eval takes it to the choice, in a template it is asked
     found = json.loads((tmp_path / "r.json").read_text())["loglikelihoods"]
     np.testing.assert_allclose(np.array(found).T, choices - line_end, rtol=1e-4)
     rows = [{**row, "pubid": 1} for row in rows]
     assert_refused(
-        script("eval.py", "choices", *flags[:2], "--data", write(tmp_path / "e.jsonl", rows), "--format", "pubmedqa"), "--all-rows"
+        script(
+            "eval.py",
+            "choices",
+            *flags[:2],
+            "--data",
+            write(tmp_path / "e.jsonl", rows),
+            "--format",
+            "pubmedqa",
+        ),
+        "--all-rows",
     )
 
 
@@ -126,14 +155,29 @@ def test_passages_stand_before_the_prompt(script, model_dir, tmp_path):
     r = json.loads((tmp_path / "r.json").read_text())
     np.testing.assert_allclose(r["loglikelihoods"], expected, rtol=1e-6)
     assert r["retrieval"]["recall"]["recall"] == {"1": 1.0} and r["retrieval"]["passages"] == 3
-    out = script("eval.py", "choices", *flags, "--data", data, "--retrieve", 2, "--corpus", corpus, "--retriever", "embeddings")
+    out = script(
+        "eval.py",
+        "choices",
+        *flags,
+        "--data",
+        data,
+        "--retrieve",
+        2,
+        "--corpus",
+        corpus,
+        "--retriever",
+        "embeddings",
+    )
     assert out.returncode == 0, out.stderr
     # And before a question that is to be answered in words.
     write(tmp_path / "q.jsonl", [{"question": "Is renal?", "answer": "it is"}])
     asked = ("--data", "q.jsonl", "--retrieve", 1, "--corpus", corpus, "--max-new-tokens", 4)
     out = script("eval.py", "qa", *flags, *asked)
     assert out.returncode == 0, out.stderr
-    assert json.loads((tmp_path / "r.json").read_text())["answers"][0]["prompt"].split("\n")[1:3] == ["Is renal?", passages[1]]
+    assert json.loads((tmp_path / "r.json").read_text())["answers"][0]["prompt"].split("\n")[1:3] == [
+        "Is renal?",
+        passages[1],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,5 +208,11 @@ def test_flags_that_make_no_sense(script, model_dir, tmp_path):
     flags = ("eval.py", "choices", "--model", model_dir, "--data", data)
     assert_refused(script(*flags, "--retrieve", 1), "--corpus")
     assert_refused(script(*flags, "--all-rows"), "--all-rows")
-    assert_refused(script(*flags, "--retrieve", 2, "--corpus", data, "--corpus-field", "prompt"), "--retrieve 2", "1 passage")
-    assert_refused(script(*flags, "--format", "pubmedqa-closed", "--retrieve", 1, "--corpus", data), "pubmedqa-closed")
+    assert_refused(
+        script(*flags, "--retrieve", 2, "--corpus", data, "--corpus-field", "prompt"),
+        "--retrieve 2",
+        "1 passage",
+    )
+    assert_refused(
+        script(*flags, "--format", "pubmedqa-closed", "--retrieve", 1, "--corpus", data), "pubmedqa-closed"
+    )

@@ -1,4 +1,5 @@
-"""eval.py drift: the shift and its interval against scipy's bootstrap, an alarm where it belongs and none elsewhere."""
+"""eval.py drift: the shift and its interval against scipy's bootstrap, an alarm where it belongs and none
+elsewhere."""
 
 import dataclasses
 import json
@@ -36,9 +37,13 @@ def test_the_interval_is_that_of_scipys_bootstrap():
         return (nll[1][j].sum(axis) / tokens[1][j].sum(axis)) - (nll[0][i].sum(axis) / tokens[0][i].sum(axis))
 
     data = (np.arange(150), np.arange(90))
-    found = scipy.stats.bootstrap(data, difference, vectorized=True, method="percentile", n_resamples=20_000, rng=rng)
+    found = scipy.stats.bootstrap(
+        data, difference, vectorized=True, method="percentile", n_resamples=20_000, rng=rng
+    )
     assert np.log(value) == pytest.approx(difference(*data, axis=0))
-    assert np.log([low, high]) == pytest.approx(list(found.confidence_interval), abs=0.03)  # of a width of 0.5; both are drawn
+    assert np.log([low, high]) == pytest.approx(
+        list(found.confidence_interval), abs=0.03
+    )  # of a width of 0.5; both are drawn
 
 
 def test_a_text_that_comes_again_and_again_is_no_further_evidence():
@@ -54,7 +59,10 @@ def test_a_text_that_comes_again_and_again_is_no_further_evidence():
 
 
 def test_small_samples_and_verdicts():
-    assert drift.judge([1.21, 1.5], 1.2) == (True, "drift: what comes in is more surprising, beyond 1.2 with all of the interval")
+    assert drift.judge([1.21, 1.5], 1.2) == (
+        True,
+        "drift: what comes in is more surprising, beyond 1.2 with all of the interval",
+    )
     assert drift.judge([0.5, 0.83], 1.2)[0] and "less surprising" in drift.judge([0.5, 0.83], 1.2)[1]
     for interval in ([1.19, 3.0], [0.2, 0.9], [0.5, 2.0]):
         assert not drift.judge(interval, 1.2)[0] and "none excluded" in drift.judge(interval, 1.2)[1]
@@ -63,9 +71,12 @@ def test_small_samples_and_verdicts():
 
 @pytest.fixture(scope="module")
 def scored():
-    """nano's nll of each of each of 40 abstracts and of 80 paragraphs of general English, their first 160 tokens."""
+    """nano's nll of each of each of 40 abstracts and of 80 paragraphs of general English, their first 160
+    tokens."""
     o = measure.open_model("nano", "cpu", "fp32")
-    rows = [json.loads(line) for line in (ROOT / "nanomed" / "demo" / "abstracts.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (ROOT / "nanomed" / "demo" / "abstracts.jsonl").read_text().splitlines()
+    ]
     kinds = {"medical": [text for row in rows for text in row["texts"]]}
     kinds["general"] = (ROOT / "nanomed" / "demo" / "general.txt").read_text().splitlines()[:80]
     out = {}
@@ -92,7 +103,7 @@ def test_halves_of_the_same_texts_are_no_drift_and_other_texts_are(scored):
     assert found == 60  # general English is nano's own, medical text is harder to it
 
 
-# --- as a user runs it --------------------------------------------------------------------------------------------------
+# --- as a user runs it --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -102,42 +113,100 @@ def trained(model_dir, tmp_path_factory):
 
     home = tmp_path_factory.mktemp("drift")
     write_jsonl(home / "train.jsonl", make_texts(80, 1, 8, 40))
-    flags = ("--val-fraction", 0, "--max-steps", 60, "--lr", 5e-3, "--batch-size", 4, "--context", 48, "--dtype", "fp32")
-    out = run_script(home, "train_clm.py", "--model", model_dir, "--data", "train.jsonl", "--out", "m", *flags)
+    flags = (
+        "--val-fraction",
+        0,
+        "--max-steps",
+        60,
+        "--lr",
+        5e-3,
+        "--batch-size",
+        4,
+        "--context",
+        48,
+        "--dtype",
+        "fp32",
+    )
+    out = run_script(
+        home, "train_clm.py", "--model", model_dir, "--data", "train.jsonl", "--out", "m", *flags
+    )
     assert out.returncode == 0, out.stderr
     return home
 
 
 def test_a_cron_job_is_told_by_the_exit_status(trained, script, tmp_path):
     def run(incoming, *flags):
-        command = ("drift", "--model", trained / "m", "--reference", tmp_path / "held.jsonl", "--incoming", incoming)
+        command = (
+            "drift",
+            "--model",
+            trained / "m",
+            "--reference",
+            tmp_path / "held.jsonl",
+            "--incoming",
+            incoming,
+        )
         return script("eval.py", *command, "--dtype", "fp32", "--json", "d.json", *flags)
 
     write_jsonl(tmp_path / "held.jsonl", make_texts(60, 2, 8, 40))
     write_jsonl(tmp_path / "quiet.jsonl", make_texts(60, 3, 8, 40), field="question")
     write_jsonl(tmp_path / "loud.jsonl", other_texts(60, 4), field="prompt")
     quiet = run("quiet.jsonl")
-    assert quiet.returncode == 0 and "; no drift: all of the interval is within 1.2 either way\n" in quiet.stdout, quiet.stderr
+    assert (
+        quiet.returncode == 0 and "; no drift: all of the interval is within 1.2 either way\n" in quiet.stdout
+    ), quiet.stderr
     r = json.loads((tmp_path / "d.json").read_text())
-    assert r["drifted"] is False and not r["notes"] and 1 / 1.2 < r["shift_ci95"][0] < 1 < r["shift_ci95"][1] < 1.2
+    assert (
+        r["drifted"] is False
+        and not r["notes"]
+        and 1 / 1.2 < r["shift_ci95"][0] < 1 < r["shift_ci95"][1] < 1.2
+    )
     assert r["shift"] == pytest.approx(r["incoming"]["ppl"] / r["reference"]["ppl"])
     # Both perplexities are those of eval.py ppl, with their intervals and names.
     for name, file, field in (("reference", "held.jsonl", "text"), ("incoming", "quiet.jsonl", "question")):
-        command = ("eval.py", "ppl", "--model", trained / "m", "--data", file, "--text-field", field, "--dtype", "fp32")
+        command = (
+            "eval.py",
+            "ppl",
+            "--model",
+            trained / "m",
+            "--data",
+            file,
+            "--text-field",
+            field,
+            "--dtype",
+            "fp32",
+        )
         assert script(*command, "--json", "p.json").returncode == 0
         ppl = json.loads((tmp_path / "p.json").read_text())
         for key in ("ppl", "ppl_ci95", "loss", "nll", "tokens_scored", "documents", "data_sha256"):
             assert r[name][key] == (pytest.approx(ppl[key]) if "sha" not in key else ppl[key]), key
     loud = run("loud.jsonl")
-    assert loud.returncode == DRIFTED == 3 and "drift: what comes in is more surprising" in loud.stdout, loud.stderr
+    assert loud.returncode == DRIFTED == 3 and "drift: what comes in is more surprising" in loud.stdout, (
+        loud.stderr
+    )
     r = json.loads((tmp_path / "d.json").read_text())
     assert r["drifted"] is True and r["shift_ci95"][0] > 1.2 and len(r["most_moving"]) == 5
     excess = [s["excess"] for s in r["most_moving"]]
-    assert excess == sorted(excess, reverse=True) and r["most_moving"][0]["text"] in (tmp_path / "loud.jsonl").read_text()
+    assert (
+        excess == sorted(excess, reverse=True)
+        and r["most_moving"][0]["text"] in (tmp_path / "loud.jsonl").read_text()
+    )
     for s in r["most_moving"]:
-        assert s["excess"] == pytest.approx(s["times"] * s["tokens"] * (np.log(s["ppl"]) - r["reference"]["loss"]))
+        assert s["excess"] == pytest.approx(
+            s["times"] * s["tokens"] * (np.log(s["ppl"]) - r["reference"]["loss"])
+        )
     # The other way round it is as much of a drift, and beyond a higher threshold it is none.
-    command = ("eval.py", "drift", "--model", trained / "m", "--reference", "loud.jsonl", "--incoming", "held.jsonl", "--top", 0)
+    command = (
+        "eval.py",
+        "drift",
+        "--model",
+        trained / "m",
+        "--reference",
+        "loud.jsonl",
+        "--incoming",
+        "held.jsonl",
+        "--top",
+        0,
+    )
     back = script(*command, "--dtype", "fp32", "--json", "b.json")
     assert back.returncode == DRIFTED and "less surprising" in back.stdout and "nats" not in back.stdout
     b = json.loads((tmp_path / "b.json").read_text())
@@ -147,7 +216,18 @@ def test_a_cron_job_is_told_by_the_exit_status(trained, script, tmp_path):
 
 def test_what_speaks_against_the_figure_is_said(trained, script, tmp_path):
     def notes(reference, incoming, *flags):
-        command = ("drift", "--model", trained / "m", "--reference", reference, "--incoming", incoming, "--dtype", "fp32", *flags)
+        command = (
+            "drift",
+            "--model",
+            trained / "m",
+            "--reference",
+            reference,
+            "--incoming",
+            incoming,
+            "--dtype",
+            "fp32",
+            *flags,
+        )
         out = script("eval.py", *command, "--json", "d.json")
         assert out.returncode in (0, DRIFTED), out.stderr
         found = json.loads((tmp_path / "d.json").read_text())
@@ -157,17 +237,33 @@ def test_what_speaks_against_the_figure_is_said(trained, script, tmp_path):
     held = write_jsonl(tmp_path / "held.jsonl", make_texts(60, 2, 30, 40))
     short = write_jsonl(tmp_path / "short.jsonl", [*make_texts(9, 3, 3, 6), ""])
     said, _ = notes(held, short)
-    assert "only 9 different texts" in said and "1 empty texts left out" in said and "for want of context" in said
+    assert (
+        "only 9 different texts" in said
+        and "1 empty texts left out" in said
+        and "for want of context" in said
+    )
     said, found = notes(held, short, "--first", 4)
-    assert "context" not in said and found["reference"]["median_tokens"] == found["incoming"]["median_tokens"] == 4
+    assert (
+        "context" not in said
+        and found["reference"]["median_tokens"] == found["incoming"]["median_tokens"] == 4
+    )
     assert found["incoming"]["tokens_scored"] == 36
     said, found = notes(trained / "train.jsonl", held, "--sample", 40)
     assert "most of the reference was trained on" in said and found["reference"]["overlap"]["documents"] > 20
-    assert (found["reference"]["documents"], found["reference"]["of"], found["incoming"]["documents"]) == (40, 80, 40)
-    rows = [{"instruction": f"Answer {k % 2}", "input": text} for k, text in enumerate(make_texts(40, 5, 30, 40))]
+    assert (found["reference"]["documents"], found["reference"]["of"], found["incoming"]["documents"]) == (
+        40,
+        80,
+        40,
+    )
+    rows = [
+        {"instruction": f"Answer {k % 2}", "input": text} for k, text in enumerate(make_texts(40, 5, 30, 40))
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said, found = notes("rows.jsonl", held)
-    assert "of 40 texts only 2 are different" in said and found["reference"]["field"] == "text,question,prompt,instruction"
+    assert (
+        "of 40 texts only 2 are different" in said
+        and found["reference"]["field"] == "text,question,prompt,instruction"
+    )
     said, found = notes("rows.jsonl", held, "--reference-field", "input")
     assert said == "" and found["reference"]["different"] == 40
 
@@ -180,7 +276,11 @@ def test_a_sample_is_drawn_by_the_seed_from_all_texts(trained, tmp_path):
     assert len(drift.draw(corpus, 0, 0)[0].indices) == len(drift.draw(corpus, 500, 0)[0].indices) == 200
     double = dataclasses.replace(corpus, documents=np.concatenate([corpus.documents, corpus.documents[::2]]))
     texts, times, empty = drift.draw(double, 0, 0)
-    assert (texts.indices == np.arange(200)).all() and (times == np.where(np.arange(200) % 2, 1, 2)).all() and empty == 0
+    assert (
+        (texts.indices == np.arange(200)).all()
+        and (times == np.where(np.arange(200) % 2, 1, 2)).all()
+        and empty == 0
+    )
     assert isinstance(texts, Selection)
 
 
@@ -193,10 +293,14 @@ def test_what_cannot_be_measured_is_refused(trained, script, tmp_path):
     def refused(*flags):
         return script("eval.py", "drift", "--model", trained / "m", *flags)
 
-    assert_refused(refused("--reference", texts, "--incoming", same), "--incoming: one text, or the same again")
+    assert_refused(
+        refused("--reference", texts, "--incoming", same), "--incoming: one text, or the same again"
+    )
     assert_refused(refused("--reference", blank, "--incoming", texts), "blank.jsonl", "every text is empty")
     assert_refused(refused("--reference", texts, "--incoming", "none.jsonl"), "none.jsonl", "no documents")
-    assert_refused(refused("--reference", texts, "--incoming", texts, "--text-field", "q"), "'q'", "--text-field")
+    assert_refused(
+        refused("--reference", texts, "--incoming", texts, "--text-field", "q"), "'q'", "--text-field"
+    )
     assert_refused(refused("--reference", texts, "--incoming", texts, "--threshold", 0.8), "at least 1")
     assert_refused(refused("--reference", texts, "--incoming", texts, "--stride", 64), "stride 64")
     assert_refused(refused("--reference", texts, "--incoming", same, "--json", same), "reads")

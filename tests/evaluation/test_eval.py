@@ -21,24 +21,31 @@ GREEDY = ("--temperature", 0, "--dtype", "fp32")
 @pytest.fixture
 def questions(tmp_path):
     path = tmp_path / "q.jsonl"
-    rows = [{"question": f"What is {a}?", "answer": b} for a, b in zip(make_texts(6, 1, 1, 2), make_texts(6, 2, 3, 6), strict=True)]
+    rows = [
+        {"question": f"What is {a}?", "answer": b}
+        for a, b in zip(make_texts(6, 1, 1, 2), make_texts(6, 2, 3, 6), strict=True)
+    ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
 
 
-# --- generate ---------------------------------------------------------------------------------------------------------
+# --- generate -----------------------------------------------------------------------------------------------
 
 
 def test_prompts_in_a_file_give_completions_in_their_order(script, model_dir, tmp_path):
     prompts = ["the patients were", "a", "treatment of disease in the liver and renal cells"]
     (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n")
-    out = script("eval.py", "generate", "--model", model_dir, "--prompts", "p.txt", "--json", "out.json", *GREEDY)
+    out = script(
+        "eval.py", "generate", "--model", model_dir, "--prompts", "p.txt", "--json", "out.json", *GREEDY
+    )
     assert out.returncode == 0, out.stderr
     done = json.loads((tmp_path / "out.json").read_text())
     assert [d["prompt"] for d in done] == prompts
     assert all(d.keys() == {"prompt", "completion", "stopped"} for d in done)
     assert "<|endoftext|>" not in "".join(d["completion"] for d in done)
-    one = script("eval.py", "generate", "--model", model_dir, "--prompt", prompts[1], "--json", "one.json", *GREEDY)
+    one = script(
+        "eval.py", "generate", "--model", model_dir, "--prompt", prompts[1], "--json", "one.json", *GREEDY
+    )
     assert one.returncode == 0, one.stderr
     again = json.loads((tmp_path / "one.json").read_text())
     assert again[0] == done[1] or not done[1]["stopped"]  # alone it has more room
@@ -48,7 +55,18 @@ def test_prompts_in_a_file_give_completions_in_their_order(script, model_dir, tm
 
 
 def test_a_seed_reproduces_and_streaming_writes_the_same(script, model_dir, tmp_path):
-    asked = ("--model", model_dir, "--prompt", "the cells", "--dtype", "fp32", "--max-new-tokens", 30, "--temperature", 1.0)
+    asked = (
+        "--model",
+        model_dir,
+        "--prompt",
+        "the cells",
+        "--dtype",
+        "fp32",
+        "--max-new-tokens",
+        30,
+        "--temperature",
+        1.0,
+    )
 
     def run(*flags):
         return script("eval.py", "generate", *asked, *flags)
@@ -79,25 +97,53 @@ def test_a_template_wraps_the_prompt(script, model_dir, tmp_path):
     )
     assert wrapped.returncode == 0, wrapped.stderr
     by_hand = "### Instruction:\nWhy?\n### Response:\n"
-    script("eval.py", "generate", "--model", model_dir, "--prompt", by_hand, "--json", "b.json", "--max-new-tokens", 20, *GREEDY)
+    script(
+        "eval.py",
+        "generate",
+        "--model",
+        model_dir,
+        "--prompt",
+        by_hand,
+        "--json",
+        "b.json",
+        "--max-new-tokens",
+        20,
+        *GREEDY,
+    )
     a, b = (json.loads((tmp_path / f).read_text())[0] for f in ("a.json", "b.json"))
     assert a["completion"] == b["completion"] and a["prompt"] == "Why?"
 
 
 def test_wrong_uses_of_generate(script, model_dir, tmp_path):
     assert_refused(script("eval.py", "generate", "--model", model_dir), "no --prompt", "terminal")
-    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--prompts", "b.txt"), "one of them")
+    assert_refused(
+        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--prompts", "b.txt"),
+        "one of them",
+    )
     assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompts", "no.txt"), "no.txt")
     assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", ""), "empty prompt")
     long = "the patients " * 80
     assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", long), "64 positions")
-    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--template", "x"), "flashcards")
-    assert_refused(script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--max-new-tokens", 64), "64 positions")
+    assert_refused(
+        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--template", "x"), "flashcards"
+    )
+    assert_refused(
+        script("eval.py", "generate", "--model", model_dir, "--prompt", "a", "--max-new-tokens", 64),
+        "64 positions",
+    )
 
 
 def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
     """In a terminal of its own: two questions, two answers, then the end of input."""
-    command = [sys.executable, str(ROOT / "eval.py"), "generate", "--model", str(model_dir), "--max-new-tokens", "8"]
+    command = [
+        sys.executable,
+        str(ROOT / "eval.py"),
+        "generate",
+        "--model",
+        str(model_dir),
+        "--max-new-tokens",
+        "8",
+    ]
     pid, fd = pty.fork()
     if pid == 0:
         os.execv(sys.executable, command)
@@ -122,7 +168,7 @@ def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-# --- qa ---------------------------------------------------------------------------------------------------------------
+# --- qa -----------------------------------------------------------------------------------------------------
 
 
 def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_path):
@@ -167,7 +213,9 @@ def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_pat
 
 
 def test_known_pairs():
-    got = metrics.answers(["The cat sat.", "a dog", ""], ["the cat sat", "two dogs here", "x"], [True, False, True])
+    got = metrics.answers(
+        ["The cat sat.", "a dog", ""], ["the cat sat", "two dogs here", "x"], [True, False, True]
+    )
     assert got["exact_match"] == pytest.approx(1 / 3)  # articles, case and punctuation aside
     assert got["token_f1"] == pytest.approx(1 / 3)
     assert got["words"] == pytest.approx(5 / 3) and got["stopped"] == pytest.approx(2 / 3)
@@ -179,13 +227,15 @@ def test_known_pairs():
     assert perfect["bleu_ci95"] == pytest.approx([100, 100])
 
 
-# --- names and flags --------------------------------------------------------------------------------------------------
+# --- names and flags ----------------------------------------------------------------------------------------
 
 
 def test_a_name_without_its_file_is_said_to_be_one(script, model_dir, tmp_path):
     docs = write_jsonl(tmp_path / "d.jsonl", make_texts(9, 1))
     common = ("--model", model_dir, "--data", docs, "--out", "o")
-    assert_refused(script("train_clm.py", *common, "--val-data", "general="), "general=: the name has no file")
+    assert_refused(
+        script("train_clm.py", *common, "--val-data", "general="), "general=: the name has no file"
+    )
     compare = ("eval.py", "compare", "--models", model_dir, "--out", "r")
     assert_refused(script(*compare, "--data", "general="), "general=: the name has no file")
 
@@ -193,12 +243,14 @@ def test_a_name_without_its_file_is_said_to_be_one(script, model_dir, tmp_path):
 def test_the_nearest_flag_is_named_where_a_misspelt_one_was_required(script):
     out = script("train_clm.py", "--modle", "nano", "--data", "d", "--out", "o")
     assert_refused(out, "required: --model; --modle: did you mean --model?")
-    assert_refused(script("eval.py", "ppl", "--dta=d", "--model", "nano"), "--data", "did you mean --data?", "--dta")
+    assert_refused(
+        script("eval.py", "ppl", "--dta=d", "--model", "nano"), "--data", "did you mean --data?", "--dta"
+    )
     plain = script("eval.py", "ppl", "--model", "nano")
     assert_refused(plain, "required: --data (--help")
 
 
-# --- cls --------------------------------------------------------------------------------------------------------------
+# --- cls ----------------------------------------------------------------------------------------------------
 
 
 def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(script, model_dir, tmp_path):
@@ -222,9 +274,13 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
         *names,
     )
     assert out.returncode == 0, out.stderr
-    rows = [{"text": t, "label": "bio"} for t in good[20:]] + [{"text": t, "label": "other"} for t in bad[20:]]
+    rows = [{"text": t, "label": "bio"} for t in good[20:]] + [
+        {"text": t, "label": "other"} for t in bad[20:]
+    ]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    out = script("eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--json", "r.json", "--dtype", "fp32")
+    out = script(
+        "eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--json", "r.json", "--dtype", "fp32"
+    )
     assert out.returncode == 0, out.stderr
     r = json.loads((tmp_path / "r.json").read_text())
     assert list(r["measures"]) == ["model", "majority", "TF-IDF + logistic regression"] and r["texts"] == 20
@@ -245,19 +301,39 @@ def test_cls_measures_a_classifier_beside_baselines_from_its_own_training_texts(
         "fp32",
     )
     assert other.returncode == 0, other.stderr
-    assert json.loads((tmp_path / "s.json").read_text())["measures"]["model"]["accuracy"] == r["measures"]["model"]["accuracy"]
+    assert (
+        json.loads((tmp_path / "s.json").read_text())["measures"]["model"]["accuracy"]
+        == r["measures"]["model"]["accuracy"]
+    )
     write_jsonl(tmp_path / "pos.jsonl", good[:19])
     changed = script("eval.py", "cls", "--model", "c", "--data", "test.jsonl", "--dtype", "fp32")
     assert "no baselines: the training texts have changed since" in changed.stdout
     assert_refused(script("eval.py", "cls", "--model", model_dir, "--data", "test.jsonl"), "not a classifier")
-    swapped = ("--positives", "n2.jsonl", "--negatives", "p2.jsonl", "--positive-name", "other", "--negative-name", "bio")
+    swapped = (
+        "--positives",
+        "n2.jsonl",
+        "--negatives",
+        "p2.jsonl",
+        "--positive-name",
+        "other",
+        "--negative-name",
+        "bio",
+    )
     other = script("eval.py", "cls", "--model", "c", *swapped, "--json", "t.json", "--dtype", "fp32")
     assert other.returncode == 0, other.stderr
-    assert json.loads((tmp_path / "t.json").read_text())["measures"]["model"]["accuracy"] == r["measures"]["model"]["accuracy"]
+    assert (
+        json.loads((tmp_path / "t.json").read_text())["measures"]["model"]["accuracy"]
+        == r["measures"]["model"]["accuracy"]
+    )
     unknown = ("--positives", "p2.jsonl", "--negatives", "n2.jsonl", "--positive-name", "x")
-    assert_refused(script("eval.py", "cls", "--model", "c", *unknown), "must be two of the model's labels: other, bio")
+    assert_refused(
+        script("eval.py", "cls", "--model", "c", *unknown), "must be two of the model's labels: other, bio"
+    )
     (tmp_path / "odd.jsonl").write_text(json.dumps({"text": "t", "label": "new"}) + "\n")
-    assert_refused(script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"), "'new' is none of the model's: other, bio")
+    assert_refused(
+        script("eval.py", "cls", "--model", "c", "--data", "odd.jsonl"),
+        "'new' is none of the model's: other, bio",
+    )
 
 
 def test_cls_never_writes_over_what_its_model_was_trained_on(script, model_dir, tmp_path):
@@ -289,7 +365,9 @@ def test_cls_never_writes_over_what_its_model_was_trained_on(script, model_dir, 
     assert out.returncode == 0, out.stderr
     for name in names:
         before = (tmp_path / name).read_bytes()
-        assert_refused(script("eval.py", "cls", "--model", "c", "--data", "v.jsonl", "--json", name), "reads", name)
+        assert_refused(
+            script("eval.py", "cls", "--model", "c", "--data", "v.jsonl", "--json", name), "reads", name
+        )
         assert (tmp_path / name).read_bytes() == before
     command = ("eval.py", "cls", "--model", "c", "--data", "v.jsonl", "--json", "r.json", "--dtype", "fp32")
     assert script(*command).returncode == 0

@@ -19,7 +19,8 @@ CPU, GREEDY = torch.device("cpu"), Sampling()
 PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 2], [44] * 20]
 
 
-# BioMedLM scales attention by layer; GPT-Neo's window is shorter than what is written, and so is the second Llama's.
+# BioMedLM scales attention by layer; GPT-Neo's window is shorter than what is written, and so is the second
+# Llama's.
 KINDS = {
     "gpt2": ("gpt2", {}),
     "biomedlm": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
@@ -55,7 +56,9 @@ def greedy_of_transformers(model, prompts, n, **flags):
     idx = torch.tensor([[0] * (T - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
     with torch.no_grad():
-        out = model.generate(idx, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0, **flags)
+        out = model.generate(
+            idx, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0, **flags
+        )
     rows = [row[T:].tolist() for row in out]
     return [row[: row.index(0)] if 0 in row else row for row in rows]  # 0 is <|endoftext|>
 
@@ -116,7 +119,9 @@ def test_a_step_whose_shapes_stay_gives_the_same_logits(models, name):
     growing, whole = (make_cache(model.config, B, T + steps + 3, CPU, torch.float32) for _ in range(2))
     for layer in whole:
         layer.k.fill_(torch.nan), layer.v.fill_(torch.nan)
-    prompt = (real[:, None, :] & torch.ones(T, T, dtype=torch.bool).tril() | torch.eye(T, dtype=torch.bool))[:, None]
+    prompt = (real[:, None, :] & torch.ones(T, T, dtype=torch.bool).tril() | torch.eye(T, dtype=torch.bool))[
+        :, None
+    ]
     with torch.no_grad():
         for cache in (growing, whole):
             logits_with(cache)(idx[:, :T], pos[:, :T], prompt)
@@ -167,10 +172,15 @@ def test_draws_follow_the_distribution():
     sampling = Sampling(temperature=1.0, top_k=3)
     n = 20_000
     generators = [torch.Generator().manual_seed(s) for s in range(n)]
-    drawn = choose(logits.expand(n, -1), sampling, torch.zeros(n, 5, dtype=torch.bool), generators).bincount(minlength=5)
+    drawn = choose(logits.expand(n, -1), sampling, torch.zeros(n, 5, dtype=torch.bool), generators).bincount(
+        minlength=5
+    )
     p = distribution(logits, sampling)[0]
     error = (p * (1 - p) / n).sqrt()
-    assert ((drawn / n - p).abs() <= 4 * error + 1e-12).all(), (drawn / n, p)  # four standard errors; 0 stays 0
+    assert ((drawn / n - p).abs() <= 4 * error + 1e-12).all(), (
+        drawn / n,
+        p,
+    )  # four standard errors; 0 stays 0
 
 
 @every_kind
@@ -203,7 +213,9 @@ def test_stops_early_once_all_rows_are_done(models, tok, monkeypatch):
     model = models["gpt2"][0]
     marker = run(model, tok, [PROMPTS[0]], 40)[0].text[:1]
     calls = []
-    monkeypatch.setattr(model.transformer, "forward", lambda *a, f=model.transformer.forward: calls.append(1) or f(*a))
+    monkeypatch.setattr(
+        model.transformer, "forward", lambda *a, f=model.transformer.forward: calls.append(1) or f(*a)
+    )
     run(model, tok, [PROMPTS[0]], 40, markers=[marker])
     assert len(calls) < 5
 
@@ -240,11 +252,25 @@ def test_what_generation_config_asks_for_is_said(script, model_dir, tmp_path):
     defaults = theirs._get_default_generation_params()
     assert {k: v for k, v in (NEUTRAL | NEUTRAL_DRAWN).items() if k in defaults and defaults[k] != v} == {}
     shutil.copytree(model_dir, tmp_path / "m")
-    command = ("eval.py", "generate", "--model", "m", "--prompt", "acute", "--max-new-tokens", 1, "--dtype", "fp32")
+    command = (
+        "eval.py",
+        "generate",
+        "--model",
+        "m",
+        "--prompt",
+        "acute",
+        "--max-new-tokens",
+        1,
+        "--dtype",
+        "fp32",
+    )
     theirs.save_pretrained(tmp_path / "m")
     assert "asks for" not in script(*command).stdout
     asked = {"repetition_penalty": 1.1, "top_p": 0.9}
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked))
-    assert "generation_config.json asks for repetition_penalty 1.1; here the flags decide" in script(*command).stdout
+    assert (
+        "generation_config.json asks for repetition_penalty 1.1; here the flags decide"
+        in script(*command).stdout
+    )
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked | {"do_sample": True}))
     assert "asks for do_sample True, repetition_penalty 1.1, top_p 0.9; here" in script(*command).stdout

@@ -54,7 +54,9 @@ def test_half_of_the_weights_are_zero_the_smallest_of_all_layers_together(opened
     for name in others:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
     now = arrays(opened.model)
-    assert all((now[name] == before[name]).all() for name in before)  # the next sparsity starts from the original
+    assert all(
+        (now[name] == before[name]).all() for name in before
+    )  # the next sparsity starts from the original
 
 
 @every_family
@@ -83,7 +85,10 @@ def test_bytes_are_those_of_the_tensors(opened):
     narrow = inference.n_bytes(inference.variant(opened, "bf16").model.parameters())
     assert count - narrow == 2 * 3 * (linear + bias)  # on a CPU neither embeddings nor head
     rows = inference.writing_rows(opened, [[1, 2, 3, 4]] * 32, 2, 1)
-    assert [r["cache_bytes"] for r in rows.values()] == [0, *(B * 2 * 3 * 32 * (4 + 2) * 4 for B in (1, 8, 32))]
+    assert [r["cache_bytes"] for r in rows.values()] == [
+        0,
+        *(B * 2 * 3 * 32 * (4 + 2) * 4 for B in (1, 8, 32)),
+    ]
 
 
 def test_turns_are_taken_in_both_directions():
@@ -91,7 +96,11 @@ def test_turns_are_taken_in_both_directions():
     runs = {name: lambda name=name: (order.append(name) or name.upper(), len(order)) for name in "ab"}
     assert inference.in_turn(runs, 3) == {"a": ("A", [3, 6, 7]), "b": ("B", [4, 5, 8])}
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
-    assert inference.speed(10, [2.0, 4.0, 3.0], [4.0, 4.0, 9.0]) == {"tokens_per_s": 10 / 3, "times": 2, "seconds": [2, 4, 3]}
+    assert inference.speed(10, [2.0, 4.0, 3.0], [4.0, 4.0, 9.0]) == {
+        "tokens_per_s": 10 / 3,
+        "times": 2,
+        "seconds": [2, 4, 3],
+    }
 
 
 def test_no_sparse_kernel_is_said_in_words(opened, monkeypatch):
@@ -107,12 +116,36 @@ def data(tmp_path):
     return write_jsonl(tmp_path / "d.jsonl", make_texts(3, 5, 20, 30))
 
 
-FEW = ("--context", 32, "--repeats", 1, "--prompt-tokens", 8, "--new-tokens", 3, "--device", "cpu", "--dtype", "fp32")
+FEW = (
+    "--context",
+    32,
+    "--repeats",
+    1,
+    "--prompt-tokens",
+    8,
+    "--new-tokens",
+    3,
+    "--device",
+    "cpu",
+    "--dtype",
+    "fp32",
+)
 
 
 def test_a_whole_run(script, data, tmp_path):
     done = script(
-        "bench/inference.py", "--model", "nano", "--data", data, "--limit", 2, *FEW, "--json", "i.json", "--plot", "i.png"
+        "bench/inference.py",
+        "--model",
+        "nano",
+        "--data",
+        data,
+        "--limit",
+        2,
+        *FEW,
+        "--json",
+        "i.json",
+        "--plot",
+        "i.png",
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -120,7 +153,11 @@ def test_a_whole_run(script, data, tmp_path):
     *shown, last = done.stdout.splitlines()
     assert json.loads(last) == result
     assert any(line.startswith("score, fp32, 90 % pruned") for line in shown)
-    assert result["documents"] == 2 and result["dtype"] == "fp32" and result["machine"]["torch"] == torch.__version__
+    assert (
+        result["documents"] == 2
+        and result["dtype"] == "fp32"
+        and result["machine"]["torch"] == torch.__version__
+    )
     assert list(result["storage"]) == ["fp32", "bf16"]
     assert list(result["pruned"]) == ["0", "10", "30", "50", "70", "90"]
     for percent, r in result["pruned"].items():
@@ -133,7 +170,9 @@ def test_a_whole_run(script, data, tmp_path):
     if "unavailable" not in result["sparse"]:
         assert len(result["sparse"]) == 6
         dense, sparse = (result["sparse"][f"{way}, 32 at once"]["weight_bytes"] for way in ("dense", "CSR"))
-        assert 0.2 * dense < sparse < 0.21 * dense  # a value and an index for each tenth weight, and the rows' starts
+        assert (
+            0.2 * dense < sparse < 0.21 * dense
+        )  # a value and an index for each tenth weight, and the rows' starts
     assert list(result["writing"]) == ["no cache", *(f"cache, batch {B}" for B in (1, 8, 32))]
     assert result["cached_equals_uncached"] is True
     assert (tmp_path / "i.png").read_bytes().startswith(b"\x89PNG")
@@ -154,7 +193,9 @@ def test_an_adapter_is_merged_before_anything_is_pruned(model_dir, tmp_path):
     merged = inference.open_plain(str(tmp_path / "adapter"), "cpu").model
     after = arrays(merged)
     assert after.keys() == plain.keys()
-    assert {name for name in plain if (plain[name] != after[name]).any()} == {n for n in plain if n.endswith(f".{target}.weight")}
+    assert {name for name in plain if (plain[name] != after[name]).any()} == {
+        n for n in plain if n.endswith(f".{target}.weight")
+    }
     assert not any(p.requires_grad for p in merged.parameters())
 
 

@@ -61,7 +61,7 @@ phrases = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 anything = st.one_of(phrases, st.text(), st.text(alphabet="aAiI1 .,-/+%<the\n'", max_size=20))
 
 
-# --- exact match ------------------------------------------------------------------------------------------------------
+# --- exact match --------------------------------------------------------------------------------------------
 
 DIFFERENT = [  # for a reader, though SQuAD's evaluation takes them for the same
     ("1.5 mg", "15 mg"),
@@ -142,7 +142,9 @@ def squad(text):
 def test_ours_leaves_in_what_squads_normalisation_takes_out_and_nothing_else(text):
     ours = metrics.normalise(text)
     assert metrics.normalise_squad(text) == squad(text)
-    assert squad(ours) == squad(nfkc(text))  # so that an exact match of ours is one of SQuAD's in the same characters
+    assert squad(ours) == squad(
+        nfkc(text)
+    )  # so that an exact match of ours is one of SQuAD's in the same characters
     assert "".join(re.findall(r"\d", ours)) == "".join(re.findall(r"\d", nfkc(text).lower()))
 
 
@@ -157,7 +159,7 @@ def test_two_numbers_match_only_if_they_are_the_same(x, y):
     assert (metrics.normalise(f"give {x} mg") == metrics.normalise(f"Give {y} mg.")) == (str(x) == str(y))
 
 
-# --- BLEU and ROUGE ---------------------------------------------------------------------------------------------------
+# --- BLEU and ROUGE -----------------------------------------------------------------------------------------
 
 
 def defaults(answer, reference):
@@ -213,11 +215,14 @@ def test_the_settings_are_named():
     bleu.corpus_score(["a"], [["a"]])
     assert settings["bleu"] == f"sacrebleu {bleu.get_signature()}"
     chinese = metrics.answers(["高血压是慢性病"], ["高血压是慢性病"], [True])
-    assert chinese["bleu"] == 0 and "13a takes unspaced" in chinese["settings"]["bleu"]  # one word, no pair of words
+    assert (
+        chinese["bleu"] == 0 and "13a takes unspaced" in chinese["settings"]["bleu"]
+    )  # one word, no pair of words
 
 
 @pytest.mark.parametrize(
-    ("answer", "explained"), [("yes", True), ("it is", True), ("it is not so", False), ("a, b", True), ("a, b.", False)]
+    ("answer", "explained"),
+    [("yes", True), ("it is", True), ("it is not so", False), ("a, b", True), ("a, b.", False)],
 )
 def test_a_bleu_of_answers_shorter_than_its_n_grams_is_explained(answer, explained):
     got = metrics.answers([answer, "no"], [answer, "no"], [True] * 2)
@@ -226,13 +231,16 @@ def test_a_bleu_of_answers_shorter_than_its_n_grams_is_explained(answer, explain
     assert ("because no answer has 4 tokens" in got["settings"]["bleu"]) == explained
 
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
+# --- the verdict --------------------------------------------------------------------------------------------
 
 
 def two(n, k, accuracy, alike, rng):
-    """Targets and the predictions of two classifiers of one accuracy; on a share `alike` of the texts they say the same."""
+    """Targets and the predictions of two classifiers of one accuracy; on a share `alike` of the texts they
+    say the same."""
     targets = rng.integers(0, k, n)
-    said = [np.where(rng.random(n) < accuracy, targets, (targets + rng.integers(1, k, n)) % k) for _ in range(3)]
+    said = [
+        np.where(rng.random(n) < accuracy, targets, (targets + rng.integers(1, k, n)) % k) for _ in range(3)
+    ]
     same = rng.random(n) < alike
     return targets, np.where(same, said[2], said[0]), np.where(same, said[2], said[1])
 
@@ -241,12 +249,15 @@ def stands_beside(model, tfidf, targets, seed=0):
     """What verdict() needs of beside_baselines(), of predicted labels (N,)."""
     k = int(max(model.max(), tfidf.max(), targets.max())) + 1
     pair = metrics.paired(np.eye(k)[model], np.eye(k)[tfidf], targets, seed)
-    share = [float((x == targets).mean()) for x in (model, tfidf)]  # for macro-F1, which is printed and no more
+    share = [
+        float((x == targets).mean()) for x in (model, tfidf)
+    ]  # for macro-F1, which is printed and no more
     return {"model": {"macro_f1": share[0], "against_tfidf": pair}, TFIDF: {"macro_f1": share[1]}}
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "accuracy", "alike"), [(12, 10, 0.6, 0), (20, 5, 0.6, 0), (40, 2, 0.6, 0.5), (200, 2, 0.8, 0.6)]
+    ("n", "k", "accuracy", "alike"),
+    [(12, 10, 0.6, 0), (20, 5, 0.6, 0), (40, 2, 0.6, 0.5), (200, 2, 0.8, 0.6)],
 )
 def test_where_there_is_no_difference_few_verdicts_say_that_there_is(n, k, accuracy, alike):
     rng, false = np.random.default_rng(1), 0
@@ -295,7 +306,9 @@ def test_the_paired_measures_are_those_of_their_definitions(multi):
         return np.mean([hits / size for hits, size in zip(*both, strict=True) if size])
 
     everything = np.arange(n)
-    assert np.isclose(f1(everything, a), sklearn.metrics.f1_score(marked, a, average="macro", zero_division=np.nan))
+    assert np.isclose(
+        f1(everything, a), sklearn.metrics.f1_score(marked, a, average="macro", zero_division=np.nan)
+    )
     assert np.isclose(got["difference"], f1(everything, a) - f1(everything, b))
     only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     assert [got["only_model_right"], got["only_tfidf_right"]] == only
@@ -321,7 +334,7 @@ def test_measures_of_nothing_are_none_and_not_nan():
     assert "1.000 [0.566, 1.000]" in tables.classification_table({"model": got})[2]
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -341,7 +354,10 @@ def test_labels_that_are_all_whole_numbers_stand_in_their_order(given, ordered):
 
 
 def test_measures_carry_the_pairing():
-    items = [Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",)) for k in range(60)]
+    items = [
+        Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
+        for k in range(60)
+    ]
     sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = np.array([int(item.labels[0] == "well") for item in items[40:]])
     got = beside_baselines(torch.tensor([[1.0, 0.0]] * 20), sides.labels, sides, items[40:], targets, 0)
@@ -351,7 +367,7 @@ def test_measures_carry_the_pairing():
     assert pair["p"] == pytest.approx(binomtest(0, int(targets.sum())).pvalue)
 
 
-# --- the table of answers ---------------------------------------------------------------------------------------------
+# --- the table of answers -----------------------------------------------------------------------------------
 
 
 def test_overlap_measures_are_printed_on_one_scale():
@@ -362,7 +378,15 @@ def test_overlap_measures_are_printed_on_one_scale():
     rows = tables.answers_table({"one": good | {"answer_ppl": 3.2, "answer_ppl_ci95": None}, "two": bad})
     assert rows[0] == ["overlap with the reference, 0 to 100", "one", "two"]
     table = {row[0]: row[1:] for row in rows}
-    for name in ("exact match", "exact match (SQuAD's)", "token F1 (SQuAD's)", "BLEU", "ROUGE-1 F1", "ROUGE-2 F1", "ROUGE-L F1"):
+    for name in (
+        "exact match",
+        "exact match (SQuAD's)",
+        "token F1 (SQuAD's)",
+        "BLEU",
+        "ROUGE-1 F1",
+        "ROUGE-2 F1",
+        "ROUGE-L F1",
+    ):
         assert table[name] == ["100.0 [100.0, 100.0]", "0.0 [0.0, 0.0]"], name
     assert table["answer perplexity, from 1 up"] == ["3.20", ""]  # the second model has none
     assert table["words an answer"][0] == "6.0 [6.0, 6.0]"

@@ -1,4 +1,5 @@
-"""eval.py compare and its page: what the figures say, what is measured alike, what is refused; and the page in a browser."""
+"""eval.py compare and its page: what the figures say, what is measured alike, what is refused; and the page
+in a browser."""
 
 import contextlib
 import io
@@ -42,7 +43,7 @@ def model(name, **ppl):
     return {"name": name, "model": name, "ppl": ppl}
 
 
-# --- what the figures say ---------------------------------------------------------------------------------------------
+# --- what the figures say -----------------------------------------------------------------------------------
 
 
 def test_the_claim_says_what_changed_and_whether_intervals_are_apart():
@@ -53,15 +54,19 @@ def test_the_claim_says_what_changed_and_whether_intervals_are_apart():
         "general perplexity 26.0 → 29.0 (+12 %, intervals overlap)."
     ]
     worse = model("lost", biomedical=result(34683, 30000, 40000), general=result(26.0))
-    assert compare.claims([base, adapted, worse])[1] == (
-        "lost: biomedical perplexity 31.9 → 34,683 (+108,761 %, intervals apart, worse than guessing), "
+    assert (
+        compare.claims([base, adapted, worse])[1]
+        == "lost: biomedical perplexity 31.9 → 34,683 (+108,761 %, intervals apart, worse than guessing), "
         "general perplexity 26.0 → 26.0 (+0 %)."
     )
     assert compare.claims([base]) == ["gpt2: perplexity on biomedical 31.86, on general 26.00."]
 
 
 def test_the_claim_between_tokenizers_is_in_bits_a_byte():
-    pair = [model("a", d=result(20.0, 19, 21)), model("b", d=result(10.0, 9, 11, tokens_scored=120, bits_per_byte=1.1))]
+    pair = [
+        model("a", d=result(20.0, 19, 21)),
+        model("b", d=result(10.0, 9, 11, tokens_scored=120, bits_per_byte=1.1)),
+    ]
     assert compare.claims(pair) == ["b: d bits a byte 1.000 → 1.100 (+10 %, another tokenizer)."]
     table = compare.perplexity_table(pair)
     best = [[bool(c.get("best")) for c in row] for row in table["rows"]]
@@ -69,7 +74,10 @@ def test_the_claim_between_tokenizers_is_in_bits_a_byte():
 
 
 def test_best_cells_and_warnings():
-    models = [model("a", x=result(20.0, 19, 21), y=result(9.0, bits_per_byte=2)), model("b", x=result(10.0), y=result(9000.0))]
+    models = [
+        model("a", x=result(20.0, 19, 21), y=result(9.0, bits_per_byte=2)),
+        model("b", x=result(10.0), y=result(9000.0)),
+    ]
     table = compare.perplexity_table(models)
     assert table["groups"] == [("", 1), ("perplexity", 2), ("bits per byte", 2)]
     (_, xa, ya, _, bits), (_, xb, yb, _, _) = table["rows"]
@@ -91,7 +99,12 @@ def demo_rows(**changes):
     row = dict(zip(keys, [244.1, 271, 223, 126.6, 0.69, 0.67, 0, 0, 0.004, 0], strict=True))
     rows = {n: {"name": n, **row} for n in ("base", "adapted", "instructed_only", "adapted_instructed")}
     rows["adapted"] |= {"abstracts_ppl": 110.0, "general_ppl": 240.0}
-    rows["adapted_instructed"] |= {"em_read": 0.97, "em_unknown": 0.01, "abstracts_ppl": 134.0, "general_ppl": 253.2}
+    rows["adapted_instructed"] |= {
+        "em_read": 0.97,
+        "em_unknown": 0.01,
+        "abstracts_ppl": 134.0,
+        "general_ppl": 253.2,
+    }
     for name, values in changes.items():
         rows[name] |= values
     return list(rows.values())
@@ -99,17 +112,28 @@ def demo_rows(**changes):
 
 def test_the_demos_claims_are_honest():
     first, second, third = demo_page.claims(demo_rows(), 8192)
-    assert first == (
-        "After reading and instruction, the model answers 97 % of the questions about conditions it only read about (before, 0 %), "
-        "and general English surprises it 2.0 times as much."
+    assert (
+        first
+        == "After reading and instruction, the model answers 97 % of the questions about conditions it only"
+        " read about (before, 0 %), and general English surprises it 2.0 times as much."
     )
-    assert second == "With instruction alone it answers 0 % of them; about conditions that it never met, 1 % after both."
-    assert third == (
-        "Perplexity before, after reading, and after both: real abstracts 223 → 110 (-51 %) → 134 (-40 %), "
+    assert (
+        second
+        == "With instruction alone it answers 0 % of them; about conditions that it never met, 1 % after"
+        " both."
+    )
+    assert (
+        third
+        == "Perplexity before, after reading, and after both: real abstracts 223 → 110 (-51 %) → 134 (-40"
+        " %), "
         "general English 127 → 240 (+90 %) → 253 (+100 %)."
     )
-    assert "answers only 12 % of" in demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.12}), 8192)[0]
-    bad = demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.0}, adapted={"general_ppl": 36000}), 8192)
+    assert (
+        "answers only 12 % of" in demo_page.claims(demo_rows(adapted_instructed={"em_read": 0.12}), 8192)[0]
+    )
+    bad = demo_page.claims(
+        demo_rows(adapted_instructed={"em_read": 0.0}, adapted={"general_ppl": 36000}), 8192
+    )
     assert "answers 0 % of" in bad[0] and "(no more than before, 0 %)" in bad[0]
     assert "127 → 36,000 (+28,336 %, worse than guessing)" in bad[2]
 
@@ -123,7 +147,10 @@ def test_the_demos_table_has_grouped_headings_and_its_best_cells_marked():
     keys = list(demo_page.COLUMNS)
     by = {row[0]["text"]: dict(zip(keys, row[1:], strict=True)) for row in table["rows"]}
     assert by["adapted_instructed"]["em_read"] == {"text": "97 %", "best": True}
-    assert by["adapted"]["abstracts_ppl"]["best"] and by["adapted"]["general_ppl"]["bad"] == "worse than guessing"
+    assert (
+        by["adapted"]["abstracts_ppl"]["best"]
+        and by["adapted"]["general_ppl"]["bad"] == "worse than guessing"
+    )
     assert not by["adapted"]["general_ppl"]["best"] and "best" not in by["base"]["em_taught"]
 
 
@@ -148,7 +175,7 @@ def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
     assert measure.read_questions(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 
 def write(out, **changes):
@@ -208,23 +235,38 @@ def test_a_classifier_of_several_labels_whose_measures_are_not_all_defined(tmp_p
         "f1": {"<b>": None, "c": 0.125},
         "confusion": [[[1, 0], [0, 1]]],
     }
-    found = {"labels": ["<b>", "c"], "multi_label": True, "measures": {"model": undefined}, "on": "x", "name": "y"}
+    found = {
+        "labels": ["<b>", "c"],
+        "multi_label": True,
+        "measures": {"model": undefined},
+        "on": "x",
+        "name": "y",
+    }
     html = write(tmp_path / "p", classifier=found)
-    assert "0.500" in html and "0.250" in html and "0.125" in html and "&lt;b&gt;" in html and 'class="confusion"' not in html
+    assert (
+        "0.500" in html
+        and "0.250" in html
+        and "0.125" in html
+        and "&lt;b&gt;" in html
+        and 'class="confusion"' not in html
+    )
 
 
 def test_without_a_known_answer_nothing_is_marked(tmp_path):
     answers = [{"model": "base", "text": "", "stopped": True, "right": None}]
-    html = write(tmp_path / "p", questions=[{"prompt": "q", "expected": None, "group": "g", "answers": answers}])
+    html = write(
+        tmp_path / "p", questions=[{"prompt": "q", "expected": None, "group": "g", "answers": answers}]
+    )
     assert "Expected" not in html and "✓" not in html and "✗" not in html and "(nothing)" in html
 
 
-# --- compare ----------------------------------------------------------------------------------------------------------
+# --- compare ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory, model_dir, bpe_dir):
-    """The page of two tiny models and a classifier, one prompt being an attack; and what was printed on the way."""
+    """The page of two tiny models and a classifier, one prompt being an attack; and what was printed on the
+    way."""
     d = tmp_path_factory.mktemp("page")
     make_hf_model(d / "adapted", bpe_dir, n_layer=2)
     write_jsonl(d / "bio.jsonl", make_texts(30, 1)), write_jsonl(d / "general.test.jsonl", make_texts(20, 2))
@@ -233,7 +275,15 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
     probs = {"model": [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]], "majority": [[0, 1]] * 4}
     measures = {name: metrics.classification(np.array(p), targets, labels) for name, p in probs.items()}
     (d / "classifier" / "summary.json").write_text(json.dumps({"labels": labels, "classification": measures}))
-    update = {"step": 1, "tokens": 9, "loss": 5.0, "lr": 1e-4, "grad_norm": 1.0, "val_loss": 5.0, "val_ppl": 148.4}
+    update = {
+        "step": 1,
+        "tokens": 9,
+        "loss": 5.0,
+        "lr": 1e-4,
+        "grad_norm": 1.0,
+        "val_loss": 5.0,
+        "val_ppl": 148.4,
+    }
     for name in ("adapted", "classifier"):
         (d / name / "metrics.jsonl").write_text(json.dumps(update) + "\n")
     args = SimpleNamespace(
@@ -319,7 +369,9 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
     assert "16 tokens, stride 8, the same for every model" in (tmp_path / "r" / "report.html").read_text()
 
 
-def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tmp_path, model_dir, monkeypatch):
+def test_a_model_is_asked_in_its_own_template_unless_another_is_given(
+    script, tmp_path, model_dir, monkeypatch
+):
     def complete(o, texts, *_, **__):  # the model that writes what it was asked
         asked = [special.written(text).text for text in texts]
         return [{"prompt": text, "completion": text, "stopped": True} for text in asked]
@@ -362,10 +414,24 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(script, tm
     assert both == [own, own] and "each put into the template “response”" in html
 
 
-def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(script, tmp_path, model_dir, bpe_dir):
+def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(
+    script, tmp_path, model_dir, bpe_dir
+):
     make_hf_model(tmp_path / "short", bpe_dir, n_positions=16)
     docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
-    out = script("eval.py", "compare", "--models", model_dir, "short", "--data", docs, "--out", "r", "--max-new-tokens", 16)
+    out = script(
+        "eval.py",
+        "compare",
+        "--models",
+        model_dir,
+        "short",
+        "--data",
+        docs,
+        "--out",
+        "r",
+        "--max-new-tokens",
+        16,
+    )
     assert_refused(out, "short's 16 positions", "--max-new-tokens")
     assert "parameters" not in out.stdout  # no model was opened
 
@@ -374,7 +440,11 @@ def test_a_page_of_ones_own_is_never_replaced(script, model_dir, tmp_path):
     docs = write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1))
     command = ("eval.py", "compare", "--models", model_dir, "--data", docs, "--max-new-tokens", 4)
     (tmp_path / "a_file").write_text("mine")
-    for name, content in (("report.html", "<title>Our ward</title>"), ("report.json", '{"mine": 1}'), ("report.json", "[")):
+    for name, content in (
+        ("report.html", "<title>Our ward</title>"),
+        ("report.json", '{"mine": 1}'),
+        ("report.json", "["),
+    ):
         mine = tmp_path / f"d{len(content)}"
         mine.mkdir()
         (mine / name).write_text(content)
@@ -432,7 +502,7 @@ def test_names_of_models_and_columns():
     assert len(compare.PROMPTS) == 6
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
+# --- in a browser -------------------------------------------------------------------------------------------
 
 PROBE = """<script>addEventListener('load', () => {
     const wide = document.querySelector('.wide'), head = wide.querySelector('tbody th');
@@ -454,8 +524,8 @@ def chromium():
 
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_in_a_browser(compared, tmp_path, width):
-    """Tables and curves are there and drawn, nothing reaches over the edge, the console says nothing; on a phone the claim is
-    on the first screen, and the table's first column stays while the others scroll."""
+    """Tables and curves are there and drawn, nothing reaches over the edge, the console says nothing; on a
+    phone the claim is on the first screen, and the table's first column stays while the others scroll."""
     (tmp_path / "probe.html").write_text((compared[0] / "report.html").read_text().replace("</body>", PROBE))
     flags = [
         "--headless",
@@ -473,7 +543,10 @@ def test_the_page_in_a_browser(compared, tmp_path, width):
     target = tmp_path / "probe.html"
     if width < 500:  # a window cannot be that narrow; a frame can
         copy = "() => setTimeout(() => document.body.dataset.seen = f.contentDocument.body.dataset.seen, 300)"
-        frame = f'<iframe id="f" src="probe.html" width="{width}" height="844"></iframe><script>f.onload = {copy}</script>'
+        frame = (
+            f'<iframe id="f" src="probe.html" width="{width}" height="844"></iframe><script>f.onload ='
+            f" {copy}</script>"
+        )
         target = tmp_path / "frame.html"
         target.write_text(frame)
         flags += ["--allow-file-access-from-files", "--virtual-time-budget=3000"]

@@ -19,7 +19,13 @@ from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import every_family, linears, lm_eval, make_texts, write_jsonl
 
 CPU = torch.device("cpu")
-TEXTS = [*make_texts(7, 11, 3, 15), *make_texts(3, 12, 80, 160), "x", "é🙂 β-cell", *make_texts(2, 13, 40, 70)]
+TEXTS = [
+    *make_texts(7, 11, 3, 15),
+    *make_texts(3, 12, 80, 160),
+    "x",
+    "é🙂 β-cell",
+    *make_texts(2, 13, 40, 70),
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,9 @@ def model(model_dir):
 
 @pytest.fixture(scope="module")
 def corpus(bpe_dir, tmp_path_factory):
-    return encode_corpus(str(write_jsonl(tmp_path_factory.mktemp("d") / "t.jsonl", TEXTS)), load_tokenizer(bpe_dir))
+    return encode_corpus(
+        str(write_jsonl(tmp_path_factory.mktemp("d") / "t.jsonl", TEXTS)), load_tokenizer(bpe_dir)
+    )
 
 
 def score(model, corpus, context=64, stride=32, batch_size=4, **kwargs):
@@ -61,7 +69,11 @@ def reference(model_dir, texts, context, stride):
 
 @pytest.mark.parametrize(
     ("model_dir", "context", "stride"),
-    [*(("gpt2", *windows) for windows in ((64, 32), (64, 63), (17, 5), (64, 1), (2, 1))), ("gpt_neo", 17, 5), ("llama", 17, 5)],
+    [
+        *(("gpt2", *windows) for windows in ((64, 32), (64, 63), (17, 5), (64, 1), (2, 1))),
+        ("gpt_neo", 17, 5),
+        ("llama", 17, 5),
+    ],
     indirect=["model_dir"],
 )
 def test_against_transformers(model, model_dir, corpus, context, stride):
@@ -85,7 +97,9 @@ def encode_subset(corpus, n):
 
 @every_family
 def test_against_lm_eval(model_dir, model, bpe_dir, tmp_path):
-    texts = [t for t in TEXTS if len(load_tokenizer(bpe_dir).encode(t)) <= 63]  # longer ones it cuts otherwise
+    texts = [
+        t for t in TEXTS if len(load_tokenizer(bpe_dir).encode(t)) <= 63
+    ]  # longer ones it cuts otherwise
     assert len(texts) >= 5
     theirs = -sum(lm_eval(model_dir, "loglikelihood_rolling", [(t,) for t in texts]))
     corpus = encode_corpus(str(write_jsonl(tmp_path / "t.jsonl", texts)), load_tokenizer(bpe_dir))
@@ -100,7 +114,15 @@ def test_invariant_to_batch_size_and_order(model, corpus):
         score(model, corpus, batch_size=3),
         score(model, corpus, batch_size=100),
         perplexity(model, [Selection(corpus, np.arange(n)[::-1])], 64, 32, 4, CPU, "fp32"),
-        perplexity(model, [Selection(corpus, np.arange(5)), Selection(corpus, np.arange(5, n))], 64, 32, 4, CPU, "fp32"),
+        perplexity(
+            model,
+            [Selection(corpus, np.arange(5)), Selection(corpus, np.arange(5, n))],
+            64,
+            32,
+            4,
+            CPU,
+            "fp32",
+        ),
     ):
         assert other["nll"] == pytest.approx(plain["nll"], rel=1e-6)
         assert other["tokens_scored"] == plain["tokens_scored"]
@@ -108,19 +130,28 @@ def test_invariant_to_batch_size_and_order(model, corpus):
 
 @every_family
 def test_padding_on_the_left_would_give_the_same(model, corpus):
-    """The evaluator pads on the right, where causal attention does not look; under a mask, with positions that count real
-    tokens, so does the other side."""
+    """The evaluator pads on the right, where causal attention does not look; under a mask, with positions
+    that count real tokens, so does the other side."""
     selection = corpus.all()
-    documents = [torch.from_numpy(selection.ids(k)[:40].astype(np.int64)) for k in range(len(selection.indices))]
+    documents = [
+        torch.from_numpy(selection.ids(k)[:40].astype(np.int64)) for k in range(len(selection.indices))
+    ]
     T = max(map(len, documents)) - 1
-    idx, real = torch.zeros(len(documents), T, dtype=torch.long), torch.zeros(len(documents), T, dtype=torch.bool)
+    idx, real = (
+        torch.zeros(len(documents), T, dtype=torch.long),
+        torch.zeros(len(documents), T, dtype=torch.bool),
+    )
     for row, ids in enumerate(documents):
         idx[row, T + 1 - len(ids) :], real[row, T + 1 - len(ids) :] = ids[:-1], True
     mask = torch.ones(T, T, dtype=torch.bool).tril() & real[:, None, :] | torch.eye(T, dtype=torch.bool)
     with evaluating(model):
         left = model(idx, (real.long().cumsum(1) - 1).clamp(min=0), mask[:, None]).log_softmax(-1)
-        nll = -sum(left[row, T + 1 - len(ids) :].gather(1, ids[1:, None]).sum() for row, ids in enumerate(documents))
-        right = -sum(model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None]).sum() for ids in documents)
+        nll = -sum(
+            left[row, T + 1 - len(ids) :].gather(1, ids[1:, None]).sum() for row, ids in enumerate(documents)
+        )
+        right = -sum(
+            model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None]).sum() for ids in documents
+        )
     assert nll.item() == pytest.approx(right.item(), rel=1e-5)
 
 

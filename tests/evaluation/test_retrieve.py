@@ -1,4 +1,5 @@
-"""Retrieval against transformers, a hand-written BM25 and a full sort; the cache of embeddings; and recall."""
+"""Retrieval against transformers, a hand-written BM25 and a full sort; the cache of embeddings; and
+recall."""
 
 import math
 import re
@@ -15,7 +16,15 @@ from bm25s.stopwords import STOPWORDS_EN
 from nanomed.errors import UserError
 from nanomed.evaluation import retrieve as module
 from nanomed.evaluation.measure import open_model
-from nanomed.evaluation.retrieve import bm25, embed, nearest, passage_embeddings, recall, retrieve, right_passages
+from nanomed.evaluation.retrieve import (
+    bm25,
+    embed,
+    nearest,
+    passage_embeddings,
+    recall,
+    retrieve,
+    right_passages,
+)
 from tests.conftest import assert_near, every_family, make_hf_model, make_texts
 
 TEXTS = [*make_texts(9, 21, 2, 12), "", "x", *make_texts(3, 22, 70, 90), "é🙂 β-cell"]
@@ -47,7 +56,7 @@ def near(ours, theirs):
     assert_near(torch.from_numpy(np.array(ours)), torch.from_numpy(np.array(theirs)))
 
 
-# --- embeddings -------------------------------------------------------------------------------------------------------
+# --- embeddings ---------------------------------------------------------------------------------------------
 
 
 @every_family
@@ -108,7 +117,7 @@ def test_embed_in_half_precision_is_near_fp32(opened, model_dir, dtype):
     assert ((half * exact).sum(1) > 0.999).all()
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache ----------------------------------------------------------------------------------------------
 
 
 def test_embeddings_are_computed_once(opened, cache, no_model):
@@ -143,7 +152,9 @@ def test_whatever_changes_the_values_changes_the_key(opened, cache, bpe_dir, tmp
     assert len(list(cache.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no meta", "meta is no object", "a file in its place"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "no meta", "meta is no object", "a file in its place"]
+)
 def test_a_damaged_file_is_made_anew(opened, cache, no_model, damage):
     made = np.array(passage_embeddings(opened, TEXTS, CONTEXT, 4))
     directory = next(cache.iterdir())
@@ -193,7 +204,7 @@ def test_a_cache_that_cannot_be_written(opened, tmp_path, monkeypatch):
         passage_embeddings(opened, TEXTS, CONTEXT, 4)
 
 
-# --- the best ---------------------------------------------------------------------------------------------------------
+# --- the best -----------------------------------------------------------------------------------------------
 
 
 def unit_rows(n, seed):
@@ -211,7 +222,9 @@ def test_nearest_against_a_full_sort(chunk):
     for k in (1, 5, 40, 113):
         found = nearest(matrix, queries, k, chunk)
         assert found.dtype == np.int64 and (found == expected[:, :k]).all()
-    assert (nearest(matrix, queries[:1], 113, chunk) == expected[:1]).all()  # one query is another kind of product
+    assert (
+        nearest(matrix, queries[:1], 113, chunk) == expected[:1]
+    ).all()  # one query is another kind of product
     assert nearest(matrix, queries[:0], 5, chunk).shape == (0, 5)
 
 
@@ -244,17 +257,33 @@ def test_bm25_against_the_formula():
     assert found.dtype == np.int64 and (np.sort(found, 1) == np.arange(len(passages))).all()
     for row, order in zip(scores, found, strict=True):
         values = row[order]
-        assert (np.diff(values) <= 1e-5 * row.max()).all()  # best first; float32 may swap what is as good as equal
+        assert (
+            np.diff(values) <= 1e-5 * row.max()
+        ).all()  # best first; float32 may swap what is as good as equal
         assert (np.diff(order)[values[:-1] == values[1:]] > 0).all()
     assert (bm25(passages, queries, 7) == found[:, :7]).all()
 
 
 def test_words_of_one_character_are_words():
-    passages = [f"{name} is an infection of the liver" for name in ("Hepatitis A", "Hepatitis B", "Hepatitis C", "Type 2", "β")]
-    queries = ["What is hepatitis C?", "What is hepatitis B?", "What is hepatitis A?", "type 2 infection", "the β liver"]
+    passages = [
+        f"{name} is an infection of the liver"
+        for name in ("Hepatitis A", "Hepatitis B", "Hepatitis C", "Type 2", "β")
+    ]
+    queries = [
+        "What is hepatitis C?",
+        "What is hepatitis B?",
+        "What is hepatitis A?",
+        "type 2 infection",
+        "the β liver",
+    ]
     assert bm25(passages, queries, 1)[:, 0].tolist() == [2, 1, 0, 3, 4]
     both = ["A liver with a fever", "vitamin A"]
-    assert bm25(both, ["Vitamin", "is A fever", "a", "A"], 1)[:, 0].tolist() == [1, 0, 0, 0]  # an article is no word
+    assert bm25(both, ["Vitamin", "is A fever", "a", "A"], 1)[:, 0].tolist() == [
+        1,
+        0,
+        0,
+        0,
+    ]  # an article is no word
 
 
 def test_bm25_of_queries_and_corpora_without_words(capfd, tmp_path, monkeypatch):
@@ -279,7 +308,7 @@ def test_retrieve(opened, cache):
         retrieve("tf-idf", opened, passages, TEXTS, 2, CONTEXT, 4)
 
 
-# --- how well ---------------------------------------------------------------------------------------------------------
+# --- how well -----------------------------------------------------------------------------------------------
 
 
 def test_recall_by_hand():
@@ -296,7 +325,8 @@ def test_recall_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("K", "steps"), [(1, [1]), (10, [1, 2, 3, 5, 10]), (12, [1, 2, 3, 5, 10, 12]), (100, [1, 2, 3, 5, 10, 20, 50, 100])]
+    ("K", "steps"),
+    [(1, [1]), (10, [1, 2, 3, 5, 10]), (12, [1, 2, 3, 5, 10, 12]), (100, [1, 2, 3, 5, 10, 20, 50, 100])],
 )
 def test_recall_is_said_for_these_k(K, steps):
     result = recall(np.arange(2 * K).reshape(2, K), [K - 1, K])

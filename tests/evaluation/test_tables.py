@@ -29,13 +29,23 @@ def cells_of(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-# --- text_table -------------------------------------------------------------------------------------------------------
+# --- text_table ---------------------------------------------------------------------------------------------
 
 
 def test_a_narrow_table_keeps_its_shape_and_aligns_numbers_on_the_right():
-    rows = [["", "accuracy", "F1"], ["---", "---:", "---:"], ["model", "0.5", "0.25"], ["majority", "10.25", "1"]]
+    rows = [
+        ["", "accuracy", "F1"],
+        ["---", "---:", "---:"],
+        ["model", "0.5", "0.25"],
+        ["majority", "10.25", "1"],
+    ]
     assert tables.text_table(rows) == "\n".join(
-        ["          accuracy    F1", "--------  --------  ----", "model          0.5  0.25", "majority     10.25     1"]
+        [
+            "          accuracy    F1",
+            "--------  --------  ----",
+            "model          0.5  0.25",
+            "majority     10.25     1",
+        ]
     )
 
 
@@ -81,19 +91,29 @@ def test_markdown_and_text_hold_the_same_cells():
     assert text[2:] == ["base 20.00 [18.00, 22.50] 1.250", "adapted 10.00 [18.00, 22.50] 1.250 -50.0%"]
 
 
-# --- perplexities side by side ----------------------------------------------------------------------------------------
+# --- perplexities side by side ------------------------------------------------------------------------------
 
 
 def test_a_perplexity_beyond_the_vocabulary_is_worse_than_guessing():
-    assert tables.ppl_cell(8192.0, 8192) == "8,192" and tables.ppl_cell(8193.0, 8192) == "8,193 (worse than guessing)"
+    assert (
+        tables.ppl_cell(8192.0, 8192) == "8,192"
+        and tables.ppl_cell(8193.0, 8192) == "8,193 (worse than guessing)"
+    )
     assert tables.ppl_cell(8193.0) == "8,193"  # a result of which the vocabulary is not known
-    assert [tables.ppl_cell(p) for p in (1.404, 99.994, 223.04, 35925.4)] == ["1.40", "99.99", "223.0", "35,925"]
+    assert [tables.ppl_cell(p) for p in (1.404, 99.994, 223.04, 35925.4)] == [
+        "1.40",
+        "99.99",
+        "223.0",
+        "35,925",
+    ]
     assert tables.ppl_cell(math.inf, 400) == "inf (worse than guessing)"
     table = tables.markdown(tables.table({("m", "d"): RESULT | {"ppl": 401.0}}))
     assert "401.0 (worse than guessing)" in table
 
 
-@pytest.mark.parametrize("other", [{"context": 16}, {"stride": 8}, {"data_sha256": "b" * 64}, {"context": 16, "stride": 8}])
+@pytest.mark.parametrize(
+    "other", [{"context": 16}, {"stride": 8}, {"data_sha256": "b" * 64}, {"context": 16, "stride": 8}]
+)
 def test_what_was_not_measured_alike_has_no_change(other):
     with pytest.raises(UserError) as refused:
         tables.table({("base", "bio"): RESULT, ("same", "bio"): RESULT, ("adapted", "bio"): RESULT | other})
@@ -104,7 +124,9 @@ def test_what_was_not_measured_alike_has_no_change(other):
 
 
 def test_each_column_may_be_measured_in_its_own_way():
-    table = tables.table({(m, d): RESULT | {"context": c} for d, c in (("a", 16), ("b", 64)) for m in ("x", "y")})
+    table = tables.table(
+        {(m, d): RESULT | {"context": c} for d, c in (("a", 16), ("b", 64)) for m in ("x", "y")}
+    )
     assert len(table) == 4
 
 
@@ -124,7 +146,9 @@ def test_the_command_prints_text_or_markdown_and_refuses_what_is_none(tmp_path, 
     odd.write_text('{"accuracy": 1}')
     assert "| base | 20.00 [18.00, 22.50] |" in run("--markdown", base)
     assert "base" in run(base) and "|" not in run(base)
-    with pytest.raises(UserError, match=r"adapted and base were not measured alike on bio \(context 16 and 64\)"):
+    with pytest.raises(
+        UserError, match=r"adapted and base were not measured alike on bio \(context 16 and 64\)"
+    ):
         run(base, adapted)
     with pytest.raises(UserError, match=r"odd.bio.json: not what eval.py ppl --json writes"):
         run(odd)
@@ -137,7 +161,7 @@ def test_the_command_prints_text_or_markdown_and_refuses_what_is_none(tmp_path, 
         run(tmp_path / "base.json")
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
+# --- curves -------------------------------------------------------------------------------------------------
 
 UPDATE = {"loss": 2.0, "lr": 1e-4, "grad_norm": 1.0, "tokens_per_s": 9.0}
 
@@ -164,7 +188,9 @@ def test_each_series_has_a_curve_of_its_own():
 def test_no_name_breaks_the_picture_and_the_legend_names_every_series(tmp_path, monkeypatch):
     directory = tmp_path / r"cost $\foo"
     directory.mkdir()
-    records = [{"tokens": k, **UPDATE, "val": {r"$\bar{": {"loss": 3.0}, "_general": {"loss": 4.0}}} for k in (1, 2)]
+    records = [
+        {"tokens": k, **UPDATE, "val": {r"$\bar{": {"loss": 3.0}, "_general": {"loss": 4.0}}} for k in (1, 2)
+    ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     assert curves.plot_curves(directory) == directory / "loss.png"
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -172,13 +198,23 @@ def test_no_name_breaks_the_picture_and_the_legend_names_every_series(tmp_path, 
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
         svg = curves.draw_curves(directory, "svg", "black", "tokens", directory.name).decode()
-    for text in (r"cost $\foo", r"validation: $\bar{", "validation: _general", ">training<", "gradient", "tokens trained on"):
+    for text in (
+        r"cost $\foo",
+        r"validation: $\bar{",
+        "validation: _general",
+        ">training<",
+        "gradient",
+        "tokens trained on",
+    ):
         assert text in svg, text
 
 
 def test_an_unusual_backend_in_the_environment_does_not_matter(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"tokens": 1, **UPDATE}) + "\n")
-    code = f"from pathlib import Path; from nanomed.evaluation import curves; print(curves.plot_curves(Path({str(tmp_path)!r})))"
+    code = (
+        "from pathlib import Path; from nanomed.evaluation import curves;"
+        f" print(curves.plot_curves(Path({str(tmp_path)!r})))"
+    )
     env = {**os.environ, "MPLBACKEND": "module://a_notebook_of_another_environment"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "loss.png" in done.stdout, done.stderr

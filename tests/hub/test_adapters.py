@@ -1,4 +1,5 @@
-"""Adapters as peft writes them, against peft: whatever it is that one changes, the logits are the same here."""
+"""Adapters as peft writes them, against peft: whatever it is that one changes, the logits are the same
+here."""
 
 import ast
 import functools
@@ -16,16 +17,50 @@ from nanomed.errors import UserError
 from nanomed.models import lora
 from nanomed.models.lora import lora_layers
 from nanomed.models.quant import dequantise
-from tests.conftest import FAMILIES, ROOT, assert_near, assert_refused, every_family, make_hf_model, make_texts, write_jsonl
+from tests.conftest import (
+    FAMILIES,
+    ROOT,
+    assert_near,
+    assert_refused,
+    every_family,
+    make_hf_model,
+    make_texts,
+    write_jsonl,
+)
 
 X = torch.arange(40).reshape(2, 20)
 TINY = ("--batch-size", 2, "--dtype", "fp32", "--device", "cpu", "--no-compile")
 # What the families call the same things.
 NAMES = {
-    "gpt2": {"q": "c_attn", "up": "c_fc", "embedding": "wte", "norm": "ln_f", "layers": "h", "mlp": "mlp", "square": "attn.c_proj"},
-    "gpt_neo": {"q": "q_proj", "up": "c_fc", "embedding": "wte", "norm": "ln_f", "layers": "h", "mlp": "mlp", "square": "k_proj"},
-    "llama": {"q": "q_proj", "up": "up_proj", "embedding": "embed_tokens", "norm": "norm", "layers": "layers", "mlp": "mlp"}
-    | {"square": "o_proj"},
+    "gpt2": {
+        "q": "c_attn",
+        "up": "c_fc",
+        "embedding": "wte",
+        "norm": "ln_f",
+        "layers": "h",
+        "mlp": "mlp",
+        "square": "attn.c_proj",
+    },
+    "gpt_neo": {
+        "q": "q_proj",
+        "up": "c_fc",
+        "embedding": "wte",
+        "norm": "ln_f",
+        "layers": "h",
+        "mlp": "mlp",
+        "square": "k_proj",
+    },
+    "llama": (
+        {
+            "q": "q_proj",
+            "up": "up_proj",
+            "embedding": "embed_tokens",
+            "norm": "norm",
+            "layers": "layers",
+            "mlp": "mlp",
+        }
+        | {"square": "o_proj"}
+    ),
 }
 PLAIN = {  # loaded beside the layers, and trained on
     "plain": {},
@@ -48,7 +83,11 @@ PLAIN = {  # loaded beside the layers, and trained on
 MERGED = {
     "ranks": {"rank_pattern": {"{layers}.0.*{q}": 2, "{up}": 3}},
     "scales": {"alpha_pattern": {"^.*{layers}.1.*{q}": 2}},
-    "ranks-and-scales-of-rslora": {"use_rslora": True, "rank_pattern": {"{q}": 2}, "alpha_pattern": {"{q}": 3, "{up}": 5}},
+    "ranks-and-scales-of-rslora": {
+        "use_rslora": True,
+        "rank_pattern": {"{q}": 2},
+        "alpha_pattern": {"{q}": 3, "{up}": 5},
+    },
     "bias-all": {"bias": "all"},
     "bias-of-adapted": {"bias": "lora_only"},
     "dora": {"use_dora": True},
@@ -66,7 +105,10 @@ MERGED = {
     "bias-and-mlp-saved": {"modules_to_save": ["{mlp}"], "bias": "all"},
     "head-adapted": {"target_modules": ["{q}", "lm_head"]},
     "embedding-adapted": {"target_modules": ["{q}", "{embedding}"]},
-    "embedding-adapted-and-head-saved": {"target_modules": ["{q}", "{embedding}"], "modules_to_save": ["lm_head"]},
+    "embedding-adapted-and-head-saved": {
+        "target_modules": ["{q}", "{embedding}"],
+        "modules_to_save": ["lm_head"],
+    },
     "tokens": {"trainable_token_indices": [5, 3]},
     "tokens-of-both": {"trainable_token_indices": {"{embedding}": [5, 3], "lm_head": [5, 3]}},
     "tokens-apart": {"trainable_token_indices": {"{embedding}": [5, 3], "lm_head": [7]}},
@@ -99,7 +141,12 @@ def stir(theirs):
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if p.requires_grad:
-                assert "bias" in name or "lora_" in name or "modules_to_save" in name or "trainable_tokens" in name, name
+                assert (
+                    "bias" in name
+                    or "lora_" in name
+                    or "modules_to_save" in name
+                    or "trainable_tokens" in name
+                ), name
                 p.add_(torch.randn(p.shape, generator=g) * 0.1)
 
 
@@ -110,7 +157,13 @@ def write(base, out, resized=None, cls="AutoModelForCausalLM", family="gpt2", **
     if resized:
         theirs.resize_token_embeddings(resized)
     names = NAMES[family]
-    defaults = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "target_modules": ["{q}", "{up}"]}
+    defaults = {
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 6,
+        "lora_dropout": 0.1,
+        "target_modules": ["{q}", "{up}"],
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peft.get_peft_model(theirs, peft.LoraConfig(**named(defaults | settings, names)))
@@ -139,10 +192,16 @@ def test_the_logits_are_pefts(model_dir, tmp_path, settings, request):
 
 
 # What touches the embedding or the head, which Llama's has of its own, unless its config ties them.
-ENDS = [s for s in MERGED.values() if any("embedding" in str(v) or "lm_head" in str(v) for v in s.values()) or "resized" in s]
+ENDS = [
+    s
+    for s in MERGED.values()
+    if any("embedding" in str(v) or "lm_head" in str(v) for v in s.values()) or "resized" in s
+]
 
 
-@pytest.mark.parametrize("settings", [*ENDS, *(s for s in MERGED.values() if "trainable_token_indices" in s)], ids=str)
+@pytest.mark.parametrize(
+    "settings", [*ENDS, *(s for s in MERGED.values() if "trainable_token_indices" in s)], ids=str
+)
 def test_a_tied_head_is_untied_as_peft_does(tmp_path, settings):
     make_hf_model(tmp_path / "base", family="llama", tie_word_embeddings=True)
     theirs = write(tmp_path / "base", tmp_path / "a", family="llama", **settings)
@@ -160,14 +219,20 @@ def test_over_quantised_weights_it_is_merged_into_what_the_codes_stand_for(scrip
     hub.save_model(plain, tmp_path / "base", model_dir)
     theirs = write(tmp_path / "base", tmp_path / "a", use_dora=True)
     config = tmp_path / "a" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(model_dir)}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(model_dir)})
+    )
     ours = hub.load_model(hub.find(str(tmp_path / "a")), quantize="nf4").eval()
     assert_near(ours(X), theirs(X).logits)
     flags = ("--quantize", "nf4", "--lora-r", 4, "--max-steps", 1, *TINY)
-    assert_refused(script("train_clm.py", "--model", "a", "--data", docs, "--out", "b", *flags), "more than plain LoRA", "none")
+    assert_refused(
+        script("train_clm.py", "--model", "a", "--data", docs, "--out", "b", *flags),
+        "more than plain LoRA",
+        "none",
+    )
 
 
-# --- classifiers ------------------------------------------------------------------------------------------------------
+# --- classifiers --------------------------------------------------------------------------------------------
 
 
 SEQ_CLS = {
@@ -194,7 +259,8 @@ def test_a_classifier_over_a_language_model(model_dir, tmp_path, settings, reque
 @every_family
 @pytest.mark.parametrize("task", ["SEQ_CLS", None])
 def test_a_classifier_over_a_classifier(tmp_path, bpe_dir, request, task, monkeypatch, model_dir):
-    """With the base's labels; and without a head of its own, where peft was not told that it is a classifier."""
+    """With the base's labels; and without a head of its own, where peft was not told that it is a
+    classifier."""
     family = request.node.callspec.params["model_dir"]
     names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}, "pad_token_id": 0}
     make_hf_model(tmp_path / "base", bpe_dir, FAMILIES[family][0][2], family=family, **names)
@@ -217,7 +283,9 @@ def as_classifier(monkeypatch, labels: int | None) -> dict:
     return {"cls": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}
 
 
-def test_a_classifiers_adapter_is_no_language_models_and_the_other_way_round(model_dir, tmp_path, monkeypatch):
+def test_a_classifiers_adapter_is_no_language_models_and_the_other_way_round(
+    model_dir, tmp_path, monkeypatch
+):
     write(model_dir, tmp_path / "lm")
     write(model_dir, tmp_path / "cls", **as_classifier(monkeypatch, 3))
     with pytest.raises(UserError, match="unexpected tensor score.weight"):
@@ -226,7 +294,7 @@ def test_a_classifiers_adapter_is_no_language_models_and_the_other_way_round(mod
         hub.load_classifier(hub.find(str(tmp_path / "lm")))
 
 
-# --- training goes on ---------------------------------------------------------------------------------------------------
+# --- training goes on ---------------------------------------------------------------------------------------
 
 
 GOES_ON = ["plain", "rslora", "one-layer", "all-linear"]
@@ -235,11 +303,23 @@ IS_MERGED = ["dora", "ranks", "bias-all", "pissa", "both-saved", "tokens", "resi
 
 @pytest.mark.parametrize("kind", GOES_ON + IS_MERGED)
 def test_training_goes_on_from_it(script, model_dir, docs, tmp_path, kind):
-    """What is merged is the base of a new adapter; both compute what peft's did, as long as nothing is learnt."""
+    """What is merged is the base of a new adapter; both compute what peft's did, as long as nothing is
+    learnt."""
     settings = (PLAIN | MERGED)[kind]
     theirs = write(model_dir, tmp_path / "a", **settings)
     own = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    flags = ["--lora-r", 4, "--lora-alpha", 6, "--lora-targets", "c_attn,c_fc", "--max-steps", 1, "--lr", 1e-30]
+    flags = [
+        "--lora-r",
+        4,
+        "--lora-alpha",
+        6,
+        "--lora-targets",
+        "c_attn,c_fc",
+        "--max-steps",
+        1,
+        "--lr",
+        1e-30,
+    ]
     flags += ["--lora-scale", "rslora"] if own["use_rslora"] else []
     if kind == "all-linear":
         flags[5] = "all-linear"
@@ -251,18 +331,26 @@ def test_training_goes_on_from_it(script, model_dir, docs, tmp_path, kind):
     assert ("more than a plain LoRA adapter" in done.stdout) == (kind in IS_MERGED)
     assert (tmp_path / "b" / "base").exists() == (kind in IS_MERGED)
     assert_near(load(tmp_path / "b")(X), theirs(X).logits)
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b" / "base" if kind in IS_MERGED else model_dir)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "b" / "base" if kind in IS_MERGED else model_dir
+    )
     assert_near(peft.PeftModel.from_pretrained(base, tmp_path / "b").eval()(X).logits, theirs(X).logits)
     if kind in ("both-saved", "resized"):  # merged at the end, and trained whole
         for name, more in {"c": [*flags, "--merge"], "d": ["--max-steps", 1, "--lr", 1e-30]}.items():
             done = script("train_clm.py", "--model", "a", "--data", docs, "--out", name, *more, *TINY)
             assert done.returncode == 0, done.stderr
-            assert_near(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)(X).logits, theirs(X).logits)
+            assert_near(
+                transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)(X).logits, theirs(X).logits
+            )
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=["plain", "dora"])
-@pytest.mark.parametrize("flags", [(), ("--lora-r", 4, "--lora-alpha", 6, "--lora-targets", "c_attn,c_fc")], ids=["whole", "lora"])
-def test_a_classifiers_training_goes_on_with_its_head(script, model_dir, tmp_path, settings, flags, monkeypatch):
+@pytest.mark.parametrize(
+    "flags", [(), ("--lora-r", 4, "--lora-alpha", 6, "--lora-targets", "c_attn,c_fc")], ids=["whole", "lora"]
+)
+def test_a_classifiers_training_goes_on_with_its_head(
+    script, model_dir, tmp_path, settings, flags, monkeypatch
+):
     theirs = write(model_dir, tmp_path / "a", **as_classifier(monkeypatch, 3), **settings)
     rows = [{"text": text, "label": f"LABEL_{k % 2 + 1}"} for k, text in enumerate(make_texts(20, 5))]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -273,7 +361,18 @@ def test_a_classifiers_training_goes_on_with_its_head(script, model_dir, tmp_pat
     ours = hub.load_classifier(hub.find(str(tmp_path / "b"))).eval()
     assert ours.labels == ["LABEL_1", "LABEL_2"]
     assert_near(ours(X, torch.tensor([20, 20])), theirs(X).logits[:, 1:])
-    done = script("train_cls.py", "--model", "b", "--positives", "d.jsonl", "--negatives", "d.jsonl", "--out", "c", *still)
+    done = script(
+        "train_cls.py",
+        "--model",
+        "b",
+        "--positives",
+        "d.jsonl",
+        "--negatives",
+        "d.jsonl",
+        "--out",
+        "c",
+        *still,
+    )
     assert "a new head, since its own is of other labels (LABEL_1, LABEL_2)" in done.stdout, done.stderr
 
 
@@ -292,7 +391,7 @@ def test_our_own_of_all_linear_layers_and_rslora(script, model_dir, docs, tmp_pa
     assert "the adapter goes on" in again.stdout, again.stderr
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 REFUSED = {
@@ -318,14 +417,24 @@ REFUSED = {
         ({"c_attn": 10**9}, r"c_attn.lora_A.weight has shape \(4, 32\), not \(1000000000, 32\)"),
         ({"(": 2}, "is no regular expression"),
     ],
-    "alpha_pattern": [({"c_attn": -1}, "is not what peft writes there"), ([1], "is not what peft writes there")],
+    "alpha_pattern": [
+        ({"c_attn": -1}, "is not what peft writes there"),
+        ([1], "is not what peft writes there"),
+    ],
     "layers_to_transform": [
         (-1, "is not what peft writes there"),
         ([7], "leave no layer"),
         (True, "is not what peft writes there"),
     ],
-    "layers_pattern": [(["("], "c_fc.lora_A.weight is|no regular expression"), (5, "is not what peft writes there")],
-    "exclude_modules": [(["c_attn", "c_fc"], "leave no layer"), (".*", "leave no layer"), ([5], "is not what peft writes there")],
+    "layers_pattern": [
+        (["("], "c_fc.lora_A.weight is|no regular expression"),
+        (5, "is not what peft writes there"),
+    ],
+    "exclude_modules": [
+        (["c_attn", "c_fc"], "leave no layer"),
+        (".*", "leave no layer"),
+        ([5], "is not what peft writes there"),
+    ],
     "modules_to_save": [
         (["lm_head"], "tensor lm_head.weight is missing"),
         (["(.*)*"], "is not what peft writes there"),
@@ -351,7 +460,9 @@ def plain(tmp_path_factory, model_dir):
     return json.loads((d / "adapter_config.json").read_text()), d
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [(k, v, m) for k, cases in REFUSED.items() for v, m in cases])
+@pytest.mark.parametrize(
+    ("key", "value", "message"), [(k, v, m) for k, cases in REFUSED.items() for v, m in cases]
+)
 def test_what_is_refused_says_why_and_what_to_do(plain, tmp_path, key, value, message):
     config, made = plain
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: value}))
@@ -372,18 +483,34 @@ def test_an_expression_that_would_be_tried_for_years_is_given_up(plain, tmp_path
 
 
 def changed(tensors, **more):
-    return {k: v for k, v in (tensors | {f"base_model.model.{n}": v for n, v in more.items()}).items() if v is not None}
+    return {
+        k: v
+        for k, v in (tensors | {f"base_model.model.{n}": v for n, v in more.items()}).items()
+        if v is not None
+    }
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"lm_head.weight": torch.zeros(403, 32)}, "lm_head.weight differs from the embedding that the base's config.json ties"),
-        ({"lm_head.weight": None, "transformer.wte.weight": torch.zeros(403, 31)}, r"shape \(403, 31\), not \(any, 32\)"),
+        (
+            {"lm_head.weight": torch.zeros(403, 32)},
+            "lm_head.weight differs from the embedding that the base's config.json ties",
+        ),
+        (
+            {"lm_head.weight": None, "transformer.wte.weight": torch.zeros(403, 31)},
+            r"shape \(403, 31\), not \(any, 32\)",
+        ),
         ({"lm_head.weight": None, "transformer.wte.weight": torch.zeros(0, 32)}, r"shape \(0, 32\)"),
-        ({"lm_head.weight": torch.zeros(403, 32, dtype=torch.int8)}, "lm_head.weight holds no floating-point numbers"),
+        (
+            {"lm_head.weight": torch.zeros(403, 32, dtype=torch.int8)},
+            "lm_head.weight holds no floating-point numbers",
+        ),
         ({"transformer.ln_f.weight": torch.zeros(32)}, "transformer.ln_f.weight is unexpected"),
-        ({"transformer.wte.modules_to_save.weight": torch.zeros(403, 32)}, "modules_to_save.weight is unexpected"),
+        (
+            {"transformer.wte.modules_to_save.weight": torch.zeros(403, 32)},
+            "modules_to_save.weight is unexpected",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(model_dir, tmp_path, more, message):
@@ -397,7 +524,9 @@ def test_tensors_that_do_not_fit_are_named(model_dir, tmp_path, more, message):
 def test_a_head_without_rows_for_the_new_words_is_refused(tmp_path):
     """peft saves an untied head that was resized only where it is among the targets or modules_to_save."""
     make_hf_model(tmp_path / "base", family="llama")
-    write(tmp_path / "base", tmp_path / "a", family="llama", resized=403, target_modules=["{q}", "{embedding}"])
+    write(
+        tmp_path / "base", tmp_path / "a", family="llama", resized=403, target_modules=["{q}", "{embedding}"]
+    )
     with pytest.raises(UserError, match="403 rows of the embedding and 400 of the head: .* save it again"):
         load(tmp_path / "a")
 
@@ -411,7 +540,9 @@ def test_a_bias_where_llama_has_none_is_one_of_its_config(tmp_path):
     assert_near(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")(X).logits, theirs(X).logits)
     make_hf_model(tmp_path / "neo", family="gpt_neo")
     write(tmp_path / "neo", tmp_path / "c", family="gpt_neo", lora_bias=True)
-    with pytest.raises(UserError, match="lora_bias on .*q_proj, and no gpt_neo has a bias there; measure it with peft"):
+    with pytest.raises(
+        UserError, match="lora_bias on .*q_proj, and no gpt_neo has a bias there; measure it with peft"
+    ):
         load(tmp_path / "c")
 
 
@@ -424,26 +555,39 @@ def test_a_tokenizer_may_have_the_words_that_the_adapter_brings(script, model_di
     tokenizer.save_pretrained(tmp_path / "a")
     done = script("eval.py", "ppl", "--model", "a", "--data", docs, *TINY[2:6], "--json", "r.json")
     assert done.returncode == 0, done.stderr
-    ids = [torch.tensor([[0, *tokenizer(json.loads(line)["text"])["input_ids"]]]) for line in docs.read_text().splitlines()]
+    ids = [
+        torch.tensor([[0, *tokenizer(json.loads(line)["text"])["input_ids"]]])
+        for line in docs.read_text().splitlines()
+    ]
     nll = sum(theirs(input_ids=row, labels=row).loss.item() * (row.shape[1] - 1) for row in ids)
     ours = json.loads((tmp_path / "r.json").read_text())
     assert ours["nll"] == pytest.approx(nll, rel=1e-5)
     assert ours["vocab_size"] == len(tokenizer)
     done = script("train_clm.py", "--model", "a", "--data", docs, "--out", "b", "--max-steps", 1, *TINY)
     assert done.returncode == 0, done.stderr
-    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.vocab_size == len(tokenizer)
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").config.vocab_size == len(
+        tokenizer
+    )
 
 
-# --- docs/adapters.md ---------------------------------------------------------------------------------------------------
+# --- docs/adapters.md ---------------------------------------------------------------------------------------
 
 
 def rows_of(heading: str) -> list[tuple[dict, str]]:
     """(settings, last column) of the table under a heading of the page."""
-    page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    page = (
+        (ROOT / "docs" / "adapters.md")
+        .read_text(encoding="utf-8")
+        .partition(f"## {heading}\n")[2]
+        .partition("\n## ")[0]
+    )
     lines = [line.replace(r"\|", "\0") for line in page.splitlines() if line.startswith("|")][2:]
     cells = [[cell.strip().replace("\0", "|") for cell in line.strip("|").split("|")] for line in lines]
     calls = [ast.parse(f"f({settings.strip('`')})", mode="eval").body for _, settings, _ in cells]
-    return [({k.arg: ast.literal_eval(k.value) for k in call.keywords}, c[2]) for call, c in zip(calls, cells, strict=True)]
+    return [
+        ({k.arg: ast.literal_eval(k.value) for k in call.keywords}, c[2])
+        for call, c in zip(calls, cells, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("settings", "loaded"), rows_of("Read"), ids=str)
@@ -461,6 +605,10 @@ def test_the_page_says_what_is_refused(plain, tmp_path, settings, why):
     with pytest.raises(UserError) as refused:
         load(tmp_path)
     assert next(iter(settings)) in str(refused.value)
-    mends = {"path_initial_model": "with path_initial_model", "same mend": "with path_initial_model", "peft first": "peft first"}
+    mends = {
+        "path_initial_model": "with path_initial_model",
+        "same mend": "with path_initial_model",
+        "peft first": "peft first",
+    }
     wanted = next((said for words, said in mends.items() if words in why), "measure it with peft")
     assert wanted in str(refused.value)

@@ -35,7 +35,9 @@ def weights(directory):
 
 def rewrite(directory, change):
     """Save the directory's tensors again after `change(dict) -> dict`."""
-    save_file({k: v.contiguous() for k, v in change(weights(directory)).items()}, directory / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in change(weights(directory)).items()}, directory / "model.safetensors"
+    )
 
 
 @pytest.fixture
@@ -51,7 +53,9 @@ def gpt2s_own(state):
 
 def distilgpt2s(state):
     """As in `distilgpt2`: prefix, mask and masked_bias."""
-    masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for i in range(3)}
+    masks = {
+        f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for i in range(3)
+    }
     return state | masks | {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}
 
 
@@ -103,12 +107,27 @@ def test_saved_models_load_in_transformers_with_identical_logits(tmp_path, bpe_d
 
 
 BROKEN = {
-    "missing": (lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"}, "h.1.mlp.c_fc.bias is missing"),
-    "unexpected": (lambda s: s | {"transformer.h.0.extra": torch.zeros(1)}, "unexpected tensor transformer.h.0.extra"),
+    "missing": (
+        lambda s: {k: v for k, v in s.items() if k != "transformer.h.1.mlp.c_fc.bias"},
+        "h.1.mlp.c_fc.bias is missing",
+    ),
+    "unexpected": (
+        lambda s: s | {"transformer.h.0.extra": torch.zeros(1)},
+        "unexpected tensor transformer.h.0.extra",
+    ),
     "fourth layer": (lambda s: s | {"transformer.h.3.ln_1.weight": torch.zeros(32)}, "unexpected tensor"),
-    "shape": (lambda s: s | {"transformer.wpe.weight": torch.zeros(63, 32)}, r"wpe.weight has shape \(63, 32\)"),
-    "not transposed": (lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)}, "c_fc.weight has shape"),
-    "integers": (lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)}, "stored as torch.int8"),
+    "shape": (
+        lambda s: s | {"transformer.wpe.weight": torch.zeros(63, 32)},
+        r"wpe.weight has shape \(63, 32\)",
+    ),
+    "not transposed": (
+        lambda s: s | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(128, 32)},
+        "c_fc.weight has shape",
+    ),
+    "integers": (
+        lambda s: s | {"transformer.wpe.weight": torch.zeros(64, 32, dtype=torch.int8)},
+        "stored as torch.int8",
+    ),
     "other head": (lambda s: s | {"lm_head.weight": torch.zeros(400, 32)}, "differs from the embedding"),
     "twice": (lambda s: s | {"wpe.weight": torch.zeros(64, 32)}, "stored twice"),
 }
@@ -159,7 +178,12 @@ PUBLISHED = {
     "gpt2-medium": {"n_special": 0, "predict_special_tokens": True, "n_ctx": 64},
     "gpt2-xl": {"output_past": True, "n_ctx": 64},
     "distilgpt2": {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},
-    "biomedlm": {"gradient_checkpointing": False, "torch_dtype": "float32", "use_cache": False, "n_inner": None},
+    "biomedlm": {
+        "gradient_checkpointing": False,
+        "torch_dtype": "float32",
+        "use_cache": False,
+        "n_inner": None,
+    },
 }
 
 
@@ -170,7 +194,9 @@ def test_keys_of_published_configs_are_known(tiny, keys):
     assert_near(load(tiny[0])(X), tiny[1](X).logits)
 
 
-@pytest.mark.parametrize("key", ["layer_replication", "use_qalora", "modules_to_save", "rank_pattern", "target_parameters"])
+@pytest.mark.parametrize(
+    "key", ["layer_replication", "use_qalora", "modules_to_save", "rank_pattern", "target_parameters"]
+)
 def test_an_adapter_setting_that_is_not_supported_is_an_error(tiny, tmp_path, key):
     model = load(tiny[0])
     inject(model, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
@@ -217,7 +243,9 @@ def test_a_base_is_hashed_once_and_again_when_it_changed(tiny, tmp_path, monkeyp
     hub.save_adapter(model, out, str(base), base)
     (out / "summary.json").write_text(json.dumps({"base_sha256": hub.fingerprint(hub.find(str(base)))}))
     hashed, digest = [], source.hashlib.file_digest
-    monkeypatch.setattr(source.hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or digest(f, kind))
+    monkeypatch.setattr(
+        source.hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or digest(f, kind)
+    )
     hub.find(str(out)), hub.find(str(out))
     assert not hashed
     state = load_file(base / "model.safetensors")
@@ -245,7 +273,9 @@ def test_a_fingerprint_is_of_the_files_that_the_index_names(tmp_path, bpe_dir):
     make_hf_model(tmp_path, bpe_dir)
     state, shard = load_file(tmp_path / "model.safetensors"), "pytorch_model-00001-of-00001.safetensors"
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(state, shard)}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(state, shard)})
+    )
     save_file(state, tmp_path / shard)
     before = hub.fingerprint(hub.find(str(tmp_path)))
     save_file({k: v + 1 for k, v in state.items()}, tmp_path / shard)
@@ -254,7 +284,14 @@ def test_a_fingerprint_is_of_the_files_that_the_index_names(tmp_path, bpe_dir):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("r", "4"), ("r", 4.5), ("lora_alpha", "8"), ("lora_dropout", 2), ("target_modules", [1]), ("target_modules", 5)],
+    [
+        ("r", "4"),
+        ("r", 4.5),
+        ("lora_alpha", "8"),
+        ("lora_dropout", 2),
+        ("target_modules", [1]),
+        ("target_modules", 5),
+    ],
 )
 def test_a_value_of_the_wrong_kind_in_an_adapters_config_is_named(tiny, tmp_path, key, value):
     model = load(tiny[0])
@@ -268,17 +305,25 @@ def test_a_value_of_the_wrong_kind_in_an_adapters_config_is_named(tiny, tmp_path
 
 @pytest.mark.slow
 def test_shards_are_loaded_one_by_one_without_a_second_copy(tmp_path):
-    """Sixteen files in bf16 of a model of 200 MB in fp32: the peak is the model and one tensor, not the model and its files."""
+    """Sixteen files in bf16 of a model of 200 MB in fp32: the peak is the model and one tensor, not the model
+    and its files."""
     make_hf_model(tmp_path / "tiny", family="llama")  # loaded first, for whatever is imported only then
-    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 400, "num_attention_heads": 8}
+    shape = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "vocab_size": 400,
+        "num_attention_heads": 8,
+    }
     theirs = make_hf_model(tmp_path, family="llama", **shape).bfloat16()
     (tmp_path / "model.safetensors").unlink()
     theirs.save_pretrained(tmp_path, max_shard_size="6MB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) >= 12
     code = (
-        "import sys; from nanomed import hub; from nanomed.memory import peak_rss; source = hub.find(sys.argv[1]); "
-        "hub.load_model(hub.find(sys.argv[1] + '/tiny')); before = peak_rss(); model = hub.load_model(source); "
-        "print(peak_rss() - before, sum(p.nbytes for p in model.parameters()), max(p.nbytes for p in model.parameters()))"
+        "import sys; from nanomed import hub; from nanomed.memory import peak_rss; source ="
+        " hub.find(sys.argv[1]); hub.load_model(hub.find(sys.argv[1] + '/tiny')); before = peak_rss(); model"
+        " = hub.load_model(source); print(peak_rss() - before, sum(p.nbytes for p in model.parameters()),"
+        " max(p.nbytes for p in model.parameters()))"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -288,7 +333,7 @@ def test_shards_are_loaded_one_by_one_without_a_second_copy(tmp_path):
     assert_near(load(tmp_path)(X), theirs(X).logits)
 
 
-# --- the Hub, from processes of their own -----------------------------------------------------------------------------
+# --- the Hub, from processes of their own -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -303,7 +348,9 @@ def online(tmp_path, bpe_dir):
     (root / "models" / "owner" / "gated").mkdir(parents=True)
     (root / "models" / "owner" / "gated" / ".gated").touch()
     make_hf_model(root / "models" / "owner" / "pickled", bpe_dir)
-    os.rename(root / "models/owner/pickled/model.safetensors", root / "models/owner/pickled/pytorch_model.bin")
+    os.rename(
+        root / "models/owner/pickled/model.safetensors", root / "models/owner/pickled/pytorch_model.bin"
+    )
     with StandinHub(root) as standin:
         yield standin, {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
 
@@ -317,12 +364,22 @@ def test_a_hub_id_downloads_only_what_is_needed_and_then_works_offline(online, s
     standin, env = online
     out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "a.json", env=env)
     assert out.returncode == 0, out.stderr
-    got = {path.rsplit("/", 1)[1] for method, path in standin.requests if method == "GET" and "/resolve/" in path}
-    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    got = {
+        path.rsplit("/", 1)[1] for method, path in standin.requests if method == "GET" and "/resolve/" in path
+    }
+    files = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
     assert got == files  # and none of the formats beside them
     assert (tmp_path / "home" / "hub" / "models--gpt2").is_dir()
     for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        again = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "b.json", env=env | offline)
+        again = script(
+            "eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "b.json", env=env | offline
+        )
         assert again.returncode == 0, again.stderr
         a, b = (json.loads((tmp_path / f).read_text()) for f in ("a.json", "b.json"))
         assert a["nll"] == b["nll"]
@@ -344,7 +401,9 @@ def test_a_hub_id_is_read_as_a_copy_of_it_is(online, monkeypatch, tmp_path):
     there = hub.find("gpt2").directory
     assert {p.name for p in there.iterdir()} >= content.keys()
     ours, copied = load_tokenizer(there), load_tokenizer(local)
-    assert (ours.eos, ours.ends, ours.hash) == (copied.eos, copied.ends, copied.hash) and copied.name(copied.eos) == "!"
+    assert (ours.eos, ours.ends, ours.hash) == (copied.eos, copied.ends, copied.hash) and copied.name(
+        copied.eos
+    ) == "!"
 
 
 def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
@@ -366,7 +425,9 @@ def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
         env=env,
     )
     assert out.returncode == 0, out.stderr
-    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "gpt2"
+    assert (
+        json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "gpt2"
+    )
     out = script("eval.py", "ppl", "--model", "a", "--data", texts, env=env)
     assert out.returncode == 0, out.stderr
 
@@ -407,7 +468,11 @@ class Silent:
 @pytest.mark.parametrize("network", ["refused", "silent", "unknown host"])
 def test_without_a_network_it_fails_after_asking_once(script, texts, tmp_path, network):
     with Silent() as silent:
-        endpoint = {"refused": "http://127.0.0.1:9", "silent": silent.url, "unknown host": "http://no.such.host.invalid"}[network]
+        endpoint = {
+            "refused": "http://127.0.0.1:9",
+            "silent": silent.url,
+            "unknown host": "http://no.such.host.invalid",
+        }[network]
         env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, env=env)
         assert_refused(out, "gpt2", "no network", "give a local directory")
@@ -456,13 +521,22 @@ def test_a_hub_that_stays_busy_is_said_in_one_line(online, monkeypatch, capfd, s
     ask_here(monkeypatch, standin)
     standin.failing = {"config.json": [status, 99]}
     began = len(standin.requests)
-    with pytest.raises(UserError, match=f"gpt2: could not be had from {standin.url} .*{status}.*; or give a local directory"):
+    with pytest.raises(
+        UserError, match=f"gpt2: could not be had from {standin.url} .*{status}.*; or give a local directory"
+    ):
         hub.find("gpt2")
     assert sum(path.endswith("config.json") for _, path in standin.requests[began:]) <= 4
     assert not capfd.readouterr().err
     standin.failing = {}
     hub.find("gpt2")
-    everything = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+    everything = (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    )
     standin.failing = {name: [status, 99] for name in everything}
     assert hub.find("gpt2").directory.exists()  # of the cache, where not all of these are
 
@@ -559,9 +633,17 @@ def ask_here(monkeypatch, standin):
     """The stand-in, from within this process."""
     monkeypatch.setattr(network, "PAUSES", (0.01, 0.02))
     monkeypatch.setattr(network, "OFFLINE", False)
-    for name, value in (("HF_HUB_OFFLINE", False), ("ENDPOINT", standin.url), ("HF_HUB_CACHE", str(standin.root / "cache"))):
+    for name, value in (
+        ("HF_HUB_OFFLINE", False),
+        ("ENDPOINT", standin.url),
+        ("HF_HUB_CACHE", str(standin.root / "cache")),
+    ):
         monkeypatch.setattr(network.constants, name, value)
-    monkeypatch.setattr(network.constants, "HUGGINGFACE_CO_URL_TEMPLATE", standin.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        network.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        standin.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     network.online.cache_clear()
     monkeypatch.setattr(network, "online", lambda: True)
     monkeypatch.setattr(source, "online", lambda: True)
@@ -596,15 +678,36 @@ def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
     )
     local = write_jsonl(tmp_path / "local.jsonl", [t.replace(" ", "\n", 1) for t in texts])
     results = []
-    for name, extra, env_ in (("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env), (local, [], None)):
+    for name, extra, env_ in (
+        ("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env),
+        (local, [], None),
+    ):
         own = {"stdin": subprocess.DEVNULL} if env_ else {}  # a Python that really starts
-        out = script("eval.py", "ppl", "--model", model_dir, "--data", name, "--json", "r.json", *extra, env=env_, **own)
+        out = script(
+            "eval.py",
+            "ppl",
+            "--model",
+            model_dir,
+            "--data",
+            name,
+            "--json",
+            "r.json",
+            *extra,
+            env=env_,
+            **own,
+        )
         assert out.returncode == 0, out.stderr
         results.append(json.loads((tmp_path / "r.json").read_text()))
     asked = (tmp_path / "asked").read_text().split()
-    assert "127.0.0.1" in asked and set(asked) <= {"127.0.0.1", "datasets-server.127.0.0.1"}  # the Hub, and nobody besides
+    assert "127.0.0.1" in asked and set(asked) <= {
+        "127.0.0.1",
+        "datasets-server.127.0.0.1",
+    }  # the Hub, and nobody besides
     assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
-    assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env), "owner/nothing")
+    assert_refused(
+        script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env),
+        "owner/nothing",
+    )
     with Silent() as silent:  # datasets itself would try for half a minute
         gone = env | {"HF_ENDPOINT": silent.url, "HF_HOME": str(tmp_path / "other")}
         out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", env=gone)
@@ -624,8 +727,14 @@ def test_a_data_set_that_does_not_come_is_said_in_one_line_and_comes_later(onlin
     else:
         setattr(standin, how, "train.jsonl")
     out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/texts", env=env)
-    said = {"stays busy": "503 Service Unavailable", "stuck": "nothing came for 10 seconds", "broken": "peer closed connection"}
+    said = {
+        "stays busy": "503 Service Unavailable",
+        "stuck": "nothing came for 10 seconds",
+        "broken": "peer closed connection",
+    }
     assert_refused(out, "owner/texts: could not be had from", said[how], "or give a local file")
     standin.failing, standin.stuck, standin.broken = {"train.jsonl": [503, 2]}, None, None
     out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/texts", env=env)
-    assert out.returncode == 0 and not out.stderr and not standin.failing["train.jsonl"][1]  # busy for a moment
+    assert (
+        out.returncode == 0 and not out.stderr and not standin.failing["train.jsonl"][1]
+    )  # busy for a moment

@@ -1,4 +1,5 @@
-"""Configs and weights as the tools that wrote them mean them: transformers, PyTorch's wrappers, safetensors, trl, bitsandbytes."""
+"""Configs and weights as the tools that wrote them mean them: transformers, PyTorch's wrappers, safetensors,
+trl, bitsandbytes."""
 
 import json
 
@@ -23,7 +24,9 @@ def load(directory):
 
 
 def theirs_of(directory):
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, attn_implementation="eager", dtype=torch.float32
+    ).eval()
 
 
 def change_config(directory, drop=(), **keys):
@@ -37,7 +40,7 @@ def change_weights(directory, change, metadata=None):
     save_file(state, directory / WEIGHTS, metadata=metadata or {"format": "pt"})
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------
 
 
 def checkpointed(model):
@@ -80,7 +83,11 @@ def test_a_tied_matrix_may_be_stored_under_either_name(tmp_path):
 
 def with_heads(state):
     """As trl's AutoModelForCausalLMWithValueHead and transformers' GPT2DoubleHeadsModel save them."""
-    heads = {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,), "multiple_choice_head.summary.weight": (1, 32)}
+    heads = {
+        "v_head.summary.weight": (1, 32),
+        "v_head.summary.bias": (1,),
+        "multiple_choice_head.summary.weight": (1, 32),
+    }
     return state | {name: torch.ones(shape) for name, shape in heads.items()}
 
 
@@ -92,7 +99,9 @@ def test_a_value_head_beside_the_language_model_is_left_out_and_said(tmp_path, c
     assert line.startswith("note: ") and "multiple_choice_head, v_head" in line and str(tmp_path) in line
 
 
-@pytest.mark.parametrize("name", ["classifier.weight", "qa_outputs.weight", "lm_head.bias", "final_logits_bias"])
+@pytest.mark.parametrize(
+    "name", ["classifier.weight", "qa_outputs.weight", "lm_head.bias", "final_logits_bias"]
+)
 def test_another_tasks_head_is_refused(tmp_path, name):
     make_hf_model(tmp_path)
     change_weights(tmp_path, lambda state: state | {name: torch.ones(400)})
@@ -118,13 +127,17 @@ def test_a_backbone_without_its_head_is_refused(tmp_path):
 
 
 def mixed(state):
-    return {k: v.half() if "mlp" in k else v.bfloat16() if "attn" in k else v.double() for k, v in state.items()}
+    return {
+        k: v.half() if "mlp" in k else v.bfloat16() if "attn" in k else v.double() for k, v in state.items()
+    }
 
 
 def test_each_tensor_is_read_in_the_dtype_that_it_is_stored_in(tmp_path):
     make_hf_model(tmp_path)
     change_weights(tmp_path, mixed)
-    change_config(tmp_path, dtype="float16")  # what transformers would load all of it in, if it is asked to ("auto")
+    change_config(
+        tmp_path, dtype="float16"
+    )  # what transformers would load all of it in, if it is asked to ("auto")
     assert_near(load(tmp_path)(X), theirs_of(tmp_path)(X).logits)
 
 
@@ -137,7 +150,9 @@ def test_the_format_in_a_files_metadata_changes_nothing(tmp_path, kind):
 
 def test_a_file_of_all_weights_wins_over_an_index_and_over_a_pickle(tmp_path):
     make_hf_model(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": "b.safetensors"}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "b.safetensors"}})
+    )
     torch.save({}, tmp_path / "pytorch_model.bin")
     assert_near(load(tmp_path)(X), theirs_of(tmp_path)(X).logits)
 
@@ -170,11 +185,28 @@ def with_padding(directory, bpe_dir, **tokens):
 def test_a_padding_token_beyond_the_vocabulary_is_never_fed(tmp_path, bpe_dir, script):
     theirs, docs = with_padding(tmp_path, bpe_dir)
     assert theirs.pad_token_id == 400
-    done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--dtype", "fp32", "--json", "r.json")
-    assert done.returncode == 0 and "note: " in done.stderr and "[PAD] has the id 400" in done.stderr, done.stderr
+    done = script(
+        "eval.py", "ppl", "--model", tmp_path, "--data", docs, "--dtype", "fp32", "--json", "r.json"
+    )
+    assert done.returncode == 0 and "note: " in done.stderr and "[PAD] has the id 400" in done.stderr, (
+        done.stderr
+    )
     ids = torch.tensor([[0] + theirs("the acute patient")["input_ids"]])
     loss = theirs_of(tmp_path)(ids, labels=ids).loss.item()
-    done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--limit", 1, "--dtype", "fp32", "--json", "r.json")
+    done = script(
+        "eval.py",
+        "ppl",
+        "--model",
+        tmp_path,
+        "--data",
+        docs,
+        "--limit",
+        1,
+        "--dtype",
+        "fp32",
+        "--json",
+        "r.json",
+    )
     assert json.loads((tmp_path / "r.json").read_text())["loss"] == pytest.approx(loss, rel=1e-5)
     done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--special-tokens", "read")
     assert_refused(done, "the tokenizer has ids up to 400")
@@ -182,10 +214,12 @@ def test_a_padding_token_beyond_the_vocabulary_is_never_fed(tmp_path, bpe_dir, s
 
 def test_any_other_token_beyond_the_vocabulary_is_refused(tmp_path, bpe_dir, script):
     _, docs = with_padding(tmp_path, bpe_dir, eos_token="<|im_end|>")
-    assert_refused(script("eval.py", "ppl", "--model", tmp_path, "--data", docs), "the tokenizer has ids up to 401")
+    assert_refused(
+        script("eval.py", "ppl", "--model", tmp_path, "--data", docs), "the tokenizer has ids up to 401"
+    )
 
 
-# --- config.json ------------------------------------------------------------------------------------------------------
+# --- config.json --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", *MEMBERS])
@@ -198,7 +232,10 @@ def test_any_other_token_beyond_the_vocabulary_is_refused(tmp_path, bpe_dir, scr
         {"rope_theta": 300.0, "rope_parameters": None},
         {"rope_theta": 300.0, "rope_parameters": {"rope_type": "default"}},
         {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
-        {"rope_parameters": {"rope_theta": 300.0, "rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {
+            "rope_parameters": {"rope_theta": 300.0, "rope_type": "default"},
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+        },
         {"rope_scaling": {"type": "yarn", "factor": 4.0}, "max_position_embeddings": 64},
     ],
     ids=str,
@@ -216,7 +253,14 @@ WINDOWS = [
     ("llama", {"sliding_window": 4}),
     ("qwen2", {"sliding_window": 4, "use_sliding_window": False}),
     ("qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0}),
-    ("qwen2", {"sliding_window": 4, "use_sliding_window": True, "layer_types": ["sliding_attention"] + ["full_attention"] * 2}),
+    (
+        "qwen2",
+        {
+            "sliding_window": 4,
+            "use_sliding_window": True,
+            "layer_types": ["sliding_attention"] + ["full_attention"] * 2,
+        },
+    ),
     ("qwen3", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2, "head_dim": 8}),
 ]
 
@@ -229,7 +273,11 @@ def test_how_far_each_layer_looks_back_is_transformers(tmp_path, family, keys):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"use_sliding_window": False, "sliding_window": 4}, {"use_sliding_window": True, "sliding_window": None}]
+    "keys",
+    [
+        {"use_sliding_window": False, "sliding_window": 4},
+        {"use_sliding_window": True, "sliding_window": None},
+    ],
 )
 def test_layers_with_a_window_that_nothing_gives_are_refused(tmp_path, keys):
     """transformers fails at the first text."""
@@ -241,7 +289,8 @@ def test_layers_with_a_window_that_nothing_gives_are_refused(tmp_path, keys):
         theirs_of(tmp_path)(X)
 
 
-# Of architectures that are built like these, and of older programs; transformers ignores a key that it does not know.
+# Of architectures that are built like these, and of older programs; transformers ignores a key that it does
+# not know.
 STRANGE = """attention_multiplier logits_scaling residual_multiplier embedding_multiplier logit_scale no_rope_layers qk_norm
     clip_qkv num_local_experts original_max_position_embeddings hidden_size_per_head final_logit_softcapping quantization""".split()
 
@@ -286,13 +335,18 @@ def test_code_that_a_config_names_is_never_run_and_this_is_said(tmp_path, bpe_di
     change_config(tmp_path / "m", auto_map={"AutoModelForCausalLM": "modeling_own.OwnModel"})
     ours = load(tmp_path / "m")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: ") and "auto_map" in line and "modeling_own.OwnModel" in line and "config.json" in line
+    assert (
+        line.startswith("note: ")
+        and "auto_map" in line
+        and "modeling_own.OwnModel" in line
+        and "config.json" in line
+    )
     assert_near(ours(X), theirs_of(tmp_path / "m")(X).logits)
     hub.save_model(ours, tmp_path / "saved", tmp_path / "m")  # where that code would not be
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
 
 
-# --- quantised --------------------------------------------------------------------------------------------------------
+# --- quantised ----------------------------------------------------------------------------------------------
 
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}

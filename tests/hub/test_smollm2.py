@@ -1,4 +1,5 @@
-"""make smollm2: a GGUF file of Llama's shape becomes a directory with the same logits; what cannot be had is said."""
+"""make smollm2: a GGUF file of Llama's shape becomes a directory with the same logits; what cannot be had is
+said."""
 
 import json
 import os
@@ -19,11 +20,23 @@ SHAPE = {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}
 
 
 def write_gguf(model, bpe_dir, file) -> None:
-    """As llama.cpp's conversion does: its names, rows of q and k in the order of its own rope, SmolLM2's pre-tokenisation."""
+    """As llama.cpp's conversion does: its names, rows of q and k in the order of its own rope, SmolLM2's
+    pre-tokenisation."""
     c = model.config
     w = gguf.GGUFWriter(file, "llama")
-    w.add_name("tiny"), w.add_context_length(64), w.add_embedding_length(32), w.add_block_count(3), w.add_feed_forward_length(48)
-    w.add_head_count(4), w.add_head_count_kv(2), w.add_layer_norm_rms_eps(c.rms_norm_eps), w.add_vocab_size(400)
+    (
+        w.add_name("tiny"),
+        w.add_context_length(64),
+        w.add_embedding_length(32),
+        w.add_block_count(3),
+        w.add_feed_forward_length(48),
+    )
+    (
+        w.add_head_count(4),
+        w.add_head_count_kv(2),
+        w.add_layer_norm_rms_eps(c.rms_norm_eps),
+        w.add_vocab_size(400),
+    )
     w.add_rope_freq_base(1e4), w.add_rope_dimension_count(8)
     spec = json.loads((bpe_dir / "tokenizer.json").read_text())
     tokens = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].get)
@@ -52,7 +65,9 @@ def write_gguf(model, bpe_dir, file) -> None:
         if key.startswith("layers."):
             _, layer, part = key.split(".", 2)
             key = f"blk.{layer}.{names[part]}"
-        w.add_tensor({"embed_tokens": "token_embd", "norm": "output_norm"}.get(key, key) + ".weight", array.copy())
+        w.add_tensor(
+            {"embed_tokens": "token_embd", "norm": "output_norm"}.get(key, key) + ".weight", array.copy()
+        )
     w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file()
     w.close()
 

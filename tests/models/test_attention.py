@@ -1,4 +1,5 @@
-"""Packed rows against the mask that says the same, and tiles in bf16 against the library's kernel in double precision."""
+"""Packed rows against the mask that says the same, and tiles in bf16 against the library's kernel in double
+precision."""
 
 import itertools
 
@@ -35,7 +36,9 @@ def of_lengths(*rows, T):
 def dense(segments):
     """The mask, by its definition."""
     T = segments.size(1)
-    return (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
+    return (segments[:, None, :, None] == segments[:, None, None, :]) & torch.ones(
+        T, T, dtype=torch.bool
+    ).tril()
 
 
 ROWS = {
@@ -61,7 +64,10 @@ def test_packed_rows_are_the_mask(rows, kv, window):
         return [y * real, *torch.autograd.grad(y, qkv, grad)]
 
     expected = run(dense(segments))
-    for way in (packed(segments, CPU), _between(segments, CPU)):  # the latter is a GPU's, here without its kernel
+    for way in (
+        packed(segments, CPU),
+        _between(segments, CPU),
+    ):  # the latter is a GPU's, here without its kernel
         for ours, theirs in zip(run(way), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
@@ -98,14 +104,18 @@ def test_training_in_bf16_against_double_precision(B, T, kv, scale, monkeypatch)
     exact = [t.detach().double().requires_grad_() for t in qkv]
     grad = torch.randn(B, T, 64, dtype=torch.bfloat16)
     kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
-    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         y = attend(*qkv, scale=scale)
     assert not calls and y.dtype == torch.bfloat16
     expected = attend(*exact, scale=scale)
     assert calls
     found = [y, *torch.autograd.grad(y, qkv, grad)]
-    for ours, theirs in zip(found, [expected, *torch.autograd.grad(expected, exact, grad.double())], strict=True):
+    for ours, theirs in zip(
+        found, [expected, *torch.autograd.grad(expected, exact, grad.double())], strict=True
+    ):
         assert (ours.double() - theirs).norm() <= 0.05 * theirs.norm() + 1e-9
     with torch.no_grad():
         attend(*qkv, scale=scale)
@@ -163,7 +173,10 @@ def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeyp
     model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
     idx, targets = torch.randint(0, 400, (2, 60)), torch.randint(0, 400, (2, 60))
     pos = torch.zeros(2, 60, dtype=torch.long)
-    batches = [(idx, pos, of_lengths(*rows, T=60), targets) for rows in (([7, 40], [60]), ([20, 20, 20], [3, 50]), ([59], [33, 9]))]
+    batches = [
+        (idx, pos, of_lengths(*rows, T=60), targets)
+        for rows in (([7, 40], [60]), ([20, 20, 20], [3, 50]), ([59], [33, 9]))
+    ]
 
     def losses(dtype):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):

@@ -21,7 +21,16 @@ from nanomed.models.lora import LoRAConfig, inject
 from nanomed.text.heldout import HeldOut
 from nanomed.text.labelled import Labelled, Sides, class_weights, oversampled, read_labelled, targets_of
 from nanomed.text.labels import Spelling
-from tests.conftest import FAMILIES, assert_near, assert_refused, every_family, linears, make_hf_model, make_texts, write_jsonl
+from tests.conftest import (
+    FAMILIES,
+    assert_near,
+    assert_refused,
+    every_family,
+    linears,
+    make_hf_model,
+    make_texts,
+    write_jsonl,
+)
 
 CPU = torch.device("cpu")
 TINY = ("--batch-size", 4, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
@@ -62,7 +71,9 @@ def test_logits_are_those_of_transformers_both_ways(tmp_path, bpe_dir, k, family
 def test_loss_and_gradients_are_those_of_transformers(tmp_path, bpe_dir, multi, family):
     kind = "multi_label_classification" if multi else "single_label_classification"
     names = {str(i): f"label {i}" for i in range(3)}
-    flags = {"id2label": names, "pad_token_id": 0, "problem_type": kind} | dict.fromkeys(FAMILY[family].DROPOUTS, 0.0)
+    flags = {"id2label": names, "pad_token_id": 0, "problem_type": kind} | dict.fromkeys(
+        FAMILY[family].DROPOUTS, 0.0
+    )
     theirs = make_hf_model(tmp_path, bpe_dir, FAMILIES[family][0][2], family=family, **flags)
     ours = hub.load_classifier(hub.find(str(tmp_path)))
     rng = np.random.default_rng(1)
@@ -103,7 +114,9 @@ def test_an_adapter_with_its_head_loads_in_peft_and_here(tmp_path, model_dir):
     again = hub.load_classifier(hub.find(str(out))).eval()
     assert again.labels == ["no", "maybe", "yes"]
     assert_near(predict(again, ids, 0, 4, CPU, "fp32"), logits)
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=3, pad_token_id=0)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model_dir, num_labels=3, pad_token_id=0
+    )
     theirs = peft.PeftModel.from_pretrained(base, out).eval()
     assert_near(theirs_on(theirs, ids), logits, 1e-4)
     with pytest.raises(UserError, match="a classifier, not a language model"):
@@ -144,7 +157,7 @@ def test_a_language_model_is_no_classifier_and_the_other_way_round(tmp_path, bpe
         hub.load_model(hub.find(str(tmp_path)))
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------------
 
 
 def labelled_file(path, rows):
@@ -157,10 +170,16 @@ def read(path, skip=False, **kwargs):
 
 
 def test_labels_of_rows(tmp_path):
-    single = read(labelled_file(tmp_path / "a.jsonl", [{"text": "t", "label": "b"}, {"text": "u", "label": 3}]))
+    single = read(
+        labelled_file(tmp_path / "a.jsonl", [{"text": "t", "label": "b"}, {"text": "u", "label": 3}])
+    )
     assert single.items == [Labelled("t", ("b",)), Labelled("u", ("3",))] and not single.multi_label
     assert targets_of(single.items, ["3", "b"], False).tolist() == [1, 0]
-    multi = read(labelled_file(tmp_path / "b.jsonl", [{"text": "t", "labels": []}, {"text": "u", "labels": ["x", "y"]}]))
+    multi = read(
+        labelled_file(
+            tmp_path / "b.jsonl", [{"text": "t", "labels": []}, {"text": "u", "labels": ["x", "y"]}]
+        )
+    )
     assert multi.multi_label and multi.names() == ["x", "y"]
     assert targets_of(multi.items, ["x", "y"], True).tolist() == [[0, 0], [1, 1]]
     with pytest.raises(UserError, match="'z' is none of the model's: x, y"):
@@ -197,7 +216,7 @@ def test_balancing():
     torch.testing.assert_close(F.cross_entropy(logits, y, weight=w, reduction="sum") / 10, mean)
 
 
-# --- measures ---------------------------------------------------------------------------------------------------------
+# --- measures -----------------------------------------------------------------------------------------------
 
 
 def test_measures_are_scikit_learns_and_the_definitions():
@@ -208,14 +227,19 @@ def test_measures_are_scikit_learns_and_the_definitions():
     got = metrics.classification(probs, targets, ["a", "b", "c"])
     predicted = probs.argmax(1)
     assert got["accuracy"] == (predicted == targets).mean()
-    assert np.array(got["confusion"]).sum() == 200 and got["confusion"][0][1] == ((targets == 0) & (predicted == 1)).sum()
+    assert (
+        np.array(got["confusion"]).sum() == 200
+        and got["confusion"][0][1] == ((targets == 0) & (predicted == 1)).sum()
+    )
     assert np.isclose(got["auc"], sklearn.metrics.roc_auc_score(targets, probs, multi_class="ovr"))
     hits = np.array([((targets == c) & (predicted == c)).sum() for c in range(3)])
     per_class = 2 * hits / (np.bincount(targets) + np.bincount(predicted))
     assert np.isclose(got["macro_f1"], np.mean(per_class))
     assert got["accuracy_ci95"][0] < got["accuracy"] < got["accuracy_ci95"][1]
     half_width = 1.96 * np.sqrt(got["accuracy"] * (1 - got["accuracy"]) / 200)  # the normal approximation
-    assert np.allclose(got["accuracy_ci95"], [got["accuracy"] - half_width, got["accuracy"] + half_width], atol=0.015)
+    assert np.allclose(
+        got["accuracy_ci95"], [got["accuracy"] - half_width, got["accuracy"] + half_width], atol=0.015
+    )
 
 
 def test_calibration_error():
@@ -236,17 +260,22 @@ def test_multi_label_measures():
 
 
 def test_baselines_stand_beside_the_model_and_win_where_it_does_not_beat_them():
-    items = [Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",)) for k in range(60)]
+    items = [
+        Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
+        for k in range(60)
+    ]
     sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
     targets = targets_of(items[40:], sides.labels, False)
-    got = beside_baselines(torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0)
+    got = beside_baselines(
+        torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0
+    )
     assert list(got) == ["model", "majority", "TF-IDF + logistic regression"]
     assert got["TF-IDF + logistic regression"]["accuracy"] == 1
     assert got["majority"]["accuracy"] == got["model"]["accuracy"] == (targets == 0).mean()
     assert "does NOT beat" in verdict(got)
 
 
-# --- the script -------------------------------------------------------------------------------------------------------
+# --- the script ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,7 +308,11 @@ def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir,
         *flags,
     )
     assert out.returncode == 0, out.stderr
-    assert "TF-IDF" in out.stdout and "majority" in out.stdout and "results in out" in out.stdout.splitlines()[-1]
+    assert (
+        "TF-IDF" in out.stdout
+        and "majority" in out.stdout
+        and "results in out" in out.stdout.splitlines()[-1]
+    )
     ids = ragged()
     ours = hub.load_classifier(hub.find(str(tmp_path / "out"))).eval()
     assert ours.labels == ["negative", "positive"]
@@ -293,7 +326,14 @@ def test_training_leaves_a_classifier_that_transformers_loads(script, model_dir,
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["classification"]["model"]["texts"] == 12
     pair = summary["classification"]["model"]["against_tfidf"]
-    assert pair.keys() == {"difference", "difference_ci95", "difference_p", "only_model_right", "only_tfidf_right", "p"}
+    assert pair.keys() == {
+        "difference",
+        "difference_ci95",
+        "difference_p",
+        "only_model_right",
+        "only_tfidf_right",
+        "p",
+    }
     assert len(set(predict(ours, ids, 0, 4, CPU, "bf16")[:, 0].tolist())) == len(ids)  # in fp32, without ties
     if flags == ("--freeze",):
         before = hub.load_model(hub.find(str(model_dir)))
@@ -330,7 +370,18 @@ def test_a_multi_label_task(script, model_dir, tmp_path):
     rows = [{"text": t, "labels": [w for w in ("gene", "fox") if w in t]} for t in make_texts(60, 4)]
     file = labelled_file(tmp_path / "m.jsonl", rows)
     out = script(
-        "train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 4, "--val-fraction", 0.3, *TINY
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--data",
+        file,
+        "--out",
+        "out",
+        "--max-steps",
+        4,
+        "--val-fraction",
+        0.3,
+        *TINY,
     )
     assert out.returncode == 0, out.stderr
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
@@ -340,20 +391,29 @@ def test_a_multi_label_task(script, model_dir, tmp_path):
 
 
 def run_on(script, model_dir, file, *flags):
-    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 2, *TINY, *flags)
+    out = script(
+        "train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 2, *TINY, *flags
+    )
     assert out.returncode == 0, out.stderr
     return out.stdout
 
 
-def test_vectors_make_a_multi_label_classifier_that_is_measured_on_vectors_and_on_names(script, model_dir, tmp_path):
+def test_vectors_make_a_multi_label_classifier_that_is_measured_on_vectors_and_on_names(
+    script, model_dir, tmp_path
+):
     names, texts = ["gene", "fox", "dogs"], make_texts(60, 4)
     hot = [[int(n in t) for n in names] for t in texts]
-    vectors = labelled_file(tmp_path / "v.jsonl", [{"text": t, "labels": h} for t, h in zip(texts, hot, strict=True)])
+    vectors = labelled_file(
+        tmp_path / "v.jsonl", [{"text": t, "labels": h} for t, h in zip(texts, hot, strict=True)]
+    )
     run_on(script, model_dir, vectors, "--val-fraction", 0.3)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert theirs.config.problem_type == "multi_label_classification"
     assert theirs.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-    lists = [{"text": t, "labels": [n for n, x in zip(names, h, strict=True) if x]} for t, h in zip(texts, hot, strict=True)]
+    lists = [
+        {"text": t, "labels": [n for n, x in zip(names, h, strict=True) if x]}
+        for t, h in zip(texts, hot, strict=True)
+    ]
     columns = [{"text": t} | dict(zip(names, h, strict=True)) for t, h in zip(texts, hot, strict=True)]
     joined = [{"text": row["text"], "labels": "|".join(row["labels"])} for row in lists]
     for rows, how in (
@@ -366,19 +426,43 @@ def test_vectors_make_a_multi_label_classifier_that_is_measured_on_vectors_and_o
         file = labelled_file(tmp_path / "t.jsonl", rows)
         found = measure.read_test_texts(o, [(file, None)], "text", "labels", None, False, how)
         assert o.model.labels == names and targets_of(found.items, names, True).tolist() == hot
-    out = script("eval.py", "cls", "--model", "out", "--data", vectors, "--label-names", ",".join(names), "--json", "r.json")
+    out = script(
+        "eval.py",
+        "cls",
+        "--model",
+        "out",
+        "--data",
+        vectors,
+        "--label-names",
+        ",".join(names),
+        "--json",
+        "r.json",
+    )
     assert out.returncode == 0, out.stderr
     got = json.loads((tmp_path / "r.json").read_text())
-    assert got["labels"] == names and set(got["measures"]) == {"model", "majority", "TF-IDF + logistic regression"}
-    four = labelled_file(tmp_path / "four.jsonl", [{"text": t, "labels": [*h, 1]} for t, h in zip(texts, hot, strict=True)])
-    assert_refused(script("eval.py", "cls", "--model", "out", "--data", four), "vectors over 4 labels, and out has 3")
+    assert got["labels"] == names and set(got["measures"]) == {
+        "model",
+        "majority",
+        "TF-IDF + logistic regression",
+    }
+    four = labelled_file(
+        tmp_path / "four.jsonl", [{"text": t, "labels": [*h, 1]} for t, h in zip(texts, hot, strict=True)]
+    )
+    assert_refused(
+        script("eval.py", "cls", "--model", "out", "--data", four), "vectors over 4 labels, and out has 3"
+    )
     two = ("--label-names", "a,b")
-    assert_refused(script("eval.py", "cls", "--model", "out", "--data", vectors, *two), "2 names, and out has 3 labels")
+    assert_refused(
+        script("eval.py", "cls", "--model", "out", "--data", vectors, *two), "2 names, and out has 3 labels"
+    )
 
 
 def test_a_run_is_measured_and_resumed_with_the_labels_that_it_was_told_of(script, model_dir, tmp_path):
     rows = [{"text": t, "gene": "gene" in t, "fox": int("fox" in t)} for t in make_texts(30, 4)]
-    file, flags = labelled_file(tmp_path / "d.jsonl", rows), ("--label-columns", "gene,fox", "--val-fraction", 0)
+    file, flags = (
+        labelled_file(tmp_path / "d.jsonl", rows),
+        ("--label-columns", "gene,fox", "--val-fraction", 0),
+    )
     run_on(script, model_dir, file, *flags)
     assert "this run is complete" in run_on(script, model_dir, file, *flags, "--resume")
     sides, why = training_sides(tmp_path / "out")  # they are found again
@@ -386,11 +470,15 @@ def test_a_run_is_measured_and_resumed_with_the_labels_that_it_was_told_of(scrip
 
 
 @every_family
-def test_a_classifier_without_names_is_measured_as_transformers_predicts(script, tmp_path, model_dir, bpe_dir):
+def test_a_classifier_without_names_is_measured_as_transformers_predicts(
+    script, tmp_path, model_dir, bpe_dir
+):
     family = hub.read_config(model_dir)[1].model_type
     tokenizer = transformers.AutoTokenizer.from_pretrained(bpe_dir)
     for k in (2, 3):  # two labels are transformers' default, which config.json leaves out
-        theirs = make_hf_model(tmp_path / f"m{k}", bpe_dir, FAMILIES[family][0][2], family=family, num_labels=k, pad_token_id=0)
+        theirs = make_hf_model(
+            tmp_path / f"m{k}", bpe_dir, FAMILIES[family][0][2], family=family, num_labels=k, pad_token_id=0
+        )
         assert ("id2label" in json.loads((tmp_path / f"m{k}" / "config.json").read_text())) == (k != 2)
         texts = [t[:60] for t in make_texts(12, 3)]
         with torch.no_grad():
@@ -401,14 +489,18 @@ def test_a_classifier_without_names_is_measured_as_transformers_predicts(script,
         o = measure.open_model(str(tmp_path / f"m{k}"), dtype="fp32", classifier=True)
         assert o.model.labels == list(theirs.config.id2label.values())
         for values in spelled.values():
-            file = labelled_file(tmp_path / "d.jsonl", [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)])
+            file = labelled_file(
+                tmp_path / "d.jsonl", [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)]
+            )
             found = measure.read_test_texts(o, [(file, None)], "text", "label", None, False)
             assert targets_of(found.items, o.model.labels, False).tolist() == said and not o.model.multi_label
         got = measure.measure_classes(o, found.items)
         assert got["measures"]["model"]["accuracy"] == 1
     words = [{"text": t, "label": ["no", "yes", "maybe"][n]} for t, n in zip(texts, said, strict=True)]
     measure.name_labels(o, ("no", "yes", "maybe"))
-    found = measure.read_test_texts(o, [(labelled_file(tmp_path / "d.jsonl", words), None)], "text", "label", None, False)
+    found = measure.read_test_texts(
+        o, [(labelled_file(tmp_path / "d.jsonl", words), None)], "text", "label", None, False
+    )
     assert targets_of(found.items, o.model.labels, False).tolist() == said
 
 
@@ -417,10 +509,17 @@ def test_what_config_json_says_of_labels(tmp_path, bpe_dir):
     path = tmp_path / "config.json"
     plain = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("id2label", "label2id")}
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    for said in ({"num_labels": 3}, {"id2label": {"0": 1, "1": 2, "2": 3}}, {"id2label": {"2": "c", "0": "a", "1": "b"}}):
+    for said in (
+        {"num_labels": 3},
+        {"id2label": {"0": 1, "1": 2, "2": 3}},
+        {"id2label": {"2": "c", "0": "a", "1": "b"}},
+    ):
         path.write_text(json.dumps(plain | said))
         ours = hub.load_classifier(hub.find(str(tmp_path)))
-        assert ours.labels == [str(load(tmp_path).config.id2label[k]) for k in range(3)] and ours.multi_label is None
+        assert (
+            ours.labels == [str(load(tmp_path).config.id2label[k]) for k in range(3)]
+            and ours.multi_label is None
+        )
     for said, words in (
         ({}, "score.weight has shape"),  # two labels, then, and a head of three rows: refused there too
         ({"num_labels": 3, "problem_type": "regression"}, "a regression"),
@@ -444,7 +543,9 @@ def test_a_model_that_says_no_problem_type_is_measured_as_the_rows_are(script, t
 
 
 def test_pefts_classifier_has_the_bases_labels_or_numbers(tmp_path, model_dir):
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=3, pad_token_id=0)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model_dir, num_labels=3, pad_token_id=0
+    )
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["c_attn"], init_lora_weights=False)
     theirs = peft.get_peft_model(base, config).eval()
     theirs.save_pretrained(tmp_path)
@@ -457,7 +558,9 @@ def test_pefts_classifier_has_the_bases_labels_or_numbers(tmp_path, model_dir):
 
 @pytest.mark.parametrize("spelled", ["LABEL_{}", "{}"])
 def test_training_goes_on_with_the_head_of_another_classifier(script, tmp_path, bpe_dir, spelled):
-    theirs = make_hf_model(tmp_path / "m", bpe_dir, "GPT2ForSequenceClassification", num_labels=3, pad_token_id=0)
+    theirs = make_hf_model(
+        tmp_path / "m", bpe_dir, "GPT2ForSequenceClassification", num_labels=3, pad_token_id=0
+    )
     rows = [{"text": t, "label": spelled.format(k % 3)} for k, t in enumerate(make_texts(30, 4))]
     said = run_on(script, "m", labelled_file(tmp_path / "d.jsonl", rows), "--val-fraction", 0, "--lr", 1e-9)
     assert "m: its head goes on" in said
@@ -471,16 +574,34 @@ def test_every_seed_trains_and_what_cannot_be_validated_is_named(script, model_d
     file = labelled_file(tmp_path / "d.jsonl", rows)
     for seed in range(2):
         said = run_on(script, model_dir, file, "--dry-run", "--val-fraction", 0.1, "--seed", seed)
-        assert "too rare for a share of 0.1 to hold a text of theirs, so trained on and not validated: rare" in said
+        assert (
+            "too rare for a share of 0.1 to hold a text of theirs, so trained on and not validated: rare"
+            in said
+        )
         assert "1 rare)" in said and "; 4 validation texts" in said
-    args = ("--model", model_dir, "--data", file, "--out", "o", "--dry-run", "--max-steps", 1, *TINY, "--val-fraction", 0.9)
+    args = (
+        "--model",
+        model_dir,
+        "--data",
+        file,
+        "--out",
+        "o",
+        "--dry-run",
+        "--max-steps",
+        1,
+        *TINY,
+        "--val-fraction",
+        0.9,
+    )
     out = script("train_cls.py", *args, "--no-stratify")  # drawn from all texts alike
     assert_refused(out, "no text of the label 'rare' is left to train on")
     assert script("train_cls.py", *args).returncode == 0
 
 
 def test_a_label_that_no_text_has_is_named_and_keeps_its_number(script, model_dir, tmp_path):
-    file = labelled_file(tmp_path / "d.jsonl", [{"text": t, "labels": [1, k % 2, 0]} for k, t in enumerate(make_texts(20, 4))])
+    file = labelled_file(
+        tmp_path / "d.jsonl", [{"text": t, "labels": [1, k % 2, 0]} for k, t in enumerate(make_texts(20, 4))]
+    )
     said = run_on(script, model_dir, file, "--val-fraction", 0)
     assert "no text has the label LABEL_2: what it looks like cannot be learnt" in said
     assert hub.load_classifier(hub.find(str(tmp_path / "out"))).labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
@@ -489,7 +610,20 @@ def test_a_label_that_no_text_has_is_named_and_keeps_its_number(script, model_di
 def test_labels_that_are_numbers_keep_their_order(script, model_dir, tmp_path):
     rows = [{"text": t, "label": k % 11} for k, t in enumerate(make_texts(44, 4))]
     file = labelled_file(tmp_path / "n.jsonl", rows)
-    out = script("train_cls.py", "--model", model_dir, "--data", file, "--out", "out", "--max-steps", 1, "--val-fraction", 0, *TINY)
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--data",
+        file,
+        "--out",
+        "out",
+        "--max-steps",
+        1,
+        "--val-fraction",
+        0,
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     names = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
     assert names == {str(k): str(k) for k in range(11)}
@@ -503,12 +637,18 @@ def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):
     assert_refused(script(*common, "--data", pos), "row 1", "no label", "--label-field")
     one = labelled_file(tmp_path / "one.jsonl", [{"text": t, "label": "a"} for t in make_texts(5, 1)])
     assert_refused(script(*common, "--data", one), "one label only")
-    assert_refused(script(*common, "--positives", pos, "--negatives", neg, "--freeze", "--lora-r", 4), "--freeze")
+    assert_refused(
+        script(*common, "--positives", pos, "--negatives", neg, "--freeze", "--lora-r", 4), "--freeze"
+    )
     other = labelled_file(tmp_path / "val.jsonl", [{"text": "t", "label": "new"}])
-    assert_refused(script(*common, "--positives", pos, "--negatives", neg, "--val-data", other), "'new' is none of")
+    assert_refused(
+        script(*common, "--positives", pos, "--negatives", neg, "--val-data", other), "'new' is none of"
+    )
     lists = labelled_file(tmp_path / "lists.jsonl", [{"text": "t", "label": ["a"]}])
     assert_refused(script(*common, "--data", one.replace("one", "two"), "--val-data", lists), "no such file")
-    two = labelled_file(tmp_path / "two.jsonl", [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(9, 1))])
+    two = labelled_file(
+        tmp_path / "two.jsonl", [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(9, 1))]
+    )
     assert_refused(script(*common, "--data", two, "--val-data", lists), "a list of labels")
     none = labelled_file(tmp_path / "none.jsonl", [{"text": "t", "labels": []}])
     assert_refused(script(*common, "--data", none), "one label only (none)")
@@ -517,7 +657,10 @@ def test_wrong_uses_of_the_script(script, model_dir, two_kinds, tmp_path):
     same = ("--positive-name", "x", "--negative-name", "x")
     assert_refused(script(*common, "--positives", pos, "--negatives", neg, *same), "one label only")
     held = ("--exclude", neg, "--val-fraction", 0)
-    assert_refused(script(*common, "--positives", pos, "--negatives", neg, *held), "no text of the label 'negative' is left")
+    assert_refused(
+        script(*common, "--positives", pos, "--negatives", neg, *held),
+        "no text of the label 'negative' is left",
+    )
 
 
 def test_a_measure_that_was_lost_is_made_up_for(script, model_dir, two_kinds, tmp_path, monkeypatch):
@@ -558,7 +701,9 @@ def test_a_measure_that_was_lost_is_made_up_for(script, model_dir, two_kinds, tm
 
 def test_held_out_texts_leave_the_training_side(script, model_dir, two_kinds, tmp_path):
     pos, neg = two_kinds
-    held = write_jsonl(tmp_path / "held.jsonl", [json.loads(line)["text"] for line in neg.read_text().splitlines()[:5]])
+    held = write_jsonl(
+        tmp_path / "held.jsonl", [json.loads(line)["text"] for line in neg.read_text().splitlines()[:5]]
+    )
     out = script(
         "train_cls.py",
         "--model",

@@ -19,7 +19,11 @@ from tests.conftest import assert_near, every_family, make_hf_model
 GPT2 = {
     "gpt2": {},
     "distilgpt2-shape": {"n_layer": 2, "n_head": 2},
-    "biomedlm-shape": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "vocab_size": 289},
+    "biomedlm-shape": {
+        "scale_attn_by_inverse_layer_idx": True,
+        "reorder_and_upcast_attn": True,
+        "vocab_size": 289,
+    },
     "inverse-layer": {"scale_attn_by_inverse_layer_idx": True},
     "upcast": {"reorder_and_upcast_attn": True},
     "unscaled": {"scale_attn_weights": False},
@@ -69,7 +73,11 @@ SHAPES = {
     ("mistral", "window"): {"sliding_window": 7},
     ("mistral", "no-window"): {"sliding_window": None},
     ("qwen2", "biases"): {},
-    ("qwen2", "window-from-layer-1"): {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ("qwen2", "window-from-layer-1"): {
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    },
     ("qwen3", "head-norms"): {"head_dim": 12},
     ("qwen3", "biases-tied"): {"attention_bias": True, "tie_word_embeddings": True},
 }
@@ -79,7 +87,9 @@ def ids(model, B=3, T=21):
     return torch.randint(0, model.config.vocab_size, (B, T), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("family, flags", [(f, flags) for (f, _), flags in SHAPES.items()], ids=map("-".join, SHAPES))
+@pytest.mark.parametrize(
+    "family, flags", [(f, flags) for (f, _), flags in SHAPES.items()], ids=map("-".join, SHAPES)
+)
 def test_logits_loss_and_gradients_are_those_of_transformers(tmp_path, family, flags):
     theirs = make_hf_model(tmp_path, family=family, **flags)
     ours = hub.load_model(hub.find(str(tmp_path))).eval()
@@ -91,12 +101,16 @@ def test_logits_loss_and_gradients_are_those_of_transformers(tmp_path, family, f
     loss.backward()
     (nll / count).backward()
     their_grads = {k: p.grad for k, p in theirs.named_parameters()}
-    our_grads = {k: p.grad.t() if k.endswith(ours.family.CONV1D) else p.grad for k, p in ours.named_parameters()}
+    our_grads = {
+        k: p.grad.t() if k.endswith(ours.family.CONV1D) else p.grad for k, p in ours.named_parameters()
+    }
     assert our_grads.keys() == their_grads.keys()
     for name, grad in our_grads.items():
         assert_near(grad, their_grads[name], 1e-4, name)
     hub.save_model(ours, tmp_path / "saved", tmp_path)  # and back
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", attn_implementation="eager").eval()
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "saved", attn_implementation="eager"
+    ).eval()
     assert type(again) is type(theirs)
     assert_near(again(x).logits, theirs(x).logits)
 
@@ -107,16 +121,27 @@ def test_the_flags_matter(tmp_path):
         """n_layer n_inner vocab_size tie_word_embeddings intermediate_size head_dim num_key_value_heads attention_bias
         mlp_bias""".split()
     )
-    for family, all_flags in (("gpt2", GPT2), ("gpt_neo", GPT_NEO), ("llama", LLAMA), ("mistral", {"": {"sliding_window": 7}})):
+    for family, all_flags in (
+        ("gpt2", GPT2),
+        ("gpt_neo", GPT_NEO),
+        ("llama", LLAMA),
+        ("mistral", {"": {"sliding_window": 7}}),
+    ):
         base = make_hf_model(tmp_path / family, family=family)
         x, ours = ids(base), hub.load_model(hub.find(str(tmp_path / family))).eval()
         for flags in all_flags.values():
             if flags.keys() & shapes or not flags:
                 continue
-            known = {f.name: getattr(base.config, f.name) for f in fields(ours.family.Config) if hasattr(base.config, f.name)}
+            known = {
+                f.name: getattr(base.config, f.name)
+                for f in fields(ours.family.Config)
+                if hasattr(base.config, f.name)
+            }
             for derived in ("attention_layers", "rope_scaling"):
                 known.pop(derived, None)
-            other = LanguageModel(ours.family, ours.family.Config(**ours.family.DEFAULTS[family] | known | flags)).eval()
+            other = LanguageModel(
+                ours.family, ours.family.Config(**ours.family.DEFAULTS[family] | known | flags)
+            ).eval()
             other.load_state_dict(ours.state_dict())
             same = torch.allclose(other(x), ours(x), rtol=0, atol=1e-5 * ours(x).abs().max().item())
             harmless = flags.get("activation_function") in ("gelu_new", "gelu_pytorch_tanh")
@@ -124,8 +149,11 @@ def test_the_flags_matter(tmp_path):
 
 
 def test_both_ways_of_writing_rope_down_are_read(tmp_path):
-    """transformers 5 writes rope_parameters; what is on the Hub says rope_theta and rope_scaling, its kind under either name."""
-    theirs = make_hf_model(tmp_path, family="llama", **rope(rope_theta=5e3, **LLAMA3, original_max_position_embeddings=16))
+    """transformers 5 writes rope_parameters; what is on the Hub says rope_theta and rope_scaling, its kind
+    under either name."""
+    theirs = make_hf_model(
+        tmp_path, family="llama", **rope(rope_theta=5e3, **LLAMA3, original_max_position_embeddings=16)
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     x, new = ids(theirs), hub.load_model(hub.find(str(tmp_path))).eval()
     scaling = config.pop("rope_parameters")
@@ -142,11 +170,27 @@ def test_both_ways_of_writing_rope_down_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("family", "keys", "message"),
     [
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
-        ("llama", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_type 'dynamic' is not supported",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope"}},
+            "rope_type 'longrope' is not supported",
+        ),
         ("llama", {"rope_scaling": {"type": "linear"}}, "factor must be a positive number, not None"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale = 0.7 is not supported"),
-        ("llama", {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}},
+            "mscale = 0.7 is not supported",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor = 0.5",
+        ),
         ("llama", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is not supported"),
         ("llama", {"rope_interleaved": True}, "rope_interleaved = True is not supported"),
         ("llama", {"use_sliding_window": True}, "use_sliding_window of a llama is not supported"),
@@ -156,8 +200,16 @@ def test_both_ways_of_writing_rope_down_are_read(tmp_path):
         ("mistral", {"use_sliding_window": True}, "use_sliding_window of a mistral is not supported"),
         ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types of a mistral is not supported"),
         ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 must be less"),
-        ("llama", {"rope_scaling": YARN | {"original_max_position_embeddings": -16}}, "must be a positive number, not -16"),
-        ("llama", {"rope_scaling": "linear"}, "rope_scaling = 'linear' is not what it must be: a dict or null"),
+        (
+            "llama",
+            {"rope_scaling": YARN | {"original_max_position_embeddings": -16}},
+            "must be a positive number, not -16",
+        ),
+        (
+            "llama",
+            {"rope_scaling": "linear"},
+            "rope_scaling = 'linear' is not what it must be: a dict or null",
+        ),
         ("llama", {"hidden_size": "32"}, "hidden_size = '32' is not what it must be: a size"),
         ("llama", {"rope_theta": -1.0}, "rope_theta = -1.0 is not what it must be"),
         ("llama", {"tie_word_embeddings": "yes"}, "true or false"),
@@ -188,13 +240,44 @@ def test_what_would_be_computed_otherwise_is_an_error(tmp_path, family, keys, me
 
 # Keys of configs on the Hub that transformers 5 no longer writes, or that other programs left there.
 PUBLISHED = [
-    ("llama", {"pretraining_tp": 1, "rope_scaling": None, "rope_theta": 1e4, "torch_dtype": "float16", "max_sequence_length": 64}),
-    ("llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
+    (
+        "llama",
+        {
+            "pretraining_tp": 1,
+            "rope_scaling": None,
+            "rope_theta": 1e4,
+            "torch_dtype": "float16",
+            "max_sequence_length": 64,
+        },
+    ),
+    (
+        "llama",
+        {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
+    ),
     ("llama", {"unsloth_fixed": True, "mlp_bias": False, "attention_bias": False, "head_dim": 8}),
     ("mistral", {"sliding_window": 4096, "rope_theta": 1e4}),
-    ("qwen2", {"use_mrope": False, "sliding_window": 64, "max_window_layers": 2, "use_sliding_window": False, "rope_theta": 1e4}),
-    ("qwen3", {"max_window_layers": 3, "sliding_window": None, "use_sliding_window": False, "rope_scaling": None}),
-    ("gpt_neo", {"attention_layers": ["global", "local", "local"], "classifier_dropout": 0.1, "gradient_checkpointing": False}),
+    (
+        "qwen2",
+        {
+            "use_mrope": False,
+            "sliding_window": 64,
+            "max_window_layers": 2,
+            "use_sliding_window": False,
+            "rope_theta": 1e4,
+        },
+    ),
+    (
+        "qwen3",
+        {"max_window_layers": 3, "sliding_window": None, "use_sliding_window": False, "rope_scaling": None},
+    ),
+    (
+        "gpt_neo",
+        {
+            "attention_layers": ["global", "local", "local"],
+            "classifier_dropout": 0.1,
+            "gradient_checkpointing": False,
+        },
+    ),
 ]
 
 
@@ -229,7 +312,8 @@ def test_old_files_of_gpt_neo_hold_buffers_and_no_prefix(tmp_path):
 
 
 def test_upcast_attention_is_fp32_under_autocast(tmp_path):
-    """With large scores bf16 attention goes wrong; upcast, it stays as near to fp32 as transformers' eager attention."""
+    """With large scores bf16 attention goes wrong; upcast, it stays as near to fp32 as transformers' eager
+    attention."""
     theirs = make_hf_model(tmp_path, reorder_and_upcast_attn=True)
     with torch.no_grad():
         for block in theirs.transformer.h:
@@ -240,7 +324,9 @@ def test_upcast_attention_is_fp32_under_autocast(tmp_path):
     exact = theirs(x).logits
     with torch.autocast("cpu", torch.bfloat16):
         error, reference = (ours(x) - exact).abs().mean(), (theirs(x).logits - exact).abs().mean()
-        ours.transformer.h[0].attn.upcast = ours.transformer.h[1].attn.upcast = ours.transformer.h[2].attn.upcast = False
+        ours.transformer.h[0].attn.upcast = ours.transformer.h[1].attn.upcast = ours.transformer.h[
+            2
+        ].attn.upcast = False
         without = (ours(x) - exact).abs().mean()
     assert error <= 1.1 * reference
     assert error < without
@@ -269,7 +355,9 @@ def test_checkpointed_and_compiled_gradients_equal_plain_ones(model_dir):
 
     plain = gradients(lambda body: None)
     checkpointed = gradients(lambda body: setattr(body, "grad_checkpoint", True))
-    compiled = gradients(lambda body: body.compile(backend="aot_eager"))  # C++ is written by the slow test of --compile
+    compiled = gradients(
+        lambda body: body.compile(backend="aot_eager")
+    )  # C++ is written by the slow test of --compile
     for name, grad in plain.items():
         assert_near(checkpointed[name], grad, 1e-5, name)
         assert_near(compiled[name], grad, 1e-4, name)
@@ -283,7 +371,9 @@ def test_checkpointing_keeps_less(model_dir):
         model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
         model.backbone.grad_checkpoint = flag
         total = [0]
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: total.__setitem__(0, total[0] + t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: total.__setitem__(0, total[0] + t.numel()) or t, lambda t: t
+        ):
             model.backbone(ids(model))
         return total[0]
 

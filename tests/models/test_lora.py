@@ -1,4 +1,5 @@
-"""LoRA against peft, both ways, and the equivalences: identity at the start, merged = adapter, and back by subtraction."""
+"""LoRA against peft, both ways, and the equivalences: identity at the start, merged = adapter, and back by
+subtraction."""
 
 import peft
 import pytest
@@ -12,7 +13,8 @@ from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, LoRALinear, fits, inject, lora_layers, merge_and_unwrap
 from tests.conftest import assert_near, every_family, linears
 
-# Adapters go on all linear layers of a block: some are square, where a wrong orientation would not show in shapes.
+# Adapters go on all linear layers of a block: some are square, where a wrong orientation would not show in
+# shapes.
 X = torch.arange(40).reshape(2, 20)
 
 
@@ -47,7 +49,9 @@ def test_starts_as_identity_and_trains_only_the_adapter(model_dir):
         "gpt_neo": ["transformer.h.{}.attn.attention.q_proj", "transformer.h.{}.attn.attention.v_proj"],
         "llama": ["model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"],
     }[model.config.model_type]
-    assert names == {f"{layer.format(i)}.lora_{ab}.weight" for layer in layers for i in range(3) for ab in "AB"}
+    assert names == {
+        f"{layer.format(i)}.lora_{ab}.weight" for layer in layers for i in range(3) for ab in "AB"
+    }
 
 
 @every_family
@@ -61,7 +65,9 @@ def test_the_default_targets_are_pefts(model_dir):
 def test_initial_a_is_kaiming_uniform():
     layer = LoRALinear(torch.nn.Linear(256, 64), LoRAConfig(64, 64.0, 0.0, ("x",)))
     a = layer.lora_A.weight
-    assert a.abs().max() <= 1 / 16 and a.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)  # bound 1/sqrt(in)
+    assert a.abs().max() <= 1 / 16 and a.std().item() == pytest.approx(
+        1 / 16 / 3**0.5, rel=0.05
+    )  # bound 1/sqrt(in)
     assert not layer.lora_B.weight.any()
 
 
@@ -78,7 +84,9 @@ def test_an_adapter_written_here_gives_the_same_logits_in_peft(adapted, model_di
 @every_family
 def test_an_adapter_written_by_peft_gives_the_same_logits_and_gradients_here(model_dir, tmp_path):
     conv1d, targets = bool(load(model_dir).family.CONV1D), list(linears(load(model_dir)))
-    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, fan_in_fan_out=conv1d, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=12, target_modules=targets, fan_in_fan_out=conv1d, task_type="CAUSAL_LM"
+    )
     theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(model_dir), config)
     torch.manual_seed(4)
     for name, p in theirs.named_parameters():
@@ -154,8 +162,12 @@ def test_dropout_falls_on_the_adapter_alone_and_only_in_training(model_dir):
 def test_targets_match_names_as_peft_does():
     model = LanguageModel(gpt2, gpt2.Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2))
     for targets in (("c_proj",), ("attn.c_proj",), ("c_attn", "c_fc"), r".*h\.1\.mlp\.c_(fc|proj)"):
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2))
-        config = peft.LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets), fan_in_fan_out=True)
+        theirs = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2)
+        )
+        config = peft.LoraConfig(
+            target_modules=targets if isinstance(targets, str) else list(targets), fan_in_fan_out=True
+        )
         wrapped = {
             n.removeprefix("base_model.model.")
             for n, m in peft.get_peft_model(theirs, config).named_modules()

@@ -16,7 +16,9 @@ from nanomed.precision import store_frozen
 from tests.conftest import every_family
 
 pytestmark = pytest.mark.skipif(not available(torch.zeros(1)), reason="this PyTorch has no oneDNN")
-needs_bf16 = pytest.mark.skipif(not available(torch.zeros(1), torch.bfloat16), reason="oneDNN has no bf16 on this CPU")
+needs_bf16 = pytest.mark.skipif(
+    not available(torch.zeros(1), torch.bfloat16), reason="oneDNN has no bf16 on this CPU"
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
@@ -78,7 +80,9 @@ def test_the_next_token_is_exact_where_it_is_decided(model_dir):
         model.lm_head.weight.copy_(torch.randn(V, C) * 0.01 - 35 * x.mean(0) / x.mean(0).square().sum() / 5)
     exact = head_logits(x, model.lm_head.weight)
     coarse = exact.bfloat16().float()
-    assert ((coarse == coarse.max(1, keepdim=True).values).sum(1) > 1).any()  # ties, were it not for the exact ones
+    assert (
+        (coarse == coarse.max(1, keepdim=True).values).sum(1) > 1
+    ).any()  # ties, were it not for the exact ones
     prepack(model)
     found = next_logits(model, x, torch.bfloat16)
     assert found.dtype == torch.float32 and torch.equal(found.argmax(1), exact.argmax(1))

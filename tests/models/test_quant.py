@@ -1,5 +1,5 @@
-"""Quantised layers: codes, scales and what they stand for against bitsandbytes, bit by bit; products and gradients against plain
-layers that hold the dequantised weights."""
+"""Quantised layers: codes, scales and what they stand for against bitsandbytes, bit by bit; products and
+gradients against plain layers that hold the dequantised weights."""
 
 import bitsandbytes.functional as bnb
 import pytest
@@ -19,11 +19,14 @@ every_kind = pytest.mark.parametrize(("kind", "how"), KINDS, ids=["nf4, scales i
 
 
 def weight(shape, dtype=torch.float32, seed=0):
-    w = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * torch.linspace(0.01, 0.2, shape[0])[:, None]
+    w = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        * torch.linspace(0.01, 0.2, shape[0])[:, None]
+    )
     return w.to(dtype)
 
 
-# --- bitsandbytes -----------------------------------------------------------------------------------------------------
+# --- bitsandbytes -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -33,7 +36,9 @@ def test_nf4_is_that_of_bitsandbytes_bit_by_bit(shape, dtype):
     theirs, state = bnb.quantize_4bit(w, quant_type="nf4")
     packed, scales = quant.quantise_nf4(w)
     assert torch.equal(packed, theirs) and torch.equal(scales, state.absmax)
-    assert torch.equal(quant.dequantise_nf4(packed, scales, shape).to(dtype), bnb.dequantize_4bit(theirs, state))
+    assert torch.equal(
+        quant.dequantise_nf4(packed, scales, shape).to(dtype), bnb.dequantize_4bit(theirs, state)
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -42,7 +47,11 @@ def test_scales_in_8_bits_are_those_of_bitsandbytes_bit_by_bit(shape):
     theirs, state = bnb.quantize_4bit(w, quant_type="nf4", compress_statistics=True)
     packed, scales = quant.quantise_nf4(w)
     codes, largest, offset = quant.quantise_scales(scales)
-    assert torch.equal(codes, state.absmax) and torch.equal(largest, state.state2.absmax) and offset == state.offset
+    assert (
+        torch.equal(codes, state.absmax)
+        and torch.equal(largest, state.state2.absmax)
+        and offset == state.offset
+    )
     scales = quant.dequantise_scales(codes, largest, offset)
     assert torch.equal(quant.dequantise_nf4(packed, scales, shape), bnb.dequantize_4bit(theirs, state))
 
@@ -84,16 +93,20 @@ def test_an_error_is_at_most_half_a_step():
     w = weight((64, 640))
     back = quant.dequantise_nf4(*quant.quantise_nf4(w), w.shape)
     largest_gap = (quant.NF4[1:] - quant.NF4[:-1]).max().item()
-    assert ((back - w).view(-1, 64).abs().amax(1) <= w.view(-1, 64).abs().amax(1) * (largest_gap / 2 + 1e-6)).all()
+    assert (
+        (back - w).view(-1, 64).abs().amax(1) <= w.view(-1, 64).abs().amax(1) * (largest_gap / 2 + 1e-6)
+    ).all()
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------------------
 
 
 def pair(kind, how, bias=True, dtype=torch.float32):
     """A quantised layer, and a plain frozen one that holds the weight which its codes stand for."""
     layer = quant.KINDS[kind](96, 40, bias, **how)
-    layer.load_state_dict(layer.quantise(weight((40, 96), dtype)) | ({"bias": torch.linspace(-1, 1, 40)} if bias else {}))
+    layer.load_state_dict(
+        layer.quantise(weight((40, 96), dtype)) | ({"bias": torch.linspace(-1, 1, 40)} if bias else {})
+    )
     layer.dtype = dtype
     plain = nn.Linear(96, 40, bias)
     plain.weight.data = layer.dequantise().float()
@@ -105,7 +118,8 @@ def pair(kind, how, bias=True, dtype=torch.float32):
 @every_kind
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 def test_products_and_gradients_are_those_of_the_dequantised_weight_exactly(kind, how, compute):
-    """LoRA over codes against LoRA over a plain frozen layer, which is stored in the compute dtype, as a training stores it."""
+    """LoRA over codes against LoRA over a plain frozen layer, which is stored in the compute dtype, as a
+    training stores it."""
     cpu, config = torch.device("cpu"), LoRAConfig(4, 8, 0.0, ("x",))
     ours, theirs = (LoRALinear(base, config) for base in pair(kind, how))
     nn.init.normal_(ours.lora_B.weight)

@@ -1,8 +1,8 @@
-"""Corpora in the field's formats: every mention that a file has comes out with its own characters, or is counted.
+"""Corpora in the field's formats: every mention that a file has comes out with its own characters, or is
+counted.
 
-How many a file has is counted in its lines, by expressions that know nothing of the reader; what BioC and PubTator files say is
-also asked of bioc, and what BIOES means of seqeval.
-"""
+How many a file has is counted in its lines, by expressions that know nothing of the reader; what BioC and
+PubTator files say is also asked of bioc, and what BIOES means of seqeval."""
 
 import gzip
 import json
@@ -39,17 +39,21 @@ def found(row):
 def total(read):
     """Of all that is tagged or counted as left out."""
     left = sum((Counter(row["counts"]) for row in read), Counter())
-    return sum(len(found(row)) for row in read) + sum(left[k] for k in ("discontinuous", "overlapping", "unplaced"))
+    return sum(len(found(row)) for row in read) + sum(
+        left[k] for k in ("discontinuous", "overlapping", "unplaced")
+    )
 
 
-# --- offsets ----------------------------------------------------------------------------------------------------------
+# --- offsets ------------------------------------------------------------------------------------------------
 
 
 @st.composite
 def annotated(draw):
     """A text, and mentions anywhere in it: they overlap, begin within words, have blanks at their ends."""
     text = draw(st.text("ab1 -,\né²\u0301\u2009", min_size=1, max_size=40).filter(str.strip))
-    places = st.integers(0, len(text) - 1).flatmap(lambda a: st.tuples(st.just(a), st.integers(a + 1, len(text))))
+    places = st.integers(0, len(text) - 1).flatmap(
+        lambda a: st.tuples(st.just(a), st.integers(a + 1, len(text)))
+    )
     pieces = draw(st.lists(st.lists(places, min_size=1, max_size=2), max_size=6))
     kept = [p for p in pieces if "".join(text[a:b] for a, b in p).strip()]
     return text, [Mention(tuple(p), draw(st.sampled_from(["D", "G"])), None, "m") for p in kept]
@@ -63,7 +67,9 @@ def test_each_mention_is_tagged_with_its_own_characters_or_counted(case):
     assert "".join(row["tokens"]) == "".join(text.split())  # nothing of the text is lost
     counts = Counter(row["counts"])
     assert len(mentions(row["tags"])) == len(given_) - counts["discontinuous"] - counts["overlapping"]
-    said = Counter(("".join(text[a:b].split()), m.kind) for m in given_ for a, b in [(m.pieces[0][0], m.pieces[-1][1])])
+    said = Counter(
+        ("".join(text[a:b].split()), m.kind) for m in given_ for a, b in [(m.pieces[0][0], m.pieces[-1][1])]
+    )
     if not counts["discontinuous"] and all(len(m.pieces) == 1 for m in given_):
         assert not Counter(found(row)) - said
 
@@ -74,28 +80,39 @@ def test_words_hang_on_the_text_alone_but_where_a_mention_parts_one():
     within = Mention(((12, 37),), "D", "breast and ovarian cancer", "")
     assert tagged(ABSTRACT, [within])["tokens"] == bare
     parted = tagged(ABSTRACT, [Mention(((45, 49),), "G", "BRCA", "")])
-    assert parted["counts"] == {"parted": 1} and found(parted) == [("BRCA", "G")] and len(parted["tokens"]) == len(bare) + 1
+    assert (
+        parted["counts"] == {"parted": 1}
+        and found(parted) == [("BRCA", "G")]
+        and len(parted["tokens"]) == len(bare) + 1
+    )
 
 
 def test_what_iob2_cannot_say_is_counted():
     breast, ovarian = ((12, 18), (31, 37)), ((23, 37),)
     whole = Mention(((12, 37),), "D", None, "")
-    row = tagged(ABSTRACT, [Mention(breast, "D", None, ""), Mention(ovarian, "D", None, ""), whole, whole], unplaced=2)
+    row = tagged(
+        ABSTRACT, [Mention(breast, "D", None, ""), Mention(ovarian, "D", None, ""), whole, whole], unplaced=2
+    )
     assert found(row) == [("breastandovariancancer", "D")]
     assert row["counts"] == {"discontinuous": 1, "overlapping": 2, "unplaced": 2}
-    assert found(tagged("breast\ncancer", [Mention(((0, 6), (7, 13)), "D", "breast cancer", "")])) == [("breastcancer", "D")]
+    assert found(tagged("breast\ncancer", [Mention(((0, 6), (7, 13)), "D", "breast cancer", "")])) == [
+        ("breastcancer", "D")
+    ]
 
 
 @pytest.mark.parametrize(
     ("pieces", "surface", "words"),
-    [(((0, 4),), "IL-3", "at 0 to 4 the text has 'IL-2', not 'IL-3'"), (((70, 90),), "x", "70 to 90 is no place")],
+    [
+        (((0, 4),), "IL-3", "at 0 to 4 the text has 'IL-2', not 'IL-3'"),
+        (((70, 90),), "x", "70 to 90 is no place"),
+    ],
 )
 def test_a_mention_that_is_not_where_it_says_is_refused(pieces, surface, words):
     with pytest.raises(BadRow, match=re.escape(words)):
         tagged(ABSTRACT, [Mention(pieces, "G", surface, "line 3")])
 
 
-# --- PubTator ---------------------------------------------------------------------------------------------------------
+# --- PubTator -----------------------------------------------------------------------------------------------
 
 PUBTATOR = """1|t|Aspirin and fever. \n1|a|IL-2-driven BRCA1/2 breast and ovarian cancer.
 1\t0\t7\tAspirin\tChemical\tD1
@@ -120,7 +137,12 @@ def test_pubtator_has_a_mention_a_line(tmp_path):
     one, two, three = read = rows(path)
     assert total(read) == len(re.findall(MENTION, PUBTATOR, re.M)) == 7
     genes = [("IL-2", "Gene"), ("BRCA", "Gene")]
-    assert found(one) == [("Aspirin", "Chemical"), ("fever", "Disease"), *genes, ("breastandovariancancer", "Disease")]
+    assert found(one) == [
+        ("Aspirin", "Chemical"),
+        ("fever", "Disease"),
+        *genes,
+        ("breastandovariancancer", "Disease"),
+    ]
     assert one["counts"] == {"overlapping": 1, "parted": 1}
     assert found(two) == [("No", "Other")] and three["tokens"] == ["Nothing", "here", "."]
     (tmp_path / "corpus.pubtator.gz").write_bytes(gzip.compress(PUBTATOR.replace("\n", "\r\n").encode()))
@@ -130,14 +152,18 @@ def test_pubtator_has_a_mention_a_line(tmp_path):
 def test_pubtator_is_what_bioc_reads_where_it_reads_all(tmp_path):
     pubtator, rng, lines = pytest.importorskip("bioc.pubtator"), random.Random(0), []
     for pmid in range(20):
-        title, abstract = (" ".join(rng.choices(["α-fever", "IL-2", "of", "non-small", "x."], k=12)) for _ in "ta")
+        title, abstract = (
+            " ".join(rng.choices(["α-fever", "IL-2", "of", "non-small", "x."], k=12)) for _ in "ta"
+        )
         text = f"{title}\n{abstract}"
         places = [(m.start(), m.end()) for m in re.finditer(r"α-fever|IL-2|small", text)]
         lines += [f"{pmid}|t|{title}", f"{pmid}|a|{abstract}"]
         lines += [f"{pmid}\t{a}\t{b}\t{text[a:b]}\tD\t{k}" for k, (a, b) in enumerate(places)] + [""]
     (tmp_path / "p.txt").write_text("\n".join(lines), encoding="utf-8")
     documents = pubtator.loads("\n".join(lines))
-    assert [found(row) for row in rows(tmp_path / "p.txt")] == [[(a.text, a.type) for a in d.annotations] for d in documents]
+    assert [found(row) for row in rows(tmp_path / "p.txt")] == [
+        [(a.text, a.type) for a in d.annotations] for d in documents
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +182,7 @@ def test_bad_lines_of_pubtator_are_named(tmp_path, line, words):
         rows(tmp_path / "p.txt")
 
 
-# --- brat -------------------------------------------------------------------------------------------------------------
+# --- brat ---------------------------------------------------------------------------------------------------
 
 ANN = """T1\tDisease 0 6;19 25\tBreast cancer
 T2\tDisease 11 25\tovarian cancer
@@ -192,7 +218,11 @@ def test_brat_has_a_mention_a_line_that_begins_with_t(tmp_path, end):
 
 
 def test_brats_offsets_may_count_a_line_end_as_two_characters(tmp_path):
-    folder = brat(tmp_path / "b", "\r\n", "T1\tDisease 12 26\tovarian cancer\nT2\tDisease 0 10;12 19\tBreast and ovarian\n")
+    folder = brat(
+        tmp_path / "b",
+        "\r\n",
+        "T1\tDisease 12 26\tovarian cancer\nT2\tDisease 0 10;12 19\tBreast and ovarian\n",
+    )
     (row,) = rows(folder)
     assert row["counts"] == {"overlapping": 1} and found(row) == [("Breastandovarian", "Disease")]
 
@@ -217,7 +247,7 @@ def test_bad_lines_of_brat_are_named(tmp_path, ann, words):
         rows(brat(tmp_path / "b", ann=ann))
 
 
-# --- BioC -------------------------------------------------------------------------------------------------------------
+# --- BioC ---------------------------------------------------------------------------------------------------
 
 
 def bioc_collection():
@@ -291,9 +321,17 @@ def test_bad_bioc_is_named(tmp_path):
 
     xml = biocxml.dumps(collection)
     for text, error, words in (
-        (xml.replace('offset="0"', 'offset="1"'), BadRow, "annotation T1: at 1 to 8 the text has 'spirin,', not 'Aspirin'"),
+        (
+            xml.replace('offset="0"', 'offset="1"'),
+            BadRow,
+            "annotation T1: at 1 to 8 the text has 'spirin,', not 'Aspirin'",
+        ),
         (xml.replace('offset="0"', 'offset="900"'), BadRow, "annotation T1: 900 to 907 is no place"),
-        (xml.replace('key="type"', 'key="kind"'), BadRow, "no infon `type` that names its type (infons: kind)"),
+        (
+            xml.replace('key="type"', 'key="kind"'),
+            BadRow,
+            "no infon `type` that names its type (infons: kind)",
+        ),
         (xml[:-20], UserError, "not valid BioC"),
         ("<collection></collection>", UserError, "no BioC document"),
     ):
@@ -311,7 +349,9 @@ def test_bad_bioc_is_named(tmp_path):
         (plain.replace('"offset": 0', '"offset": "0"'), UserError, "not valid BioC"),
         (plain.replace("Aspirin", "\xe9"), UserError, "iconv"),
     ):
-        (tmp_path / "c.json").write_bytes(text.encode("latin-1" if error is UserError and words == "iconv" else "utf-8"))
+        (tmp_path / "c.json").write_bytes(
+            text.encode("latin-1" if error is UserError and words == "iconv" else "utf-8")
+        )
         with pytest.raises(error, match=words):
             rows(tmp_path / "c.json")
 
@@ -324,7 +364,7 @@ def test_what_reads_bioc_is_named_where_it_is_missing(tmp_path, monkeypatch):
         rows(tmp_path / "c.xml")
 
 
-# --- a word a line ----------------------------------------------------------------------------------------------------
+# --- a word a line ------------------------------------------------------------------------------------------
 
 TAGS = """-DOCSTART- -X- -X- O
 
@@ -368,7 +408,7 @@ def test_bad_lines_of_tags_are_named(tmp_path):
         rows(tmp_path / "b.conll")
 
 
-# --- schemes of tags --------------------------------------------------------------------------------------------------
+# --- schemes of tags ----------------------------------------------------------------------------------------
 
 
 def take(tags, type_=None, names=None):
@@ -397,8 +437,17 @@ def test_what_goes_on_behind_an_end_begins_anew():
 
 
 def test_bare_tags_have_the_type_that_the_recipe_says():
-    assert take(["B", "I", "O", "S", "E"], "Disease").gold == ("B-Disease", "I-Disease", "O", "B-Disease", "B-Disease")
-    for tags, type_, words in ((["O", "B"], None, 'type = "Disease"'), (["B-Gene"], "Disease", "leave out type = 'Disease'")):
+    assert take(["B", "I", "O", "S", "E"], "Disease").gold == (
+        "B-Disease",
+        "I-Disease",
+        "O",
+        "B-Disease",
+        "B-Disease",
+    )
+    for tags, type_, words in (
+        (["O", "B"], None, 'type = "Disease"'),
+        (["B-Gene"], "Disease", "leave out type = 'Disease'"),
+    ):
         with pytest.raises(BadRow, match=words):
             take(tags, type_)
 
@@ -413,13 +462,18 @@ def test_numbers_have_the_names_of_the_recipe():
         take([-100], names=["O", "B-D"])
 
 
-# --- a set of them ----------------------------------------------------------------------------------------------------
+# --- a set of them ------------------------------------------------------------------------------------------
 
 
 def build(home, train, test, lines="", flags=()):
-    toml = f'[c]\nform = "entities"\ntrain = ["{train}"]\ntest = ["{test}"]\ninstructions = ["List them."]\n{lines}\n'
+    toml = (
+        f'[c]\nform = "entities"\ntrain = ["{train}"]\ntest = ["{test}"]\ninstructions = ["List'
+        f' them."]\n{lines}\n'
+    )
     (home / "c.toml").write_text(toml)
-    return run_script(home, "nanomed/tasks/__main__.py", "c.toml", "--from", home, "--out", home / "set", *flags)
+    return run_script(
+        home, "nanomed/tasks/__main__.py", "c.toml", "--from", home, "--out", home / "set", *flags
+    )
 
 
 def test_a_set_of_a_pubtator_file_and_a_folder_of_brat(tmp_path):
@@ -427,7 +481,10 @@ def test_a_set_of_a_pubtator_file_and_a_folder_of_brat(tmp_path):
     brat(tmp_path / "b")
     done = build(tmp_path, "p.txt", "b")
     assert done.returncode == 0, done.stderr
-    said = "1 discontinuous mentions left out, 2 mentions that lie in, across or on a longer one left out, 1 mentions that begin"
+    said = (
+        "1 discontinuous mentions left out, 2 mentions that lie in, across or on a longer one left out, 1"
+        " mentions that begin"
+    )
     assert said in done.stdout
     made = json.loads((tmp_path / "set" / "tasks.json").read_text())["tasks"]["c"]
     assert made["discontinuous"] == {"train": 0, "test": 1} and made["overlapping"] == {"train": 1, "test": 1}
@@ -439,7 +496,9 @@ def test_a_set_of_a_pubtator_file_and_a_folder_of_brat(tmp_path):
 def test_a_bad_document_is_named_and_can_be_left_out(tmp_path):
     (tmp_path / "p.txt").write_text(PUBTATOR + "\n4|t|Bad.\n4\t1\t3\tBa\tX\n", encoding="utf-8")
     brat(tmp_path / "b")
-    assert_refused(build(tmp_path, "p.txt", "b"), "p.txt, row 4, line 16: line 17: at 1 to 3", "--skip-bad-rows")
+    assert_refused(
+        build(tmp_path, "p.txt", "b"), "p.txt, row 4, line 16: line 17: at 1 to 3", "--skip-bad-rows"
+    )
     assert "1 bad rows left out" in build(tmp_path, "p.txt", "b", flags=["--skip-bad-rows"]).stdout
     assert_refused(build(tmp_path, "b", "d.conll"), "d.conll: no such file")
 
@@ -458,12 +517,18 @@ def test_what_a_data_set_calls_its_numbers(tmp_path):
     for end, lines in ((".parquet", ""), ("", ""), (".jsonl", 'tag_names = ["O", "B-Disease", "I-Disease"]')):
         done = build(tmp_path, f"train{end}", f"test{end}", lines)
         assert done.returncode == 0, done.stderr
-        gold = [json.loads(line)["gold"] for line in (tmp_path / "set" / "c.test.jsonl").read_text().splitlines()]
+        gold = [
+            json.loads(line)["gold"] for line in (tmp_path / "set" / "c.test.jsonl").read_text().splitlines()
+        ]
         assert gold == [["O", "B-Disease"]] * 2
-    assert_refused(build(tmp_path, "train.jsonl", "test.jsonl"), "train.jsonl, row 1: tags are numbers; tag_names")
+    assert_refused(
+        build(tmp_path, "train.jsonl", "test.jsonl"), "train.jsonl, row 1: tags are numbers; tag_names"
+    )
 
 
 def test_tag_names_and_type_go_with_tags(tmp_path):
-    (tmp_path / "c.toml").write_text('[c]\nform = "class"\ntrain = ["a"]\ntest = ["a"]\ninstructions = ["a"]\ntype = "D"\n')
+    (tmp_path / "c.toml").write_text(
+        '[c]\nform = "class"\ntrain = ["a"]\ntest = ["a"]\ninstructions = ["a"]\ntype = "D"\n'
+    )
     with pytest.raises(UserError, match="type goes with entities, tags, not with class"):
         sources.read_sources(tmp_path / "c.toml")

@@ -1,4 +1,5 @@
-"""Every form: what is written for a case is read back as that case, and what is in another form is refused."""
+"""Every form: what is written for a case is read back as that case, and what is in another form is
+refused."""
 
 import pytest
 from hypothesis import given, settings
@@ -64,8 +65,21 @@ def test_a_mention_is_looked_for_behind_the_one_before_it():
 
 def test_blanks_and_capitals_do_not_decide():
     text = "Ataxia - telangiectasia ( A - T )"
-    assert read_entities("ataxia-telangiectasia\nA-T", text, ["D"]) == ["B-D", "I-D", "I-D", "O", "B-D", "I-D", "I-D", "O"]
-    assert read_entities("DM", "dm and DM", ["D"]) == ["O", "O", "B-D"]  # as it is written, where it stands so
+    assert read_entities("ataxia-telangiectasia\nA-T", text, ["D"]) == [
+        "B-D",
+        "I-D",
+        "I-D",
+        "O",
+        "B-D",
+        "I-D",
+        "I-D",
+        "O",
+    ]
+    assert read_entities("DM", "dm and DM", ["D"]) == [
+        "O",
+        "O",
+        "B-D",
+    ]  # as it is written, where it stands so
 
 
 def test_what_is_not_in_the_text_is_wrong_and_not_forgotten():
@@ -77,7 +91,10 @@ def test_what_is_not_in_the_text_is_wrong_and_not_forgotten():
 def test_a_line_too_few_or_too_many_shifts_nothing():
     assert read_tags("a : O\ncough : B-D", "a bad cough", ["D"]) == ["O", "O", "B-D"]
     assert read_tags("a : O\na : O\ncough : B-D", "a cough", ["D"]) == ["O", "B-D"]
-    assert read_tags("a : I-D", "a cough", ["D"]) == ["I-D", "O"]  # what an entity without a beginning is, score.py decides
+    assert read_tags("a : I-D", "a cough", ["D"]) == [
+        "I-D",
+        "O",
+    ]  # what an entity without a beginning is, score.py decides
 
 
 def test_several_types_stand_behind_their_mentions():
@@ -113,18 +130,53 @@ def test_another_form_than_the_one_asked_for_is_malformed(form, answer, input, l
 @pytest.mark.parametrize(
     ("form", "row", "case", "answer"),
     [
-        ("entities", {"tokens": ["a", "cough"], "tags": ["O", "I-D"]}, Case("a cough", ("O", "B-D"), orphans=1), "cough"),
+        (
+            "entities",
+            {"tokens": ["a", "cough"], "tags": ["O", "I-D"]},
+            Case("a cough", ("O", "B-D"), orphans=1),
+            "cough",
+        ),
         ("entities", {"tokens": ["well"], "tags": ["O"]}, Case("well", ("O",)), "none"),
-        ("tags", {"tokens": ["a", "cough"], "tags": ["O", "B-D"]}, Case("a cough", ("O", "B-D")), "a : O\ncough : B-D"),
+        (
+            "tags",
+            {"tokens": ["a", "cough"], "tags": ["O", "B-D"]},
+            Case("a cough", ("O", "B-D")),
+            "a : O\ncough : B-D",
+        ),
         ("relation", {"text": "x", "label": 1}, Case("x", ("yes",)), "yes"),
         ("class", {"text": "x", "label": "no"}, Case("x", ("no",)), "no"),
         ("classes", {"text": "x", "labels": ["no", "1"]}, Case("x", ("no", "yes")), "no, yes"),
         ("classes", {"text": "x", "labels": []}, Case("x", ()), "none"),
-        ("inference", {"premise": "p", "hypothesis": "h", "label": "no"}, Case("Premise: p\nHypothesis: h", ("no",)), "no"),
-        ("decision", {"question": "q?", "context": "c", "final_decision": "no"}, Case("c\nQuestion: q?", ("no",)), "no"),
-        ("options", {"question": "q?", "options": ["x", "y"], "answer": 1}, Case("q?\nA. x\nB. y", ("B",)), "B"),
-        ("options", {"question": "q?", "choices": {"B": "y", "A": "x"}, "label": "A"}, Case("q?\nA. x\nB. y", ("A",)), "A"),
-        ("options", {"question": "q?", "options": ["x", "y"], "answer": "y"}, Case("q?\nA. x\nB. y", ("B",)), "B"),
+        (
+            "inference",
+            {"premise": "p", "hypothesis": "h", "label": "no"},
+            Case("Premise: p\nHypothesis: h", ("no",)),
+            "no",
+        ),
+        (
+            "decision",
+            {"question": "q?", "context": "c", "final_decision": "no"},
+            Case("c\nQuestion: q?", ("no",)),
+            "no",
+        ),
+        (
+            "options",
+            {"question": "q?", "options": ["x", "y"], "answer": 1},
+            Case("q?\nA. x\nB. y", ("B",)),
+            "B",
+        ),
+        (
+            "options",
+            {"question": "q?", "choices": {"B": "y", "A": "x"}, "label": "A"},
+            Case("q?\nA. x\nB. y", ("A",)),
+            "A",
+        ),
+        (
+            "options",
+            {"question": "q?", "options": ["x", "y"], "answer": "y"},
+            Case("q?\nA. x\nB. y", ("B",)),
+            "B",
+        ),
     ],
 )
 def test_rows_as_corpora_publish_them(form, row, case, answer):
@@ -145,7 +197,11 @@ def test_an_option_by_its_letter_its_text_or_both(answer):
     assert FORMS["options"].read(answer, "Which of A. and B. is it?\nA. one\nB. two", ["A", "B"]) == ["B"]
 
 
-@given(st.lists(st.sampled_from(["a", "A", "c", "bc", "ad", "B", "none", "A. x", "1", "x. "]), min_size=2, max_size=5))
+@given(
+    st.lists(
+        st.sampled_from(["a", "A", "c", "bc", "ad", "B", "none", "A. x", "1", "x. "]), min_size=2, max_size=5
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_every_option_is_read_back_by_its_letter_and_by_both(options):
     row = {"question": "A. baumannii?\nA. fumigatus?", "options": options, "answer": 0}
@@ -157,15 +213,30 @@ def test_every_option_is_read_back_by_its_letter_and_by_both(options):
 
 def test_an_options_text_is_read_where_it_is_nearer_than_a_letter():
     asked = "Which?\nA. a\nB. c\nC. bc\nD. ad"
-    read = {answer: FORMS["options"].read(answer, asked, []) for answer in ("C", "c", "BC", "bc", "D", "d", "AD.", "a")}
-    assert read == {"C": ["C"], "c": ["B"], "BC": ["C"], "bc": ["C"], "D": ["D"], "d": ["D"], "AD.": ["D"], "a": ["A"]}
+    read = {
+        answer: FORMS["options"].read(answer, asked, [])
+        for answer in ("C", "c", "BC", "bc", "D", "d", "AD.", "a")
+    }
+    assert read == {
+        "C": ["C"],
+        "c": ["B"],
+        "BC": ["C"],
+        "bc": ["C"],
+        "D": ["D"],
+        "d": ["D"],
+        "AD.": ["D"],
+        "a": ["A"],
+    }
     with pytest.raises(Malformed):
         FORMS["options"].read("x", "Which?\nA. x\nB. x", [])
 
 
 def settled_options(*rows):
     taken = [FORMS["options"].take(row, FIELDS, {}, None) for row in rows]
-    return [c.gold if isinstance(c, Case) else c for c in FORMS["options"].settle([("row", c) for c in taken]).cases]
+    return [
+        c.gold if isinstance(c, Case) else c
+        for c in FORMS["options"].settle([("row", c) for c in taken]).cases
+    ]
 
 
 def asked(options, answer, **more):
@@ -177,7 +248,10 @@ def test_what_an_answer_is_all_rows_together_show():
     assert settled_options(asked(numbers, "2")) == [("B",)]  # an option's text
     assert settled_options(asked(numbers, 2)) == [("C",)]  # a number is no text
     assert settled_options(asked(numbers, "2"), asked(words, "two")) == [("B",), ("B",)]
-    assert settled_options(asked(numbers, "2"), asked(words, "1")) == [("C",), ("B",)]  # all of them are numbers, not all texts
+    assert settled_options(asked(numbers, "2"), asked(words, "1")) == [
+        ("C",),
+        ("B",),
+    ]  # all of them are numbers, not all texts
     assert settled_options(asked(blood, "A"), asked(words, "B")) == [("A",), ("B",)]  # letters
     assert settled_options(asked(blood, "A"), asked(words, "two")) == [("B",), ("B",)]  # texts
     mixed = settled_options(asked(blood, "A"), asked(words, "two"), asked(words, "A"))
@@ -187,7 +261,9 @@ def test_what_an_answer_is_all_rows_together_show():
 
 def test_options_as_sets_publish_them():
     assert settled_options(asked({"A": "x", "B": "y", "C": None}, "B")) == [("B",)]
-    assert settled_options(asked({"1": "x", "2": "y"}, "1")) == [("A",)]  # a key, not the option with the number 1 from 0
+    assert settled_options(asked({"1": "x", "2": "y"}, "1")) == [
+        ("A",)
+    ]  # a key, not the option with the number 1 from 0
     assert settled_options(asked({"A": "x", "B": "y"}, "y", answer_idx="B")) == [("B",)]  # MedQA
     medmcqa = {"question": "q?", "opa": "x", "opb": "y", "opc": "z", "opd": "1", "cop": 3}
     assert settled_options(medmcqa) == [("D",)] and settled_options(medmcqa | {"cop": 3.0}) == [("D",)]
@@ -195,9 +271,9 @@ def test_options_as_sets_publish_them():
         settled_options({"question": "q?", "choice": ["x", "y"]})
 
 
-LABELS = st.text(alphabet="aA,;|\n. ", min_size=1, max_size=6).map(lambda t: " ".join(t.split())).filter(bool) | st.sampled_from(
-    ["none", "None", "nothing", "no label", "Aged, 80 and over", "Aged", "ALL", "all"]
-)
+LABELS = st.text(alphabet="aA,;|\n. ", min_size=1, max_size=6).map(lambda t: " ".join(t.split())).filter(
+    bool
+) | st.sampled_from(["none", "None", "nothing", "no label", "Aged, 80 and over", "Aged", "ALL", "all"])
 
 
 @given(st.lists(LABELS, min_size=1, max_size=5, unique=True), st.randoms())
@@ -218,7 +294,9 @@ def test_what_parts_labels_and_what_says_that_there_is_none():
     assert FORMS["class"].read("ALL", "", ["all", "ALL"]) == ["ALL"]
     with pytest.raises(Malformed, match="could be 'all' or 'ALL'"):
         FORMS["class"].read("All", "", ["all", "ALL"])
-    assert "'a' or 'a '" in lost(FORMS["class"], Case("x", ("a",)), ["a", "a "])  # nothing that a reader could tell apart
+    assert "'a' or 'a '" in lost(
+        FORMS["class"], Case("x", ("a",)), ["a", "a "]
+    )  # nothing that a reader could tell apart
 
 
 @pytest.mark.parametrize("answer", ["positive", "Positive", " positive.\n"])
@@ -229,7 +307,9 @@ def test_capitals_and_a_full_stop_do_not_make_another_label(answer):
 def test_what_is_too_long_is_cut_where_it_is_shown_and_its_question_stays():
     row = {"question": "is it?", "context": "one two three", "label": "yes"}
     assert FORMS["decision"].take(row, FIELDS, {}, 2).input == "one two\nQuestion: is it?"
-    assert FORMS["entities"].take({"tokens": ["a", "b"], "tags": ["O", "B-D"]}, FIELDS, {}, 1) == Case("a", ("O",), cut=True)
+    assert FORMS["entities"].take({"tokens": ["a", "b"], "tags": ["O", "B-D"]}, FIELDS, {}, 1) == Case(
+        "a", ("O",), cut=True
+    )
     assert (
         FORMS["inference"]
         .take({"premise": "a b", "hypothesis": "c d", "label": 1}, FIELDS, {}, 1)

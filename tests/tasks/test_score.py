@@ -12,7 +12,9 @@ from sklearn.metrics import f1_score
 from nanomed.tasks import score
 from nanomed.tasks.entities import begun
 
-TAGS = st.lists(st.lists(st.sampled_from("O O B-D I-D B-E I-E".split()), min_size=4, max_size=4), min_size=2, max_size=6)
+TAGS = st.lists(
+    st.lists(st.sampled_from("O O B-D I-D B-E I-E".split()), min_size=4, max_size=4), min_size=2, max_size=6
+)
 
 
 @given(TAGS, TAGS)
@@ -53,12 +55,21 @@ def test_a_types_hyphens_are_part_of_it(gold, said):
     for repaired in (False, True):
         plain = score.count(True, ["D", "E"], gold, said, repaired)
         hyphens = score.count(True, ["D", "T-cell-"], called(gold), called(said), repaired)
-        assert (plain.hits == hyphens.hits).all() and (plain.said == hyphens.said).all() and (plain.true == hyphens.true).all()
+        assert (
+            (plain.hits == hyphens.hits).all()
+            and (plain.said == hyphens.said).all()
+            and (plain.true == hyphens.true).all()
+        )
 
 
 def test_where_there_is_no_entity_on_either_side_there_is_no_figure():
     found = score.figures(True, ["D"], [["O"], ["O", "O"]], [["O"], None])
-    assert (found["entity_f1"], found["precision"], found["recall"], found["entity_f1_ci95"]) == (None, None, None, None)
+    assert (found["entity_f1"], found["precision"], found["recall"], found["entity_f1_ci95"]) == (
+        None,
+        None,
+        None,
+        None,
+    )
     found = score.figures(True, ["D"], [["O"], ["B-D", "O"]], [["O"], None])
     assert (found["entity_f1"], found["precision"], found["recall"]) == (0, None, 0)
     found = score.figures(False, ["a"], [[], []], [[], None])
@@ -67,13 +78,21 @@ def test_where_there_is_no_entity_on_either_side_there_is_no_figure():
 
 def test_a_verdict_takes_the_lower_of_our_figures_and_the_higher_of_theirs():
     gold = [["B-D", "O"], ["O", "B-D"]] * 20
-    spoilt = [["B-D", "O"], ["I-D", "B-D"]] * 20  # strict: all right; repaired: one too many in every second text
+    spoilt = [
+        ["B-D", "O"],
+        ["I-D", "B-D"],
+    ] * 20  # strict: all right; repaired: one too many in every second text
     lost = [["I-D", "O"], ["O", "I-D"]] * 20  # strict: nothing; repaired: all right
     way, ours, their_way, theirs = score.hardest(True, "entity_f1", ["D"], gold, spoilt, spoilt)
     assert (way, their_way) == ("repaired", "strict")
     assert (ours.value("entity_f1"), theirs.value("entity_f1")) == (pytest.approx(0.8), 1)
     way, ours, their_way, theirs = score.hardest(True, "entity_f1", ["D"], gold, lost, lost)
-    assert (way, their_way, ours.value("entity_f1"), theirs.value("entity_f1")) == ("strict", "repaired", 0, 1)
+    assert (way, their_way, ours.value("entity_f1"), theirs.value("entity_f1")) == (
+        "strict",
+        "repaired",
+        0,
+        1,
+    )
     assert score.against("entity_f1", ours, theirs)["verdict"] == "worse"
     assert score.hardest(False, "accuracy", ["a"], [["a"]], [["a"]], [["a"]])[::2] == ("", "")
 
@@ -96,14 +115,21 @@ def test_our_counts_give_the_f1_of_scikit_learn(pairs):
 
 def test_entities_by_hand():
     gold = [["B-D", "I-D", "O", "B-D"], ["O", "O"], ["B-D", "O"]]
-    said = [["B-D", "I-D", "O", "O"], ["O", "O", "B-D"], None]  # one found; one that the text does not hold; malformed
+    said = [
+        ["B-D", "I-D", "O", "O"],
+        ["O", "O", "B-D"],
+        None,
+    ]  # one found; one that the text does not hold; malformed
     found = score.figures(True, ["D"], gold, said)
     assert (found["precision"], found["recall"], found["entities"]) == (1 / 2, 1 / 3, 3)
     assert found["entity_f1"] == pytest.approx(2 / 5)
 
 
 def test_a_boundary_that_is_off_by_a_word_is_no_entity():
-    assert score.figures(True, ["D"], [["B-D", "I-D"], ["B-D", "O"]], [["B-D", "O"], ["B-D", "O"]])["entity_f1"] == 0.5
+    assert (
+        score.figures(True, ["D"], [["B-D", "I-D"], ["B-D", "O"]], [["B-D", "O"], ["B-D", "O"]])["entity_f1"]
+        == 0.5
+    )
 
 
 def test_labels_by_hand():
@@ -141,7 +167,10 @@ def test_intervals_hold_the_figure_and_shrink_with_the_texts():
 
 def test_two_systems_on_the_same_texts():
     gold = [["a"]] * 50 + [["b"]] * 50
-    right, wrong = score.count(False, ["a", "b"], gold, gold), score.count(False, ["a", "b"], gold, [["a"]] * 100)
+    right, wrong = (
+        score.count(False, ["a", "b"], gold, gold),
+        score.count(False, ["a", "b"], gold, [["a"]] * 100),
+    )
     found = score.against("accuracy", right, wrong)
     assert (found["difference"], found["verdict"]) == (0.5, "better")
     assert score.against("accuracy", wrong, right)["verdict"] == "worse"

@@ -35,13 +35,16 @@ def write_rows(path, rows):
 
 
 def tagged(texts):
-    return [{"tokens": t.split(), "tags": ["B-Disease" if w in ("heart", "renal") else "O" for w in t.split()]} for t in texts]
+    return [
+        {"tokens": t.split(), "tags": ["B-Disease" if w in ("heart", "renal") else "O" for w in t.split()]}
+        for t in texts
+    ]
 
 
 @pytest.fixture
 def home(tmp_path):
-    """Annotated files of two corpora, and the TOML file that names them. One test sentence of the first is a training text of the
-    second."""
+    """Annotated files of two corpora, and the TOML file that names them. One test sentence of the first is a
+    training text of the second."""
     train, test = make_texts(60, 1, 8, 20), make_texts(20, 2, 8, 20)
     write_rows(tmp_path / "ner.train.jsonl", tagged([*train, test[3]]))
     write_rows(tmp_path / "ner.test.jsonl", tagged(test))
@@ -54,7 +57,9 @@ def home(tmp_path):
 
 
 def build(home, *flags, out="set"):
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / out, *flags)
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / out, *flags
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -69,12 +74,19 @@ def test_every_row_says_what_is_asked_on_what_and_where_it_is_from(home):
     assert all(list(row) == ["instruction", "input", "output", "source"] for row in rows)
     assert {row["source"] for row in rows} == {"diseases", "topics"}
     assert sum(row["source"] == "diseases" for row in rows) == 20  # `rows`
-    assert {r["instruction"] for r in rows if r["source"] == "topics"} == {"Medical? One of: general, medical."}
+    assert {r["instruction"] for r in rows if r["source"] == "topics"} == {
+        "Medical? One of: general, medical."
+    }
     assert len({r["instruction"] for r in rows if r["source"] == "diseases"}) == 2
-    items, bad, _ = read_instructions([str(home / "set" / "train.jsonl")], Fields(), None, False)  # as train_sft.py reads it
+    items, bad, _ = read_instructions(
+        [str(home / "set" / "train.jsonl")], Fields(), None, False
+    )  # as train_sft.py reads it
     assert (len(items), bad) == (len(rows), 0)
     made = json.loads((home / "set" / "tasks.json").read_text())["tasks"]
-    assert made["topics"]["labels"] == ["general", "medical"] and made["topics"]["published"] == "accuracy 0.9 (someone)"
+    assert (
+        made["topics"]["labels"] == ["general", "medical"]
+        and made["topics"]["published"] == "accuracy 0.9 (someone)"
+    )
 
 
 def test_gold_is_what_the_output_says(home):
@@ -96,9 +108,15 @@ def test_the_same_seed_makes_the_same_files_and_another_one_others(home):
 
 def test_no_test_text_of_any_source_is_trained_on(home):
     said = build(home)
-    held = {" ".join(r["input"].split()) for n in ("diseases", "topics") for r in rows_of(home / "set" / f"{n}.test.jsonl")}
+    held = {
+        " ".join(r["input"].split())
+        for n in ("diseases", "topics")
+        for r in rows_of(home / "set" / f"{n}.test.jsonl")
+    }
     for name in ("train", "diseases.train", "topics.train"):
-        assert held.isdisjoint({" ".join(r["input"].split()) for r in rows_of(home / "set" / f"{name}.jsonl")})
+        assert held.isdisjoint(
+            {" ".join(r["input"].split()) for r in rows_of(home / "set" / f"{name}.jsonl")}
+        )
     assert said.count("1 repeat a test text and were taken out") == 2
     assert len(rows_of(home / "set" / "diseases.test.jsonl")) == 20  # test sides stay as they are
 
@@ -119,7 +137,8 @@ def test_a_mixture_without_a_form_still_measures_it(home):
 
 
 def test_the_linear_baselines_learn_what_is_plain(home):
-    """`heart` and `renal` are always tagged: a linear model finds them; one that learns from the mixture has fewer rows of it."""
+    """`heart` and `renal` are always tagged: a linear model finds them; one that learns from the mixture has
+    fewer rows of it."""
     build(home)
     found = json.loads((home / "set" / "diseases.baselines.json").read_text())
     gold = [row["gold"] for row in rows_of(home / "set" / "diseases.test.jsonl")]
@@ -138,26 +157,48 @@ def test_the_linear_baselines_learn_what_is_plain(home):
         ("rows = 20", "rows = true", ["[diseases]", "rows must be int"]),
         ("rows = 20", "words = 0", ["[diseases]", "words must be 1 or more"]),
         ("rows = 20", "label_names = ['a']", ["[diseases]", "label_names goes with", "not with entities"]),
-        ("published =", "label_columns = ['a']\nlabel_names = ['a', 'b']\npublished =", ["1 label_columns and 2 label_names"]),
-        ("published =", "label_lists = 'hot'\npublished =", ["[topics]", "label_lists must be names or vectors"]),
+        (
+            "published =",
+            "label_columns = ['a']\nlabel_names = ['a', 'b']\npublished =",
+            ["1 label_columns and 2 label_names"],
+        ),
+        (
+            "published =",
+            "label_lists = 'hot'\npublished =",
+            ["[topics]", "label_lists must be names or vectors"],
+        ),
         ("rows = 20", "row = 20", ["[diseases]", "unknown key 'row'"]),
         ("rows = 20", "measure = 'bleu'", ["[diseases]", "measure", "entity_f1"]),
-        ("rows = 20", "measure = 'accuracy'", ["[diseases]", "measure must be one of entity_f1 for entities"]),
-        ("published =", "measure = 'entity_f1'\npublished =", ["[topics]", "measure must be one of micro_f1, macro_f1, accuracy"]),
+        (
+            "rows = 20",
+            "measure = 'accuracy'",
+            ["[diseases]", "measure must be one of entity_f1 for entities"],
+        ),
+        (
+            "published =",
+            "measure = 'entity_f1'\npublished =",
+            ["[topics]", "measure must be one of micro_f1, macro_f1, accuracy"],
+        ),
         ("rows = 20", "fields = { word = 'x' }", ["[diseases]", "no 'word'", "tokens"]),
         ("rows = 20", "fields = { tags = 'ner_tags' }", ["ner.train.jsonl", "row 1", "ner_tags"]),
         ("[topics]", '["a\\u0000b"]', ["a name becomes a file's"]),
         ("[topics]", f"[{'a' * 300}]", ["a name becomes a file's"]),
         ("[topics]", '["../topics"]', ["../topics", "a name becomes a file's"]),
         ('"ner.train.jsonl"', '"nothing.jsonl"', ["nothing.jsonl", "no such file"]),
-        ('split_field = "side"', 'split_field = "sides"', ["topics.jsonl", "no rows there for the train side of topics"]),
+        (
+            'split_field = "side"',
+            'split_field = "sides"',
+            ["topics.jsonl", "no rows there for the train side of topics"],
+        ),
         ('split_field = "side"', "split_field =", ["not valid TOML"]),
     ],
 )
 def test_bad_sources_are_named(home, old, new, words):
     assert old in TOML
     (home / "sources.toml").write_text(TOML.replace(old, new), encoding="utf-8")
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
+    )
     assert_refused(done, *words)
     assert not (home / "set").exists()
 
@@ -171,12 +212,16 @@ def test_the_programs_own_sources_can_be_read():
 def test_a_corpus_without_an_entity_is_refused(home):
     for side in ("train", "test"):
         write_rows(home / f"ner.{side}.jsonl", [{"tokens": [f"{side}{k}"], "tags": ["O"]} for k in range(5)])
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
+    )
     assert_refused(done, "diseases: not a single entity")
 
 
 def test_unknown_names_are_refused(home):
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--only", "genes")
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--only", "genes"
+    )
     assert_refused(done, "--only genes", "diseases, topics")
 
 
@@ -185,7 +230,9 @@ def test_what_is_no_instruction_set_is_not_written_over(home):
     build(home, "--seed", 1)  # a set may be made again
     (home / "mine").mkdir()
     (home / "mine" / "train.jsonl").write_text("precious")
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine"
+    )
     assert_refused(done, "not empty: train.jsonl is none of")
     assert (home / "mine" / "train.jsonl").read_text() == "precious"
 
@@ -194,14 +241,25 @@ def test_anothers_tasks_json_is_not_written_over(home):
     (home / "mine").mkdir()
     for theirs in ('{"version": "2.0.0", "tasks": [{"label": "build"}]}', '{"tasks": {"a": {}}}', "[]"):
         (home / "mine" / "tasks.json").write_text(theirs)
-        done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine")
+        done = run_script(
+            home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine"
+        )
         assert_refused(done, "not empty: tasks.json is none of")
         assert (home / "mine" / "tasks.json").read_text() == theirs
 
 
 def test_a_set_is_whole_until_another_is_made_and_what_a_stop_leaves_is_made_whole(home, monkeypatch):
     build(home)
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--without", "entities", "class")
+    done = run_script(
+        home,
+        "nanomed/tasks/__main__.py",
+        "sources.toml",
+        "--out",
+        home / "set",
+        "--without",
+        "entities",
+        "class",
+    )
     assert_refused(done, "no task is left")
     whole = (home / "set" / "tasks.json").read_bytes()
     monkeypatch.setattr(baselines, "predict", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
@@ -209,7 +267,9 @@ def test_a_set_is_whole_until_another_is_made_and_what_a_stop_leaves_is_made_who
     assert_refused(done, "stopped")
     assert (home / "set" / "tasks.json").read_bytes() == whole
     monkeypatch.undo()
-    write_json(json.loads(whole) | {"unfinished": "so"}, home / "set" / "tasks.json")  # tests/test_outputs.py stops it there
+    write_json(
+        json.loads(whole) | {"unfinished": "so"}, home / "set" / "tasks.json"
+    )  # tests/test_outputs.py stops it there
     with pytest.raises(UserError, match="not finished"):
         sets.read_set(home / "set")
     build(home)
@@ -219,18 +279,22 @@ def test_a_set_is_whole_until_another_is_made_and_what_a_stop_leaves_is_made_who
 def test_bad_rows_can_be_left_out(home):
     with open(home / "ner.train.jsonl", "a") as f:
         f.write('{"tokens": ["a b"], "tags": ["O"]}\n')
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
+    )
     assert_refused(done, "ner.train.jsonl, row 62", "without blanks", "--skip-bad-rows")
     assert "1 bad rows left out" in build(home, "--skip-bad-rows")
 
 
 def test_a_text_file_of_sentences_is_no_annotated_corpus(home):
     write_jsonl(home / "ner.train.jsonl", ["a text"])
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set")
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
+    )
     assert_refused(done, "ner.train.jsonl, row 1", "no words in 'tokens,words'")
 
 
-# --- what is counted, and what does not read back ---------------------------------------------------------------------
+# --- what is counted, and what does not read back -----------------------------------------------------------
 
 
 def one(home, form, train, test=None, lines="", flags=()):
@@ -240,7 +304,9 @@ def one(home, form, train, test=None, lines="", flags=()):
         write_rows(home / f"one.{side}.jsonl", rows)
     files = 'train = ["one.train.jsonl"]\ntest = ["one.test.jsonl"]\ninstructions = ["One of: {labels}"]'
     (home / "one.toml").write_text(f'[one]\nform = "{form}"\n{files}\n{lines}\n', encoding="utf-8")
-    done = run_script(home, "nanomed/tasks/__main__.py", "one.toml", "--from", home, "--out", home / "one", *flags)
+    done = run_script(
+        home, "nanomed/tasks/__main__.py", "one.toml", "--from", home, "--out", home / "one", *flags
+    )
     if done.returncode:
         return done, None, None
     made = json.loads((home / "one" / "tasks.json").read_text(encoding="utf-8"))["tasks"]["one"]
@@ -248,16 +314,23 @@ def one(home, form, train, test=None, lines="", flags=()):
 
 
 def labelled(labels, field="labels", seed=5):
-    return [{"text": text, field: label} for text, label in zip(make_texts(len(labels), seed, 8, 20), labels, strict=True)]
+    return [
+        {"text": text, field: label}
+        for text, label in zip(make_texts(len(labels), seed, 8, 20), labels, strict=True)
+    ]
 
 
 def reads(made, rows):
-    return all(FORMS[made["form"]].read(row["output"], row["input"], made["labels"]) == row["gold"] for row in rows)
+    return all(
+        FORMS[made["form"]].read(row["output"], row["input"], made["labels"]) == row["gold"] for row in rows
+    )
 
 
 def test_counts_of_cut_left_out_and_repeated_rows(home):
     texts = ["one two", "one  two", "one two\nthree four", "a b c d e"]
-    train = [{"text": t, "label": "x"} for t in [*texts, "over there", "", "f g h i"]] + [{"text": "bad", "label": ""}]
+    train = [{"text": t, "label": "x"} for t in [*texts, "over there", "", "f g h i"]] + [
+        {"text": "bad", "label": ""}
+    ]
     test = [{"text": t, "label": "y"} for t in ["k l", "k l", "k\nl\nm", "over there"]]
     done, made, rows = one(home, "class", train, test, "words = 2", ["--skip-bad-rows"])
     assert rows[2]["input"] == "k\nl" and made["cut"] == {"train": 3, "test": 1} and made["words"] == 2
@@ -277,34 +350,55 @@ def test_tags_that_begin_with_an_i_are_counted(home):
 
 def test_a_cut_that_could_not_be_made_is_no_setting(home):
     rows = [{"question": f"q{k}?", "options": ["x", "y"], "answer": 0} for k in range(6)]
-    assert_refused(one(home, "options", rows[:4], rows[4:], "words = 5")[0], "[one]", "words does not go with options")
+    assert_refused(
+        one(home, "options", rows[:4], rows[4:], "words = 5")[0], "[one]", "words does not go with options"
+    )
 
 
 def test_labels_that_hold_commas_and_one_that_is_called_none_come_back(home):
     ages = ["Aged, 80 and over", "Aged", "Infant, Newborn", "none", "ALL", "all"]
     train = labelled([ages[k : k + n] for n in (1, 2, 3) for k in range(4)] + [[]] * 3)
     done, made, rows = one(home, "classes", train, labelled([ages[:2], [], ["none"], ["ALL", "all"]], seed=6))
-    assert [row["output"] for row in rows] == ["Aged; Aged, 80 and over", "nothing", "none", "ALL; all"] and reads(made, rows)
+    assert [row["output"] for row in rows] == [
+        "Aged; Aged, 80 and over",
+        "nothing",
+        "none",
+        "ALL; all",
+    ] and reads(made, rows)
     assert rows[0]["instruction"] == "One of: " + "; ".join(sorted(ages))
-    assert "one: labels hold commas, so that in an answer `;` parts them" in done.stdout and "`nothing`" in done.stdout
+    assert (
+        "one: labels hold commas, so that in an answer `;` parts them" in done.stdout
+        and "`nothing`" in done.stdout
+    )
 
 
 def test_what_does_not_read_back_is_refused_with_its_row(home):
     train = labelled(["a", "b", "a ", "a"], "label")
     done, _, _ = one(home, "class", train, labelled(["b", "b"], "label", 6))
-    assert_refused(done, "one.train.jsonl, row 1: its answer 'a' cannot be read back", "'a' or 'a '", "--skip-bad-rows")
+    assert_refused(
+        done, "one.train.jsonl, row 1: its answer 'a' cannot be read back", "'a' or 'a '", "--skip-bad-rows"
+    )
     done, made, _ = one(home, "class", train, labelled(["b", "b"], "label", 6), flags=["--skip-bad-rows"])
     assert (made["train"], made["bad_rows"]) == (1, 3) and "3 bad rows left out" in done.stdout
     done, made, _ = one(home, "class", train, labelled(["b", "b"], "label", 6), 'labels = { "a " = "a" }')
     assert (made["train"], made["labels"]) == (4, ["a", "b"])
-    rows = [{"question": f"q{k}?", "options": ["O", "A", "B"], "answer": a} for k, a in enumerate(["A", "C", "O", "B"])]
-    assert_refused(one(home, "options", rows[2:], rows[:2])[0], "row 2: its answer can be B or C", "names a field with the letter")
+    rows = [
+        {"question": f"q{k}?", "options": ["O", "A", "B"], "answer": a}
+        for k, a in enumerate(["A", "C", "O", "B"])
+    ]
+    assert_refused(
+        one(home, "options", rows[2:], rows[:2])[0],
+        "row 2: its answer can be B or C",
+        "names a field with the letter",
+    )
 
 
 def test_options_are_letters_of_all_that_there_are(home):
     rows = [{"question": f"q{k}?", "options": ["x", "y", "z"], "answer": 0} for k in range(6)]
     _, made, rows = one(home, "options", rows[:4], rows[4:])
-    assert made["labels"] == ["A", "B", "C"] and rows[0]["gold"] == ["A"]  # a model may say C, though it is never right
+    assert made["labels"] == ["A", "B", "C"] and rows[0]["gold"] == [
+        "A"
+    ]  # a model may say C, though it is never right
 
 
 HOT = [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
@@ -328,14 +422,21 @@ GOLD = [sorted(name for name, x in zip(NAMES, hot, strict=True) if x) for hot in
 def test_several_labels_however_rows_say_them(home, labels, lines):
     _, made, rows = one(home, "classes", labelled(labels), labelled(labels, seed=6), lines)
     assert [row["gold"] for row in rows] == GOLD and reads(made, rows)
-    assert made["labels"] == (NAMES if lines.startswith(("label_names", "labels")) else sorted(set(NAMES) - {"tumor"}))
+    assert made["labels"] == (
+        NAMES if lines.startswith(("label_names", "labels")) else sorted(set(NAMES) - {"tumor"})
+    )
 
 
 def test_a_column_a_label(home):
-    rows = [{"text": t} | dict(zip(NAMES, h, strict=True)) for t, h in zip(make_texts(12, 5, 8, 20), HOT * 2, strict=True)]
+    rows = [
+        {"text": t} | dict(zip(NAMES, h, strict=True))
+        for t, h in zip(make_texts(12, 5, 8, 20), HOT * 2, strict=True)
+    ]
     _, made, test = one(home, "classes", rows[:6], rows[6:], f"label_columns = {NAMES}")
     assert [row["gold"] for row in test] == GOLD and made["labels"] == NAMES
-    assert_refused(one(home, "classes", rows[:6], rows[6:], 'label_columns = ["cough"]')[0], "row 1", "'cough'")
+    assert_refused(
+        one(home, "classes", rows[:6], rows[6:], 'label_columns = ["cough"]')[0], "row 1", "'cough'"
+    )
 
 
 def test_one_label_however_rows_spell_it(home):
@@ -347,23 +448,34 @@ def test_one_label_however_rows_spell_it(home):
     ):
         _, made, rows = one(home, "class", labelled(labels, "label"), labelled(labels, "label", 6), lines)
         assert [row["gold"] for row in rows] == [["yes"], ["yes"], ["no"], ["no"]] and reads(made, rows)
-    done, _, _ = one(home, "class", labelled([["a", "b"], ["a"], ["b"]], "label"), labelled([["a"]], "label", 6))
+    done, _, _ = one(
+        home, "class", labelled([["a", "b"], ["a"], ["b"]], "label"), labelled([["a"]], "label", 6)
+    )
     assert_refused(done, "row 1: it has 2 labels", 'form = "classes"')
     done, _, _ = one(home, "class", labelled(["a|b", "a", "b"], "label"), labelled(["b"], "label", 6))
     assert "'a|b' is taken as one label" in done.stdout and "label_separator '|'" in done.stdout
-    assert_refused(one(home, "class", labelled(["", "a"], "label"), labelled(["a"], "label", 6))[0], "fields.label names another")
+    assert_refused(
+        one(home, "class", labelled(["", "a"], "label"), labelled(["a"], "label", 6))[0],
+        "fields.label names another",
+    )
 
 
 def test_what_lists_of_0_and_1_could_be_is_asked_for(home):
     labels = [[1, 0], [0, 1], [1, 0]]
-    assert_refused(one(home, "classes", labelled(labels), labelled(labels, seed=6))[0], "row 1", "label_lists")
-    _, made, rows = one(home, "classes", labelled(labels), labelled(labels, seed=6), 'label_lists = "vectors"')
+    assert_refused(
+        one(home, "classes", labelled(labels), labelled(labels, seed=6))[0], "row 1", "label_lists"
+    )
+    _, made, rows = one(
+        home, "classes", labelled(labels), labelled(labels, seed=6), 'label_lists = "vectors"'
+    )
     assert made["labels"] == ["LABEL_0", "LABEL_1"] and rows[0]["gold"] == ["LABEL_0"]
 
 
 def test_a_label_that_every_text_has_or_none(home):
     labels = [["a"], [], ["a"], ["a"]]
-    _, made, rows = one(home, "classes", labelled(labels), labelled(labels, seed=6), 'label_names = ["a", "b"]')
+    _, made, rows = one(
+        home, "classes", labelled(labels), labelled(labels, seed=6), 'label_names = ["a", "b"]'
+    )
     assert made["labels"] == ["a", "b"] and reads(made, rows)
     assert len(json.loads((home / "one" / "one.baselines.json").read_text())["linear"]) == 4
 

@@ -40,7 +40,9 @@ def test_where_every_field_is_taken_from():
 
 
 def test_every_measure_and_the_example(tmp_path):
-    assert set(re.findall(r"`([^`]+)`", " ".join(table("## The keys")["measure"]))) - {"options"} == set(sources.MEASURES)
+    assert set(re.findall(r"`([^`]+)`", " ".join(table("## The keys")["measure"]))) - {"options"} == set(
+        sources.MEASURES
+    )
     (tmp_path / "t.toml").write_text(re.search(r"```toml\n(.*?)```", PAGE, re.S)[1], encoding="utf-8")
     ages, exam = sources.read_sources(tmp_path / "t.toml")
     assert (ages.label_separator, ages.words, ages.measure) == ("|", 200, "macro_f1")

@@ -1,5 +1,6 @@
-"""What follows a prompt: its ids are those of the whole text behind the prompt's, and never begin with a blank that a
-vocabulary puts before a text of its own; in training, in `choices`, and as transformers renders the chat."""
+"""What follows a prompt: its ids are those of the whole text behind the prompt's, and never begin with a
+blank that a vocabulary puts before a text of its own; in training, in `choices`, and as transformers renders
+the chat."""
 
 import json
 import random
@@ -26,10 +27,13 @@ BLANKED = ("llama2", "mistral", "tinyllama")  # a blank is put before a text
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A directory of each kind; transformers reads it as it stands, and builds no pipeline of its own for a Llama's."""
+    """A directory of each kind; transformers reads it as it stands, and builds no pipeline of its own for a
+    Llama's."""
     out = {name: make(tmp_path_factory.mktemp(name)) for name, make in KINDS.items()}
     for directory in out.values():
-        config = json.loads((directory / "tokenizer_config.json").read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config = json.loads((directory / "tokenizer_config.json").read_text()) | {
+            "tokenizer_class": "PreTrainedTokenizerFast"
+        }
         plain = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items()}
         (directory / "tokenizer_config.json").write_text(json.dumps(plain))
     return out
@@ -54,7 +58,9 @@ def test_ids_are_those_of_the_whole_text_where_no_token_crosses(pair, before, te
         if before and not text.startswith("\u0301"):
             assert ours.decode(found, inside=True) == ours.decode(ours.codec.behind(" ", text), inside=True)
         return
-    assert found.tolist() == [i for i, (start, _) in zip(whole.ids, whole.offsets, strict=True) if start >= len(before)]
+    assert found.tolist() == [
+        i for i, (start, _) in zip(whole.ids, whole.offsets, strict=True) if start >= len(before)
+    ]
 
 
 @pytest.mark.parametrize("name", BLANKED)
@@ -70,7 +76,8 @@ def test_no_blank_is_put_before_what_goes_on(made, name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_token_across_the_border_is_not_cut(made, name):
-    """The word is one token; behind its first letters the rest is encoded by itself, so that all of it is scored, and no more."""
+    """The word is one token; behind its first letters the rest is encoded by itself, so that all of it is
+    scored, and no more."""
     t = load_tokenizer(made[name])
     (token,) = t.continuation("x ", "patient")[:1] if name in BLANKED else t.encode("patient")[:1]
     word = t.decode([int(token)], inside=True)
@@ -81,9 +88,13 @@ def test_a_token_across_the_border_is_not_cut(made, name):
 
 
 CHATML = Template(
-    "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n", "{instruction}{input}", "{response}<|im_end|>\n"
+    "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+    "{instruction}{input}",
+    "{response}<|im_end|>\n",
 )
-INST = Template("<s>[INST] {instruction} [/INST]", "<s>[INST] {instruction}\n{input} [/INST]", " {response} </s>")
+INST = Template(
+    "<s>[INST] {instruction} [/INST]", "<s>[INST] {instruction}\n{input} [/INST]", " {response} </s>"
+)
 OWN = TEMPLATES | {"chatml": CHATML, "inst": INST}
 MESSAGES = ["Why?", "What is acute renal disease?", "Is 12 345 (n=20) “much”?\n\nSay why"]
 ANSWERS = ["So.", "the patients were significantly increased", "No; p<0.05"]
@@ -102,7 +113,9 @@ def test_training_generation_and_transformers_chat_give_the_same_ids(made, name,
         chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
         (example,) = encode_instructions([Instruction(asked, "", said)], t, template, 500).examples
         rendered = theirs.apply_chat_template(chat, tokenize=True, return_dict=False)
-        prompt = theirs.apply_chat_template(chat[:1], tokenize=True, add_generation_prompt=True, return_dict=False)
+        prompt = theirs.apply_chat_template(
+            chat[:1], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
         assert example.ids.tolist() == rendered
         assert example.ids[: example.start].tolist() == t.prompt(template.ask(asked)).tolist() == prompt
         assert t.eos in example.ids[example.start :]
@@ -114,7 +127,9 @@ def models(made, tmp_path_factory):
     out = {}
     for name in KINDS:
         out[name] = tmp_path_factory.mktemp("model")
-        make_hf_model(out[name], family="llama", vocab_size=load_tokenizer(made[name]).vocab_size, eos_token_id=None)
+        make_hf_model(
+            out[name], family="llama", vocab_size=load_tokenizer(made[name]).vocab_size, eos_token_id=None
+        )
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (out[name] / file).write_bytes((made[name] / file).read_bytes())
     return out
@@ -125,7 +140,10 @@ def test_choices_have_lm_evals_likelihoods(models, name):
     rng = random.Random(3)
     prompts = [f"Question: {' '.join(rng.choices(WORDS, k=6))}\nAnswer:" for _ in range(4)]
     items = [Item(prompt, (" yes", " no", " maybe"), 0) for prompt in prompts]
-    items += [Item(prompts[0] + " ", ("the patients", "blood"), 0), Item(prompts[1] + "\n", ("acute", "renal disease"), 0)]
+    items += [
+        Item(prompts[0] + " ", ("the patients", "blood"), 0),
+        Item(prompts[1] + "\n", ("acute", "renal disease"), 0),
+    ]
     o = measure.open_model(str(models[name]), dtype="fp32")
     pairs = [(item.prompt, choice) for item in items for choice in item.choices]
     theirs = [value for value, _ in lm_eval(models[name], "loglikelihood", pairs)]
@@ -136,13 +154,17 @@ def test_choices_have_lm_evals_likelihoods(models, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_choices_in_a_template_are_scored_as_responses_were_trained(made, name, template):
     t, template = load_tokenizer(made[name]), TEMPLATES[template]
-    for (ids, n), choice in zip(encode(Item("Why?", (" yes", "no"), 0), t, 500, template), ("yes", "no"), strict=True):
+    for (ids, n), choice in zip(
+        encode(Item("Why?", (" yes", "no"), 0), t, 500, template), ("yes", "no"), strict=True
+    ):
         (example,) = encode_instructions([Instruction("Why?", "", choice)], t, template, 500).examples
         assert ids.tolist() == example.ids[:-1].tolist() and n == len(example.ids) - 1 - example.start
 
 
 def test_a_template_of_a_file_may_spell_special_tokens(made, tmp_path):
-    (tmp_path / "t.toml").write_text('prompt = "<|im_start|>{instruction}"\nresponse = "{response}<|im_end|>"\n')
+    (tmp_path / "t.toml").write_text(
+        'prompt = "<|im_start|>{instruction}"\nresponse = "{response}<|im_end|>"\n'
+    )
     template = load_template(str(tmp_path / "t.toml"))
     t = load_tokenizer(made["smollm2"])
     ids = t.prompt(template.ask("<|im_start|>"))
@@ -157,11 +179,15 @@ def test_a_whole_text_is_a_continuation_of_nothing(pair, text):
 
 
 def test_where_a_token_crosses_lm_eval_scores_something_else(models):
-    """lm-eval 0.4.13 cuts the whole's ids by the number of the prompt's, and so loses what the choice begins with."""
+    """lm-eval 0.4.13 cuts the whole's ids by the number of the prompt's, and so loses what the choice begins
+    with."""
     directory = models["smollm2"]
     t, theirs = load_tokenizer(directory), transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
     prompt, choices = "The pati", ("ents were significantly increased", "ents significantly increased levels")
-    assert t.encode(prompt + choices[0]).tolist() != [*t.encode(prompt), *t.encode(choices[0])]  # " patients" is a token
+    assert t.encode(prompt + choices[0]).tolist() != [
+        *t.encode(prompt),
+        *t.encode(choices[0]),
+    ]  # " patients" is a token
     o = measure.open_model(str(directory), dtype="fp32")
     (ours,) = loglikelihoods(o, [Item(prompt, choices, 0)])
     for value, choice in zip(ours, choices, strict=True):

@@ -64,7 +64,13 @@ def write_lines(path, texts):
     return path
 
 
-FORMATS = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet, ".json": write_json_list, ".txt": write_lines}
+FORMATS = {
+    ".jsonl": write_jsonl,
+    ".csv": write_csv,
+    ".parquet": write_parquet,
+    ".json": write_json_list,
+    ".txt": write_lines,
+}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -82,7 +88,10 @@ def test_every_format_gives_the_same_documents(tmp_path, tokenizer, suffix):
 
 def test_dotted_fields_lists_and_alternatives(tmp_path):
     path = tmp_path / "d.jsonl"
-    path.write_text('{"context": {"contexts": ["a", "b"]}}\n{"text": "c", "context": {"contexts": ["d"]}}\n{"text": "e"}\n')
+    path.write_text(
+        '{"context": {"contexts": ["a", "b"]}}\n{"text": "c", "context": {"contexts": ["d"]}}\n{"text":'
+        ' "e"}\n'
+    )
     assert read(path, "context.contexts,text") == ["a\nb", "d", "e"]
     assert read(path, "text,context.contexts") == ["a\nb", "c", "e"]
 
@@ -180,14 +189,17 @@ from nanomed.text.blocks import Stream
 from nanomed.text.tokenizer import load_tokenizer
 c = encode_corpus(sys.argv[1], load_tokenizer(sys.argv[2]))
 s = Stream(c.all(), 256, (0, 0)); [s.block(0, i) for i in range(50)]
-print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))"""  # ru_maxrss counts the parent's
+# ru_maxrss counts the parent's
+print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))"""
 
     def peak(copies):
         path = tmp_path / f"{copies}.jsonl"
         line = json.dumps({"text": " ".join(make_texts(50, 5))}) + "\n"
         with open(path, "w") as f:
             f.writelines(line for _ in range(copies))
-        out = subprocess.run([sys.executable, "-c", code, path, bpe_dir], cwd=ROOT, capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code, path, bpe_dir], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         return int(out.stdout), path.stat().st_size
 
     small, _ = peak(100)
@@ -196,7 +208,7 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").rea
     assert large - small < 0.2 * size
 
 
-# --- selecting --------------------------------------------------------------------------------------------------------
+# --- selecting ----------------------------------------------------------------------------------------------
 
 
 def corpus_of(tmp_path, tokenizer, texts, name="c.jsonl"):
@@ -217,7 +229,10 @@ def test_split_is_by_document_seeded_and_complete(tmp_path, tokenizer):
 
 def test_exact_duplicates_leave_the_training_side_only(tmp_path, tokenizer):
     training = corpus_of(tmp_path, tokenizer, ["a", "b", "c", "b", "B", "d "], "t.jsonl").all()
-    held = [corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(), corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all()]
+    held = [
+        corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(),
+        corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all(),
+    ]
     kept, removed = without(training, digests(held))
     assert (kept.indices.tolist(), removed) == ([0, 4, 5], 3)
 
@@ -233,7 +248,7 @@ def test_weights_are_told_from_names(tmp_path, monkeypatch):
         split_weight("a.jsonl:0")
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------
+# --- packing ------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_predicts_every_token_once_after_its_true_predecessor(tmp_path, tokenizer):
@@ -303,7 +318,7 @@ def test_weights_are_shares_of_the_blocks_and_no_source_is_repeated_in_an_epoch(
     assert not epochs[0] & epochs[1] and not epochs[1] & epochs[2]  # the longer source is read on
 
 
-# --- the cache, when things go wrong ----------------------------------------------------------------------------------
+# --- the cache, when things go wrong ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -320,10 +335,14 @@ DAMAGE = {
     "tokens cut": lambda d: (d / "tokens.bin").write_bytes((d / "tokens.bin").read_bytes()[:-3]),
     "tokens gone": lambda d: (d / "tokens.bin").unlink(),
     "tokens a folder": lambda d: ((d / "tokens.bin").unlink(), (d / "tokens.bin").mkdir()),
-    "tokens beyond the vocabulary": lambda d: (d / "tokens.bin").write_bytes(b"\xff" * (d / "tokens.bin").stat().st_size),
+    "tokens beyond the vocabulary": (
+        lambda d: (d / "tokens.bin").write_bytes(b"\xff" * (d / "tokens.bin").stat().st_size)
+    ),
     "documents cut": lambda d: (d / "documents.bin").write_bytes((d / "documents.bin").read_bytes()[:-3]),
     "documents gone": lambda d: (d / "documents.bin").unlink(),
-    "documents garbage": lambda d: (d / "documents.bin").write_bytes(b"\x7f" * (d / "documents.bin").stat().st_size),
+    "documents garbage": (
+        lambda d: (d / "documents.bin").write_bytes(b"\x7f" * (d / "documents.bin").stat().st_size)
+    ),
     "meta gone": lambda d: (d / "meta.json").unlink(),
     "meta empty": lambda d: (d / "meta.json").write_bytes(b""),
     "meta garbage": lambda d: (d / "meta.json").write_bytes(b"\x80\x00{"),
@@ -388,13 +407,19 @@ def test_of_several_at_once_the_next_encodes_where_the_first_failed(tmp_path, to
     with ThreadPoolExecutor(3) as pool:
         tasks = [pool.submit(encode_corpus, str(path), tokenizer) for _ in range(3)]
     errors = [task.exception() for task in tasks]
-    assert sorted(type(e).__name__ for e in errors) == ["NoneType", "NoneType", "UserError"] and len(encodings) == 2
+    assert (
+        sorted(type(e).__name__ for e in errors) == ["NoneType", "NoneType", "UserError"]
+        and len(encodings) == 2
+    )
     assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("how", ["replaced", "appended to"])
 def test_a_file_that_changes_while_it_is_encoded_is_no_corpus(tmp_path, tokenizer, cache, monkeypatch, how):
-    path, new = write_jsonl(tmp_path / "d.jsonl", TEXTS), write_jsonl(tmp_path / "new.jsonl", ["another text"])
+    path, new = (
+        write_jsonl(tmp_path / "d.jsonl", TEXTS),
+        write_jsonl(tmp_path / "new.jsonl", ["another text"]),
+    )
     old = path.read_bytes()
     encode = corpus_module._encode_into
 
@@ -425,14 +450,20 @@ def test_what_killed_encodings_left_goes_and_what_living_ones_hold_stays(tmp_pat
     code = "import sys, time; from pathlib import Path; from nanomed.claim import claimed\n"
     code += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     names = [str(cache / f"encoding-{name}") for name in ("killed", "alive")]
-    others = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in names]
+    others = [
+        subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for name in names
+    ]
     try:
         assert [p.stdout.readline() for p in others] == ["held\n"] * 2
         for name in names:
             (Path(name) / "tokens.bin").write_bytes(b"x" * 1000)
         others[0].kill()
         others[0].wait()
-        for name, age in (("encoding-old", 3 * 24 * 3600), ("encoding-young", 0)):  # without a lock: an older nanomed's
+        for name, age in (
+            ("encoding-old", 3 * 24 * 3600),
+            ("encoding-young", 0),
+        ):  # without a lock: an older nanomed's
             (cache / name).mkdir()
             os.utime(cache / name, (time.time() - age,) * 2)
         (cache / "encoding-notes.txt").write_text("no folder")
@@ -479,7 +510,7 @@ def test_a_claim_is_waited_for_and_the_wait_is_said(tmp_path, monkeypatch, capfd
     assert f"{tmp_path / 'f'}: waiting for another process" in capfd.readouterr().err
 
 
-# --- places -----------------------------------------------------------------------------------------------------------
+# --- places -------------------------------------------------------------------------------------------------
 
 BLANKS = " " * 1_100_000 + "x"  # more in a row than the pre-tokeniser can take
 
@@ -491,7 +522,11 @@ PLACES = {
     "blanks in text": ("d.txt", f"a\n\n\n{BLANKS}\n", "row 2, line 4: a text cannot be encoded"),
     "csv": ("d.csv", f'id,text\n1,"a\nb"\n2,"{BLANKS}"\n', "row 2, line 4: a text cannot be encoded"),
     "csv, blank lines": ("d.csv", f'\nid,text\n\n1,"{BLANKS}"\n', "row 1, line 4: a text cannot be encoded"),
-    "csv, a value missing": ("d.csv", 'text,id\n"a\n\nb",1\n,2\n"c"\n', "row 3, line 6: no text in the field 'id'"),
+    "csv, a value missing": (
+        "d.csv",
+        'text,id\n"a\n\nb",1\n,2\n"c"\n',
+        "row 3, line 6: no text in the field 'id'",
+    ),
     "csv, not UTF-8": ("d.csv", b'id,text\n1,"a\nb"\n2,\xff\n', "line 4: not UTF-8"),
     "csv, half a line's end": ("d.csv", b'id,text\n1,"a\nb"\n2,c\rd\n', "line 4: new-line character"),
     "list": ("d.json", '[{"text": "a"},\n\n\n{"text": 3}]', "row 2: field 'text' is not text"),
@@ -500,7 +535,8 @@ PLACES = {
 
 @pytest.mark.parametrize(("name", "content", "message"), PLACES.values(), ids=PLACES)
 def test_a_bad_row_is_named_by_its_number_and_its_line(tmp_path, tokenizer, name, content, message):
-    """The number counts rows, as --limit does; the line is where the row begins, and is said where it is another number."""
+    """The number counts rows, as --limit does; the line is where the row begins, and is said where it is
+    another number."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as e:
@@ -525,15 +561,24 @@ WRONG_FIELD = {
 
 @pytest.mark.parametrize(("name", "content"), WRONG_FIELD.items(), ids=WRONG_FIELD)
 def test_a_wrong_field_is_told_from_a_bad_row(tmp_path, tokenizer, name, content):
-    """A field that the very first row lacks is a wrong name, and leaving such rows out would leave nothing."""
+    """A field that the very first row lacks is a wrong name, and leaving such rows out would leave
+    nothing."""
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as e:
         encode_corpus(str(path), tokenizer)
-    for word in (str(path), "row 1", "'text'", "fields: id, body", "--text-field a,b takes the first that a row has"):
+    for word in (
+        str(path),
+        "row 1",
+        "'text'",
+        "fields: id, body",
+        "--text-field a,b takes the first that a row has",
+    ):
         assert word in str(e.value)
     assert "--skip-bad-rows" not in str(e.value)
-    with pytest.raises(UserError, match="all 2 rows are bad.*row 1.*no text in the field 'text'.*fields: id, body"):
+    with pytest.raises(
+        UserError, match="all 2 rows are bad.*row 1.*no text in the field 'text'.*fields: id, body"
+    ):
         encode_corpus(str(path), tokenizer, skip_bad_rows=True)
     assert len(encode_corpus(str(path), tokenizer, text_field="text,body").documents) == 2
 
@@ -609,7 +654,8 @@ def test_who_has_no_home_has_a_cache_all_the_same(monkeypatch, tmp_path):
 
 
 def test_a_folder_that_goes_while_it_is_claimed_is_made_anew(tmp_path, monkeypatch):
-    """Its last holder removes it between the mkdir that finds it and the look at what is there; a file there is an error."""
+    """Its last holder removes it between the mkdir that finds it and the look at what is there; a file there
+    is an error."""
     mkdir, calls = os.mkdir, []
 
     def gone(path, *args):

@@ -47,7 +47,9 @@ def with_flags(*names, flag="data", **given):
 
 def loaded(kind, file, tmp_path, **options):
     """What datasets reads."""
-    found = datasets.load_dataset(kind, data_files=str(file), cache_dir=str(tmp_path / "hf"), split="train", **options)
+    found = datasets.load_dataset(
+        kind, data_files=str(file), cache_dir=str(tmp_path / "hf"), split="train", **options
+    )
     return found.to_list()
 
 
@@ -57,7 +59,7 @@ def anew():
     datasets.disable_progress_bars()
 
 
-# --- the table of docs/files.md ---------------------------------------------------------------------------------------
+# --- the table of docs/files.md -----------------------------------------------------------------------------
 
 
 def compressed(path, codec):
@@ -75,10 +77,11 @@ def folder(path):
 
 def article(pmid, title="", abstract=""):
     return (
-        f"<PubmedArticle><MedlineCitation><PMID Version='1'>{pmid}</PMID><Article><ArticleTitle>{title}</ArticleTitle>"
+        "<PubmedArticle><MedlineCitation><PMID"
+        f" Version='1'>{pmid}</PMID><Article><ArticleTitle>{title}</ArticleTitle>"
         f"{abstract and f'<Abstract>{abstract}</Abstract>'}</Article>"
         "<OtherAbstract><AbstractText>Non</AbstractText></OtherAbstract>"
-        f"</MedlineCitation><PubmedData><ReferenceList><Reference><ArticleIdList/></Reference></ReferenceList></PubmedData></PubmedArticle>"
+        "</MedlineCitation><PubmedData><ReferenceList><Reference><ArticleIdList/></Reference></ReferenceList></PubmedData></PubmedArticle>"
     )
 
 
@@ -87,7 +90,9 @@ WRITE = {
     "rows.ndjson": lambda p: write_jsonl(p, TEXTS),
     "list.json": lambda p: FRAME.to_json(p, orient="records"),
     "lines.json": lambda p: DATA.to_json(p),
-    "mark.json": lambda p: p.write_bytes(codecs.BOM_UTF8 + json.dumps(ROWS, indent=1).replace("\n", "\r\n").encode()),
+    "mark.json": lambda p: p.write_bytes(
+        codecs.BOM_UTF8 + json.dumps(ROWS, indent=1).replace("\n", "\r\n").encode()
+    ),
     "data.json": lambda p: p.write_text(json.dumps({"version": 1, "data": ROWS})),
     "several.json": lambda p: p.write_text(json.dumps({"train": ROWS, "test": ROWS[:1]})),
     "by-id.json": lambda p: p.write_text(json.dumps({f"1{k}": row for k, row in enumerate(ROWS)}, indent=2)),
@@ -110,10 +115,16 @@ WRITE = {
     "splits": lambda p: datasets.DatasetDict(train=DATA.select([3]), test=DATA).save_to_disk(p),
 }
 WRITE |= {
-    "pubmed.xml": lambda p: p.write_text(f"<PubmedArticleSet>{''.join(map(article, range(9), TEXTS))}</PubmedArticleSet>"),
-    "pubmed.nbib": lambda p: p.write_text("\n".join(f"PMID- {k}\nOWN - NLM\nTI  - {t}\n" for k, t in enumerate(TEXTS))),
+    "pubmed.xml": lambda p: p.write_text(
+        f"<PubmedArticleSet>{''.join(map(article, range(9), TEXTS))}</PubmedArticleSet>"
+    ),
+    "pubmed.nbib": lambda p: p.write_text(
+        "\n".join(f"PMID- {k}\nOWN - NLM\nTI  - {t}\n" for k, t in enumerate(TEXTS))
+    ),
 }
-TABLE = re.findall(r"^\| `([\w.-]+)` \| .*\| (?:`--([\w-]+) ([\w-]+)` )?\|$", (ROOT / "docs/files.md").read_text(), re.M)
+TABLE = re.findall(
+    r"^\| `([\w.-]+)` \| .*\| (?:`--([\w-]+) ([\w-]+)` )?\|$", (ROOT / "docs/files.md").read_text(), re.M
+)
 
 
 def test_the_table_names_what_is_tested():
@@ -133,7 +144,7 @@ def test_files_load(tmp_path, name, flag, value, bpe_dir, monkeypatch):
     assert [tokenizer.decode(corpus.all().ids(k)[1:]) for k in range(len(expected))] == expected
 
 
-# --- what the tools themselves read -----------------------------------------------------------------------------------
+# --- what the tools themselves read -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "list.json", "lines.json", "rows.jsonl.gz"])
@@ -144,7 +155,9 @@ def test_json_against_datasets(tmp_path, name):
 
 @pytest.mark.parametrize("orient", ["columns", "index", "records", "split", "table"])
 def test_json_against_pandas(tmp_path, orient):
-    frame = FRAME.assign(empty=[None, 1.5, None, 2], list=[["a"], [], ["b", "c"], ["d"]])[::2]  # an index with gaps
+    frame = FRAME.assign(empty=[None, 1.5, None, 2], list=[["a"], [], ["b", "c"], ["d"]])[
+        ::2
+    ]  # an index with gaps
     frame.to_json(tmp_path / "d.json", orient=orient)
     expected = json.loads(frame.to_json(orient="records"))
     found = rows(tmp_path / "d.json")
@@ -165,7 +178,10 @@ def test_columns_without_a_name(tmp_path, capsys):
     (tmp_path / "d.csv").write_text("v1,v2,,,\nham,fever,,,\nspam,cough,and more,,\n")
     expected = pd.read_csv(tmp_path / "d.csv", dtype=str, keep_default_na=False)
     assert rows(tmp_path / "d.csv") == expected.to_dict("records")
-    assert "1 rows go on in columns without a name, which are the fields Unnamed: 2, Unnamed: 3" in capsys.readouterr().err
+    assert (
+        "1 rows go on in columns without a name, which are the fields Unnamed: 2, Unnamed: 3"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("per", "by"), [("line", "line"), ("blank-line", "paragraph"), ("file", "document")])
@@ -177,17 +193,26 @@ def test_plain_text_against_datasets(tmp_path, per, by):
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_packed_in_parts(tmp_path, suffix):
-    parts = [gzip.compress(b'{"text": "a"}\n') if suffix == ".gz" else pa.compress(b'{"text": "a"}\n', "zstd", asbytes=True)] * 3
+    parts = [
+        (
+            gzip.compress(b'{"text": "a"}\n')
+            if suffix == ".gz"
+            else pa.compress(b'{"text": "a"}\n', "zstd", asbytes=True)
+        )
+    ] * 3
     (tmp_path / f"d.jsonl{suffix}").write_bytes(b"".join(parts))
     assert texts_of(tmp_path / f"d.jsonl{suffix}") == ["a"] * 3
 
 
-# --- what is recognised, and what is not ------------------------------------------------------------------------------
+# --- what is recognised, and what is not --------------------------------------------------------------------
 
 SHAPES = {
     "the only key": ('{"questions": [{"text": "a"}]}', [{"text": "a"}]),
     "a known key": ('{"about": "x", "rows": [{"text": "a"}, {"text": "b"}]}', [{"text": "a"}, {"text": "b"}]),
-    "one conversation": ('{"messages": [{"role": "user", "content": "a"}]}', [{"messages": [{"role": "user", "content": "a"}]}]),
+    "one conversation": (
+        '{"messages": [{"role": "user", "content": "a"}]}',
+        [{"messages": [{"role": "user", "content": "a"}]}],
+    ),
     "one row": ('{"text": "a"}', [{"text": "a"}]),
     "one row, printed": ('{\n"text": "a",\n"tags": ["x"]\n}', [{"text": "a", "tags": ["x"]}]),
     "by id, keys of its own": ('{"7": {"id": 1, "text": "a"}}', [{"id": 1, "text": "a"}]),
@@ -204,7 +229,10 @@ def test_shapes_of_json(tmp_path, content, expected):
 
 
 REFUSED = {
-    "d.json": ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "under train, test: --rows train reads these"),
+    "d.json": (
+        '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+        "under train, test: --rows train reads these",
+    ),
     "e.json": ('{"text": "a", "entities": [{"text": "b"}]}', "--rows entities"),
     "f.json#a.b": ('{"a": {"c": [1]}}', "no key 'a.b' there"),
     "g.json": ('"text"', "must hold a list of objects"),
@@ -224,7 +252,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_says_the_mend(tmp_path, name):
     content, words = REFUSED[name]
-    (tmp_path / name.partition("#")[0]).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / name.partition("#")[0]).write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     with pytest.raises(UserError, match=re.escape(words)) as e:
         texts_of(tmp_path / name)
     assert name.partition("#")[0] in str(e.value)
@@ -276,7 +306,7 @@ def test_what_was_recognised_is_said_once(tmp_path, capsys, name, said):
     assert said in capsys.readouterr().err
 
 
-# --- the flags --------------------------------------------------------------------------------------------------------
+# --- the flags ----------------------------------------------------------------------------------------------
 
 
 def test_flags_become_part_of_the_names(tmp_path, monkeypatch):
@@ -285,19 +315,35 @@ def test_flags_become_part_of_the_names(tmp_path, monkeypatch):
         WRITE[name](tmp_path / name)
     names = ["several.json", "bars.csv", "texts.txt", "rows.jsonl", "hub:a/b", "several.json#test"]
     found = with_flags(*names, rows="train", separator="bar", document_per="file")
-    assert found == ["several.json#train", "bars.csv#bar", "texts.txt#file", "rows.jsonl", "hub:a/b", "several.json#test"]
+    assert found == [
+        "several.json#train",
+        "bars.csv#bar",
+        "texts.txt#file",
+        "rows.jsonl",
+        "hub:a/b",
+        "several.json#test",
+    ]
     assert with_flags("several.json:0.5", rows="test") == ["several.json#test:0.5"]
     assert with_flags("side=several.json", rows="test", flag="val_data") == ["side=several.json#test"]
     assert with_flags("several.json") == ["several.json"]
     for given in ({"rows": "data"}, {"separator": "tab"}, {"document_per": "line"}):
-        with pytest.raises(UserError, match=f"--{next(iter(given)).replace('_', '-')} .*: no .* file is read"):
+        with pytest.raises(
+            UserError, match=f"--{next(iter(given)).replace('_', '-')} .*: no .* file is read"
+        ):
             with_flags("rows.jsonl", **given)
     (tmp_path / "odd#name.jsonl").write_text('{"text": "a"}')
     assert texts_of("odd#name.jsonl") == ["a"] and find("odd#name.jsonl").how is None
 
 
 def test_separators_have_names():
-    assert [reading.separator(s) for s in (";", "\t", r"\t", "tab", ",", "|")] == ["semicolon", "tab", "tab", "tab", "comma", "bar"]
+    assert [reading.separator(s) for s in (";", "\t", r"\t", "tab", ",", "|")] == [
+        "semicolon",
+        "tab",
+        "tab",
+        "tab",
+        "comma",
+        "bar",
+    ]
     with pytest.raises(argparse.ArgumentTypeError, match="comma, semicolon, tab, bar"):
         reading.separator("::")
 
@@ -306,30 +352,48 @@ def test_how_a_file_is_read_is_part_of_the_caches_key(tmp_path, bpe_dir, monkeyp
     monkeypatch.setenv("NANOMED_CACHE", str(tmp_path / "cache"))
     tokenizer = load_tokenizer(bpe_dir)
     (tmp_path / "d.txt").write_text("a\n\nb\nc\n")
-    count = {per: len(encode_corpus(f"{tmp_path / 'd.txt'}#{per}", tokenizer).documents) for per in ("line", "file", "blank-line")}
+    count = {
+        per: len(encode_corpus(f"{tmp_path / 'd.txt'}#{per}", tokenizer).documents)
+        for per in ("line", "file", "blank-line")
+    }
     assert count == {"line": 3, "file": 1, "blank-line": 2}
     (tmp_path / "several.json").write_text(json.dumps({"a": ROWS, "b": ROWS[:1]}))
-    assert [len(encode_corpus(f"{tmp_path / 'several.json'}#{key}", tokenizer).documents) for key in "ab"] == [4, 1]
+    assert [
+        len(encode_corpus(f"{tmp_path / 'several.json'}#{key}", tokenizer).documents) for key in "ab"
+    ] == [4, 1]
     folder(tmp_path / "texts")
     before = encode_corpus(str(tmp_path / "texts"), tokenizer).sha256
     (tmp_path / "texts" / "2.txt").write_text("changed")
     assert encode_corpus(str(tmp_path / "texts"), tokenizer).sha256 != before
 
 
-# --- fields -----------------------------------------------------------------------------------------------------------
+# --- fields -------------------------------------------------------------------------------------------------
 
 
 def test_paths_reach_into_lists():
     row = {"messages": [{"content": "a"}, {"content": "b"}], "0": "c", "m": [[1, "d"]]}
     assert get_text(row, "messages.1.content") == get_text(row, "messages.-1.content") == "b"
     assert (get_text(row, "0"), get_text(row, "m.0.1")) == ("c", "d")
-    for path in ("messages.2.content", "messages.-3.content", "messages.x", "messages.1.0", "m.0.1.0", "messages.٣"):
+    for path in (
+        "messages.2.content",
+        "messages.-3.content",
+        "messages.x",
+        "messages.1.0",
+        "m.0.1.0",
+        "messages.٣",
+    ):
         assert get_value(row, path) is None
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.parquet", "all.parquet"])
 def test_nan_is_an_empty_field_and_a_number_an_answer(tmp_path, name):
-    frame = pd.DataFrame({"question": ["a", "b"], "input": [np.nan, np.nan if name == "all.parquet" else "x"], "answer": [4, 5]})
+    frame = pd.DataFrame(
+        {
+            "question": ["a", "b"],
+            "input": [np.nan, np.nan if name == "all.parquet" else "x"],
+            "answer": [4, 5],
+        }
+    )
     path = tmp_path / name
     records = frame.to_dict("records")
     match path.suffix:
@@ -342,7 +406,10 @@ def test_nan_is_an_empty_field_and_a_number_an_answer(tmp_path, name):
         case ".parquet":
             frame.to_parquet(path)
     items, bad, _ = read_instructions([str(path)], Fields(), None, False)
-    assert [(i.input, i.response) for i in items] == [("", "4"), ("" if name == "all.parquet" else "x", "5")] and bad == 0
+    assert [(i.input, i.response) for i in items] == [
+        ("", "4"),
+        ("" if name == "all.parquet" else "x", "5"),
+    ] and bad == 0
 
 
 def test_a_missing_text_is_no_number(tmp_path):
@@ -355,7 +422,7 @@ def test_a_missing_text_is_no_number(tmp_path):
         read_instructions([str(path)], Fields(), None, False)
 
 
-# --- PubMed -----------------------------------------------------------------------------------------------------------
+# --- PubMed -------------------------------------------------------------------------------------------------
 
 
 def test_pubmed_xml(tmp_path, capsys):
@@ -376,7 +443,8 @@ def test_pubmed_xml(tmp_path, capsys):
     ]
     deleted = "<DeleteCitation><PMID>2</PMID><PMID>99</PMID></DeleteCitation>"
     doctype = (
-        '<?xml version="1.0" encoding="utf-8"?><!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle//EN" "pubmed.dtd">'
+        '<?xml version="1.0" encoding="utf-8"?><!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD'
+        ' PubMedArticle//EN" "pubmed.dtd">'
     )
     content = f"{doctype}<PubmedArticleSet>{''.join(records)}{deleted}</PubmedArticleSet>"
     (tmp_path / "p.xml").write_text(content)
@@ -402,13 +470,15 @@ def test_pubmed_xml(tmp_path, capsys):
 
 def test_medline(tmp_path, capsys):
     (tmp_path / "p.nbib").write_text(
-        "\nPMID- 7\nOWN - NLM\nTI  - A long\n      title.\nAB  - AIM: to see. RESULTS:\n      seen.\nFAU - Doe, J\nAU  - Doe J\n"
-        "\nPMID- 8\nBTI - A book\n\nPMID- 7\nTI  - Newer\n"
+        "\nPMID- 7\nOWN - NLM\nTI  - A long\n      title.\nAB  - AIM: to see. RESULTS:\n      seen.\nFAU -"
+        " Doe, J\nAU  - Doe J\n\nPMID- 8\nBTI - A book\n\nPMID- 7\nTI  - Newer\n"
     )
     found = {row["pmid"]: row["text"] for row in rows(tmp_path / "p.nbib")}
     assert found == {"8": "A book", "7": "Newer"}
     assert "3 PubMed records, 1 repeated (the last counts), 2 with a title alone" in capsys.readouterr().err
-    (tmp_path / "p.nbib").write_text("PMID- 7\nTI  - A long\n      title.\nAB  - AIM: to see. RESULTS:\n      seen.\n")
+    (tmp_path / "p.nbib").write_text(
+        "PMID- 7\nTI  - A long\n      title.\nAB  - AIM: to see. RESULTS:\n      seen.\n"
+    )
     assert texts_of(tmp_path / "p.nbib") == ["A long title.\nAIM: to see. RESULTS: seen."]
     (tmp_path / "q.nbib").write_text("TY  - JOUR\nhello\n")
     with pytest.raises(UserError, match="q.nbib, line 2: not MEDLINE"):
@@ -417,10 +487,23 @@ def test_medline(tmp_path, capsys):
 
 def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
     ids = sorted(pubmedqa.official_ids())[:3]
-    hub = [{"pubid": int(i), "question": f"Is {i}?", "context": {"contexts": ["a", "b"]}, "final_decision": "yes"} for i in ids]
-    theirs = {i: {"QUESTION": f"Is {i}?", "CONTEXTS": ["a", "b"], "MESHES": ["x"], "final_decision": "yes"} for i in [*ids, "1"]}
+    hub = [
+        {
+            "pubid": int(i),
+            "question": f"Is {i}?",
+            "context": {"contexts": ["a", "b"]},
+            "final_decision": "yes",
+        }
+        for i in ids
+    ]
+    theirs = {
+        i: {"QUESTION": f"Is {i}?", "CONTEXTS": ["a", "b"], "MESHES": ["x"], "final_decision": "yes"}
+        for i in [*ids, "1"]
+    }
     (tmp_path / "hub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
     (tmp_path / "ori_pqal.json").write_text(json.dumps(theirs, indent=2))
     take = pubmedqa.taker("pubmedqa", pubmedqa.official_ids())
-    items, other = (read_choices([str(tmp_path / n)], take, None, False)[0] for n in ("ori_pqal.json", "hub.jsonl"))
+    items, other = (
+        read_choices([str(tmp_path / n)], take, None, False)[0] for n in ("ori_pqal.json", "hub.jsonl")
+    )
     assert items == other and len(items) == 3 and items[0].gold == "a\nb"

@@ -22,12 +22,15 @@ def write_rows(path, rows):
 
 @pytest.fixture
 def trained_on(monkeypatch):
-    """{"training": texts, "sets": names}: the batches and validation sets that reach the loop, which is not run."""
+    """{"training": texts, "sets": names}: the batches and validation sets that reach the loop, which is not
+    run."""
     seen = {}
 
     def train(args, setup, job):
         epoch = [batch for k in range(job.blocks.windows_per_epoch) for batch in job.blocks.window(k)]
-        seen["training"] = "".join(setup.tokenizer.decode(row) for batch in epoch for row in batch[0].tolist())
+        seen["training"] = "".join(
+            setup.tokenizer.decode(row) for batch in epoch for row in batch[0].tolist()
+        )
         seen["validation"], seen["facts"], seen["held"] = list(job.validation), job.facts, job.held
 
     monkeypatch.setattr(run, "train", train)
@@ -39,13 +42,17 @@ def texts_of(held, texts):
 
 
 @pytest.mark.parametrize("name", ["train_clm.py", "train_cls.py"])
-def test_what_is_excluded_is_in_neither_training_nor_validation(script, trained_on, model_dir, tmp_path, name):
+def test_what_is_excluded_is_in_neither_training_nor_validation(
+    script, trained_on, model_dir, tmp_path, name
+):
     texts = make_texts(60, 31)
     test = write_jsonl(tmp_path / "test.jsonl", texts[:30])
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
     other = write_jsonl(tmp_path / "other.jsonl", make_texts(20, 32))
     data = ("--data", docs) if name == "train_clm.py" else ("--positives", docs, "--negatives", other)
-    out = script(name, "--model", model_dir, *data, "--exclude", test, "--out", "o", "--val-fraction", 0.25, *TINY)
+    out = script(
+        name, "--model", model_dir, *data, "--exclude", test, "--out", "o", "--val-fraction", 0.25, *TINY
+    )
     assert "30 training" in out.stdout, out.stderr
     sides = trained_on["facts"]
     if name == "train_clm.py":
@@ -56,8 +63,11 @@ def test_what_is_excluded_is_in_neither_training_nor_validation(script, trained_
     assert not any(t[:30] in trained_on["training"] for t in texts[:30])
 
 
-def test_replay_leaves_out_what_is_excluded_and_what_an_earlier_phase_held_out(script, trained_on, model_dir, tmp_path):
-    """The README's road: phase 2 holds documents out with --exclude and validates on others, phase 4 replays all it read."""
+def test_replay_leaves_out_what_is_excluded_and_what_an_earlier_phase_held_out(
+    script, trained_on, model_dir, tmp_path
+):
+    """The README's road: phase 2 holds documents out with --exclude and validates on others, phase 4 replays
+    all it read."""
     abstracts, held, excluded = make_texts(40, 501), make_texts(10, 500), make_texts(5, 502)
     docs = write_jsonl(tmp_path / "abstracts.jsonl", abstracts + held + excluded)
     pairs = write_rows(tmp_path / "pairs.jsonl", [{"question": f"{k}?", "answer": "yes"} for k in range(60)])
@@ -68,7 +78,18 @@ def test_replay_leaves_out_what_is_excluded_and_what_an_earlier_phase_held_out(s
     heldout.write(heldout.HeldOut({heldout.digest(t) for t in held}), adapted)
     write_jsonl(tmp_path / "test.jsonl", excluded)
     out = script(
-        "train_sft.py", "--model", adapted, "--data", pairs, "--replay", docs, "--exclude", "test.jsonl", "--out", "o", *TINY
+        "train_sft.py",
+        "--model",
+        adapted,
+        "--data",
+        pairs,
+        "--replay",
+        docs,
+        "--exclude",
+        "test.jsonl",
+        "--out",
+        "o",
+        *TINY,
     )
     assert "15 documents that are held out, now or by an earlier phase" in out.stdout, out.stderr
     assert sum(t[:25] in trained_on["training"] for t in abstracts) > 35
@@ -81,7 +102,18 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
     val = write_jsonl(tmp_path / "val.jsonl", make_texts(3, 3))
     assert (
         script(
-            "train_clm.py", "--model", model_dir, "--data", docs, "--exclude", test, "--val-data", val, "--out", "a", *TINY
+            "train_clm.py",
+            "--model",
+            model_dir,
+            "--data",
+            docs,
+            "--exclude",
+            test,
+            "--val-data",
+            val,
+            "--out",
+            "a",
+            *TINY,
         ).returncode
         == 0
     )
@@ -92,20 +124,41 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
     assert len(heldout.earlier(tmp_path / "c").documents) >= 7  # and on, from phase to phase
     assert "note: " not in script("train_clm.py", "--model", "a", "--data", docs, "--out", "b", *TINY).stdout
     (tmp_path / "a" / "held_out.json").write_text('{"documents": [3]}')
-    assert_refused(script("train_clm.py", "--model", "a", "--data", docs, "--out", "d", *TINY), "held_out.json")
+    assert_refused(
+        script("train_clm.py", "--model", "a", "--data", docs, "--out", "d", *TINY), "held_out.json"
+    )
 
 
-def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(script, trained_on, model_dir, tmp_path):
+def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(
+    script, trained_on, model_dir, tmp_path
+):
     texts = make_texts(20, 5)
     docs, val = write_jsonl(tmp_path / "docs.jsonl", texts), write_jsonl(tmp_path / "val.jsonl", texts[:6])
-    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--val-data", val, "--exclude", val, "--out", "o", *TINY)
+    out = script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--val-data",
+        val,
+        "--exclude",
+        val,
+        "--out",
+        "o",
+        *TINY,
+    )
     assert "6 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
     assert (trained_on["facts"]["val_documents"], trained_on["facts"]["documents"]) == (6, 14)
 
 
 @pytest.mark.parametrize("flag", ["--val-data", "--exclude"])
 def test_a_group_stays_on_one_side_of_whatever_is_held_out(script, trained_on, model_dir, tmp_path, flag):
-    rows = [{"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d} for d in "abcdef" for k in range(5)]
+    rows = [
+        {"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d}
+        for d in "abcdef"
+        for k in range(5)
+    ]
     held = write_rows(tmp_path / "held.jsonl", rows[4:5])  # one row of the group a
     data = write_rows(tmp_path / "data.jsonl", rows[:4] + rows[5:])
     out = script(
@@ -133,10 +186,27 @@ def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp
     texts = make_texts(12, 7)
     both = write_rows(
         tmp_path / "both.jsonl",
-        [{"text": texts[0]}, {"question": "Why?", "input": texts[1], "answer": texts[2]}, {"question": "How?", "text": texts[3]}],
+        [
+            {"text": texts[0]},
+            {"question": "Why?", "input": texts[1], "answer": texts[2]},
+            {"question": "How?", "text": texts[3]},
+        ],
     )
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
-    script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", both, "--val-fraction", 0, "--out", "o", *TINY)
+    script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--exclude",
+        both,
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
     assert trained_on["facts"]["documents"] == 8
     rows = [
         {"question": "Why?", "input": texts[1], "answer": "other"},
@@ -145,8 +215,23 @@ def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp
         {"question": "Why?", "answer": "d"},
     ]
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
-    out = script("train_sft.py", "--model", model_dir, "--data", pairs, "--exclude", both, "--val-fraction", 0, "--out", "o", *TINY)
-    assert trained_on["facts"]["examples"] == 1, out.stderr  # the question alone, without the input, is another one
+    out = script(
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        pairs,
+        "--exclude",
+        both,
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
+    assert trained_on["facts"]["examples"] == 1, (
+        out.stderr
+    )  # the question alone, without the input, is another one
     assert_refused(
         script(
             "train_clm.py",
@@ -169,7 +254,9 @@ def test_a_question_is_held_out_whatever_its_answer():
     held = heldout.HeldOut()
     held.add_rows([Instruction("q", "x", "two", group="g")])
     assert held.has_row(Instruction("q", "x", "one")) and not held.has_row(Instruction("q", "y", "one"))
-    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(Instruction("other", "", "two"))
+    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(
+        Instruction("other", "", "two")
+    )
 
 
 def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, model_dir, tmp_path):
@@ -190,7 +277,18 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
         *TINY,
     )
     assert_refused(out, "no text of the label")  # all of `there` is held out
-    out = script("train_cls.py", "--model", model_dir, "--data", data.name, "--val-data", f"here={val.name}", "--out", "c", *TINY)
+    out = script(
+        "train_cls.py",
+        "--model",
+        model_dir,
+        "--data",
+        data.name,
+        "--val-data",
+        f"here={val.name}",
+        "--out",
+        "c",
+        *TINY,
+    )
     assert out.returncode == 0, out.stderr
     o = measure.open_model(str(tmp_path / "c"), classifier=True)
     sides, why = training_sides(o.directory)
@@ -206,33 +304,64 @@ def test_fields_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("name", ["train_cls.py", "train_sft.py"])
 def test_the_overlap_is_said_in_every_script(script, trained_on, model_dir, tmp_path, name):
-    rows = [{"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"} for k, t in enumerate(make_texts(12, 4))]
+    rows = [
+        {"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"}
+        for k, t in enumerate(make_texts(12, 4))
+    ]
     data, val = write_rows(tmp_path / "d.jsonl", rows[:8]), write_rows(tmp_path / "v.jsonl", rows[8:])
-    out = script(name, "--model", model_dir, "--data", data, "--val-data", val, "--exclude", val, "--out", "o", *TINY)
+    out = script(
+        name, "--model", model_dir, "--data", data, "--val-data", val, "--exclude", val, "--out", "o", *TINY
+    )
     assert "4 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
 
 
 @pytest.mark.parametrize("name", ["train_clm.py", "train_cls.py", "train_sft.py"])
 def test_when_everything_is_excluded_that_is_what_is_said(script, model_dir, tmp_path, name):
-    rows = [{"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"} for k, t in enumerate(make_texts(6, 4))]
+    rows = [
+        {"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"}
+        for k, t in enumerate(make_texts(6, 4))
+    ]
     data = write_rows(tmp_path / "d.jsonl", rows)
     out = script(name, "--model", model_dir, "--data", data, "--exclude", data, "--out", "o", *TINY)
     assert_refused(out, "left to train on")
     assert "cannot be split" not in out.stderr
 
 
-def test_bad_rows_of_an_exclusion_are_counted_and_other_fields_are_nobodys_business(script, trained_on, model_dir, tmp_path):
+def test_bad_rows_of_an_exclusion_are_counted_and_other_fields_are_nobodys_business(
+    script, trained_on, model_dir, tmp_path
+):
     texts = make_texts(12, 7)
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
-    odd = [{"text": texts[0], "question": "Which?", "answer": 3, "input": ["a"]}, {"txt": texts[1]}, {"text": texts[2]}]
+    odd = [
+        {"text": texts[0], "question": "Which?", "answer": 3, "input": ["a"]},
+        {"txt": texts[1]},
+        {"text": texts[2]},
+    ]
     held = write_rows(tmp_path / "held.jsonl", odd)
-    args = ("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", held, "--val-fraction", 0, "--out", "o", *TINY)
+    args = (
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--exclude",
+        held,
+        "--val-fraction",
+        0,
+        "--out",
+        "o",
+        *TINY,
+    )
     assert_refused(script(*args), "row 2", "neither a text")
     out = script(*args, "--skip-bad-rows")
-    assert "1 bad rows of --exclude left out" in out.stdout and trained_on["facts"]["documents"] == 10, out.stderr
+    assert "1 bad rows of --exclude left out" in out.stdout and trained_on["facts"]["documents"] == 10, (
+        out.stderr
+    )
 
 
-def test_validation_rows_are_told_from_documents_by_the_first_good_one(script, trained_on, model_dir, tmp_path):
+def test_validation_rows_are_told_from_documents_by_the_first_good_one(
+    script, trained_on, model_dir, tmp_path
+):
     pairs = write_rows(tmp_path / "p.jsonl", [{"question": f"{k}?", "answer": "yes"} for k in range(8)])
     val = tmp_path / "v.jsonl"
     val.write_text("{broken\n" + json.dumps({"question": "new?", "answer": "no"}) + "\n")

@@ -29,22 +29,40 @@ from nanomed.text.templates import TEMPLATES, load_template
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, every_family, make_texts, write_jsonl
 
-# What must be supervised (the end besides) and the whole text before it, written out by hand for each template.
+# What must be supervised (the end besides) and the whole text before it, written out by hand for each
+# template.
 EXPECTED = {
     ("response", ""): ("### Instruction:\nWhat is flu?\n### Response:\n", "A viral disease."),
-    ("response", "In adults."): ("### Instruction:\nWhat is flu?\nIn adults.\n### Response:\n", "A viral disease."),
+    ("response", "In adults."): (
+        "### Instruction:\nWhat is flu?\nIn adults.\n### Response:\n",
+        "A viral disease.",
+    ),
     ("medtuned", ""): ("### Instruction:\nWhat is flu?\n### Output:\n", "A viral disease."),
-    ("medtuned", "In adults."): ("### Instruction:\nWhat is flu?\n### Input:\nIn adults.\n### Output:\n", "A viral disease."),
-    ("flashcards", ""): ("Instruction: Answer this question truthfully\nQuestion: What is flu?\nResponse:", " A viral disease."),
-    ("flashcards", "In adults."): ("Instruction: What is flu?\nQuestion: In adults.\nResponse:", " A viral disease."),
+    ("medtuned", "In adults."): (
+        "### Instruction:\nWhat is flu?\n### Input:\nIn adults.\n### Output:\n",
+        "A viral disease.",
+    ),
+    ("flashcards", ""): (
+        "Instruction: Answer this question truthfully\nQuestion: What is flu?\nResponse:",
+        " A viral disease.",
+    ),
+    ("flashcards", "In adults."): (
+        "Instruction: What is flu?\nQuestion: In adults.\nResponse:",
+        " A viral disease.",
+    ),
     ("alpaca", ""): (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\nWhat is flu?\n\n### Response:\n",
+        (
+            "Below is an instruction that describes a task. Write a response that appropriately completes the"
+            " request.\n\n### Instruction:\nWhat is flu?\n\n### Response:\n"
+        ),
         "A viral disease.",
     ),
     ("alpaca", "In adults."): (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
-        "that appropriately completes the request.\n\n### Instruction:\nWhat is flu?\n\n### Input:\nIn adults.\n\n### Response:\n",
+        (
+            "Below is an instruction that describes a task, paired with an input that provides further"
+            " context. Write a response that appropriately completes the request.\n\n### Instruction:\nWhat"
+            " is flu?\n\n### Input:\nIn adults.\n\n### Response:\n"
+        ),
         "A viral disease.",
     ),
 }
@@ -74,7 +92,9 @@ def test_the_response_and_its_end_are_supervised_and_nothing_else(tok, template,
     idx, targets = collate([[example]])
     assert tok.decode(idx[0]) == prompt + response  # the end is predicted and never an input
     assert (targets[0, : len(tok.encode(prompt)) - 1] == IGNORE).all()
-    assert targets[0, len(tok.encode(prompt)) - 1] == tok.encode(response)[0]  # the prompt's last token predicts it
+    assert (
+        targets[0, len(tok.encode(prompt)) - 1] == tok.encode(response)[0]
+    )  # the prompt's last token predicts it
 
 
 def test_a_marker_or_a_brace_in_the_answer_is_text_like_any_other(tok):
@@ -100,7 +120,10 @@ def test_truncated_dropped_and_empty_examples_are_counted(tok):
     assert (none.dropped, none.examples) == (2, [])
     empty = encode(tok, [Instruction("What is flu?", "", "")])
     assert empty.empty == 1 and supervised(tok, empty.examples[0]) == [tok.eos]
-    assert str(Encoded([], 3, 2, 1)) == ", 3 truncated, 2 dropped (no room for an answer), 1 with an empty response"
+    assert (
+        str(Encoded([], 3, 2, 1))
+        == ", 3 truncated, 2 dropped (no room for an answer), 1 with an empty response"
+    )
 
 
 def test_prompts_are_supervised_if_asked_for(tok):
@@ -154,7 +177,9 @@ def test_packed_examples_have_the_loss_and_gradients_that_they_have_alone(model_
     total = 0.0
     for e in examples:
         ids = torch.from_numpy(e.ids)[None]
-        total = total + F.cross_entropy(model(ids[:, :-1])[0, e.start - 1 :], ids[0, e.start :], reduction="sum")
+        total = total + F.cross_entropy(
+            model(ids[:, :-1])[0, e.start - 1 :], ids[0, e.start :], reduction="sum"
+        )
     count = sum(len(e.ids) - e.start for e in examples)
     (total / count).backward()
     results.append((count, total / count, {k: p.grad.clone() for k, p in model.named_parameters()}))
@@ -170,7 +195,9 @@ def test_text_is_replayed_whole_and_in_pieces(tok, tmp_path):
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", texts)), tok)
     pieces = text_examples(corpus.all(), 16, limit=6, seed=0)
     ids = np.concatenate([e.ids[e.start :] for e in pieces])
-    assert ids.tolist() == np.concatenate([tok.encode(t) for t in texts]).tolist()  # each token predicted once
+    assert (
+        ids.tolist() == np.concatenate([tok.encode(t) for t in texts]).tolist()
+    )  # each token predicted once
     assert max(len(e.ids) for e in pieces) == 17
     assert pieces[0].ids[0] == tok.eos
     few = text_examples(corpus.all(), 1000, limit=2, seed=0)
@@ -187,7 +214,7 @@ def test_batches_deal_every_item_once_an_epoch_in_an_order_of_its_own():
     assert batches.window(4) == Batches(list(range(10)), lambda items: items, 2, 2, 3).window(4)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def rows_file(path, rows):
@@ -206,9 +233,16 @@ def test_rows_of_the_usual_kinds(tmp_path):
         ],
     )
     items, bad, sha = read_instructions([file], Fields(), None, False)
-    assert items == [Instruction("I", "", "O"), Instruction("I", "X", "R"), Instruction("Q", "", "A"), Instruction("Q", "", "A")]
+    assert items == [
+        Instruction("I", "", "O"),
+        Instruction("I", "X", "R"),
+        Instruction("Q", "", "A"),
+        Instruction("Q", "", "A"),
+    ]
     assert bad == 0 and len(sha) == 64
-    nested = rows_file(tmp_path / "b.jsonl", [{"q": {"text": "Q"}, "contexts": ["one", "two"], "long": "A", "topic": 7}])
+    nested = rows_file(
+        tmp_path / "b.jsonl", [{"q": {"text": "Q"}, "contexts": ["one", "two"], "long": "A", "topic": 7}]
+    )
     fields = Fields("q.text", "contexts", "long", "topic")
     assert read_instructions([nested], fields, None, False)[0] == [Instruction("Q", "one\ntwo", "A", "7")]
 
@@ -242,7 +276,7 @@ def test_groups_stay_on_one_side():
     assert split_instructions(items, 0.0, seed=0) == (items, [])
 
 
-# --- templates of one's own -------------------------------------------------------------------------------------------
+# --- templates of one's own ---------------------------------------------------------------------------------
 
 
 def test_a_template_from_a_file(tmp_path):
@@ -287,7 +321,10 @@ def test_an_unknown_template_names_the_known_ones(tmp_path):
         ({"instruction": "Why?", "question": "Why?", "answer": "So."}, ("Why?", "So.")),
         ({"instruction": "", "question": "Why?", "response": "", "output": "So."}, ("Why?", "So.")),
         ({"instruction": None, "question": "Why?", "answer": ""}, ("Why?", "")),
-        ({"instruction": "Answer.", "question": "Why?", "answer": "So."}, "instruction and question hold different texts"),
+        (
+            {"instruction": "Answer.", "question": "Why?", "answer": "So."},
+            "instruction and question hold different texts",
+        ),
         (
             {"question": "Why?", "response": "So.", "output": "Not so."},
             "response and output hold different texts; --response-field",
@@ -300,7 +337,9 @@ def test_of_several_names_of_one_field_the_filled_one_is_taken_and_two_are_asked
     if isinstance(taken, str):
         with pytest.raises(UserError, match=taken):
             read_instructions([str(path)], Fields(), None, False)
-        (item,) = read_instructions([str(path)], Fields(instruction="question", response="output,answer"), None, False)[0]
+        (item,) = read_instructions(
+            [str(path)], Fields(instruction="question", response="output,answer"), None, False
+        )[0]
         assert item.instruction == "Why?"
         return
     (item,) = read_instructions([str(path)], Fields(), None, False)[0]

@@ -1,5 +1,5 @@
-"""What a label field means, against datasets' ClassLabel, scikit-learn's MultiLabelBinarizer and the names of transformers; and the
-split by label, against scikit-learn's stratified ones."""
+"""What a label field means, against datasets' ClassLabel, scikit-learn's MultiLabelBinarizer and the names of
+transformers; and the split by label, against scikit-learn's stratified ones."""
 
 import json
 from collections import Counter
@@ -24,7 +24,8 @@ NAMES = ["asthma", "fever", "tumor", "renal"]
 
 def write(path, values, field="labels", **more):
     rows = [
-        {"text": f"text {k}", field: value} | {key: column[k] for key, column in more.items()} for k, value in enumerate(values)
+        {"text": f"text {k}", field: value} | {key: column[k] for key, column in more.items()}
+        for k, value in enumerate(values)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -36,7 +37,9 @@ def read(path, how=PLAIN, field="label,labels", say=print):
 
 def meaning(values, how=PLAIN, order=()):
     """What named() makes of rows that hold these values."""
-    return named([(f"f, row {k}", value_of({"labels": v}, "labels", how)) for k, v in enumerate(values, 1)], how, order)
+    return named(
+        [(f"f, row {k}", value_of({"labels": v}, "labels", how)) for k, v in enumerate(values, 1)], how, order
+    )
 
 
 @pytest.mark.parametrize("kind", [int, float, bool])
@@ -46,7 +49,9 @@ def test_vectors_are_what_multilabelbinarizer_wrote(tmp_path, kind):
     binarizer = MultiLabelBinarizer(classes=NAMES)
     vectors = [[kind(x) for x in row] for row in binarizer.fit_transform(sets)]
     found = read(write(tmp_path / "v.jsonl", vectors), Spelling(names=tuple(NAMES)))
-    assert found.multi_label and found.names() == NAMES and [list(item.labels) for item in found.items] == sets
+    assert (
+        found.multi_label and found.names() == NAMES and [list(item.labels) for item in found.items] == sets
+    )
     assert targets_of(found.items, NAMES, True).tolist() == np.array(vectors, float).tolist()
     # without names: by their places, as transformers names them
     plain = read(write(tmp_path / "v.jsonl", vectors))
@@ -58,7 +63,10 @@ def test_vectors_are_what_multilabelbinarizer_wrote(tmp_path, kind):
 
 def test_what_could_be_either_is_asked_for():
     for values in ([[0, 1], [1, 0]], [[1], [0]], [[True], [False]]):
-        with pytest.raises(UserError, match=r"f, row 1: \[.*could be labels so called, or a vector; --label-lists says whether"):
+        with pytest.raises(
+            UserError,
+            match=r"f, row 1: \[.*could be labels so called, or a vector; --label-lists says whether",
+        ):
             meaning(values)
         assert meaning(values, Spelling(lists="vectors")).order == ("LABEL_0", "LABEL_1")[: len(values[0])]
         assert set(meaning(values, Spelling(lists="names")).labels[0]) == {str(v).lower() for v in values[0]}
@@ -66,7 +74,9 @@ def test_what_could_be_either_is_asked_for():
         meaning([[1, 0, 0, 1], [1, 0, 0]])
     with pytest.raises(UserError, match=r"f, row 2: a vector over 3 labels, where f, row 1 has 4"):
         meaning([[1, 0, 0, 1], [1, 0, 0]], Spelling(lists="vectors"))
-    with pytest.raises(UserError, match=r"f, row 1: a list of 2.*--label-lists|f, row 2: a list of 2.*--label-lists"):
+    with pytest.raises(
+        UserError, match=r"f, row 1: a list of 2.*--label-lists|f, row 2: a list of 2.*--label-lists"
+    ):
         meaning([[1], [0, 1], []])
     with pytest.raises(UserError, match=r"f, row 2: -1 in a list that is else like a vector; --label-lists"):
         meaning([[1, 0, 0], [1, -1, 0]])
@@ -86,7 +96,11 @@ def test_lists_of_names_and_of_numbers_stay_lists_of_names():
 
 def test_numbers_truth_values_and_texts_of_one_label_are_one():
     assert meaning([1, 1.0, "1", 0, "0"]).labels == [("1",), ("1",), ("1",), ("0",), ("0",)]
-    assert meaning(["1.0", "0.0", "1"]).labels == [("1",), ("0",), ("1",)]  # as pandas writes a column with a gap
+    assert meaning(["1.0", "0.0", "1"]).labels == [
+        ("1",),
+        ("0",),
+        ("1",),
+    ]  # as pandas writes a column with a gap
     assert meaning([True, "True", "true", False]).labels == [("true",), ("true",), ("true",), ("false",)]
     # codes are none: each is a label of its own
     assert meaning(["250.0", "250.00", "250"]).labels == [("250.0",), ("250.00",), ("250",)]
@@ -105,25 +119,55 @@ def test_names_of_numbers():
     assert meaning(["yes", "no"], how).order == how.names  # names themselves: their order
     assert meaning([True, False], Spelling(names=("no", "yes"))).labels == [("yes",), ("no",)]
     for values in ([0, 3], ["yes", "perhaps"], [-1]):
-        with pytest.raises(UserError, match=r"f: the label '.*' is none of --label-names \(no, yes, maybe\), nor one's number"):
+        with pytest.raises(
+            UserError,
+            match=r"f: the label '.*' is none of --label-names \(no, yes, maybe\), nor one's number",
+        ):
             meaning(values, how)
     assert name_list('asthma, "Aged, 80 and over"') == ["asthma", "Aged, 80 and over"]
 
 
 def test_several_labels_in_one_text():
     pipes = ["asthma|renal", "No Finding", "renal | fever"]
-    assert meaning(pipes, Spelling(separator="|")).labels == [("asthma", "renal"), ("No Finding",), ("renal", "fever")]
+    assert meaning(pipes, Spelling(separator="|")).labels == [
+        ("asthma", "renal"),
+        ("No Finding",),
+        ("renal", "fever"),
+    ]
     assert meaning(["1|0|0|1", "0|0|0|0"], Spelling(separator="|")).labels == [("LABEL_0", "LABEL_3"), ()]
     lists = ["['asthma', 'renal']", '["fever"]', "[]", "('tumor',)"]
-    assert meaning(lists, Spelling(separator="list")).labels == [("asthma", "renal"), ("fever",), (), ("tumor",)]
-    assert meaning(["[1, 0, 0]", "[1.0, 0.0, 1.0]"], Spelling(separator="list")).labels == [("LABEL_0",), ("LABEL_0", "LABEL_2")]
-    for odd in (str(np.array(["asthma", "renal"])), str(np.array([1, 0, 1])), "asthma", "[asthma]", "['a'", "__import__('os')", ""):
+    assert meaning(lists, Spelling(separator="list")).labels == [
+        ("asthma", "renal"),
+        ("fever",),
+        (),
+        ("tumor",),
+    ]
+    assert meaning(["[1, 0, 0]", "[1.0, 0.0, 1.0]"], Spelling(separator="list")).labels == [
+        ("LABEL_0",),
+        ("LABEL_0", "LABEL_2"),
+    ]
+    for odd in (
+        str(np.array(["asthma", "renal"])),
+        str(np.array([1, 0, 1])),
+        "asthma",
+        "[asthma]",
+        "['a'",
+        "__import__('os')",
+        "",
+    ):
         with pytest.raises(BadRow, match="not a list, as JSON or Python writes it"):
             value_of({"labels": odd}, "labels", Spelling(separator="list"))
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), unique=True), min_size=1))
+@given(
+    st.lists(
+        st.lists(
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), unique=True
+        ),
+        min_size=1,
+    )
+)
 def test_lists_as_text_are_what_was_written(labels):
     how = Spelling(separator="list", lists="names")
     for written in (map(str, labels), map(json.dumps, labels)):
@@ -150,7 +194,11 @@ def test_names_with_commas_are_no_lists():
 
 
 def test_a_column_a_label(tmp_path):
-    columns = {"asthma": [1, 0, 1.0], "Aged, 80 and over": [True, False, "True"], "st.elev": ["0", "1", "1.0"]}
+    columns = {
+        "asthma": [1, 0, 1.0],
+        "Aged, 80 and over": [True, False, "True"],
+        "st.elev": ["0", "1", "1.0"],
+    }
     file = write(tmp_path / "c.jsonl", [None] * 3, **columns)
     found = read(file, Spelling(columns=tuple(columns)))
     assert found.multi_label and found.names() == list(columns)
@@ -158,11 +206,16 @@ def test_a_column_a_label(tmp_path):
     assert read(file, Spelling(columns=tuple(columns), names=("a", "b", "c"))).items[0].labels == ("a", "b")
     with pytest.raises(UserError, match="row 1: no label in the column 'x': null, or no such column"):
         read(file, Spelling(columns=("asthma", "x")))
-    with pytest.raises(UserError, match=r"row 2: the column 'asthma' must hold 0 or 1 \(or true or false\), not ''"):
+    with pytest.raises(
+        UserError, match=r"row 2: the column 'asthma' must hold 0 or 1 \(or true or false\), not ''"
+    ):
         read(write(tmp_path / "c.jsonl", [None] * 2, asthma=[1, ""]), Spelling(columns=("asthma",)))
     csv = tmp_path / "c.csv"  # as pandas writes it
     csv.write_text("text,asthma,fever\na,1.0,False\nb,0.0,True\n")
-    assert [i.labels for i in read(csv, Spelling(columns=("asthma", "fever"))).items] == [("asthma",), ("fever",)]
+    assert [i.labels for i in read(csv, Spelling(columns=("asthma", "fever"))).items] == [
+        ("asthma",),
+        ("fever",),
+    ]
 
 
 def test_a_data_sets_own_names_are_datasets_int2str(tmp_path, monkeypatch):
@@ -176,17 +229,29 @@ def test_a_data_sets_own_names_are_datasets_int2str(tmp_path, monkeypatch):
             "n": datasets.Value("int64"),
         }
     )
-    rows = {"text": ["t", "u", "v"], "label": [2, 0, 2], "codes": [[0], [1, 0], []], "a": [{"b": 1}] * 3, "n": [1, 0, 1]}
+    rows = {
+        "text": ["t", "u", "v"],
+        "label": [2, 0, 2],
+        "codes": [[0], [1, 0], []],
+        "a": [{"b": 1}] * 3,
+        "n": [1, 0, 1],
+    }
     data = datasets.Dataset.from_dict(rows, features)
     data.to_parquet(tmp_path / "d.parquet")
     monkeypatch.setattr("nanomed.text.formats.hub_rows", lambda name: data)
     for file in (str(tmp_path / "d.parquet"), "hub:owner/name"):
         found = read(file)
         assert [i.labels for i in found.items] == [(label.int2str(k),) for k in rows["label"]]
-        assert found.names() == label.names  # in their order, those without a row too: their numbers are the data set's
+        assert (
+            found.names() == label.names
+        )  # in their order, those without a row too: their numbers are the data set's
         assert [i.labels for i in read(file, field="codes").items] == [("yes",), ("no", "yes"), ()]
         assert class_names(file, "x,a.b") == label.names and class_names(file, "n") is None
-        assert [i.labels for i in read(file, Spelling(names=("J", "N", "V"))).items] == [("V",), ("J",), ("V",)]
+        assert [i.labels for i in read(file, Spelling(names=("J", "N", "V"))).items] == [
+            ("V",),
+            ("J",),
+            ("V",),
+        ]
     missing = datasets.Dataset.from_dict(
         {"text": ["t"], "label": [-1]}, datasets.Features({k: features[k] for k in ("text", "label")})
     )
@@ -196,7 +261,9 @@ def test_a_data_sets_own_names_are_datasets_int2str(tmp_path, monkeypatch):
 
 
 def test_truth_values_of_a_parquet_file_are_labels(tmp_path):
-    datasets.Dataset.from_dict({"text": ["t", "u"], "label": [True, False]}).to_parquet(tmp_path / "d.parquet")
+    datasets.Dataset.from_dict({"text": ["t", "u"], "label": [True, False]}).to_parquet(
+        tmp_path / "d.parquet"
+    )
     assert [i.labels for i in read(tmp_path / "d.parquet").items] == [("true",), ("false",)]
 
 
@@ -206,13 +273,19 @@ def test_what_a_model_calls_the_rows_labels():
     assert to_model({"LABEL_2"}, unnamed) == ({}, None)
     assert to_model({"false", "true"}, unnamed[:2])[0] == {"false": "LABEL_0", "true": "LABEL_1"}
     calls, note = to_model({"0", "1"}, own)  # as transformers reads them; said
-    assert calls == {"0": "no", "1": "yes"} and note == "labels are the model's by their numbers: 0 is no, 1 is yes"
+    assert (
+        calls == {"0": "no", "1": "yes"}
+        and note == "labels are the model's by their numbers: 0 is no, 1 is yes"
+    )
     assert to_model({"3"}, unnamed) == ({}, None) and to_model({"1", "yes"}, own) == ({}, None)
-    assert to_model({"1", "2"}, ["1", "2", "3"]) == ({}, None) and to_model({"0"}, ["1", "2", "3"]) == ({}, None)
+    assert to_model({"1", "2"}, ["1", "2", "3"]) == ({}, None) and to_model({"0"}, ["1", "2", "3"]) == (
+        {},
+        None,
+    )
     assert to_model({"true", "false"}, ["False", "True"])[0] == {"true": "True", "false": "False"}
 
 
-# --- the split by label -----------------------------------------------------------------------------------------------
+# --- the split by label -------------------------------------------------------------------------------------
 
 
 def labelled(values):
@@ -227,7 +300,9 @@ def test_sizes_are_those_of_stratifiedshufflesplit(fraction):
     kept, drawn = split_by_label(labelled(y), fraction, 0)
     assert len(drawn) == n and len(kept) + len(drawn) == len(y)
     ours, wanted = Counter(i.labels[0] for i in drawn), Counter(y[k] for k in theirs)
-    assert all(abs(ours[label] - wanted[label]) <= 1 for label in wanted)  # where remainders are equal, chance decides
+    assert all(
+        abs(ours[label] - wanted[label]) <= 1 for label in wanted
+    )  # where remainders are equal, chance decides
     assert all(abs(ours[label] - fraction * count) < 1 for label, count in Counter(y).items())
 
 
@@ -239,7 +314,9 @@ def test_every_class_keeps_a_text_to_train_on(seed):
     rng = np.random.default_rng(seed)
     codes = [f"C{k}" for k in range(200)]
     weights = np.array([1 / (k + 1) for k in range(200)])
-    items = labelled([set(rng.choice(codes, 3, p=weights / weights.sum())) if k % 7 else () for k in range(300)])
+    items = labelled(
+        [set(rng.choice(codes, 3, p=weights / weights.sum())) if k % 7 else () for k in range(300)]
+    )
     counts = Counter(label for item in items for label in item.labels)
     kept, drawn = split_by_label(items, 0.2, seed)
     assert len(drawn) == 60 and {label for i in kept for label in i.labels} == counts.keys()

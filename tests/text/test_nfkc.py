@@ -24,7 +24,14 @@ ONE = {
     "symbol": "ϕ|φ",
     "roman": "factor Ⅷ|factor VIII",
 }
-TWO = {"super": "10⁹|109", "sub": "log₂ 10|log2 10", "fraction": "2½|21/2", "circle": "5①|51", "squared": "㎡|m2", "mu": "μg|mg"}
+TWO = {
+    "super": "10⁹|109",
+    "sub": "log₂ 10|log2 10",
+    "fraction": "2½|21/2",
+    "circle": "5①|51",
+    "squared": "㎡|m2",
+    "mu": "μg|mg",
+}
 
 
 def kept(c):

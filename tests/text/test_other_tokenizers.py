@@ -1,5 +1,5 @@
-"""SmolLM2's, Llama 3's, Llama 2's and Qwen's kinds of tokenizer: ids identical to the `tokenizers` library's on any valid Unicode,
-and which tokens stand for beginning, end and padding."""
+"""SmolLM2's, Llama 3's, Llama 2's and Qwen's kinds of tokenizer: ids identical to the `tokenizers` library's
+on any valid Unicode, and which tokens stand for beginning, end and padding."""
 
 import json
 
@@ -55,7 +55,9 @@ def trained(pre, special: list[str], normalizer=None, alphabet=None) -> Tokenize
     if normalizer:
         bpe.normalizer = normalizer
     alphabet = pre_tokenizers.ByteLevel.alphabet() if alphabet is None else alphabet
-    trainer = trainers.BpeTrainer(vocab_size=450, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=450, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(texts(), trainer)
     return bpe
 
@@ -71,18 +73,25 @@ def write(bpe: Tokenizer, out, change=lambda spec: None, **config):
 
 def smollm2(out):
     alphabet = sorted(c for c, b in BYTE_OF.items() if b not in ABSENT)
-    pre = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pre = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe = trained(pre, [EOT, "<|im_start|>", "<|im_end|>"], alphabet=alphabet)
     return write(bpe, out, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")
 
 
 def llama3(out):
-    """Merges as the conversion from tiktoken's file writes them: every split of every token whose parts are tokens."""
+    """Merges as the conversion from tiktoken's file writes them: every split of every token whose parts are
+    tokens."""
     split = pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated")
-    bpe = trained(pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]), [])
+    bpe = trained(
+        pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]),
+        [],
+    )
     spec, merges = json.loads(bpe.to_str()), []
     vocab = spec["model"]["vocab"]
-    # As in the real one: a token that no merging leads to ("jj" would be merged first), and one that no pair makes.
+    # As in the real one: a token that no merging leads to ("jj" would be merged first), and one that no pair
+    # makes.
     for token in ("jj", "qj", "jq", "qjjq", "zqxwv"):
         vocab[token] = len(vocab)
     for token in sorted(vocab, key=vocab.get):
@@ -118,11 +127,17 @@ def llama2(out):
 
 
 def metaspace(out, scheme: str):
-    """The same vocabulary, its blank put in front by the pre-tokenizer: of a text alone, or of each part between special tokens."""
+    """The same vocabulary, its blank put in front by the pre-tokenizer: of a text alone, or of each part
+    between special tokens."""
     llama2(out)
     spec = json.loads((out / "tokenizer.json").read_text())
     spec["normalizer"] = None
-    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": scheme == "always"}
+    spec["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": scheme,
+        "split": scheme == "always",
+    }
     (out / "tokenizer.json").write_text(json.dumps(spec))
     return out
 
@@ -159,7 +174,9 @@ def pair(request, made):
 
 
 def check(ours, theirs, text):
-    if not isinstance(ours.codec, Library) and (absent := set(text.encode()) & set(ours.codec._without_token)):
+    if not isinstance(ours.codec, Library) and (
+        absent := set(text.encode()) & set(ours.codec._without_token)
+    ):
         with pytest.raises(Unencodable, match=r"its byte 0x\w\w has no token"):
             ours.encode(text)
         text = "".join(c for c in text if not set(c.encode()) & absent)
@@ -188,7 +205,14 @@ def test_the_three_tokens(made):
     im = ("<|im_start|>", "<|im_end|>", "<|im_end|>", EOT, [EOT, "<|im_end|>"], False)
     assert roles("smollm2") == im
     ends = ["<|end_of_text|>"]
-    assert roles("llama3") == ("<|begin_of_text|>", "<|end_of_text|>", "<|end_of_text|>", "<|begin_of_text|>", ends, True)
+    assert roles("llama3") == (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|end_of_text|>",
+        "<|begin_of_text|>",
+        ends,
+        True,
+    )
     assert roles("llama2") == ("<s>", "</s>", "</s>", "<s>", ["</s>"], True)
     assert roles("qwen") == (None, "<|im_end|>", EOT, EOT, [EOT, "<|im_end|>"], False)
 
@@ -227,7 +251,11 @@ def test_a_text_without_ids_is_a_bad_row(script, made, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("smollm2", lambda s: s["pre_tokenizer"]["pretokenizers"][0].update(individual_digits=False), "pre_tokenizer"),
+        (
+            "smollm2",
+            lambda s: s["pre_tokenizer"]["pretokenizers"][0].update(individual_digits=False),
+            "pre_tokenizer",
+        ),
         ("smollm2", lambda s: s["pre_tokenizer"]["pretokenizers"].reverse(), "pre_tokenizer"),
         ("qwen", lambda s: s.update(normalizer={"type": "Lowercase"}), "normalizer"),
         ("llama2", lambda s: s["model"].update(type="Unigram"), "a Unigram tokenizer"),

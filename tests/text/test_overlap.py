@@ -1,4 +1,5 @@
-"""Against brute force on sets of tuples: nothing above the threshold is missed, nothing below it is reported."""
+"""Against brute force on sets of tuples: nothing above the threshold is missed, nothing below it is
+reported."""
 
 import random
 import sys
@@ -12,11 +13,14 @@ from nanomed.errors import UserError
 from nanomed.text import overlap
 from nanomed.text.overlap import Duplicates, describe, near_duplicates, ngram_overlap, words
 
-WORDS = [f"{a}{b}" for a in "bcdfgklm" for b in ("an", "er", "is", "ot", "ux", "yl", "ine", "ose", "gen", "oma")]
+WORDS = [
+    f"{a}{b}" for a in "bcdfgklm" for b in ("an", "er", "is", "ot", "ux", "yl", "ine", "ose", "gen", "oma")
+]
 
 
 class Lazy:
-    """Texts as an index into a mapped file gives them: a length and [k], no iteration. Counts the reads of each."""
+    """Texts as an index into a mapped file gives them: a length and [k], no iteration. Counts the reads of
+    each."""
 
     def __init__(self, texts):
         self.texts, self.reads = texts, [0] * len(texts)
@@ -39,7 +43,9 @@ def mutated(rng, text, edits):
     parts = text.split()
     for _ in range(edits):
         k = rng.randrange(len(parts))
-        parts[k : k + 1] = rng.choice([[rng.choice(WORDS)], [], [parts[k]] * 2]) if len(parts) > 1 else parts[k : k + 1]
+        parts[k : k + 1] = (
+            rng.choice([[rng.choice(WORDS)], [], [parts[k]] * 2]) if len(parts) > 1 else parts[k : k + 1]
+        )
     return " ".join(parts)
 
 
@@ -67,13 +73,20 @@ def shingles(text, width):
 
 
 def brute_force(training, held, threshold, width):
-    """((exact held, near held, exact within, near within), removed, near or equal to a held one), over all pairs."""
+    """((exact held, near held, exact within, near within), removed, near or equal to a held one), over all
+    pairs."""
 
     def similarity(a, b):
         a, b = shingles(a, width), shingles(b, width)
         return len(a & b) / len(a | b) if a and b else 0.0
 
-    others, kept, counts, removed, of_held = [t for texts in held.values() for t in texts], [], [0] * 4, [], []
+    others, kept, counts, removed, of_held = (
+        [t for texts in held.values() for t in texts],
+        [],
+        [0] * 4,
+        [],
+        [],
+    )
     for text in training:
         tests = [
             text in others,
@@ -177,7 +190,12 @@ def test_pairs_at_the_threshold_are_found():
 
 def test_case_blanks_and_punctuation_are_near_but_not_equal():
     text = "Aspirin (100 mg) reduced the risk; of stroke, in adults."
-    same = ["ASPIRIN 100 MG REDUCED THE RISK OF STROKE IN ADULTS", text + "\n", text.replace(" ", "\n\t"), "_" + text]
+    same = [
+        "ASPIRIN 100 MG REDUCED THE RISK OF STROKE IN ADULTS",
+        text + "\n",
+        text.replace(" ", "\n\t"),
+        "_" + text,
+    ]
     d = near_duplicates(same, {"test": [text]})
     assert counts(d) == (0, 4, 0, 0) and [e[0] for e in d.examples] == [1.0] * 4
     d = near_duplicates([text, *same], {})
@@ -195,7 +213,9 @@ def test_short_texts_and_texts_without_words():
 def test_nothing_on_one_side():
     for held in ({}, {"test": []}, {"test": ["a b c"]}):
         d = near_duplicates([], held)
-        assert counts(d) == (0, 0, 0, 0) and len(d.removed) == len(d.near_removed_held) == 0 and d.examples == []
+        assert (
+            counts(d) == (0, 0, 0, 0) and len(d.removed) == len(d.near_removed_held) == 0 and d.examples == []
+        )
     d = near_duplicates(["a b c", "d"], {})
     assert not d.removed.any() and describe(d)[0].startswith("0 of 2 training texts")
 
@@ -234,7 +254,11 @@ def test_texts_are_read_few_times_and_only_by_their_index():
 def test_results_are_the_same_again_and_the_order_of_the_rows_decides():
     texts = mixture(random.Random(6), 150)
     once, again = [near_duplicates(texts, {"a": texts[:5], "b": texts[3:9]}) for _ in range(2)]
-    assert once.examples == again.examples and (once.removed == again.removed).all() and counts(once) == counts(again)
+    assert (
+        once.examples == again.examples
+        and (once.removed == again.removed).all()
+        and counts(once) == counts(again)
+    )
     text = text_of(random.Random(7), 100)
     for training in ([text, text + " x"], [text + " x", text]):
         assert near_duplicates(training, {}).removed.tolist() == [False, True]
@@ -249,10 +273,16 @@ def test_what_bounds_the_memory_changes_nothing(monkeypatch, limit):
     for size in (1, 90):
         monkeypatch.setattr(overlap, limit, size)
         parts = near_duplicates(texts, {})
-        assert parts.examples == whole.examples and (parts.removed == whole.removed).all() and whole.near_within > 5
+        assert (
+            parts.examples == whole.examples
+            and (parts.removed == whole.removed).all()
+            and whole.near_within > 5
+        )
 
 
-@pytest.mark.parametrize("setting, named", [({"threshold": 0.0}, "0.05"), ({"threshold": 1.5}, "1.5"), ({"width": 0}, "0 words")])
+@pytest.mark.parametrize(
+    "setting, named", [({"threshold": 0.0}, "0.05"), ({"threshold": 1.5}, "1.5"), ({"width": 0}, "0 words")]
+)
 def test_settings_that_cannot_be(setting, named):
     with pytest.raises(UserError, match=named):
         near_duplicates(["a"], {}, **setting)
@@ -316,7 +346,12 @@ def test_tiny_ngram_overlap_equals_sets_of_tuples(evaluated, training, n):
 
 def test_ngram_overlap_with_nothing_on_one_side():
     result = ngram_overlap(["too short"], ["a b"])
-    assert (result["too_short"], result["share"], result["training_documents"], result["most"]) == (1, 0.0, 1, [])
+    assert (result["too_short"], result["share"], result["training_documents"], result["most"]) == (
+        1,
+        0.0,
+        1,
+        [],
+    )
     assert ngram_overlap([], ["a"])["of"] == 0
     assert ngram_overlap(["a b c"], [], 2)["share"] == 0.0
 
@@ -328,11 +363,17 @@ def test_what_is_said():
         [(0.934, long, "bad \x1b[31m\x07 and \ud800 \u202e" + long, "test"), (1.0, "same", "same", "training")],
     )  # fmt: skip
     lines = describe(d)
-    assert lines[0] == (
-        "2 of 3 training texts to be taken out: 1 equal to a held text, 1 near one, 0 equal to an earlier training text, 0 near one"
+    assert (
+        lines[0]
+        == "2 of 3 training texts to be taken out: 1 equal to a held text, 1 near one, 0 equal to an earlier"
+        " training text, 0 near one"
     )
     assert lines[1] == "  0.93, near one of test"
-    assert lines[2].startswith("    Line one. line two word word") and lines[2].endswith("…") and len(lines[2]) == 104
+    assert (
+        lines[2].startswith("    Line one. line two word word")
+        and lines[2].endswith("…")
+        and len(lines[2]) == 104
+    )
     assert lines[3].startswith("    bad �[31m� and � �Line one.")
     assert lines[4:] == ["  1.00, equal to one of training", "    same"]
     assert all(c.isprintable() for line in lines for c in line)

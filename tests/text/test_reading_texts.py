@@ -1,5 +1,5 @@
-"""Files of tokenizers and rows as the tools that wrote them mean them: what changes nothing in transformers changes nothing here,
-and every type that a column can have is a text or is refused by name."""
+"""Files of tokenizers and rows as the tools that wrote them mean them: what changes nothing in transformers
+changes nothing here, and every type that a column can have is a text or is refused by name."""
 
 import csv
 import datetime
@@ -20,17 +20,28 @@ from nanomed.evaluation import pubmedqa
 from nanomed.text.rows import BadRow, read_documents
 from nanomed.text.tokenizer import load_tokenizer
 
-TEXTS = ["the acute patient", " leading", "The dose , was 12 mg . It 's naïve", "two  blanks\n\nlines ", "<|endoftext|> is text"]
+TEXTS = [
+    "the acute patient",
+    " leading",
+    "The dose , was 12 mg . It 's naïve",
+    "two  blanks\n\nlines ",
+    "<|endoftext|> is text",
+]
 
 
-# --- tokenizers -------------------------------------------------------------------------------------------------------
+# --- tokenizers ---------------------------------------------------------------------------------------------
 
 
 def begin(single=("<|endoftext|>",)):
     token = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     first = [{"SpecialToken": {"id": name, "type_id": 0}} for name in single]
-    return {"type": "TemplateProcessing", "single": [*first, a], "pair": [a, b], "special_tokens": {"<|endoftext|>": token}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*first, a],
+        "pair": [a, b],
+        "special_tokens": {"<|endoftext|>": token},
+    }
 
 
 TRUNCATION = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -48,7 +59,10 @@ HARMLESS = {
     "padding": ({"padding": PADDING}, {}),
     "trim_offsets": ({"pre_tokenizer": BYTE_LEVEL}, {}),
     "a beginning": ({"post_processor": begin()}, {}),
-    "a beginning after others": ({"post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL, begin()]}}, {}),
+    "a beginning after others": (
+        {"post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL, begin()]}},
+        {},
+    ),
     "a beginning that add_bos_token denies": ({"post_processor": begin()}, {"add_bos_token": False}),
     "add_bos_token and add_eos_token": ({}, {"add_bos_token": True, "add_eos_token": True}),
     "clean_up_tokenization_spaces": ({}, {"clean_up_tokenization_spaces": True}),
@@ -77,7 +91,10 @@ def test_settings_of_a_tokenizer_mean_what_they_mean_in_transformers(changed):
     for text in TEXTS:
         ids = theirs(text, split_special_tokens=True)["input_ids"]
         assert ours.prompt(text).tolist() == ids
-        assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert (
+            ours.encode(text).tolist()
+            == theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
         assert ours.decode(ids) == theirs.decode(ids)
 
 
@@ -102,7 +119,7 @@ def test_a_pre_tokenizer_that_gives_other_ids_is_refused(bpe_dir, tmp_path, pre)
         load_tokenizer(tmp_path)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def documents(path, field="text"):
@@ -140,7 +157,11 @@ def test_datasets_and_pyarrow_write_what_is_read(tmp_path):
     made.to_parquet(tmp_path / "t.parquet")
     for name in ("t.jsonl", "t.csv", "t.parquet"):
         assert documents(tmp_path / name) == texts
-    for column in (pa.array(texts, pa.large_string()), pa.array(texts, pa.string_view()), pa.array(texts).dictionary_encode()):
+    for column in (
+        pa.array(texts, pa.large_string()),
+        pa.array(texts, pa.string_view()),
+        pa.array(texts).dictionary_encode(),
+    ):
         pq.write_table(pa.table({"text": column}), tmp_path / "t.parquet")
         assert documents(tmp_path / "t.parquet") == texts
 
@@ -162,19 +183,31 @@ OTHER_TYPES = {
 @pytest.mark.parametrize("column", OTHER_TYPES.values(), ids=OTHER_TYPES)
 def test_a_column_that_is_no_text_is_refused_with_its_type(tmp_path, column):
     pq.write_table(pa.table({"text": column}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match="row 1: field 'text' is not text but (int|float|bool|bytes|date|Decimal|dict|list)"):
+    with pytest.raises(
+        UserError, match="row 1: field 'text' is not text but (int|float|bool|bytes|date|Decimal|dict|list)"
+    ):
         documents(tmp_path / "t.parquet")
 
 
 def test_other_columns_may_be_of_any_type(tmp_path):
-    pq.write_table(pa.table(OTHER_TYPES | {"text": ["a"], "when": pa.array([1], pa.timestamp("ns"))}), tmp_path / "t.parquet")
+    pq.write_table(
+        pa.table(OTHER_TYPES | {"text": ["a"], "when": pa.array([1], pa.timestamp("ns"))}),
+        tmp_path / "t.parquet",
+    )
     assert documents(tmp_path / "t.parquet") == ["a"]
 
 
 def test_a_field_of_structs_and_a_list_of_texts(tmp_path):
     """PubMedQA's `context.contexts`, as datasets stores it."""
-    features = Features({"context": {"contexts": Sequence(Value("string")), "labels": Sequence(Value("string"))}})
-    rows = {"context": [{"contexts": ["a", "b"], "labels": ["AIM", "END"]}, {"contexts": ["c"], "labels": ["AIM"]}]}
+    features = Features(
+        {"context": {"contexts": Sequence(Value("string")), "labels": Sequence(Value("string"))}}
+    )
+    rows = {
+        "context": [
+            {"contexts": ["a", "b"], "labels": ["AIM", "END"]},
+            {"contexts": ["c"], "labels": ["AIM"]},
+        ]
+    }
     Dataset.from_dict(rows, features).to_parquet(tmp_path / "t.parquet")
     assert documents(tmp_path / "t.parquet", "context.contexts") == ["a\nb", "c"]
 
@@ -187,7 +220,12 @@ def test_a_line_of_a_text_file_ends_at_a_line_feed_alone(tmp_path):
     assert documents(tmp_path / "t.txt") == [line for line in lines if line] == ["a\x0cb\u2028c\x85d", "e"]
 
 
-ROW = {"pubid": 1, "question": "Q?", "context": {"contexts": ["a", "b"], "labels": ["AIM", "END"]}, "final_decision": "yes"}
+ROW = {
+    "pubid": 1,
+    "question": "Q?",
+    "context": {"contexts": ["a", "b"], "labels": ["AIM", "END"]},
+    "final_decision": "yes",
+}
 
 
 @pytest.mark.parametrize("answer", ["Yes", "yes ", 0, True, None, ["yes"], "unknown"])

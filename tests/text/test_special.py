@@ -1,5 +1,5 @@
-"""Special tokens that texts spell: read as the `tokenizers` library reads them or as their letters, or refused; where each
-stands, and the files that name them."""
+"""Special tokens that texts spell: read as the `tokenizers` library reads them or as their letters, or
+refused; where each stands, and the files that name them."""
 
 import json
 
@@ -24,12 +24,17 @@ TINY = ("--context", 64, "--batch-size", 2, "--max-steps", 1, "--dtype", "fp32")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Every kind, with three more special tokens that take the blanks beside them along, or want to stand alone."""
+    """Every kind, with three more special tokens that take the blanks beside them along, or want to stand
+    alone."""
     out = {}
     for name, make in KINDS.items():
         out[name] = make(tmp_path_factory.mktemp(name))
         theirs = Tokenizer.from_file(str(out[name] / "tokenizer.json"))
-        more = [AddedToken("<mask>", lstrip=True), AddedToken("<end>", rstrip=True), AddedToken("STOP", single_word=True)]
+        more = [
+            AddedToken("<mask>", lstrip=True),
+            AddedToken("<end>", rstrip=True),
+            AddedToken("STOP", single_word=True),
+        ]
         theirs.add_special_tokens([*more, "<endless>"])
         theirs.save(str(out[name] / "tokenizer.json"))
     return out
@@ -41,7 +46,22 @@ def pair(request, made):
     return load_tokenizer(made[request.param], reading="read"), theirs
 
 
-PIECES = ["<mask>", "<end>", "STOP", "<endless>", EOT, "</s>", "<|im_end|>", "<|eot_id|>", " ", "  ", "\n", "a", "patients", "x1"]
+PIECES = [
+    "<mask>",
+    "<end>",
+    "STOP",
+    "<endless>",
+    EOT,
+    "</s>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    " ",
+    "  ",
+    "\n",
+    "a",
+    "patients",
+    "x1",
+]
 
 
 @settings(max_examples=120, deadline=None)
@@ -54,7 +74,10 @@ def test_read_gives_the_librarys_ids(pair, text):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=6).map("".join),
+    st.lists(st.sampled_from(PIECES), max_size=6).map("".join),
+)
 def test_what_goes_on_behind_a_special_token_has_the_whole_texts_ids(pair, before, text):
     ours, theirs = pair
     whole = theirs.encode(before + text, add_special_tokens=False)
@@ -73,7 +96,9 @@ def test_text_refuse_and_what_is_counted(made, name, tmp_path):
     text, read, refuse = (load_tokenizer(made[name], reading=how) for how in ("text", "read", "refuse"))
     assert len({t.hash for t in (text, read, refuse)}) == 3
     assert text.eos not in text.encode(rows[1]) and read.encode(rows[1])[-1] == read.eos
-    with pytest.raises(UserError, match=r"the special token .* is spelled in it; --special-tokens text or read"):
+    with pytest.raises(
+        UserError, match=r"the special token .* is spelled in it; --special-tokens text or read"
+    ):
         refuse.encode(rows[1])
     assert refuse.encode("acute").tolist() == text.encode("acute").tolist()
     for t in (text, read):
@@ -104,16 +129,34 @@ def test_it_is_said_and_kept_wherever_texts_are_read(script, model_dir, tmp_path
     rows = [f"acute renal disease {k}{EOT * (k < 3)}" for k in range(8)]
     docs = write_jsonl(tmp_path / "d.jsonl", rows)
     pairs = tmp_path / "p.jsonl"
-    pairs.write_text("".join(json.dumps({"instruction": r, "response": f"so {k}"}) + "\n" for k, r in enumerate(rows)))
+    pairs.write_text(
+        "".join(json.dumps({"instruction": r, "response": f"so {k}"}) + "\n" for k, r in enumerate(rows))
+    )
     labelled = tmp_path / "l.jsonl"
-    labelled.write_text("".join(json.dumps({"text": r, "label": str(k % 2)}) + "\n" for k, r in enumerate(rows)))
+    labelled.write_text(
+        "".join(json.dumps({"text": r, "label": str(k % 2)}) + "\n" for k, r in enumerate(rows))
+    )
     choices = tmp_path / "c.jsonl"
-    choices.write_text("".join(json.dumps({"prompt": r, "choices": [" a", " b"], "answer": 0}) + "\n" for r in rows))
+    choices.write_text(
+        "".join(json.dumps({"prompt": r, "choices": [" a", " b"], "answer": 0}) + "\n" for r in rows)
+    )
     line = f"special tokens are spelled in texts (rows): {EOT} in 3; read as"
     report = {"read_as": "read", "rows": {EOT: 3}}
     read = ("--special-tokens", "read")
     for name, data in (("train_clm.py", docs), ("train_sft.py", pairs), ("train_cls.py", labelled)):
-        out = script(name, "--model", model_dir, "--data", data, "--out", f"{name}.out", "--val-fraction", 0.25, *TINY, *read)
+        out = script(
+            name,
+            "--model",
+            model_dir,
+            "--data",
+            data,
+            "--out",
+            f"{name}.out",
+            "--val-fraction",
+            0.25,
+            *TINY,
+            *read,
+        )
         assert out.returncode == 0, out.stderr
         assert line in out.stdout
         made = tmp_path / f"{name}.out"
@@ -130,14 +173,27 @@ def test_it_is_said_and_kept_wherever_texts_are_read(script, model_dir, tmp_path
         flags += ("--max-new-tokens", 2) if command == "qa" else ()
         out = script("eval.py", command, *flags, *read)
         assert out.returncode == 0, out.stderr
-        assert line in out.stdout and json.loads((tmp_path / "r.json").read_text())["special_tokens"] == report, command
+        assert (
+            line in out.stdout and json.loads((tmp_path / "r.json").read_text())["special_tokens"] == report
+        ), command
         out = script("eval.py", command, *flags, "--special-tokens", "refuse")
         assert_refused(out, EOT, "--special-tokens text or read")
-    out = script("eval.py", "generate", "--model", model_dir, "--prompt", f"a {EOT}", "--max-new-tokens", 1, "--dtype", "fp32")
+    out = script(
+        "eval.py",
+        "generate",
+        "--model",
+        model_dir,
+        "--prompt",
+        f"a {EOT}",
+        "--max-new-tokens",
+        1,
+        "--dtype",
+        "fp32",
+    )
     assert out.returncode == 0 and f"{EOT} in 1; read as ordinary letters" in out.stdout
 
 
-# --- the files that name them -----------------------------------------------------------------------------------------
+# --- the files that name them -------------------------------------------------------------------------------
 
 
 def test_a_generation_ends_where_either_of_the_models_files_says(tmp_path, bpe_dir):
@@ -159,7 +215,18 @@ def test_an_end_in_generation_config_alone_ends_an_answer(script, tmp_path, bpe_
     written = model.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)
     end = int(written[0, len(ids) + 2])
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, end]}))
-    flags = ("--prompt", "acute renal", "--temperature", 0, "--max-new-tokens", 4, "--json", "r.json", "--dtype", "fp32")
+    flags = (
+        "--prompt",
+        "acute renal",
+        "--temperature",
+        0,
+        "--max-new-tokens",
+        4,
+        "--json",
+        "r.json",
+        "--dtype",
+        "fp32",
+    )
     out = script("eval.py", "generate", "--model", "m", *flags)
     assert out.returncode == 0, out.stderr
     (done,) = json.loads((tmp_path / "r.json").read_text())
@@ -171,13 +238,21 @@ def test_an_end_in_generation_config_alone_ends_an_answer(script, tmp_path, bpe_
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({}, {"bos_token": "<s>", "eos_token": {"content": "</s>"}}),  # as it was saved before transformers 4.34
-        ({"bos_token": "<unk>", "eos_token": "<unk>"}, {"bos_token": "<s>", "eos_token": "</s>"}),  # the older file wins
+        (
+            {},
+            {"bos_token": "<s>", "eos_token": {"content": "</s>"}},
+        ),  # as it was saved before transformers 4.34
+        (
+            {"bos_token": "<unk>", "eos_token": "<unk>"},
+            {"bos_token": "<s>", "eos_token": "</s>"},
+        ),  # the older file wins
     ],
 )
 def test_special_tokens_map_names_the_tokens(tmp_path, config, named):
     llama2(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
@@ -190,7 +265,9 @@ def put_around(single):
             "type": "TemplateProcessing",
             "single": single,
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (("<s>", 1), ("</s>", 2), ("<unk>", 0))},
+            "special_tokens": {
+                t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (("<s>", 1), ("</s>", 2), ("<unk>", 0))
+            },
         }
     )
 
@@ -217,7 +294,9 @@ AROUND = {
 
 
 @pytest.mark.parametrize("change", AROUND.values(), ids=AROUND)
-def test_what_a_post_processor_puts_before_a_text_is_put_there_and_what_it_puts_behind_is_said(tmp_path, change, capsys):
+def test_what_a_post_processor_puts_before_a_text_is_put_there_and_what_it_puts_behind_is_said(
+    tmp_path, change, capsys
+):
     llama2(tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     change(spec)
@@ -242,7 +321,9 @@ def test_files_that_contradict_the_vocabulary_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).token_to_id(last["content"])
     assert theirs == last["id"] - 50
-    with pytest.raises(UserError, match=f"has the id {last['id']}, which the tokenizers library takes for {theirs}"):
+    with pytest.raises(
+        UserError, match=f"has the id {last['id']}, which the tokenizers library takes for {theirs}"
+    ):
         load_tokenizer(tmp_path)
 
 
@@ -250,7 +331,10 @@ def test_files_that_contradict_the_vocabulary_are_refused(tmp_path):
     ("config", "message"),
     [
         ({"add_prefix_space": False}, "add_prefix_space: false is not supported"),
-        ({"added_tokens_decoder": {"700": {"content": "[INST]", "special": False}}}, r"the added token '\[INST\]'"),
+        (
+            {"added_tokens_decoder": {"700": {"content": "[INST]", "special": False}}},
+            r"the added token '\[INST\]'",
+        ),
     ],
 )
 def test_side_files_of_the_librarys_kinds_are_looked_at_too(tmp_path, config, message):
@@ -267,7 +351,10 @@ def test_tokens_beside_vocab_json_have_their_ids(tmp_path, bpe_dir):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_end|>": 400}))
     config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path, reading="read")
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(tmp_path),
+        load_tokenizer(tmp_path, reading="read"),
+    )
     assert ours.eos == theirs.eos_token_id == 400 and ours.vocab_size == 401
     text = "acute<|im_end|>renal"
     assert ours.encode(text).tolist() == theirs(text).input_ids and ours.decode(ours.encode(text)) == text

@@ -38,8 +38,11 @@ EDGES = [
     "\U0010ffff",
     "１２３",
 ]
-# Blanks, quotes and words of the vocabulary make the pre-tokenisation's corner cases likely; the rest is all of Unicode.
-TEXTS = st.lists(st.text() | st.sampled_from([" ", "  ", "\n", "'s", "'", EOT, *WORDS]), max_size=12).map("".join)
+# Blanks, quotes and words of the vocabulary make the pre-tokenisation's corner cases likely; the rest is all
+# of Unicode.
+TEXTS = st.lists(st.text() | st.sampled_from([" ", "  ", "\n", "'s", "'", EOT, *WORDS]), max_size=12).map(
+    "".join
+)
 
 
 def oracle(directory):
@@ -79,7 +82,9 @@ def shuffled(directory, out):
 def eot_last(directory, out):
     """GPT-2's own order: <|endoftext|> behind all others."""
     vocab = json.loads((directory / "vocab.json").read_text())
-    (out / "vocab.json").write_text(json.dumps({t: i - 1 if t != EOT else len(vocab) - 1 for t, i in vocab.items()}))
+    (out / "vocab.json").write_text(
+        json.dumps({t: i - 1 if t != EOT else len(vocab) - 1 for t, i in vocab.items()})
+    )
     shutil.copy(directory / "merges.txt", out)
     return out
 
@@ -109,7 +114,8 @@ def test_edges(pair, text):
 
 
 def test_every_code_point_between_letters_digits_and_blanks(bpe_dir):
-    """Where a piece ends depends on Unicode's classes; two libraries may know different versions of Unicode."""
+    """Where a piece ends depends on Unicode's classes; two libraries may know different versions of
+    Unicode."""
     ours, theirs = load_tokenizer(bpe_dir), oracle(bpe_dir)
     step = 1 if os.environ.get("NANOMED_ALL_CODE_POINTS") else 97
     points = [c for c in (*range(0x2100), *range(0x2100, 0x110000, step)) if not 0xD800 <= c < 0xE000]
@@ -119,12 +125,16 @@ def test_every_code_point_between_letters_digits_and_blanks(bpe_dir):
 
 
 def test_gpt2s_own_vocabulary_where_there_is_one():
-    """NANOMED_GPT2_BPE names a directory with GPT-2's vocab.json and merges.txt; ids as in OpenAI's encoder."""
+    """NANOMED_GPT2_BPE names a directory with GPT-2's vocab.json and merges.txt; ids as in OpenAI's
+    encoder."""
     if "NANOMED_GPT2_BPE" not in os.environ:
         pytest.skip("GPT-2's own files are not part of the project; NANOMED_GPT2_BPE=DIR names them")
     tokenizer = load_tokenizer(os.environ["NANOMED_GPT2_BPE"])
     assert tokenizer.lead == 50256 and tokenizer.vocab_size == 50257
-    assert tokenizer.encode("Hello world").tolist() == [15496, 995]  # transformers' documentation of GPT2Tokenizer
+    assert tokenizer.encode("Hello world").tolist() == [
+        15496,
+        995,
+    ]  # transformers' documentation of GPT2Tokenizer
     theirs = oracle(os.environ["NANOMED_GPT2_BPE"])
     for text in [*EDGES, " ".join(WORDS), Path(__file__).read_text()]:
         assert tokenizer.encode(text).tolist() == theirs.encode(text, split_special_tokens=True)
@@ -178,7 +188,8 @@ def test_a_byte_without_a_token_refuses_the_text_and_not_the_vocabulary(bpe_dir,
 
 
 def test_a_token_that_its_merges_cannot_reach_is_refused(tmp_path):
-    """bc merges before ab, so "abc" becomes a + bc, and the listed ab + c never applies; tiktoken would join a + bc."""
+    """bc merges before ab, so "abc" becomes a + bc, and the listed ab + c never applies; tiktoken would join
+    a + bc."""
     tokens = [*BYTE_OF, "bc", "ab", "abc", EOT]
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nb c\na b\nab c\n")
@@ -207,12 +218,22 @@ def test_what_is_not_gpt2s_kind_is_refused(bpe_dir, tmp_path, change, message):
         load_tokenizer(tmp_path)
 
 
-ADDED = {"content": "patient", "special": False, "lstrip": False, "rstrip": False, "normalized": True, "single_word": False}
+ADDED = {
+    "content": "patient",
+    "special": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": True,
+    "single_word": False,
+}
 MARKER = {"patient": 400}
 NAMED = {"pad_token": "patient"}
 # Beside vocab.json and merges.txt, or beside tokenizer.json: transformers heeds these files in both cases.
 SIDE_FILES = {
-    "prefix space": ({"tokenizer_config.json": {"add_prefix_space": True}}, "tokenizer_config.json: add_prefix_space: true"),
+    "prefix space": (
+        {"tokenizer_config.json": {"add_prefix_space": True}},
+        "tokenizer_config.json: add_prefix_space: true",
+    ),
     "added": ({"added_tokens.json": MARKER}, "added_tokens.json: the added token 'patient'"),
     "decoder": (
         {"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED}}},
@@ -223,16 +244,28 @@ SIDE_FILES = {
         "added_tokens_decoder",
     ),
     "no prefix space": ({"tokenizer_config.json": {"add_prefix_space": False}}, None),
-    "special by decoder": ({"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED | {"special": True}}}}, None),
+    "special by decoder": (
+        {"tokenizer_config.json": {"added_tokens_decoder": {"400": ADDED | {"special": True}}}},
+        None,
+    ),
     "decoder and name": ({"tokenizer_config.json": NAMED | {"added_tokens_decoder": {"400": ADDED}}}, None),
-    "decoder before added": ({"tokenizer_config.json": {"added_tokens_decoder": {}}, "added_tokens.json": MARKER}, None),
+    "decoder before added": (
+        {"tokenizer_config.json": {"added_tokens_decoder": {}}, "added_tokens.json": MARKER},
+        None,
+    ),
     "special by config": ({"tokenizer_config.json": NAMED, "added_tokens.json": MARKER}, None),
     "special by config, in full": (
-        {"tokenizer_config.json": {"pad_token": ADDED | {"__type": "AddedToken"}}, "added_tokens.json": MARKER},
+        {
+            "tokenizer_config.json": {"pad_token": ADDED | {"__type": "AddedToken"}},
+            "added_tokens.json": MARKER,
+        },
         None,
     ),
     "special by map": ({"special_tokens_map.json": NAMED, "added_tokens.json": MARKER}, None),
-    "special by list": ({"tokenizer_config.json": {"additional_special_tokens": ["patient"]}, "added_tokens.json": MARKER}, None),
+    "special by list": (
+        {"tokenizer_config.json": {"additional_special_tokens": ["patient"]}, "added_tokens.json": MARKER},
+        None,
+    ),
     "the end of a text": ({"added_tokens.json": {EOT: 0}}, None),
 }
 
@@ -275,9 +308,12 @@ def test_no_tokenizer_and_broken_files(tmp_path):
 
 
 def test_special_tokens_that_are_not_there_are_not_believed(bpe_dir, tmp_path):
-    """A padding or beginning that config.json gives an id for which no token has would be an id without an embedding."""
+    """A padding or beginning that config.json gives an id for which no token has would be an id without an
+    embedding."""
     shutil.copytree(bpe_dir, tmp_path / "t")
-    (tmp_path / "t" / "config.json").write_text(json.dumps({"pad_token_id": 400, "bos_token_id": 4000, "eos_token_id": True}))
+    (tmp_path / "t" / "config.json").write_text(
+        json.dumps({"pad_token_id": 400, "bos_token_id": 4000, "eos_token_id": True})
+    )
     (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
     t = load_tokenizer(tmp_path / "t")
     assert (t.bos, t.eos, t.pad, t.ends, t.adds_bos, t.vocab_size) == (None, 0, 0, {0}, False, 400)

@@ -1,4 +1,5 @@
-"""The pull towards the weights that a training starts from: its gradient, its Fisher information, its flags, its resume."""
+"""The pull towards the weights that a training starts from: its gradient, its Fisher information, its flags,
+its resume."""
 
 import json
 import os
@@ -48,7 +49,9 @@ def test_fisher_is_the_mean_of_squared_gradients_over_tokens(model_dir):
                 expected[name] = expected.get(name, 0) + p.grad**2 / 12 / 3
     assert expected.keys() <= found.keys()
     for name in found:
-        assert_near(found[name], torch.as_tensor(expected.get(name, torch.zeros_like(found[name]))), 1e-4, name)
+        assert_near(
+            found[name], torch.as_tensor(expected.get(name, torch.zeros_like(found[name]))), 1e-4, name
+        )
 
 
 @pytest.mark.parametrize("l2_sp, ewc", [(0.5, 0.0), (0.0, 2.0), (0.1, 3.0)])
@@ -67,7 +70,8 @@ def test_an_update_is_that_of_the_loss_with_the_penalty(model_dir, tmp_path, pla
         (batch,) = Data().window(step)
         nll, count = naive_loss(plain, batch)
         penalty = sum(
-            ((l2_sp + (ewc * information[n] if ewc else 0)) * (p - start[n]) ** 2).sum() / 2 for n, p in plain.named_parameters()
+            ((l2_sp + (ewc * information[n] if ewc else 0)) * (p - start[n]) ** 2).sum() / 2
+            for n, p in plain.named_parameters()
         )
         (nll / count + penalty).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
@@ -82,7 +86,20 @@ def test_an_update_is_that_of_the_loss_with_the_penalty(model_dir, tmp_path, pla
     assert logged == pytest.approx(penalties, rel=1e-5) and logged[0] == 0 < logged[2]
 
 
-FLAGS = ["--context", 16, "--batch-size", 4, "--val-fraction", 0, "--max-steps", 6, "--save-every", 2, "--lr", "1e-2"]
+FLAGS = [
+    "--context",
+    16,
+    "--batch-size",
+    4,
+    "--val-fraction",
+    0,
+    "--max-steps",
+    6,
+    "--save-every",
+    2,
+    "--lr",
+    "1e-2",
+]
 
 
 def train(script, model_dir, data, out, *more):
@@ -99,7 +116,9 @@ def test_only_the_weights_that_are_named_are_pulled(model_dir):
     named = {id(p): name for name, p in model.named_parameters()}
     anchor = Anchor(model, 0.5, on=("wte", "ln_1"))
     pulled = {named[id(p)] for p, *_ in anchor.pulls}
-    assert pulled == {name for name in named.values() if "wte" in name or "ln_1" in name} != set(named.values())
+    assert (
+        pulled == {name for name in named.values() if "wte" in name or "ln_1" in name} != set(named.values())
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1)
@@ -153,11 +172,15 @@ def test_it_holds_the_weights_back_and_resumes_exactly(script, model_dir, tmp_pa
 def test_flags_that_make_no_sense_together(script, model_dir, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", make_texts(30, 1))
     assert_refused(train(script, model_dir, data, "a", "--l2-sp", 1, "--lora-r", 2), "--l2-sp", "--lora-r")
-    assert_refused(train(script, model_dir, data, "a", "--l2-sp", 1, "--from-scratch"), "--l2-sp", "--from-scratch")
+    assert_refused(
+        train(script, model_dir, data, "a", "--l2-sp", 1, "--from-scratch"), "--l2-sp", "--from-scratch"
+    )
     assert_refused(train(script, model_dir, data, "a", "--ewc", 1), "--ewc-data")
     assert_refused(train(script, model_dir, data, "a", "--ewc-data", data), "--ewc")
     assert_refused(train(script, model_dir, data, "a", "--pull-on", "wte"), "--pull-on", "--l2-sp")
-    assert_refused(train(script, model_dir, data, "b", "--l2-sp", 1, "--pull-on", "wtx"), "--pull-on wtx", "weight")
+    assert_refused(
+        train(script, model_dir, data, "b", "--l2-sp", 1, "--pull-on", "wtx"), "--pull-on wtx", "weight"
+    )
     held = train(script, model_dir, data, "a", "--ewc", 1, "--ewc-data", data, "--exclude", data)
     assert_refused(held, "d.jsonl", "left")
     assert not (tmp_path / "a").exists()

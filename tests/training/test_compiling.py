@@ -24,14 +24,17 @@ PLAN = Adapt(model="m", device="cpu", dtype="bf16", context=512, lr=1e-4, compil
 @every_family
 @pytest.mark.parametrize("lora", [False, True])
 def test_operations_are_those_that_pytorch_counts(model_dir, lora):
-    """Its counter takes attention for all T x T scores, ours for the lower half; and knows that the first layer's input has no
-    gradient, and what LoRA adds, which ours leaves out: within a tenth."""
+    """Its counter takes attention for all T x T scores, ours for the lower half; and knows that the first
+    layer's input has no gradient, and what LoRA adds, which ours leaves out: within a tenth."""
     model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
     flops = flops_a_token(model, not lora, context=40)
     if lora:
         inject(model, LoRAConfig(1, 2.0, 0.0, model.family.LORA_TARGETS))
     idx = torch.randint(0, 400, (2, 41))
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         clm_loss(model, [idx[:, :-1], idx[:, 1:]])[0].backward()
     attention = 2 * 2 * model.config.cache_shape[0] * model.config.n_embd * 40 / 2 * 3
     assert counter.get_total_flops() / 80 == pytest.approx(flops + attention, rel=0.1)
@@ -39,14 +42,22 @@ def test_operations_are_those_that_pytorch_counts(model_dir, lora):
 
 def test_a_long_run_is_compiled_where_it_was_seen_to_pay(monkeypatch):
     monkeypatch.setattr(compiling, "can_compile", lambda device: True)
-    gpt2, smollm2 = Config(), llama.Config(49152, 576, 1536, 30, 9, 2048, num_key_value_heads=3, tie_word_embeddings=True)
+    gpt2, smollm2 = (
+        Config(),
+        llama.Config(49152, 576, 1536, 30, 9, 2048, num_key_value_heads=3, tie_word_embeddings=True),
+    )
     assert pays(PLAN, "llama", smollm2, updates=1000) and not pays(PLAN, "llama", smollm2, updates=10)
     assert not pays(PLAN, "gpt2", gpt2, 10**6)  # gains nothing on a CPU
     for unmeasured in ({"dtype": "fp32"}, {"quantize": "nf4"}):
         assert not pays(replace(PLAN, **unmeasured), "llama", smollm2, 10**6)
     cuda = replace(PLAN, device="cuda", lora_r=0)
     assert pays(cuda, "gpt2", gpt2, 50_000) and not pays(cuda, "gpt2", gpt2, 500)
-    assert not pays(Classify(model="m", device="cuda", dtype="bf16", context=512, lr=1e-4, compile=None), "gpt2", gpt2, 10**6)
+    assert not pays(
+        Classify(model="m", device="cuda", dtype="bf16", context=512, lr=1e-4, compile=None),
+        "gpt2",
+        gpt2,
+        10**6,
+    )
     sft = Instruct(**{f.name: getattr(cuda, f.name) for f in fields(cuda)}, no_packing=True)
     assert not pays(sft, "gpt2", gpt2, 50_000)  # its rows are of many lengths
     monkeypatch.setattr(compiling, "can_compile", lambda device: False)

@@ -1,4 +1,5 @@
-"""A disk that is full from some moment on, or read-only, or that allows no larger file, costs the training nothing but time."""
+"""A disk that is full from some moment on, or read-only, or that allows no larger file, costs the training
+nothing but time."""
 
 import resource
 import shutil
@@ -10,7 +11,10 @@ import pytest
 from tests.conftest import PATIENCE, ROOT, make_texts, write_jsonl
 from tests.training.test_killed import assert_same
 
-TINY = "--batch-size 2 --lr 1e-3 --log-every 1 --save-every 2 --eval-every 3 --max-steps 6 --dtype fp32 --val-fraction 0.2".split()
+TINY = (
+    "--batch-size 2 --lr 1e-3 --log-every 1 --save-every 2 --eval-every 3 --max-steps 6 --dtype fp32"
+    " --val-fraction 0.2".split()
+)
 # A script, which fills the disk under --out at the n-th call of some function of the project's.
 FILLING = """
 import importlib, runpy, sys
@@ -41,8 +45,12 @@ MOMENTS = {
 
 
 def on_small_disk(command: list, disk, size="24m") -> subprocess.CompletedProcess:
-    """The command, in a name space of its own where a small disk is mounted at `disk`; what it leaves there is there afterwards."""
-    shell = f'mount -t tmpfs -o size={size} none "$0" || exit 77; "$@"; status=$?; cp -r "$0" "$0.left"; exit $status'
+    """The command, in a name space of its own where a small disk is mounted at `disk`; what it leaves there
+    is there afterwards."""
+    shell = (
+        f'mount -t tmpfs -o size={size} none "$0" || exit 77; "$@"; status=$?; cp -r "$0" "$0.left"; exit'
+        " $status"
+    )
     disk.mkdir()
     try:
         words = ["unshare", "-rm", "sh", "-c", shell, str(disk), *map(str, command)]
@@ -61,7 +69,15 @@ def whole(tmp_path_factory, model_dir):
     """(directory, the script and its flags but --out, a run that nothing befell)"""
     d = tmp_path_factory.mktemp("disk")
     write_jsonl(d / "docs.jsonl", make_texts(40, 31))
-    script = [str(ROOT / "train_clm.py"), "--model", str(model_dir), "--data", "docs.jsonl", *TINY, "--resume"]
+    script = [
+        str(ROOT / "train_clm.py"),
+        "--model",
+        str(model_dir),
+        "--data",
+        "docs.jsonl",
+        *TINY,
+        "--resume",
+    ]
     assert train(d, *script, "--out", "whole").returncode == 0
     return d, script, d / "whole"
 
@@ -84,13 +100,28 @@ def assert_one_line(done, *parts):
 def test_a_disk_that_is_full(whole, moment):
     d, script, expected = whole
     disk = d / f"disk of {moment}"
-    filling = [sys.executable, "-c", FILLING, *map(str, MOMENTS[moment]), disk / "filler", *script, "--out", disk / "out"]
+    filling = [
+        sys.executable,
+        "-c",
+        FILLING,
+        *map(str, MOMENTS[moment]),
+        disk / "filler",
+        *script,
+        "--out",
+        disk / "out",
+    ]
     done = on_small_disk(filling, disk)
     assert_one_line(done, f"{disk}/out/", "No space left on device")
     complete = moment == "the picture"  # all that matters is there, and its state is gone
     assert (disk / "filler").stat().st_size > 0 and (disk / "out" / "summary.json").exists() == complete
-    states = {"the second checkpoint": ["step-00000002.safetensors"], "a line of metrics.jsonl": [], "the picture": []}
-    assert [p.name for p in (disk / "out").glob("state/*")] == states.get(moment, ["step-00000006.safetensors"])
+    states = {
+        "the second checkpoint": ["step-00000002.safetensors"],
+        "a line of metrics.jsonl": [],
+        "the picture": [],
+    }
+    assert [p.name for p in (disk / "out").glob("state/*")] == states.get(
+        moment, ["step-00000006.safetensors"]
+    )
     (disk / "filler").unlink()
     again = train(d, *script, "--out", disk / "out")
     assert again.returncode == 0 and (disk / "out" / "loss.png").stat().st_size > 1000, again.stderr
@@ -113,17 +144,35 @@ def test_a_disk_that_is_read_only(whole, what):
     remount = 'mount -o remount,ro "$0" && exec "$@"'
     command = [*script, "--out", disk / "out"]
     if what == "a result":
-        command = [ROOT / "eval.py", "ppl", "--model", script[2], "--data", "docs.jsonl", "--json", disk / "r.json"]
+        command = [
+            ROOT / "eval.py",
+            "ppl",
+            "--model",
+            script[2],
+            "--data",
+            "docs.jsonl",
+            "--json",
+            disk / "r.json",
+        ]
     done = on_small_disk(["sh", "-c", remount, disk, sys.executable, *command], disk)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert str(disk) in done.stderr and ("Read-only file system" in done.stderr or "no permission to write" in done.stderr)
+    assert str(disk) in done.stderr and (
+        "Read-only file system" in done.stderr or "no permission to write" in done.stderr
+    )
 
 
 def test_files_that_may_not_grow_beyond_a_limit(whole):
-    """As with a quota that is used up: the first checkpoint does not fit. It needs no disk of its own, so it runs everywhere."""
+    """As with a quota that is used up: the first checkpoint does not fit. It needs no disk of its own, so it
+    runs everywhere."""
     d, script, expected = whole
     limit = (expected / "model.safetensors").stat().st_size * 2
-    done = train(d, *script, "--out", "limited", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = train(
+        d,
+        *script,
+        "--out",
+        "limited",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     assert_one_line(done, "limited/state/step-00000002.safetensors: could not be written")
     again = train(d, *script, "--out", "limited")
     assert again.returncode == 0, again.stderr

@@ -1,4 +1,5 @@
-"""Two processes under torchrun are one: the same losses, the same weights, one voice; and what is left when one of them fails."""
+"""Two processes under torchrun are one: the same losses, the same weights, one voice; and what is left when
+one of them fails."""
 
 import importlib.util
 import json
@@ -23,7 +24,20 @@ from tests.conftest import PATIENCE, ROOT, assert_near, make_hf_model, make_text
 from tests.training.test_train_clm import records, summary
 
 STEPS = 12
-TRAINING = ("--batch-size", 3, "--grad-accum", 2, "--max-steps", STEPS, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
+TRAINING = (
+    "--batch-size",
+    3,
+    "--grad-accum",
+    2,
+    "--max-steps",
+    STEPS,
+    "--lr",
+    1e-3,
+    "--log-every",
+    1,
+    "--dtype",
+    "fp32",
+)
 # train_sft.py, but the second process cannot go on in its ninth micro-batch, which is of the fifth update
 FAILING = f"""
 import os, runpy, signal, sys
@@ -47,12 +61,24 @@ runpy.run_path({str(ROOT / "train_sft.py")!r}, run_name="__main__")
 
 
 def torchrun(directory: Path, script, *args) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *map(str, args)]
-    return subprocess.run(command, cwd=directory, env=os.environ, timeout=PATIENCE, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        *map(str, args),
+    ]
+    return subprocess.run(
+        command, cwd=directory, env=os.environ, timeout=PATIENCE, capture_output=True, text=True
+    )
 
 
 def assert_same_run(ours: Path, theirs: Path, exactly=False, ours_without=()) -> None:
-    """The same figures in metrics.jsonl and the same weights, up to fp32's rounding in another order of summation."""
+    """The same figures in metrics.jsonl and the same weights, up to fp32's rounding in another order of
+    summation."""
     a, b = records(ours), records(theirs)
     assert [r.keys() for r in a] == [r.keys() for r in b]
     for mine, one in zip(a, b, strict=True):
@@ -66,8 +92,9 @@ def assert_same_run(ours: Path, theirs: Path, exactly=False, ours_without=()) ->
 
 @pytest.fixture(scope="module")
 def instructed(tmp_path_factory, bpe_dir):
-    """Instruction tuning of a small Llama, with replay, on ragged rows of which the last micro-batch of an epoch has one only;
-    by one process (one/) and by two (two/). Gives (their directory, the arguments, what two said)."""
+    """Instruction tuning of a small Llama, with replay, on ragged rows of which the last micro-batch of an
+    epoch has one only; by one process (one/) and by two (two/). Gives (their directory, the arguments, what
+    two said)."""
     d = tmp_path_factory.mktemp("together")
     make_hf_model(d / "llama", bpe_dir, family="llama")
     topics = [(c, k) for k in range(9) for c in ("renal", "tumor")]
@@ -75,7 +102,18 @@ def instructed(tmp_path_factory, bpe_dir):
     (d / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (d / "val.jsonl").write_text(json.dumps({"question": "liver 3?", "answer": "liver disease"}) + "\n")
     replay = write_jsonl(d / "docs.jsonl", make_texts(8, 31, 5, 30))
-    args = ("--model", "llama", "--data", "pairs.jsonl", "--val-data", "val.jsonl", "--replay", replay, "--no-packing", *TRAINING)
+    args = (
+        "--model",
+        "llama",
+        "--data",
+        "pairs.jsonl",
+        "--val-data",
+        "val.jsonl",
+        "--replay",
+        replay,
+        "--no-packing",
+        *TRAINING,
+    )
     args += ("--save-every", 4, "--keep", "best")
     one = run_script(d, "train_sft.py", *args, "--out", "one")
     assert one.returncode == 0, one.stderr
@@ -125,14 +163,25 @@ def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed):
 
 @pytest.mark.slow
 def test_several_machines_type_the_same_command(instructed):
-    """Two agents of torchrun that meet by an address and a name, as on two machines with a common file system."""
+    """Two agents of torchrun that meet by an address and a name, as on two machines with a common file
+    system."""
     d, args, _, _ = instructed
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meet = ("--rdzv-backend", "c10d", "--rdzv-id", "7", "--rdzv-endpoint", f"127.0.0.1:{free.getsockname()[1]}")
+        meet = (
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-id",
+            "7",
+            "--rdzv-endpoint",
+            f"127.0.0.1:{free.getsockname()[1]}",
+        )
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meet]
     command += [str(ROOT / "train_sft.py"), *map(str, args), "--out", "machines"]
-    machines = [subprocess.Popen(command, cwd=d, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    machines = [
+        subprocess.Popen(command, cwd=d, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     said = [machine.communicate(timeout=PATIENCE) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert_same_run(d / "machines", d / "two", exactly=True)
@@ -143,15 +192,31 @@ def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir):
     """And activations that are recomputed, so that a layer's weights are gathered a third time."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(9, 31))
-    args = ("--model", "gpt2", "--data", docs, "--context", 48, "--grad-checkpoint", "--val-fraction", 0.2, *TRAINING)
+    args = (
+        "--model",
+        "gpt2",
+        "--data",
+        docs,
+        "--context",
+        48,
+        "--grad-checkpoint",
+        "--val-fraction",
+        0.2,
+        *TRAINING,
+    )
     assert run_script(tmp_path, "train_clm.py", *args, "--out", "one").returncode == 0
     two = torchrun(tmp_path, ROOT / "train_clm.py", *args, "--out", "two", "--sample-prompt", "the")
     assert two.returncode == 0, two.stderr
     for directory in (tmp_path / "one", tmp_path / "two"):
         lines = [{k: v for k, v in r.items() if k != "sample"} for r in records(directory)]
         (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    # A bias of the keys changes no attention: its gradient is nothing but rounding, which AdamW makes a step of.
-    assert_same_run(tmp_path / "two", tmp_path / "one", ours_without={f"transformer.h.{i}.attn.c_attn.bias" for i in range(3)})
+    # A bias of the keys changes no attention: its gradient is nothing but rounding, which AdamW makes a step
+    # of.
+    assert_same_run(
+        tmp_path / "two",
+        tmp_path / "one",
+        ours_without={f"transformer.h.{i}.attn.c_attn.bias" for i in range(3)},
+    )
 
 
 @pytest.mark.slow
@@ -159,7 +224,20 @@ def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
     """Its frozen base lies in shares too; and is merged from what they put together."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(9, 31))
-    args = ("--model", "gpt2", "--data", docs, "--context", 48, "--val-fraction", 0.2, "--lora-r", 4, "--merge", *TRAINING)
+    args = (
+        "--model",
+        "gpt2",
+        "--data",
+        docs,
+        "--context",
+        48,
+        "--val-fraction",
+        0.2,
+        "--lora-r",
+        4,
+        "--merge",
+        *TRAINING,
+    )
     assert run_script(tmp_path, "train_clm.py", *args, "--out", "one").returncode == 0
     two = torchrun(tmp_path, ROOT / "train_clm.py", *args, "--out", "two")
     assert two.returncode == 0, two.stderr
@@ -174,9 +252,23 @@ def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, labels,
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     texts = make_texts(19, 17)
     names = [["a"], ["b"]] if labels == "one of two" else [["a"], ["a", "b"], ["b"]]
-    rows = [{"text": t, "labels": names[k % len(names)] if labels == "several" else names[k % 2][0]} for k, t in enumerate(texts)]
+    rows = [
+        {"text": t, "labels": names[k % len(names)] if labels == "several" else names[k % 2][0]}
+        for k, t in enumerate(texts)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    args = ("--model", "gpt2", "--data", "rows.jsonl", "--val-fraction", 0.3, "--context", 48, *flags, *TRAINING)
+    args = (
+        "--model",
+        "gpt2",
+        "--data",
+        "rows.jsonl",
+        "--val-fraction",
+        0.3,
+        "--context",
+        48,
+        *flags,
+        *TRAINING,
+    )
     assert (one := run_script(tmp_path, "train_cls.py", *args, "--out", "one")).returncode == 0, one.stderr
     two = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out", "two")
     assert two.returncode == 0, two.stderr
@@ -234,7 +326,11 @@ def test_bytes_of_a_model_that_is_never_made_are_those_of_a_real_one(r):
     shape = fits._llama(256, 704, 4, 8, 4)
     model, idx = fits.model_of(*shape, r).train(), torch.zeros(2, 128, dtype=torch.long)
     real = kept_for_backward(model, (idx,), lambda model, batch: model.backbone(*batch), "bf16")
-    copies = 0 if r else 2 * sum(p.numel() for linear in fits.linears_of(model).values() for p in linear.parameters())
+    copies = (
+        0
+        if r
+        else 2 * sum(p.numel() for linear in fits.linears_of(model).values() for p in linear.parameters())
+    )
     assert fits.kept(*shape, 2, 128, r) + copies == pytest.approx(real, rel=1e-2)
     counted = fits.count_up(*shape, 2, 128, False, r or 4)
     assert counted.parameters == sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)

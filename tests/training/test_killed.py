@@ -1,5 +1,5 @@
-"""A training that is killed at any moment, again and again, and resumed each time, ends as if nothing had been: the same weights,
-metrics and summary, bit for bit, and nothing lies about."""
+"""A training that is killed at any moment, again and again, and resumed each time, ends as if nothing had
+been: the same weights, metrics and summary, bit for bit, and nothing lies about."""
 
 import json
 import random
@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT, make_texts, write_jsonl
 
-# The process does it itself, some time after its imports: so that the moment may be anywhere in the run, and nowhere else.
+# The process does it itself, some time after its imports: so that the moment may be anywhere in the run, and
+# nowhere else.
 KILLED = """
 import os, runpy, sys, threading, time
 after, sig, script = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -30,13 +31,36 @@ try:
 finally:
     print("LASTED", time.perf_counter() - began)
 """
-TINY = "--batch-size 2 --lr 1e-3 --log-every 1 --save-every 2 --max-steps 16 --dtype fp32 --dropout 0.1".split()
-MOVES = {"tokens_per_s", "seconds", "peak_rss_bytes"}  # of summary.json and metrics.jsonl, what no two runs share
+TINY = (
+    "--batch-size 2 --lr 1e-3 --log-every 1 --save-every 2 --max-steps 16 --dtype fp32 --dropout 0.1".split()
+)
+MOVES = {
+    "tokens_per_s",
+    "seconds",
+    "peak_rss_bytes",
+}  # of summary.json and metrics.jsonl, what no two runs share
 PHASES = {
-    "all weights": ("train_clm.py", "--data", "docs.jsonl", "--val-fraction", 0.2, "--eval-every", 5, "--keep", "best"),
+    "all weights": (
+        "train_clm.py",
+        "--data",
+        "docs.jsonl",
+        "--val-fraction",
+        0.2,
+        "--eval-every",
+        5,
+        "--keep",
+        "best",
+    ),
     "lora": ("train_clm.py", "--data", "docs.jsonl", "--val-fraction", 0, "--lora-r", 2),
     "answers": ("train_sft.py", "--data", "pairs.jsonl", "--val-fraction", 0.3, "--eval-every", 7),
-    "classifier": ("train_cls.py", "--positives", "docs.jsonl", "--negatives", "others.jsonl", *"--val-fraction 0.3".split()),
+    "classifier": (
+        "train_cls.py",
+        "--positives",
+        "docs.jsonl",
+        "--negatives",
+        "others.jsonl",
+        *"--val-fraction 0.3".split(),
+    ),
 }
 
 
@@ -45,7 +69,9 @@ def place(tmp_path_factory, model_dir):
     d = tmp_path_factory.mktemp("killed")
     write_jsonl(d / "docs.jsonl", make_texts(40, 31))
     write_jsonl(d / "others.jsonl", make_texts(40, 17))
-    rows = [json.dumps({"question": f"What is {k}?", "answer": f"It is {k}. " * (k % 4 + 1)}) for k in range(40)]
+    rows = [
+        json.dumps({"question": f"What is {k}?", "answer": f"It is {k}. " * (k % 4 + 1)}) for k in range(40)
+    ]
     (d / "pairs.jsonl").write_text("\n".join(rows) + "\n")
     return d
 
@@ -53,7 +79,9 @@ def place(tmp_path_factory, model_dir):
 def start(python, place, model_dir, phase, out, after, sig):
     name, *flags = PHASES[phase]
     words = [after, int(sig), ROOT / name, "--model", model_dir, "--out", out, *TINY, *flags, "--resume"]
-    return subprocess.run([*python, "-c", KILLED, *map(str, words)], cwd=place, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(
+        [*python, "-c", KILLED, *map(str, words)], cwd=place, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def left(directory):
@@ -62,7 +90,10 @@ def left(directory):
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "loss.png"):
         name = str(file.relative_to(directory))
         if file.name == "metrics.jsonl":
-            found[name] = [{k: v for k, v in json.loads(line).items() if k not in MOVES} for line in file.read_text().splitlines()]
+            found[name] = [
+                {k: v for k, v in json.loads(line).items() if k not in MOVES}
+                for line in file.read_text().splitlines()
+            ]
         elif file.name in ("summary.json", "run.json"):
             moves = MOVES | {"command", "started"}
             found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k not in moves}
@@ -138,9 +169,21 @@ def test_ctrl_c_at_any_moment_and_many_times(place, model_dir):
     name, *flags = PHASES["lora"]
     for delay in (0.3, 0.6, 1.0, 2.0, 4.0):
         for times in (1, 2, 10):
-            words = [ROOT / name, "--model", model_dir, "--out", f"c {delay} {times}", *TINY, *flags, "--max-steps", 100_000]
+            words = [
+                ROOT / name,
+                "--model",
+                model_dir,
+                "--out",
+                f"c {delay} {times}",
+                *TINY,
+                *flags,
+                "--max-steps",
+                100_000,
+            ]
             command = [sys.executable, *map(str, words)]
-            process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            process = subprocess.Popen(
+                command, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            )
             time.sleep(delay)
             for _ in range(times):
                 process.send_signal(signal.SIGINT)
@@ -150,6 +193,10 @@ def test_ctrl_c_at_any_moment_and_many_times(place, model_dir):
             _, err = process.communicate()
             timer.cancel()
             said = [
-                line for line in err.splitlines() if line.strip() and "%|" not in line and not line.startswith("stopping after")
+                line
+                for line in err.splitlines()
+                if line.strip() and "%|" not in line and not line.startswith("stopping after")
             ]
-            assert process.returncode in (130, -signal.SIGINT) and len(said) <= 1 and "Traceback" not in err, (delay, times, err)
+            assert (
+                process.returncode in (130, -signal.SIGINT) and len(said) <= 1 and "Traceback" not in err
+            ), (delay, times, err)

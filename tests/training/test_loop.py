@@ -1,4 +1,5 @@
-"""The loop: accumulation, schedule, clipping, decay, precision, early stopping, and how it ends when it must."""
+"""The loop: accumulation, schedule, clipping, decay, precision, early stopping, and how it ends when it
+must."""
 
 import json
 import math
@@ -47,7 +48,10 @@ class Ragged:
         size = batch_size * grad_accum
         self.windows_per_epoch = -(-20 // size)
         self.windows = [
-            [(idx[i : i + batch_size], targets[i : i + batch_size]) for i in range(w, min(w + size, 20), batch_size)]
+            [
+                (idx[i : i + batch_size], targets[i : i + batch_size])
+                for i in range(w, min(w + size, 20), batch_size)
+            ]
             for w in range(0, 20, size)
         ]
 
@@ -65,11 +69,15 @@ def records(out):
 
 @every_family
 @pytest.mark.parametrize("batch_size, grad_accum", [(1, 8), (3, 3), (4, 2)])
-def test_accumulated_equals_one_batch_on_ragged_data(model_dir, tmp_path, plain_steps, batch_size, grad_accum):
+def test_accumulated_equals_one_batch_on_ragged_data(
+    model_dir, tmp_path, plain_steps, batch_size, grad_accum
+):
     before = weights(hub.load_model(hub.find(str(model_dir))))
 
     def run(b, a, out):
-        model = hub.load_model(hub.find(str(model_dir)), dropout=0.0).double()  # small changes of large weights
+        model = hub.load_model(
+            hub.find(str(model_dir)), dropout=0.0
+        ).double()  # small changes of large weights
         out.mkdir()
         fit(model, Ragged(b, a), clm_loss, None, Settings(lr=0.1, epochs=2, log_every=1), out)
         return weights(model), records(out)
@@ -85,8 +93,9 @@ def test_accumulated_equals_one_batch_on_ragged_data(model_dir, tmp_path, plain_
 
 
 def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path):
-    """An independent update: transformers' loss, torch's clipping and AdamW, written out here. In fp64, where nothing that
-    rounding leaves is large enough for AdamW to blow it up to a step: an update of up to 1e-3 is the same to seven digits."""
+    """An independent update: transformers' loss, torch's clipping and AdamW, written out here. In fp64, where
+    nothing that rounding leaves is large enough for AdamW to blow it up to a step: an update of up to 1e-3 is
+    the same to seven digits."""
     x = torch.randint(0, 400, (4, 20), generator=torch.Generator().manual_seed(1))
 
     class One:
@@ -101,14 +110,19 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
     fit(model.double(), One(), loss_in_fp64, None, s, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir).double()
     decayed = {id(p) for p in theirs.parameters() if p.dim() > 1}
-    groups = [{"params": [p for p in theirs.parameters() if (id(p) in decayed) == d], "weight_decay": 0.3 * d} for d in (1, 0)]
+    groups = [
+        {"params": [p for p in theirs.parameters() if (id(p) in decayed) == d], "weight_decay": 0.3 * d}
+        for d in (1, 0)
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=False)
     theirs.eval()  # the config's dropout is not what is compared
     for step in (0, 1):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / 2))
         assert theirs(x, labels=x).loss.item() == pytest.approx(records(tmp_path)[step]["loss"], rel=1e-5)
-        loss = F.cross_entropy(theirs(x).logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())  # theirs, but not in fp32
+        loss = F.cross_entropy(
+            theirs(x).logits[:, :-1].flatten(0, 1), x[:, 1:].flatten()
+        )  # theirs, but not in fp32
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         optimizer.step()
@@ -140,7 +154,8 @@ def test_the_first_loss_and_its_gradient_in_fp32_are_those_of_transformers(model
 
 
 def test_schedule_is_that_of_transformers_shifted_by_one():
-    """transformers starts its warm-up at 0, which wastes the first update; apart from that the curves are the same."""
+    """transformers starts its warm-up at 0, which wastes the first update; apart from that the curves are the
+    same."""
     s = Settings(lr=2.0, warmup_ratio=0.1)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=2.0)
@@ -198,9 +213,13 @@ def test_lora_trains_the_adapter_alone_over_a_base_stored_in_bf16(model, corpus,
 
 def test_an_overflow_in_fp16_skips_the_step_and_not_the_schedule(model, corpus, tmp_path, monkeypatch):
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40))
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40)
+    )
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
-    summary = fit(model, data, clm_loss, None, Settings(lr=1e-3, max_steps=4, log_every=1, dtype="fp16"), tmp_path)
+    summary = fit(
+        model, data, clm_loss, None, Settings(lr=1e-3, max_steps=4, log_every=1, dtype="fp16"), tmp_path
+    )
     assert summary["consumed"] > summary["step"] == 4
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4]
     s = Settings(lr=1e-3)
@@ -231,7 +250,9 @@ def test_out_of_memory_names_the_setting_and_keeps_the_checkpoint(model, tmp_pat
             torch.empty(2**60)  # the CPU's allocator refuses
         return clm_loss(model, batch)
 
-    with pytest.raises(UserError, match=r"out of memory at update 3: lower --batch-size.*checkpoint of update 2 stays"):
+    with pytest.raises(
+        UserError, match=r"out of memory at update 3: lower --batch-size.*checkpoint of update 2 stays"
+    ):
         fit(model, Ragged(4, 1), hungry, None, Settings(lr=1e-4, epochs=3, save_every=1), tmp_path)
 
 
@@ -246,7 +267,11 @@ def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
     s = Settings(lr=1e-3, epochs=10, eval_every=2, patience=2, keep="best")
     summary = fit(model, Ragged(4, 1), clm_loss, evaluate, s, tmp_path)
     assert summary["stopped_early"] and summary["step"] == 8
-    assert (summary["first_val"]["loss"], summary["best_val"]["loss"], summary["last_val"]["loss"]) == (5.0, 3.0, 3.2)
+    assert (summary["first_val"]["loss"], summary["best_val"]["loss"], summary["last_val"]["loss"]) == (
+        5.0,
+        3.0,
+        3.2,
+    )
     for name, p in model.named_parameters():
         assert torch.equal(p, seen[2][name]) and not torch.equal(p, seen[4][name])
     assert [r["val_loss"] for r in records(tmp_path) if "val_loss" in r] == [5.0, 4.0, 3.0, 3.5, 3.2]
@@ -254,10 +279,12 @@ def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
 
 @every_family
 def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, monkeypatch):
-    """Dropout on, LoRA, fp16 whose scaler had to come down: every kind of state there is; stopped by an error between two
-    checkpoints."""
+    """Dropout on, LoRA, fp16 whose scaler had to come down: every kind of state there is; stopped by an error
+    between two checkpoints."""
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**24))
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**24)
+    )
 
     def start(out, fail_at=None):
         torch.manual_seed(9)
@@ -316,7 +343,10 @@ def test_auto_dtype_follows_the_hardware(monkeypatch):
 def test_gradients_that_are_never_finite_in_fp16_end_the_run(model, tmp_path):
     def broken(model, batch):
         nll, count = clm_loss(model, batch)
-        return nll + (0 * model.transformer.ln_f.weight.sum()).sqrt(), count  # finite, with a gradient of 0 / 0
+        return (
+            nll + (0 * model.transformer.ln_f.weight.sum()).sqrt(),
+            count,
+        )  # finite, with a gradient of 0 / 0
 
     with pytest.raises(UserError, match="no gradient is finite in fp16 at update 1"):
         fit(model, Ragged(4, 1), broken, None, Settings(lr=1e-3, dtype="fp16"), tmp_path)
@@ -327,4 +357,6 @@ def test_without_matplotlib_the_rest_works_and_one_line_says_so(tmp_path, monkey
     assert plot_curves(tmp_path).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plot_curves(tmp_path) is None
-    assert capsys.readouterr().err.splitlines() == ["no loss.png: matplotlib is not installed (pip install 'nanomed[report]')"]
+    assert capsys.readouterr().err.splitlines() == [
+        "no loss.png: matplotlib is not installed (pip install 'nanomed[report]')"
+    ]

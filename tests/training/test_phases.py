@@ -1,5 +1,5 @@
-"""All phases on the families beside GPT-2, through the scripts: what each leaves loads in transformers and peft, with the same
-logits. (GPT-2 itself: test_train_clm, test_train_sft, test_classifier.)"""
+"""All phases on the families beside GPT-2, through the scripts: what each leaves loads in transformers and
+peft, with the same logits. (GPT-2 itself: test_train_clm, test_train_sft, test_classifier.)"""
 
 import json
 
@@ -20,7 +20,9 @@ TINY = ("--batch-size", 4, "--lr", 1e-2, "--max-steps", 3, "--log-every", 1, "--
 def files(tmp_path):
     docs, other = (write_jsonl(tmp_path / f"{n}.jsonl", make_texts(30, n)) for n in (1, 2))
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"question": t[:30], "answer": t[30:60]}) + "\n" for t in make_texts(20, 3, 15)))
+    pairs.write_text(
+        "".join(json.dumps({"question": t[:30], "answer": t[30:60]}) + "\n" for t in make_texts(20, 3, 15))
+    )
     return docs, other, pairs
 
 
@@ -48,17 +50,53 @@ def test_adapt_instruct_classify_and_compare(script, tmp_path, bpe_dir, files, f
     assert (ours("adapted")(X) - ours("base")(X)).abs().max() > 1e-3
     assert (tmp_path / "adapted" / "chat_template.jinja").read_text() == "of its makers"
 
-    run("train_sft.py", "--model", "adapted", "--data", pairs, "--out", "instructed", "--lora-r", 4, "--merge", *TINY)
+    run(
+        "train_sft.py",
+        "--model",
+        "adapted",
+        "--data",
+        pairs,
+        "--out",
+        "instructed",
+        "--lora-r",
+        4,
+        "--merge",
+        *TINY,
+    )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "instructed").eval()
     assert_near(ours("instructed")(X), theirs(X).logits)
     assert "### Instruction" in (tmp_path / "instructed" / "chat_template.jinja").read_text()
 
-    run("train_cls.py", "--model", "instructed", "--positives", docs, "--negatives", other, "--out", "classifier", *TINY)
+    run(
+        "train_cls.py",
+        "--model",
+        "instructed",
+        "--positives",
+        docs,
+        "--negatives",
+        other,
+        "--out",
+        "classifier",
+        *TINY,
+    )
     classifier = hub.load_classifier(hub.find(str(tmp_path / "classifier"))).eval()
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier").eval()
-    assert_near(predict(classifier, [row.numpy() for row in X], 0, 2, torch.device("cpu"), "fp32"), theirs(X).logits)
+    assert_near(
+        predict(classifier, [row.numpy() for row in X], 0, 2, torch.device("cpu"), "fp32"), theirs(X).logits
+    )
 
-    args = ("--models", base, "adapted", "instructed", "--data", f"docs={docs}", "--context", 48, "--max-new-tokens", 4)
+    args = (
+        "--models",
+        base,
+        "adapted",
+        "instructed",
+        "--data",
+        f"docs={docs}",
+        "--context",
+        48,
+        "--max-new-tokens",
+        4,
+    )
     run("eval.py", "compare", *args, "--classifier", "classifier", "--out", "report", "--dtype", "fp32")
     models = json.loads((tmp_path / "report" / "report.json").read_text())["models"]
     assert models[1]["ppl"]["docs"]["ppl"] < models[0]["ppl"]["docs"]["ppl"]

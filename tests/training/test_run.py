@@ -1,5 +1,5 @@
-"""A run's directory and what is said around a training: several validation sets, what is kept, what it would take, what a
-batch looks like, the template that travels."""
+"""A run's directory and what is said around a training: several validation sets, what is kept, what it would
+take, what a batch looks like, the template that travels."""
 
 import gc
 import json
@@ -38,7 +38,9 @@ def docs(tmp_path):
 @pytest.fixture
 def pairs(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"question": f"acute {k}?", "answer": "renal disease"}) + "\n" for k in range(30)))
+    path.write_text(
+        "".join(json.dumps({"question": f"acute {k}?", "answer": "renal disease"}) + "\n" for k in range(30))
+    )
     return path
 
 
@@ -46,7 +48,7 @@ def records(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-# --- validation -------------------------------------------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------------------
 
 
 def test_each_named_set_is_a_line_and_a_curve_and_is_what_eval_measures(script, model_dir, docs, tmp_path):
@@ -82,7 +84,18 @@ def test_each_named_set_is_a_line_and_a_curve_and_is_what_eval_measures(script, 
     for name, file in (("near", a), ("far", b)):
         assert (
             script(
-                "eval.py", "ppl", "--model", "o", "--data", file, "--context", 32, "--json", "r.json", "--dtype", "fp32"
+                "eval.py",
+                "ppl",
+                "--model",
+                "o",
+                "--data",
+                file,
+                "--context",
+                32,
+                "--json",
+                "r.json",
+                "--dtype",
+                "fp32",
             ).returncode
             == 0
         )
@@ -160,13 +173,19 @@ def test_the_weights_that_are_asked_for_are_kept(model_dir, tmp_path, keep):
 
 def test_what_is_kept_is_said_and_needs_a_validation(script, model_dir, docs, tmp_path):
     args = ("train_clm.py", "--model", model_dir, "--data", docs, "--max-steps", 2, *TINY)
-    assert_refused(script(*args, "--out", "a", "--val-fraction", 0, "--keep", "best"), "--keep best", "--val-data")
-    assert "kept: the weights of the best validation (update " in script(*args, "--out", "b", "--keep", "best").stdout
+    assert_refused(
+        script(*args, "--out", "a", "--val-fraction", 0, "--keep", "best"), "--keep best", "--val-data"
+    )
+    assert (
+        "kept: the weights of the best validation (update "
+        in script(*args, "--out", "b", "--keep", "best").stdout
+    )
     assert "kept the last weights (update 2)" in script(*args, "--out", "c", "--val-fraction", 0).stdout
 
 
 def test_a_stop_during_the_first_validation_does_not_count_it_twice(model_dir, tmp_path):
-    """SIGTERM in the validation before the first update; after --resume it was done, and patience has not begun."""
+    """SIGTERM in the validation before the first update; after --resume it was done, and patience has not
+    begun."""
 
     def run(out, stop):
         losses, model = iter([1.0, 2.0, 3.0]), a_model(model_dir)
@@ -186,7 +205,11 @@ def test_a_stop_during_the_first_validation_does_not_count_it_twice(model_dir, t
         run(tmp_path / "stopped", True)
     again = run(tmp_path / "stopped", False)
     assert (again["step"], again["bad_evals"]) == (whole["step"], whole["bad_evals"]) == (2, 2)
-    assert [r["step"] for r in records(tmp_path / "stopped")] == [r["step"] for r in records(tmp_path / "whole")] == [0, 1, 2]
+    assert (
+        [r["step"] for r in records(tmp_path / "stopped")]
+        == [r["step"] for r in records(tmp_path / "whole")]
+        == [0, 1, 2]
+    )
 
 
 def test_without_a_checkpoint_no_message_promises_one(model_dir, tmp_path):
@@ -199,7 +222,8 @@ def test_without_a_checkpoint_no_message_promises_one(model_dir, tmp_path):
 
 
 def test_the_best_weights_are_those_of_the_run_that_is_gone_on_with(model_dir, tmp_path):
-    """A best validation after the last checkpoint, then a kill: the resumed run must not come back to those weights."""
+    """A best validation after the last checkpoint, then a kill: the resumed run must not come back to those
+    weights."""
 
     def run(losses, out, stop=None):
         model, seen, values = a_model(model_dir), [], iter(losses)
@@ -227,13 +251,19 @@ def test_the_best_weights_are_those_of_the_run_that_is_gone_on_with(model_dir, t
 def test_a_single_named_set_keeps_its_name(model_dir, tmp_path, name):
     s = Settings(lr=1e-3, max_steps=1)
     summary = fit(a_model(model_dir), Steps(), clm_loss, lambda: {name: {"loss": 1.0}}, s, tmp_path)
-    assert (list(records(tmp_path)[-1].get("val", [])) == ["one"]) == (name == "one") == ("sets" in summary["last_val"])
+    assert (
+        (list(records(tmp_path)[-1].get("val", [])) == ["one"])
+        == (name == "one")
+        == ("sets" in summary["last_val"])
+    )
 
 
 def test_what_does_not_fit_is_said_before_the_training(script, model_dir, docs, tmp_path):
     args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--max-steps", 1, *TINY)
     assert_refused(script(*args, "--sample-prompt", "the patient " * 60), "does not fit")
-    assert_refused(script(*args, "--sample-prompt", "the", "--val-fraction", 0), "--sample-prompt", "--val-data")
+    assert_refused(
+        script(*args, "--sample-prompt", "the", "--val-fraction", 0), "--sample-prompt", "--val-data"
+    )
     assert not (tmp_path / "o").exists()
 
 
@@ -248,12 +278,27 @@ def test_what_the_user_keeps_in_a_runs_folders_stays(script, model_dir, docs, tm
         shutil.rmtree(tmp_path / "o" / folder)
 
 
-def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(script, model_dir, docs, pairs, tmp_path, monkeypatch):
+def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(
+    script, model_dir, docs, pairs, tmp_path, monkeypatch
+):
     monkeypatch.setattr("nanomed.training.checkpoint.remove", lambda out: None)
     source = tmp_path / "source"
     shutil.copytree(model_dir, source)
     heldout.write(heldout.HeldOut({heldout.digest("a")}), source)
-    args = ("train_sft.py", "--model", source, "--data", pairs, "--replay", docs, "--out", "o", "--max-steps", 1, *TINY)
+    args = (
+        "train_sft.py",
+        "--model",
+        source,
+        "--data",
+        pairs,
+        "--replay",
+        docs,
+        "--out",
+        "o",
+        "--max-steps",
+        1,
+        *TINY,
+    )
     assert script(*args).returncode == 0
     (tmp_path / "o" / "summary.json").unlink()
     (source / "held_out.json").unlink()
@@ -261,17 +306,36 @@ def test_a_resumed_run_notices_that_what_was_held_out_earlier_has_changed(script
 
 
 def test_an_instructed_model_that_reads_on_keeps_its_template(script, model_dir, pairs, docs, tmp_path):
-    assert script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY).returncode == 0
-    assert script("train_clm.py", "--model", "o", "--data", docs, "--out", "p", "--max-steps", 1, *TINY).returncode == 0
+    assert (
+        script(
+            "train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY
+        ).returncode
+        == 0
+    )
+    assert (
+        script(
+            "train_clm.py", "--model", "o", "--data", docs, "--out", "p", "--max-steps", 1, *TINY
+        ).returncode
+        == 0
+    )
     assert measure.open_model(str(tmp_path / "p")).template == TEMPLATES["response"]
 
 
-def test_a_sample_of_an_instructed_model_that_reads_on_is_a_bare_continuation(script, model_dir, pairs, docs, tmp_path):
-    assert script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY).returncode == 0
+def test_a_sample_of_an_instructed_model_that_reads_on_is_a_bare_continuation(
+    script, model_dir, pairs, docs, tmp_path
+):
+    assert (
+        script(
+            "train_sft.py", "--model", model_dir, "--data", pairs, "--out", "o", "--max-steps", 1, *TINY
+        ).returncode
+        == 0
+    )
     prompt = "the patient " * 20  # fits alone, and not with a template around it
     args = ("--data", docs, "--out", "p", "--max-steps", 1, "--sample-prompt", prompt, *TINY)
     assert script("train_clm.py", "--model", "o", *args).returncode == 0
-    assert_refused(script("train_sft.py", "--model", "o", "--data", pairs, *args[2:3], "q", *args[4:]), "does not fit")
+    assert_refused(
+        script("train_sft.py", "--model", "o", "--data", pairs, *args[2:3], "q", *args[4:]), "does not fit"
+    )
 
 
 def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, capsys):
@@ -284,7 +348,9 @@ def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, cap
             x = torch.zeros(4 if k < 2 else 1, 50 if k == 1 else 9, dtype=torch.long)
             return [(x, x)]
 
-    estimate.dry_run(a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out")
+    estimate.dry_run(
+        a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out"
+    )
     assert "(4 x 50 tokens at once)" in capsys.readouterr().out
 
 
@@ -297,12 +363,24 @@ def test_shares_are_what_is_written_not_what_floats_make_of_it():
     assert total_steps(Steps(), Settings(lr=1.0, epochs=0.07)) == 7
 
 
-# --- before a training ------------------------------------------------------------------------------------------------
+# --- before a training --------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_counts_times_and_writes_nothing(script, model_dir, docs, tmp_path):
     out = script(
-        "train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--dry-run", "--epochs", 3, "--lora-r", 2, *TINY
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--out",
+        "o",
+        "--dry-run",
+        "--epochs",
+        3,
+        "--lora-r",
+        2,
+        *TINY,
     )
     assert out.returncode == 0, out.stderr
     assert not (tmp_path / "o").exists()
@@ -336,7 +414,10 @@ def test_a_disk_without_room_is_said_before_the_first_update(script, model_dir, 
     assert not (tmp_path / "o" / "metrics.jsonl").exists()
     lora = ("--lora-r", 2, "--lora-targets", "attn.c_proj")  # a few kilobytes
     assert (
-        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "p", "--max-steps", 1, *lora, *TINY).returncode == 0
+        script(
+            "train_clm.py", "--model", model_dir, "--data", docs, "--out", "p", "--max-steps", 1, *lora, *TINY
+        ).returncode
+        == 0
     )
 
 
@@ -352,7 +433,8 @@ def test_what_a_run_that_goes_on_has_on_the_disk_already_counts(model_dir, tmp_p
 
 
 def test_what_was_counted_is_freed(model_dir):
-    """At once, and not when Python next looks for cycles: the updates after it would be timed and measured beside it."""
+    """At once, and not when Python next looks for cycles: the updates after it would be timed and measured
+    beside it."""
     model, x = a_model(model_dir), torch.zeros(2, 9, dtype=torch.long)
 
     def held():
@@ -369,7 +451,14 @@ def test_what_was_counted_is_freed(model_dir):
 
 
 def test_gradients_come_as_activations_go_but_for_those_of_earlier_micro_batches():
-    sizes = {"weights": 100, "optimizer": 200, "gradients": 100, "activations": 60, "the loss": 10, "where they started": 1}
+    sizes = {
+        "weights": 100,
+        "optimizer": 200,
+        "gradients": 100,
+        "activations": 60,
+        "the loss": 10,
+        "where they started": 1,
+    }
     assert estimate.at_most(sizes, 1) == 301 + 100 and estimate.at_most(sizes, 2) == 301 + 170
     assert estimate.at_most(sizes | {"activations": 600}, 1) == 301 + 610
 
@@ -403,16 +492,30 @@ def test_show_in_each_script(script, model_dir, docs, pairs, tmp_path):
     common = ("--model", model_dir, "--show", 1, "--dry-run", "--out", "o", *TINY)
     out = script("train_clm.py", "--data", docs, *common)
     assert len(re.findall(r"\[\[.*\]\]", out.stdout)) == 1, out.stderr
-    assert "Response:\\n[[renal disease<|endoftext|>]]" in script("train_sft.py", "--data", pairs, *common, "--no-packing").stdout
-    out = script("train_cls.py", "--positives", docs, "--negatives", write_jsonl(tmp_path / "n.jsonl", ["fox"] * 9), *common)
+    assert (
+        "Response:\\n[[renal disease<|endoftext|>]]"
+        in script("train_sft.py", "--data", pairs, *common, "--no-packing").stdout
+    )
+    out = script(
+        "train_cls.py",
+        "--positives",
+        docs,
+        "--negatives",
+        write_jsonl(tmp_path / "n.jsonl", ["fox"] * 9),
+        *common,
+    )
     assert re.search(r"^(positive|negative):\n  \S", out.stdout, re.M), out.stderr
 
 
 def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path):
-    """Their sums are the whole; each is the mean of its own tokens' losses, computed one example at a time."""
+    """Their sums are the whole; each is the mean of its own tokens' losses, computed one example at a
+    time."""
     tokenizer, model = load_tokenizer(bpe_dir), a_model(model_dir).eval()
     answers = encode_instructions(
-        [Instruction("Why?", "", "So it is."), Instruction("Who?", "", "He.")], tokenizer, TEMPLATES["response"], 60
+        [Instruction("Why?", "", "So it is."), Instruction("Who?", "", "He.")],
+        tokenizer,
+        TEMPLATES["response"],
+        60,
     ).examples
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", ["fever and cough"])), tokenizer)
     texts = text_examples(corpus.all(), 60, 1, 0)
@@ -430,26 +533,57 @@ def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path
     assert count == sum(n for _, n in parts.values())
 
 
-# --- the template travels ---------------------------------------------------------------------------------------------
+# --- the template travels -----------------------------------------------------------------------------------
 
 
 def test_the_template_is_saved_and_used_by_default(script, model_dir, pairs, docs, tmp_path):
-    (tmp_path / "mine.toml").write_text('prompt = "{instruction}\\nA\\"\'{{x}}:"\nresponse = " {response}"\nmarkers = ["\\nQ"]\n')
+    (tmp_path / "mine.toml").write_text(
+        'prompt = "{instruction}\\nA\\"\'{{x}}:"\nresponse = " {response}"\nmarkers = ["\\nQ"]\n'
+    )
     out = script(
-        "train_sft.py", "--model", model_dir, "--data", pairs, "--template", "mine.toml", "--out", "o", "--max-steps", 2, *TINY
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        pairs,
+        "--template",
+        "mine.toml",
+        "--out",
+        "o",
+        "--max-steps",
+        2,
+        *TINY,
     )
     assert out.returncode == 0, out.stderr
     asked = {}
-    for name, flags in {"default": (), "named": ("--template", "mine.toml"), "bare": ("--template", "none")}.items():
+    for name, flags in {
+        "default": (),
+        "named": ("--template", "mine.toml"),
+        "bare": ("--template", "none"),
+    }.items():
         done = script(
-            "eval.py", "qa", "--model", "o", "--data", pairs, "--limit", 3, "--json", "r.json", "--max-new-tokens", 3, *flags
+            "eval.py",
+            "qa",
+            "--model",
+            "o",
+            "--data",
+            pairs,
+            "--limit",
+            3,
+            "--json",
+            "r.json",
+            "--max-new-tokens",
+            3,
+            *flags,
         )
         assert done.returncode == 0, done.stderr
         asked[name] = [a["prompt"] for a in json.loads((tmp_path / "r.json").read_text())["answers"]]
         assert ("note: " in done.stderr) == (name == "bare")
     assert asked["default"] == asked["named"] and asked["default"][0] == "acute 0?\nA\"'{{x}}:"
     assert asked["bare"][0] == "acute 0?"
-    again = script("train_sft.py", "--model", "o", "--data", pairs, "--out", "p", "--max-steps", 1, "--lora-r", 2, *TINY)
+    again = script(
+        "train_sft.py", "--model", "o", "--data", pairs, "--out", "p", "--max-steps", 1, "--lora-r", 2, *TINY
+    )
     assert "template the model's own" in again.stdout, again.stderr
     for name in ("o", "p"):
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
@@ -457,22 +591,40 @@ def test_the_template_is_saved_and_used_by_default(script, model_dir, pairs, doc
         chat = [{"role": "user", "content": "Why {{?}}"}]
         assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}").text
         chat.append({"role": "assistant", "content": "So."})
-        assert theirs.apply_chat_template(chat, tokenize=False) == template.ask("Why {{?}}").text + " So.<|endoftext|>"
+        assert (
+            theirs.apply_chat_template(chat, tokenize=False)
+            == template.ask("Why {{?}}").text + " So.<|endoftext|>"
+        )
 
 
-# --- bases and adapters -----------------------------------------------------------------------------------------------
+# --- bases and adapters -------------------------------------------------------------------------------------
 
 
 def test_a_base_that_changed_under_its_adapter_is_noticed(script, model_dir, docs, tmp_path):
     base = tmp_path / "base-model"
     shutil.copytree(model_dir, base)
     assert (
-        script("train_clm.py", "--model", base, "--data", docs, "--out", "o", "--max-steps", 1, "--lora-r", 2, *TINY).returncode
+        script(
+            "train_clm.py",
+            "--model",
+            base,
+            "--data",
+            docs,
+            "--out",
+            "o",
+            "--max-steps",
+            1,
+            "--lora-r",
+            2,
+            *TINY,
+        ).returncode
         == 0
     )
     ppl = ("eval.py", "ppl", "--model", "o", "--data", docs, "--dtype", "fp32")
     assert script(*ppl).returncode == 0
-    save_file({k: v * 1.01 for k, v in load_file(base / "model.safetensors").items()}, base / "model.safetensors")
+    save_file(
+        {k: v * 1.01 for k, v in load_file(base / "model.safetensors").items()}, base / "model.safetensors"
+    )
     assert_refused(script(*ppl), "base-model is not what it was")
 
 
@@ -489,17 +641,24 @@ def test_an_adapter_and_its_merged_base_move_together(script, model_dir, docs, t
 def test_from_scratch_wants_a_shape_and_no_adapter(script, model_dir, docs, tmp_path):
     common = ("--data", docs, "--max-steps", 1, *TINY)
     assert script("train_clm.py", "--model", model_dir, "--out", "a", "--lora-r", 2, *common).returncode == 0
-    assert_refused(script("train_clm.py", "--model", "a", "--from-scratch", "--out", "b", *common), "is an adapter", model_dir)
+    assert_refused(
+        script("train_clm.py", "--model", "a", "--from-scratch", "--out", "b", *common),
+        "is an adapter",
+        model_dir,
+    )
 
 
-# --- flags ------------------------------------------------------------------------------------------------------------
+# --- flags --------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_flag_names_the_nearest(script, model_dir, docs, tmp_path):
     assert_refused(
-        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--epoch", 2), "did you mean --epochs?"
+        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--epoch", 2),
+        "did you mean --epochs?",
     )
-    assert_refused(script("eval.py", "ppl", "--model", model_dir, "--data", docs, "--strid", 2), "did you mean --stride?")
+    assert_refused(
+        script("eval.py", "ppl", "--model", model_dir, "--data", docs, "--strid", 2), "did you mean --stride?"
+    )
     (tmp_path / "r.toml").write_text("[adapt]\nwarmup-ration = 0.1\n")
     assert_refused(
         script("train_clm.py", "--config", "r.toml", "--model", model_dir, "--data", docs, "--out", "o"),
@@ -509,10 +668,14 @@ def test_an_unknown_flag_names_the_nearest(script, model_dir, docs, tmp_path):
 
 @pytest.mark.parametrize("seed", [2**63, 10**30, -1])
 def test_a_seed_fits_the_generators(script, model_dir, docs, seed):
-    assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", f"--seed={seed}"), "--seed")
+    assert_refused(
+        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", f"--seed={seed}"), "--seed"
+    )
 
 
-def test_a_state_that_is_no_longer_needed_goes_even_after_a_kill(script, model_dir, docs, tmp_path, monkeypatch):
+def test_a_state_that_is_no_longer_needed_goes_even_after_a_kill(
+    script, model_dir, docs, tmp_path, monkeypatch
+):
     args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--max-steps", 1, *TINY)
     with monkeypatch.context() as m:
         m.setattr(checkpoint, "remove", lambda out: None)
@@ -521,8 +684,11 @@ def test_a_state_that_is_no_longer_needed_goes_even_after_a_kill(script, model_d
     assert "complete" in script(*args, "--resume").stdout and not (tmp_path / "o" / "state").exists()
 
 
-def test_a_run_that_began_before_a_setting_was_thought_of_goes_on(script, model_dir, docs, tmp_path, monkeypatch):
-    """An absent key of run.json is its default; one that this version does not know is refused, and so is another phase."""
+def test_a_run_that_began_before_a_setting_was_thought_of_goes_on(
+    script, model_dir, docs, tmp_path, monkeypatch
+):
+    """An absent key of run.json is its default; one that this version does not know is refused, and so is
+    another phase."""
     monkeypatch.setattr("nanomed.training.checkpoint.remove", lambda out: None)
     args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "o", "--max-steps", 2, *TINY)
     assert script(*args).returncode == 0
@@ -539,7 +705,12 @@ def test_a_run_that_began_before_a_setting_was_thought_of_goes_on(script, model_
     assert_refused(resume(older, "--dropout", 0.1), "started with dropout = 0.0, now it is dropout = 0.1")
     assert_refused(resume(settings | {"invented_later": 1}), "'invented_later'", "version of nanomed")
     assert_refused(resume(settings, phase="instruct"), "another phase ([instruct])")
-    with_what_was_kept_then = older | {"resume": False, "save_every": 7, "grad_checkpoint": True, "out": "elsewhere"}
+    with_what_was_kept_then = older | {
+        "resume": False,
+        "save_every": 7,
+        "grad_checkpoint": True,
+        "out": "elsewhere",
+    }
     done = resume(with_what_was_kept_then)
     assert done.returncode == 0, done.stderr
     assert "complete" in script(*args, "--resume").stdout

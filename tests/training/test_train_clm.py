@@ -1,4 +1,5 @@
-"""The script as a user runs it: what DIR holds, what is refused, and that nothing is lost when it is stopped."""
+"""The script as a user runs it: what DIR holds, what is refused, and that nothing is lost when it is
+stopped."""
 
 import json
 import os
@@ -39,7 +40,9 @@ def records(directory):
 
 
 def test_full_training_leaves_a_model_directory(script, model_dir, docs, tmp_path):
-    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 6, *TINY)
+    out = script(
+        "train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 6, *TINY
+    )
     assert out.returncode == 0, out.stderr
     d = tmp_path / "out"
     assert {p.name for p in d.iterdir()} >= {
@@ -59,7 +62,14 @@ def test_full_training_leaves_a_model_directory(script, model_dir, docs, tmp_pat
     before = hub.load_model(hub.find(str(model_dir))).eval()
     assert (before(X) - ours(X)).abs().max() > 1e-3
     # the line that says what will be done, the bar, and the line that says where the results are
-    for word in ("parameters", "trainable", "38 documents", "2 validation documents", "cpu, fp32", "6 updates"):
+    for word in (
+        "parameters",
+        "trainable",
+        "38 documents",
+        "2 validation documents",
+        "cpu, fp32",
+        "6 updates",
+    ):
         assert word in out.stdout.splitlines()[0]
     assert "training:" in out.stderr and "tokens/s" in out.stderr
     assert "results in out" in out.stdout.splitlines()[-1]
@@ -77,14 +87,33 @@ def test_validation_perplexity_is_what_eval_gives(script, model_dir, docs, tmp_p
     val = write_jsonl(tmp_path / "val.jsonl", make_texts(6, 32, 30, 90))
     args = ("--model", model_dir, "--data", docs, "--val-data", val, "--out", "out", "--max-steps", 3)
     assert script("train_clm.py", *args, *TINY).returncode == 0
-    assert script("eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json").returncode == 0
-    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(records(tmp_path / "out")[-1]["val_ppl"])
+    assert (
+        script(
+            "eval.py", "ppl", "--model", "out", "--data", val, "--dtype", "fp32", "--json", "e.json"
+        ).returncode
+        == 0
+    )
+    assert json.loads((tmp_path / "e.json").read_text())["ppl"] == pytest.approx(
+        records(tmp_path / "out")[-1]["val_ppl"]
+    )
 
 
 def test_lora_leaves_an_adapter_that_peft_loads_from_anywhere(script, model_dir, docs, tmp_path):
     link = tmp_path / "model"
     link.symlink_to(model_dir)
-    args = ("--data", docs, "--out", "out", "--max-steps", 4, *TINY, "--lora-r", 4, "--lora-targets", "c_attn,c_proj,c_fc")
+    args = (
+        "--data",
+        docs,
+        "--out",
+        "out",
+        "--max-steps",
+        4,
+        *TINY,
+        "--lora-r",
+        4,
+        "--lora-targets",
+        "c_attn,c_proj,c_fc",
+    )
     out = script("train_clm.py", "--model", "model", *args)
     assert out.returncode == 0, out.stderr
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -149,10 +178,16 @@ def test_from_scratch_needs_a_shape_and_a_tokenizer_only(script, model_dir, bpe_
             *TINY,
         )
         assert out.returncode == 0, out.stderr
-    a, b = (load_file(tmp_path / f"out-{len(m)}" / "model.safetensors") for m in ("shape", "shape/config.json"))
+    a, b = (
+        load_file(tmp_path / f"out-{len(m)}" / "model.safetensors") for m in ("shape", "shape/config.json")
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)  # the seed decides
-    assert records(tmp_path / "out-5")[0]["val_loss"] == pytest.approx(6.0, abs=0.2)  # ln 400: it knows nothing
-    assert_refused(script("train_clm.py", "--model", "shape", "--data", docs, "--out", "x"), "no model.safetensors")
+    assert records(tmp_path / "out-5")[0]["val_loss"] == pytest.approx(
+        6.0, abs=0.2
+    )  # ln 400: it knows nothing
+    assert_refused(
+        script("train_clm.py", "--model", "shape", "--data", docs, "--out", "x"), "no model.safetensors"
+    )
 
 
 def test_duplicates_of_held_out_documents_are_removed_and_said(script, model_dir, docs, tmp_path):
@@ -176,7 +211,9 @@ def test_duplicates_of_held_out_documents_are_removed_and_said(script, model_dir
         *TINY,
     )
     assert out.returncode == 0, out.stderr
-    assert out.stdout.startswith("5 training documents that are held out too were taken out of the training side\n")
+    assert out.stdout.startswith(
+        "5 training documents that are held out too were taken out of the training side\n"
+    )
     s = summary(tmp_path / "out")
     assert (s["documents"], s["val_documents"], s["duplicates_removed"]) == (35, 4, 5)
 
@@ -206,11 +243,14 @@ def test_several_sources_with_weights(script, model_dir, docs, tmp_path):
 
 
 def test_the_first_training_loss_is_the_evaluators_loss(script, model_dir, tmp_path):
-    """Of a corpus that is one document in one block, before anything was learnt: the same tokens, each predicted from the same
-    ones before it. A target that is not the next token, or a token left out, would show here."""
+    """Of a corpus that is one document in one block, before anything was learnt: the same tokens, each
+    predicted from the same ones before it. A target that is not the next token, or a token left out, would
+    show here."""
     doc = write_jsonl(tmp_path / "doc.jsonl", make_texts(1, 5, 12, 12))
     args = ("--model", model_dir, "--data", doc, "--dtype", "fp32", "--context", 64)
-    done = script("train_clm.py", *args, "--out", "out", "--val-fraction", 0, "--max-steps", 1, "--log-every", 1)
+    done = script(
+        "train_clm.py", *args, "--out", "out", "--val-fraction", 0, "--max-steps", 1, "--log-every", 1
+    )
     assert done.returncode == 0, done.stderr
     assert script("eval.py", "ppl", *args, "--json", "r.json").returncode == 0
     measured, (first,) = json.loads((tmp_path / "r.json").read_text()), records(tmp_path / "out")
@@ -222,7 +262,9 @@ def test_a_recipe_presets_flags_and_the_command_line_wins(script, model_dir, doc
     recipe = tmp_path / "r.toml"
     preset = "max-steps = 2\nbatch_size = 2\nlr = 0.5\nskip-bad-rows = true\ncompile = true\n"
     recipe.write_text(f'[adapt]\nmodel = "{model_dir}"\ndata = ["no.jsonl"]\n{preset}')
-    out = script("train_clm.py", "--config", recipe, "--data", docs, "--out", "out", "--lr", 1e-4, "--no-compile")
+    out = script(
+        "train_clm.py", "--config", recipe, "--data", docs, "--out", "out", "--lr", 1e-4, "--no-compile"
+    )
     assert out.returncode == 0, out.stderr
     s = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
     assert [s[k] for k in ("max_steps", "batch_size", "lr", "skip_bad_rows", "compile", "data")] == [
@@ -242,7 +284,9 @@ def test_a_recipe_presets_flags_and_the_command_line_wins(script, model_dir, doc
         "[adapt]\nmerge = 1\n": ("true or false",),
     }.items():
         recipe.write_text(text)
-        assert_refused(script("train_clm.py", "--config", recipe, "--data", docs, "--out", "o"), "r.toml", *words)
+        assert_refused(
+            script("train_clm.py", "--config", recipe, "--data", docs, "--out", "o"), "r.toml", *words
+        )
 
 
 WRONG = {
@@ -267,18 +311,27 @@ WRONG = {
 
 @pytest.mark.parametrize(("flags", "words"), WRONG.values(), ids=WRONG)
 def test_wrong_flags(script, model_dir, docs, tmp_path, flags, words):
-    assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *flags), *words)
+    assert_refused(
+        script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *flags), *words
+    )
     assert not (tmp_path / "out" / "state").exists()
 
 
 def test_missing_flags_and_paths(script, model_dir, docs, tmp_path):
     assert_refused(script("train_clm.py", "--data", docs, "--out", "x"), "--model")
-    assert_refused(script("train_clm.py", "--model", "./gone", "--data", docs, "--out", "x"), "./gone", "no such")
+    assert_refused(
+        script("train_clm.py", "--model", "./gone", "--data", docs, "--out", "x"), "./gone", "no such"
+    )
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    assert_refused(script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2")
+    assert_refused(
+        script("train_clm.py", "--model", model_dir, "--data", "bad.jsonl", "--out", "x"), "bad.jsonl, row 2"
+    )
     assert not (tmp_path / "x").exists()
     if not torch.cuda.is_available():
-        assert_refused(script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"), "cuda")
+        assert_refused(
+            script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "x", "--device", "cuda"),
+            "cuda",
+        )
 
 
 def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
@@ -288,7 +341,9 @@ def test_what_is_in_dir_is_not_trained_over(script, model_dir, docs, tmp_path):
     assert_refused(script(*args), "--out out: not empty", "--resume")
     done = script(*args, "--resume")
     assert done.returncode == 0 and "complete" in done.stdout
-    assert_refused(script(*args, "--resume", "--lr", 0.5, "--lora-r", 2), "lr = 0.001", "lr = 0.5", "lora_r = 2")
+    assert_refused(
+        script(*args, "--resume", "--lr", 0.5, "--lora-r", 2), "lr = 0.001", "lr = 0.5", "lora_r = 2"
+    )
     write_jsonl(docs, make_texts(40, 98))
     assert_refused(script(*args, "--resume"), "the data changed")
     write_jsonl(docs, make_texts(40, 31))
@@ -326,7 +381,8 @@ def command(out, model_dir, docs, *flags):
 
 
 LORA = ("--lora-r", 4, "--lora-dropout", 0.1)
-# Runs the script in its arguments, and kills itself with signal 9 in update 9; or while the second checkpoint is written.
+# Runs the script in its arguments, and kills itself with signal 9 in update 9; or while the second checkpoint
+# is written.
 KILLED = """import os, runpy, sys
 where, script = sys.argv[1:3]
 sys.argv, sys.path[0] = sys.argv[2:], os.path.dirname(script)
@@ -408,7 +464,9 @@ def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(
 
 
 def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs, tmp_path, monkeypatch):
-    monkeypatch.setattr("nanomed.training.checkpoint.remove", lambda out: None)  # as if it had been killed at the very end
+    monkeypatch.setattr(
+        "nanomed.training.checkpoint.remove", lambda out: None
+    )  # as if it had been killed at the very end
     args = ("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", "--max-steps", 2, *TINY)
     assert script(*args).returncode == 0
     (tmp_path / "out" / "summary.json").unlink()
@@ -417,9 +475,15 @@ def test_resuming_with_other_settings_or_data_is_refused(script, model_dir, docs
     assert_refused(script(*args, "--resume"), "the data changed")
 
 
-def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(script, model_dir, docs, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_saving_costs_only_that_checkpoint(
+    script, model_dir, docs, tmp_path, monkeypatch
+):
     """The file-size limit plays the full disk: the first checkpoint fits, and then the limit is lowered."""
-    args, save, limit = command("out", model_dir, docs), tensors.save_file, resource.getrlimit(resource.RLIMIT_FSIZE)
+    args, save, limit = (
+        command("out", model_dir, docs),
+        tensors.save_file,
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
 
     def save_on_a_small_disk(state, path, metadata):
         if list(tmp_path.glob("out/state/step-*")):
@@ -471,9 +535,12 @@ def test_help_is_complete_and_shows_defaults(script, name):
     assert out.returncode == 0
     wanted = {
         "eval.py": "model data json context stride batch-size dtype device limit seed text-field",
-        "train_clm.py": "model data out val-data val-fraction from-scratch config text-field limit context batch-size "
-        "grad-accum epochs max-steps lr warmup-ratio weight-decay grad-clip dtype device compile grad-checkpoint "
-        "lora-r lora-alpha lora-dropout lora-targets merge seed resume save-every eval-every patience log-every",
+        "train_clm.py": (
+            "model data out val-data val-fraction from-scratch config text-field limit context batch-size"
+            " grad-accum epochs max-steps lr warmup-ratio weight-decay grad-clip dtype device compile"
+            " grad-checkpoint lora-r lora-alpha lora-dropout lora-targets merge seed resume save-every"
+            " eval-every patience log-every"
+        ),
     }
     for flag in wanted[name].split():
         assert f"--{flag} " in out.stdout or f"--{flag}\n" in out.stdout or f"--{flag}," in out.stdout, flag
@@ -483,12 +550,30 @@ def test_help_is_complete_and_shows_defaults(script, name):
 @pytest.mark.slow
 def test_compiled_training_ends_where_eager_training_does(script, model_dir, docs, tmp_path, plain_steps):
     before = load_file(model_dir / "model.safetensors")
-    for name, flags in {"eager": (), "compiled": ("--compile",), "checkpointed": ("--grad-checkpoint",)}.items():
+    for name, flags in {
+        "eager": (),
+        "compiled": ("--compile",),
+        "checkpointed": ("--grad-checkpoint",),
+    }.items():
         out = script(
-            "train_clm.py", "--model", model_dir, "--data", docs, "--out", name, "--max-steps", 5, *TINY, "--lr", 1, *flags
+            "train_clm.py",
+            "--model",
+            model_dir,
+            "--data",
+            docs,
+            "--out",
+            name,
+            "--max-steps",
+            5,
+            *TINY,
+            "--lr",
+            1,
+            *flags,
         )
         assert out.returncode == 0, out.stderr
-    eager, compiled, checkpointed = (load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed"))
+    eager, compiled, checkpointed = (
+        load_file(tmp_path / n / "model.safetensors") for n in ("eager", "compiled", "checkpointed")
+    )
     for name in eager:
         a, b, c = (weights[name] - before[name] for weights in (eager, compiled, checkpointed))
         assert_near(b, a, 1e-3, name)
@@ -507,7 +592,20 @@ def test_a_run_without_a_checkpoint_can_simply_be_started_again(script, model_di
 def test_resuming_on_another_base_is_refused(script, model_dir, docs, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(model_dir, model)
-    args = ("train_clm.py", "--model", model, "--data", docs, "--out", "out", "--max-steps", 2, "--lora-r", 2, *TINY)
+    args = (
+        "train_clm.py",
+        "--model",
+        model,
+        "--data",
+        docs,
+        "--out",
+        "out",
+        "--max-steps",
+        2,
+        "--lora-r",
+        2,
+        *TINY,
+    )
     assert script(*args).returncode == 0
     state = load_file(model / "model.safetensors")
     save_file({k: v * 1.5 for k, v in state.items()}, model / "model.safetensors")
@@ -522,8 +620,9 @@ def test_an_out_that_cannot_be_made_is_said_in_one_line(script, model_dir, docs,
 
 @pytest.fixture
 def make(tmp_path, python):
-    """make("adapt", "DATA=...", HF_HOME=...): what a `make` of the user's prints; the flags of the one that runs these tests
-    are none of its business. In an environment that counts as ready: a test must not install anything."""
+    """make("adapt", "DATA=...", HF_HOME=...): what a `make` of the user's prints; the flags of the one that
+    runs these tests are none of its business. In an environment that counts as ready: a test must not install
+    anything."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n')
@@ -533,7 +632,9 @@ def make(tmp_path, python):
     def run(*args, **env):
         env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | env
         args = [f"VENV={venv}", f"RUNS={tmp_path}/runs", *map(str, args)]
-        out = subprocess.run(["make", *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+        out = subprocess.run(
+            ["make", *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert out.returncode == 0, out.stderr[-3000:]
         return out.stdout
 
@@ -546,10 +647,14 @@ def test_make_refuses_a_variable_that_it_does_not_know():
 
 
 def test_eval_without_a_command_says_so(script, model_dir, docs):
-    assert_refused(script("eval.py", "--model", model_dir, "--data", docs), "a command comes first: eval.py ppl")
+    assert_refused(
+        script("eval.py", "--model", model_dir, "--data", docs), "a command comes first: eval.py ppl"
+    )
 
 
-MEASURED = r" +[\d,.]+ (\(worse than guessing\) )?\[[\d,.]+, [\d,.]+\] +[\d.]+"  # perplexity with its interval, bits per byte
+MEASURED = (  # perplexity with its interval, bits per byte
+    r" +[\d,.]+ (\(worse than guessing\) )?\[[\d,.]+, [\d,.]+\] +[\d.]+"
+)
 
 
 @pytest.mark.slow
@@ -558,7 +663,13 @@ def test_make_study_walks_the_whole_road(make, tmp_path):
     pubmed = write_jsonl(tmp_path / "pubmed.jsonl", make_texts(60, 2))
     held = [write_jsonl(tmp_path / f"{i}.jsonl", make_texts(6, i)) for i in (3, 4)]
     out = make(
-        "study", f"GENERAL={general}", f"PUBMED={pubmed}", f"TEST={held[0]}", f"GENERAL_TEST={held[1]}", "STEPS=2", "BATCH=4"
+        "study",
+        f"GENERAL={general}",
+        f"PUBMED={pubmed}",
+        f"TEST={held[0]}",
+        f"GENERAL_TEST={held[1]}",
+        "STEPS=2",
+        "BATCH=4",
     )
     assert re.search(r"^model +base +adapted +adapted-lora$", out, re.M)
     assert len(re.findall(r"^change +[-+][\d.]+% +[-+][\d.]+%$", out, re.M)) == 2, out
@@ -574,7 +685,9 @@ def hub_dataset(root, repo, configs):
     for name, rows in configs.items():
         (folder / name).mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), folder / name / "train-0.parquet")
-    blocks = "".join(f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n" for c in configs)
+    blocks = "".join(
+        f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n" for c in configs
+    )
     (folder / "README.md").write_text(f"---\nconfigs:\n{blocks}---\n")
 
 
@@ -586,25 +699,38 @@ def test_make_goes_through_all_four_phases_with_models_and_data_from_the_hub(mak
         root,
         "qiaojin/PubMedQA",
         {
-            name: [{"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}} for i, t in enumerate(texts)]
+            name: [
+                {"pubid": i, "context": {"contexts": t.split(" ", 1), "labels": ["a"]}}
+                for i, t in enumerate(texts)
+            ]
             for name, texts in abstracts.items()
         },
     )
     news = [{"text": "fox " + t, "label": 2} for t in make_texts(9, 7)]
     hub_dataset(root, "fancyzhx/ag_news", {"default": news})
-    cards = [{"instruction": "Answer this question truthfully", "input": t, "output": "Yes."} for t in make_texts(30, 8, 2, 4)]
+    cards = [
+        {"instruction": "Answer this question truthfully", "input": t, "output": "Yes."}
+        for t in make_texts(30, 8, 2, 4)
+    ]
     hub_dataset(root, "medalpaca/medical_meadow_medical_flashcards", {"default": cards})
-    (tmp_path / "short.toml").write_text('prompt = "{instruction}\\n"\nprompt_with_input = "{instruction}{input}\\n"\n')
+    (tmp_path / "short.toml").write_text(
+        'prompt = "{instruction}\\n"\nprompt_with_input = "{instruction}{input}\\n"\n'
+    )
     with StandinHub(root) as standin:
         env = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         common = (f"TEMPLATE={tmp_path}/short.toml",)
         out = make("adapt", *common, "ARGS=--max-steps 2 --lora-r 2", **env)
         assert "4 training documents that are held out too were taken out" in out
-        assert re.search(rf"^base{MEASURED}$", out, re.M) and re.search(rf"^adapted{MEASURED} +[-+][\d.]+%$", out, re.M)
+        assert re.search(rf"^base{MEASURED}$", out, re.M) and re.search(
+            rf"^adapted{MEASURED} +[-+][\d.]+%$", out, re.M
+        )
         assert "this run is complete" in make("adapt", *common, "ARGS=--max-steps 2 --lora-r 2", **env)
         assert "next: make classify" in out
         out = make("classify", *common, "ARGS=--max-steps 2", **env)
-        assert all(re.search(rf"^{row} ", out, re.M) for row in ("model", "majority", "TF-IDF")) and "make sft" in out
+        assert (
+            all(re.search(rf"^{row} ", out, re.M) for row in ("model", "majority", "TF-IDF"))
+            and "make sft" in out
+        )
         out = make("sft", *common, "ARGS=--max-steps 2", **env)
         assert "28 examples" in out or "29 examples" in out
         assert "next: make report" in out

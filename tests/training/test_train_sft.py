@@ -21,19 +21,49 @@ TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
 def pairs(tmp_path):
     path = tmp_path / "pairs.jsonl"
     colours = ["acute", "chronic", "renal", "tumor"]
-    rows = [{"question": f"{c} {k}?", "answer": f"{c} disease", "topic": k % 10} for k in range(10) for c in colours]
+    rows = [
+        {"question": f"{c} {k}?", "answer": f"{c} disease", "topic": k % 10}
+        for k in range(10)
+        for c in colours
+    ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
 
 
 def test_it_learns_to_answer_and_to_stop(script, model_dir, pairs, tmp_path):
-    out = script("train_sft.py", "--model", model_dir, "--data", pairs, "--out", "out", "--epochs", 8, *TINY, "--lr", 3e-3)
+    out = script(
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        pairs,
+        "--out",
+        "out",
+        "--epochs",
+        8,
+        *TINY,
+        "--lr",
+        3e-3,
+    )
     assert out.returncode == 0, out.stderr
     for word in ("38 examples", "2 validation examples", "template response", "% filled", "parameters"):
         assert word in out.stdout
     assert "eval.py generate" in out.stdout.splitlines()[-1]
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    done = script("eval.py", "qa", "--model", "out", "--data", pairs, "--limit", 12, "--json", "r.json", "--dtype", "fp32")
+    done = script(
+        "eval.py",
+        "qa",
+        "--model",
+        "out",
+        "--data",
+        pairs,
+        "--limit",
+        12,
+        "--json",
+        "r.json",
+        "--dtype",
+        "fp32",
+    )
     assert done.returncode == 0, done.stderr
     r = json.loads((tmp_path / "r.json").read_text())
     assert r["stopped"] == 1 and r["exact_match"] > 0.8
@@ -60,7 +90,18 @@ def test_validation_is_the_answers_perplexity_by_transformers(script, model_dir,
     extra = tmp_path / "extra.jsonl"
     extra.write_text(json.dumps({"instruction": "new", "response": "answer"}) + "\n")
     out = script(
-        "train_sft.py", "--model", model_dir, "--data", extra, "--val-data", pairs, "--out", "out", "--max-steps", 1, *TINY
+        "train_sft.py",
+        "--model",
+        model_dir,
+        "--data",
+        extra,
+        "--val-data",
+        pairs,
+        "--out",
+        "out",
+        "--max-steps",
+        1,
+        *TINY,
     )
     assert out.returncode == 0, out.stderr
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir).eval()
@@ -104,23 +145,76 @@ def test_packed_and_unpacked_training_are_the_same_in_one_window(script, model_d
         )
         assert out.returncode == 0, out.stderr
     assert summary(tmp_path / "packed")["rows"] < 0.6 * summary(tmp_path / "separate")["rows"]
-    assert summary(tmp_path / "packed")["train_loss"] == pytest.approx(summary(tmp_path / "separate")["train_loss"], rel=1e-5)
+    assert summary(tmp_path / "packed")["train_loss"] == pytest.approx(
+        summary(tmp_path / "separate")["train_loss"], rel=1e-5
+    )
     assert summary(tmp_path / "packed")["tokens"] == summary(tmp_path / "separate")["tokens"]
 
 
 def test_an_adapter_goes_on_or_is_merged(script, model_dir, pairs, tmp_path):
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(20, 3))
-    script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "a", "--lora-r", 2, "--max-steps", 2, *TINY)
-    same = script("train_sft.py", "--model", "a", "--data", pairs, "--out", "same", "--lora-r", 2, "--max-steps", 2, *TINY)
+    script(
+        "train_clm.py",
+        "--model",
+        model_dir,
+        "--data",
+        docs,
+        "--out",
+        "a",
+        "--lora-r",
+        2,
+        "--max-steps",
+        2,
+        *TINY,
+    )
+    same = script(
+        "train_sft.py",
+        "--model",
+        "a",
+        "--data",
+        pairs,
+        "--out",
+        "same",
+        "--lora-r",
+        2,
+        "--max-steps",
+        2,
+        *TINY,
+    )
     assert "the adapter goes on" in same.stdout, same.stderr
     config = json.loads((tmp_path / "same" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_dir)
-    other = script("train_sft.py", "--model", "a", "--data", pairs, "--out", "other", "--lora-r", 4, "--max-steps", 2, *TINY)
+    other = script(
+        "train_sft.py",
+        "--model",
+        "a",
+        "--data",
+        pairs,
+        "--out",
+        "other",
+        "--lora-r",
+        4,
+        "--max-steps",
+        2,
+        *TINY,
+    )
     assert other.returncode == 0, other.stderr
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "other" / "base")
     merged = script(
-        "train_sft.py", "--model", "a", "--data", pairs, "--out", "merged", "--lora-r", 2, "--max-steps", 2, "--merge", *TINY
+        "train_sft.py",
+        "--model",
+        "a",
+        "--data",
+        pairs,
+        "--out",
+        "merged",
+        "--lora-r",
+        2,
+        "--max-steps",
+        2,
+        "--merge",
+        *TINY,
     )
     assert merged.returncode == 0, merged.stderr
     x = torch.arange(20)[None]
