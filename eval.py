@@ -14,9 +14,10 @@ python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstra
 import argparse
 import sys
 
-from nanomed import cli, flags, reading
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.evaluation.named import FORMATS, MISTAKES
+from nanomed.text import reading
 
 CHOICES_HELP = (
     "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0,"
@@ -25,7 +26,7 @@ CHOICES_HELP = (
 
 
 def parse_args():
-    p = cli.Parser(description=cli.first_line(__doc__))
+    p = cli.Parser(description=cli.summary(__doc__))
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
 
     ppl = commands.add_parser("ppl", help="perplexity, bits per byte and word perplexity of documents")

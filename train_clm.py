@@ -7,13 +7,14 @@ python train_clm.py --model config.json --from-scratch --data general.jsonl --ou
 import shlex
 from functools import partial
 
-from nanomed import cli, flags, reading
+from nanomed import cli, flags
 from nanomed.errors import UserError
+from nanomed.text import reading
 from nanomed.training.plan import Adapt
 
 
 def parse_args():
-    p = cli.Parser(description=cli.first_line(__doc__))
+    p = cli.Parser(description=cli.summary(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, flags.DATA_HELP + "; D:WEIGHT gives its share of the blocks")
     flags.add_held_out_flags(p, "documents")
@@ -30,11 +31,11 @@ def main():
     args = parse_args()
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import perplexity
-    from nanomed.loss import clm_loss
+    from nanomed.models.loss import clm_loss
+    from nanomed.systems.overlap import repeated
     from nanomed.text import heldout, special, templates
     from nanomed.text.blocks import Mixture
     from nanomed.text.corpus import Texts, digests, encode_corpus, kept, split, without
-    from nanomed.text.overlap import repeated
     from nanomed.text.rows import named_sets, split_weight
     from nanomed.training import run
 

@@ -1,7 +1,7 @@
 """Phase 3, classify: put a classification head on a model and train it: all weights, LoRA, or the head alone.
 
-python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out
-runs/classifier python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
+python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out runs/classifier
+python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
 python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe"""
 
 import argparse
@@ -9,13 +9,14 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from nanomed import cli, flags, reading
+from nanomed import cli, flags
 from nanomed.errors import UserError
+from nanomed.text import reading
 from nanomed.training.plan import Classify
 
 
 def parse_args():
-    p = cli.Parser(description=cli.first_line(__doc__))
+    p = cli.Parser(description=cli.summary(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_labelled_flags(p)
     flags.add_held_out_flags(p, "texts")

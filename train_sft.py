@@ -1,20 +1,21 @@
 """Phase 4, instruct: supervised fine-tuning on instruction/response pairs, with all weights or with LoRA.
 
-python train_sft.py --model runs/adapted --data pairs.jsonl --out runs/instructed python train_sft.py --model
-runs/adapted --data pairs.jsonl --template alpaca --lora-r 8 --out runs/instructed-lora python train_sft.py
---model runs/adapted --data pairs.jsonl --replay abstracts.jsonl --out runs/instructed"""
+python train_sft.py --model runs/adapted --data pairs.jsonl --out runs/instructed
+python train_sft.py --model runs/adapted --data pairs.jsonl --template alpaca --lora-r 8 --out runs/lora
+python train_sft.py --model runs/adapted --data pairs.jsonl --replay abstracts.jsonl --out runs/instructed"""
 
 import shlex
 from dataclasses import replace
 from functools import partial
 
-from nanomed import cli, flags, reading
+from nanomed import cli, flags
 from nanomed.errors import UserError
+from nanomed.text import reading
 from nanomed.training.plan import Instruct
 
 
 def parse_args():
-    p = cli.Parser(description=cli.first_line(__doc__))
+    p = cli.Parser(description=cli.summary(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, "rows of an instruction and its response: " + flags.DATA_HELP)
     flags.add_held_out_flags(p, "rows")
@@ -51,11 +52,11 @@ def main():
     args = parse_args()
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import answer_perplexity, perplexity
-    from nanomed.loss import instruction_loss
+    from nanomed.models.loss import instruction_loss
+    from nanomed.systems.overlap import repeated
     from nanomed.text import heldout, instructions, special
     from nanomed.text.batches import Batches
     from nanomed.text.corpus import Texts, digests, encode_corpus, kept, without
-    from nanomed.text.overlap import repeated
     from nanomed.text.rows import named_sets
     from nanomed.text.templates import TEMPLATES, load_template, of_model
     from nanomed.training import run

@@ -56,7 +56,7 @@ def measure(side: str, args) -> dict:
 def ours(who, args, prompts):
     from nanomed.evaluation.generate import Sampling, stream
     from nanomed.evaluation.measure import open_model
-    from nanomed.loss import token_nll
+    from nanomed.models.loss import token_nll
     from nanomed.models.prepacked import head_of
     from nanomed.precision import autocast
 

@@ -21,9 +21,9 @@ import sides
 import torch
 
 from nanomed import hub
-from nanomed.loss import clm_loss
 from nanomed.memory import peak_rss, reuse_memory
 from nanomed.models.lora import LoRAConfig, inject
+from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.training.estimate import at_most, memory
 from nanomed.training.loop import make_optimizer, one_update

@@ -48,8 +48,8 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.generate import Sampling, make_cache, stream
 from nanomed.files import check_output, finite, write_json
-from nanomed.loss import head_logits
 from nanomed.models.lora import merge_and_unwrap
+from nanomed.models.loss import head_logits
 from nanomed.optional import need
 from nanomed.precision import DTYPES, autocast, resolve_dtype, store_frozen
 

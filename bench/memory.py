@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
-from nanomed.loss import clm_loss, held_bytes
 from nanomed.memory import peak_rss, reuse_memory
 from nanomed.models import llama
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
+from nanomed.models.loss import clm_loss, held_bytes
 from nanomed.models.quant import QUANTISED, count_parameters, replace_linears, stored_bytes
 from nanomed.precision import resolve_dtype, store_frozen
 from nanomed.training.estimate import kept_for_backward

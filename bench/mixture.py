@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.many import ROOT, leave, run_all, without_weights
 from nanomed.evaluation import tables
-from nanomed.tasks import measure, score, sets
-from nanomed.tasks.forms import FORMS
+from nanomed.systems.tasks import measure, score, sets
+from nanomed.systems.tasks.forms import FORMS
 
 LINEARS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 GROUPS = {

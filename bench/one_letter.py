@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from nanomed.evaluation.retrieve import bm25
+from nanomed.systems.retrieve import bm25
 from nanomed.text.rows import read_rows
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from bench.many import ROOT, run_all
-from nanomed.loss import IGNORE, linear_cross_entropy
+from nanomed.models.loss import IGNORE, linear_cross_entropy
 from nanomed.text import instructions
 from nanomed.text.templates import TEMPLATES
 
@@ -50,7 +50,7 @@ def counted_loss(model, batch):
 
 def train_with_the_mistake(context: int, pad: int, flags: list[str]) -> None:
     """train_sft.py with these two in the place of its own."""
-    from nanomed import loss
+    from nanomed.models import loss
 
     instructions.collate, loss.instruction_loss = (
         lambda rows: collate_counted(rows, context, pad),

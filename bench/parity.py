@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from nanomed import hub
-from nanomed.loss import clm_loss
+from nanomed.models.loss import clm_loss
 from nanomed.precision import autocast
 from nanomed.text.tokenizer import load_tokenizer
 

@@ -59,8 +59,8 @@ def read(args):
 def ours(args, lora, _):
     from nanomed import hub
     from nanomed.evaluation.perplexity import answer_perplexity
-    from nanomed.loss import instruction_loss
     from nanomed.models.lora import LoRAConfig, inject
+    from nanomed.models.loss import instruction_loss
     from nanomed.precision import store_frozen
     from nanomed.text.batches import Batches
     from nanomed.text.instructions import collate, encode_instructions, pack

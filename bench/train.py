@@ -62,8 +62,8 @@ def cost(side: str, args, result) -> dict:
 
 def ours(who, args, ids, lora):
     from nanomed import hub
-    from nanomed.loss import IGNORE, clm_loss
     from nanomed.models.lora import LoRAConfig, inject
+    from nanomed.models.loss import IGNORE, clm_loss
     from nanomed.precision import store_frozen
     from nanomed.training.loop import Settings, fit
     from nanomed.training.model import compile_backbone

@@ -177,7 +177,7 @@ def frozen(args, out: Path, models: dict, sets: dict) -> list[dict]:
 
     from nanomed.evaluation import baselines, metrics
     from nanomed.evaluation.measure import open_model
-    from nanomed.evaluation.retrieve import passage_embeddings
+    from nanomed.systems.retrieve import passage_embeddings
     from nanomed.text.labelled import read_labelled, targets_of
 
     found = []

@@ -16,9 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from nanomed import hub
-from nanomed.loss import clm_loss
 from nanomed.memory import reuse_memory
 from nanomed.models.lora import LoRAConfig, inject
+from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.training.loop import make_optimizer, one_update
 from nanomed.training.plan import Settings

@@ -20,9 +20,9 @@ from nanomed.threads import of_torchrun, share_cores
 LONGEST_LINE = 400  # characters
 
 
-def first_line(doc: str | None) -> str:
-    """Of a docstring, which `python -OO` leaves out."""
-    return (doc or "").partition("\n")[0]
+def summary(doc: str | None) -> str:
+    """The first paragraph of a docstring, which `python -OO` leaves out, on one line."""
+    return " ".join((doc or "").partition("\n\n")[0].split())
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):

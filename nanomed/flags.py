@@ -5,9 +5,9 @@ into loading PyTorch."""
 import argparse
 import csv
 
-from nanomed import reading
 from nanomed.cli import Several
 from nanomed.errors import UserError
+from nanomed.text import reading
 from nanomed.text.templates import TEMPLATES
 from nanomed.training.plan import QUANTIZATIONS, READINGS, Instruct, Plan, Settings
 

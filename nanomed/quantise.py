@@ -15,7 +15,7 @@ PROGRAM = "python -m nanomed.quantise"
 
 
 def main() -> None:
-    p = cli.Parser(prog=PROGRAM, description=cli.first_line(__doc__))
+    p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     p.add_argument(
         "--quantize",

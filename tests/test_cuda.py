@@ -9,14 +9,14 @@ import sys
 import pytest
 import torch
 
-from nanomed import hub, loss
+from nanomed import hub
 from nanomed.evaluation import generate
 from nanomed.evaluation.generate import Sampling, stream
 from nanomed.evaluation.measure import open_model
-from nanomed.loss import clm_loss, instruction_loss
-from nanomed.models import attention
+from nanomed.models import attention, loss
 from nanomed.models import packed as packed_rows
 from nanomed.models.attention import attend, within
+from nanomed.models.loss import clm_loss, instruction_loss
 from nanomed.models.packed import packed
 from nanomed.precision import autocast
 from nanomed.training.loop import make_optimizer, one_update

@@ -182,7 +182,7 @@ def place(tmp_path_factory, model_dir):
 def commands(model_dir):
     ppl = ["--model", model_dir, "--dtype", "fp32", "--device", "cpu", "--context", 32]
     return {
-        "tasks": ["nanomed/tasks/__main__.py", "set.toml", "--out", "o"],
+        "tasks": ["nanomed/tasks.py", "set.toml", "--out", "o"],
         "quantise": ["nanomed/quantise.py", "--model", model_dir, "--quantize", "nf4", "--out", "o"],
         "compare": [
             "eval.py",
@@ -337,7 +337,7 @@ def test_a_set_made_of_less_leaves_nothing_of_more(place, tmp_path):
     (tmp_path / "s.toml").write_text(SET + SET.replace("[a]", "[b]"))
     for name in ("train", "test"):
         shutil.copy(place / f"{name}.jsonl", tmp_path)
-    make = ["nanomed/tasks/__main__.py", "s.toml", "--out", "o", "--near-duplicates", 0]
+    make = ["nanomed/tasks.py", "s.toml", "--out", "o", "--near-duplicates", 0]
     assert run_script(tmp_path, *make).returncode == 0
     assert (tmp_path / "o" / "b.test.jsonl").exists()
     before = {p: p.read_bytes() for p in (tmp_path / "o").iterdir()}

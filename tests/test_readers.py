@@ -27,14 +27,14 @@ from safetensors.torch import save_file
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import curves, page, tables, trained
-from nanomed.reproduce.__main__ import SCRIPTS
-from nanomed.reproduce.recipe import read_recipe
+from nanomed.evaluation import page, tables, trained
+from nanomed.reproduce import SCRIPTS
+from nanomed.systems.recipe import read_recipe
 from nanomed.tensors import read_safetensors
 from nanomed.text import heldout, templates
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
-from nanomed.training import checkpoint, directory, loop
+from nanomed.training import checkpoint, curves, directory, loop
 from nanomed.training.plan import Adapt, Settings
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
@@ -157,7 +157,7 @@ def made(tmp_path_factory, model_dir, bpe_dir):
 
 
 def loop_loss(model, batch):
-    from nanomed.loss import clm_loss
+    from nanomed.models.loss import clm_loss
 
     return clm_loss(model, batch)
 

@@ -108,7 +108,7 @@ EXPLANATION = (
 
 
 def parse_args():
-    p = cli.Parser(prog="nanomed.demo", description=cli.first_line(__doc__))
+    p = cli.Parser(prog="nanomed.demo", description=cli.summary(__doc__))
     p.add_argument(
         "--out", required=True, metavar="DIR", help="where the texts, the models and the results go"
     )

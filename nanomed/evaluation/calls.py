@@ -7,12 +7,13 @@ from pathlib import Path
 
 from nanomed import flags
 from nanomed.errors import UserError
-from nanomed.evaluation import choices, measure, pubmedqa, retrieve, tables
+from nanomed.evaluation import choices, measure, pubmedqa, tables
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.trained import trained_with, training_texts
+from nanomed.systems import retrieve
+from nanomed.systems.overlap import describe, near_duplicates, ngram_overlap
 from nanomed.text import instructions, labelled, special
 from nanomed.text.labels import unnamed
-from nanomed.text.overlap import describe, near_duplicates, ngram_overlap
 from nanomed.text.rows import Field, read_documents
 from nanomed.text.templates import Template, load_template
 

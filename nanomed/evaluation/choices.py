@@ -16,7 +16,7 @@ from tqdm import tqdm
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
 from nanomed.evaluation.bootstrap import share
-from nanomed.loss import token_nll
+from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
 from nanomed.text import special

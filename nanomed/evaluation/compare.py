@@ -6,7 +6,6 @@ from pathlib import Path
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import calls, measure
-from nanomed.evaluation.curves import read_metrics
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import (
@@ -24,13 +23,14 @@ from nanomed.evaluation.page import (
 )
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell, table, text_table
 from nanomed.optional import need
-from nanomed.tasks.measure import for_page
+from nanomed.systems.tasks.measure import for_page
 from nanomed.text import special
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.special import Written
 from nanomed.text.templates import Template, of_model
 from nanomed.text.tokenizer import load_tokenizer
+from nanomed.training.curves import read_metrics
 
 # The topics whose samples the gpt2-lora-medical-terms recipe shows, and a question beside them.
 PROMPTS = [

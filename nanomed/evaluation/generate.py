@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation.recorded import RecordedStep
-from nanomed.loss import head_logits
+from nanomed.models.loss import head_logits
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
 

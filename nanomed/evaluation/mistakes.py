@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from nanomed.errors import UserError
-from nanomed.evaluation.curves import read_metrics
 from nanomed.evaluation.perplexity import exp, score_ids, windows_of
 from nanomed.evaluation.trained import read_training
-from nanomed.loss import token_nll
+from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
+from nanomed.training.curves import read_metrics
 
 
 @dataclass(frozen=True)

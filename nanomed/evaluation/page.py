@@ -11,7 +11,7 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
                where no answer is known, group names the heading that a question stands under, or is ""
     curves     [{"name", "light", "dark"}], pictures as data: addresses
     classifier what read_classifier() gives, or None
-    tasks      what nanomed.tasks.measure.for_page() gives; may be left out
+    tasks      what nanomed.systems.tasks.measure.for_page() gives; may be left out
     models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json
     measured   [(what, how)], of how all this was measured"""
 
@@ -28,10 +28,10 @@ from msgspec import Meta
 from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
-from nanomed.evaluation.curves import draw_curves
 from nanomed.evaluation.tables import WORSE, ppl_cell, worse_than_guessing
 from nanomed.files import read_object, typed, write_json, write_text
 from nanomed.optional import need
+from nanomed.training.curves import draw_curves
 
 PROGRAM, RECORD = "nanomed.evaluation.page", "report.json"
 TITLE = "<title>nanomed: "  # of every page, so that one of another program is never replaced

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
-from nanomed.loss import token_nll
+from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend, to_device
 from nanomed.text.corpus import Selection

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from nanomed import flags, hub
 from nanomed.errors import UserError
-from nanomed.evaluation import calls, compare, drift, measure, tables
+from nanomed.evaluation import calls, compare, measure, tables
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.trained import trained_with
 from nanomed.files import check_directory, check_output, write_json
-from nanomed.tasks import measure as tasks
+from nanomed.systems import drift
+from nanomed.systems.tasks import measure as tasks
 from nanomed.text import special
 from nanomed.text.corpus import Texts
 from nanomed.text.formats import split_how

@@ -208,9 +208,7 @@ def main() -> None:
     study` writes them."""
     from nanomed import cli
 
-    p = cli.Parser(
-        prog="nanomed.evaluation.tables", description=cli.first_line(main.__doc__).partition(": ")[2]
-    )
+    p = cli.Parser(prog="nanomed.evaluation.tables", description=cli.summary(main.__doc__).partition(": ")[2])
     p.add_argument("files", nargs="+", metavar="MODEL.DATA.json", help="what eval.py ppl --json wrote")
     p.add_argument("--markdown", action="store_true", help="for a file, not for a terminal")
     args = p.parse_args()

@@ -133,7 +133,7 @@ def of_earlier(out: Path) -> bool:
 
 
 def main():
-    p = cli.Parser(prog=PROGRAM, description=cli.first_line(__doc__))
+    p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--out", required=True, metavar="DIR", help="where the model's directory goes (540 MB)")
     out = Path(p.parse_args().out)
     if of_earlier(out) or ((held := outputs.take(out, PROGRAM)) and not outputs.unfinished(held)):

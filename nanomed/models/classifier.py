@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.precision import autocast, evaluating, mend, to_device
 
 HEAD = "score.weight"

@@ -11,7 +11,7 @@ class LanguageModel(nn.Module):
     their positions if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key;
     without a mask attention is causal.
 
-    Training and evaluation call `backbone` alone and leave the head to `nanomed.loss`, which never holds all
+    Training and evaluation call `backbone` alone and leave the head to `nanomed.models.loss`, which never holds all
     logits at once. Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier calls
     come first then, `mask` is (B, 1, T, S) over all S of them, and `pos` is the caller's to give."""
 

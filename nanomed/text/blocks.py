@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.text.corpus import Selection
 
 

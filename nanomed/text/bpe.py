@@ -7,11 +7,11 @@ what it writes: tokenizer.json, vocab.json and merges.txt."""
 
 from pathlib import Path
 
-from nanomed import cli, flags, reading
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import check_directory, names_in, read_json, write_json
 from nanomed.optional import need
-from nanomed.text import rows
+from nanomed.text import reading, rows
 from nanomed.text.tokenizer import EOT
 
 CONFIG = {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOT, "eos_token": EOT}
@@ -53,7 +53,7 @@ def check_out(out: str) -> None:
 
 
 def main():
-    p = cli.Parser(prog="python -m nanomed.text.bpe", description=cli.first_line(__doc__))
+    p = cli.Parser(prog="python -m nanomed.text.bpe", description=cli.summary(__doc__))
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
     p.add_argument(
         "--vocab-size",

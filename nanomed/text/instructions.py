@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.text.batches import split_rows
 from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, read_rows
 

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 
 from nanomed.errors import UserError
+from nanomed.systems.overlap import repeated
 from nanomed.text import heldout
 from nanomed.text.batches import split_rows
 from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
-from nanomed.text.overlap import repeated
 from nanomed.text.rows import BadRow, field_of, get_text, named_sets, read_rows
 
 

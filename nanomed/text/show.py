@@ -3,7 +3,7 @@ token stands as its name; a text that only spells it has a backslash there."""
 
 import sys
 
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 
 
 def rows(window: list[tuple], tokenizer, n: int, labels: list[str] | None = None) -> None:

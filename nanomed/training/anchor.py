@@ -7,7 +7,7 @@ what is learnt (nanomed.text.blocks.Mixture)."""
 import torch
 from tqdm import tqdm
 
-from nanomed.loss import clm_loss
+from nanomed.models.loss import clm_loss
 from nanomed.precision import autocast
 
 

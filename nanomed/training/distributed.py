@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.precision import DTYPES
 from nanomed.threads import of_torchrun
 

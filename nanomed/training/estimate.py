@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from nanomed.loss import IGNORE, held_bytes
 from nanomed.memory import in_words, peak_rss
+from nanomed.models.loss import IGNORE, held_bytes
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import DTYPES, autocast
 from nanomed.training.loop import make_optimizer, one_update, total_steps

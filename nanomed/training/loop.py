@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
 from nanomed.files import finite, parse_json, typed, write_text
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
 from nanomed.training.plan import Settings

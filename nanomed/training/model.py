@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from nanomed import hub, loss
+from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.models import attention, packed
+from nanomed.models import attention, loss, packed
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import (

@@ -13,7 +13,6 @@ import torch
 
 from nanomed import flags, hub
 from nanomed.errors import UserError
-from nanomed.evaluation import curves
 from nanomed.evaluation.generate import Ending, Sampling, generate, room
 from nanomed.evaluation.trained import trained_with
 from nanomed.files import lock, write_json
@@ -25,7 +24,7 @@ from nanomed.text import heldout, show, special, templates
 from nanomed.text.blocks import Stream
 from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
-from nanomed.training import checkpoint, compiling, distributed, estimate
+from nanomed.training import checkpoint, compiling, curves, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.directory import began_compiled, check_out, check_space, is_complete, record_start
 from nanomed.training.loop import fit, total_steps

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from nanomed.errors import UserError
-from nanomed.evaluation import curves, tables
+from nanomed.evaluation import tables
+from nanomed.training import curves
 from tests.conftest import ROOT
 
 RESULT = {

@@ -8,10 +8,10 @@ import torch
 
 from nanomed import hub
 from nanomed.evaluation.generate import KVCache
-from nanomed.loss import instruction_loss
 from nanomed.models import attention
 from nanomed.models import packed as packed_rows
 from nanomed.models.attention import attend, within
+from nanomed.models.loss import instruction_loss
 from nanomed.models.packed import SHORTEST, _between, packed
 from tests.conftest import every_family
 

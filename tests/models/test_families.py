@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.loss import linear_cross_entropy
 from nanomed.models import gpt2
 from nanomed.models.gpt2 import ACTIVATIONS, Config
 from nanomed.models.language_model import LanguageModel
+from nanomed.models.loss import linear_cross_entropy
 from tests.conftest import assert_near, every_family, make_hf_model
 
 GPT2 = {

@@ -18,7 +18,7 @@ import pytest
 
 from nanomed.claim import claimed
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.text import corpus as corpus_module
 from nanomed.text import formats
 from nanomed.text.blocks import Mixture, Stream

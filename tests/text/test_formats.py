@@ -13,11 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from nanomed import reading
 from nanomed.errors import UserError
 from nanomed.evaluation import pubmedqa
 from nanomed.evaluation.choices import read_choices
-from nanomed.text import lines
+from nanomed.text import lines, reading
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.formats import find, is_plain, rows_of
 from nanomed.text.instructions import Fields, read_instructions

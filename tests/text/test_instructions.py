@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE, instruction_loss
+from nanomed.models.loss import IGNORE, instruction_loss
 from nanomed.text.batches import Batches
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.instructions import (

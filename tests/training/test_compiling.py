@@ -8,10 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanomed import hub
-from nanomed.loss import clm_loss
 from nanomed.models import llama
 from nanomed.models.gpt2 import Config
 from nanomed.models.lora import LoRAConfig, inject
+from nanomed.models.loss import clm_loss
 from nanomed.training import compiling, run
 from nanomed.training.compiling import can_compile, flops_a_token, pays
 from nanomed.training.directory import record_start

@@ -40,7 +40,7 @@ MOMENTS = {
     "a line of metrics.jsonl": ("nanomed.training.loop", "finite", 1),
     "the second checkpoint": ("nanomed.tensors", "save_file", 2),
     "the model at the end": ("nanomed.tensors", "save_file", 4),
-    "the picture": ("nanomed.evaluation.curves", "draw_curves", 1),
+    "the picture": ("nanomed.training.curves", "draw_curves", 1),
 }
 
 

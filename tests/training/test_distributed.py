@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanomed.errors import UserError
-from nanomed.loss import IGNORE
+from nanomed.models.loss import IGNORE
 from nanomed.training import distributed
 from nanomed.training.estimate import kept_for_backward
 from nanomed.training.plan import Adapt, Classify
@@ -42,7 +42,7 @@ TRAINING = (
 FAILING = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-from nanomed import loss
+from nanomed.models import loss
 from nanomed.errors import UserError
 from nanomed.training import distributed
 real, calls = loss.instruction_loss, []

@@ -13,14 +13,14 @@ from safetensors import safe_open
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation.curves import plot_curves
-from nanomed.loss import IGNORE, clm_loss
 from nanomed.models.lora import LoRAConfig, inject
+from nanomed.models.loss import IGNORE, clm_loss
 from nanomed.precision import resolve_dtype, store_frozen
 from nanomed.text.blocks import Mixture
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint
+from nanomed.training.curves import plot_curves
 from nanomed.training.loop import Settings, fit, learning_rate, make_optimizer
 from tests.conftest import assert_near, every_family, linears, make_texts, write_jsonl
 

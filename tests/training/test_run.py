@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
-from nanomed.loss import clm_loss, instruction_loss, token_nll
+from nanomed.models.loss import clm_loss, instruction_loss, token_nll
 from nanomed.text import heldout, show
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.instructions import Instruction, collate, encode_instructions, pack, text_examples

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from nanomed import hub
-from nanomed.loss import instruction_loss
+from nanomed.models.loss import instruction_loss
 from nanomed.text.instructions import Fields, encode_instructions, read_instructions
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer

@@ -3,8 +3,8 @@
 import re
 from dataclasses import fields
 
-from nanomed.tasks import sources
-from nanomed.tasks.forms import FIELDS, FORMS
+from nanomed.systems.tasks import sources
+from nanomed.systems.tasks.forms import FIELDS, FORMS
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ import transformers
 from bm25s.stopwords import STOPWORDS_EN
 
 from nanomed.errors import UserError
-from nanomed.evaluation import retrieve as module
 from nanomed.evaluation.measure import open_model
-from nanomed.evaluation.retrieve import (
+from nanomed.systems import retrieve as module
+from nanomed.systems.retrieve import (
     bm25,
     embed,
     nearest,

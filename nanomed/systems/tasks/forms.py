@@ -11,8 +11,8 @@ wrong. What write() makes of a row's gold must come back through read(): `lost` 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanomed.tasks import classes, entities, options
-from nanomed.tasks.cases import Case, Malformed
+from nanomed.systems.tasks import classes, entities, options
+from nanomed.systems.tasks.cases import Case, Malformed
 
 
 @dataclass(frozen=True)

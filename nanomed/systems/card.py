@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from nanomed.files import read_object
-from nanomed.reproduce.figures import between, look_up, number, stand_in_note
-from nanomed.reproduce.recipe import PHASES, Recipe
+from nanomed.systems.figures import between, look_up, number, stand_in_note
+from nanomed.systems.recipe import PHASES, Recipe
 
 LOAD = {
     "model": 'AutoModelForCausalLM.from_pretrained("{path}")',

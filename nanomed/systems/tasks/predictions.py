@@ -14,7 +14,7 @@ from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation.measure import Opened
 from nanomed.files import write_json, write_text
-from nanomed.tasks.sets import Row, read_lines
+from nanomed.systems.tasks.sets import Row, read_lines
 from nanomed.text.templates import Template
 
 PROGRAM, RECORD = "eval.py tasks", "predictions.json"

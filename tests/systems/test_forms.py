@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomed.tasks.cases import Case, Malformed
-from nanomed.tasks.entities import begun, read_entities, read_tags, write_entities
-from nanomed.tasks.forms import FIELDS, FORMS, lost
+from nanomed.systems.tasks.cases import Case, Malformed
+from nanomed.systems.tasks.entities import begun, read_entities, read_tags, write_entities
+from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
 from nanomed.text.rows import BadRow, NoField
 
 WORDS = st.lists(st.sampled_from("fever the of Fever ( ) , : a-b none 5'".split()), min_size=1, max_size=12)

@@ -6,10 +6,10 @@ import pytest
 
 from nanomed.errors import UserError
 from nanomed.evaluation import measure as measuring
-from nanomed.tasks import measure, sets
+from nanomed.systems.tasks import measure, sets
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, make_texts, run_script, write_jsonl
-from tests.tasks.test_sources import build, home, rows_of  # noqa: F401 (a fixture)
+from tests.systems.test_sources import build, home, rows_of  # noqa: F401 (a fixture)
 
 TEMPLATE = TEMPLATES["none"]
 

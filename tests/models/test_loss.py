@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanomed import loss
-from nanomed.loss import IGNORE, linear_cross_entropy, token_nll
+from nanomed.models import loss
+from nanomed.models.loss import IGNORE, linear_cross_entropy, token_nll
 from tests.conftest import assert_near
 
 

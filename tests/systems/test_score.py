@@ -9,8 +9,8 @@ from seqeval.metrics import precision_score, recall_score
 from seqeval.scheme import IOB2
 from sklearn.metrics import f1_score
 
-from nanomed.tasks import score
-from nanomed.tasks.entities import begun
+from nanomed.systems.tasks import score
+from nanomed.systems.tasks.entities import begun
 
 TAGS = st.lists(
     st.lists(st.sampled_from("O O B-D I-D B-E I-E".split()), min_size=4, max_size=4), min_size=2, max_size=6

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from difflib import SequenceMatcher
 from itertools import pairwise
 
-from nanomed.tasks.cases import NONE, Case, Malformed, missing
+from nanomed.systems.tasks.cases import NONE, Case, Malformed, missing
 from nanomed.text.rows import BadRow, NoField, get_value
 
 TAG = re.compile(r"O|([BIMELSU])(?:-(.+))?")  # of IOB, BIOES, BILOU and BMES

@@ -11,15 +11,15 @@ from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
 from nanomed.files import read_object, typed
-from nanomed.tasks import score
-from nanomed.tasks.baselines import LINEAR
-from nanomed.tasks.cases import Malformed
-from nanomed.tasks.classes import mark
-from nanomed.tasks.entities import most_numbers
-from nanomed.tasks.forms import FORMS
-from nanomed.tasks.predictions import Predictions
-from nanomed.tasks.sets import chosen, read_set
-from nanomed.tasks.sources import MEASURES, OF_MENTIONS, say_counts
+from nanomed.systems.tasks import score
+from nanomed.systems.tasks.baselines import LINEAR
+from nanomed.systems.tasks.cases import Malformed
+from nanomed.systems.tasks.classes import mark
+from nanomed.systems.tasks.entities import most_numbers
+from nanomed.systems.tasks.forms import FORMS
+from nanomed.systems.tasks.predictions import Predictions
+from nanomed.systems.tasks.sets import chosen, read_set
+from nanomed.systems.tasks.sources import MEASURES, OF_MENTIONS, say_counts
 from nanomed.text import special
 from nanomed.text.templates import Template
 

@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.evaluation.curves import VALIDATION, curves, read_metrics
 from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
-from nanomed.reproduce.recipe import PHASES, ROWS, Recipe
+from nanomed.systems.recipe import PHASES, ROWS, Recipe
+from nanomed.training.curves import VALIDATION, curves, read_metrics
 
 COLOURS = (*VALIDATION, "#8a5a2b")  # of the mistakes
 # The measures of one model: (name, where in a stage's results, its interval's key)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomed.errors import UserError
-from nanomed.text import overlap
-from nanomed.text.overlap import Duplicates, describe, near_duplicates, ngram_overlap, words
+from nanomed.systems import overlap
+from nanomed.systems.overlap import Duplicates, describe, near_duplicates, ngram_overlap, words
 
 WORDS = [
     f"{a}{b}" for a in "bcdfgklm" for b in ("an", "er", "is", "ot", "ux", "yl", "ine", "ose", "gen", "oma")

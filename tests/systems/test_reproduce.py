@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from nanomed import reproduce as program
 from nanomed.errors import UserError
 from nanomed.files import release
-from nanomed.reproduce import __main__ as program
-from nanomed.reproduce.figures import beside_published
-from nanomed.reproduce.recipe import PHASES, prepare, read_recipe, stand_in
+from nanomed.systems.figures import beside_published
+from nanomed.systems.recipe import PHASES, prepare, read_recipe, stand_in
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 NAMES = [

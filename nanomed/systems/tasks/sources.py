@@ -13,13 +13,13 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.files import check_name, read_toml, write_text
-from nanomed.tasks.cases import Case, Settled
-from nanomed.tasks.classes import joined, notes_on
-from nanomed.tasks.corpora import corpus_rows
-from nanomed.tasks.forms import FIELDS, FORMS, lost
-from nanomed.tasks.offsets import COUNTED
+from nanomed.systems.overlap import near_duplicates, words
+from nanomed.systems.tasks.cases import Case, Settled
+from nanomed.systems.tasks.classes import joined, notes_on
+from nanomed.systems.tasks.corpora import corpus_rows
+from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
+from nanomed.systems.tasks.offsets import COUNTED
 from nanomed.text.labels import Spelling, class_names
-from nanomed.text.overlap import near_duplicates, words
 from nanomed.text.rows import get_value, read_rows
 
 

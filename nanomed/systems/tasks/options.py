@@ -3,8 +3,8 @@ means."""
 
 from dataclasses import replace
 
-from nanomed.tasks.cases import Case, Malformed, Settled, missing, text_of
-from nanomed.tasks.classes import bare, plain
+from nanomed.systems.tasks.cases import Case, Malformed, Settled, missing, text_of
+from nanomed.systems.tasks.classes import bare, plain
 from nanomed.text.rows import BadRow, get_value
 
 LETTERS = "ABCDEFGHIJ"

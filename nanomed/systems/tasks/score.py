@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, share
-from nanomed.tasks.entities import begun, mentions, orphans
+from nanomed.systems.tasks.entities import begun, mentions, orphans
 
 WAYS = ("strict", "repaired")
 CHANCE = "no difference beyond chance"

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomed.errors import UserError
-from nanomed.tasks import sources
-from nanomed.tasks.corpora import corpus_rows
-from nanomed.tasks.entities import mentions, take_tagged
-from nanomed.tasks.forms import FIELDS
-from nanomed.tasks.offsets import COUNTED, Mention, tagged
+from nanomed.systems.tasks import sources
+from nanomed.systems.tasks.corpora import corpus_rows
+from nanomed.systems.tasks.entities import mentions, take_tagged
+from nanomed.systems.tasks.forms import FIELDS
+from nanomed.systems.tasks.offsets import COUNTED, Mention, tagged
 from nanomed.text.lines import BadRow
 from tests.conftest import assert_refused, run_script
 
@@ -471,9 +471,7 @@ def build(home, train, test, lines="", flags=()):
         f' them."]\n{lines}\n'
     )
     (home / "c.toml").write_text(toml)
-    return run_script(
-        home, "nanomed/tasks/__main__.py", "c.toml", "--from", home, "--out", home / "set", *flags
-    )
+    return run_script(home, "nanomed/tasks.py", "c.toml", "--from", home, "--out", home / "set", *flags)
 
 
 def test_a_set_of_a_pubtator_file_and_a_folder_of_brat(tmp_path):

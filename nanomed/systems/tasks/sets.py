@@ -7,8 +7,8 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.files import parse_json, read_json, read_object, typed
 from nanomed.outputs import unfinished
-from nanomed.tasks.forms import FORMS
-from nanomed.tasks.sources import measures_of
+from nanomed.systems.tasks.forms import FORMS
+from nanomed.systems.tasks.sources import measures_of
 
 PROGRAM, RECORD = "python -m nanomed.tasks", "tasks.json"
 

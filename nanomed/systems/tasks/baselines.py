@@ -12,8 +12,8 @@ import numpy as np
 from nanomed.evaluation.baselines import majority_baseline, tfidf_baseline
 from nanomed.files import write_json
 from nanomed.optional import need
-from nanomed.tasks.cases import Case
-from nanomed.tasks.sources import Task, drawn
+from nanomed.systems.tasks.cases import Case
+from nanomed.systems.tasks.sources import Task, drawn
 
 MAJORITY, LINEAR, SAME = "majority", "linear", "linear, same rows"
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nanomed.evaluation import drift, measure
-from nanomed.evaluation.drift import DRIFTED, Side
+from nanomed.evaluation import measure
+from nanomed.systems import drift
+from nanomed.systems.drift import DRIFTED, Side
 from nanomed.text.corpus import Selection
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
-from nanomed.tasks.cases import NONE, Case, Malformed, Settled, missing, text_of
+from nanomed.systems.tasks.cases import NONE, Case, Malformed, Settled, missing, text_of
 from nanomed.text.labels import Spelling, named, value_of
 from nanomed.text.rows import BadRow, NoField
 

@@ -1,8 +1,8 @@
 """make reproduce: a published system, from its recipe to a table of its figures beside ours.
 
-python -m nanomed.reproduce --recipe gpt-neo-flashcards --out runs/reproduce/gpt-neo-flashcards python -m
-nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 --context 256 --out
-runs/small
+python -m nanomed.reproduce --recipe gpt-neo-flashcards --out runs/reproduce/gpt-neo-flashcards
+python -m nanomed.reproduce --recipe gpt-neo-flashcards --model nano --data pairs.jsonl --limit 200 \
+    --context 256 --out runs/small
 
 Each step is a command of the scripts that everyone else uses; it is printed before it runs. Stopped? The same
 command goes on."""
@@ -19,8 +19,8 @@ from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.page import is_there
 from nanomed.files import make_temporary, names_in, read_json, read_object, write_json, write_text
 from nanomed.optional import need
-from nanomed.reproduce import card, figures
-from nanomed.reproduce.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
+from nanomed.systems import card, figures
+from nanomed.systems.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
 from nanomed.text.rows import split_name
 
 ASKED = (
@@ -44,7 +44,7 @@ SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "tra
 
 
 def parse_args():
-    p = cli.Parser(prog=PROGRAM, description=cli.first_line(__doc__))
+    p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--recipe", required=True, metavar="NAME", help="of recipes/, or a .toml file")
     p.add_argument("--out", required=True, metavar="DIR", help="where texts, models and results go")
     p.add_argument("--model", metavar="M", help="in place of the recipe's: " + flags.MODEL_HELP)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.optional import need
-from nanomed.tasks.entities import TAG
-from nanomed.tasks.offsets import Mention, tagged
+from nanomed.systems.tasks.entities import TAG
+from nanomed.systems.tasks.offsets import Mention, tagged
 from nanomed.text.formats import KINDS, PACKED, open_unpacked, split_how
 from nanomed.text.lines import BadRow, decode, say
 

@@ -1,20 +1,20 @@
 """Build an instruction set of biomedical tasks from annotated files.
 
-python -m nanomed.tasks recipes/medtuned-tasks.toml --from DIR --out runs/tasks python train_sft.py --model M
---data runs/tasks/train.jsonl --template medtuned --lora-r 16 --out runs/medtuned python eval.py tasks --model
-runs/medtuned --tasks runs/tasks --json runs/medtuned.tasks.json"""
+python -m nanomed.tasks recipes/medtuned-tasks.toml --from DIR --out runs/tasks
+python train_sft.py --model M --data runs/tasks/train.jsonl --template medtuned --lora-r 16 --out runs/medtuned
+python eval.py tasks --model runs/medtuned --tasks runs/tasks --json runs/medtuned.tasks.json"""
 
 from pathlib import Path
 
 from nanomed import cli, flags, outputs
 from nanomed.errors import UserError
 from nanomed.files import write_json
-from nanomed.tasks import baselines, sets, sources
-from nanomed.tasks.forms import FORMS
+from nanomed.systems.tasks import baselines, sets, sources
+from nanomed.systems.tasks.forms import FORMS
 
 
 def parse_args():
-    p = cli.Parser(prog="python -m nanomed.tasks", description=cli.first_line(__doc__))
+    p = cli.Parser(prog="python -m nanomed.tasks", description=cli.summary(__doc__))
     p.add_argument(
         "sources", metavar="TOML", help="the annotated files, a section a source (docs/tasks.md explains)"
     )

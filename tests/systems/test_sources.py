@@ -6,8 +6,8 @@ import pytest
 
 from nanomed.errors import UserError
 from nanomed.files import write_json
-from nanomed.tasks import baselines, sets, sources
-from nanomed.tasks.forms import FORMS
+from nanomed.systems.tasks import baselines, sets, sources
+from nanomed.systems.tasks.forms import FORMS
 from nanomed.text.instructions import Fields, read_instructions
 from tests.conftest import ROOT, assert_refused, make_texts, run_script, write_jsonl
 
@@ -57,9 +57,7 @@ def home(tmp_path):
 
 
 def build(home, *flags, out="set"):
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / out, *flags
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / out, *flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -196,9 +194,7 @@ def test_the_linear_baselines_learn_what_is_plain(home):
 def test_bad_sources_are_named(home, old, new, words):
     assert old in TOML
     (home / "sources.toml").write_text(TOML.replace(old, new), encoding="utf-8")
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "set")
     assert_refused(done, *words)
     assert not (home / "set").exists()
 
@@ -212,16 +208,12 @@ def test_the_programs_own_sources_can_be_read():
 def test_a_corpus_without_an_entity_is_refused(home):
     for side in ("train", "test"):
         write_rows(home / f"ner.{side}.jsonl", [{"tokens": [f"{side}{k}"], "tags": ["O"]} for k in range(5)])
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "set")
     assert_refused(done, "diseases: not a single entity")
 
 
 def test_unknown_names_are_refused(home):
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set", "--only", "genes"
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--out", home / "set", "--only", "genes")
     assert_refused(done, "--only genes", "diseases, topics")
 
 
@@ -230,9 +222,7 @@ def test_what_is_no_instruction_set_is_not_written_over(home):
     build(home, "--seed", 1)  # a set may be made again
     (home / "mine").mkdir()
     (home / "mine" / "train.jsonl").write_text("precious")
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine"
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "mine")
     assert_refused(done, "not empty: train.jsonl is none of")
     assert (home / "mine" / "train.jsonl").read_text() == "precious"
 
@@ -241,9 +231,7 @@ def test_anothers_tasks_json_is_not_written_over(home):
     (home / "mine").mkdir()
     for theirs in ('{"version": "2.0.0", "tasks": [{"label": "build"}]}', '{"tasks": {"a": {}}}', "[]"):
         (home / "mine" / "tasks.json").write_text(theirs)
-        done = run_script(
-            home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "mine"
-        )
+        done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "mine")
         assert_refused(done, "not empty: tasks.json is none of")
         assert (home / "mine" / "tasks.json").read_text() == theirs
 
@@ -251,19 +239,12 @@ def test_anothers_tasks_json_is_not_written_over(home):
 def test_a_set_is_whole_until_another_is_made_and_what_a_stop_leaves_is_made_whole(home, monkeypatch):
     build(home)
     done = run_script(
-        home,
-        "nanomed/tasks/__main__.py",
-        "sources.toml",
-        "--out",
-        home / "set",
-        "--without",
-        "entities",
-        "class",
+        home, "nanomed/tasks.py", "sources.toml", "--out", home / "set", "--without", "entities", "class"
     )
     assert_refused(done, "no task is left")
     whole = (home / "set" / "tasks.json").read_bytes()
     monkeypatch.setattr(baselines, "predict", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
-    done = run_script(home, "nanomed/tasks/__main__.py", "sources.toml", "--out", home / "set")
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--out", home / "set")
     assert_refused(done, "stopped")
     assert (home / "set" / "tasks.json").read_bytes() == whole
     monkeypatch.undo()
@@ -279,18 +260,14 @@ def test_a_set_is_whole_until_another_is_made_and_what_a_stop_leaves_is_made_who
 def test_bad_rows_can_be_left_out(home):
     with open(home / "ner.train.jsonl", "a") as f:
         f.write('{"tokens": ["a b"], "tags": ["O"]}\n')
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "set")
     assert_refused(done, "ner.train.jsonl, row 62", "without blanks", "--skip-bad-rows")
     assert "1 bad rows left out" in build(home, "--skip-bad-rows")
 
 
 def test_a_text_file_of_sentences_is_no_annotated_corpus(home):
     write_jsonl(home / "ner.train.jsonl", ["a text"])
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "sources.toml", "--from", home, "--out", home / "set"
-    )
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "set")
     assert_refused(done, "ner.train.jsonl, row 1", "no words in 'tokens,words'")
 
 
@@ -304,9 +281,7 @@ def one(home, form, train, test=None, lines="", flags=()):
         write_rows(home / f"one.{side}.jsonl", rows)
     files = 'train = ["one.train.jsonl"]\ntest = ["one.test.jsonl"]\ninstructions = ["One of: {labels}"]'
     (home / "one.toml").write_text(f'[one]\nform = "{form}"\n{files}\n{lines}\n', encoding="utf-8")
-    done = run_script(
-        home, "nanomed/tasks/__main__.py", "one.toml", "--from", home, "--out", home / "one", *flags
-    )
+    done = run_script(home, "nanomed/tasks.py", "one.toml", "--from", home, "--out", home / "one", *flags)
     if done.returncode:
         return done, None, None
     made = json.loads((home / "one" / "tasks.json").read_text(encoding="utf-8"))["tasks"]["one"]
