@@ -11,9 +11,10 @@ from nanomed.evaluation import choices, measure, pubmedqa, tables
 from nanomed.evaluation.baselines import verdict
 from nanomed.evaluation.trained import trained_with, training_texts
 from nanomed.systems import retrieve
-from nanomed.systems.overlap import describe, near_duplicates, ngram_overlap
+from nanomed.systems.overlap import describe, near_duplicates
 from nanomed.text import instructions, labelled, special
 from nanomed.text.labels import unnamed
+from nanomed.text.ngrams import ngram_overlap
 from nanomed.text.rows import Field, read_documents
 from nanomed.text.templates import Template, load_template
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nanomed.errors import UserError
 from nanomed.systems import overlap
-from nanomed.systems.overlap import Duplicates, describe, near_duplicates, ngram_overlap, words
+from nanomed.systems.overlap import Duplicates, describe, near_duplicates
+from nanomed.text.ngrams import ngram_overlap, words
 
 WORDS = [
     f"{a}{b}" for a in "bcdfgklm" for b in ("an", "er", "is", "ot", "ux", "yl", "ine", "ose", "gen", "oma")
