@@ -10,7 +10,7 @@ from functools import partial
 from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.text import reading
-from nanomed.training.plan import Adapt
+from nanomed.training.settings import Adapt
 
 
 def parse_args():

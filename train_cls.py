@@ -12,7 +12,7 @@ from pathlib import Path
 from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.text import reading
-from nanomed.training.plan import Classify
+from nanomed.training.settings import Classify
 
 
 def parse_args():

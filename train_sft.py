@@ -11,7 +11,7 @@ from functools import partial
 from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.text import reading
-from nanomed.training.plan import Instruct
+from nanomed.training.settings import Instruct
 
 
 def parse_args():

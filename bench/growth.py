@@ -27,7 +27,7 @@ from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.training.estimate import at_most, memory
 from nanomed.training.loop import make_optimizer, one_update
-from nanomed.training.plan import Settings
+from nanomed.training.settings import Settings
 
 SIZES = {"distil": {"n_layer": 6}, "small": {}, "medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16}}
 CONTEXTS = (128, 256, 512, 1024)

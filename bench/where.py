@@ -21,7 +21,7 @@ from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.training.loop import make_optimizer, one_update
-from nanomed.training.plan import Settings
+from nanomed.training.settings import Settings
 
 UPDATES = 2
 # The first whose word the operator's name holds.

@@ -9,7 +9,7 @@ from nanomed.cli import Several
 from nanomed.errors import UserError
 from nanomed.text import reading
 from nanomed.text.templates import TEMPLATES
-from nanomed.training.plan import QUANTIZATIONS, READINGS, Instruct, Plan, Settings
+from nanomed.training.settings import QUANTIZATIONS, READINGS, Instruct, Plan, Settings
 
 
 def _whole(text: str, least: int) -> int:

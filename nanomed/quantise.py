@@ -9,7 +9,7 @@ from nanomed.errors import UserError
 from nanomed.files import write_json
 from nanomed.text import templates
 from nanomed.text.tokenizer import load_tokenizer
-from nanomed.training.plan import QUANTIZATIONS
+from nanomed.training.settings import QUANTIZATIONS
 
 PROGRAM = "python -m nanomed.quantise"
 

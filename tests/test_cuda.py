@@ -21,7 +21,7 @@ from nanomed.models.packed import packed
 from nanomed.precision import autocast
 from nanomed.training.loop import make_optimizer, one_update
 from nanomed.training.model import compile_backbone
-from nanomed.training.plan import Settings
+from nanomed.training.settings import Settings
 from tests.conftest import ROOT, every_family
 
 if "NANOMED_TEST_CUDA" in os.environ:  # who asks for them wants no test that is skipped

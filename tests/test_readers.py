@@ -35,7 +35,7 @@ from nanomed.text import heldout, templates
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, curves, directory, loop
-from nanomed.training.plan import Adapt, Settings
+from nanomed.training.settings import Adapt, Settings
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 PATIENCE = 60  # seconds for one file: a hang, and no measure of speed

@@ -13,7 +13,7 @@ from nanomed.text import heldout, instructions, labelled
 from nanomed.text.rows import named_sets, read_documents, split_weight
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
-from nanomed.training.plan import Classify, Files, Size
+from nanomed.training.settings import Classify, Files, Size
 
 
 @dataclass

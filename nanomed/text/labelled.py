@@ -98,7 +98,7 @@ class Sides:
 
 
 def read_sides(plan, quiet: bool = False) -> Sides:
-    """The texts that a plan (nanomed.training.plan.Classify) names, read and split; says what
+    """The texts that a plan (nanomed.training.settings.Classify) names, read and split; says what
     --near-duplicates takes out, and which labels have no text on a side, unless quiet. Raises UserError."""
 
     def read(side, sources, how, limit=None):

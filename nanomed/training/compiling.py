@@ -12,7 +12,7 @@ from torch import nn
 
 from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
-from nanomed.training.plan import Plan
+from nanomed.training.settings import Plan
 
 # What it costs and gains, measured (RESULTS, "Beside the stack" and "On a GPU"): {(device, family or any,
 # what is trained): (seconds of compiling, floating-point operations a second before, share of the time that

@@ -1,6 +1,6 @@
 """The directory of a run: what may be there when it begins, whether it may go on, and that it is complete.
 
-run.json       command, settings (nanomed.training.plan), versions, hashes of the data     (written first)
+run.json       command, settings (nanomed.training.settings), versions, hashes of the data     (written first)
 held_out.json  what it and the phases before it measure on                                 (nanomed.text.heldout)
 metrics.jsonl  one object a logged update                                                  (nanomed.training.loop)
 state/         for --resume, until the run is complete                                     (nanomed.training.checkpoint)
@@ -27,7 +27,7 @@ from nanomed.files import check_directory, is_part, names_in, read_json, read_ob
 from nanomed.memory import in_words
 from nanomed.tensors import safetensors_keys
 from nanomed.training import checkpoint
-from nanomed.training.plan import Plan
+from nanomed.training.settings import Plan
 
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
 LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}

@@ -9,7 +9,7 @@ from nanomed.models.loss import IGNORE, held_bytes
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import DTYPES, autocast
 from nanomed.training.loop import make_optimizer, one_update, total_steps
-from nanomed.training.plan import Settings
+from nanomed.training.settings import Settings
 
 LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
 

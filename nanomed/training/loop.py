@@ -21,7 +21,7 @@ from nanomed.files import finite, parse_json, typed, write_text
 from nanomed.models.loss import IGNORE
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
-from nanomed.training.plan import Settings
+from nanomed.training.settings import Settings
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
 SAME_SIGNAL = 2.0  # seconds within which two of several processes' signals are one

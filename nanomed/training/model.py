@@ -24,7 +24,7 @@ from nanomed.models.quant import QUANTISED
 from nanomed.precision import store_frozen
 from nanomed.text.labels import in_line, to_model
 from nanomed.training import distributed
-from nanomed.training.plan import Plan
+from nanomed.training.settings import Plan
 
 
 def check_source(source: hub.Source, out: Path) -> None:

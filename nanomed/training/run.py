@@ -29,7 +29,7 @@ from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.directory import began_compiled, check_out, check_space, is_complete, record_start
 from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
-from nanomed.training.plan import Plan, Settings
+from nanomed.training.settings import Plan, Settings
 
 SAMPLE_TOKENS = 40  # of --sample-prompt's continuation
 

@@ -15,7 +15,7 @@ from nanomed.models.loss import clm_loss
 from nanomed.training import compiling, run
 from nanomed.training.compiling import can_compile, flops_a_token, pays
 from nanomed.training.directory import record_start
-from nanomed.training.plan import Adapt, Classify, Instruct
+from nanomed.training.settings import Adapt, Classify, Instruct
 from tests.conftest import every_family
 
 PLAN = Adapt(model="m", device="cpu", dtype="bf16", context=512, lr=1e-4, compile=None, lora_r=8)

@@ -18,8 +18,8 @@ from nanomed.errors import UserError
 from nanomed.models.loss import IGNORE
 from nanomed.training import distributed
 from nanomed.training.estimate import kept_for_backward
-from nanomed.training.plan import Adapt, Classify
 from nanomed.training.run import check_processes
+from nanomed.training.settings import Adapt, Classify
 from tests.conftest import PATIENCE, ROOT, assert_near, make_hf_model, make_texts, run_script, write_jsonl
 from tests.training.test_train_clm import records, summary
 

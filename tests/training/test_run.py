@@ -24,7 +24,7 @@ from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, directory, estimate
 from nanomed.training.loop import Settings, fit, learning_rate, total_steps
-from nanomed.training.plan import Adapt
+from nanomed.training.settings import Adapt
 from tests.conftest import assert_refused, make_texts, write_jsonl
 
 TINY = ("--batch-size", 2, "--lr", 1e-3, "--log-every", 1, "--dtype", "fp32")
