@@ -213,7 +213,7 @@ def test_no_name_breaks_the_picture_and_the_legend_names_every_series(tmp_path, 
 def test_an_unusual_backend_in_the_environment_does_not_matter(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"tokens": 1, **UPDATE}) + "\n")
     code = (
-        "from pathlib import Path; from nanomed.evaluation import curves;"
+        "from pathlib import Path; from nanomed.training import curves;"
         f" print(curves.plot_curves(Path({str(tmp_path)!r})))"
     )
     env = {**os.environ, "MPLBACKEND": "module://a_notebook_of_another_environment"}

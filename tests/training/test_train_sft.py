@@ -259,9 +259,9 @@ def test_resumed_equals_uninterrupted(script, model_dir, pairs, tmp_path, monkey
             raise KeyboardInterrupt
         return original(model, batch)
 
-    monkeypatch.setattr("nanomed.loss.instruction_loss", stop)
+    monkeypatch.setattr("nanomed.models.loss.instruction_loss", stop)
     assert script(*common, "--out", "parts").returncode == 130
-    monkeypatch.setattr("nanomed.loss.instruction_loss", original)
+    monkeypatch.setattr("nanomed.models.loss.instruction_loss", original)
     assert script(*common, "--out", "parts", "--resume").returncode == 0
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
