@@ -12,8 +12,9 @@ import traceback
 from pathlib import Path
 
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
-from nanomed.files import read_toml, release
+from nanomed.files import read_toml
 from nanomed.memory import reuse_memory
+from nanomed.outputs import release
 from nanomed.streams import CONTROLS, open_streams
 from nanomed.threads import of_torchrun, share_cores
 

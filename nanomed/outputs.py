@@ -1,29 +1,123 @@
-"""The one door to a directory that a program fills: this process has it to itself, and what is not ours there
-is left alone.
+"""A directory that a program writes: it has it to itself, what is not ours there is left alone, and what it
+makes is whole or says that it is not.
 
 A file of ours, the directory's record, says by its content whose it is: {"program": ..., "format": 1, ...},
-what the program keeps there, and "files" that it may replace; "unfinished" stands in it until all of them are
-in place."""
+what the program keeps there, and "files" that it may replace; "unfinished" is in it until all are in place.
 
+One process at a time: it holds the lock of a file in the directory (flock). The kernel takes the lock back
+when the process ends, however it ends, on whatever machine; no process number has to be asked after."""
+
+import contextlib
+import fcntl
 import os
 import shutil
+import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.files import (
-    check_directory,
-    lock,
-    make_temporary,
-    names_in,
-    read_object,
-    sync_directory,
-    write_json,
-)
+from nanomed.files import PASSING, make_temporary, read_object, sync, write_json
 
 FORMAT = 1
 RECORD = "nanomed.json"  # of programs that have no file of their own for it
+LOCK = PASSING + "lock"
+FILLING = "lock"  # the lock of a folder that is being filled
+OLD = 24 * 3600  # seconds; a leftover without a lock could be one whose owner is about to make it
+
+_locks = {}  # {path: open file}; a lock lasts as long as that
+_made = []  # directories that were not there before they were locked
+
+
+def check_directory(name, flag: str = "--out") -> None:
+    """Refuse a directory for results that is none, or could not be made. Raises UserError."""
+    path = Path(name)
+    if not str(name).strip():
+        raise UserError(f"{flag} {name}: name a directory")
+    there = next(p for p in (path, *Path(os.path.abspath(path)).parents) if os.path.lexists(p))
+    if not there.is_dir():
+        what = "a file" if there.exists() else f"a link to {os.readlink(there)}, which is not there"
+        subject = "it" if there == path else there
+        raise UserError(f"{flag} {name}: {subject} is {what}; choose another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {name}: no permission to write {there}")
+
+
+def names_in(directory: Path) -> set[str]:
+    """What a directory holds, if it is there, without what is there only while a process is at work."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return {p.name for p in found if not p.name.startswith(PASSING)}
+
+
+# --- one process a directory --------------------------------------------------------------------------------
+
+
+def _locked(path: Path, wait: bool = False):
+    """A file, made if need be, open and locked. Raises BlockingIOError if another process holds it, and
+    FileNotFoundError if its folder is gone."""
+    while True:
+        f = open(path, "a+b")  # noqa: SIM115 (held by the caller)
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            f.close()
+            raise
+        if _is_at(f, path):
+            return f
+        f.close()  # its last holder renamed or removed it between the two calls above
+
+
+def _is_at(f, path: Path) -> bool:
+    """Whether an open file is (still) the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(f.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def lock(directory: Path, flag: str = "--out") -> None:
+    """Make `directory` and hold it until release(), or until this process ends. What killed holders left half
+    written goes. The commands that a holder runs may use it too. Raises UserError if another process holds
+    it."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        _made.append(directory.resolve())
+    path = directory.resolve() / LOCK
+    if path not in _locks:
+        try:
+            _locks[path] = _locked(path)
+        except BlockingIOError as e:
+            pid = path.read_text(errors="replace") if path.exists() else ""
+            if pid == str(os.getppid()):
+                return
+            who, mend = f"another process ({pid or 'unknown'})", "let it end, or choose another directory"
+            raise UserError(f"{flag} {directory}: {who} is at work there; {mend}") from e
+        except OSError as e:
+            mend = "see to it that only one process writes there"
+            print(f"{directory}: the file system knows no locks ({e.strerror}); {mend}", file=sys.stderr)
+            _locks[path] = open(path, "a+b")  # noqa: SIM115 (until release)
+    _locks[path].truncate(0)
+    _locks[path].write(str(os.getpid()).encode())
+    _locks[path].flush()
+    for place in (directory, directory / "state", directory / "base"):
+        for left in place.glob(PASSING + "*/"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def release() -> None:
+    """Let go of every directory that this process holds; one that it made and left empty goes."""
+    while _locks:
+        path, f = _locks.popitem()
+        path.unlink(missing_ok=True)
+        f.close()
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()
+
+
+# --- results ------------------------------------------------------------------------------------------------
 
 
 def stamp(program: str) -> dict:
@@ -45,32 +139,28 @@ def take(
     older: Callable[[dict], dict | None] = lambda held: None,
     flag: str = "--out",
 ) -> dict:
-    """Hold `out` (made if need be) until this process ends; gives its record, {} if nothing of ours is there
-    yet.
+    """Hold `out` (made if need be) until this process ends; gives its record, {} if nothing of ours is there.
 
-    writes: what will be written there, as far as it is known; beside: other files may lie there too; older:
+    writes: what will be written there, as far as it is known; beside: other files may be there too; older:
     today's record for what an earlier version's says, None for what is not this program's. Raises UserError,
-    with nothing touched, if another process holds the directory, or for the first thing there that is not the
+    with nothing touched, if another process holds the directory, or for the first file there that is not the
     program's."""
+
+    def look() -> dict:
+        there, held = names_in(out), read_record(out / record, program, older)
+        if held is None:
+            foreign = there & {record, *writes} if beside else there
+        else:
+            foreign = (there & {*writes}) - {*held.get("files", writes)}
+        if foreign:
+            whose = f"{min(foreign)} is none of {program}'s files"
+            raise UserError(f"{flag} {out}: not empty: {whose}; choose another directory")
+        return held or {}
+
     check_directory(out, flag)
-    _owned(out, program, record, writes, beside, older, flag)
+    look()
     lock(out, flag)
-    return _owned(
-        out, program, record, writes, beside, older, flag
-    )  # again, now that no other process changes it any more
-
-
-def _owned(out, program, record, writes, beside, older, flag) -> dict:
-    there, held = names_in(out), read_record(out / record, program, older)
-    if held is None:
-        foreign = there & {record, *writes} if beside else there
-    else:
-        foreign = (there & {*writes}) - {*held.get("files", writes)}
-    if foreign:
-        raise UserError(
-            f"{flag} {out}: not empty: {min(foreign)} is none of {program}'s files; choose another directory"
-        )
-    return held or {}
+    return look()  # again, now that no other process changes it any more
 
 
 def read_record(
@@ -87,11 +177,8 @@ def read_record(
     if held["program"] != program:
         return None
     files = held.get("files", [])
-    if (
-        held.get("format") != FORMAT
-        or not isinstance(files, list)
-        or not all(Path(str(f)).name == f for f in files)
-    ):
+    named = isinstance(files, list) and all(Path(str(f)).name == f for f in files)
+    if held.get("format") != FORMAT or not named:
         raise UserError(f"{path}: of another version of this program, or damaged; choose another directory")
     return held
 
@@ -101,27 +188,106 @@ def built(out: Path, program: str, held: dict, record: str = RECORD) -> Iterator
     """A directory to write into, whose files take their places in `out` at the end, in place of the record's
     (`held`, as take() gave it): the record last, with what was written under its name. A process that ends in
     between leaves what was there, or a directory that says that it is unfinished. Raises UserError if a file
-    that is not ours came to lie where one belongs."""
+    that is not ours came to be where one belongs."""
     made = make_temporary(out)
     try:
         yield made
-        content = read_object(made / record) if (made / record).exists() else {}
+        content = read_object(made / record, {})
         new, old = names_in(made) - {record}, set(held.get("files", []))
         if foreign := [name for name in new - old if os.path.lexists(out / name)]:
-            raise UserError(
-                f"{out}: {min(foreign)} came to lie there meanwhile; move it away, and run the same command"
-                " again"
-            )
+            mend = "move it away, and run the same command again"
+            raise UserError(f"{out}: {min(foreign)} came to lie there meanwhile; {mend}")
         for name in new:
-            with open(made / name, "rb") as f:
-                os.fsync(f.fileno())
+            sync(made / name)
         mend = {"unfinished": "the same command again makes it whole"}
         write_json(stamp(program) | mend | {"files": sorted(new | old)}, out / record)
         for name in old - new:
             (out / name).unlink(missing_ok=True)
         for name in sorted(new):
             os.replace(made / name, out / name)
-        sync_directory(out)
+        sync(out)
         write_json(stamp(program) | {"files": sorted(new)} | content, out / record)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+# --- folders of the cache -----------------------------------------------------------------------------------
+
+
+def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
+    """What read(directory) gives of a folder of the cache. Where that is None (it is not there, or damaged),
+    fill(folder) makes it anew under the name KIND-..., in one process while others wait, and it gets its own
+    name once it is whole. files: what is in it. Raises OSError if it cannot be written, and what `fill`
+    raises."""
+    if (found := read(directory)) is not None:
+        return found
+    for left in directory.parent.glob(f"{kind}-*"):
+        _sweep(left, files)
+    unfinished = directory.with_name(f"{kind}-{directory.name}")
+    with claimed(unfinished):
+        if read(directory) is None:  # another process may have been faster
+            fill(unfinished)
+            if directory.is_dir():  # a damaged one
+                shutil.rmtree(directory)
+            directory.unlink(missing_ok=True)
+            os.replace(unfinished, directory)
+            (directory / FILLING).unlink(missing_ok=True)
+            sync(directory.parent)
+        if (found := read(directory)) is None:
+            raise OSError("it is gone again, or is not what was written")
+        return found
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone, made if need be; wait while another holds it. What a killed
+    process left in it is still there. The holder may rename it; otherwise it is removed at the end. Raises
+    OSError."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _locked(folder / FILLING)
+        except BlockingIOError:
+            print(
+                f"{folder}: waiting for another process, which is at work there", file=sys.stderr, flush=True
+            )
+            with contextlib.suppress(FileNotFoundError):  # its holder renamed it
+                lock = _locked(folder / FILLING, wait=True)
+                break
+        except FileNotFoundError:  # removed in between
+            continue
+        except FileExistsError:
+            if os.path.lexists(folder) and not folder.is_dir():  # a file, or a dead link
+                raise
+        else:
+            break
+    with lock:
+        try:
+            yield
+        finally:
+            if _is_at(lock, folder / FILLING):
+                _remove(folder)
+
+
+def _sweep(folder: Path, files: tuple[str, ...]) -> None:
+    """Remove a folder that nobody holds, if it has nothing but `files` in it, under these names or temporary
+    ones made of them. One without a lock is a leftover once it is a day old. What cannot be removed stays."""
+    try:
+        inside = list(folder.iterdir())
+        if not all(p.name == FILLING or any(name in p.name for name in files) for p in inside):
+            return
+        if (folder / FILLING).exists():
+            with _locked(folder / FILLING):
+                _remove(folder)
+        elif time.time() - max(p.stat().st_mtime for p in (folder, *inside)) > OLD:
+            _remove(folder)
+    except OSError:  # held (BlockingIOError), another user's, no folder, or gone meanwhile
+        pass
+
+
+def _remove(folder: Path) -> None:
+    """Under another name: a process that comes to claim the folder could begin in what is being removed."""
+    gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)

@@ -17,7 +17,7 @@ from nanomed.commands import ROOT, run, shown
 from nanomed.errors import UserError
 from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.page import is_there
-from nanomed.files import make_temporary, names_in, read_json, read_object, write_json, write_text
+from nanomed.files import make_temporary, read_json, read_object, write_json, write_text
 from nanomed.optional import need
 from nanomed.systems import card, figures
 from nanomed.systems.recipe import CLASSIFIED, PHASES, ROWS, Recipe, prepare, read_recipe, stand_in
@@ -210,7 +210,7 @@ def begin_anew(out: Path) -> None:
     file among them."""
     ours = {"data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl"), "measured": (".json",)}
     for name, ends in ours.items():
-        if odd := [n for n in names_in(out / name) if not n.endswith(ends)]:
+        if odd := [n for n in outputs.names_in(out / name) if not n.endswith(ends)]:
             raise UserError(
                 f"--out {out}: {name}/{min(odd)} is no part of a run; move it away, or choose another"
                 " directory"

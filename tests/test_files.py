@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanomed import cli, files, tensors
+from nanomed import cli, files, outputs, tensors
 from nanomed.errors import UserError
 from nanomed.threads import of_torchrun
 from nanomed.training import distributed
@@ -333,8 +333,8 @@ def test_what_a_run_left_that_ended_early_is_no_hindrance(script, docs, model_di
 HOLDER = """if True:
     import sys
     from pathlib import Path
-    from nanomed import files
-    files.lock(Path(sys.argv[1]))
+    from nanomed import outputs
+    outputs.lock(Path(sys.argv[1]))
     print("held", flush=True)
     sys.stdin.read()"""
 
@@ -349,19 +349,19 @@ def test_a_directory_is_held_by_one_process_as_long_as_it_lives(tmp_path):
     )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"--out .*out: .*\({process.pid}\)"):
-        files.lock(tmp_path / "out")
+        outputs.lock(tmp_path / "out")
     process.kill()
     process.communicate()
-    files.lock(tmp_path / "out")  # the other was killed
-    files.lock(tmp_path / "out")  # held already
-    files.release()
+    outputs.lock(tmp_path / "out")  # the other was killed
+    outputs.lock(tmp_path / "out")  # held already
+    outputs.release()
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["new", "resume"])
 def test_a_second_run_leaves_the_first_alone(script, docs, model_dir, tmp_path, resume):
     put(tmp_path / "out", run_json=OURS, **{"metrics.jsonl": '{"step": 0}\n'})
-    with open(tmp_path / "out" / files.LOCK, "w") as first:
+    with open(tmp_path / "out" / outputs.LOCK, "w") as first:
         first.write("4711")
         first.flush()
         fcntl.flock(first, fcntl.LOCK_EX)
@@ -373,13 +373,13 @@ def test_a_second_run_leaves_the_first_alone(script, docs, model_dir, tmp_path, 
 
 def test_a_directory_is_looked_at_again_once_it_is_held(script, docs, model_dir, tmp_path, monkeypatch):
     """The first run ends between the second's look and its turn."""
-    lock = files.lock
+    lock = outputs.lock
 
     def wait(directory):
         lock(directory)
         put(directory, run_json=OURS, **{"model.safetensors": "precious"})
 
-    monkeypatch.setattr("nanomed.files.lock", wait)
+    monkeypatch.setattr("nanomed.outputs.lock", wait)
     monkeypatch.setattr("nanomed.training.run.lock", wait)
     out = script("train_clm.py", "--model", model_dir, "--data", docs, "--out", "out", *TINY)
     assert_refused(out, "--out out")

@@ -13,7 +13,8 @@ import pytest
 
 from nanomed import outputs
 from nanomed.errors import UserError
-from nanomed.files import names_in, release, write_json, write_text
+from nanomed.files import write_json, write_text
+from nanomed.outputs import names_in, release
 from tests.conftest import PATIENCE, ROOT, assert_refused, make_texts, run_script, write_jsonl
 from tests.training.test_killed import KILLED
 

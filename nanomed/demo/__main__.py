@@ -17,8 +17,9 @@ from nanomed.commands import ROOT, run, shown
 from nanomed.demo import page, render, table, texts
 from nanomed.evaluation import baselines, measure
 from nanomed.evaluation.generate import Sampling
-from nanomed.files import check_directory, read_json, write_json, write_text
+from nanomed.files import read_json, write_json, write_text
 from nanomed.models.classifier import predict
+from nanomed.outputs import check_directory
 from nanomed.text import labelled
 from nanomed.text.templates import TEMPLATES
 

@@ -10,7 +10,8 @@ from nanomed.evaluation import calls, compare, measure, tables
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.named import MISTAKES
 from nanomed.evaluation.trained import trained_with
-from nanomed.files import check_directory, check_output, write_json
+from nanomed.files import check_output, write_json
+from nanomed.outputs import check_directory
 from nanomed.systems import drift
 from nanomed.systems.tasks import measure as tasks
 from nanomed.text import special

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.files import check_directory, names_in, read_json, write_json
+from nanomed.files import read_json, write_json
 from nanomed.optional import need
+from nanomed.outputs import check_directory, names_in
 from nanomed.text import reading, rows
 from nanomed.text.tokenizer import EOT
 

@@ -23,8 +23,9 @@ import torch
 
 import nanomed
 from nanomed.errors import UserError
-from nanomed.files import check_directory, is_part, names_in, read_json, read_object, typed, write_json
+from nanomed.files import is_part, read_json, read_object, typed, write_json
 from nanomed.memory import in_words
+from nanomed.outputs import check_directory, names_in
 from nanomed.tensors import safetensors_keys
 from nanomed.training import checkpoint
 from nanomed.training.settings import Plan

@@ -15,10 +15,11 @@ from nanomed import flags, hub
 from nanomed.errors import UserError
 from nanomed.evaluation.generate import Ending, Sampling, generate, room
 from nanomed.evaluation.trained import trained_with
-from nanomed.files import lock, write_json
+from nanomed.files import write_json
 from nanomed.memory import peak_rss
 from nanomed.models import FAMILIES
 from nanomed.models.quant import count_parameters
+from nanomed.outputs import lock
 from nanomed.precision import resolve_device, resolve_dtype
 from nanomed.text import heldout, show, special, templates
 from nanomed.text.blocks import Stream

@@ -12,7 +12,7 @@ import pytest
 
 from nanomed import reproduce as program
 from nanomed.errors import UserError
-from nanomed.files import release
+from nanomed.outputs import release
 from nanomed.systems.figures import beside_published
 from nanomed.systems.recipe import PHASES, prepare, read_recipe, stand_in
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
