@@ -57,7 +57,7 @@ def main():
     )
     from nanomed.precision import shapes_vary
     from nanomed.text import heldout, special
-    from nanomed.text.batches import Batches
+    from nanomed.text.batch import Batches
     from nanomed.text.labelled import class_weights, encode_texts, oversampled, read_sides, targets_of
     from nanomed.text.labels import in_line
     from nanomed.training import distributed, run

@@ -52,10 +52,10 @@ def main():
     args = parse_args()
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import answer_perplexity, perplexity
-    from nanomed.models.loss import instruction_loss
+    from nanomed.models.loss import clm_loss
     from nanomed.systems.overlap import repeated
     from nanomed.text import heldout, instructions, special
-    from nanomed.text.batches import Batches
+    from nanomed.text.batch import Batches
     from nanomed.text.corpus import Texts, digests, encode_corpus, kept, without
     from nanomed.text.rows import named_sets
     from nanomed.text.templates import TEMPLATES, load_template, of_model
@@ -211,9 +211,7 @@ def main():
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    job = run.Job(
-        batches, instruction_loss, validation, held, hashes, facts, what, template, template, general
-    )
+    job = run.Job(batches, clm_loss, validation, held, hashes, facts, what, template, template, general)
     if run.train(args, setup, job):
         print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
 

@@ -25,6 +25,7 @@ from nanomed.memory import peak_rss, reuse_memory
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
+from nanomed.text.batch import Batch
 from nanomed.training.estimate import at_most, memory
 from nanomed.training.loop import make_optimizer, one_update
 from nanomed.training.settings import Settings
@@ -113,7 +114,7 @@ def measure(point: tuple, args) -> dict:
     ids = torch.randint(
         0, model.config.vocab_size, (batch, context + 1), generator=torch.Generator().manual_seed(0)
     )
-    window = [(ids[:, :-1], ids[:, 1:])]
+    window = [Batch(ids[:, :-1], ids[:, 1:])]
     s = Settings(lr=1e-5, dtype=args.dtype)
     sizes = memory(model, window[0], clm_loss, args.dtype)
     gc.collect()  # of the points before, on a GPU

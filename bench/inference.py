@@ -46,8 +46,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
-from nanomed.evaluation.generate import Sampling, make_cache, stream
+from nanomed.evaluation.generate import Sampling, stream
 from nanomed.files import check_output, finite, write_json
+from nanomed.models.cache import make_cache
 from nanomed.models.lora import merge_and_unwrap
 from nanomed.models.loss import head_logits
 from nanomed.optional import need

@@ -32,6 +32,7 @@ from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss, held_bytes
 from nanomed.models.quant import QUANTISED, count_parameters, replace_linears, stored_bytes
 from nanomed.precision import resolve_dtype, store_frozen
+from nanomed.text.batch import Batch
 from nanomed.training.estimate import kept_for_backward
 from nanomed.training.loop import Settings, make_optimizer, one_update
 
@@ -126,7 +127,7 @@ def block_activations(name: str, rows: int, context: int, _known={}) -> int:  # 
                 family, replace(config, vocab_size=64, tie_word_embeddings=False, **layers), "bf16", "cpu"
             )
             make_real(model)
-            batch = [torch.randint(64, (rows, context)) for _ in "xy"]
+            batch = Batch(*(torch.randint(64, (rows, context)) for _ in "xy"))
             kept.append(kept_for_backward(model, batch, clm_loss, "bf16"))
             del model
         _known[name, rows, context] = kept[1] - kept[0]
@@ -137,7 +138,7 @@ def measure(args) -> dict:
     """One kind of one shape, in this process."""
     family, config = SHAPES[args.one]
     torch.manual_seed(0)
-    batch = [torch.randint(config.vocab_size, (args.batch_size, args.context)) for _ in "xy"]
+    batch = Batch(*(torch.randint(config.vocab_size, (args.batch_size, args.context)) for _ in "xy"))
     nn.Linear(8, 8)(torch.randn(2, 8)).sum().backward()
     before = rss()
     model = on_meta(family, config, args.kind, "cpu")
@@ -154,7 +155,7 @@ def measure(args) -> dict:
     for _ in range(args.updates):
         one_update(model, [batch], clm_loss, optimizer, scaler, settings)
     seconds = time.perf_counter() - start
-    tokens = args.updates * batch[0].numel()
+    tokens = args.updates * batch.idx.numel()
     found = {
         "weights": weights,
         "peak": peak_rss() - before,

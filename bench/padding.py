@@ -20,16 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from bench.many import ROOT, run_all
-from nanomed.models.loss import IGNORE, linear_cross_entropy
+from nanomed.models.loss import linear_cross_entropy
 from nanomed.text import instructions
+from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.templates import TEMPLATES
 
 TEMPLATE = "flashcards"
 
 
 def collate_counted(rows, context: int, pad: int):
-    """(inputs, real, targets), each (B, context), of rows of one example: padding is a target like any
-    other."""
+    """Of rows of one example: padding is a target like any other. Segments tell what is real."""
     idx, targets = (torch.full((len(rows), context), pad) for _ in range(2))
     real = torch.zeros(len(rows), context, dtype=torch.bool)
     for b, (example,) in enumerate(rows):
@@ -37,25 +37,22 @@ def collate_counted(rows, context: int, pad: int):
         n = len(ids) - 1
         idx[b, :n], targets[b, :n], real[b, :n] = ids[:-1], ids[1:], True
         targets[b, : example.start - 1] = IGNORE
-    return idx, real, targets
+    return Batch(idx, targets, segments=real)
 
 
 def counted_loss(model, batch):
     """As with an attention mask: nobody looks at padding, but padding looks at the text, and is predicted."""
-    idx, real, targets = batch
+    idx = batch.idx
     T = idx.size(1)
-    mask = real[:, None, None, :] & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
-    return linear_cross_entropy(model.backbone(idx, None, mask), model.lm_head.weight, targets)
+    mask = batch.segments[:, None, None, :] & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
+    return linear_cross_entropy(model.backbone(idx, None, mask), model.lm_head.weight, batch.targets)[0], {}
 
 
 def train_with_the_mistake(context: int, pad: int, flags: list[str]) -> None:
     """train_sft.py with these two in the place of its own."""
     from nanomed.models import loss
 
-    instructions.collate, loss.instruction_loss = (
-        lambda rows: collate_counted(rows, context, pad),
-        counted_loss,
-    )
+    instructions.collate, loss.clm_loss = (lambda rows: collate_counted(rows, context, pad), counted_loss)
     sys.argv = [str(ROOT / "train_sft.py"), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

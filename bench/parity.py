@@ -13,6 +13,7 @@ import torch
 from nanomed import hub
 from nanomed.models.loss import clm_loss
 from nanomed.precision import autocast
+from nanomed.text.batch import Batch
 from nanomed.text.tokenizer import load_tokenizer
 
 TEXT = (
@@ -25,9 +26,11 @@ def loss_and_gradient(source, ids, device: torch.device, dtype: str) -> tuple[fl
     after the other."""
     model = hub.load_model(source, dropout=0.0).to(device)
     with autocast(device, dtype):
-        nll, count = clm_loss(model, [ids[:, :-1].to(device), ids[:, 1:].to(device)])
+        nll, _ = clm_loss(model, Batch(ids[:, :-1], ids[:, 1:]))
     nll.backward()
-    return nll.item() / count, torch.cat([p.grad.flatten().double().cpu() for p in model.parameters()])
+    return nll.item() / (ids.size(1) - 1), torch.cat(
+        [p.grad.flatten().double().cpu() for p in model.parameters()]
+    )
 
 
 def main():

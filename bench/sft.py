@@ -60,9 +60,9 @@ def ours(args, lora, _):
     from nanomed import hub
     from nanomed.evaluation.perplexity import answer_perplexity
     from nanomed.models.lora import LoRAConfig, inject
-    from nanomed.models.loss import instruction_loss
+    from nanomed.models.loss import clm_loss
     from nanomed.precision import store_frozen
-    from nanomed.text.batches import Batches
+    from nanomed.text.batch import Batches
     from nanomed.text.instructions import collate, encode_instructions, pack
     from nanomed.text.tokenizer import load_tokenizer
     from nanomed.training.loop import Settings, fit
@@ -80,7 +80,7 @@ def ours(args, lora, _):
     batches = Batches(pack(examples, args.context), collate, args.batch_size, 1, 0)
     with tempfile.TemporaryDirectory() as out:
         s = Settings(lr=1e-5, max_steps=WARM_UP + args.repeats, dtype=args.dtype, log_every=1, save_every=0)
-        fit(model, batches, instruction_loss, None, s, Path(out))
+        fit(model, batches, clm_loss, None, s, Path(out))
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     done = [0, *(line["tokens"] for line in log)]
     tokens = [b - a for a, b in itertools.pairwise(done)]

@@ -63,8 +63,9 @@ def cost(side: str, args, result) -> dict:
 def ours(who, args, ids, lora):
     from nanomed import hub
     from nanomed.models.lora import LoRAConfig, inject
-    from nanomed.models.loss import IGNORE, clm_loss
+    from nanomed.models.loss import clm_loss
     from nanomed.precision import store_frozen
+    from nanomed.text.batch import IGNORE, Batch
     from nanomed.training.loop import Settings, fit
     from nanomed.training.model import compile_backbone
 
@@ -73,7 +74,7 @@ def ours(who, args, ids, lora):
 
         def window(self, k):
             targets = torch.nn.functional.pad(ids[k, :, 1:], (0, 1), value=IGNORE)
-            return [(ids[k], targets)]
+            return [Batch(ids[k], targets)]
 
     model, device = hub.load_model(hub.find(args.model), dropout=0.0), torch.device(args.device)
     if lora:

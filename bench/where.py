@@ -20,6 +20,7 @@ from nanomed.memory import reuse_memory
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
+from nanomed.text.batch import Batch
 from nanomed.training.loop import make_optimizer, one_update
 from nanomed.training.settings import Settings
 
@@ -72,7 +73,7 @@ def main():
         store_frozen(model, dtype, device)
     model.to(device).train()
     ids = torch.randint(0, model.config.vocab_size, (args.batch_size, args.context + 1))
-    s, window = Settings(lr=1e-5, dtype=dtype), [(ids[:, :-1], ids[:, 1:])]
+    s, window = Settings(lr=1e-5, dtype=dtype), [Batch(ids[:, :-1], ids[:, 1:])]
     optimizer, scaler = make_optimizer(model, s), torch.amp.GradScaler(device.type, enabled=dtype == "fp16")
 
     def update():

@@ -16,9 +16,10 @@ from nanomed.evaluation.measure import open_model
 from nanomed.models import attention, loss
 from nanomed.models import packed as packed_rows
 from nanomed.models.attention import attend, within
-from nanomed.models.loss import clm_loss, instruction_loss
+from nanomed.models.loss import clm_loss
 from nanomed.models.packed import packed
 from nanomed.precision import autocast
+from nanomed.text.batch import Batch
 from nanomed.training.loop import make_optimizer, one_update
 from nanomed.training.model import compile_backbone
 from nanomed.training.settings import Settings
@@ -36,19 +37,19 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
 
 
-def loss_and_gradient(directory, loss_fn, batch, device, dtype):
+def loss_and_gradient(directory, batch, device, dtype):
     model = hub.load_model(hub.find(str(directory)), dropout=0.0).to(device)
     with autocast(device, dtype):
-        nll, count, *_ = loss_fn(model, batch)
-    (nll / count).backward()
-    return nll.item() / count, torch.cat(
+        nll, _ = clm_loss(model, batch)
+    (nll / batch.supervised).backward()
+    return nll.item() / batch.supervised, torch.cat(
         [p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None]
     )
 
 
 def plain_batch():
     ids = torch.randint(0, 400, (3, 41), generator=torch.Generator().manual_seed(0))
-    return clm_loss, [ids[:, :-1], ids[:, 1:]]
+    return Batch(ids[:, :-1], ids[:, 1:])
 
 
 def packed_batch():
@@ -58,15 +59,15 @@ def packed_batch():
         [torch.arange(12), torch.arange(28), torch.arange(33), torch.zeros(7, dtype=torch.long)]
     ).view(2, 40)
     targets = ids[:, 1:].masked_fill(segments < 0, -100)
-    return instruction_loss, [ids[:, :-1], pos, segments, targets]
+    return Batch(ids[:, :-1], targets, pos, segments)
 
 
 @every_family
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("made", [plain_batch, packed_batch])
 def test_loss_and_gradient(model_dir, dtype, made):
-    loss, gradient = loss_and_gradient(model_dir, *made(), CPU, "fp32")
-    other, found = loss_and_gradient(model_dir, *made(), CUDA, dtype)
+    loss, gradient = loss_and_gradient(model_dir, made(), CPU, "fp32")
+    other, found = loss_and_gradient(model_dir, made(), CUDA, dtype)
     assert other == pytest.approx(loss, rel=TOLERANCE[dtype])
     assert (found - gradient).norm() < TOLERANCE[dtype] * gradient.norm()
 
@@ -138,14 +139,14 @@ def test_two_updates_compiled_and_not(model_dir, monkeypatch):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that they are put back
     for compiled in (False, True):
         for made in (plain_batch, packed_batch):
-            loss_fn, batch = made()
+            batch = made()
             model = hub.load_model(hub.find(str(model_dir)), dropout=0.0).cuda()
             if compiled:
                 compile_backbone(model)
             s = Settings(lr=1e-3, dtype="bf16")
             optimizer, scaler = make_optimizer(model, s), torch.amp.GradScaler("cuda", enabled=False)
             found[compiled, made] = [
-                one_update(model, [batch], loss_fn, optimizer, scaler, s)["losses"][0] for _ in range(2)
+                one_update(model, [batch], clm_loss, optimizer, scaler, s)["losses"][0] for _ in range(2)
             ]
     for made in (plain_batch, packed_batch):
         assert found[True, made] == pytest.approx(found[False, made], rel=1e-3)

@@ -28,10 +28,12 @@ from safetensors.torch import save_file
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import page, tables, trained
+from nanomed.models.loss import clm_loss
 from nanomed.reproduce import SCRIPTS
 from nanomed.systems.recipe import read_recipe
 from nanomed.tensors import read_safetensors
 from nanomed.text import heldout, templates
+from nanomed.text.batch import Batch
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, curves, directory, loop
@@ -136,7 +138,7 @@ def made(tmp_path_factory, model_dir, bpe_dir):
     optimizer = loop.make_optimizer(model, s)
     data = torch.zeros(1, 5, dtype=torch.long)
     loop.one_update(
-        model, [(data, data)], loop_loss, optimizer, torch.amp.GradScaler("cpu", enabled=False), s
+        model, [Batch(data, data)], clm_loss, optimizer, torch.amp.GradScaler("cpu", enabled=False), s
     )
     progress = {
         "step": 1,
@@ -154,12 +156,6 @@ def made(tmp_path_factory, model_dir, bpe_dir):
     }
     checkpoint.save(d / "state-of", progress, model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     return d
-
-
-def loop_loss(model, batch):
-    from nanomed.models.loss import clm_loss
-
-    return clm_loss(model, batch)
 
 
 # What reads a file, by the file: each gets the directory of `made` with a wrong file in it.

@@ -16,7 +16,7 @@ def attend(q, k, v, mask=None, cache=None, scale=None, dropout=0.0, upcast=False
 
     mask: True where a query may look at a key, (B, 1, T, S) or broadcast to it; None is causal attention, and
     what nanomed.models.packed makes that of each example in a row by itself. cache: keys and values of
-    earlier calls, which come first (nanomed.evaluation.generate.KVCache). scale: of the scores, 1/sqrt(hs) if
+    earlier calls, which come first (nanomed.models.cache.KVCache). scale: of the scores, 1/sqrt(hs) if
     None. Fewer heads of keys than of queries are shared by neighbouring ones (Ainslie et al. 2023, GQA).
     upcast: scores, softmax and average in fp32, whatever autocast says. Raises ValueError for several queries
     after cached keys without a mask."""

@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE
 from nanomed.precision import autocast, evaluating, mend, to_device
+from nanomed.text.batch import IGNORE, Batch
 
 HEAD = "score.weight"
 PROBLEMS = ("single_label_classification", "multi_label_classification")
@@ -57,13 +57,14 @@ class Classifier(nn.Module):
             return self.score(last.float())
 
 
-def collate_labelled(items: list[tuple], pad: int) -> tuple[torch.Tensor, ...]:
-    """(idx (B, T), lengths (B,), targets (B,) or (B, K)) of (ids, target) pairs, padded on the right."""
+def collate_labelled(items: list[tuple], pad: int) -> Batch:
+    """A Batch of (ids, target) pairs."""
     lengths = torch.tensor([len(ids) for ids, _ in items])
     idx = torch.full((len(items), int(lengths.max())), pad)
     for row, (ids, _) in enumerate(items):
         idx[row, : len(ids)] = torch.from_numpy(ids)
-    return idx, lengths, torch.from_numpy(np.stack([target for _, target in items]))
+    targets = torch.from_numpy(np.stack([target for _, target in items]))
+    return Batch(idx, targets, lengths=lengths)
 
 
 def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
@@ -83,13 +84,12 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
     return loss, targets.numel()
 
 
-def classification_loss(model, batch, weights=None):
-    """loss_of_logits of a batch of `collate_labelled`."""
-    idx, lengths, targets = (to_device(t, model.score.weight.device) for t in batch)
-    logits = model.forward(
-        idx, lengths
-    )  # not model(...): where the weights lie in shares, who called this has gathered them
-    return loss_of_logits(logits, targets, weights)
+def classification_loss(model, batch: Batch, weights=None):
+    """(summed loss of a batch, {}): what the loop asks for, as clm_loss gives it."""
+    batch = batch.map(lambda t: to_device(t, model.score.weight.device))
+    # not model(...): of several processes, whose weights are sharded, the caller has gathered them
+    logits = model.forward(batch.idx, batch.lengths)
+    return loss_of_logits(logits, batch.targets, weights)[0], {}
 
 
 def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dtype: str) -> torch.Tensor:
@@ -103,9 +103,9 @@ def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dty
     ):
         for i in range(0, len(ids), batch_size):
             rows = order[i : i + batch_size]
-            idx, lengths, _ = collate_labelled([(ids[k], 0) for k in rows], pad)
+            batch = collate_labelled([(ids[k], 0) for k in rows], pad)
             with autocast(device, dtype):
-                out[rows] = model(idx.to(device), lengths.to(device)).float().cpu()
+                out[rows] = model(batch.idx.to(device), batch.lengths.to(device)).float().cpu()
             t.update(len(rows))
     if not out.isfinite().all():
         raise UserError(f"a text has logits that are not finite in {dtype}; {mend(dtype)}")

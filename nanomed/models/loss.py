@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from nanomed.models.packed import packed
 from nanomed.models.prepacked import product
 from nanomed.precision import to_device
+from nanomed.text.batch import IGNORE, Batch
 
-IGNORE = -100  # the target of a position that is not supervised: padding, or a prompt
 CHUNK_ELEMENTS = (
     2**26
 )  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary; on a GPU twice as many
@@ -167,31 +167,21 @@ def held_bytes(tokens: int, weight: torch.Tensor, dtype: torch.dtype) -> int:
     return chunk * vocab * (4 + 4 + narrow) + vocab * C * copies + tokens * C * 4
 
 
-# --- of a batch, as it is dealt out: on the CPU, from which it is taken to where the model is ---------------
+# --- of a batch -------------------------------------------------------------------------------------------
 
 
-def clm_loss(model, batch):
-    """Summed next-token loss of (inputs, targets), each (B, T), and how many tokens it sums."""
-    idx, targets = batch
-    weight = model.lm_head.weight
-    return linear_cross_entropy(model.backbone(to_device(idx, weight.device)), weight, targets)
-
-
-def instruction_loss(model, batch):
-    """Summed loss of a batch of nanomed.text.instructions.collate, and how many tokens it sums: packed
-    examples never see each other. With replayed text in it, also {"answer": (sum, count), "replay": (sum,
-    count)}, to be logged apart."""
-    idx, *more, targets = batch
-    weight = model.lm_head.weight
-    pos = mask = replayed = None
-    if more:
-        pos, segments, *replayed = more
-        pos, mask = to_device(pos, weight.device), packed(segments, weight.device)
-    x = model.backbone(to_device(idx, weight.device), pos, mask)
-    if not replayed:
-        return linear_cross_entropy(x, weight, targets)
+def clm_loss(model, batch: Batch):
+    """(summed next-token loss of a batch, {}); packed examples never see each other. With replayed text in
+    it, {"answer": (sum, tokens), "replay": (sum, tokens)} is the second, to be logged apart. How many tokens
+    there are in all, to divide by, is batch.supervised."""
+    weight, targets, pos, mask = model.lm_head.weight, batch.targets, None, None
+    if batch.segments is not None:
+        pos, mask = to_device(batch.pos, weight.device), packed(batch.segments, weight.device)
+    x = model.backbone(to_device(batch.idx, weight.device), pos, mask)
+    if batch.replayed is None:
+        return linear_cross_entropy(x, weight, targets)[0], {}
     total, nll = linear_cross_entropy(x, weight, targets, per_token=True)
-    text = replayed[0][targets != IGNORE]
+    text = batch.replayed[targets != IGNORE]
     there = to_device(text, weight.device)
     answer, replay = nll.masked_fill(there, 0).sum(), nll.masked_fill(~there, 0).sum()
-    return total, len(nll), {"answer": (answer, int((~text).sum())), "replay": (replay, int(text.sum()))}
+    return total, {"answer": (answer, int((~text).sum())), "replay": (replay, int(text.sum()))}

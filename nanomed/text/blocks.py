@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE
+from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.corpus import Selection
 
 
@@ -53,12 +53,20 @@ class Stream:
         return self._orders[passed]
 
 
+def batch_of(blocks: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    """A row for each block."""
+    idx, targets = (torch.from_numpy(np.stack(side)) for side in zip(*blocks, strict=True))
+    return Batch(idx, targets)
+
+
 class Mixture:
     """Blocks of one or more streams, dealt into the windows of optimiser updates.
 
     Without weights there is one stream, and an epoch is one pass over it. With weights, they are the streams'
     shares of the blocks, and an epoch ends where the first stream has been read once, so that none is
     repeated within it; the next epoch reads the longer ones on from there."""
+
+    unit = "tokens"  # what a target is, for people
 
     def __init__(
         self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed
@@ -74,8 +82,8 @@ class Mixture:
         self.windows_per_epoch = -(-sum(self.counts) // self.window_size)
         self._epoch = None
 
-    def window(self, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The micro-batches of the k-th update: (inputs, targets), each (up to batch_size, context)."""
+    def window(self, k: int) -> list[Batch]:
+        """The micro-batches of the k-th update, each of up to batch_size blocks."""
         epoch, w = divmod(k, self.windows_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._deal = epoch, self._dealt(epoch)
@@ -83,8 +91,7 @@ class Mixture:
         for which, nth in self._deal[w * self.window_size : (w + 1) * self.window_size]:
             stream = self.streams[which]
             blocks.append(stream.block(*divmod(epoch * self.counts[which] + int(nth), stream.n_blocks)))
-        batches = [blocks[i : i + self.batch_size] for i in range(0, len(blocks), self.batch_size)]
-        return [tuple(torch.from_numpy(np.stack(side)) for side in zip(*b, strict=True)) for b in batches]
+        return [batch_of(blocks[i : i + self.batch_size]) for i in range(0, len(blocks), self.batch_size)]
 
     def _dealt(self, epoch: int) -> np.ndarray:
         """(stream, number of the block among this epoch's of that stream), (blocks, 2), in the order of

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE
+from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.batches import split_rows
 from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, read_rows
 
@@ -220,9 +220,9 @@ def pack(examples: list[Example], context: int) -> list[list[Example]]:
     return rows
 
 
-def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
-    """(inputs, positions, segments, targets), each (B, T), of rows of examples; (inputs, targets) if each row
-    has one. With replayed text in it, (inputs, positions, segments, replayed, targets).
+def collate(rows: list[list[Example]]) -> Batch:
+    """A Batch of rows of examples. Positions and segments are left out where each row has one example: what
+    fills it up is behind every query, where causal attention does not look.
 
     Rows are filled on the right: filling is segment -1 and its targets are IGNORE, by length and not by
     token."""
@@ -240,9 +240,5 @@ def collate(rows: list[list[Example]]) -> tuple[torch.Tensor, ...]:
             replayed[b, at : at + n] = example.replayed
             at += n
     if replayed.any():
-        return idx, pos, segments, replayed, targets
-    if (
-        max(map(len, rows)) == 1
-    ):  # filling on the right is behind every query, where causal attention does not look
-        return idx, targets
-    return idx, pos, segments, targets
+        return Batch(idx, targets, pos, segments, replayed)
+    return Batch(idx, targets, pos, segments) if max(map(len, rows)) > 1 else Batch(idx, targets)

@@ -47,21 +47,21 @@ class Anchor:
         return penalty
 
 
-def fisher(model, blocks, device) -> dict[str, torch.Tensor]:
-    """Diagonal of the Fisher information of one token, by parameter name: the mean over `blocks` ((inputs,
-    targets), each (1, T)) of the squared gradient of a block's summed loss, divided by its tokens (which is a
+def fisher(model, batches, device) -> dict[str, torch.Tensor]:
+    """Diagonal of the Fisher information of one token, by parameter name: the mean over `batches` (of
+    one block each) of the squared gradient of a block's summed loss, divided by its tokens (which is a
     token's own on average, since the gradients of successive tokens are uncorrelated under the model).
     Empirical: the targets are the text's, not drawn from the model. In fp32, without dropout."""
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     training = model.training
     model.eval()
-    for batch in tqdm(blocks, desc="fisher", unit=" blocks", leave=False, disable=None):
+    for batch in tqdm(batches, desc="fisher", unit=" blocks", leave=False, disable=None):
         with autocast(device, "fp32"):
-            nll, count = clm_loss(model, batch)
+            nll, _ = clm_loss(model, batch)
         nll.backward()
         for name, p in model.named_parameters():
             if p.grad is not None:
-                total[name].addcmul_(p.grad, p.grad, value=1 / (count * len(blocks)))
+                total[name].addcmul_(p.grad, p.grad, value=1 / (batch.supervised * len(batches)))
                 p.grad = None
     model.train(training)
     return total

@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -21,8 +22,8 @@ import torch.distributed as dist
 from torch import nn
 
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE
 from nanomed.precision import DTYPES
+from nanomed.text.batch import IGNORE, Batch
 from nanomed.threads import of_torchrun
 
 # In what gloo and NCCL say of an exchange whose other side has ended.
@@ -101,12 +102,13 @@ def start(device: torch.device) -> None:
 # --- what each takes, and what all of them have -------------------------------------------------------------
 
 
-def share(batch) -> list[torch.Tensor]:
-    """This process's rows of a micro-batch (tensors of B rows, the targets last). Where there are fewer rows
-    than processes, one gets a row without targets: it adds nothing, but all must take part in every exchange.
-    """
-    rows = [t[rank() :: world()] for t in batch]
-    return rows if len(rows[0]) else [*(t[:1] for t in batch[:-1]), torch.full_like(batch[-1][:1], IGNORE)]
+def share(batch: Batch) -> Batch:
+    """This process's rows of a micro-batch. Where there are fewer rows than processes, one gets a row without
+    targets: it adds nothing, but all must take part in every exchange."""
+    rows = batch.map(lambda t: t[rank() :: world()])
+    if len(rows.idx):
+        return rows
+    return replace(batch.map(lambda t: t[:1]), targets=torch.full_like(batch.targets[:1], IGNORE))
 
 
 def total(x):

@@ -5,7 +5,7 @@ import time
 import torch
 
 from nanomed.memory import in_words, peak_rss
-from nanomed.models.loss import IGNORE, held_bytes
+from nanomed.models.loss import held_bytes
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import DTYPES, autocast
 from nanomed.training.loop import make_optimizer, one_update, total_steps
@@ -19,14 +19,14 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
     to `out`."""
     device = next(p for p in model.parameters() if p.requires_grad).device
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
-    widest = max(windows, key=lambda window: max(batch[0].numel() for batch in window))
-    batch = max(widest, key=lambda batch: batch[0].numel())
+    widest = max(windows, key=lambda window: max(batch.idx.numel() for batch in window))
+    batch = max(widest, key=lambda batch: batch.idx.numel())
     model.train()
     sizes = memory(model, batch, loss_fn, s.dtype, anchor)
     print(
         "memory    "
         + ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items())
-        + f" ({batch[0].size(0)} x {batch[0].size(1)} tokens at once):"
+        + f" ({batch.idx.size(0)} x {batch.idx.size(1)} tokens at once):"
         f" {in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
     )
     optimizer = make_optimizer(model, s)
@@ -60,7 +60,7 @@ def memory(model, batch, loss_fn, dtype: str, anchor=None) -> dict[str, int]:
         "activations": kept_for_backward(model, batch, loss_fn, dtype),
     }
     if hasattr(model, "lm_head"):
-        sizes["the loss"] = held_bytes(int((batch[-1] != IGNORE).sum()), model.lm_head.weight, DTYPES[dtype])
+        sizes["the loss"] = held_bytes(batch.supervised, model.lm_head.weight, DTYPES[dtype])
     return sizes | ({"where they started": anchor.nbytes()} if anchor else {})
 
 
@@ -77,8 +77,9 @@ def at_most(sizes: dict[str, int], micro_batches: int) -> int:
 def kept_for_backward(model, batch, loss_fn, dtype: str) -> int:
     """Bytes that autograd keeps of one micro-batch: every tensor once, weights and inputs not counted."""
     device = next(model.parameters()).device
-    batch = [t.to(device) for t in batch]
-    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *batch]}
+    batch = batch.map(lambda t: t.to(device))
+    inputs = [t for t in vars(batch).values() if t is not None]
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *inputs]}
     kept = {}
 
     def pack(tensor):

@@ -1,7 +1,7 @@
 """The training loop, to be read from top to bottom.
 
-It knows nothing of phases: `data` deals out the micro-batches of each update, `loss_fn(model, batch)` gives
-the summed loss and the number of supervised tokens of one, `evaluate()` measures the model on held-out data.
+It knows nothing of phases: `data` deals out the micro-batches of each update (nanomed.text.batch), `loss_fn(model,
+batch)` gives the summed loss of one and of its parts, `evaluate()` measures the model on held-out data.
 """
 
 import json
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from nanomed.errors import STOPS, Interrupted, UserError, is_out_of_memory
 from nanomed.files import finite, parse_json, typed, write_text
-from nanomed.models.loss import IGNORE
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
 from nanomed.training.settings import Settings
@@ -69,14 +68,14 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
     the window's parts apart; penalty: the anchor's, or None."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device = params[0].device
-    count = sum(int((batch[-1] != IGNORE).sum()) for batch in window)
+    count = sum(batch.supervised for batch in window)
     losses, parts = [], {}
     for batch in window:
         with autocast(device, s.dtype):
-            nll, _, *named = loss_fn(model, distributed.share(batch))
+            nll, named = loss_fn(model, distributed.share(batch))
         scaler.scale(nll / count).backward()
         losses.append(nll.detach())
-        for name, (part, n) in named[0].items() if named else ():
+        for name, (part, n) in named.items():
             before = parts.get(name, (0.0, 0))
             parts[name] = (before[0] + part, before[1] + n)
     scaler.unscale_(optimizer)

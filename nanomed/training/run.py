@@ -22,7 +22,7 @@ from nanomed.models.quant import count_parameters
 from nanomed.outputs import lock
 from nanomed.precision import resolve_device, resolve_dtype
 from nanomed.text import heldout, show, special, templates
-from nanomed.text.blocks import Stream
+from nanomed.text.blocks import Stream, batch_of
 from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import checkpoint, compiling, curves, distributed, estimate
@@ -279,9 +279,7 @@ def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device)
             f"--ewc: the Fisher information of {len(blocks):,} blocks of {plan.context} tokens of"
             f" {general.selection.corpus.name}"
         )
-        information = fisher(
-            model, [[torch.from_numpy(side)[None] for side in block] for block in blocks], device
-        )
+        information = fisher(model, [batch_of([block]) for block in blocks], device)
     on = tuple(part.strip() for part in plan.pull_on.split(","))
     anchor = Anchor(model, plan.l2_sp, plan.ewc, information, on)
     if not anchor.pulls:

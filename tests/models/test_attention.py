@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from nanomed import hub
-from nanomed.evaluation.generate import KVCache
 from nanomed.models import attention
 from nanomed.models import packed as packed_rows
 from nanomed.models.attention import attend, within
-from nanomed.models.loss import instruction_loss
+from nanomed.models.cache import KVCache
+from nanomed.models.loss import clm_loss
 from nanomed.models.packed import SHORTEST, _between, packed
+from nanomed.text.batch import Batch
 from tests.conftest import every_family
 
 CPU = torch.device("cpu")
@@ -174,13 +175,13 @@ def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeyp
     idx, targets = torch.randint(0, 400, (2, 60)), torch.randint(0, 400, (2, 60))
     pos = torch.zeros(2, 60, dtype=torch.long)
     batches = [
-        (idx, pos, of_lengths(*rows, T=60), targets)
+        Batch(idx, targets, pos, of_lengths(*rows, T=60))
         for rows in (([7, 40], [60]), ([20, 20, 20], [3, 50]), ([59], [33, 9]))
     ]
 
     def losses(dtype):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-            return [instruction_loss(model, batch)[0].item() for batch in batches]
+            return [clm_loss(model, batch)[0].item() for batch in batches]
 
     plain = {dtype: losses(dtype) for dtype in ("fp32", "bf16")}
     attention.leave_uncompiled()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from nanomed.models import loss
-from nanomed.models.loss import IGNORE, linear_cross_entropy, token_nll
+from nanomed.models.loss import linear_cross_entropy, token_nll
+from nanomed.text.batch import IGNORE
 from tests.conftest import assert_near
 
 

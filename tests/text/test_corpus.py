@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE
 from nanomed.outputs import claimed
 from nanomed.text import corpus as corpus_module
 from nanomed.text import formats
+from nanomed.text.batch import IGNORE
 from nanomed.text.blocks import Mixture, Stream
 from nanomed.text.corpus import Selection, digests, encode_corpus, split, without
 from nanomed.text.rows import read_documents, split_weight
@@ -283,13 +283,13 @@ def test_windows_hold_each_block_of_an_epoch_once_and_the_last_is_short(tmp_path
     selection = corpus_of(tmp_path, tokenizer, make_texts(20, 2)).all()
     mixture = Mixture([selection], [1.0], 8, batch_size=3, grad_accum=2, seed=5)
     windows = [mixture.window(k) for k in range(mixture.windows_per_epoch)]
-    tokens = np.concatenate([y.numpy().ravel() for w in windows for _, y in w])
+    tokens = np.concatenate([b.targets.numpy().ravel() for w in windows for b in w])
     assert (tokens != IGNORE).sum() == mixture.streams[0].n_tokens
     n = mixture.streams[0].n_blocks
-    assert [sum(len(x) for x, _ in w) for w in windows] == [6] * (n // 6) + ([n % 6] if n % 6 else [])
+    assert [sum(len(b.idx) for b in w) for w in windows] == [6] * (n // 6) + ([n % 6] if n % 6 else [])
     fewer = Mixture([selection], [1.0], 8, batch_size=6, grad_accum=1, seed=5)
     for k in range(2):  # the same update, however it is cut into micro-batches
-        assert np.array_equal(np.concatenate([x for x, _ in windows[k]]), fewer.window(k)[0][0])
+        assert np.array_equal(np.concatenate([b.idx for b in windows[k]]), fewer.window(k)[0].idx)
 
 
 def test_weights_are_shares_of_the_blocks_and_no_source_is_repeated_in_an_epoch(tmp_path, tokenizer):
@@ -308,7 +308,7 @@ def test_weights_are_shares_of_the_blocks_and_no_source_is_repeated_in_an_epoch(
     for epoch in range(3):
         first = epoch * mixture.windows_per_epoch
         windows = [mixture.window(k) for k in range(first, first + mixture.windows_per_epoch)]
-        tokens = np.concatenate([x.numpy().ravel() for w in windows for x, _ in w])
+        tokens = np.concatenate([b.idx.numpy().ravel() for w in windows for b in w])
         share = (tokens == marks[1]).sum() / np.isin(tokens, marks).sum()
         assert share == pytest.approx(0.1, abs=0.02)
         assert [sum(d[0] == k for d in dealt) for k in (0, 1)] == counts

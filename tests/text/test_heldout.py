@@ -29,7 +29,7 @@ def trained_on(monkeypatch):
     def train(args, setup, job):
         epoch = [batch for k in range(job.blocks.windows_per_epoch) for batch in job.blocks.window(k)]
         seen["training"] = "".join(
-            setup.tokenizer.decode(row) for batch in epoch for row in batch[0].tolist()
+            setup.tokenizer.decode(row) for batch in epoch for row in batch.idx.tolist()
         )
         seen["validation"], seen["facts"], seen["held"] = list(job.validation), job.facts, job.held
 

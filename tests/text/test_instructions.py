@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE, instruction_loss
-from nanomed.text.batches import Batches
+from nanomed.models.loss import clm_loss
+from nanomed.text.batch import IGNORE, Batches
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.instructions import (
     Encoded,
@@ -75,7 +75,7 @@ def tok(bpe_dir):
 
 def supervised(tok, example):
     """The supervised ids as collate lays them out, and the text of the inputs that are not."""
-    *_, targets = collate([[example]])
+    targets = collate([[example]]).targets
     return targets[targets != IGNORE].tolist()
 
 
@@ -89,7 +89,8 @@ def test_the_response_and_its_end_are_supervised_and_nothing_else(tok, template,
     (example,) = encode(tok, [Instruction("What is flu?", input, "A viral disease.")], template).examples
     assert supervised(tok, example) == [*tok.encode(response).tolist(), tok.eos]
     assert tok.decode(example.ids[: example.start]) == prompt
-    idx, targets = collate([[example]])
+    batch = collate([[example]])
+    idx, targets = batch.idx, batch.targets
     assert tok.decode(idx[0]) == prompt + response  # the end is predicted and never an input
     assert (targets[0, : len(tok.encode(prompt)) - 1] == IGNORE).all()
     assert (
@@ -152,11 +153,11 @@ def test_packing_loses_nothing_and_fills_rows():
 
 def test_layout_of_a_packed_row():
     a, b = Example(np.array([11, 12, 13]), 2), Example(np.array([21, 22]), 1)
-    idx, pos, segments, targets = collate([[a, b], [b]])
-    assert idx.tolist() == [[11, 12, 21], [21, 0, 0]]
-    assert pos.tolist() == [[0, 1, 0], [0, 0, 0]]
-    assert segments.tolist() == [[0, 0, 1], [0, -1, -1]]
-    assert targets.tolist() == [[IGNORE, 13, 22], [22, IGNORE, IGNORE]]
+    batch = collate([[a, b], [b]])
+    assert batch.idx.tolist() == [[11, 12, 21], [21, 0, 0]]
+    assert batch.pos.tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert batch.segments.tolist() == [[0, 0, 1], [0, -1, -1]]
+    assert batch.targets.tolist() == [[IGNORE, 13, 22], [22, IGNORE, IGNORE]]
 
 
 @every_family
@@ -167,9 +168,8 @@ def test_packed_examples_have_the_loss_and_gradients_that_they_have_alone(model_
     for rows in ([[e] for e in examples], pack(examples, 60)):
         model.zero_grad()
         batches = [collate(rows[i : i + 3]) for i in range(0, len(rows), 3)]
-        assert any(len(b) == 4 for b in batches) == (len(rows) < len(examples))
-        pairs = [instruction_loss(model, b) for b in batches]
-        loss, count = sum(s for s, _ in pairs), sum(c for _, c in pairs)
+        assert any(b.segments is not None for b in batches) == (len(rows) < len(examples))
+        loss, count = sum(clm_loss(model, b)[0] for b in batches), sum(b.supervised for b in batches)
         (loss / count).backward()
         results.append((count, loss / count, {k: p.grad.clone() for k, p in model.named_parameters()}))
     # and alone means: one example, no padding, no mask, plain PyTorch

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nanomed import hub
+from nanomed.text.batch import Batch
 from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.loop import Settings, fit
 from tests.conftest import ROOT, assert_near, assert_refused, every_family, make_texts, write_jsonl
@@ -18,21 +19,21 @@ from tests.conftest import ROOT, assert_near, assert_refused, every_family, make
 
 def blocks(n, T=12):
     g = torch.Generator().manual_seed(3)
-    return [tuple(torch.randint(0, 400, (1, T), generator=g) for _ in range(2)) for _ in range(n)]
+    return [Batch(*(torch.randint(0, 400, (1, T), generator=g) for _ in range(2))) for _ in range(n)]
 
 
 class Data:
     windows_per_epoch = 3
 
     def window(self, k):
-        idx, targets = zip(*blocks(6)[2 * (k % 3) : 2 * (k % 3) + 2], strict=True)
-        return [(torch.cat(idx), torch.cat(targets))]
+        two = blocks(6)[2 * (k % 3) : 2 * (k % 3) + 2]
+        return [Batch(torch.cat([b.idx for b in two]), torch.cat([b.targets for b in two]))]
 
 
 def naive_loss(model, batch):
-    """Mean next-token loss, the plain way."""
-    logits = F.linear(model.backbone(batch[0]), model.lm_head.weight)
-    return F.cross_entropy(logits.flatten(0, 1), batch[1].flatten(), reduction="sum"), batch[1].numel()
+    """Summed next-token loss, the plain way."""
+    logits = F.linear(model.backbone(batch.idx), model.lm_head.weight)
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum"), {}
 
 
 @every_family
@@ -68,12 +69,12 @@ def test_an_update_is_that_of_the_loss_with_the_penalty(model_dir, tmp_path, pla
     for step in range(3):
         plain.zero_grad()
         (batch,) = Data().window(step)
-        nll, count = naive_loss(plain, batch)
+        nll, _ = naive_loss(plain, batch)
         penalty = sum(
             ((l2_sp + (ewc * information[n] if ewc else 0)) * (p - start[n]) ** 2).sum() / 2
             for n, p in plain.named_parameters()
         )
-        (nll / count + penalty).backward()
+        (nll / batch.targets.numel() + penalty).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
         lr = 0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 3, dtype=torch.float64)))
         with torch.no_grad():

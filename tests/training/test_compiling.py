@@ -12,6 +12,7 @@ from nanomed.models import llama
 from nanomed.models.gpt2 import Config
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss
+from nanomed.text.batch import Batch
 from nanomed.training import compiling, run
 from nanomed.training.compiling import can_compile, flops_a_token, pays
 from nanomed.training.directory import record_start
@@ -35,7 +36,7 @@ def test_operations_are_those_that_pytorch_counts(model_dir, lora):
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        clm_loss(model, [idx[:, :-1], idx[:, 1:]])[0].backward()
+        clm_loss(model, Batch(idx[:, :-1], idx[:, 1:]))[0].backward()
     attention = 2 * 2 * model.config.cache_shape[0] * model.config.n_embd * 40 / 2 * 3
     assert counter.get_total_flops() / 80 == pytest.approx(flops + attention, rel=0.1)
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanomed.errors import UserError
-from nanomed.models.loss import IGNORE
+from nanomed.text.batch import IGNORE, Batch
 from nanomed.training import distributed
 from nanomed.training.estimate import kept_for_backward
 from nanomed.training.run import check_processes
@@ -45,7 +45,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from nanomed.models import loss
 from nanomed.errors import UserError
 from nanomed.training import distributed
-real, calls = loss.instruction_loss, []
+real, calls = loss.clm_loss, []
 
 def failing(*args):
     calls.append(1)
@@ -55,7 +55,7 @@ def failing(*args):
         raise UserError("no room\\nin here")
     return real(*args)
 
-loss.instruction_loss = failing
+loss.clm_loss = failing
 runpy.run_path({str(ROOT / "train_sft.py")!r}, run_name="__main__")
 """
 
@@ -285,18 +285,18 @@ def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, labels,
 
 @pytest.mark.parametrize("rows, processes", [(4, 2), (5, 2), (1, 2), (2, 3), (3, 3)])
 def test_shares_are_the_batch(monkeypatch, rows, processes):
-    batch = (torch.arange(rows * 4).view(rows, 4), torch.arange(rows * 4).view(rows, 4) + 1)
+    idx = torch.arange(rows * 4).view(rows, 4)
     monkeypatch.setattr(distributed, "world", lambda: processes)
     shares = []
     for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.share(batch))
-    assert all(len(idx) == len(targets) > 0 for idx, targets in shares)
-    supervised = torch.cat([targets for _, targets in shares])
+        shares.append(distributed.share(Batch(idx, idx + 1)))
+    assert all(len(share.idx) == len(share.targets) > 0 for share in shares)
+    supervised = torch.cat([share.targets for share in shares])
     supervised = supervised[supervised != IGNORE]
-    assert sorted(supervised.tolist()) == batch[1].flatten().tolist()
-    dealt = torch.cat([idx[(targets != IGNORE).any(1)] for idx, targets in shares])
-    assert sorted(dealt.flatten().tolist()) == batch[0].flatten().tolist()
+    assert sorted(supervised.tolist()) == (idx + 1).flatten().tolist()
+    dealt = torch.cat([share.idx[(share.targets != IGNORE).any(1)] for share in shares])
+    assert sorted(dealt.flatten().tolist()) == idx.flatten().tolist()
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_bytes_of_a_model_that_is_never_made_are_those_of_a_real_one(r):
     spec.loader.exec_module(fits)
     shape = fits._llama(256, 704, 4, 8, 4)
     model, idx = fits.model_of(*shape, r).train(), torch.zeros(2, 128, dtype=torch.long)
-    real = kept_for_backward(model, (idx,), lambda model, batch: model.backbone(*batch), "bf16")
+    real = kept_for_backward(model, Batch(idx, idx), lambda model, batch: model.backbone(batch.idx), "bf16")
     copies = (
         0
         if r

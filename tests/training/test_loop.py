@@ -14,8 +14,9 @@ from safetensors import safe_open
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.models.lora import LoRAConfig, inject
-from nanomed.models.loss import IGNORE, clm_loss
+from nanomed.models.loss import clm_loss
 from nanomed.precision import resolve_dtype, store_frozen
+from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.blocks import Mixture
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
@@ -49,7 +50,7 @@ class Ragged:
         self.windows_per_epoch = -(-20 // size)
         self.windows = [
             [
-                (idx[i : i + batch_size], targets[i : i + batch_size])
+                Batch(idx[i : i + batch_size], targets[i : i + batch_size])
                 for i in range(w, min(w + size, 20), batch_size)
             ]
             for w in range(0, 20, size)
@@ -100,11 +101,11 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
 
     class One:
         windows_per_epoch = 1
-        window = staticmethod(lambda k: [(x[:, :-1], x[:, 1:])])
+        window = staticmethod(lambda k: [Batch(x[:, :-1], x[:, 1:])])
 
     def loss_in_fp64(model, batch):
-        idx, targets = batch
-        return F.cross_entropy(model(idx).flatten(0, 1), targets.flatten(), reduction="sum"), targets.numel()
+        logits = model(batch.idx).flatten(0, 1)
+        return F.cross_entropy(logits, batch.targets.flatten(), reduction="sum"), {}
 
     s = Settings(lr=1e-3, max_steps=2, warmup_ratio=0.0, weight_decay=0.3, grad_clip=0.5, log_every=1)
     fit(model.double(), One(), loss_in_fp64, None, s, tmp_path)
@@ -143,9 +144,10 @@ def test_the_first_loss_and_its_gradient_in_fp32_are_those_of_transformers(model
     fit(model, data, clm_loss, None, Settings(lr=1e-3, max_steps=1, log_every=1), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir).eval()
     losses = []
-    for idx, targets in data.window(0):
-        losses.append(F.cross_entropy(theirs(idx).logits.flatten(0, 1), targets.flatten(), reduction="sum"))
-    loss = sum(losses) / sum(int((targets != IGNORE).sum()) for _, targets in data.window(0))
+    for batch in data.window(0):
+        logits, targets = theirs(batch.idx).logits.flatten(0, 1), batch.targets.flatten()
+        losses.append(F.cross_entropy(logits, targets, reduction="sum"))
+    loss = sum(losses) / sum(int((batch.targets != IGNORE).sum()) for batch in data.window(0))
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
     (record,) = records(tmp_path)
@@ -231,8 +233,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_step_and_batch(model, tmp_pat
 
     def broken(model, batch):
         calls.append(1)
-        nll, count = clm_loss(model, batch)
-        return (nll * float("inf"), count) if len(calls) == 8 else (nll, count)
+        nll, parts = clm_loss(model, batch)
+        return (nll * float("inf") if len(calls) == 8 else nll), parts
 
     s = Settings(lr=1e-4, epochs=5, save_every=1)
     with pytest.raises(UserError, match=r"loss is inf at update 3 \(window 3 of the data, micro-batch 2\)"):
@@ -342,11 +344,8 @@ def test_auto_dtype_follows_the_hardware(monkeypatch):
 
 def test_gradients_that_are_never_finite_in_fp16_end_the_run(model, tmp_path):
     def broken(model, batch):
-        nll, count = clm_loss(model, batch)
-        return (
-            nll + (0 * model.transformer.ln_f.weight.sum()).sqrt(),
-            count,
-        )  # finite, with a gradient of 0 / 0
+        nll, parts = clm_loss(model, batch)
+        return nll + (0 * model.transformer.ln_f.weight.sum()).sqrt(), parts  # finite, its gradient is 0 / 0
 
     with pytest.raises(UserError, match="no gradient is finite in fp16 at update 1"):
         fit(model, Ragged(4, 1), broken, None, Settings(lr=1e-3, dtype="fp16"), tmp_path)

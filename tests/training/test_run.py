@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
-from nanomed.models.loss import clm_loss, instruction_loss, token_nll
+from nanomed.models.loss import clm_loss, token_nll
 from nanomed.text import heldout, show
+from nanomed.text.batch import Batch
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.instructions import Instruction, collate, encode_instructions, pack, text_examples
 from nanomed.text.templates import TEMPLATES
@@ -151,7 +152,7 @@ class Steps:
         self.batch = torch.randint(0, 400, (2, 8), generator=torch.Generator().manual_seed(1))
 
     def window(self, k):
-        return [(self.batch[:, :-1], self.batch[:, 1:])]
+        return [Batch(self.batch[:, :-1], self.batch[:, 1:])]
 
 
 def a_model(model_dir):
@@ -214,8 +215,8 @@ def test_a_stop_during_the_first_validation_does_not_count_it_twice(model_dir, t
 
 def test_without_a_checkpoint_no_message_promises_one(model_dir, tmp_path):
     def broken(model, batch):
-        nll, count = clm_loss(model, batch)
-        return nll * float("nan"), count
+        nll, parts = clm_loss(model, batch)
+        return nll * float("nan"), parts
 
     with pytest.raises(UserError, match="no checkpoint was due yet"):
         fit(a_model(model_dir), Steps(), broken, None, Settings(lr=1e-3, max_steps=3), tmp_path)
@@ -346,7 +347,7 @@ def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, cap
 
         def window(self, k):
             x = torch.zeros(4 if k < 2 else 1, 50 if k == 1 else 9, dtype=torch.long)
-            return [(x, x)]
+            return [Batch(x, x)]
 
     estimate.dry_run(
         a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out"
@@ -444,7 +445,7 @@ def test_what_was_counted_is_freed(model_dir):
     gc.disable()
     try:
         before = held()
-        estimate.kept_for_backward(model, (x, x), clm_loss, "fp32")
+        estimate.kept_for_backward(model, Batch(x, x), clm_loss, "fp32")
         assert held() == before
     finally:
         gc.enable()
@@ -520,7 +521,8 @@ def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", ["fever and cough"])), tokenizer)
     texts = text_examples(corpus.all(), 60, 1, 0)
     with torch.no_grad():
-        total, count, parts = instruction_loss(model, collate(pack(answers + texts, 60)))
+        batch = collate(pack(answers + texts, 60))
+        total, parts = clm_loss(model, batch)
     for name, examples in (("answer", answers), ("replay", texts)):
         expected = 0.0
         for e in examples:
@@ -530,7 +532,7 @@ def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path
         assert float(parts[name][0]) == pytest.approx(expected, rel=1e-4)
         assert parts[name][1] == sum(len(e.ids) - e.start for e in examples)
     assert float(total) == pytest.approx(sum(float(p) for p, _ in parts.values()), rel=1e-5)
-    assert count == sum(n for _, n in parts.values())
+    assert batch.supervised == sum(n for _, n in parts.values())
 
 
 # --- the template travels -----------------------------------------------------------------------------------

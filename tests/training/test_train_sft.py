@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from nanomed import hub
-from nanomed.models.loss import instruction_loss
+from nanomed.models.loss import clm_loss
 from nanomed.text.instructions import Fields, encode_instructions, read_instructions
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
@@ -251,7 +251,7 @@ def test_replayed_text_is_trained_on_with_the_answers(script, model_dir, pairs, 
 def test_resumed_equals_uninterrupted(script, model_dir, pairs, tmp_path, monkeypatch):
     common = ("train_sft.py", "--model", model_dir, "--data", pairs, "--save-every", 2, "--epochs", 2, *TINY)
     assert script(*common, "--out", "whole").returncode == 0
-    original, calls = instruction_loss, []
+    original, calls = clm_loss, []
 
     def stop(model, batch):
         calls.append(1)
@@ -259,9 +259,9 @@ def test_resumed_equals_uninterrupted(script, model_dir, pairs, tmp_path, monkey
             raise KeyboardInterrupt
         return original(model, batch)
 
-    monkeypatch.setattr("nanomed.models.loss.instruction_loss", stop)
+    monkeypatch.setattr("nanomed.models.loss.clm_loss", stop)
     assert script(*common, "--out", "parts").returncode == 130
-    monkeypatch.setattr("nanomed.models.loss.instruction_loss", original)
+    monkeypatch.setattr("nanomed.models.loss.clm_loss", original)
     assert script(*common, "--out", "parts", "--resume").returncode == 0
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
