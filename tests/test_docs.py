@@ -1,0 +1,41 @@
+"""README and RESULTS are short, every link leads somewhere, and what the README names is there."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("nanomed/**/*.md")]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def prose(page) -> str:
+    return re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for file, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", prose(page)):
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), file
+        headings = re.findall(r"(?m)^#+ (.*)", prose(there)) if anchor else [""]
+        assert anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], anchor
+
+
+def test_readme_and_results_are_short():
+    assert len(README.encode()) <= 10_000 and max(map(len, README.splitlines())) <= 100
+    assert (ROOT / "RESULTS.md").stat().st_size <= 15_000
+
+
+def test_the_house_and_the_functions_are_there():
+    house, rest = README.split("## The house")[1].split("## Where")[0].split("```")[1:3]
+    for indent, names in re.findall(r"(?m)^( *)((?:[\w/.]+, )*[\w/.]+)", house):
+        folder = {0: ROOT, 2: ROOT / "nanomed"}.get(len(indent)) or folder
+        for name in names.split(", "):
+            file = folder / name
+            assert file.exists() or file.with_suffix(".py").exists(), file
+        folder = file if name.endswith("/") else folder
+    code = "\n".join(p.read_text("utf-8") for p in [*ROOT.glob("*.py"), *ROOT.glob("nanomed/**/*.py")])
+    for name in set(re.findall(r"`(?:\w+\.)?(\w+)`", rest)) - {"py", "Makefile", "GradScaler"}:
+        assert re.search(rf"(?m)^ *(def|class) {name}\b|^{name} = ", code), name
