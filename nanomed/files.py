@@ -83,6 +83,11 @@ def write_json(value, path: Path) -> None:
     write_text(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
+def json_lines(rows) -> str:
+    """The text of a .jsonl file: a row a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def finite(value):
     """The value with null for every NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):

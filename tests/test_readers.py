@@ -29,8 +29,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import page, tables, trained
 from nanomed.models.loss import clm_loss
-from nanomed.reproduce import SCRIPTS
-from nanomed.systems.recipe import read_recipe
+from nanomed.systems.recipe import SCRIPTS, read_recipe
 from nanomed.tensors import read_safetensors
 from nanomed.text import heldout, templates
 from nanomed.text.batch import Batch

@@ -2,8 +2,9 @@
 
 import csv
 import io
-import math
 from pathlib import Path
+
+import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.evaluation.named import MISTAKES
@@ -24,6 +25,9 @@ ANSWERS = {
 }
 
 
+CLASSES = ("accuracy", "macro_f1")
+
+
 def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]:
     """(value, interval) at a dotted path, `adapted.corpus.ppl`, of the stages or the classifier; None where
     there is none."""
@@ -37,29 +41,21 @@ def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]
 def check_published(recipe: Recipe) -> None:
     """Refuse, before anything is computed, a published figure beside which none of ours will stand. Raises
     UserError."""
-    found = {
-        f"{name}.{key}"
-        for name in recipe.texts
-        for key in ("ppl", "bits_per_byte", *(f"also.{m}" for m in MISTAKES))
-    }
+    keys = ("ppl", "bits_per_byte", *(f"also.{m}" for m in MISTAKES))
+    found = {f"{name}.{key}" for name in recipe.texts for key in keys}
     found |= {f"answers.{key}" for key in (*ANSWERS.values(), "exact_match") if ROWS in recipe.data}
-    found |= {f"choices.{key}" for key in ("accuracy", "macro_f1") if recipe.choices}
-    stages = {"base": found} | {
-        PHASES[p]: found if p != "classify" else {"accuracy", "macro_f1"} for p in recipe.phases
-    }
+    found |= {f"choices.{key}" for key in CLASSES if recipe.choices}
+    stages = {"base": found} | {PHASES[p]: found if p != "classify" else set(CLASSES) for p in recipe.phases}
     for p in recipe.published:
+        where = f"{recipe.path} [[published]]"
         stage, _, key = p.ours.partition(".")
-        if key not in stages.get(stage, ()):
-            there = (
-                f"{stage} has {', '.join(sorted(stages[stage]))}"
-                if stage in stages
-                else f"begin with {' or '.join(stages)}"
-            )
-            raise UserError(f"{recipe.path} [[published]]: ours = {p.ours!r} is no figure; {there}")
+        if stage not in stages:
+            raise UserError(f"{where}: ours = {p.ours!r} is no figure; begin with {' or '.join(stages)}")
+        if key not in stages[stage]:
+            there = f"{stage} has {', '.join(sorted(stages[stage]))}"
+            raise UserError(f"{where}: ours = {p.ours!r} is no figure; {there}")
         if p.mistake is not None and p.mistake not in MISTAKES:
-            raise UserError(
-                f"{recipe.path} [[published]]: mistake = {p.mistake!r}: there are {', '.join(MISTAKES)}"
-            )
+            raise UserError(f"{where}: mistake = {p.mistake!r}: there are {', '.join(MISTAKES)}")
 
 
 def beside_published(recipe: Recipe, results: dict) -> list[dict]:
@@ -73,12 +69,10 @@ def beside_published(recipe: Recipe, results: dict) -> list[dict]:
             "where": p.ours,
             "ours": value,
             "ours_ci95": interval,
-            "why": p.why,
         }
-        data = p.ours.rsplit(".", 1)[0]
-        row["mistake"] = p.mistake
-        row["with_mistake"] = look_up(results, f"{data}.also.{p.mistake}")[0] if p.mistake else None
-        rows.append(row)
+        above = p.ours.rpartition(".")[0]
+        mistaken = look_up(results, f"{above}.also.{p.mistake}")[0] if p.mistake else None
+        rows.append(row | {"why": p.why, "mistake": p.mistake, "with_mistake": mistaken})
     return rows
 
 
@@ -86,26 +80,17 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
-def between(bounds: list[float] | None) -> str:
-    return f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
+def cell(value: float | None, bounds: list[float] | None) -> str:
+    return number(value) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
 
 
 def _published_rows(results: dict) -> list[list[str]]:
-    rows = [
-        ["", "published", "ours [95 %]", "ours, with the mistake", "what explains the difference"],
-        ["---", "---:", "---:", "---:", "---"],
-    ]
+    head = ["", "published", "ours [95 %]", "ours, with the mistake", "what explains the difference"]
+    rows = [head, ["---", "---:", "---:", "---:", "---"]]
     for r in results["published"]:
         mistaken = f"{number(r['with_mistake'])} ({r['mistake']})" if r["with_mistake"] is not None else ""
-        rows.append(
-            [
-                r["figure"],
-                number(r["published"]),
-                number(r["ours"]) + between(r["ours_ci95"]),
-                mistaken,
-                r["why"],
-            ]
-        )
+        ours = cell(r["ours"], r["ours_ci95"])
+        rows.append([r["figure"], number(r["published"]), ours, mistaken, r["why"]])
     return rows
 
 
@@ -113,21 +98,14 @@ def stand_in_note(results: dict) -> str:
     """What is not the published set-up, in a sentence; empty if all of it is."""
     what = [f"{name}: {value}" for name, value in results["stand_in"].items()]
     what += [f"--{name.replace('_', '-')} {value}" for name, value in results["shortened"].items()]
-    return (
-        "A stand-in, so that these figures say how the recipe runs and not what it gives"
-        f" ({', '.join(what)})."
-        if what
-        else ""
-    )
+    says = "A stand-in, so that these figures say how the recipe runs and not what it gives"
+    return f"{says} ({', '.join(what)})." if what else ""
 
 
 def published_text(results: dict) -> str:
     note = stand_in_note(results)
-    return (
-        f"\n{results['title']}\n"
-        + (f"{note}\n" if note else "")
-        + f"\n{text_table(_published_rows(results), 110)}\n"
-    )
+    lines = [results["title"], *([note] if note else []), text_table(_published_rows(results), 110)]
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def generations(out: Path, stages: dict[str, str]) -> list[dict]:
@@ -143,37 +121,29 @@ def generations(out: Path, stages: dict[str, str]) -> list[dict]:
 def measures(results: dict) -> list[dict]:
     """One row a measure: {measure, <stage>, <stage>_low, <stage>_high, ...}."""
     stages, rows = results["stages"], []
-
-    def row(name: str, path: str) -> None:
+    paths = {}
+    for data in dict.fromkeys(d for s in stages.values() for d in s if d not in ("answers", "choices")):
+        paths |= {f"perplexity: {data}": f"{data}.ppl", f"bits per byte: {data}": f"{data}.bits_per_byte"}
+        paths |= {f"not a perplexity ({m}): {data}": f"{data}.also.{m}" for m in MISTAKES}
+    paths |= {name: f"answers.{key}" for name, key in ANSWERS.items()}
+    paths |= {f"yes/no/maybe: {key}": f"choices.{key}" for key in CLASSES}
+    for name, path in paths.items():
         found = {stage: look_up(results, f"{stage}.{path}") for stage in stages}
         if any(value is not None for value, _ in found.values()):
-            cells = {}
-            for stage, (value, interval) in found.items():
-                low, high = interval or (None, None)
-                cells |= {stage: value, f"{stage}_low": low, f"{stage}_high": high}
-            rows.append({"measure": name} | cells)
-
-    for data in dict.fromkeys(d for s in stages.values() for d in s if d not in ("answers", "choices")):
-        row(f"perplexity: {data}", f"{data}.ppl")
-        row(f"bits per byte: {data}", f"{data}.bits_per_byte")
-        for mistake in MISTAKES:
-            row(f"not a perplexity ({mistake}): {data}", f"{data}.also.{mistake}")
-    for name, key in ANSWERS.items():
-        row(name, f"answers.{key}")
-    for key in ("accuracy", "macro_f1"):
-        row(f"yes/no/maybe: {key}", f"choices.{key}")
+            rows.append({"measure": name} | _with_bounds(found))
     for name, r in results.get("classifier", {}).get("beside", {}).items():
-        for key in ("accuracy", "macro_f1"):
-            low, high = r[f"{key}_ci95"] or (None, None)
-            rows.append(
-                {
-                    "measure": f"classifier's {key}: {name}",
-                    "classifier": r[key],
-                    "classifier_low": low,
-                    "classifier_high": high,
-                }
-            )
+        for key in CLASSES:
+            found = {"classifier": (r[key], r[f"{key}_ci95"])}
+            rows.append({"measure": f"classifier's {key}: {name}"} | _with_bounds(found))
     return rows
+
+
+def _with_bounds(found: dict[str, tuple]) -> dict:
+    cells = {}
+    for who, (value, bounds) in found.items():
+        low, high = bounds or (None, None)
+        cells |= {who: value, f"{who}_low": low, f"{who}_high": high}
+    return cells
 
 
 def write_tables(results: dict, out: Path) -> None:
@@ -187,9 +157,8 @@ def write_tables(results: dict, out: Path) -> None:
 
 def _csv(rows: list[dict]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-    )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -204,18 +173,12 @@ def draw_loss(recipe: Recipe, out: Path, path: Path) -> None:
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(4.5 * len(recipe.phases), 3.6), layout="constrained")
-    for ax, phase in zip(
-        figure.subplots(1, len(recipe.phases), squeeze=False)[0], recipe.phases, strict=True
-    ):
+    axes = figure.subplots(1, len(recipe.phases), squeeze=False)[0]
+    for ax, phase in zip(axes, recipe.phases, strict=True):
         series = curves(read_metrics(out / PHASES[phase]))
         for name, points in series["training"].items():
-            ax.plot(
-                *zip(*points, strict=True),
-                lw=1.3,
-                color="#3f8fbd",
-                marker="." if len(points) < 3 else "",
-                label=name,
-            )
+            marker = "." if len(points) < 3 else ""
+            ax.plot(*zip(*points, strict=True), lw=1.3, color="#3f8fbd", marker=marker, label=name)
         for k, (name, points) in enumerate(series["validation"].items()):
             ax.plot(*zip(*points, strict=True), "o", ms=5, color=VALIDATION[k % len(VALIDATION)], label=name)
         ax.set_title(phase)
@@ -235,43 +198,31 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
 
     stages, stands_in = list(results["stages"]), bool(stand_in_note(results))
     figure = Figure(figsize=(1.6 * len(stages) + 4.5, 4.2), layout="constrained")
-    ax = figure.subplots()
-    at, x = list(range(len(stages))), recipe.measured
-    found = [results["stages"][s][x] for s in stages]
-    values = [math.nan if r["ppl"] is None else r["ppl"] for r in found]  # null in JSON: beyond all numbers
-    spread = [[math.nan if v is None else v for v in r["ppl_ci95"] or (r["ppl"], r["ppl"])] for r in found]
-    error = [
-        [v - low for v, (low, _) in zip(values, spread, strict=True)],
-        [high - v for v, (_, high) in zip(values, spread, strict=True)],
-    ]
-    ax.errorbar(
-        at, values, yerr=error, fmt="o", ms=8, capsize=4, color="#1c2733", label="perplexity [95 %]", zorder=3
-    )
+    ax, at = figure.subplots(), list(range(len(stages)))
+    found = [results["stages"][stage][recipe.measured] for stage in stages]
+    values = np.array([r["ppl"] for r in found], float)  # null in JSON, beyond all numbers: NaN
+    bounds = np.array([r["ppl_ci95"] or (r["ppl"], r["ppl"]) for r in found], float)
+    look = {"fmt": "o", "ms": 8, "capsize": 4, "color": "#1c2733", "label": "perplexity [95 %]", "zorder": 3}
+    ax.errorbar(at, values, yerr=np.abs(bounds.T - values), **look)
     for k, mistake in enumerate(MISTAKES):
         points = [(i + 0.08 * (k + 1), r["also"].get(mistake)) for i, r in zip(at, found, strict=True)]
-        points = [(i, v) for i, v in points if v is not None]
+        points = [(x, y) for x, y in points if y is not None]
         if points:
-            ax.plot(
-                *zip(*points, strict=True),
-                marker="sD^vP*"[k],
-                ms=6,
-                lw=0.8,
-                ls=":",
-                color=COLOURS[k],
-                label=mistake,
-            )
+            look = {
+                "marker": "sD^vP*"[k],
+                "ms": 6,
+                "lw": 0.8,
+                "ls": ":",
+                "color": COLOURS[k],
+                "label": mistake,
+            }
+            ax.plot(*zip(*points, strict=True), **look)
     for p in [] if stands_in else results["published"]:
         stage, *_, key = p["where"].split(".")
         if key == "ppl" and stage in stages:
-            ax.hlines(
-                p["published"], stages.index(stage) - 0.3, stages.index(stage) + 0.3, color="#b3372c", lw=1.5
-            )
-            ax.annotate(
-                f"published {p['published']:g}",
-                (stages.index(stage) + 0.3, p["published"]),
-                color="#b3372c",
-                fontsize=8,
-            )
+            y, i = p["published"], stages.index(stage)
+            ax.hlines(y, i - 0.3, i + 0.3, color="#b3372c", lw=1.5)
+            ax.annotate(f"published {y:g}", (i + 0.3, y), color="#b3372c", fontsize=8)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -279,7 +230,7 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
     ax.set_ylabel("perplexity, log scale")
     ax.set_xticks(at, stages)
     ax.set_xlim(-0.5, len(stages) - 0.2)
-    ax.set_title(f"{x}, held out" + (" (a stand-in)" if stands_in else ""))
+    ax.set_title(f"{recipe.measured}, held out" + (" (a stand-in)" if stands_in else ""))
     ax.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path, dpi=144)

@@ -8,7 +8,9 @@ wired here."""
 
 import json
 import random
-from dataclasses import dataclass, field, fields, replace
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,16 +18,19 @@ from msgspec import Meta
 
 from nanomed.commands import ROOT
 from nanomed.errors import UserError
-from nanomed.files import check_name, read_toml, typed, write_text
-from nanomed.text.instructions import Fields, Instruction, read_instructions
+from nanomed.files import check_name, json_lines, typed, write_text
+from nanomed.systems.sections import read_section, read_sections
+from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.rows import Field, read_documents, read_rows
 from nanomed.text.templates import load_template
 
-PHASES = {
-    "adapt": "adapted",
-    "classify": "classifier",
-    "instruct": "instructed",
-}  # and the directory that each leaves
+PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and what each leaves
+SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
+NEEDED = {
+    "adapt": ("corpus",),
+    "classify": ("corpus", "negatives"),
+    "instruct": ("pairs",),
+}  # data of a phase
 LABELLED = "labelled"  # questions with given answers
 CLASSIFIED = "classify.test.jsonl"  # the labelled texts of phase 3's measurement
 ROWS = "pairs"  # the data whose rows are questions and answers; all others are documents
@@ -100,9 +105,7 @@ class Recipe(System):
     @property
     def texts(self) -> list[str]:
         """The data that perplexities are of."""
-        return [
-            name for name, data in self.data.items() if name != "negatives" and data.test and not data.kept
-        ]
+        return [name for name, d in self.data.items() if name != "negatives" and d.test and not d.kept]
 
 
 def read_recipe(name: str) -> Recipe:
@@ -110,25 +113,31 @@ def read_recipe(name: str) -> Recipe:
     the key."""
     if not name.strip():
         raise UserError("--recipe: name one")
-    path = Path(name) if name.endswith(".toml") else ROOT / "recipes" / f"{name}.toml"
-    try:
-        found = read_toml(path)
-    except OSError as e:
-        known = sorted(
-            p.stem for p in (ROOT / "recipes").glob("*.toml") if "[system]" in p.read_text(encoding="utf-8")
-        )
-        raise UserError(f"{path}: {e.strerror}; recipes: {', '.join(known)}, or a .toml file") from e
+    home = ROOT / "recipes"
+    path = Path(name) if name.endswith(".toml") else home / f"{name}.toml"
+    known = sorted(p.stem for p in home.glob("*.toml") if "[system]" in p.read_text(encoding="utf-8"))
+    found = read_sections(path, f"; recipes: {', '.join(known)}, or a .toml file")
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
-    unknown = found.keys() - {"system", "data", "published", *PHASES}
-    if unknown:
+    if unknown := found.keys() - {"system", "data", "published", *PHASES}:
         raise UserError(f"{path}: unknown section [{sorted(unknown)[0]}]")
     phases = {phase: typed(dict, found[phase], f"{path} [{phase}]") for phase in PHASES if phase in found}
-    data = {name: _made(Data, section, f"{path} [data.{name}]") for name, section in found["data"].items()}
-    figures = typed(list[dict], found.get("published", []), f"{path} [[published]]")
-    published = [_made(Published, figure, f"{path} [[published]]") for figure in figures]
-    system = vars(_made(System, found["system"], f"{path} [system]"))
+    data = {name: read_section(Data, d, f"{path} [data.{name}]") for name, d in found["data"].items()}
+    where = f"{path} [[published]]"
+    published = [read_section(Published, p, where) for p in typed(list, found.get("published", []), where)]
+    system = vars(read_section(System, found["system"], f"{path} [system]"))
     recipe = Recipe(name=path.stem, path=path, data=data, phases=phases, published=published, **system)
+    _check_data(recipe)
+    for phase, section in phases.items():
+        typed(Wired, section, f"{path} [{phase}]")
+        if section.get("dry-run") or section.get("dry_run"):
+            raise UserError(f"{path} [{phase}]: dry-run leaves no model; take it out")
+    load_template(recipe.template)
+    return recipe
+
+
+def _check_data(recipe: Recipe) -> None:
+    path, data, phases = recipe.path, recipe.data, recipe.phases
     if not phases:
         raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in PHASES)}")
     if recipe.choices and LABELLED not in data:
@@ -143,35 +152,31 @@ def read_recipe(name: str) -> Recipe:
             raise UserError(f"{path} [data.{name}]: ratio is for documents")
     if recipe.measured not in recipe.texts:
         raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME] with a `test`")
-    for phase, needed in (("adapt", ["corpus"]), ("classify", ["corpus", "negatives"]), ("instruct", [ROWS])):
-        if odd := [name for name in needed if phase in phases and not (name in data and data[name].test)]:
+    for phase in phases:
+        if odd := [name for name in NEEDED[phase] if name not in data or not data[name].test]:
             raise UserError(f"{path}: [{phase}] needs [data.{odd[0]}], with a `test`")
-    for phase, section in phases.items():
-        typed(Wired, section, f"{path} [{phase}]")
-        if section.get("dry-run") or section.get("dry_run"):
-            raise UserError(f"{path} [{phase}]: dry-run leaves no model; take it out")
-    load_template(recipe.template)
-    return recipe
 
 
-def _made(kind, section, where: str):
-    known = {f.name for f in fields(kind)}
-    if unknown := typed(dict, section, where).keys() - known:
-        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}")
-    return typed(kind, section, where)
+def check_flags(recipe: Recipe) -> None:
+    """Raises UserError for a key of a phase's section that is no flag of its script, or a value that the flag
+    does not take: now and not when the phases before it are done. How flags go together, the script alone
+    knows."""
+    for phase in recipe.phases:
+        command = [sys.executable, str(ROOT / SCRIPTS[phase]), "--config", str(recipe.path), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
+            raise UserError(last.removeprefix(f"{SCRIPTS[phase]}: "))
 
 
-def stand_in(
-    recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None
-) -> Recipe:
+def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None):
     """The recipe with another model, and other files for some of its data (field: of their documents). Raises
     UserError for a name that it has not."""
     data = dict(recipe.data)
     for name, files in given.items():
         if name not in data:
-            raise UserError(
-                f"--data {name}={files[0]}: the recipe {recipe.name} has the data {', '.join(data)}"
-            )
+            there = f"the recipe {recipe.name} has the data {', '.join(data)}"
+            raise UserError(f"--data {name}={files[0]}: {there}")
         data[name] = replace(data[name], source=files, field=field or data[name].field)
     instead = {name: " + ".join(files) for name, files in given.items()} | ({"model": model} if model else {})
     return replace(recipe, model=model or recipe.model, data=data, instead=instead)
@@ -189,83 +194,65 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
     for name, data in recipe.data.items():
         if (out / f"{name}.test.jsonl").exists():
             continue
-        rows, bad = _rows(data) if name == ROWS or data.kept else _documents(data)
+        rows, bad = _rows(data, name)
         if bad:
             print(f"{', '.join(data.source)}: {bad} bad rows left out")
-        key = "instruction" if name == ROWS else "text"
-        if data.kept:
-            _write(rows, out / f"{name}.test.jsonl")
-            continue
-        groups = {}
-        for row in rows:
-            groups.setdefault(row[key] + row.get("input", ""), []).append(row)
-        order = sorted(groups)
-        random.Random(recipe.name).shuffle(order)
-        rows = [row for group in order for row in groups[group]]
-        n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
-        n = min(n, limit or n)
-        if data.test and not 0 < n < len(rows):
-            raise UserError(
-                f"{', '.join(data.source)}: {len(rows)} texts cannot be split into {n} to measure on and"
-                " others"
-            )
-        last = {
-            row[key] + row.get("input", "") for row in rows[max(0, n - 1) : n]
-        }  # a group is not torn apart
-        while n < len(rows) and rows[n][key] + rows[n].get("input", "") in last:
-            n += 1
-        test, train = rows[:n], rows[n:][: data.train]
-        _write(train[:limit], out / f"{name}.train.jsonl")
+        if not data.kept:
+            rows, train = _sides(rows, data, recipe.name, limit)
+            _write(train, out / f"{name}.train.jsonl")
         if name == ROWS:
             template = load_template(recipe.template)
-            asked = [
-                template.ask(r["instruction"], r["input"]) + template.answer(r["response"])
-                for r in test[:limit]
-            ]
-            texts = [{"text": text.text} for text in asked]
-            _write(texts, out / f"{name}.test.texts.jsonl")
-        _write(test[:limit], out / f"{name}.test.jsonl")
-    if (
-        "classify" in recipe.phases
-    ):  # what neither the classifier nor the model that it stands on has been trained on
-        sides = {"biomedical": "corpus", "general": "negatives"}
-        labelled = [
-            {"text": json.loads(line)["text"], "label": label}
-            for label, name in sides.items()
-            for line in (out / f"{name}.test.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+            texts = (
+                template.ask(r["instruction"], r["input"]) + template.answer(r["response"]) for r in rows
+            )
+            _write([{"text": text.text} for text in texts], out / f"{name}.test.texts.jsonl")
+        _write(rows, out / f"{name}.test.jsonl")
+    if "classify" in recipe.phases:  # neither the classifier nor the model beneath it was trained on these
+        labelled = []
+        for label, name in (("biomedical", "corpus"), ("general", "negatives")):
+            lines = (out / f"{name}.test.jsonl").read_text(encoding="utf-8").splitlines()
+            labelled += [json.loads(line) | {"label": label} for line in lines]
         _write(labelled, out / CLASSIFIED)
 
 
-def _documents(data: Data) -> tuple[list[dict], int]:
-    """The texts, each once, and how many rows were left out, empty ones among them."""
-    texts = [
-        t
-        for name in data.source
-        for t in read_documents(_at_home(name), Field(data.field, "--field"), None, True)
-    ]
-    good = [t for t in texts if t and t.strip()]
+def _rows(data: Data, name: str) -> tuple[list[dict], int]:
+    """The texts or rows, each once, and how many were left out, empty texts among them."""
+    files = [f if f.startswith("hub:") or Path(f).exists() else str(ROOT / f) for f in data.source]  # our own
+    if data.kept:
+        rows = [row for file in files for row in read_rows(file, lambda row: row, None, True)]
+        return [row for row in rows if row is not None], rows.count(None)
+    if name == ROWS:
+        fields = Fields(data.instruction, data.input, data.response)
+        items, bad, _ = read_instructions(files, fields, None, True)
+        items = [
+            {key: getattr(item, key) for key in ("instruction", "input", "response")}
+            for item in dict.fromkeys(items)
+        ]
+        return items, bad
+    field = Field(data.field, "--field")
+    texts = [text for file in files for text in read_documents(file, field, None, True)]
+    good = [text for text in texts if text and text.strip()]
     return [{"text": text} for text in dict.fromkeys(good)], len(texts) - len(good)
 
 
-def _rows(data: Data) -> tuple[list[dict], int]:
-    """The same of rows."""
-    names = [_at_home(name) for name in data.source]
-    if data.kept:
-        rows = [row for name in names for row in read_rows(name, lambda row: row, None, True)]
-        return [row for row in rows if row is not None], rows.count(None)
-    items, bad, _ = read_instructions(names, Fields(data.instruction, data.input, data.response), None, True)
-    return [vars_of(item) for item in dict.fromkeys(items)], bad
-
-
-def vars_of(item: Instruction) -> dict:
-    return {"instruction": item.instruction, "input": item.input, "response": item.response}
-
-
-def _at_home(name: str) -> str:
-    """A file of the project's own, wherever the program is started from."""
-    return name if name.startswith("hub:") or Path(name).exists() else str(ROOT / name)
+def _sides(rows: list[dict], data: Data, seed: str, limit: int | None) -> tuple[list[dict], list[dict]]:
+    """(test, train)."""
+    groups = {}
+    for row in rows:
+        asked = row["text"] if "text" in row else row["instruction"] + row["input"]
+        groups.setdefault(asked, []).append(row)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    n = round(data.test * len(rows)) if data.test < 1 else int(data.test)
+    n = min(n, limit or n)
+    if data.test and not 0 < n < len(rows):
+        sizes = f"{len(rows)} texts cannot be split into {n} to measure on and others"
+        raise UserError(f"{', '.join(data.source)}: {sizes}")
+    test, train = [], []
+    for group in order:
+        (test if len(test) < n else train).extend(groups[group])
+    return test[:limit], train[: data.train][:limit]
 
 
 def _write(rows: list[dict], path: Path) -> None:
-    write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), path)
+    write_text(json_lines(rows), path)

@@ -13,8 +13,9 @@ import pytest
 from nanomed import reproduce as program
 from nanomed.errors import UserError
 from nanomed.outputs import release
+from nanomed.systems import reproduction
 from nanomed.systems.figures import beside_published
-from nanomed.systems.recipe import PHASES, prepare, read_recipe, stand_in
+from nanomed.systems.recipe import PHASES, SCRIPTS, prepare, read_recipe, stand_in
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 NAMES = [
@@ -38,7 +39,7 @@ def reproduce(tmp_path, monkeypatch):
         if done.returncode:
             raise UserError(done.stderr)
 
-    monkeypatch.setattr(program, "run", run)
+    monkeypatch.setattr(reproduction, "run", run)
     monkeypatch.setattr(program, "check_flags", lambda recipe: None)  # seconds; it has a test of its own
     monkeypatch.chdir(tmp_path)
 
@@ -95,7 +96,7 @@ def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe
             "--config",
             ROOT / "recipes" / f"{name}.toml",
         ]
-        out = script(program.SCRIPTS[phase], *flags, "--batch-size", 1)
+        out = script(SCRIPTS[phase], *flags, "--batch-size", 1)
         assert out.returncode == 0, out.stderr
 
 

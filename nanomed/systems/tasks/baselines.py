@@ -28,25 +28,19 @@ def write(tasks: list[Task], seed: int, out: Path) -> None:
 
 def predict(task: Task, seed: int) -> dict[str, list[list[str]]]:
     texts = [case.input for case in task.test]
-    same = drawn(task, seed)
-    sides = {LINEAR: task.train} | (
-        {SAME: [task.train[k] for k in same]} if len(same) < len(task.train) else {}
-    )
+    same = [task.train[k] for k in drawn(task, seed)]
+    sides = {LINEAR: task.train} | ({SAME: same} if len(same) < len(task.train) else {})
     if task.form.tagged:
         nothing = [["O"] * len(text.split(" ")) for text in texts]
         return {MAJORITY: nothing} | {name: tag(side, texts) for name, side in sides.items()}
-    found = {
-        MAJORITY: _labels(majority_baseline(targets(task.train, task), len(texts), len(task.labels)), task)
-    }
-    if (
-        task.source.form == "options"
-    ):  # which letter is right does not hang on words that many questions share
+    majority = majority_baseline(targets(task.train, task), len(texts), len(task.labels))
+    found = {MAJORITY: _labels(majority, task)}
+    if task.source.form == "options":  # which letter is right does not hang on words
         return found
     for name, side in sides.items():
         try:
-            found[name] = _labels(
-                _linear([case.input for case in side], targets(side, task), texts, len(task.labels)), task
-            )
+            probs = _linear([c.input for c in side], targets(side, task), texts, len(task.labels))
+            found[name] = _labels(probs, task)
         except ValueError as e:  # scikit-learn's: not a single word, say
             print(f"{task.source.name}: no {name} model ({e})")
     return found
@@ -89,9 +83,8 @@ def tag(train: list[Case], texts: list[str]) -> list[list[str]]:
     if len(set(tags)) < 2:
         return [["O"] * len(text.split(" ")) for text in texts]
     model = svm.LinearSVC().fit(x, tags)
-    said = iter(
-        model.predict(vectorizer.transform(f for text in texts for f in _features(text.split(" ")))).tolist()
-    )
+    features = vectorizer.transform(words for text in texts for words in _features(text.split(" ")))
+    said = iter(model.predict(features).tolist())
     return [[next(said) for _ in text.split(" ")] for text in texts]
 
 
@@ -102,15 +95,13 @@ def _shape(word: str) -> str:
 
 
 def _features(words: list[str]) -> list[list[str]]:
-    padded = ["", "", *words, "", ""]
-    out = []
+    padded, out = ["", "", *words, "", ""], []
+    lower = [word.lower() for word in padded]
     for k in range(2, len(words) + 2):
-        word = padded[k].lower()
-        named = [f"{n}:{padded[k + n].lower()}" for n in range(-2, 3)]
+        word = lower[k]
+        named = [f"{n}:{lower[k + n]}" for n in range(-2, 3)]
         named += [f"{n}<{word[:n]}" for n in range(1, 5)] + [f">{n}{word[-n:]}" for n in range(1, 5)]
-        named += [f"shape{n}:{_shape(padded[k + n])}" for n in (-1, 0, 1)] + [
-            f"{n}>{padded[k + n].lower()[-3:]}" for n in (-1, 1)
-        ]
-        named += [f"{padded[k - 1].lower()}_{word}", f"{word}_{padded[k + 1].lower()}"]
-        out.append(named)
+        named += [f"shape{n}:{_shape(padded[k + n])}" for n in (-1, 0, 1)]
+        named += [f"{n}>{lower[k + n][-3:]}" for n in (-1, 1)]
+        out.append([*named, f"{lower[k - 1]}_{word}", f"{word}_{lower[k + 1]}"])
     return out

@@ -20,28 +20,21 @@ def _shown(row, fields: dict, key: str, most: int | None) -> tuple[str, bool]:
     return (text, False) if most is None or len(ends) <= most else (text[: ends[most - 1]], True)
 
 
-def take_text(row, fields: dict, rename: dict, most: int | None, how=SPELLING, names=None) -> Case:
-    text, cut = _shown(row, fields, "text", most)
-    return Case(text, _said(row, fields, "label", how, names), cut)
+def taker(first: str, shown: str = "{}", second: str | None = None, label: str = "label") -> Callable:
+    """take() of a form (forms.Form) that shows one text of a row, or two: these are keys of FIELDS; shown:
+    how they stand together, of which the first may be cut."""
+
+    def take(row, fields: dict, rename: dict, most: int | None, how=SPELLING, names=None) -> Case:
+        text, cut = _shown(row, fields, first, most)
+        text = shown.format(text, text_of(row, fields, second)) if second else text
+        return Case(text, _said(row, fields, label, how, names), cut)
+
+    return take
 
 
-def take_texts(row, fields: dict, rename: dict, most: int | None, how=SPELLING, names=None) -> Case:
-    text, cut = _shown(row, fields, "text", most)
-    return Case(text, _said(row, fields, "labels", how, names), cut)
-
-
-def take_pair(row, fields: dict, rename: dict, most: int | None, how=SPELLING, names=None) -> Case:
-    """A premise, and what may follow from it."""
-    premise, cut = _shown(row, fields, "premise", most)
-    shown = f"Premise: {premise}\nHypothesis: {text_of(row, fields, 'hypothesis')}"
-    return Case(shown, _said(row, fields, "label", how, names), cut)
-
-
-def take_question(row, fields: dict, rename: dict, most: int | None, how=SPELLING, names=None) -> Case:
-    """A question on a text, that yes or no (or maybe) answers."""
-    context, cut = _shown(row, fields, "context", most)
-    shown = f"{context}\nQuestion: {text_of(row, fields, 'question')}"
-    return Case(shown, _said(row, fields, "label", how, names), cut)
+take_text, take_texts = taker("text"), taker("text", label="labels")
+take_pair = taker("premise", "Premise: {}\nHypothesis: {}", "hypothesis")  # and what may follow from it
+take_question = taker("context", "{}\nQuestion: {}", "question")  # that yes or no (or maybe) answers
 
 
 def _said(row, fields: dict, key: str, how: Spelling, names) -> str | tuple[str, ...]:
@@ -93,11 +86,13 @@ def nothing(labels: list[str]) -> str:
 def notes_on(labels: list[str]) -> list[str]:
     """What a user's instructions may have to say, where labels are called so that the usual form would not
     read back."""
-    said = {"\n": "each has a line"}.get(mark(labels), f"`{mark(labels)}` parts them")
-    notes = [f"labels hold commas, so that in an answer {said}"] if mark(labels) != "," else []
-    return notes + [f"a label is called none, so that the answer without any is `{nothing(labels)}`"] * (
-        nothing(labels) != NONE
-    )
+    notes, parts, without = [], mark(labels), nothing(labels)
+    if parts != ",":
+        said = "each has a line" if parts == "\n" else f"`{parts}` parts them"
+        notes.append(f"labels hold commas, so that in an answer {said}")
+    if without != NONE:
+        notes.append(f"a label is called none, so that the answer without any is `{without}`")
+    return notes
 
 
 def write_labels(case: Case, labels: list[str]) -> str:
@@ -113,25 +108,24 @@ def bare(text: str) -> str:
 
 
 @cache
-def _spellings(labels: tuple[str, ...]) -> list[tuple[Callable, dict[str, list[str]]]]:
-    """Ways to read a label, the strictest first: [(same, {same(label): the labels that are the same
-    then})]."""
-    return [
-        (same, {key: [label for label in labels if same(label) == key] for key in map(same, labels)})
-        for same in (plain, bare)
-    ]
+def _spelled(labels: tuple[str, ...]) -> dict[Callable, dict[str, list[str]]]:
+    """{same: {same(label): the labels that are the same then}}, the strictest way to read a label first."""
+    ways = {plain: {}, bare: {}}
+    for same, found in ways.items():
+        for label in labels:
+            found.setdefault(same(label), []).append(label)
+    return ways
 
 
 def _known(said: str, labels: list[str]) -> str:
     """The label that is meant: as it is written, else but for capitals and a full stop, where that is one
     label alone."""
-    for same, spelled in _spellings(tuple(labels)):
+    for same, spelled in _spelled(tuple(labels)).items():
         found = spelled.get(same(said), [])
         if len(found) == 1:
             return found[0]
-    raise Malformed(
-        f"{said!r} could be {' or '.join(map(repr, found))}" if found else f"{said!r} is no label"
-    )
+    could = f"could be {' or '.join(map(repr, found))}" if found else "is no label"
+    raise Malformed(f"{said!r} {could}")
 
 
 def read_label(answer: str, input: str, labels: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -26,6 +27,7 @@ from nanomed.text.lines import BadRow, decode, say
 
 ANNOTATED = (".ann", ".a1", ".a2")
 NUMBER = re.compile(r" *[0-9]{1,9} *")
+TEXT_BOUND = re.compile(r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?")
 SECTION = re.compile(r"([^|\t]+)\|([a-z])\|(.*)")
 
 
@@ -62,20 +64,16 @@ def _tag_lines(lines: list[str]) -> Iterator:
     """The first column is the word, the last one the tag; blanks part columns where a line has no
     tab. Lines of documents' beginnings (-DOCSTART-) and comments (`#`, without a tag) are no
     words."""
-    begin, rows = 0, []
+    rows = []
     for number, line in enumerate([*lines, ""], 1):
         columns = [c.strip() for c in line.rstrip().split("\t")] if "\t" in line.rstrip() else line.split()
-        if (
-            not line.strip()
-            or columns[0] == "-DOCSTART-"
-            or (line[0] == "#" and not TAG.fullmatch(columns[-1]))
-        ):
+        ends = not line.strip() or columns[0] == "-DOCSTART-"
+        if ends or (line[0] == "#" and not TAG.fullmatch(columns[-1])):
             if rows:
-                yield begin, partial(_sentence, rows)
+                yield rows[0][0], partial(_sentence, rows)
             rows = []
-            continue
-        begin = begin if rows else number
-        rows.append((number, columns))
+        else:
+            rows.append((number, columns))
 
 
 def _sentence(rows: list[tuple[int, list[str]]]) -> dict:
@@ -87,14 +85,13 @@ def _sentence(rows: list[tuple[int, list[str]]]) -> dict:
 
 def _pubtator(lines: list[str]) -> Iterator:
     """A document begins where a title does, and after a blank line."""
-    begin, document = 0, []
+    document = []
     for number, line in enumerate([*lines, "1|t|"], 1):
         section = SECTION.match(line)
         if document and (not line.strip() or (section and section[2] == "t")):
-            yield begin, partial(_pubtator_document, document)
+            yield document[0][0], partial(_pubtator_document, document)
             document = []
         if line.strip():
-            begin = begin if document else number
             document.append((number, line))
 
 
@@ -106,42 +103,33 @@ def _pubtator_document(lines: list[tuple[int, str]]) -> dict:
         columns, section = line.split("\t"), SECTION.match(line)
         if section:
             sections.append(section.groups())
-        elif (
-            len(columns) >= 5
-            and NUMBER.fullmatch(columns[1])
-            and NUMBER.fullmatch(columns[2])
-            and columns[4].strip()
-        ):
-            place = (int(columns[1]), int(columns[2]))
-            mentions.append((columns[0], Mention((place,), columns[4].strip(), columns[3], f"line {number}")))
-        elif len(columns) < 4 or NUMBER.fullmatch(columns[1]):
-            raise BadRow(
-                f"line {number}: not a mention (ID, start, end, text, type, with tabs) nor a relation:"
-                f" {line!r:.60}"
-            )
+            continue
+        id, start, end, surface, kind = [*columns, "", "", "", "", ""][:5]
+        if NUMBER.fullmatch(start) and NUMBER.fullmatch(end) and kind.strip():
+            place = (int(start), int(end))
+            mentions.append((id, Mention((place,), kind.strip(), surface, f"line {number}")))
+        elif len(columns) < 4 or NUMBER.fullmatch(start):
+            form = "a mention (ID, start, end, text, type, with tabs) nor a relation"
+            raise BadRow(f"line {number}: not {form}: {line!r:.60}")
     for other, *_ in [*sections, *mentions]:
         if not sections or other != sections[0][0]:
-            raise BadRow(
-                f"lines of the document {other!r} without its text; a title (ID|t|...) begins a document"
-            )
+            mend = "a title (ID|t|...) begins a document"
+            raise BadRow(f"lines of the document {other!r} without its text; {mend}")
     return tagged("\n".join(text for *_, text in sections), [mention for _, mention in mentions])
 
 
 def _annotated(path: Path) -> list[Path]:
     """The texts of a folder that have annotations beside them, or the one of a file of annotations."""
     found = path.iterdir() if path.is_dir() else [path]
-    return sorted(
-        {p.with_suffix(".txt") for p in found if p.suffix in ANNOTATED and not p.name.startswith(".")}
-    )
+    annotated = (p for p in found if p.suffix in ANNOTATED and not p.name.startswith("."))
+    return sorted({p.with_suffix(".txt") for p in annotated})
 
 
 def _brat(path: Path) -> Iterator:
     texts = _annotated(path)
     if without := len({*path.glob("*.txt")}.difference(texts)):
-        say(
-            f"{path}: {without:,} .txt files without annotations are not read; an empty .ann says that there"
-            " are none"
-        )
+        mend = "an empty .ann says that there are none"
+        say(f"{path}: {without:,} .txt files without annotations are not read; {mend}")
     return ((text.name, partial(_brat_document, text)) for text in texts)
 
 
@@ -153,13 +141,11 @@ def _brat_document(file: Path) -> dict:
     text, mentions = decode(file.read_bytes()), []
     for beside in (file.with_suffix(s) for s in ANNOTATED):
         lines = decode(beside.read_bytes()).split("\n") if beside.is_file() else []
-        mentions += [
-            _text_bound(line, f"{beside.name}, line {k}")
-            for k, line in enumerate(lines, 1)
-            if line[:1] == "T"
-        ]
-        if odd := next((line for line in lines if line.strip() and line[0] not in "TREAMN#*"), None):
-            raise BadRow(f"{beside.name}: not brat's standoff: {odd!r:.60}")
+        for k, line in enumerate(lines, 1):
+            if line[:1] == "T":
+                mentions.append(_text_bound(line, f"{beside.name}, line {k}"))
+            elif line.strip() and line[0] not in "REAMN#*":
+                raise BadRow(f"{beside.name}: not brat's standoff: {line!r:.60}")
     try:
         return tagged(text, mentions)
     except BadRow:
@@ -170,9 +156,7 @@ def _brat_document(file: Path) -> dict:
 
 def _text_bound(line: str, where: str) -> Mention:
     """Of `T1 TAB Type 0 5;8 12 TAB text`."""
-    match = re.fullmatch(
-        r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?", line.rstrip("\r")
-    )
+    match = TEXT_BOUND.fullmatch(line.rstrip("\r"))
     if not match:
         raise BadRow(f"{where}: must be ID, tab, type and offsets, tab, text: {line!r:.60}")
     pieces = [piece.split() for piece in match[2].split(";")]
@@ -183,9 +167,8 @@ def _bioc(path: Path, raw: bytes, parse) -> Iterator:
     try:
         found = [(document.id, list(_passages(document))) for document in parse(raw)]
     except (SyntaxError, ValueError, RecursionError, TypeError, KeyError, AttributeError, BadRow) as e:
-        raise UserError(
-            f"{path}: not valid BioC, as the library bioc reads it ({type(e).__name__}: {e})"
-        ) from e
+        why = f"{type(e).__name__}: {e}"
+        raise UserError(f"{path}: not valid BioC, as the library bioc reads it ({why})") from e
     if not found:
         raise UserError(f"{path}: no BioC document there")
     for name, passages in found:
@@ -214,9 +197,8 @@ def _passage(offset: int, text: str, annotations: list) -> dict:
         for annotation in (a for a in annotations if a.locations):
             kind, where = annotation.infons.get("type"), f"annotation {annotation.id}"
             if not kind:
-                raise BadRow(
-                    f"{where}: no infon `type` that names its type (infons: {', '.join(annotation.infons)})"
-                )
+                there = ", ".join(annotation.infons)
+                raise BadRow(f"{where}: no infon `type` that names its type (infons: {there})")
             pieces = tuple((place.offset - offset, place.end - offset) for place in annotation.locations)
             mentions.append(Mention(pieces, kind, annotation.text, where))
         return tagged(text, mentions, unplaced=len(annotations) - len(mentions))
@@ -225,8 +207,6 @@ def _passage(offset: int, text: str, annotations: list) -> dict:
 
 
 def _xml_documents(raw: bytes) -> list:
-    from io import BytesIO
-
     return need("bioc.biocxml").load(BytesIO(raw)).documents
 
 

@@ -42,15 +42,13 @@ def orphans(tags) -> int:
     return sum(a != b for a, b in zip(tags, begun(tags), strict=True))
 
 
-def take_tagged(
-    row, fields: dict, rename: dict, most: int | None, type_: str | None = None, names=None
-) -> Case:
+def take_tagged(row, fields: dict, rename: dict, most: int | None, type_=None, names=None) -> Case:
     words, tags = get_value(row, fields["tokens"]), get_value(row, fields["tags"])
     if words is None or tags is None:
         raise missing(row, fields, *(("tokens", "words") if words is None else ("tags", "tags")))
     if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or not words:
         raise BadRow("words and tags must be two lists of one length")
-    if odd := [w for w in words if not isinstance(w, str) or len(w.split()) != 1 or w.split()[0] != w]:
+    if odd := [w for w in words if not isinstance(w, str) or w.split() != [w]]:
         raise BadRow(f"a word must be a text without blanks, not {odd[0]!r}")
     found, begin = _bio([_tag(tag, type_, names) for tag in tags])
     named = [t if t == "O" else t[:2] + rename.get(t[2:], t[2:]) for t in found]
@@ -60,30 +58,22 @@ def take_tagged(
 
 def _tag(tag, type_: str | None, names: list[str] | None) -> str:
     """A row's tag with its type; of a number the name, if there are names. Raises BadRow."""
-    whole = (
-        re.fullmatch("[0-9]{1,9}", tag)
-        if isinstance(tag, str)
-        else isinstance(tag, float) and tag.is_integer()
-    )
-    number = int(tag) if whole else tag
+    written = isinstance(tag, str) and re.fullmatch("[0-9]{1,9}", tag)
+    number = int(tag) if written or (isinstance(tag, float) and tag.is_integer()) else tag
     if isinstance(number, int) and not isinstance(tag, bool):
         if not names:
-            raise NoField(
-                'tags are numbers; tag_names = ["O", "B-...", ...] says what 0, 1, ... mean, of which this'
-                f" row has {tag!r}"
-            )
+            mend = 'tag_names = ["O", "B-...", ...] says what 0, 1, ... mean'
+            raise NoField(f"tags are numbers; {mend}, of which this row has {tag!r}")
         if not 0 <= number < len(names):
-            raise BadRow(
-                f"the tag {number} is the number of none of {len(names)} names ({', '.join(names)[:80]})"
-            )
+            there = f"{len(names)} names ({', '.join(names)[:80]})"
+            raise BadRow(f"the tag {number} is the number of none of {there}")
         tag = names[number]
     match = TAG.fullmatch(tag) if isinstance(tag, str) else None
     if not match:
         raise BadRow(f"a tag must be O, or B, I, E or S before a type (B-Disease), not {tag!r:.60}")
     if tag != "O" and not match[2] and not type_:
-        raise NoField(
-            f'a tag must say its type, and {tag!r} is bare; type = "Disease" says what all of them are'
-        )
+        mend = 'type = "Disease" says what all of them are'
+        raise NoField(f"a tag must say its type, and {tag!r} is bare; {mend}")
     if match[2] and type_:
         raise NoField(f"{tag!r} says its type; leave out type = {type_!r} (labels renames types)")
     return tag if tag == "O" or match[2] else f"{tag}-{type_}"
@@ -155,9 +145,8 @@ def _places(words: list[str], mention: str, same: Callable[[str], str]) -> list[
 def _place(words: list[str], tags: list[str], mention: str, at: int) -> tuple[int, int] | None:
     """Which of its places, where no entity is yet, a mention has: as it is written, else but for capitals;
     with a number behind it, that place of all."""
-    bare, number = (
-        match.groups() if (match := re.fullmatch(r"(.*\S) #([1-9]\d{0,5})", mention)) else (mention, None)
-    )
+    match = re.fullmatch(r"(.*\S) #([1-9]\d{0,5})", mention)
+    bare, number = match.groups() if match else (mention, None)
     for text, nth in ((mention, None), (bare, number)):
         for same in (str, str.casefold):
             places = _places(words, text, same)

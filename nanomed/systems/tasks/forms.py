@@ -47,20 +47,21 @@ def _short(value, most: int = 80) -> str:
     return text if len(text := repr(value)) <= most else text[:most] + "..."
 
 
+def _labelled(take) -> Form:
+    """One label a text."""
+    return Form(take, classes.write_label, classes.read_label, settle=classes.settle_label)
+
+
 FORMS = {
     "entities": Form(entities.take_tagged, entities.write_entities, entities.read_entities, tagged=True),
     "tags": Form(entities.take_tagged, entities.write_tags, entities.read_tags, tagged=True),
-    "relation": Form(classes.take_text, classes.write_label, classes.read_label, settle=classes.settle_label),
-    "inference": Form(
-        classes.take_pair, classes.write_label, classes.read_label, settle=classes.settle_label
-    ),
-    "class": Form(classes.take_text, classes.write_label, classes.read_label, settle=classes.settle_label),
+    "relation": _labelled(classes.take_text),
+    "inference": _labelled(classes.take_pair),
+    "class": _labelled(classes.take_text),
     "classes": Form(
         classes.take_texts, classes.write_labels, classes.read_labels, settle=classes.settle_labels
     ),
-    "decision": Form(
-        classes.take_question, classes.write_label, classes.read_label, settle=classes.settle_label
-    ),
+    "decision": _labelled(classes.take_question),
     "options": Form(
         options.take_options, classes.write_label, options.read_option, settle=options.settle_options
     ),

@@ -4,12 +4,13 @@ beside the baselines."""
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from nanomed.errors import UserError
 from nanomed.evaluation import measure, tables
 from nanomed.evaluation.calls import choose_template, overlap_with_training
 from nanomed.evaluation.generate import Ending, Sampling, generate
+from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, typed
 from nanomed.systems.tasks import score
 from nanomed.systems.tasks.baselines import LINEAR
@@ -24,17 +25,12 @@ from nanomed.text import special
 from nanomed.text.templates import Template
 
 DEFAULT = "medtuned"  # the template of a model that was instructed with none
-SAID = (
-    "train",
-    "test",
-    "words",
-    "removed",
-    "bad_rows",
-    "cut",
-    "repeated",
-    *OF_MENTIONS,
-)  # of tasks.json, beside each figure
+# Of tasks.json, what stands beside each figure.
+SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", *OF_MENTIONS)
 SLACK = 16  # tokens of an answer beyond what its form needs
+
+
+WRONG = ("malformed", "cut_off", "no_room", "not_in_text")  # of an answer
 
 
 def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
@@ -50,27 +46,21 @@ def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
         return [size(text) + tag * (text.count("\n") + 1) + SLACK for text in lines]
     if form == "entities":
         kind = max(size(f" : {label}\n") for label in labels) if len(labels) > 1 else 0
-        return [
-            size(text) + kind * (text.count("\n") + 1) + size(" #10") * most_numbers(text) + SLACK
-            for text in lines
-        ]
+        number = size(" #10")
+        most = [kind * (text.count("\n") + 1) + number * most_numbers(text) for text in lines]
+        return [size(text) + more + SLACK for text, more in zip(lines, most, strict=True)]
     if form == "options":
         return [size(text) + SLACK for text in texts]
     sizes = [size(f"{mark(labels)} {label}") for label in labels]
     return [(sum(sizes) if form == "classes" else max(sizes)) + SLACK] * len(texts)
 
 
-def ask(
-    o: measure.Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int
-) -> list[dict]:
+def ask(o: Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int):
     """[{"answer", "stopped", "room"}] of each row, greedily; an answer for which the model has no room is
     empty."""
     prompts = [o.tokenizer.prompt(template.ask(row["instruction"], row["input"])).tolist() for row in rows]
-    left = [o.model.config.n_positions - len(p) for p in prompts]
-    most = [
-        min(n, room)
-        for n, room in zip(longest_answer(task, [r["input"] for r in rows], o.tokenizer), left, strict=True)
-    ]
+    most = longest_answer(task, [row["input"] for row in rows], o.tokenizer)
+    most = [min(n, o.model.config.n_positions - len(p)) for n, p in zip(most, prompts, strict=True)]
     fits = [k for k, n in enumerate(most) if n > 0]
     ending = Ending(o.tokenizer, template.ends)
     chosen, limits = [prompts[k] for k in fits], [most[k] for k in fits]
@@ -81,57 +71,40 @@ def ask(
     return out
 
 
-def read_back(
-    task: dict, rows: list[dict], answers: list[dict]
-) -> tuple[list[list[str] | None], dict[str, int]]:
+def read_back(task: dict, rows: list[dict], answers: list[dict]) -> tuple[list[list[str] | None], dict]:
     """(labels or tags of each answer, None if it is malformed or cut off, {what was wrong: how many})."""
-    form, said, wrong = (
-        FORMS[task["form"]],
-        [],
-        {"malformed": 0, "cut_off": 0, "no_room": 0, "not_in_text": 0},
-    )
+    form, said, wrong = FORMS[task["form"]], [], dict.fromkeys(WRONG, 0)
     for row, answer in zip(rows, answers, strict=True):
+        found = None
         if not answer["stopped"]:
             wrong["cut_off"] += 1
             wrong["no_room"] += not answer["room"]
-            said.append(None)
-            continue
-        try:
-            found = form.read(answer["answer"], row["input"], task["labels"])
-        except Malformed:
-            wrong["malformed"] += 1
-            found = None
+        else:
+            try:
+                found = form.read(answer["answer"], row["input"], task["labels"])
+            except Malformed:
+                wrong["malformed"] += 1
         said.append(found)
         if form.tagged and found:
             wrong["not_in_text"] += len(found) - len(row["gold"])
     return said, wrong
 
 
-def measure_task(
-    task: dict, rows: list[dict], answers: list[dict], baselines: dict[str, list], seed: int
-) -> dict:
+def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: dict, seed: int) -> dict:
     """score.figures() of answers and of each baseline on the same texts; what was malformed; the paired
     difference from the linear baseline."""
-    tagged, labels, gold = FORMS[task["form"]].tagged, task["labels"], [row["gold"] for row in rows]
+    headline, asked = task["measure"], (FORMS[task["form"]].tagged, task["labels"], [r["gold"] for r in rows])
     said, wrong = read_back(task, rows, answers)
-    headline = task["measure"]
-    out = {
-        "form": task["form"],
-        "measure": headline,
-        "texts": len(rows),
-        **wrong,
-        "set": {k: task[k] for k in SAID},
-    }
+    out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong}
+    out["set"] = {key: task[key] for key in SAID}
     out["malformed_share"] = (wrong["malformed"] + wrong["cut_off"]) / len(rows)
-    out |= score.figures(tagged, labels, gold, said, seed)
-    out["baselines"] = {
-        name: score.figures(tagged, labels, gold, found, seed) for name, found in baselines.items()
-    }
+    out |= score.figures(*asked, said, seed)
+    out["baselines"] = {name: score.figures(*asked, found, seed) for name, found in baselines.items()}
     if LINEAR in baselines:
+        tagged, labels, gold = asked
         way, ours, their_way, theirs = score.hardest(tagged, headline, labels, gold, said, baselines[LINEAR])
-        out["against_linear"] = score.against(headline, ours, theirs, seed) | (
-            {"ways": [way, their_way]} if tagged else {}
-        )
+        out["against_linear"] = score.against(headline, ours, theirs, seed)
+        out["against_linear"] |= {"ways": [way, their_way]} if tagged else {}
     return out | {"published": task.get("published", ""), "answers": answers}
 
 
@@ -161,20 +134,17 @@ def run(args) -> dict:
         took = f"in {seconds:,.0f} s" if seconds is not None else f"from {kept.file(name)}"
         print(f"{name}: {len(rows):,} texts {took}, {say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
-    how["special_tokens"] = special.report_of(
-        o.tokenizer, (row["input"] for rows, _ in sets.values() for row in rows)
-    )
+    inputs = [row["input"] for rows, _ in sets.values() for row in rows]
+    how["special_tokens"] = special.report_of(o.tokenizer, inputs)
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
     print(tables.text_table(table({o.name: result}), width=110))
     if any(FORMS[task["form"]].tagged for task in out.values()):
         print(TWO_WAYS)
+    published = [f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]]
     print(*say_linear(out), sep="\n")
-    print(
-        *(f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]),
-        sep="\n",
-    )
-    return result | overlap_with_training(o, [row["input"] for rows, _ in sets.values() for row in rows])
+    print(*published, sep="\n")
+    return result | overlap_with_training(o, inputs)
 
 
 # --- shown --------------------------------------------------------------------------------------------------
@@ -191,21 +161,16 @@ def cell(found: dict, key: str) -> str:
     there is nothing to count, empty for what was not measured."""
     if key not in found:
         return ""
-    shown = tables.measure_cell(found, key) or "-"
-    if not found.get("orphans"):
-        return shown
-    return (
-        f"{shown}; {tables.measure_cell(found, key + '_repaired') or '-'} with {found['orphans']:,} I-"
-        " repaired"
-    )
+    shown, repaired = (tables.measure_cell(found, k) or "-" for k in (key, key + "_repaired"))
+    more = f"; {repaired} with {found['orphans']:,} I- repaired" if found.get("orphans") else ""
+    return shown + more
 
 
 def say_figure(task: dict) -> str:
     """A task's figure, and what its set's rows were before."""
-    counted = task["set"]
     said = [f"{task['measure'].replace('_', '-')} {cell(task, task['measure'])}"]
     said += [f"{task['no_room']:,} prompts left no room for an answer"] if task["no_room"] else []
-    counts = say_counts(counted)
+    counts = say_counts(task["set"])
     return "; ".join(said + [f"of the set: {', '.join(counts)}"] * bool(counts))
 
 
@@ -217,13 +182,10 @@ def table(results: dict[str, dict]) -> list[list[str]]:
     head = ["task", "measure", *results, *baselines, "malformed or cut off"]
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for name, task in first.items():
-        measured = [r["tasks"].get(name, {}) for r in results.values()] + [
-            task["baselines"].get(b, {}) for b in baselines
-        ]
+        measured = [r["tasks"][name] for r in results.values()]
+        malformed = " / ".join(f"{found['malformed_share']:.1%}" for found in measured)
+        measured += [task["baselines"].get(b, {}) for b in baselines]
         cells = [cell(found, task["measure"]) for found in measured]
-        malformed = " / ".join(
-            f"{r['tasks'][name]['malformed_share']:.1%}" for r in results.values() if name in r["tasks"]
-        )
         rows.append([name, task["measure"].replace("_", "-"), *cells, malformed])
     return rows
 
@@ -238,6 +200,10 @@ def say_linear(tasks: dict[str, dict]) -> list[str]:
     return [f"{what[v]} the linear baseline: {', '.join(names)}" for v, names in said.items() if names]
 
 
+class Against(TypedDict):
+    verdict: Literal["better", "worse", score.CHANCE]
+
+
 @dataclass
 class Shown:
     """Of a task in a result of run(), what is shown."""
@@ -246,7 +212,7 @@ class Shown:
     baselines: dict[str, dict[str, Any]]
     malformed_share: float
     published: str = ""
-    against_linear: dict[str, Any] | None = None
+    against_linear: Against | None = None
 
 
 def check_result(found: dict, wrong: str) -> None:
@@ -256,37 +222,28 @@ def check_result(found: dict, wrong: str) -> None:
         raise UserError(wrong)
     for name, task in tasks.items():
         for of in (found["tasks"][name], *task.baselines.values()):
+            typed(int, of.get("orphans", 0), f"{wrong}: {name}: orphans")
             for key in (task.measure, f"{task.measure}_repaired"):
                 typed(float | None, of.get(key), f"{wrong}: {name}: {key}")
                 typed(tuple[float, float] | None, of.get(f"{key}_ci95"), f"{wrong}: {name}: {key}_ci95")
-            typed(int, of.get("orphans", 0), f"{wrong}: {name}: orphans")
-        if task.against_linear and task.against_linear.get("verdict") not in (
-            "better",
-            "worse",
-            score.CHANCE,
-        ):
-            raise UserError(f"{wrong}: {name}: verdict")
 
 
 def for_page(files: list[str]) -> dict:
     """What `eval.py tasks --json` wrote of one or several models, for report.html: head, rows, and what it
     says in words. Raises UserError for another file, and for models that were not asked about the same texts.
     """
-    results = {}
+    results, asked = {}, None
     for name in files:
         found = read_object(Path(name))
         check_result(found, f"{name}: not what eval.py tasks --json writes")
-        tasks = found["tasks"]
-        alike = next(iter(results.values()), found)
-        if (
-            any(found.get(k) != alike.get(k) for k in ("limit", "seed"))
-            or tasks.keys() != alike["tasks"].keys()
-        ):
-            raise UserError(
-                f"{name} and {files[0]} were not measured on the same texts (tasks, --limit, --seed)"
-            )
+        this = found.get("limit"), found.get("seed"), found["tasks"].keys()
+        asked = asked or this
+        if this != asked:
+            what = "were not measured on the same texts (tasks, --limit, --seed)"
+            raise UserError(f"{name} and {files[0]} {what}")
         results[str(found["model"])] = found
     head, _, *rows = table(results)
     said = [f"{model}: {line}." for model, r in results.items() for line in say_linear(r["tasks"])]
-    published = [(name, task["published"]) for name, task in alike["tasks"].items() if task["published"]]
+    tasks = next(iter(results.values()))["tasks"].items()
+    published = [(name, task["published"]) for name, task in tasks if task["published"]]
     return {"head": head, "rows": rows, "said": said, "published": published}

@@ -6,7 +6,6 @@ word parts it there, so that each mention keeps all its characters and has no ot
 counted."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 from nanomed.text.rows import BadRow
@@ -36,10 +35,9 @@ def tagged(text: str, mentions: list[Mention], unplaced: int = 0) -> dict:
     """A row {tokens, tags, counts}, in which each mention is tagged or counted. Of mentions that
     overlap the longest stays, of equally long ones the first. Raises BadRow for one whose surface
     is not what the text has at its place."""
-    spans = [(pieces, mention.kind) for mention in mentions for pieces in [_pieces(text, mention)]]
-    whole = sorted(
-        ((*pieces[0], kind) for pieces, kind in spans if len(pieces) == 1), key=lambda s: (s[0] - s[1], s[0])
-    )
+    spans = [(_pieces(text, mention), mention.kind) for mention in mentions]
+    whole = [(*pieces[0], kind) for pieces, kind in spans if len(pieces) == 1]
+    whole.sort(key=lambda span: (span[0] - span[1], span[0]))  # the longest first
     kept = []
     for span in whole:
         if all(span[1] <= other[0] or other[1] <= span[0] for other in kept):
@@ -47,7 +45,7 @@ def tagged(text: str, mentions: list[Mention], unplaced: int = 0) -> dict:
     edges = {edge for start, end, _ in kept for edge in (start, end)}
     words, inside = [], set()
     for match in WORD.finditer(text):
-        cuts = sorted(edge for edge in edges.intersection(range(match.start() + 1, match.end())))
+        cuts = sorted(edges.intersection(range(match.start() + 1, match.end())))
         inside.update(cuts)
         words += zip([match.start(), *cuts], [*cuts, match.end()], strict=True)
     begin = {start: (end, kind) for start, end, kind in kept}
@@ -56,15 +54,10 @@ def tagged(text: str, mentions: list[Mention], unplaced: int = 0) -> dict:
         if start in begin:
             end, kind = begin[start]
         tags.append("O" if start >= end else f"{'B' if start in begin else 'I'}-{kind}")
-    counts = Counter(
-        discontinuous=len(spans) - len(whole), overlapping=len(whole) - len(kept), unplaced=unplaced
-    )
-    counts["parted"] = sum(start in inside or end in inside for start, end, _ in kept)
-    return {
-        "tokens": [text[a:b] for a, b in words],
-        "tags": tags,
-        "counts": {k: n for k, n in counts.items() if n},
-    }
+    counts = {"discontinuous": len(spans) - len(whole), "overlapping": len(whole) - len(kept)}
+    counts |= {"unplaced": unplaced, "parted": sum(a in inside or b in inside for a, b, _ in kept)}
+    counts = {name: n for name, n in counts.items() if n}
+    return {"tokens": [text[a:b] for a, b in words], "tags": tags, "counts": counts}
 
 
 def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
@@ -73,9 +66,8 @@ def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
     out = []
     for start, end in sorted(mention.pieces):
         if not 0 <= start < end <= len(text):
-            raise BadRow(
-                f"{mention.where}: {start} to {end} is no place in its text of {len(text):,} characters"
-            )
+            where = f"{start} to {end} is no place in its text of {len(text):,} characters"
+            raise BadRow(f"{mention.where}: {where}")
         start += len(text[start:end]) - len(text[start:end].lstrip())
         end = start + len(text[start:end].rstrip())
         if out and not text[out[-1][1] : start].strip():
@@ -86,8 +78,6 @@ def _pieces(text: str, mention: Mention) -> list[tuple[int, int]]:
     said = found if mention.surface is None else mention.surface
     if not out or (len(out) == 1 and "".join(found.split()) != "".join(said.split())):
         at = f"{mention.pieces[0][0]} to {mention.pieces[-1][1]}"
-        raise BadRow(
-            f"{mention.where}: at {at} the text has {found!r:.60}, not {said!r:.60}; offsets count characters"
-            " from 0"
-        )
+        there = f"at {at} the text has {found!r:.60}, not {said!r:.60}"
+        raise BadRow(f"{mention.where}: {there}; offsets count characters from 0")
     return out

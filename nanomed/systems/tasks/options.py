@@ -8,33 +8,14 @@ from nanomed.systems.tasks.classes import bare, plain
 from nanomed.text.rows import BadRow, get_value
 
 LETTERS = "ABCDEFGHIJ"
-ANSWERS = (
-    "text",
-    "letter",
-    "number",
-)  # what a row's answer can be; the first that all rows of a file allow is taken
+ANSWERS = ("text", "letter", "number")  # what an answer can be; the first that all rows of a file allow is it
 
 
 def take_options(row, fields: dict, rename: dict, most: int | None, how=None, names=None) -> Case:
     """A question and its options, by letters. The row's answer is an option's text, its letter (or its key,
     of options by keys), or its number from 0; gold holds every (kind, letter) that it can be, until
     settle_options() has seen the file."""
-    options, keys = get_value(row, fields["options"]), LETTERS
-    if options is None and isinstance(row, dict) and {"opa", "opb"} <= row.keys():  # MedMCQA's columns
-        options = [row[name] for name in ("opa", "opb", "opc", "opd") if row.get(name) is not None]
-    if options is None:
-        raise missing(row, fields, "options", "options")
-    if isinstance(options, dict):
-        keys = sorted(
-            key for key, option in options.items() if option is not None
-        )  # Parquet fills up with null
-        options = [options[key] for key in keys]
-    if (
-        not isinstance(options, list)
-        or not 2 <= len(options) <= len(LETTERS)
-        or not all(isinstance(o, str) for o in options)
-    ):
-        raise BadRow(f"{fields['options']!r} must hold 2 to {len(LETTERS)} texts")
+    options, keys = _options(row, fields)
     value = get_value(row, fields["label"])
     if value is None:
         raise missing(row, fields, "label", "answer")
@@ -42,23 +23,35 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise BadRow(f"an answer must be a text or a whole number, not {value!r}")
     answer = rename.get(str(value), str(value))
-    names = {
-        "text": options,
-        "letter": [key.upper() for key in keys[: len(options)]],
-        "number": list(map(str, range(len(options)))),
-    }
-    said = {"text": answer, "letter": answer.upper(), "number": answer}
-    if not isinstance(value, str):  # a number is no text
-        names["text"] = []
-    if all(name.isdecimal() for name in names["letter"]):  # options called 1, 2, 3 are not counted from 0
-        names["number"] = []
-    found = tuple(
-        (kind, LETTERS[k]) for kind in ANSWERS for k, name in enumerate(names[kind]) if name == said[kind]
-    )
+    named = {"text": options if isinstance(value, str) else []}  # a number is no text
+    named["letter"] = [key.upper() for key in keys[: len(options)]]
+    named["number"] = list(map(str, range(len(options))))
+    if all(name.isdecimal() for name in named["letter"]):  # options called 1, 2, 3 are not counted from 0
+        named["number"] = []
+    found = []
+    for kind in ANSWERS:
+        said = answer.upper() if kind == "letter" else answer
+        found += [(kind, LETTERS[k]) for k, name in enumerate(named[kind]) if name == said]
     if not found:
         raise BadRow(f"the answer {answer!r} is none of the options' texts, letters or numbers (from 0)")
     lines = [f"{letter}. {plain(option)}" for letter, option in zip(LETTERS, options, strict=False)]
-    return Case("\n".join([text_of(row, fields, "question"), *lines]), found)
+    return Case("\n".join([text_of(row, fields, "question"), *lines]), tuple(found))
+
+
+def _options(row, fields: dict) -> tuple[list[str], list[str]]:
+    """(their texts, what they are called)."""
+    options, keys = get_value(row, fields["options"]), LETTERS
+    if options is None and isinstance(row, dict) and {"opa", "opb"} <= row.keys():  # MedMCQA's columns
+        options = [row[name] for name in ("opa", "opb", "opc", "opd") if row.get(name) is not None]
+    if options is None:
+        raise missing(row, fields, "options", "options")
+    if isinstance(options, dict):  # which Parquet fills up with null
+        keys = sorted(key for key, option in options.items() if option is not None)
+        options = [options[key] for key in keys]
+    texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if not texts or not 2 <= len(options) <= len(LETTERS):
+        raise BadRow(f"{fields['options']!r} must hold 2 to {len(LETTERS)} texts")
+    return options, keys
 
 
 def settle_options(placed: list[tuple[str, Case]], how=None, rename=None, order=()) -> Settled:
@@ -68,14 +61,11 @@ def settle_options(placed: list[tuple[str, Case]], how=None, rename=None, order=
     cases = []
     for _, case in placed:
         letters = sorted({letter for k, letter in case.gold if kind in (None, k)})
-        why = (
-            f'its answer can be {" or ".join(letters)}; fields = {{ label = "..." }} names a field with the'
-            " letter"
-        )
+        known = f"its answer can be {' or '.join(letters)}"
+        why = f'{known}; fields = {{ label = "..." }} names a field with the letter'
         cases.append(replace(case, gold=tuple(letters)) if len(letters) == 1 else why)
-    return Settled(
-        cases, tuple(LETTERS[: max((len(options_of(case.input)) for _, case in placed), default=0)])
-    )
+    most = max((len(options_of(case.input)) for _, case in placed), default=0)
+    return Settled(cases, tuple(LETTERS[:most]))
 
 
 def options_of(input: str) -> dict[str, str]:
@@ -91,9 +81,8 @@ def read_option(answer: str, input: str, labels: list[str]) -> list[str]:
     options = options_of(input) if answer.strip() else {}
     for same in (plain, bare):
         for forms in (("{0}", "{0}.", "({0})", "{0})"), ("{0}. {1}", "({0}) {1}", "{0}) {1}"), ("{1}",)):
-            found = [
-                k for k, text in options.items() if same(answer) in [same(f.format(k, text)) for f in forms]
-            ]
+            spelled = {k: [same(form.format(k, text)) for form in forms] for k, text in options.items()}
+            found = [k for k, spellings in spelled.items() if same(answer) in spellings]
             if len(found) == 1:
                 return found
     raise Malformed(f"{answer!r} is none of the options")

@@ -6,14 +6,13 @@ NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instru
                     itself), room (there was any for an answer), read (labels or tags; null: malformed, cut off), right}
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation.measure import Opened
-from nanomed.files import write_json, write_text
+from nanomed.files import json_lines, write_json, write_text
 from nanomed.systems.tasks.sets import Row, read_lines
 from nanomed.text.templates import Template
 
@@ -39,21 +38,16 @@ class Predictions:
         """Raises UserError for a directory of something else, or of predictions of another model or asked
         otherwise."""
         self.directory = Path(args.predictions)
-        weights = [
-            [f.name, f.stat().st_size, f.stat().st_mtime_ns]
-            for f in sorted(o.directory.glob("*.safetensors"))
-        ]
-        asked = {"model": o.name, "weights": weights, "dtype": o.dtype, "quantize": o.quantize}
-        asked |= {
-            "template": [template.ask("instruction", "input").text, *template.ends],
-            "special_tokens": o.tokenizer.reading,
-        }
-        asked |= {"set": str(Path(args.tasks).resolve()), "limit": args.limit, "seed": args.seed}
+        files = [(f.name, f.stat()) for f in sorted(o.directory.glob("*.safetensors"))]
+        asked = {"model": o.name, "weights": [[name, s.st_size, s.st_mtime_ns] for name, s in files]}
+        asked |= {"dtype": o.dtype, "quantize": o.quantize}
+        asked["template"] = [template.ask("instruction", "input").text, *template.ends]
+        asked |= {"special_tokens": o.tokenizer.reading, "set": str(Path(args.tasks).resolve())}
+        asked |= {"limit": args.limit, "seed": args.seed}
         found = outputs.take(self.directory, PROGRAM, RECORD, older=of_earlier, flag="--predictions")
         if other := [key for key in asked if found and found.get(key) != asked[key]]:
-            raise UserError(
-                f"--predictions {self.directory}: of another {', '.join(other)}; choose another directory"
-            )
+            what = f"of another {', '.join(other)}"
+            raise UserError(f"--predictions {self.directory}: {what}; choose another directory")
         write_json(outputs.stamp(PROGRAM) | asked, self.directory / RECORD)
 
     def file(self, name: str) -> Path:
@@ -65,9 +59,8 @@ class Predictions:
             return None
         found = [vars(row) for row in read_lines(self.file(name), Said)]
         if [[row[k] for k in ASKED] for row in found] != [[row[k] for k in ASKED] for row in rows]:
-            raise UserError(
-                f"{self.file(name)}: not of the set's texts as they are now; choose another directory"
-            )
+            now = "not of the set's texts as they are now"
+            raise UserError(f"{self.file(name)}: {now}; choose another directory")
         return [{k: row[k] for k in ANSWER} for row in found]
 
     def write(self, name: str, rows: list[dict], answers: list[dict], said: list[list[str] | None]) -> None:
@@ -75,4 +68,4 @@ class Predictions:
             {k: row[k] for k in ASKED} | answer | {"read": found, "right": found == row["gold"]}
             for row, answer, found in zip(rows, answers, said, strict=True)
         ]
-        write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), self.file(name))
+        write_text(json_lines(made), self.file(name))

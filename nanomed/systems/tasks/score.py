@@ -17,6 +17,7 @@ from nanomed.systems.tasks.entities import begun, mentions, orphans
 
 WAYS = ("strict", "repaired")
 CHANCE = "no difference beyond chance"
+Answers = list[list[str] | None]  # the tags or labels of each text
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,7 @@ class Counts:
         return float((2 * hits[there] / size[there]).mean()) if there.any() else float("nan")
 
 
-def count(
-    tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], repaired=False
-) -> Counts:
+def count(tagged: bool, labels: list[str], gold: Answers, said: Answers, repaired=False) -> Counts:
     """Counts of labels, or of the entities of tags, strict or repaired. Tags behind a text's end are entities
     that it does not hold."""
     n, number = len(gold), {label: k for k, label in enumerate(labels)}
@@ -63,41 +62,35 @@ def count(
     return Counts(hits, of_said, of_true, right)
 
 
-def figures(
-    tagged: bool, labels: list[str], gold: list[list[str]], said: list[list[str] | None], seed: int = 0
-) -> dict:
+def figures(tagged: bool, labels: list[str], gold: Answers, said: Answers, seed: int = 0) -> dict:
     """Of tags: strict entity F1 (IOB2) with precision and recall, how many I- tags have no B-, and F1 with
     these repaired; of labels: accuracy, micro- and macro-F1, and F1 of each; all from 0 to 1, None where
     there is nothing to count; F1 and accuracy with 95 % intervals over the texts."""
     counts, n = count(tagged, labels, gold, said), len(gold)
 
-    def with_interval(measure, value, counts=counts, end=""):
-        found = None if np.isnan(value) else float(value)
-        return {
-            measure + end: found,
-            f"{measure}{end}_ci95": interval(lambda rows: counts.value(measure, rows), n, seed=seed),
-        }
+    def with_interval(measure, counts, end=""):
+        value = counts.value(measure)
+        bounds = interval(lambda rows: counts.value(measure, rows), n, seed=seed)
+        return {measure + end: None if np.isnan(value) else value, f"{measure}{end}_ci95": bounds}
 
     if tagged:
         hits, of_said, of_true = (int(c.sum()) for c in (counts.hits, counts.said, counts.true))
         out = {
             "precision": hits / of_said if of_said else None,
             "recall": hits / of_true if of_true else None,
-            "entities": of_true,
         }
-        out |= with_interval("entity_f1", counts.value("entity_f1"))
+        out |= {"entities": of_true} | with_interval("entity_f1", counts)
         out["orphans"] = sum(orphans(tags) for tags in said if tags)
         if not out["orphans"]:
             return out
-        counts = count(tagged, labels, gold, said, repaired=True)
-        return out | with_interval("entity_f1", counts.value("entity_f1"), counts, "_repaired")
+        repaired = count(tagged, labels, gold, said, repaired=True)
+        return out | with_interval("entity_f1", repaired, "_repaired")
     out = {"accuracy": float(counts.right.mean()), "accuracy_ci95": share(counts.right)}
     for measure in ("micro_f1", "macro_f1"):
-        out |= with_interval(measure, counts.value(measure))
+        out |= with_interval(measure, counts)
     hits, size = counts.hits.sum(0), (counts.said + counts.true).sum(0)
-    return out | {
-        "f1": {label: float(2 * h / n) if n else None for label, h, n in zip(labels, hits, size, strict=True)}
-    }
+    of_each = zip(labels, hits, size, strict=True)
+    return out | {"f1": {label: float(2 * h / n) if n else None for label, h, n in of_each}}
 
 
 def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str, Counts, str, Counts]:
@@ -105,9 +98,8 @@ def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str
     gives us the lower figure and the one that gives them the higher; of labels there is one way, ""."""
 
     def ways(said):
-        return [
-            (way, count(tagged, labels, gold, said, way == "repaired")) for way in (WAYS if tagged else [""])
-        ]
+        names = WAYS if tagged else [""]
+        return [(way, count(tagged, labels, gold, said, way == "repaired")) for way in names]
 
     def value(item):
         return np.nan_to_num(item[1].value(measure))
@@ -120,14 +112,7 @@ def against(measure: str, ours: Counts, theirs: Counts, seed: int = 0) -> dict:
     "better", "worse", or CHANCE where 0 is inside."""
     n = len(ours.right)
     bounds = interval(lambda rows: ours.value(measure, rows) - theirs.value(measure, rows), n, seed=seed)
-    low, high = bounds or (
-        float("-inf"),
-        float("inf"),
-    )  # one text, or nothing to find in any: nothing can be said
+    low, high = bounds or (-np.inf, np.inf)  # one text, or nothing to find in any: nothing can be said
     verdict = "better" if low > 0 else "worse" if high < 0 else CHANCE
-    difference = ours.value(measure) - theirs.value(measure)
-    return {
-        "difference": None if np.isnan(difference) else difference,
-        "difference_ci95": bounds,
-        "verdict": verdict,
-    }
+    value = ours.value(measure) - theirs.value(measure)
+    return {"difference": None if np.isnan(value) else value, "difference_ci95": bounds, "verdict": verdict}

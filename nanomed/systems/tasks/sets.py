@@ -11,6 +11,7 @@ from nanomed.systems.tasks.forms import FORMS
 from nanomed.systems.tasks.sources import measures_of
 
 PROGRAM, RECORD = "python -m nanomed.tasks", "tasks.json"
+Sides = dict[str, int]  # how many of each
 
 
 @dataclass
@@ -26,13 +27,13 @@ class Made:
     words: int | None = None
     removed: int = 0
     bad_rows: int = 0
-    cut: dict[str, int] = field(default_factory=dict)
-    repeated: dict[str, int] = field(default_factory=dict)
-    orphans: dict[str, int] = field(default_factory=dict)
-    discontinuous: dict[str, int] = field(default_factory=dict)
-    overlapping: dict[str, int] = field(default_factory=dict)
-    unplaced: dict[str, int] = field(default_factory=dict)
-    parted: dict[str, int] = field(default_factory=dict)
+    cut: Sides = field(default_factory=dict)
+    repeated: Sides = field(default_factory=dict)
+    orphans: Sides = field(default_factory=dict)
+    discontinuous: Sides = field(default_factory=dict)
+    overlapping: Sides = field(default_factory=dict)
+    unplaced: Sides = field(default_factory=dict)
+    parted: Sides = field(default_factory=dict)
 
 
 @dataclass
@@ -62,21 +63,16 @@ def _tasks(made: dict, wrong: str) -> dict[str, dict]:
         raise UserError(wrong)
     out = {name: vars(typed(Made, task, f"{wrong}: {name}")) for name, task in tasks.items()}
     for name, task in out.items():
-        if (
-            task["form"] not in FORMS
-            or not task["labels"]
-            or task["measure"] not in measures_of(task["form"])
-        ):
+        form = task["form"]
+        if form not in FORMS or not task["labels"] or task["measure"] not in measures_of(form):
             raise UserError(f"{wrong}: {name}")
     return out
 
 
 def files_of(names) -> list[str]:
     """What a set of these tasks consists of, beside tasks.json."""
-    return [
-        "train.jsonl",
-        *(f"{name}.{part}" for name in names for part in ("train.jsonl", "test.jsonl", "baselines.json")),
-    ]
+    parts = ("train.jsonl", "test.jsonl", "baselines.json")
+    return ["train.jsonl", *(f"{name}.{part}" for name in names for part in parts)]
 
 
 def of_earlier(made: dict) -> dict | None:
@@ -100,34 +96,26 @@ def read_lines(path: Path, kind) -> list:
     return [typed(kind, parse_json(line, place), place) for place, line in places]
 
 
-def chosen(
-    directory: Path, name: str, task: dict, limit: int | None, seed: int
-) -> tuple[list[dict], dict[str, list]]:
-    """The test rows of a task, each with its number from 1, and the baselines' predictions for them; of these
+def chosen(directory: Path, name: str, task: dict, limit: int | None, seed: int) -> tuple[list[dict], dict]:
+    """The test rows of a task, each with its number from 1, and {baseline: its prediction for each}; of these
     `limit` drawn by the seed. Raises UserError for what is not as nanomed.tasks wrote it."""
     file, other = directory / f"{name}.test.jsonl", directory / f"{name}.baselines.json"
     rows = read_lines(file, Row)
     baselines = typed(dict[str, list[list[str]]], read_json(other), other)
-    for path, golds in (
-        (file, [row.gold for row in rows]),
-        *((other, found) for found in baselines.values()),
-    ):
+    for path, golds in ((file, [row.gold for row in rows]), *((other, said) for said in baselines.values())):
         if len(golds) != len(rows):
             raise UserError(f"{other}: of other texts than {file.name}; build the set again")
         for k, (row, gold) in enumerate(zip(rows, golds, strict=True), 1):
             if not _fits(task, row, gold):
-                raise UserError(
-                    f"{path}, text {k}: not of the labels and words of tasks.json; build the set again"
-                )
+                what = "not of the labels and words of tasks.json; build the set again"
+                raise UserError(f"{path}, text {k}: {what}")
     keep = sorted(random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows))))
-    return [{"row": k + 1} | vars(rows[k]) for k in keep], {
-        b: [found[k] for k in keep] for b, found in baselines.items()
-    }
+    said = {baseline: [found[k] for k in keep] for baseline, found in baselines.items()}
+    return [{"row": k + 1} | vars(rows[k]) for k in keep], said
 
 
 def _fits(task: dict, row: Row, gold: list[str]) -> bool:
     if not FORMS[task["form"]].tagged:
         return set(gold) <= set(task["labels"])
-    return {tag[2:] for tag in gold if tag != "O"} <= set(task["labels"]) and len(gold) == len(
-        row.input.split(" ")
-    )
+    kinds = {tag[2:] for tag in gold if tag != "O"}
+    return kinds <= set(task["labels"]) and len(gold) == len(row.input.split(" "))

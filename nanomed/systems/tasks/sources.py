@@ -6,14 +6,17 @@ NAME.baselines.json what needs no language model says of each of its test texts 
 NAME.train.jsonl    all that may be trained on of one task, NAME.test.jsonl what it is measured on: the same rows with `gold`
 """
 
-import json
 import random
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import check_name, read_toml, write_text
+from nanomed.files import check_name
 from nanomed.systems.overlap import near_duplicates, words
+from nanomed.systems.sections import read_section, read_sections
 from nanomed.systems.tasks.cases import Case, Settled
 from nanomed.systems.tasks.classes import joined, notes_on
 from nanomed.systems.tasks.corpora import corpus_rows
@@ -22,10 +25,13 @@ from nanomed.systems.tasks.offsets import COUNTED
 from nanomed.text.labels import Spelling, class_names
 from nanomed.text.rows import get_value, read_rows
 
+Texts = Annotated[list[str], Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)]
+
 
 @dataclass(frozen=True)
-class Source:
-    """An annotated corpus.
+class Section:
+    """Of the TOML file: an annotated corpus.
 
     form: one of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or
     hub:...; split_field: where both sides stand in one file, the field that says `train` or `test`;
@@ -36,11 +42,10 @@ class Source:
     a text that is shown, at most (the rest is cut); measure: the headline, one of MEASURES; published:
     figures of others, in words. docs/tasks.md has an example of each."""
 
-    name: str
     form: str
-    train: list[str]
-    test: list[str]
-    instructions: list[str]
+    train: Texts
+    test: Texts
+    instructions: Texts
     split_field: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     label_names: list[str] = field(default_factory=list)
@@ -50,10 +55,15 @@ class Source:
     tag_names: list[str] = field(default_factory=list)
     type: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
-    rows: int | None = None
-    words: int | None = None
+    rows: Count | None = None
+    words: Count | None = None
     measure: str = ""
     published: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Section):
+    name: str
 
     @property
     def spelling(self) -> Spelling:
@@ -64,86 +74,44 @@ class Source:
 NAMES = {"train": "training", "test": "test"}
 SIDES = tuple(NAMES)
 NAMED = ("relation", "inference", "class", "classes", "decision")  # forms whose rows name labels
+TAGGED = tuple(form for form in FORMS if FORMS[form].tagged)
 OF_MENTIONS = {"orphans": "I- tags without a B- made B-"} | COUNTED
 MEASURES = ("entity_f1", "micro_f1", "macro_f1", "accuracy")
 
 
 def measures_of(form: str) -> list[str]:
-    return [m for m in MEASURES if (m == "entity_f1") == FORMS[form].tagged]
+    return [m for m in MEASURES if (m == "entity_f1") == (form in TAGGED)]
 
 
 def read_sources(path: Path) -> list[Source]:
     """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be
     used."""
-    try:
-        found = read_toml(path)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from e
-    return [_source(name, section, f"{path} [{name}]") for name, section in found.items()]
+    return [_source(name, section, f"{path} [{name}]") for name, section in read_sections(path).items()]
 
 
 def _source(name: str, section, where: str) -> Source:
-    if not isinstance(section, dict):
-        raise UserError(f"{where}: must be a section, one a source")
-    kinds = {"rows": int, "words": int, "labels": dict, "fields": dict}
-    lists = ("train", "test", "instructions", "label_names", "label_columns", "tag_names")
-    known = {
-        f.name: kinds.get(f.name, list if f.name in lists else str)
-        for f in fields(Source)
-        if f.name != "name"
-    }
-    for key, value in section.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}; known: {', '.join(known)}")
-        inside = (
-            value
-            if isinstance(value, list)
-            else list(value.values())
-            if isinstance(value, dict)
-            else ["text"]
-        )
-        if (
-            not isinstance(value, known[key])
-            or isinstance(value, bool)
-            or not all(isinstance(v, str) for v in inside)
-        ):
-            raise UserError(
-                f"{where}: {key} must be {'texts' if known[key] in (list, dict) else known[key].__name__}"
-            )
-        if known[key] is int and value < 1:
-            raise UserError(f"{where}: {key} must be 1 or more")
-    for key in ("form", "train", "test", "instructions"):
-        if not section.get(key):
-            raise UserError(f"{where}: {key} is missing, or empty")
-    if section["form"] not in FORMS:
-        raise UserError(f"{where}: form must be one of {', '.join(FORMS)}, not {section['form']!r}")
-    if odd := section.get("fields", {}).keys() - FIELDS.keys():
-        raise UserError(f"{where}: fields has no {sorted(odd)[0]!r}; there are: {', '.join(FIELDS)}")
-    measures = measures_of(section["form"])
-    default = "accuracy" if section["form"] == "options" else "macro_f1" if len(measures) > 1 else measures[0]
-    if section.get("measure", default) not in measures:
-        raise UserError(f"{where}: measure must be one of {', '.join(measures)} for {section['form']}")
-    tagged = [form for form in FORMS if FORMS[form].tagged]
-    goes_with = {key: NAMED for key in section if key.startswith("label_")} | {
-        "tag_names": tagged,
-        "type": tagged,
-    }
-    for key in section.keys() & goes_with.keys():
-        if section["form"] not in goes_with[key]:
-            raise UserError(
-                f"{where}: {key} goes with {', '.join(goes_with[key])}, not with {section['form']}"
-            )
-    names, columns = section.get("label_names"), section.get("label_columns")
-    if names and columns and len(names) != len(columns):
-        raise UserError(f"{where}: {len(columns)} label_columns and {len(names)} label_names")
-    if section.get("label_lists", "names") not in ("names", "vectors"):
-        raise UserError(f"{where}: label_lists must be names or vectors")
-    if section["form"] == "options" and "words" in section:
-        raise UserError(
-            f"{where}: words does not go with options: what is asked stands at a question's end; leave it out"
-        )
+    def need(so: bool, why: str) -> None:
+        if not so:
+            raise UserError(f"{where}: {why}")
+
+    s = read_section(Section, section, where)
+    form, measures = s.form, measures_of(s.form)
+    need(form in FORMS, f"form must be one of {', '.join(FORMS)}, not {form!r}")
+    odd = sorted(s.fields.keys() - FIELDS.keys())
+    need(not odd, f"fields has no {', '.join(map(repr, odd))}; there are: {', '.join(FIELDS)}")
+    default = "entity_f1" if form in TAGGED else "accuracy" if form == "options" else "macro_f1"
+    measure = section.get("measure", default)
+    need(measure in measures, f"measure must be one of {', '.join(measures)} for {form}")
+    for key in section:
+        forms = NAMED if key.startswith("label_") else TAGGED if key in ("tag_names", "type") else FORMS
+        need(form in forms, f"{key} goes with {', '.join(forms)}, not with {form}")
+    names, columns = len(s.label_names), len(s.label_columns)
+    need(not names or not columns or names == columns, f"{columns} label_columns and {names} label_names")
+    need(s.label_lists in (None, "names", "vectors"), "label_lists must be names or vectors")
+    end = "what is asked stands at a question's end; leave it out"
+    need(form != "options" or "words" not in section, f"words does not go with options: {end}")
     check_name(name, where)
-    return Source(**({"name": name, "measure": default} | section))
+    return Source(**vars(s) | {"name": name, "measure": measure})
 
 
 @dataclass
@@ -161,6 +129,10 @@ class Task:
     def form(self):
         return FORMS[self.source.form]
 
+    @property
+    def sides(self) -> dict[str, list[Case]]:
+        return {"train": self.train, "test": self.test}
+
 
 def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> Task:
     """Read both sides; say what the user should know of their labels. Raises UserError with file and row for
@@ -171,10 +143,8 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
             name = file if file.startswith("hub:") else str(home / file)
             names = _class_names(source, name)
             order = order or tuple(names or ())
-            rows += [
-                (side, f"{name}, row {k}", case)
-                for k, case in _cases(source, side, name, names, limit, skip_bad)
-            ]
+            for k, case in _cases(source, side, name, names, limit, skip_bad):
+                rows.append((side, f"{name}, row {k}", case))
     good = [(place, case) for _, place, case in rows if case]
     found = Settled([case for _, case in good])
     if form.settle and good:
@@ -191,28 +161,26 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
         if case is None or why:
             task.bad += 1
         else:
-            getattr(task, side).append(case)
-    for side in SIDES:
-        if not getattr(task, side):
-            raise UserError(
-                f"{', '.join(getattr(source, side))}: no rows there for the {side} side of {source.name}"
-            )
+            task.sides[side].append(case)
+    for side, cases in task.sides.items():
+        if not cases:
+            files = ", ".join(getattr(source, side))
+            raise UserError(f"{files}: no rows there for the {side} side of {source.name}")
     return task
 
 
 def _class_names(source: Source, name: str) -> list[str] | None:
     """What a data set calls the numbers in the field of its labels or tags, where the TOML file does not say
     it."""
-    if FORMS[source.form].tagged:
-        return source.tag_names or class_names(name, (FIELDS | source.fields)["tags"])
+    where = FIELDS | source.fields
+    if source.form in TAGGED:
+        return source.tag_names or class_names(name, where["tags"])
     if source.form not in NAMED or source.label_names or source.label_columns:
         return None
-    return class_names(name, (FIELDS | source.fields)["labels" if source.form == "classes" else "label"])
+    return class_names(name, where["labels" if source.form == "classes" else "label"])
 
 
-def _cases(
-    source: Source, side: str, name: str, names, limit: int | None, skip_bad: bool
-) -> list[tuple[int, Case | None]]:
+def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_bad: bool):
     """(the row's number, its case or None for a bad row that is left out) of the rows of a file that are of
     this side."""
     form, where = FORMS[source.form], FIELDS | source.fields
@@ -226,23 +194,18 @@ def _cases(
         case = form.take(row, where, source.labels, source.words, how, names)
         return replace(case, **row["counts"]) if corpus else case
 
-    return [
-        (k, case) for k, case in enumerate(read_rows(name, take, limit, skip_bad, corpus), 1) if case != ()
-    ]
+    cases = read_rows(name, take, limit, skip_bad, corpus)
+    return [(k, case) for k, case in enumerate(cases, 1) if case != ()]
 
 
 def _labels(source: Source, found: Settled) -> list[str]:
     """Of an answer: in the order of the TOML file, then of the data set's numbers, then of the alphabet."""
-    tagged = FORMS[source.form].tagged
-    there = {
-        g[2:] if tagged else g
-        for case in found.cases
-        if isinstance(case, Case)
-        for g in case.gold
-        if not tagged or g != "O"
-    }
+    there = {label for case in found.cases if isinstance(case, Case) for label in case.gold}
+    if source.form in TAGGED:
+        there = {tag[2:] for tag in there - {"O"}}
     if found.cases and not there:
-        raise UserError(f"{source.name}: not a single {'entity' if tagged else 'label'} in its rows")
+        kind = "entity" if source.form in TAGGED else "label"
+        raise UserError(f"{source.name}: not a single {kind} in its rows")
     named = [label for label in source.labels.values() if label in there or label in found.order]
     return list(dict.fromkeys([*named, *found.order, *sorted(there)]))
 
@@ -252,18 +215,16 @@ def keep_apart(tasks: list[Task], threshold: float, seed: int) -> None:
     in the same order, or nearly (Jaccard similarity of `threshold` or more of their sequences of five words;
     0: the same only)."""
     held = {_same(case) for task in tasks for case in task.test}
+    tests = {task.source.name: [case.input for case in task.test] for task in tasks}
     for task in tasks:
         kept = [case for case in task.train if _same(case) not in held]
         if threshold and kept:
-            everything = {other.source.name: [case.input for case in other.test] for other in tasks}
-            near = near_duplicates(
-                [case.input for case in kept], everything, threshold, seed=seed
-            ).near_removed_held
+            texts = [case.input for case in kept]
+            near = near_duplicates(texts, tests, threshold, seed=seed).near_removed_held
             kept = [case for case, out in zip(kept, near, strict=True) if not out]
-        task.removed = len(task.train) - len(kept)
-        task.train = kept
         if not kept:
             raise UserError(f"{task.source.name}: all of its training texts are test texts")
+        task.removed, task.train = len(task.train) - len(kept), kept
 
 
 def _same(case: Case) -> str:
@@ -273,18 +234,15 @@ def _same(case: Case) -> str:
 
 def row(task: Task, case: Case, seed, gold: bool = True) -> dict:
     """Of a file: the case with one of the task's instructions, which the seed draws."""
-    asked = (
-        random.Random(str(seed))
-        .choice(task.source.instructions)
-        .replace("{labels}", joined(task.labels, task.labels))
-    )
-    out = {
-        "instruction": asked,
-        "input": case.input,
-        "output": task.form.write(case, task.labels),
-        "source": task.source.name,
-    }
+    asked = random.Random(str(seed)).choice(task.source.instructions)
+    out = {"instruction": asked.replace("{labels}", joined(task.labels, task.labels)), "input": case.input}
+    out |= {"output": task.form.write(case, task.labels), "source": task.source.name}
     return out | ({"gold": list(case.gold)} if gold else {})
+
+
+def rows_of(task: Task, side: str, seed: int) -> list[dict]:
+    """All of a side, for the file NAME.SIDE.jsonl."""
+    return [row(task, case, (seed, task.source.name, side, k)) for k, case in enumerate(task.sides[side])]
 
 
 def drawn(task: Task, seed: int) -> list[int]:
@@ -295,50 +253,39 @@ def drawn(task: Task, seed: int) -> list[int]:
 
 
 def mixture(tasks: list[Task], seed: int) -> list[dict]:
-    """The rows to train on, shuffled by the seed."""
+    """The rows to train on, shuffled by the seed. Raises UserError if there are none."""
     out = []
     for task in tasks:
         out += [row(task, task.train[k], (seed, task.source.name, k), gold=False) for k in drawn(task, seed)]
+    if not out:
+        raise UserError("no task is left for the mixture (--without)")
     random.Random(seed).shuffle(out)
     return out
 
 
-def write_rows(rows: list[dict], path: Path) -> None:
-    write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), path)
-
-
 def describe(task: Task, seed: int) -> dict:
     """What tasks.json says of a task."""
-    kept = {
-        k: v
-        for k, v in asdict(task.source).items()
-        if k in ("form", "measure", "published", "instructions", "rows", "words")
-    }
-    sides = {side: getattr(task, side) for side in SIDES}
-    counts = {side: len(cases) for side, cases in sides.items()} | {"in_mixture": len(drawn(task, seed))}
-    counts |= {"removed": task.removed, "bad_rows": task.bad}
-    counts["cut"] = {side: sum(case.cut for case in cases) for side, cases in sides.items()}
-    counts["repeated"] = {
-        side: len(cases) - len({_same(case) for case in cases}) for side, cases in sides.items()
-    }
+
+    def of_sides(count) -> dict[str, int]:
+        return {side: count(cases) for side, cases in task.sides.items()}
+
+    keys = ("form", "instructions", "rows", "words", "measure", "published")
+    out = {key: getattr(task.source, key) for key in keys} | {"labels": task.labels} | of_sides(len)
+    out |= {"in_mixture": len(drawn(task, seed)), "removed": task.removed, "bad_rows": task.bad}
+    out["cut"] = of_sides(lambda cases: sum(case.cut for case in cases))
+    out["repeated"] = of_sides(lambda cases: len(cases) - len({_same(case) for case in cases}))
     for key in OF_MENTIONS:
-        counts[key] = {side: sum(getattr(case, key) for case in cases) for side, cases in sides.items()}
-    return kept | {"labels": task.labels, **counts}
+        out[key] = of_sides(lambda cases, key=key: sum(getattr(case, key) for case in cases))
+    return out
 
 
 def say_counts(made: dict) -> list[str]:
     """Of a task in tasks.json, in words, what is not there, or not as its rows have it."""
-
-    def of(key, what):
-        parts = [
-            f"{n:,} of {made[side]:,} {name} texts"
-            for side, name in NAMES.items()
-            if (n := made[key].get(side))
-        ]
-        return [" and ".join(parts) + f" {what}"] if parts else []
-
     said = [f"{made['removed']:,} repeat a test text and were taken out"] if made["removed"] else []
     said += [f"{made['bad_rows']:,} bad rows left out"] if made["bad_rows"] else []
-    said += of("cut", f"cut at {made['words']} words") + of("repeated", "repeat an earlier one")
-    of_mentions = ((sum(made[key].values()), what) for key, what in OF_MENTIONS.items())
-    return said + [f"{n:,} {what}" for n, what in of_mentions if n]
+    for key, what in (("cut", f"cut at {made['words']} words"), ("repeated", "repeat an earlier one")):
+        found = {side: n for side, n in made[key].items() if n}
+        parts = [f"{n:,} of {made[side]:,} {NAMES[side]} texts" for side, n in found.items()]
+        said += [f"{' and '.join(parts)} {what}"] if parts else []
+    totals = {what: sum(made[key].values()) for key, what in OF_MENTIONS.items()}
+    return said + [f"{n:,} {what}" for what, n in totals.items() if n]

@@ -1,0 +1,206 @@
+"""A run of a recipe into a directory: each phase and each measurement is a command of the scripts that
+everyone else uses, printed before it runs. What is there already is not made again."""
+
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from nanomed import hub, outputs
+from nanomed.commands import run, shown
+from nanomed.errors import UserError
+from nanomed.evaluation.named import MISTAKES
+from nanomed.evaluation.page import is_there
+from nanomed.files import make_temporary, read_json, write_json, write_text
+from nanomed.systems.recipe import CLASSIFIED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare
+
+PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # a directory is one run of one recipe
+# Flags that decide what comes out; those that make the run smaller than the recipe's.
+ASKED = "field limit max_steps context batch_size answers max_new_tokens dtype device".split()
+SHORTER = ("limit", "max_steps", "context", "batch_size")
+TEXT, WEIGHTS = "the recipe", "content of the model"  # beside the flags
+PROMPTS = "prompts.txt"
+
+
+def flags_of(args: Namespace, *names: str) -> list:
+    """Those that were given, as words of a command line."""
+    given = {name: getattr(args, name) for name in names if getattr(args, name) not in (None, "auto")}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+@dataclass
+class Reproduction:
+    """args: of reproduce.py; stages: {base, adapted, ...: the model, as commands take it}."""
+
+    recipe: Recipe
+    out: Path
+    args: Namespace
+    stages: dict[str, str] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Make DIR this run's, or go on with it; what was begun and has trained nothing yet is begun anew.
+        Raises UserError if DIR is another run's, or holds anything else, and for a context that the model has
+        not."""
+        held = outputs.take(self.out, PROGRAM, RECORD, older=of_earlier)
+        asked = self._asked()
+        was = {WEIGHTS: asked[WEIGHTS]} | held.get("asked", {})  # which an earlier version did not write down
+        changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
+        if changed and any((self.out / name / "run.json").exists() for name in PHASES.values()):
+            k = changed[0]
+            values = "" if k in (TEXT, WEIGHTS) else f" {was.get(k)}, now {asked.get(k)}"
+            mend = "choose another directory (make: RUNS=...)"
+            raise UserError(f"--out {self.out}: was made with another {k}{values}; {mend}")
+        if changed:
+            begin_anew(self.out)
+        write_json(outputs.stamp(PROGRAM) | {"asked": asked}, self.out / RECORD)
+        model = self.recipe.model
+        self.stages = {"base": shown(Path(model)) if Path(model).exists() else model}
+
+    def _asked(self) -> dict:
+        source, recipe, args = hub.find(self.recipe.model), self.recipe, self.args
+        positions = hub.read_config(source.directory)[1].n_positions
+        contexts = [recipe.context, *(section.get("context") for section in recipe.phases.values())]
+        largest = args.context or max(n or 0 for n in contexts)
+        if largest > positions:
+            there = f"the {positions} positions of {recipe.model}"
+            raise UserError(f"a context of {largest} is more than {there}; give --context {positions}")
+        asked = {TEXT: recipe.path.read_text(encoding="utf-8")}
+        for name, value in recipe.instead.items():
+            asked["--model" if name == "model" else f"--data {name}"] = value
+        asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED}
+        return asked | {WEIGHTS: hub.fingerprint(source)}
+
+    def prepare(self) -> None:
+        """The texts, of one moment, all of them or none."""
+        if not self.data().exists():
+            texts = make_temporary(self.out) / "data"
+            prepare(self.recipe, texts, self.args.limit)
+            texts.rename(self.data())
+        prepare(self.recipe, self.data(), self.args.limit)  # what an earlier version left half made
+        prompts = self.out / PROMPTS
+        if not prompts.exists():
+            write_text("".join(prompt + "\n" for prompt in self.recipe.prompts), prompts)
+
+    def data(self, *name: str) -> Path:
+        return self.out.joinpath("data", *name)
+
+    def texts(self) -> dict[str, str]:
+        """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and
+        no negatives."""
+        ends = {ROWS: "test.texts.jsonl"}
+        return {
+            name: shown(self.data(f"{name}.{ends.get(name, 'test.jsonl')}")) for name in self.recipe.texts
+        }
+
+    def windows(self) -> list:
+        context = self.args.context or self.recipe.context
+        return ["--context", context] if context else []
+
+    def train(self, phase: str) -> None:
+        """One phase, from the model that the phase before left; what is measured on is held out of it. A
+        language model is a stage of its own then."""
+        recipe = self.recipe
+        train, test = (
+            {name: shown(self.data(f"{name}.{side}.jsonl")) for name in recipe.data}
+            for side in ("train", "test")
+        )
+        command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", list(self.stages.values())[-1]]
+        command.append("--resume")
+        if phase == "adapt":
+            command += ["--data", train["corpus"], "--val-data", f"corpus={test['corpus']}"]
+        elif phase == "instruct":
+            command += ["--data", train[ROWS], "--val-data", f"pairs={test[ROWS]}"]
+            replayed = {train[name]: d.ratio for name, d in recipe.data.items() if d.ratio}
+            command += ["--replay", *replayed, "--replay-ratio", sum(replayed.values())] if replayed else []
+        else:
+            command += ["--positives", train["corpus"], "--negatives", train["negatives"]]
+            command += ["--positive-name", "biomedical", "--negative-name", "general"]
+            command += ["--val-data", shown(self.data(CLASSIFIED))]
+        # What the phase validates on is held out already.
+        others = [name for name in recipe.data if name not in NEEDED[phase]]
+        held = [test[name] for name in others if self.data(f"{name}.test.jsonl").stat().st_size]
+        command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
+        sizes = flags_of(self.args, "device", "dtype", "max_steps", "context", "batch_size")
+        out = shown(self.out / PHASES[phase])
+        run([*command, "--out", out, *sizes])
+        if phase != "classify":
+            self.stages[PHASES[phase]] = out
+
+    def measured(self, stage: str, name: str, *command) -> dict:
+        """What a command of eval.py says of a stage's model, kept in a file."""
+        file = self.out / "measured" / f"{stage}.{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists():
+            common = flags_of(self.args, "device", "dtype", "batch_size")
+            run(["eval.py", *command, "--model", self.stages[stage], "--json", shown(file), *common])
+        return read_json(file)
+
+    def measure(self, stage: str) -> dict:
+        """Everything that the recipe measures of one model: {data: result of eval.py ppl, "answers": of qa,
+        "choices": of choices}."""
+        recipe, args, found = self.recipe, self.args, {}
+        measured = partial(self.measured, stage)
+        trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)  # the last losses are of these
+        for name, file in self.texts().items():
+            mistakes = [m for m in MISTAKES if m not in ("train-set", "last-loss") or trained_on == name]
+            also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
+            found[name] = measured(name, "ppl", "--data", file, *self.windows(), *also)
+        if ROWS in recipe.data:
+            rows = shown(self.data(f"{ROWS}.test.jsonl"))
+            sizes = ["--limit", args.answers, "--max-new-tokens", args.max_new_tokens]
+            answers = measured("answers", "qa", "--data", rows, "--template", recipe.template, *sizes)
+            found["answers"] = without(answers, "answers")
+        if recipe.choices:
+            asked = ["--data", shown(self.data("labelled.test.jsonl")), "--format", recipe.choices]
+            choices = measured("choices", "choices", *asked, *flags_of(args, "limit"))
+            found["choices"] = without(choices, "predictions", "loglikelihoods", "loglikelihoods_per_byte")
+        greedy = ["--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", self.longest()]
+        measured("generations", "generate", "--prompts", shown(self.out / PROMPTS), *greedy)
+        return found
+
+    def longest(self) -> int:
+        """Tokens after a prompt."""
+        return min(60, self.args.max_new_tokens)
+
+    def classified(self) -> dict:
+        """The third phase on the held-out texts of both sides, beside the baselines."""
+        found = read_json(self.out / PHASES["classify"] / "summary.json").get("classification") or {}
+        keys = ("texts", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95")
+        beside = {name: {key: r[key] for key in keys} for name, r in found.items()}
+        return {"beside": beside} | beside.get("model", {})
+
+    def page(self) -> None:
+        """report.html, by eval.py compare."""
+        if is_there(self.out):
+            return
+        columns = [f"{name}={file}" for name, file in self.texts().items()]
+        command = ["eval.py", "compare", "--models", *self.stages.values(), "--data", *columns]
+        command += ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", self.longest()]
+        command += ["--out", shown(self.out), *self.windows()]
+        command += flags_of(self.args, "device", "dtype", "batch_size")
+        command += (
+            ["--classifier", shown(self.out / "classifier")] if "classify" in self.recipe.phases else []
+        )
+        run(command)
+
+
+def without(result: dict, *keys: str) -> dict:
+    return {key: value for key, value in result.items() if key not in keys}
+
+
+def of_earlier(held: dict) -> dict | None:
+    return {"asked": held} if held.keys() >= {TEXT, "--limit", "--max-steps"} else None
+
+
+def begin_anew(out: Path) -> None:
+    """Remove the texts and what was measured. Raises UserError, with nothing touched, if there is any other
+    file among them."""
+    ours = {"data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl"), "measured": (".json",)}
+    for name, ends in ours.items():
+        if odd := [n for n in outputs.names_in(out / name) if not n.endswith(ends)]:
+            mend = "is no part of a run; move it away, or choose another directory"
+            raise UserError(f"--out {out}: {name}/{min(odd)} {mend}")
+    for name in ours:
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / PROMPTS).unlink(missing_ok=True)
