@@ -101,6 +101,10 @@ DATA_HELP = (
 )
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 
+OWN_TEMPLATE_HELP = (
+    "put a prompt into this template as its instruction (default: the model's own, if it was instructed; none:"
+    " the bare prompt)"
+)
 QUANTIZE_HELP = (
     "keep the linear layers below the head in 4 bits (NF4, the scales in 8: QLoRA) or 8; they stay frozen, so"
     " a training needs --lora-r too (default: what an adapter was trained over, else the weights as they are"
@@ -142,14 +146,11 @@ def add_sampling_flags(p: argparse.ArgumentParser, temperature: float, top_p: fl
                    help="draw from the likeliest that reach this probability together")
     p.add_argument("--repetition-penalty", type=positive, default=1.0, metavar="R",
                    help="more than 1: make tokens that are there already less likely")
-    p.add_argument("--batch-size", type=count, default=16, help="prompts at once; changes a result by rounding only")
+    add_batch_size_flag(p, "prompts")
 
 
-def sampling(args):
-    """The nanomed.evaluation.generate.Sampling of add_sampling_flags()."""
-    from nanomed.evaluation.generate import Sampling
-
-    return Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p)
+def add_batch_size_flag(p: argparse.ArgumentParser, what: str) -> None:
+    p.add_argument("--batch-size", type=count, default=16, help=f"{what} at once; changes a result by rounding only")
 
 
 def add_data_flag(p: argparse.ArgumentParser, help: str) -> None:
@@ -179,47 +180,6 @@ def add_near_duplicates_flag(p: argparse.ArgumentParser) -> None:
                    help="take out of the training side what repeats another of its texts, or a held-out one, exactly or nearly: "
                         "with a Jaccard similarity of J or more of their sequences of five words (0.8, say); 0: only what is "
                         "held out, exactly")
-
-
-def add_overlap_flags(p: argparse.ArgumentParser) -> None:
-    """Two sides of texts, and from where on they count as the same."""
-    add_data_flag(p, "texts to train on, say: " + DATA_HELP)
-    p.add_argument("--against", required=True, nargs="+", action=Several, metavar="D", help="texts to measure on")
-    p.add_argument("--against-field", metavar="FIELD", help="of --against (default: --text-field)")
-    p.add_argument("--threshold", type=positive, default=0.8, metavar="J", help="similarity from which two texts are near")
-    p.add_argument("--ngram", type=count, default=13, metavar="N", help="words in a row that count as shared")
-    p.add_argument("--limit", type=count, metavar="N", help="take only the first N texts of each file")
-    p.add_argument("--seed", type=whole, default=0, help="of the permutations")
-    add_data_flags(p)
-
-
-def add_drift_flags(p: argparse.ArgumentParser) -> None:
-    """What a model was made for, what it is asked, and from where on that is an alarm."""
-    p.description = (
-        "Does what users ask surprise the model as what it was trained on does? The perplexity of both, and the shift: their "
-        "ratio, with a 95 % interval (bootstrap over the different texts of both sides). Exit status 0: no drift shown; 3: all of "
-        "the interval is beyond --threshold, one way or the other; 2: it could not be measured, and one line says why. Both sides "
-        "are read as plain texts, without a template. They have to be of one kind: the first words of a text surprise most, so "
-        "short questions have a higher perplexity than long documents, whatever they are about (a note says so where their lengths "
-        "differ; --first N compares beginnings only). And a model knows what it was trained on: the best reference is held out, "
-        "of the same source."
-    )
-    p.add_argument("--model", required=True, metavar="M", help=MODEL_HELP)
-    p.add_argument("--reference", required=True, nargs="+", action=Several, metavar="D",
-                   help="texts like those that the model was trained on: " + DATA_HELP)
-    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D", help="what users sent: a log, say")
-    p.add_argument("--reference-field", metavar="FIELD", help="of --reference (default: --text-field)")
-    p.add_argument("--threshold", type=at_least_1, default=1.2, metavar="R",
-                   help="alarm if all of the interval is above this ratio of perplexities, or below 1 / R; 1: at any shift, even "
-                        "if it is too small to matter, and without one in one of twenty runs")
-    p.add_argument("--sample", type=whole, default=1000, metavar="N",
-                   help="texts of each side, drawn at random if there are more; 0: all")
-    p.add_argument("--first", type=count, metavar="N", help="of each text only the first N tokens (default: all)")
-    p.add_argument("--top", type=whole, default=5, metavar="N",
-                   help="show the N incoming texts that move the shift most; 0: none, so that no user's text gets into a report")
-    add_window_flags(p)
-    add_data_flags(p)
-    p.set_defaults(text_field="text,question,prompt,instruction")
 
 
 def add_labelled_flags(p: argparse.ArgumentParser) -> None:
@@ -252,16 +212,6 @@ def add_instruction_flags(p: argparse.ArgumentParser, otherwise: str) -> None:
     p.add_argument("--instruction-field", default=Instruct.instruction_field, metavar="FIELD", help="of what is asked")
     p.add_argument("--input-field", default=Instruct.input_field, metavar="FIELD", help="of what it is asked about, if anything")
     p.add_argument("--response-field", default=Instruct.response_field, metavar="FIELD", help="of the answer")
-
-
-def add_retrieval_flags(p: argparse.ArgumentParser) -> None:
-    """Passages of a corpus before the question."""
-    p.add_argument("--retrieve", type=count, metavar="K", help="put the K passages of --corpus that fit a question best before it")
-    p.add_argument("--corpus", nargs="+", action=Several, metavar="D", help="the passages: " + DATA_HELP)
-    p.add_argument("--corpus-field", default="text,context.contexts,context,CONTEXTS", metavar="FIELD", help="of a passage")
-    p.add_argument("--retriever", choices=["bm25", "embeddings"], default="bm25",
-                   help="what fits: shared words (BM25), or the mean of the model's own last hidden states (computed once, kept in "
-                        "the cache)")
 
 
 def add_training_flags(p: argparse.ArgumentParser) -> None:
@@ -380,8 +330,3 @@ def check_forgetting_flags(args) -> None:
         raise UserError(
             "--ewc and --ewc-data (general text, to tell what each weight is needed for) go together"
         )
-
-
-def check_retrieval_flags(args) -> None:
-    if bool(args.retrieve) != bool(args.corpus):
-        raise UserError("--retrieve and --corpus go together: how many passages, and of what")

@@ -24,7 +24,7 @@ def interval_of_two(statistic, n: int, m: int, samples: int = 1000, seed: int = 
     return [float(q) for q in np.percentile(draws, [2.5, 97.5])]
 
 
-def share(hits: np.ndarray) -> list[float] | None:
+def wilson(hits: np.ndarray) -> list[float] | None:
     """95 % interval (Wilson 1927) of the share of `hits`, a boolean each, that are true: also where all or
     none are, where a bootstrap has no width; None if there is but one."""
     if len(hits) < 2:

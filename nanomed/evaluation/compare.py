@@ -1,36 +1,18 @@
-"""`eval.py compare`: several models under one protocol, on one page."""
+"""What a page says of several models that were measured alike: its claims, its table of perplexities, its
+questions."""
 
-from functools import partial
 from pathlib import Path
 
-from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import calls, measure
+from nanomed.evaluation import measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
-from nanomed.evaluation.page import (
-    answers_of,
-    begins,
-    curves_of,
-    machine,
-    mark_best,
-    moved,
-    open_out,
-    ppl_page_cell,
-    read_classifier,
-    windows,
-    write_page,
-)
-from nanomed.evaluation.tables import change, interval_cell, ppl_cell, table, text_table
-from nanomed.optional import need
-from nanomed.systems.tasks.measure import for_page
-from nanomed.text import special
-from nanomed.text.corpus import Texts
+from nanomed.evaluation.page import answers_of, begins, machine, mark_best, moved, ppl_page_cell, windows
+from nanomed.evaluation.tables import change, interval_cell, ppl_cell
+from nanomed.evaluation.trained import say_overlap
 from nanomed.text.rows import split_name
 from nanomed.text.special import Written
-from nanomed.text.templates import Template, of_model
-from nanomed.text.tokenizer import load_tokenizer
-from nanomed.training.curves import read_metrics
+from nanomed.text.templates import Template
 
 # The topics whose samples the gpt2-lora-medical-terms recipe shows, and a question beside them.
 PROMPTS = [
@@ -49,116 +31,54 @@ TABLE = (
 )
 
 
-def make_page(args, prompts: list[str], template=None, expected: list[str | None] | None = None) -> Path:
-    """`eval.py compare`: measure, print the table, then write report.html and report.json into args.out;
-    expected: what the answer to each prompt should be, where that is known. Raises UserError for whatever
-    cannot be measured, before anything is: for a model that is not there, or a prompt that does not fit one.
-    """
-    need("jinja2"), need("matplotlib")
-    out = Path(args.out)
-    open_out(out)
-    columns = dict(_named(d) for d in args.data)
-    if len(columns) < len(args.data):
+def columns_of(data: list[str]) -> dict[str, str]:
+    """{column: file} of [NAME=]FILE. Raises UserError if two columns have one name."""
+    columns = dict(_named(d) for d in data)
+    if len(columns) < len(data):
         raise UserError("--data: two columns of the same name; NAME=D names them")
-    names = short_names(args.models)
-    classifier = read_classifier(args.classifier) if args.classifier else None
-    tasks = for_page(args.tasks) if args.tasks else None
-    sources = [hub.find(model) for model in args.models]
-    places = [(s.adapter or s.directory).resolve() for s in sources]
-    for k, model in enumerate(args.models):
-        if places[k] in places[:k]:
-            raise UserError(f"--models: {model} is there twice; give each model once")
-        if (places[k] / "metrics.jsonl").exists():
-            read_metrics(places[k])  # its curves are drawn in the end
-    positions, templates = {}, []
-    # what is wrong with the last should not wait until the others have been measured
-    for model, source in zip(args.models, sources, strict=True):
-        positions[model], own = check_model(model, source, prompts, template, args)
-        templates.append(template or own)
-    least = min(positions, key=positions.get)
-    if (args.context or 0) > positions[least]:
-        raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
-    context = args.context or min(1024, positions[least])
-    stride = args.stride or max(1, context // 2)
-    models, written, curves = [], {}, []
-    for name, model, asked in zip(names, args.models, templates, strict=True):
-        o = measure.open_asked(args, model, writes=True)
-        print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
-        curves += curves_of(name, o.directory)
-        # all are read, and so found fit to be, before anything is measured
-        corpora, ppl = {}, {}
-        for column, file in columns.items():
-            corpora[column] = measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
-        rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
-        special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, prompts)))
-        for column, corpus in corpora.items():
-            ppl[column] = measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
-        shared = calls.overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
-        written[name] = samples(o, prompts, asked, args.max_new_tokens, args.seed)
-        models.append({"name": name, "model": model, "ppl": ppl} | shared)
-    if args.classifier and Path(args.classifier).is_dir():
-        curves += curves_of(Path(args.classifier).name, Path(args.classifier), "texts")
-    questions = []
-    for k, (prompt, answer) in enumerate(zip(prompts, expected or [None] * len(prompts), strict=True)):
-        answers = answers_of(k, written, partial(stands_in, answer))
-        questions.append({"prompt": prompt, "expected": answer, "group": "", "answers": answers})
-    rows = table({(m["name"], c): r for m in models for c, r in m["ppl"].items()})
-    claim = claims(models) + claim_of_answers(questions)
-    print("", text_table(rows), "", *claim, sep="\n")
-    content = {
-        "title": " → ".join(names),
-        "claim": claim,
-        "table": perplexity_table(models),
-        "questions": questions,
-        "curves": curves,
-        "classifier": classifier,
-        "tasks": tasks,
-        "models": models,
-        "columns": list(columns),
-        "measured": how_measured(models, columns, o, args, any(templates)),
-    }
-    return write_page(content, out)
+    return columns
 
 
-def check_model(
-    model: str, source: hub.Source, prompts: list[str], template: Template | None, args
-) -> tuple[int, Template | None]:
-    """The positions of a model, and the template that it was instructed with. Raises UserError if a prompt,
-    in `template` or its own, and the answer do not fit."""
-    positions, own = (
-        hub.read_config(source.directory)[1].n_positions,
-        of_model(source.adapter, source.directory),
-    )
-    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
-    for prompt, text in zip(prompts, _asked(prompts, template or own), strict=True):
-        if len(tokenizer.prompt(text)) + args.max_new_tokens > positions:
-            raise UserError(
-                f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {model}'s {positions}"
-                " positions; lower --max-new-tokens"
-            )
-    return positions, own
+def _named(data: str) -> tuple[str, str]:
+    name, file = split_name(data)
+    if data.startswith("hub:"):
+        name = name or data.removeprefix("hub:").split(":")[0].rsplit("/", 1)[-1]
+    return name or Path(data).stem, file
+
+
+def short_names(models: list[str]) -> list[str]:
+    """The last part of each path, or all of it where that is not unique."""
+    short = [Path(m).name or m for m in models]
+    return [s if short.count(s) == 1 else m for s, m in zip(short, models, strict=True)]
 
 
 # --- questions ----------------------------------------------------------------------------------------------
+
+
+def asked(prompts: list[str], template: Template | None) -> list[str | Written]:
+    return [template.ask(prompt) if template else prompt for prompt in prompts]
+
+
+def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
+    """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on
+    repetition."""
+    sampling, markers = Sampling(repetition_penalty=penalty), template.ends if template else ()
+    return measure.complete(o, asked(prompts, template), sampling, markers, max_new_tokens, seed=seed)
+
+
+def questions(prompts: list[str], expected: list[str | None] | None, written: dict[str, list[dict]]):
+    """Of the page, each prompt with every model's answer; written: {model's name: its samples()}."""
+    out = []
+    for k, (prompt, answer) in enumerate(zip(prompts, expected or [None] * len(prompts), strict=True)):
+        answers = answers_of(k, written, lambda text, answer=answer: stands_in(answer, text))
+        out.append({"prompt": prompt, "expected": answer, "group": "", "answers": answers})
+    return out
 
 
 def stands_in(expected: str | None, text: str) -> bool | None:
     """Whether the words of the expected answer stand in the text, one after the other; case, articles and
     punctuation aside. None if no answer is known."""
     return None if expected is None else f" {normalise(expected)} " in f" {normalise(text)} "
-
-
-def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
-    """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on
-    repetition."""
-    markers, texts = template.ends if template else (), _asked(prompts, template)
-    return measure.complete(
-        o, texts, Sampling(repetition_penalty=penalty), markers, max_new_tokens, seed=seed
-    )
-
-
-def _asked(prompts: list[str], template: Template | None) -> list[str | Written]:
-    return [template.ask(prompt) if template else prompt for prompt in prompts]
 
 
 # --- what the figures say -----------------------------------------------------------------------------------
@@ -185,41 +105,29 @@ def claim_of_answers(questions: list[dict]) -> list[str]:
     return [f"Right answers to the {len(known)} questions below whose answer is known: {', '.join(counts)}."]
 
 
-# --- the table ----------------------------------------------------------------------------------------------
-
-
 def perplexity_table(models: list[dict]) -> dict:
     """The page's table of perplexities and bits per byte, a column a corpus. Where tokenizers differ, no
     perplexity is best."""
-    first, columns = models[0], list(models[0]["ppl"])
+    first, columns = models[0]["ppl"], list(models[0]["ppl"])
     alike = {c: len({m["ppl"][c]["tokens_scored"] for m in models}) == 1 for c in columns}
     rows, values = [], []
     for m in models:
-        cells = []
-        for c, r in m["ppl"].items():
-            notes = [change(r, first["ppl"][c])] if m is not first else []
+        cells, results = [], list(m["ppl"].items())
+        for c, r in results:
+            notes = [change(r, first[c])] if m is not models[0] else []
             notes += [interval_cell(r["ppl_ci95"])] if r["ppl_ci95"] else []
             cells.append(ppl_page_cell(r["ppl"], r.get("vocab_size"), "\n".join(notes)))
-        rows.append(
-            [{"text": m["name"]}, *cells, *({"text": f"{r['bits_per_byte']:.3f}"} for r in m["ppl"].values())]
-        )
-        results = m["ppl"].items()
-        values.append(
-            [r["ppl"] if alike[c] else None for c, r in results] + [r["bits_per_byte"] for _, r in results]
-        )
+        bits = [r["bits_per_byte"] for _, r in results]
+        rows.append([{"text": m["name"]}, *cells, *({"text": f"{b:.3f}"} for b in bits)])
+        values.append([r["ppl"] if alike[c] else None for c, r in results] + bits)
     n = len(columns)
     mark_best(rows, values, [True] * 2 * n)
     groups = [("", 1), ("perplexity", n), ("bits per byte", n)]
     return {"groups": groups, "head": ["model", *columns, *columns], "rows": rows, "text": TABLE}
 
 
-# --- the rest -----------------------------------------------------------------------------------------------
-
-
-def how_measured(
-    models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool
-) -> list[tuple[str, str]]:
-    """Facts of the page's last section; o: one of the models, all being on one device."""
+def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened, args, templates: bool):
+    """[(what, how)] of the page's last section; o: one of the models, all being on one device."""
     first = models[0]["ppl"]
     facts = [(m["name"], m["model"]) for m in models if m["name"] != m["model"]]
     for column, file in columns.items():
@@ -232,20 +140,9 @@ def how_measured(
         f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
         f"{args.max_new_tokens} tokens; right if the expected words stand in it"
     )
-    for m in models:
-        if m["overlap"]:
-            facts.append((f"texts and what {m['name']} was trained on", calls.say_overlap(m["overlap"])))
+    facts += [
+        (f"texts and what {m['name']} was trained on", say_overlap(m["overlap"]))
+        for m in models
+        if m["overlap"]
+    ]
     return [*facts, windows(first), begins(models), ("answers", answers), *machine(o)]
-
-
-def _named(data: str) -> tuple[str, str]:
-    name, file = split_name(data)
-    if data.startswith("hub:"):
-        name = name or data.removeprefix("hub:").split(":")[0].rsplit("/", 1)[-1]
-    return name or Path(data).stem, file
-
-
-def short_names(models: list[str]) -> list[str]:
-    """The last part of each path, or all of it where that is not unique."""
-    short = [Path(m).name or m for m in models]
-    return [s if short.count(s) == 1 else m for s, m in zip(short, models, strict=True)]

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nanomed.errors import UserError
-from nanomed.evaluation.recorded import RecordedStep
+from nanomed.evaluation.cuda_graph import RecordedStep
 from nanomed.models.cache import make_cache
 from nanomed.models.loss import head_logits
 from nanomed.models.prepacked import head_of

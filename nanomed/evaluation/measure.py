@@ -1,5 +1,6 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import generation_config, metrics, mistakes
 from nanomed.evaluation.baselines import beside_baselines
-from nanomed.evaluation.generate import Ending, Sampling, generate, row_seed, stream
+from nanomed.evaluation.generate import Ending, Sampling, generate, room, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
 from nanomed.evaluation.trained import trained_with, training_sides
 from nanomed.models.classifier import predict
@@ -22,7 +23,7 @@ from nanomed.text.formats import is_plain
 from nanomed.text.labels import PLAIN, unnamed
 from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
 from nanomed.text.special import Written, written
-from nanomed.text.templates import Template, of_model
+from nanomed.text.templates import Template, load_template, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -40,6 +41,10 @@ class Opened:
     template: Template | None
     quantize: str | None = None
     asked_for: dict = field(default_factory=dict)  # by its generation_config.json
+
+    def named(self) -> dict:
+        """What every result says of the model that it is about."""
+        return {"model": self.name, "dtype": self.dtype, "quantize": self.quantize}
 
     def __str__(self):
         over = f" over {self.quantize}" if self.quantize else ""
@@ -87,13 +92,30 @@ def open_asked(args, model: str | None = None, classifier=False, writes=False) -
     return o
 
 
+def choose_template(asked: str | None, o: Opened, otherwise: str | None = None):
+    """(template or None, what it is called): the one that is asked for, else the one that the model was
+    instructed with, else `otherwise`. Says if that is another than the model's own."""
+    if asked is None and o.template:
+        return o.template, "the model's own"
+    name = asked or otherwise
+    template = load_template(name) if name else None
+    if o.template and template != o.template:
+        print(f"note: {o.name} was instructed with another template, which is the default", file=sys.stderr)
+    return template, name
+
+
+def sampling_of(args) -> Sampling:
+    """Of flags.add_sampling_flags()."""
+    return Sampling(args.repetition_penalty, args.temperature, args.top_k, args.top_p)
+
+
 def encode(o: Opened, names: list[str], text_field="text", limit=None, skip_bad=False) -> Corpus:
     return encode_corpus(names, o.tokenizer, text_field, limit, skip_bad)
 
 
 def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size=8, seed=0, also=()) -> dict:
     """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half
-    overlapping; `also`: what some of named.MISTAKES give."""
+    overlapping; `also`: what common mistakes give, by name."""
     context, stride = window_sizes(o.model.config, context, stride)
     everything = corpus.all()
     result = perplexity(
@@ -118,7 +140,7 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
 # --- generation ---------------------------------------------------------------------------------------------
 
 
-def read_questions(file: str, limit: int | None = None) -> tuple[list[str], list[str | None]]:
+def read_prompts(file: str, limit: int | None = None) -> tuple[list[str], list[str | None]]:
     """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows
     say the answer is (`response`, `output` or `answer`), or None."""
     fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
@@ -155,9 +177,10 @@ def complete(
     ]
 
 
-def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, steps: int, seed: int) -> None:
-    """Write a completion to the terminal as it comes."""
+def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_new_tokens, seed: int) -> None:
+    """Write a completion to the terminal as it comes. Raises UserError as room() does."""
     prompt, ending, ids, shown = o.tokenizer.prompt(text).tolist(), Ending(o.tokenizer, markers), [], 0
+    steps = room(o.model.config, prompt, max_new_tokens)
     for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
         ids.append(token)
         done = ending.completion(ids, last=len(ids) == steps)

@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from nanomed.evaluation.bootstrap import interval, share
+from nanomed.evaluation.bootstrap import interval, wilson
 from nanomed.optional import need
 from nanomed.text.nfkc import nfkc
 
@@ -61,7 +61,7 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     out = {
         "texts": n,
         "accuracy": float(right.mean()),
-        "accuracy_ci95": share(right),
+        "accuracy_ci95": wilson(right),
         "macro_f1": _number(macro_f1(everything)),
         "macro_f1_ci95": interval(macro_f1, n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),

@@ -30,7 +30,7 @@ class Measured:
 
 
 def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]]:
-    """({name: perplexity}, {name: why there is none}) of some of MISTAKES; o: an open model
+    """({name: perplexity}, {name: why there is none}) of some of _PERPLEXITIES; o: an open model
     (measure.Opened)."""
     found, missing = {}, {}
     for name in names:

@@ -10,6 +10,7 @@ from typing import Any
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
 from nanomed.text import heldout, instructions, labelled
+from nanomed.text.ngrams import ngram_overlap
 from nanomed.text.rows import named_sets, read_documents, split_weight
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
@@ -185,3 +186,23 @@ def _documents(
 def _check(sha: str, run: dict) -> None:
     if sha not in run["data"].values():
         raise UserError("the training texts have changed since")
+
+
+# --- is what is measured among them? --------------------------------------------------------------------------
+
+
+def overlap_with_training(o, texts) -> dict:
+    """{"overlap": ngram_overlap() of what is measured with what the model (measure.Opened) was trained on, or
+    None, "no_overlap": why}; said in a line. It belongs to every figure: a model can have read the test."""
+    try:
+        found = ngram_overlap(texts, training_texts(o.directory))
+    except UserError as e:
+        print(f"overlap with its training texts: unknown ({e})")
+        return {"overlap": None, "no_overlap": str(e)}
+    print(f"overlap with its {found['training_documents']:,} training texts: {say_overlap(found)}")
+    return {"overlap": found, "no_overlap": None}
+
+
+def say_overlap(found: dict) -> str:
+    runs = f"{found['n']} words in a row with them, {found['share']:.2%} of all such runs"
+    return f"{found['documents']:,} of {found['of']:,} texts share {runs}"

@@ -48,7 +48,7 @@ DYNAMIC = dynamic_map()
 @cache
 def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(the two numbers of each byte of NF4 codes (256, 2), DYNAMIC) there. Once: a step of writing that is
-    recorded on a GPU (nanomed.evaluation.recorded) may copy nothing from the CPU."""
+    recorded on a GPU (nanomed.evaluation.cuda_graph) may copy nothing from the CPU."""
     pairs = torch.stack([NF4[:, None].expand(16, 16), NF4.expand(16, 16)], -1).reshape(256, 2)
     return pairs.to(device), DYNAMIC.to(device)
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanomed.errors import UserError
-from nanomed.evaluation import calls, measure, tables
+from nanomed.evaluation import measure
 from nanomed.evaluation.bootstrap import interval_of_two
 from nanomed.evaluation.perplexity import exp, ppl_interval, score_ids, window_sizes
-from nanomed.text import special
-from nanomed.text.corpus import Corpus, Selection, Texts
-from nanomed.text.rows import Field
+from nanomed.text.corpus import Corpus, Selection
 
-DRIFTED = 3  # eval.py's exit status then
 FEW = 30  # different texts, below which a bootstrap's interval is too narrow
 SHOWN = 200  # characters of a text that the result quotes
 
@@ -92,77 +89,6 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
         return exp(nll_in[rows_in].sum() / tokens_in[rows_in].sum() - nll[rows].sum() / tokens[rows].sum())
 
     return exp(incoming.loss() - reference.loss()), interval_of_two(ratio, len(nll), len(nll_in), seed=seed)
-
-
-def measure_drift(args) -> dict:
-    """`eval.py drift`: print both perplexities, the shift and a verdict, and give them with what they were
-    measured on."""
-    o = measure.open_asked(args)
-    context, stride = window_sizes(o.model.config, args.context, args.stride)
-    first = f", of each text the first {args.first} tokens" if args.first else ""
-    print(f"{o}; windows of {context}, stride {stride}{first}")
-    field = Field(args.reference_field, "--reference-field") if args.reference_field else args.text_field
-    reference = score(o, args.reference, field, args)
-    incoming = score(o, args.incoming, args.text_field, args)
-    rows = special.rows_of(side.texts.corpus.special_tokens for side in (reference, incoming))
-    special.say(special.report(o.tokenizer, rows))
-    vocab_size, sides = o.model.config.vocab_size, {"reference": reference, "incoming": incoming}
-    value, interval = shift(reference, incoming, args.seed)
-    result = {name: describe(side, args.seed) for name, side in sides.items()}
-    rows = [
-        ["", "texts", "different", "tokens", "tokens a text (median)", "perplexity [95 %]"],
-        ["---", *["---:"] * 5],
-    ]
-    for name, r in result.items():
-        of = f"{r['documents']:,}" + (f" of {r['of']:,}" if r["of"] > r["documents"] else "")
-        cell = f"{tables.ppl_cell(r['ppl'], vocab_size)} {tables.interval_cell(r['ppl_ci95'])}"
-        rows.append(
-            [name, of, f"{r['different']:,}", f"{r['tokens_scored']:,}", f"{r['median_tokens']:g}", cell]
-        )
-    print(tables.text_table(rows, width=100, turn=False))
-    overlap = calls.overlap_with_training(o, Texts([reference.texts], o.tokenizer))
-    notes = doubts(sides, overlap["overlap"])
-    print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
-    drifted, verdict = judge(interval, args.threshold)
-    print(f"shift {value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]; {verdict}")
-    moving = most_moving(o, reference.loss(), incoming, args.top, up=value >= 1)
-    if moving:
-        print(
-            "\nthe incoming texts that move it most (own perplexity; nats beside what the reference's loss"
-            " would give):"
-        )
-    for s in moving:
-        times = f", {s['times']} times" if s["times"] > 1 else ""
-        text = s["text"] if len(s["text"]) <= 110 else s["text"][:107] + "..."
-        print(
-            f"  {tables.ppl_cell(s['ppl'], vocab_size)}; {s['excess']:+,.0f} nats in {s['tokens']:,}"
-            f" tokens{times}: {text}"
-        )
-    how = {
-        "model": o.name,
-        "dtype": o.dtype,
-        "quantize": o.quantize,
-        "context": context,
-        "stride": stride,
-        "first": args.first,
-        "sample": args.sample,
-    }
-    found = {
-        "shift": value,
-        "shift_ci95": interval,
-        "threshold": args.threshold,
-        "drifted": drifted,
-        "verdict": verdict,
-    }
-    result["reference"] |= {"data": args.reference, "field": field} | overlap
-    result["incoming"] |= {"data": args.incoming, "field": args.text_field}
-    return (
-        result
-        | found
-        | {"notes": notes, "most_moving": moving}
-        | how
-        | {"seed": args.seed, "vocab_size": vocab_size}
-    )
 
 
 def describe(side: Side, seed: int) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanomed import hub, outputs
 from nanomed.commands import run, shown
 from nanomed.errors import UserError
-from nanomed.evaluation.named import MISTAKES
+from nanomed.evaluation.commands.ppl import MISTAKES
 from nanomed.evaluation.page import is_there
 from nanomed.files import make_temporary, read_json, write_json, write_text
 from nanomed.systems.recipe import CLASSIFIED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation.bootstrap import share
+from nanomed.evaluation.bootstrap import wilson
 from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, write_json
 from nanomed.optional import need
@@ -290,5 +290,5 @@ def recall(found: np.ndarray, right: list[int | None]) -> dict | None:
     for k in sorted({*(step for step in steps if step < K), K}):
         hit = hits[:, :k].any(1)
         result["recall"][str(k)] = float(hit.mean())
-        result["recall_ci95"][str(k)] = share(hit)
+        result["recall_ci95"][str(k)] = wilson(hit)
     return result

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from nanomed.evaluation import measure, pubmedqa
-from nanomed.evaluation.choices import Item, loglikelihoods
+from nanomed.evaluation import measure
+from nanomed.evaluation.choices import loglikelihoods
+from nanomed.evaluation.questions import Item, official_ids
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, every_family, lm_eval, make_texts
 
@@ -85,7 +86,7 @@ def test_figures_and_predictions(script, model_dir, tmp_path):
 
 
 def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, model_dir, tmp_path):
-    ids = sorted(pubmedqa.official_ids())
+    ids = sorted(official_ids())
     assert len(ids) == 500 and all(i.isdigit() for i in ids)
     contexts, questions = make_texts(4, 1, 3, 8), make_texts(4, 2, 2, 5)
     rows = [

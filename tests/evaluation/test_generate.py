@@ -9,9 +9,9 @@ import transformers
 
 from nanomed import hub
 from nanomed.errors import UserError
+from nanomed.evaluation.cuda_graph import RecordedStep
 from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate
 from nanomed.evaluation.generation_config import NEUTRAL, NEUTRAL_DRAWN
-from nanomed.evaluation.recorded import RecordedStep
 from nanomed.models.cache import make_cache
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, make_hf_model

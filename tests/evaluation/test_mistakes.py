@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from nanomed.evaluation import measure
-from nanomed.evaluation.named import MISTAKES
+from nanomed.evaluation.commands.ppl import MISTAKES
 from tests.conftest import assert_refused, every_family, make_texts, write_jsonl
 
 ALL = ",".join(MISTAKES)

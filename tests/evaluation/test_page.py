@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from nanomed.demo import page as demo_page
 from nanomed.evaluation import compare, measure, metrics
 from nanomed.evaluation import page as pages
+from nanomed.evaluation.commands import compare as command
 from nanomed.evaluation.tables import ppl_cell
 from nanomed.text import special, templates
 from nanomed.text.tokenizer import load_tokenizer
@@ -169,10 +170,10 @@ def test_an_answer_is_right_if_the_expected_words_stand_in_it():
 def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
     rows = [{"prompt": "a", "response": "b"}, {"question": "c", "answer": " "}, {"instruction": "d"}]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert measure.read_questions(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
-    assert measure.read_questions(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
+    assert measure.read_prompts(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
+    assert measure.read_prompts(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
     (tmp_path / "q.txt").write_text("one\n\ntwo\n")
-    assert measure.read_questions(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
+    assert measure.read_prompts(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -295,6 +296,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
         out=str(d / "report"),
         data=[f"bio={d / 'bio.jsonl'}", str(d / "general.test.jsonl")],
         template=None,
+        prompts=str(write_jsonl(d / "attack.jsonl", [ATTACK], "prompt")),
         context=None,
         stride=None,
         text_field="text",
@@ -307,7 +309,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
         max_new_tokens=8,
     )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        compare.make_page(args, [ATTACK])
+        command.main(args, None)
     return d / "report", printed.getvalue()
 
 

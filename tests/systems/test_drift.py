@@ -10,7 +10,8 @@ import scipy.stats
 
 from nanomed.evaluation import measure
 from nanomed.systems import drift
-from nanomed.systems.drift import DRIFTED, Side
+from nanomed.systems.commands.drift import DRIFTED
+from nanomed.systems.drift import Side
 from nanomed.text.corpus import Selection
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 

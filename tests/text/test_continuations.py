@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from tokenizers import Tokenizer
 
 from nanomed.evaluation import measure
-from nanomed.evaluation.choices import Item, encode, loglikelihoods
+from nanomed.evaluation.choices import encode, loglikelihoods
+from nanomed.evaluation.questions import Item
 from nanomed.text.instructions import Instruction, encode_instructions
 from nanomed.text.library import Library
 from nanomed.text.special import Written

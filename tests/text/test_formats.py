@@ -14,8 +14,7 @@ import pyarrow as pa
 import pytest
 
 from nanomed.errors import UserError
-from nanomed.evaluation import pubmedqa
-from nanomed.evaluation.choices import read_choices
+from nanomed.evaluation.questions import official_ids, read_questions
 from nanomed.text import lines, reading
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.formats import find, is_plain, rows_of
@@ -485,7 +484,7 @@ def test_medline(tmp_path, capsys):
 
 
 def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
-    ids = sorted(pubmedqa.official_ids())[:3]
+    ids = sorted(official_ids())[:3]
     hub = [
         {
             "pubid": int(i),
@@ -501,8 +500,8 @@ def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
     }
     (tmp_path / "hub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
     (tmp_path / "ori_pqal.json").write_text(json.dumps(theirs, indent=2))
-    take = pubmedqa.taker("pubmedqa", pubmedqa.official_ids())
     items, other = (
-        read_choices([str(tmp_path / n)], take, None, False)[0] for n in ("ori_pqal.json", "hub.jsonl")
+        read_questions([str(tmp_path / n)], "pubmedqa", official_ids(), None, False)[0]
+        for n in ("ori_pqal.json", "hub.jsonl")
     )
     assert items == other and len(items) == 3 and items[0].gold == "a\nb"

@@ -1,14 +1,12 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back,
 beside the baselines."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from nanomed.errors import UserError
-from nanomed.evaluation import measure, tables
-from nanomed.evaluation.calls import choose_template, overlap_with_training
+from nanomed.evaluation import tables
 from nanomed.evaluation.generate import Ending, Sampling, generate
 from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, typed
@@ -18,13 +16,9 @@ from nanomed.systems.tasks.cases import Malformed
 from nanomed.systems.tasks.classes import mark
 from nanomed.systems.tasks.entities import most_numbers
 from nanomed.systems.tasks.forms import FORMS
-from nanomed.systems.tasks.predictions import Predictions
-from nanomed.systems.tasks.sets import chosen, read_set
 from nanomed.systems.tasks.sources import MEASURES, OF_MENTIONS, say_counts
-from nanomed.text import special
 from nanomed.text.templates import Template
 
-DEFAULT = "medtuned"  # the template of a model that was instructed with none
 # Of tasks.json, what stands beside each figure.
 SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", *OF_MENTIONS)
 SLACK = 16  # tokens of an answer beyond what its form needs
@@ -108,45 +102,6 @@ def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: d
     return out | {"published": task.get("published", ""), "answers": answers}
 
 
-def run(args) -> dict:
-    """`eval.py tasks`: print a line a task as it is measured, then the table; give all of it. Raises
-    UserError."""
-    directory = Path(args.tasks)
-    made = read_set(directory)
-    names = args.only or list(made)
-    if unknown := [name for name in names if name not in made]:
-        raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made)}")
-    sets = {name: chosen(directory, name, made[name], args.limit, args.seed) for name in names}
-    o = measure.open_asked(args, writes=True)
-    template = choose_template(args, o, DEFAULT)
-    kept = Predictions(args, o, template) if args.predictions else None
-    texts = sum(len(rows) for rows, _ in sets.values())
-    print(f"{o}; {len(names)} tasks, {texts:,} texts; template {args.template}; greedy")
-    out = {}
-    for name, (rows, baselines) in sets.items():
-        task, start = made[name], time.perf_counter()
-        earlier = kept.read(name, rows) if kept else None
-        answers = earlier or ask(o, rows, task, template, args.batch_size, args.seed)
-        seconds = None if earlier else time.perf_counter() - start
-        if kept and not earlier:
-            kept.write(name, rows, answers, read_back(task, rows, answers)[0])
-        out[name] = measure_task(task, rows, answers, baselines, args.seed) | {"seconds": seconds}
-        took = f"in {seconds:,.0f} s" if seconds is not None else f"from {kept.file(name)}"
-        print(f"{name}: {len(rows):,} texts {took}, {say_figure(out[name])}", flush=True)
-    how = {"set": str(directory), "template": args.template, "limit": args.limit, "seed": args.seed}
-    inputs = [row["input"] for rows, _ in sets.values() for row in rows]
-    how["special_tokens"] = special.report_of(o.tokenizer, inputs)
-    special.say(how["special_tokens"])
-    result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize} | how | {"tasks": out}
-    print(tables.text_table(table({o.name: result}), width=110))
-    if any(FORMS[task["form"]].tagged for task in out.values()):
-        print(TWO_WAYS)
-    published = [f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]]
-    print(*say_linear(out), sep="\n")
-    print(*published, sep="\n")
-    return result | overlap_with_training(o, inputs)
-
-
 # --- shown --------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +130,7 @@ def say_figure(task: dict) -> str:
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
-    """A row a task: its headline of each result ({model: run()'s}), and of the baselines on the same
+    """A row a task: its headline of each result ({model: what eval.py tasks gives}), and of the baselines on the same
     texts."""
     first = next(iter(results.values()))["tasks"]
     baselines = list(dict.fromkeys(b for task in first.values() for b in task["baselines"]))
@@ -206,7 +161,7 @@ class Against(TypedDict):
 
 @dataclass
 class Shown:
-    """Of a task in a result of run(), what is shown."""
+    """Of a task in a result of eval.py tasks, what is shown."""
 
     measure: Literal[MEASURES]
     baselines: dict[str, dict[str, Any]]
@@ -216,7 +171,7 @@ class Shown:
 
 
 def check_result(found: dict, wrong: str) -> None:
-    """Raises UserError for what run() did not give."""
+    """Raises UserError for what eval.py tasks did not give."""
     tasks = typed(dict[str, Shown], found.get("tasks"), wrong)
     if not tasks or "model" not in found:
         raise UserError(wrong)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanomed.evaluation.bootstrap import interval, share
+from nanomed.evaluation.bootstrap import interval, wilson
 from nanomed.systems.tasks.entities import begun, mentions, orphans
 
 WAYS = ("strict", "repaired")
@@ -85,7 +85,7 @@ def figures(tagged: bool, labels: list[str], gold: Answers, said: Answers, seed:
             return out
         repaired = count(tagged, labels, gold, said, repaired=True)
         return out | with_interval("entity_f1", repaired, "_repaired")
-    out = {"accuracy": float(counts.right.mean()), "accuracy_ci95": share(counts.right)}
+    out = {"accuracy": float(counts.right.mean()), "accuracy_ci95": wilson(counts.right)}
     for measure in ("micro_f1", "macro_f1"):
         out |= with_interval(measure, counts)
     hits, size = counts.hits.sum(0), (counts.said + counts.true).sum(0)

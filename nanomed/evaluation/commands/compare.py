@@ -1,0 +1,127 @@
+"""eval.py compare: several models under one protocol, on one page."""
+
+from pathlib import Path
+
+from nanomed import flags
+from nanomed.cli import Several
+from nanomed.errors import UserError
+
+HELP = "several models under one protocol, on one page: report.html"
+
+
+# fmt: off
+def add_flags(p) -> None:
+    p.add_argument("--models", required=True, nargs="+", action=Several, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(p, "documents, each D a column of the perplexity table (NAME=D names it): " + flags.DATA_HELP)
+    p.add_argument("--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts")
+    p.add_argument("--tasks", nargs="+", metavar="FILE", help="what eval.py tasks --json wrote, of one or several models")
+    p.add_argument("--prompts", metavar="FILE",
+                   help=flags.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)")
+    p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
+    p.add_argument("--max-new-tokens", type=flags.count, default=80, metavar="N", help="tokens a completion")
+    p.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
+    flags.add_window_flags(p)
+    flags.add_data_flags(p)
+# fmt: on
+
+
+def main(args, read_tasks) -> None:
+    """Measure, print the table, then write report.html and report.json into --out. read_tasks(files): what
+    the page shows of eval.py tasks' results. Raises UserError for whatever cannot be measured, before
+    anything is: a model that is not there, a prompt that does not fit one."""
+    from nanomed.evaluation import compare, measure, page
+    from nanomed.evaluation.tables import table, text_table
+    from nanomed.optional import need
+    from nanomed.text.templates import load_template
+
+    need("jinja2"), need("matplotlib")
+    prompts, expected = measure.read_prompts(args.prompts) if args.prompts else (compare.PROMPTS, None)
+    template = load_template(args.template) if args.template else None
+    page.open_out(Path(args.out))
+    columns, names = compare.columns_of(args.data), compare.short_names(args.models)
+    classifier = page.read_classifier(args.classifier) if args.classifier else None
+    tasks = read_tasks(args.tasks) if args.tasks else None
+    templates, context, stride = check_models(args, prompts, template)
+    models, written, curves = [], {}, []
+    for name, model, asked in zip(names, args.models, templates, strict=True):
+        o = measure.open_asked(args, model, writes=True)
+        print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
+        curves += page.curves_of(name, o.directory)
+        measured = measure_columns(o, columns, prompts, context, stride, args)
+        written[name] = compare.samples(o, prompts, asked, args.max_new_tokens, args.seed)
+        models.append({"name": name, "model": model} | measured)
+    if args.classifier and Path(args.classifier).is_dir():
+        curves += page.curves_of(Path(args.classifier).name, Path(args.classifier), "texts")
+    questions = compare.questions(prompts, expected, written)
+    claim = compare.claims(models) + compare.claim_of_answers(questions)
+    rows = table({(m["name"], column): r for m in models for column, r in m["ppl"].items()})
+    print("", text_table(rows), "", *claim, sep="\n")
+    content = {
+        "title": " → ".join(names),
+        "claim": claim,
+        "table": compare.perplexity_table(models),
+        "questions": questions,
+        "curves": curves,
+        "classifier": classifier,
+        "tasks": tasks,
+        "models": models,
+        "columns": list(columns),
+        "measured": compare.how_measured(models, columns, o, args, any(templates)),
+    }
+    print(f"results in {page.write_page(content, Path(args.out))}")
+
+
+def check_models(args, prompts: list[str], template) -> tuple[list, int, int]:
+    """(each model's template, context, stride). What is wrong with the last model should not wait until the
+    others have been measured: so here, before any is opened, a prompt must fit all, and so must the context.
+    """
+    from nanomed import hub
+    from nanomed.evaluation import compare
+    from nanomed.text.templates import of_model
+    from nanomed.text.tokenizer import load_tokenizer
+    from nanomed.training.curves import read_metrics
+
+    sources = [hub.find(model) for model in args.models]
+    places = [(s.adapter or s.directory).resolve() for s in sources]
+    for k, model in enumerate(args.models):
+        if places[k] in places[:k]:
+            raise UserError(f"--models: {model} is there twice; give each model once")
+        if (places[k] / "metrics.jsonl").exists():
+            read_metrics(places[k])  # its curves are drawn in the end
+    positions, templates = {}, []
+    for model, source in zip(args.models, sources, strict=True):
+        positions[model] = hub.read_config(source.directory)[1].n_positions
+        templates.append(template or of_model(source.adapter, source.directory))
+        tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
+        for prompt, text in zip(prompts, compare.asked(prompts, templates[-1]), strict=True):
+            if len(tokenizer.prompt(text)) + args.max_new_tokens > positions[model]:
+                raise UserError(
+                    f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {model}'s"
+                    f" {positions[model]} positions; lower --max-new-tokens"
+                )
+    least = min(positions, key=positions.get)
+    if (args.context or 0) > positions[least]:
+        raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
+    context = args.context or min(1024, positions[least])
+    return templates, context, args.stride or max(1, context // 2)
+
+
+def measure_columns(o, columns: dict[str, str], prompts: list[str], context: int, stride: int, args) -> dict:
+    """{"ppl": {column: result of measure_ppl}}, and how far the texts overlap with those that the model was
+    trained on. All texts are read, and so found to be fit, before any is measured."""
+    from nanomed.evaluation import measure
+    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.text import special
+    from nanomed.text.corpus import Texts
+
+    corpora = {
+        column: measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
+        for column, file in columns.items()
+    }
+    rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
+    special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, prompts)))
+    ppl = {
+        column: measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
+        for column, corpus in corpora.items()
+    }
+    return {"ppl": ppl} | overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))

@@ -1,0 +1,65 @@
+"""eval.py qa: a model's own answers against the references of their rows."""
+
+from dataclasses import replace
+
+from nanomed import flags
+from nanomed.text import reading
+
+HELP = "exact match, F1, BLEU and ROUGE of a model's answers"
+
+
+def add_flags(p) -> None:
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    flags.add_data_flag(p, flags.DATA_HELP)
+    flags.add_instruction_flags(p, "the model's own, else response")
+    flags.add_sampling_flags(p, temperature=0.0, top_p=1.0)
+    reading.add_flags(p)
+
+
+def main(args, look_up) -> dict:
+    """look_up(args, o, questions, right passages): (passages of each question, report), or None if the flags
+    ask for none."""
+    from nanomed.evaluation import measure
+    from nanomed.evaluation.tables import answers_table, text_table
+    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.text import instructions, special
+
+    fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
+    items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
+    o = measure.open_asked(args, writes=True)
+    texts = [item.text() for item in items]
+    found = look_up(args, o, [f"{item.instruction} {item.input}" for item in items], [None] * len(items))
+    if found:
+        items = [
+            replace(item, input="\n".join(filter(None, [*passages, item.input])))
+            for item, passages in zip(items, found.passages, strict=True)
+        ]
+    template, named = measure.choose_template(args.template, o, "response")
+    left_out = f"; {bad} bad rows left out" if bad else ""
+    print(f"{o}; {len(items):,} questions{left_out}; template {named}")
+    sampling, most = measure.sampling_of(args), args.max_new_tokens
+    r = measure.measure_answers(o, items, template, sampling, most, args.batch_size, args.seed)
+    print(text_table(answers_table({args.model: r})))
+    print(f"BLEU: {r['settings']['bleu']}\nROUGE: {r['settings']['rouge']}")
+    if r["dropped"]:
+        print(
+            f"{r['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions}"
+            " positions"
+        )
+    special.say(r["special_tokens"])
+    questions = {template.ask(i.instruction, i.input).text: i.input or i.instruction for i in items}
+    show_answers(r["answers"], questions)
+    how = {"data": args.data, "data_sha256": sha, "template": named, "bad_rows": bad, "seed": args.seed}
+    how |= {"retrieval": found and found.report, "sampling": vars(sampling), "max_new_tokens": most}
+    return r | overlap_with_training(o, texts) | how
+
+
+def show_answers(answers: list[dict], questions: dict[str, str], most: int = 3, width: int = 145) -> None:
+    """The first few answers beside their references, each text cut to two lines. questions: by prompt."""
+    for n, a in enumerate(answers[:most], 1):
+        texts = {"question": questions[a["prompt"]], "reference": a["reference"], "answer": a["completion"]}
+        print(f"\n{n} of {len(answers)}")
+        for name, text in texts.items():
+            text = " ".join(text.split()) or "(nothing)"
+            print(f"  {name + ':':10} {text if len(text) <= width else text[: width - 3] + '...'}")
+    print()

@@ -1,0 +1,140 @@
+"""Questions with given answers, from rows of our own form or PubMedQA's. It loads no library."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib import resources
+
+from nanomed.errors import UserError
+from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
+
+# How a row of PubMedQA (Jin et al. 2019) is asked. The first is lm-eval's prompt (its task `pubmedqa`).
+FORMATS = {
+    "pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:",
+    "pubmedqa-closed": "Question: {question}\nAnswer:",
+}
+DECISIONS = (" yes", " no", " maybe")
+GOLD = "context.contexts,context,contexts,CONTEXTS"  # where PubMedQA's rows keep their passage
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt, the choices that may follow it (each as it stands after the prompt, its blank included), and
+    which is right."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+    given: str = "number"  # how its row gives the answer: by number, by text, or by text without its blanks
+    question: str | None = None  # what is looked for in a corpus, if that is not the prompt
+    gold: str | None = None  # the passage that answers it, where the row holds one
+
+
+def read_questions(
+    names: list[str], format: str, only: set[str] | None, limit: int | None, skip_bad: bool
+) -> tuple[list[Item], int, str]:
+    """(items, rows left out, SHA-256 of prompts, choices and answers in order). format: `rows`, or one of
+    FORMATS; only: the PubMed ids that are asked about (None: all). Raises UserError with file and row for a
+    bad one, and if there is no question."""
+
+    def take(row):
+        return (from_row(row) if format == "rows" else from_pubmedqa(row, format, only),)
+
+    items, bad = [], 0
+    for name in names:
+        of_file = []
+        for value in read_rows(name, take, None, skip_bad):
+            bad += value is None
+            of_file += [value[0]] if value and value[0] else []
+            if limit and len(of_file) == limit:
+                break
+        items += of_file
+    if not items:
+        of = " of the 500 of PubMedQA's official test split (--all-rows takes all)" if only else ""
+        raise UserError(f"{', '.join(names)}: no questions there{of}")
+    sha = hashlib.sha256()
+    for item in items:
+        for part in (item.prompt, *item.choices, str(item.answer)):
+            sha.update(part.encode() + b"\0")
+    return items, bad, sha.hexdigest()
+
+
+def with_passages(item: Item, passages: list[str], format: str) -> Item:
+    """The item with passages in the abstract's place, or before the prompt of rows of our own form."""
+    text = "\n".join(passages)
+    prompt = f"{text}\n{item.prompt}" if format == "rows" else ask(format, item.question, text)
+    return replace(item, prompt=prompt)
+
+
+# --- rows of our own form -----------------------------------------------------------------------------------
+
+
+def from_row(row) -> Item:
+    """An item of a row {prompt, choices, answer}: the answer is the number of a choice, counted from 0, or
+    its text. Raises BadRow."""
+    if get_value(row, "prompt") is None and get_value(row, "final_decision") is not None:
+        raise NoField("no `prompt`, but PubMedQA's fields: --format pubmedqa reads them")
+    prompt, choices = get_text(row, "prompt", "the file must have it"), get_value(row, "choices")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(c, str) and c for c in choices)
+    ):
+        kind = NoField if choices is None else BadRow
+        raise kind(f"`choices` must be a list of two texts or more, not {choices!r}")
+    for choice in choices:
+        get_text({"choices": choice}, "choices")  # which may be no valid Unicode
+    if len(set(choices)) < len(choices):
+        raise BadRow(f"two of `choices` are the same: {choices!r}")
+    answer, given = which(choices, get_value(row, "answer"))
+    return Item(prompt, tuple(choices), answer, given, _optional(row, "question"), _optional(row, GOLD))
+
+
+def which(choices: list[str], answer) -> tuple[int, str]:
+    """(number of the choice, how it is given) of a row's answer. Raises BadRow."""
+    if isinstance(answer, str):
+        exact = [k for k, c in enumerate(choices) if c == answer]
+        found = exact or [k for k, c in enumerate(choices) if c.strip() == answer.strip()]
+        if len(found) != 1:
+            many = "more than one" if found else "none"
+            raise BadRow(f"`answer` {answer!r} is {many} of the choices {choices!r}")
+        return found[0], "text" if exact else "stripped"
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        kind = NoField if answer is None else BadRow
+        raise kind(
+            f"`answer` must be one of the choices or its number, 0 to {len(choices) - 1}, not {answer!r}"
+        )
+    return answer, "number"
+
+
+def _optional(row, fields: str) -> str | None:
+    try:
+        return get_text(row, fields)
+    except BadRow:
+        return None
+
+
+# --- PubMedQA: does the abstract say yes, no, or maybe? -------------------------------------------------------
+
+
+def official_ids() -> set[str]:
+    """The PubMed ids of the 500 questions of the official test split (pubmedqa.github.io)."""
+    return set(resources.files("nanomed.evaluation").joinpath("pubmedqa_test_ids.txt").read_text().split())
+
+
+def from_pubmedqa(row, format: str, only: set[str] | None) -> Item | None:
+    """An item of a row as the Hub (qiaojin/PubMedQA, pqa_labeled) or the release (ori_pqal.json: an object by
+    PubMed id, fields in capitals) has it; None if its id is not among `only`. Raises BadRow."""
+    if only is not None and str(get_value(row, "pubid,id,pmid")) not in only:
+        return None
+    question = get_text(row, "question,QUESTION", "the file must have it")
+    context = get_text(row, GOLD, "the file must have it")
+    decision = get_value(row, "final_decision")
+    if f" {decision}" not in DECISIONS:
+        kind = NoField if decision is None else BadRow
+        raise kind(f"`final_decision` must be yes, no or maybe, not {decision!r}")
+    number = DECISIONS.index(f" {decision}")
+    return Item(ask(format, question, context), DECISIONS, number, "stripped", question, context)
+
+
+def ask(format: str, question: str, context: str) -> str:
+    return FORMATS[format].format(question=question, context=context)

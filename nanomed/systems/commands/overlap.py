@@ -1,0 +1,67 @@
+"""eval.py overlap: how far one side's texts repeat another's, by texts and by runs of words."""
+
+from nanomed import flags
+from nanomed.cli import Several
+from nanomed.errors import UserError
+
+HELP = "how far texts repeat those of another side: equal, nearly equal, runs of words"
+COUNTS = ("exact_held", "near_held", "exact_within", "near_within")
+
+
+def add_flags(p) -> None:
+    flags.add_data_flag(p, "texts to train on, say: " + flags.DATA_HELP)
+    p.add_argument(
+        "--against", required=True, nargs="+", action=Several, metavar="D", help="texts to measure on"
+    )
+    p.add_argument("--against-field", metavar="FIELD", help="of --against (default: --text-field)")
+    p.add_argument(
+        "--threshold",
+        type=flags.positive,
+        default=0.8,
+        metavar="J",
+        help="similarity from which two texts are near",
+    )
+    p.add_argument(
+        "--ngram", type=flags.count, default=13, metavar="N", help="words in a row that count as shared"
+    )
+    p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N texts of each file")
+    p.add_argument("--seed", type=flags.whole, default=0, help="of the permutations")
+    flags.add_data_flags(p)
+
+
+def main(args) -> dict:
+    from nanomed.evaluation.trained import say_overlap
+    from nanomed.systems.overlap import describe, near_duplicates
+    from nanomed.text.ngrams import ngram_overlap
+    from nanomed.text.rows import Field
+
+    against_field = Field(args.against_field, "--against-field") if args.against_field else args.text_field
+    texts, against = read(args.data, args.text_field, args), read(args.against, against_field, args)
+    print(f"{len(texts):,} texts, against {len(against):,} of {', '.join(args.against)}")
+    found = near_duplicates(texts, {"--against": against}, args.threshold, seed=args.seed % 2**32)
+    print(*describe(found), sep="\n")
+    shared = ngram_overlap(against, texts, args.ngram)
+    print(f"of --against, {say_overlap(shared)}")
+    for m in shared["most"]:
+        print(f"  {m['share']:.0%} of text {m['document'] + 1}: … {m['text']} …")
+    examples = [dict(zip(("similarity", "text", "other", "where"), e, strict=True)) for e in found.examples]
+    return {
+        "data": args.data,
+        "against": args.against,
+        "texts": len(texts),
+        "against_texts": len(against),
+        "threshold": args.threshold,
+        **{name: getattr(found, name) for name in COUNTS},
+        "examples": examples,
+        "ngrams": shared,
+    }
+
+
+def read(names: list[str], field, args) -> list[str]:
+    from nanomed.text.rows import read_documents
+
+    rows = (text for name in names for text in read_documents(name, field, args.limit, args.skip_bad_rows))
+    texts = [text for text in rows if text is not None]
+    if not texts:
+        raise UserError(f"{', '.join(names)}: no texts there")
+    return texts

@@ -1,0 +1,84 @@
+"""eval.py tasks: a model asked about every text of an instruction set's test sides."""
+
+import time
+from pathlib import Path
+
+from nanomed import flags
+from nanomed.errors import UserError
+
+HELP = "every task of an instruction set: entities, relations, classes, answers"
+TEMPLATE = "medtuned"  # of a model that was instructed with none
+
+
+def add_flags(p) -> None:
+    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
+    p.add_argument(
+        "--tasks",
+        required=True,
+        metavar="DIR",
+        help="what python -m nanomed.tasks made (--limit N: N test texts of each task, drawn by --seed)",
+    )
+    p.add_argument("--only", nargs="+", metavar="NAME", help="these tasks alone")
+    p.add_argument(
+        "--predictions",
+        metavar="DIR",
+        help="what was said of each text, as each task is done; the same command goes on with what is there",
+    )
+    p.add_argument(
+        "--template",
+        metavar="NAME",
+        help=f"how a prompt looks (default: the model's own, if it was instructed; else {TEMPLATE})",
+    )
+    flags.add_batch_size_flag(p, "prompts")
+
+
+def main(args) -> dict:
+    from nanomed.evaluation.measure import choose_template, open_asked
+    from nanomed.evaluation.tables import text_table
+    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.systems.tasks import measure
+    from nanomed.systems.tasks.forms import FORMS
+    from nanomed.systems.tasks.predictions import Predictions
+    from nanomed.systems.tasks.sets import chosen, read_set
+    from nanomed.text import special
+
+    directory = Path(args.tasks)
+    made = read_set(directory)
+    names = args.only or list(made)
+    if unknown := [name for name in names if name not in made]:
+        raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made)}")
+    sets = {name: chosen(directory, name, made[name], args.limit, args.seed) for name in names}
+    o = open_asked(args, writes=True)
+    template, named = choose_template(args.template, o, TEMPLATE)
+    predictions = Predictions(args, o, template) if args.predictions else None
+    inputs = [row["input"] for rows, _ in sets.values() for row in rows]
+    print(f"{o}; {len(names)} tasks, {len(inputs):,} texts; template {named}; greedy")
+    out = {}
+    for name, (rows, baselines) in sets.items():
+        task, start = made[name], time.perf_counter()
+        earlier = predictions.read(name, rows) if predictions else None
+        answers = earlier or measure.ask(o, rows, task, template, args.batch_size, args.seed)
+        seconds = None if earlier else time.perf_counter() - start
+        if predictions and not earlier:
+            predictions.write(name, rows, answers, measure.read_back(task, rows, answers)[0])
+        out[name] = measure.measure_task(task, rows, answers, baselines, args.seed) | {"seconds": seconds}
+        took = f"from {predictions.file(name)}" if earlier else f"in {seconds:,.0f} s"
+        print(f"{name}: {len(rows):,} texts {took}, {measure.say_figure(out[name])}", flush=True)
+    how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed}
+    how["special_tokens"] = special.report_of(o.tokenizer, inputs)
+    special.say(how["special_tokens"])
+    result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize, **how, "tasks": out}
+    print(text_table(measure.table({o.name: result}), width=110))
+    if any(FORMS[task["form"]].tagged for task in out.values()):
+        print(measure.TWO_WAYS)
+    published = [f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]]
+    print(*measure.say_linear(out), sep="\n")
+    print(*published, sep="\n")
+    return result | overlap_with_training(o, inputs)
+
+
+def for_page(files: list[str]) -> dict:
+    """nanomed.systems.tasks.measure.for_page()."""
+    from nanomed.systems.tasks import measure
+
+    return measure.for_page(files)
