@@ -1,4 +1,4 @@
-"""Questions with given answers, from rows of our own form or PubMedQA's. It loads no library."""
+"""Questions with given answers, from rows of our own form or of PubMedQA (Jin et al. 2019)."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -7,11 +7,6 @@ from importlib import resources
 from nanomed.errors import UserError
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
-# How a row of PubMedQA (Jin et al. 2019) is asked. The first is lm-eval's prompt (its task `pubmedqa`).
-FORMATS = {
-    "pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:",
-    "pubmedqa-closed": "Question: {question}\nAnswer:",
-}
 DECISIONS = (" yes", " no", " maybe")
 GOLD = "context.contexts,context,contexts,CONTEXTS"  # where PubMedQA's rows keep their passage
 
@@ -30,14 +25,15 @@ class Item:
 
 
 def read_questions(
-    names: list[str], format: str, only: set[str] | None, limit: int | None, skip_bad: bool
+    names: list[str], prompt: str | None, only: set[str] | None, limit: int | None, skip_bad: bool
 ) -> tuple[list[Item], int, str]:
-    """(items, rows left out, SHA-256 of prompts, choices and answers in order). format: `rows`, or one of
-    FORMATS; only: the PubMed ids that are asked about (None: all). Raises UserError with file and row for a
-    bad one, and if there is no question."""
+    """(items, rows left out, SHA-256 of prompts, choices and answers in order). prompt: how a row
+    of PubMedQA is asked, with {question} and {context} in it; None for rows of our own form. only: the PubMed
+    ids that are asked about (None: all). Raises UserError with file and row for a bad one, and if there is no
+    question."""
 
     def take(row):
-        return (from_row(row) if format == "rows" else from_pubmedqa(row, format, only),)
+        return (from_pubmedqa(row, prompt, only) if prompt else from_row(row),)
 
     items, bad = [], 0
     for name in names:
@@ -58,11 +54,11 @@ def read_questions(
     return items, bad, sha.hexdigest()
 
 
-def with_passages(item: Item, passages: list[str], format: str) -> Item:
+def with_passages(item: Item, passages: list[str], prompt: str | None) -> Item:
     """The item with passages in the abstract's place, or before the prompt of rows of our own form."""
     text = "\n".join(passages)
-    prompt = f"{text}\n{item.prompt}" if format == "rows" else ask(format, item.question, text)
-    return replace(item, prompt=prompt)
+    asked = prompt.format(question=item.question, context=text) if prompt else f"{text}\n{item.prompt}"
+    return replace(item, prompt=asked)
 
 
 # --- rows of our own form -----------------------------------------------------------------------------------
@@ -121,7 +117,7 @@ def official_ids() -> set[str]:
     return set(resources.files("nanomed.evaluation").joinpath("pubmedqa_test_ids.txt").read_text().split())
 
 
-def from_pubmedqa(row, format: str, only: set[str] | None) -> Item | None:
+def from_pubmedqa(row, prompt: str, only: set[str] | None) -> Item | None:
     """An item of a row as the Hub (qiaojin/PubMedQA, pqa_labeled) or the release (ori_pqal.json: an object by
     PubMed id, fields in capitals) has it; None if its id is not among `only`. Raises BadRow."""
     if only is not None and str(get_value(row, "pubid,id,pmid")) not in only:
@@ -133,8 +129,5 @@ def from_pubmedqa(row, format: str, only: set[str] | None) -> Item | None:
         kind = NoField if decision is None else BadRow
         raise kind(f"`final_decision` must be yes, no or maybe, not {decision!r}")
     number = DECISIONS.index(f" {decision}")
-    return Item(ask(format, question, context), DECISIONS, number, "stripped", question, context)
-
-
-def ask(format: str, question: str, context: str) -> str:
-    return FORMATS[format].format(question=question, context=context)
+    asked = prompt.format(question=question, context=context)
+    return Item(asked, DECISIONS, number, "stripped", question, context)

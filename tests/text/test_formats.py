@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from nanomed.errors import UserError
+from nanomed.evaluation.commands.choices import FORMATS
 from nanomed.evaluation.questions import official_ids, read_questions
 from nanomed.text import lines, reading
 from nanomed.text.corpus import encode_corpus
@@ -501,7 +502,7 @@ def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
     (tmp_path / "hub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
     (tmp_path / "ori_pqal.json").write_text(json.dumps(theirs, indent=2))
     items, other = (
-        read_questions([str(tmp_path / n)], "pubmedqa", official_ids(), None, False)[0]
+        read_questions([str(tmp_path / n)], FORMATS["pubmedqa"], official_ids(), None, False)[0]
         for n in ("ori_pqal.json", "hub.jsonl")
     )
     assert items == other and len(items) == 3 and items[0].gold == "a\nb"

@@ -2,9 +2,13 @@
 
 from nanomed import flags
 from nanomed.errors import UserError
-from nanomed.evaluation.questions import FORMATS
 from nanomed.text import reading
 
+# How a row of PubMedQA is asked. The first is lm-eval's prompt (its task `pubmedqa`).
+FORMATS = {
+    "pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:",
+    "pubmedqa-closed": "Question: {question}\nAnswer:",
+}
 HELP = "accuracy of the likeliest of given answers; PubMedQA's yes, no or maybe"
 DATA_HELP = (
     "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0,"
@@ -52,9 +56,8 @@ def main(args, look_up) -> dict:
     from nanomed.text.templates import load_template
 
     official = None if args.format == "rows" or args.all_rows else questions.official_ids()
-    items, bad, sha = questions.read_questions(
-        args.data, args.format, official, args.limit, args.skip_bad_rows
-    )
+    prompt = FORMATS.get(args.format)
+    items, bad, sha = questions.read_questions(args.data, prompt, official, args.limit, args.skip_bad_rows)
     template = load_template(args.template) if args.template else None
     o = measure.open_asked(args)
     of = f" of the official {len(official)}" if official else ""
@@ -63,7 +66,7 @@ def main(args, look_up) -> dict:
     texts, found = [item.prompt for item in items], look_up(args, o, asked, golds)
     if found:
         pairs = zip(items, found.passages, strict=True)
-        items = [questions.with_passages(item, passages, args.format) for item, passages in pairs]
+        items = [questions.with_passages(item, passages, prompt) for item, passages in pairs]
         say_retrieved(found.report)
     r = measure_choices(o, items, args.batch_size, args.seed, template)
     special.say(r["special_tokens"])
