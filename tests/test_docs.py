@@ -18,10 +18,7 @@ def test_links_lead_somewhere():
         there = (page.parent / file).resolve() if file else page
         assert there.exists(), (page, file)
         headings = re.findall(r"(?m)^#+ (.*)", prose(there)) if anchor else [""]
-        assert anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], (
-            page,
-            anchor,
-        )
+        assert anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], page
 
 
 def test_readme_and_results_are_short():
