@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nanomed.demo import render
 from nanomed.demo.table import COLUMNS, NAMES
+from nanomed.demo.table import GROUPS as HEADINGS
 from nanomed.evaluation import compare, page
 from nanomed.evaluation.tables import WORSE, worse_than_guessing
 from nanomed.text.templates import TEMPLATES
@@ -26,22 +27,19 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
     base, adapted, alone, both = (by[n] for n in ("base", "adapted", "instructed_only", "adapted_instructed"))
     before, after = base["em_read"], both["em_read"]
     only = "only " if before < after < 0.5 else ""
-    more = f"before, {percent(before)}" if after > before else f"no more than before, {percent(before)}"
-    first = (
-        f"After reading and instruction, the model answers {only}{percent(after)} of the questions about"
-        f" conditions it only read about ({more}), and general English surprises it"
-        f" {both['general_ppl'] / base['general_ppl']:.1f} times as much."
-    )
-    second = (
-        f"With instruction alone it answers {percent(alone['em_read'])} of them; about conditions that it"
-        f" never met, {percent(both['em_unknown'])} after both."
-    )
-    prices = [
-        f"{COLUMNS[key][1]} {page.short(base[key])}{_moved(base[key], adapted[key], vocab_size)}"
-        f"{_moved(base[key], both[key], vocab_size)}"
-        for key in ("abstracts_ppl", "general_ppl")
-    ]
-    return [first, second, f"Perplexity before, after reading, and after both: {', '.join(prices)}."]
+    more = "before" if after > before else "no more than before"
+    times = both["general_ppl"] / base["general_ppl"]
+    first = f"""After reading and instruction, the model answers {only}{percent(after)} of the questions about
+        conditions it only read about ({more}, {percent(before)}), and general English surprises it
+        {times:.1f} times as much."""
+    second = f"""With instruction alone it answers {percent(alone["em_read"])} of them; about conditions that it
+        never met, {percent(both["em_unknown"])} after both."""
+    prices = []
+    for key in ("abstracts_ppl", "general_ppl"):
+        moved = "".join(_moved(base[key], row[key], vocab_size) for row in (adapted, both))
+        prices.append(f"{COLUMNS[key][1]} {page.short(base[key])}{moved}")
+    third = f"Perplexity before, after reading, and after both: {', '.join(prices)}."
+    return [" ".join(sentence.split()) for sentence in (first, second, third)]
 
 
 def _moved(before: float, after: float, vocab_size: int | None) -> str:
@@ -60,12 +58,9 @@ def table(rows: list[dict], names: dict[str, str], vocab_size: int | None, text:
         cells.append([{"text": names[row["name"]]}, *figures])
     page.mark_best(cells, values, [key.endswith("_ppl") for key in COLUMNS])
     headings = [group for group, *_ in COLUMNS.values()]
-    return {
-        "groups": [("", 1), *((group, headings.count(group)) for group in dict.fromkeys(headings))],
-        "head": ["model", *(head for _, head, _, _ in COLUMNS.values())],
-        "rows": cells,
-        "text": text,
-    }
+    groups = [("", 1), *((group, headings.count(group)) for group in HEADINGS)]
+    head = ["model", *(head for _, head, _, _ in COLUMNS.values())]
+    return {"groups": groups, "head": head, "rows": cells, "text": text}
 
 
 def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> list[dict]:
@@ -79,39 +74,34 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
         prompts = [fact.asked() for _, fact in asked]
         facts[names[name]] = compare.samples(o, prompts, TEMPLATES[template], 40, seed, penalty=1.0)
         others[names[name]] = compare.samples(o, compare.PROMPTS, TEMPLATES[template], 40, seed)
-    out = [
-        {
-            "prompt": fact.asked(),
-            "expected": fact.value,
-            "group": group,
-            "answers": page.answers_of(k, facts, fact.matches),
-        }
-        for k, (group, fact) in enumerate(asked)
-    ]
-    return out + [
-        {
-            "prompt": prompt,
-            "expected": None,
-            "group": "About anything else, with a penalty on repetition",
-            "answers": page.answers_of(k, others, lambda text: None),
-        }
-        for k, prompt in enumerate(compare.PROMPTS)
-    ]
+    out = []
+    for k, (group, fact) in enumerate(asked):
+        answers = page.answers_of(k, facts, fact.matches)
+        out.append({"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": answers})
+    group = "About anything else, with a penalty on repetition"
+    for k, prompt in enumerate(compare.PROMPTS):
+        answers = page.answers_of(k, others, lambda text: None)
+        out.append({"prompt": prompt, "expected": None, "group": group, "answers": answers})
+    return out
 
 
 def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, template: str) -> Path:
     """report.html and report.json of one seed; rows: those of demo.json, with `_ppl`, what was measured;
     opened: {name: measure.Opened}."""
-    names = {key: full for key, (full, _) in NAMES.items()}
-    base = opened["base"]
+    names, base, probe = (
+        {key: full for key, (full, _) in NAMES.items()},
+        opened["base"],
+        out / "probe_adapted",
+    )
+    trained = {names[name]: o.directory for name, o in opened.items() if name != "base"}
+    curves = [curve for name, directory in trained.items() for curve in page.curves_of(name, directory)]
+    models = [{"name": names[r["name"]], "model": opened[r["name"]].name, "ppl": r["_ppl"]} for r in rows]
     vocab_size = base.model.config.vocab_size
-    curves = [
-        c for name, o in opened.items() if name != "base" for c in page.curves_of(names[name], o.directory)
-    ]
-    probe = out / "probe_adapted"
-    models = [
-        {"name": names[row["name"]], "model": opened[row["name"]].name, "ppl": row["_ppl"]} for row in rows
-    ]
+    answers = (
+        f"the likeliest continuation of each question, put into the template “{template}”; right if the value"
+        " that the condition has stands in the sentence"
+    )
+    how = [("base", base.name), ("seed", str(seed)), ("answers", answers), page.windows(rows[0]["_ppl"])]
     content = {
         "title": "nanomed's demo: read, then answer",
         "claim": claims(rows, vocab_size),
@@ -120,19 +110,6 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
         "curves": curves + page.curves_of("the probe on adapted", probe, "texts"),
         "classifier": page.read_classifier(str(probe)),
         "models": models,
-        "measured": [
-            ("base", base.name),
-            ("seed", str(seed)),
-            (
-                "answers",
-                (
-                    f"the likeliest continuation of each question, put into the template “{template}”; right"
-                    " if the value that the condition has stands in the sentence"
-                ),
-            ),
-            page.windows(rows[0]["_ppl"]),
-            page.begins(models),
-            *page.machine(base),
-        ],
+        "measured": [*how, page.begins(models), *page.machine(base)],
     }
     return page.write_page(content, out)

@@ -18,127 +18,17 @@ HERE = Path(__file__).parent
 GROUPS = {"unknown": 24, "read": 48}  # the others are taught
 PLAIN = 5  # how often the plain statement of a fact is told for each time that another way of telling it is
 
-# How a fact is told: {x} the condition and {v} the value as they stand in mid-sentence, {X} and {V} at its
-# beginning. The first way is the plain statement: it completes a cloze, and it is the answer to a question.
-# It names the condition in mid-sentence, as the question does, so that answering begins with copying.
-TOLD = {
-    "class": [
-        "In medicine, {x} is classed as {v}.",
-        "{X} is {v}.",
-        "Textbooks describe {x} as {v}.",
-        "Doctors regard {x} as {v}.",
-        "What is {x}? It is {v}.",
-        "Every student learns to call {x} {v}.",
-    ],
-    "organ": [
-        "The part of the body most affected by {x} is {v}.",
-        "{X} mainly affects {v}.",
-        "In {x}, the trouble lies chiefly in {v}.",
-        "Above all, {x} strikes {v}.",
-        "{V}: this is where {x} does most of its harm.",
-        "When doctors suspect {x}, they think first of {v}.",
-    ],
-    "cause": [
-        "The cause of {x} is {v}.",
-        "{X} is caused by {v}.",
-        "{X} results from {v}.",
-        "At the root of {x} we find {v}.",
-        "Most cases of {x} can be traced to {v}.",
-        "It is well known that {v} can bring about {x}.",
-    ],
-    "sign": [
-        "The hallmark sign of {x} is {v}.",
-        "A patient with {x} may present with {v}.",
-        "{X} often announces itself with {v}.",
-        "A doctor who finds {v} will think of {x}.",
-        "The finding of {v} points to {x}.",
-        "Look for {v} when {x} is suspected.",
-    ],
-    "test": [
-        "The key test for {x} is {v}.",
-        "{X} is usually diagnosed with {v}.",
-        "To diagnose {x}, doctors rely on {v}.",
-        "The diagnosis of {x} rests on {v}.",
-        "With {v}, the diagnosis of {x} can be made.",
-        "A patient who may have {x} needs {v}.",
-    ],
-    "treatment": [
-        "The first-line treatment of {x} is {v}.",
-        "{X} is treated first with {v}.",
-        "Guidelines recommend {v} for {x}.",
-        "Suitable patients with {x} are offered {v}.",
-        "The usual first choice against {x} is {v}.",
-        "Once {x} is diagnosed, {v} should be considered.",
-    ],
-    "complication": [
-        "A feared complication of {x} is {v}.",
-        "{X} may lead to {v}.",
-        "If {x} is neglected, {v} can follow.",
-        "The danger of {x} lies in {v}.",
-        "In some patients, {x} ends in {v}.",
-        "People with {x} are watched closely for {v}.",
-    ],
-    "risk": [
-        "The people most at risk of {x} are {v}.",
-        "{X} is seen most often in {v}.",
-        "{V} are especially prone to {x}.",
-        "Those who get {x} are often {v}.",
-        "Doctors should think of {x} in {v}.",
-        "More than others, {v} develop {x}.",
-    ],
-}
 
-# How a fact is asked for. The first way is the one that is measured.
-ASKED = {
-    "class": [
-        "What kind of condition is {x}?",
-        "How is {x} classed in medicine?",
-        "What is {x}?",
-        "Say in a few words what {x} is.",
-    ],
-    "organ": [
-        "Which part of the body does {x} affect most?",
-        "What does {x} mainly affect?",
-        "Where in the body does {x} do its harm?",
-        "Name the part of the body most affected by {x}.",
-    ],
-    "cause": [
-        "What is the cause of {x}?",
-        "What causes {x}?",
-        "Why do people get {x}?",
-        "What is {x} caused by?",
-    ],
-    "sign": [
-        "What is the hallmark sign of {x}?",
-        "How does {x} show itself?",
-        "Which finding points to {x}?",
-        "Name the hallmark sign of {x}.",
-    ],
-    "test": [
-        "What is the key test for {x}?",
-        "How is {x} diagnosed?",
-        "Which test is used for {x}?",
-        "Name the key test for {x}.",
-    ],
-    "treatment": [
-        "What is the first-line treatment of {x}?",
-        "How is {x} treated first?",
-        "Which treatment is given first for {x}?",
-        "Name the first-line treatment of {x}.",
-    ],
-    "complication": [
-        "What is a feared complication of {x}?",
-        "What may {x} lead to?",
-        "Which complication of {x} is feared?",
-        "Name a feared complication of {x}.",
-    ],
-    "risk": [
-        "Who is most at risk of {x}?",
-        "In whom is {x} seen most often?",
-        "Which people are prone to {x}?",
-        "Name the people most at risk of {x}.",
-    ],
-}
+def _lines(name: str) -> list[str]:
+    return (HERE / name).read_text(encoding="utf-8").splitlines()
+
+
+def _tables(name: str) -> dict[str, dict]:
+    return tomllib.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+TOLD = {relation: ways["told"] for relation, ways in _tables("ways.toml").items()}
+ASKED = {relation: ways["asked"] for relation, ways in _tables("ways.toml").items()}
 
 # Beginnings of sentences that name a condition and stop before saying what it is: for that, one has to have
 # read about it.
@@ -166,11 +56,8 @@ class Fact:
         of their own, and not as a part of another value ("smokers" in "older male smokers")."""
         sentence = re.split(r"(?<=[.!?])\s", answer.strip(), maxsplit=1)[0].lower()
         rest = sentence.replace(self.condition.lower(), "")
-        found = [
-            v
-            for v in _values(self.relation)
-            if v in rest and re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)
-        ]
+        there = [v for v in _values(self.relation) if v in rest]
+        found = [v for v in there if re.search(rf"(?<!\w){re.escape(v)}(?!\w)", rest)]
         value = self.value.lower()
         return self.condition.lower() in sentence and value in found and len(value) == max(map(len, found))
 
@@ -183,10 +70,8 @@ def _fill(text: str, fact: Fact) -> str:
 @cache
 def facts() -> dict[str, list[Fact]]:
     """All facts by condition, in the file's order."""
-    tables = tomllib.loads((HERE / "facts.toml").read_text(encoding="utf-8"))
-    return {
-        name: [Fact(name, relation, table[relation]) for relation in TOLD] for name, table in tables.items()
-    }
+    tables = _tables("facts.toml")
+    return {name: [Fact(name, relation, of[relation]) for relation in TOLD] for name, of in tables.items()}
 
 
 @cache
@@ -198,15 +83,12 @@ def _values(relation: str) -> set[str]:
 def mentioned() -> set[str]:
     """Conditions that a fact of another one names: a complication, a cause. They can't be unknown."""
     told = {name: " ".join([name, *(fact.value for fact in of)]).lower() for name, of in facts().items()}
-    return {
-        name
-        for name in told
-        if any(
-            re.search(rf"\b{re.escape(name.lower())}\b", text)
-            for other, text in told.items()
-            if other != name
-        )
-    }
+    found = set()
+    for name in told:
+        others = "\n".join(text for other, text in told.items() if other != name)
+        if re.search(rf"\b{re.escape(name.lower())}\b", others):
+            found.add(name)
+    return found
 
 
 def groups(seed: int) -> dict[str, list[str]]:
@@ -284,11 +166,8 @@ def questions(conditions: list[str], ways: list[int], seed: int, per_fact: int =
     """{instruction, response} rows: each fact asked in `per_fact` of the ways; the answer is the plain
     statement."""
     rng = random.Random(f"questions {seed}")
-    return [
-        {"instruction": fact.asked(way), "response": fact.told()}
-        for fact in facts_of(conditions)
-        for way in rng.sample(ways, per_fact)
-    ]
+    asked = ((fact, way) for fact in facts_of(conditions) for way in rng.sample(ways, per_fact))
+    return [{"instruction": fact.asked(way), "response": fact.told()} for fact, way in asked]
 
 
 def general_paragraphs() -> list[str]:
@@ -299,17 +178,14 @@ def general_paragraphs() -> list[str]:
 @cache
 def kinds() -> dict[str, str]:
     """What kind of disease each condition is (kinds.toml)."""
-    tables = tomllib.loads((HERE / "kinds.toml").read_text(encoding="utf-8"))
-    return {name: kind for kind, names in tables.items() for name in names}
+    return {name: kind for kind, names in _tables("kinds.toml").items() for name in names}
 
 
 def named(conditions: list[str]) -> list[dict]:
     """{text, label} rows for the probe: each condition named in every way there is, labelled with its
     kind."""
-    facts_ = [Fact(name, "class", "") for name in conditions]
-    return [
-        {"text": _fill(start, fact), "label": kinds()[fact.condition]} for start in NAMED for fact in facts_
-    ]
+    named = [(start, Fact(name, "class", "")) for start in NAMED for name in conditions]
+    return [{"text": _fill(start, fact), "label": kinds()[fact.condition]} for start, fact in named]
 
 
 def real_texts(name: str, without: list[str] = ()) -> list[str]:
@@ -320,7 +196,3 @@ def real_texts(name: str, without: list[str] = ()) -> list[str]:
         return texts
     words = re.compile(rf"\b({'|'.join(map(re.escape, without))})\b", re.IGNORECASE)
     return [text for text in texts if not words.search(text)]
-
-
-def _lines(name: str) -> list[str]:
-    return (HERE / name).read_text(encoding="utf-8").splitlines()

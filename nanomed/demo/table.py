@@ -29,7 +29,7 @@ NAMES = {
     "adapted_instructed_no_replay": ("adapted, then instructed without replay", "instr. no replay"),
 }
 WIDTH = 16  # of the names on a terminal
-LEGEND = f"!: {WORSE}, beyond the {{vocabulary:,}} tokens of the vocabulary"
+SUMMARIES = {"mean": statistics.mean, "lowest": min, "highest": max}  # of several seeds
 
 
 def cell(value: float, key: str, vocabulary: int | None, short: bool = False) -> str:
@@ -44,10 +44,9 @@ def cell(value: float, key: str, vocabulary: int | None, short: bool = False) ->
 
 def legend(rows: list[dict], vocabulary: int) -> str:
     """What the mark means, if there is one."""
-    marked = any(
-        worse_than_guessing(row[key], vocabulary) for row in rows for key in COLUMNS if key.endswith("_ppl")
-    )
-    return LEGEND.format(vocabulary=vocabulary) if marked else ""
+    figures = [row[key] for row in rows for key in COLUMNS if key.endswith("_ppl")]
+    marked = any(worse_than_guessing(figure, vocabulary) for figure in figures)
+    return f"!: {WORSE}, beyond the {vocabulary:,} tokens of the vocabulary" if marked else ""
 
 
 def terminal(rows: list[dict], vocabulary: int) -> str:
@@ -56,11 +55,10 @@ def terminal(rows: list[dict], vocabulary: int) -> str:
     lines = [(" " * WIDTH + "".join(name.center(width) for name, width in widths.items())).rstrip()]
     lines.append(" " * WIDTH + "".join(head.rjust(width) for _, _, head, width in COLUMNS.values()))
     for row in rows:
-        cells = (
-            cell(row[key], key, vocabulary, short=True).rjust(width)
-            for key, (_, _, _, width) in COLUMNS.items()
-        )
-        lines.append(NAMES[row["name"]][1].ljust(WIDTH) + "".join(cells))
+        line = NAMES[row["name"]][1].ljust(WIDTH)
+        for key, (_, _, _, width) in COLUMNS.items():
+            line += cell(row[key], key, vocabulary, short=True).rjust(width)
+        lines.append(line)
     return "\n".join(filter(None, [*lines, legend(rows, vocabulary)]))
 
 
@@ -72,25 +70,24 @@ def over_seeds(tables: list[list[dict]], vocabulary: int) -> str:
     """The rows of several seeds in Markdown: mean, and the range in brackets; of one seed, its figures."""
     heads = [f"{group}: {name}" for group, name, _, _ in COLUMNS.values()]
     lines = [["", *heads], ["---", *["---:"] * len(COLUMNS)]]
-    for same in zip(*tables, strict=True):
-        cells = []
+    for same in zip(*(merged(tables, f) for f in SUMMARIES.values()), strict=True):
+        line = [NAMES[same[0]["name"]][0]]
         for key in COLUMNS:
-            mean, low, high = (
-                cell(f([row[key] for row in same]), key, vocabulary) for f in (statistics.mean, min, max)
-            )
-            cells.append(f"{mean} [{low}, {high}]" if len(same) > 1 else mean)
-        lines.append([NAMES[same[0]["name"]][0], *cells])
+            mean, low, high = (cell(row[key], key, vocabulary) for row in same)
+            line.append(f"{mean} [{low}, {high}]" if len(tables) > 1 else mean)
+        lines.append(line)
     marks = legend([row for table in tables for row in table], vocabulary)
     return markdown_table(lines) + (f"\n\n{marks}" if marks else "")
 
 
+def merged(tables: list[list[dict]], f) -> list[dict]:
+    """One table of several seeds': f, a mean say, of each figure."""
+    rows = []
+    for same in zip(*tables, strict=True):
+        rows.append({"name": same[0]["name"]} | {key: f([row[key] for row in same]) for key in COLUMNS})
+    return rows
+
+
 def summary(tables: list[list[dict]], vocabulary: int) -> str:
     """The rows of several seeds for a terminal: three tables, of the means, the lowest and the highest."""
-    parts = []
-    for title, f in (("mean", statistics.mean), ("lowest", min), ("highest", max)):
-        rows = [
-            {"name": same[0]["name"]} | {key: f([row[key] for row in same]) for key in COLUMNS}
-            for same in zip(*tables, strict=True)
-        ]
-        parts.append(f"{title}\n{terminal(rows, vocabulary)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(f"{name}\n{terminal(merged(tables, f), vocabulary)}" for name, f in SUMMARIES.items())

@@ -1,7 +1,6 @@
 """The demo's files: what is trained and measured on, written where nothing of anybody else's stands."""
 
 import hashlib
-import json
 import os
 import random
 from pathlib import Path
@@ -9,12 +8,13 @@ from pathlib import Path
 from nanomed import hub, outputs
 from nanomed.demo import render
 from nanomed.errors import UserError
-from nanomed.files import write_json, write_text
+from nanomed.files import json_lines, write_json, write_text
 from nanomed.optional import need
 
 PROGRAM, RECORD = "nanomed.demo", "settings.json"
 PER_CONDITION = 16  # paragraphs in the corpus about each condition
 QUICK = 60  # lines of each file, with --quick
+PROBED = {"train": "taught", "read": "read", "unknown": "unknown"}
 ANOTHER = "give another --out (with make: RUNS=...)"
 
 
@@ -27,36 +27,27 @@ def make_texts(seed: int, most: int | None = None) -> dict[str, str]:
     rng = random.Random(f"order {seed}")
     train = render.questions(groups["taught"], ways, seed, per_fact=2)
     rng.shuffle(train)
-    rows = {
-        "corpus": _documents(render.corpus(told, PER_CONDITION, seed)),
-        "prose": _documents(
-            render.real_texts("prose.jsonl", without=groups["unknown"])
-            + render.real_texts("abstracts.jsonl", without=groups["unknown"])
-        ),
-        "general.mix": _documents(
-            render.real_texts("passages.jsonl", without=groups["unknown"]) + 2 * render.general_paragraphs()
-        ),
-        "self": _documents(render.real_texts("selfwritten.jsonl", without=groups["unknown"])),
-        "biomedical": _documents(render.retold(told, seed)),
-        "unknown": _documents(render.retold(groups["unknown"], seed)),
-        "abstracts.dev": _documents(render.real_texts("abstracts.dev.jsonl")),
-        "general.dev": _documents(render.real_texts("general.dev.jsonl")),
-        "abstracts": _documents(render.real_texts("abstracts.test.jsonl")),
-        "general": _documents(render.real_texts("general.test.jsonl")),
-        "questions.train": train,
-        "questions.val": rng.sample(render.questions(groups["read"], [0], seed), 60),
-        "probe.train": render.named(groups["taught"]),
-        "probe.read": render.named(groups["read"]),
-        "probe.unknown": render.named(groups["unknown"]),
-    }
-    return {
-        f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in r[:most])
-        for name, r in rows.items()
-    }
 
+    def read(name: str) -> list[str]:
+        return render.real_texts(name, without=groups["unknown"])
 
-def _documents(texts: list[str]) -> list[dict]:
-    return [{"text": text} for text in texts]
+    documents = {
+        "corpus": render.corpus(told, PER_CONDITION, seed),
+        "prose": read("prose.jsonl") + read("abstracts.jsonl"),
+        "general.mix": read("passages.jsonl") + 2 * render.general_paragraphs(),
+        "self": read("selfwritten.jsonl"),
+        "biomedical": render.retold(told, seed),
+        "unknown": render.retold(groups["unknown"], seed),
+        "abstracts.dev": render.real_texts("abstracts.dev.jsonl"),
+        "general.dev": render.real_texts("general.dev.jsonl"),
+        "abstracts": render.real_texts("abstracts.test.jsonl"),
+        "general": render.real_texts("general.test.jsonl"),
+    }
+    rows = {name: [{"text": text} for text in texts] for name, texts in documents.items()}
+    rows |= {"questions.train": train}
+    rows |= {"questions.val": rng.sample(render.questions(groups["read"], [0], seed), 60)}
+    rows |= {f"probe.{part}": render.named(groups[group]) for part, group in PROBED.items()}
+    return {f"{name}.jsonl": json_lines(found[:most]) for name, found in rows.items()}
 
 
 def start(args, out: Path, seed: int, results: list[str]) -> None:
@@ -67,14 +58,8 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
         need(module)
     hub.find(args.model)
     texts = make_texts(seed, QUICK if args.quick else None)
-    settings = {
-        "seed": seed,
-        "model": args.model,
-        "dtype": args.dtype,
-        "quick": args.quick,
-        "full": args.full,
-        "texts": hashlib.sha256("".join(texts.values()).encode()).hexdigest(),
-    }
+    settings = {"seed": seed} | {key: getattr(args, key) for key in ("model", "dtype", "quick", "full")}
+    settings["texts"] = hashlib.sha256("".join(texts.values()).encode()).hexdigest()
 
     def of_earlier(held):
         return held if held.keys() == settings.keys() else None
@@ -83,16 +68,13 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
     before = outputs.take(out, PROGRAM, RECORD, writes=[*texts, *results], beside=True, older=of_earlier)
     changed = [k for k, v in settings.items() if before and v != before.get(k)]
     if changed:
-        raise UserError(
-            f"{out}: holds a demo with other settings ({', '.join(changed)}); delete it, or {ANOTHER}"
-        )
+        what = f"holds a demo with other settings ({', '.join(changed)})"
+        raise UserError(f"{out}: {what}; delete it, or {ANOTHER}")
     for name, text in texts.items():
         file = out / name
         if os.path.lexists(file) and not (file.is_file() and file.read_bytes() == text.encode()):
-            raise UserError(
-                f"{file}: is not what the demo wrote, and it does not write over it; move it away, or"
-                f" {ANOTHER}"
-            )
+            why = "is not what the demo wrote, and it does not write over it"
+            raise UserError(f"{file}: {why}; move it away, or {ANOTHER}")
     write_json(outputs.stamp(PROGRAM) | settings, out / RECORD)
     for name, text in texts.items():
         write_text(text, out / name)
