@@ -1,27 +1,8 @@
-"""Models of others and for others: found and downloaded (source), read and written in Hugging Face's layout
-(weights), and peft's (adapters, merging)."""
+"""Models of others and for others, and every check of what others wrote: found and downloaded (source), read
+and written in Hugging Face's layout (weights), and peft's (adapters, merging)."""
 
+# ruff: noqa: F401
 from nanomed.hub.adapters import save_adapter
+from nanomed.hub.config import read_config
 from nanomed.hub.source import BUNDLED, Source, find, fingerprint
-from nanomed.hub.weights import (
-    check_vocabulary,
-    is_classifier,
-    load_classifier,
-    load_model,
-    read_config,
-    save_model,
-)
-
-__all__ = [
-    "BUNDLED",
-    "Source",
-    "check_vocabulary",
-    "find",
-    "fingerprint",
-    "is_classifier",
-    "load_classifier",
-    "load_model",
-    "read_config",
-    "save_adapter",
-    "save_model",
-]
+from nanomed.hub.weights import check_vocabulary, is_classifier, load_classifier, load_model, save_model

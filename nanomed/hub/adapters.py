@@ -4,7 +4,7 @@ A tensor is called `base_model.model.` and its name in the model: `...c_attn.lor
 (out, r). What is plain LoRA is loaded beside the layers, and can be trained on; what is more than that is
 computed into the weights (nanomed.hub.merging)."""
 
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,30 +22,27 @@ from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetens
 from nanomed.text.tokenizer import copy_tokenizer
 
 PEFT_PREFIX = "base_model.model."
-MERGE = (
-    "merge it with peft first: PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW)"
-)
+CALLS = "PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW)"
+MERGE = f"merge it with peft first: {CALLS}"
 CONVERT = "save it again with peft, with path_initial_model_for_weight_conversion, and it is plain LoRA"
 # Of adapter_config.json, beside what AdapterConfig holds: bookkeeping, and what only a training needs. All
 # else must be unset.
 INERT = set(
-    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode fan_in_fan_out megatron_core
-    qalora_group_size runtime_config loftq_config eva_config corda_config lora_ga_config""".split()
+    """task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+    fan_in_fan_out megatron_core qalora_group_size runtime_config loftq_config eva_config corda_config
+    lora_ga_config""".split()
 )
 # Ways to start an adapter after which the file holds all that there is to know; merging.principal() knows the
 # last two.
 STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 # What cannot be had from the file, and what to do.
+NO_WEIGHTS = "which no weights can say; measure it with peft"
 LOST = {
-    "pissa_niter": (
-        f"its base is drawn anew, at random, at each load, so that nobody can read it back; {CONVERT}"
-    ),
+    "pissa_niter": f"its base is drawn anew, at random, at each load, and cannot be had again; {CONVERT}",
     "corda": f"its base was changed by a data set that the adapter does not hold; {CONVERT}",
     "lora_ga": f"its base was changed by gradients that the adapter does not hold; {CONVERT}",
-    "alora_invocation_tokens": "it acts from these tokens on, which no weights can say; measure it with peft",
-    "arrow_config": (
-        "it chooses among adapters for each token, which no weights can say; measure it with peft"
-    ),
+    "alora_invocation_tokens": f"it acts from these tokens on, {NO_WEIGHTS}",
+    "arrow_config": f"it chooses among adapters for each token, {NO_WEIGHTS}",
 }
 
 Rank = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -76,12 +73,12 @@ class AdapterConfig:
     trainable_token_indices: list[Rank] | dict[str, list[Rank]] = ()
 
     def of(self, name: str) -> LoRAConfig:
-        """What the layer of this name has: the first pattern that fits the end of its name decides, if there
-        is one."""
-        r = next((r for p, r in self.rank_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.r)
-        alpha = next(
-            (a for p, a in self.alpha_pattern.items() if expression(rf"(.*\.)?({p})", name)), self.lora_alpha
-        )
+        """What the layer of this name has: the first pattern that fits the end of its name, if any does."""
+
+        def first(patterns: dict, otherwise):
+            return next((v for p, v in patterns.items() if expression(rf"(.*\.)?({p})", name)), otherwise)
+
+        r, alpha = first(self.rank_pattern, self.r), first(self.alpha_pattern, self.lora_alpha)
         return LoRAConfig(r, alpha, self.lora_dropout, (name,), self.use_rslora)
 
     def adapts(self, name: str) -> bool:
@@ -99,53 +96,32 @@ class AdapterConfig:
     @property
     def is_plain(self) -> bool:
         """Whether every layer has the same A and B beside it, and nothing else is changed."""
-        more = (
-            self.rank_pattern,
-            self.alpha_pattern,
-            self.lora_bias,
-            self.use_dora,
-            self.trainable_token_indices,
-        )
+        more = (self.rank_pattern, self.alpha_pattern, self.lora_bias, self.use_dora)
         whole = set(self.modules_to_save) - {"classifier", "score"}  # peft's, for classifiers
-        return (
-            not any(more)
-            and not whole
-            and self.bias == "none"
-            and self.init_lora_weights not in ("pissa", "olora")
-        )
+        changed = self.bias != "none" or self.init_lora_weights in ("pissa", "olora")
+        return not (any(more) or self.trainable_token_indices or whole or changed)
 
 
 def _read_config(path: Path) -> AdapterConfig:
     """Raises UserError for what is wrong or missing in adapter_config.json, and for what is not read here,
     with what to do instead."""
-    config = read_object(path)
-    if config.get("peft_type") != "LORA":
+    config = {key: value for key, value in read_object(path).items() if value is not None}
+    kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
+    if kind != "LORA":
         raise UserError(
-            f"{path}: peft_type {config.get('peft_type')!r} is not supported, LORA is; if peft can merge it,"
-            f" {MERGE}"
+            f"{path}: peft_type {kind!r} is not supported, LORA is; if peft can merge it, {MERGE}"
         )
-    known = {f.name: f for f in fields(AdapterConfig)}
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower() in STARTS:
-        start = config["init_lora_weights"] = start.lower()
+    known = {f.name for f in fields(AdapterConfig)}
     for key, value in config.items():
-        if key not in known and key not in INERT and value and value != "none":
+        if key not in known | INERT and value and value != "none":
             raise UserError(f"{path}: {key} = {value!r} is not supported: {LOST.get(key, MERGE)}")
-    given = {}
-    for key, f in known.items():
-        if config.get(key) is None and f.default is f.default_factory is MISSING:
-            raise UserError(f"{path}: {key} is missing")
-        if config.get(key) is not None:
-            try:
-                given[key] = typed(f.type, config[key], path)
-            except UserError as e:
-                raise UserError(f"{path}: {key} = {config[key]!r} is not what peft writes there") from e
-    if start is not None and start not in STARTS:
-        raise UserError(
-            f"{path}: init_lora_weights = {start!r} is not supported:"
-            f" {LOST.get(start.rstrip('_0123456789'), MERGE)}"
-        )
-    return AdapterConfig(**given)
+    if isinstance(start, str) and start.lower() in STARTS:
+        config["init_lora_weights"] = start.lower()
+    found = typed(AdapterConfig, config, path)
+    if found.init_lora_weights not in STARTS:
+        why = LOST.get(start.rstrip("_0123456789"), MERGE)
+        raise UserError(f"{path}: init_lora_weights = {start!r} is not supported: {why}")
+    return found
 
 
 def load_adapter(model, directory: Path) -> None:
@@ -155,27 +131,21 @@ def load_adapter(model, directory: Path) -> None:
     path, file = directory / ADAPTER_CONFIG, directory / ADAPTER
     config = _read_config(path)
     if not file.exists():
-        raise UserError(
-            f"{directory}: no {ADAPTER} there; an adapter in another format is never loaded (peft writes this"
-            " one)"
-        )
+        mend = "an adapter in another format is never loaded (peft writes this one)"
+        raise UserError(f"{directory}: no {ADAPTER} there; {mend}")
     keys = {k.removeprefix(PEFT_PREFIX) for k in safetensors_shapes(file)}
     if HEAD in keys and not isinstance(model, Classifier):
         raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
+    linear, ends = (nn.Linear, *QUANTISED), (".lora_A.weight", ".lora_B.weight")
     try:
         lora = _choose(model, config)
-        layers = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
-        plain = config.is_plain and all(
-            k.endswith((".lora_A.weight", ".lora_B.weight")) for k in keys - {HEAD}
-        )
-        plain &= all(
-            isinstance(model.get_submodule(n), (nn.Linear, *QUANTISED)) and n != "lm_head" for n in layers
-        )
+        layers = {n: m for n, m in model.named_modules() if fits(lora.targets, n)}
+        plain = config.is_plain and all(k.endswith(ends) for k in keys - {HEAD})
+        plain &= all(isinstance(m, linear) and n != "lm_head" for n, m in layers.items())
         if plain or not layers:
             inject(model, lora)
             layers = {}
-        else:
-            layers = {n: config.of(n) for n in layers}
+        layers = {n: config.of(n) for n in layers}
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
     stored = merging.Stored(file, {k.removeprefix(PEFT_PREFIX): v for k, v in read_safetensors(file).items()})
@@ -191,35 +161,34 @@ def load_adapter(model, directory: Path) -> None:
 def _choose(model, config: AdapterConfig) -> LoRAConfig:
     """The adapter's rank, and which layers have it: as the file names them, or by their full names where
     other keys leave some out."""
-    targets = (
-        config.target_modules if isinstance(config.target_modules, str) else tuple(config.target_modules)
-    )
-    lora = resolve(
-        model, LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora)
-    )
+    targets = config.target_modules
+    targets = targets if isinstance(targets, str) else tuple(targets)
+    lora = LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora)
+    lora = resolve(model, lora)
     named = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
     chosen = tuple(n for n in named if config.adapts(n))
     if named and not chosen:
-        raise UserError(
-            "exclude_modules, layers_to_transform and modules_to_save leave no layer that has an adapter"
-        )
+        keys = "exclude_modules, layers_to_transform and modules_to_save"
+        raise UserError(f"{keys} leave no layer that has an adapter")
     unused = not isinstance(targets, str) and any(not any(fits((t,), n) for n in named) for t in lora.targets)
     return replace(lora, targets=chosen) if chosen and (unused or len(chosen) < len(named)) else lora
+
+
+def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    return safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
 
 
 def vocabulary(directory: Path, embedding: str) -> int | None:
     """How many rows the embedding has that is saved with an adapter, if there is one: the base's vocabulary
     may have been resized."""
-    shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
-    return next(
-        (n for key in merging.spellings(embedding) for n in shapes.get(PEFT_PREFIX + key, ())[:1]), None
-    )
+    shapes = _shapes(directory)
+    found = (shapes.get(PEFT_PREFIX + key, ()) for key in merging.spellings(embedding))
+    return next((shape[0] for shape in found if shape), None)
 
 
 def head_rows(directory: Path) -> int | None:
     """How many labels the head has that is saved with a classifier's adapter, if there is one."""
-    shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
-    return next(iter(shapes.get(PEFT_PREFIX + HEAD, ())), None)
+    return next(iter(_shapes(directory).get(PEFT_PREFIX + HEAD, ())), None)
 
 
 def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state: dict | None = None) -> None:
@@ -238,9 +207,8 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state:
         "lora_dropout": lora.dropout,
         "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         "use_rslora": lora.rslora,
-        "fan_in_fan_out": bool(
-            model.family.CONV1D
-        ),  # Conv1D keeps (in, out); A and B are r x in and out x r all the same
+        # Conv1D keeps its weight as (in, out); A and B are r x in and out x r all the same.
+        "fan_in_fan_out": bool(model.family.CONV1D),
         "bias": "none",
         "modules_to_save": ["score"] if is_classifier else None,
     }

@@ -34,35 +34,30 @@ class Stored:
             raise UserError(f"{self.file}: {key} holds no floating-point numbers")
         fits = len(value.shape) == len(shape) and 0 not in value.shape
         if not fits or any(s not in (None, v) for s, v in zip(shape, value.shape, strict=True)):
-            wanted = ", ".join("any" if s is None else str(s) for s in shape)
-            raise UserError(
-                f"{self.file}: {key} has shape {tuple(value.shape)}, not ({wanted}{',' * (len(shape) == 1)})"
-            )
+            wanted = ", ".join("any" if s is None else str(s) for s in shape) + "," * (len(shape) == 1)
+            raise UserError(f"{self.file}: {key} has shape {tuple(value.shape)}, not ({wanted})")
         return value.float()
 
     def take_any(self, keys: list[str], shape, needed: bool = False) -> torch.Tensor | None:
-        """The first of these that is there, or None. Raises UserError if another one is, and says something
-        else."""
+        """The first of these that is there, or None. Raises UserError if another one says something else."""
         if needed and not self.tensors.keys() & keys:
             raise UserError(f"{self.file}: tensor {keys[0]} is missing")
         found = [(key, self.take(key, shape)) for key in keys if key in self.tensors]
-        odd = [key for key, value in found[1:] if not torch.equal(value, found[0][1])]
-        if odd:
-            raise UserError(f"{self.file}: {odd[0]} differs from {found[0][0]}, which is the same weight")
+        for key, value in found[1:]:
+            if not torch.equal(value, found[0][1]):
+                raise UserError(f"{self.file}: {key} differs from {found[0][0]}, which is the same weight")
         return found[0][1] if found else None
 
     def drop_copies(self, modules: list[str]) -> None:
         """Of modules that are saved whole, peft may save X once more as X.modules_to_save, with the adapter's
         name or without, and what it was before as X.original_module, which nothing uses."""
         for name in modules:
-            for key in [k for k in self.tensors if k.startswith(f"{name}.original_module.")]:
-                del self.tensors[key]
-            for key in [k for k in self.tensors if k.startswith(f"{name}.modules_to_save.")]:
-                part = key.removeprefix(f"{name}.modules_to_save.")
-                found = [
-                    f"{name}.{p}" for p in (part, part.partition(".")[2]) if f"{name}.{p}" in self.tensors
-                ]
-                if found and torch.equal(self.tensors[found[0]], self.tensors[key]):
+            copies, before = f"{name}.modules_to_save.", f"{name}.original_module."
+            for key in [k for k in self.tensors if k.startswith((copies, before))]:
+                part = key.removeprefix(copies)
+                names = [f"{name}.{p}" for p in (part, part.partition(".")[2])]
+                found = next((n for n in names if n in self.tensors), None)
+                if key.startswith(before) or (found and torch.equal(self.tensors[found], self.tensors[key])):
                     del self.tensors[key]
 
     def check_empty(self) -> None:
@@ -80,16 +75,12 @@ def merge(model, config, layers: dict, stored: Stored) -> None:
     """Compute an adapter into the model's weights, in place. config: hub.adapters.AdapterConfig; layers: the
     LoRAConfig of each layer that has an adapter, by its name. Raises UserError, naming the tensor."""
     _dequantise(model)
-    ends = [
-        model.family.EMBEDDING,
-        *([OUTPUT] if OUTPUT in model.state_dict() else []),
-    ]  # a classifier has no output
+    names = [n for n, _ in model.named_modules()]
+    ends = [model.family.EMBEDDING] + [OUTPUT] * ("lm_head" in names)  # a classifier has no output
     tied = model.config.tie_word_embeddings and len(ends) == 2
     if tied:  # until it is known whether they still are the same
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    modules = [
-        n for n, _ in model.named_modules() if n and n.endswith(tuple(config.modules_to_save))
-    ]  # peft's rule
+    modules = [n for n in names if n and n.endswith(tuple(config.modules_to_save))]  # peft's rule
     if config.ensure_weight_tying:  # adds the head where the embedding has it, and not to the config
         modules += ["lm_head"] * ("lm_head.modules_to_save.weight" in stored.tensors)
         layers |= {"lm_head": config.of("lm_head")} if "lm_head.lora_A.weight" in stored.tensors else {}
@@ -97,34 +88,33 @@ def merge(model, config, layers: dict, stored: Stored) -> None:
     stored.drop_copies(modules)
     _replace_ends(model, ends, whole, tied, stored)
     for key in sorted(whole.difference(ends)):
-        turned = key.endswith(model.family.CONV1D)
-        shape = model.get_parameter(key).shape
+        turned, shape = key.endswith(model.family.CONV1D), model.get_parameter(key).shape
         value = stored.take(key, shape[::-1] if turned else shape)
         put(model, key, value.t() if turned else value)
     for key in sorted(_biases(model, config.bias, layers) - whole):
         name = key.removesuffix(".bias")
-        put(
-            model,
-            key,
-            stored.take(f"{name}.base_layer.bias" if name in layers else key, model.get_parameter(key).shape),
-        )
+        there = f"{name}.base_layer.bias" if name in layers else key
+        put(model, key, stored.take(there, model.get_parameter(key).shape))
     for name, lora in layers.items():
         _change(model, name, lora, config, stored)
     _replace_tokens(model, config.trainable_token_indices, tied, stored)
     if tied:
         tied = torch.equal(*(model.get_parameter(key) for key in ends))
-        model.config = replace(model.config, tie_word_embeddings=tied)
-        model.hf_config = model.hf_config | {"tie_word_embeddings": tied}
+        _configure(model, tie_word_embeddings=tied)
         model.tie_weights()
+
+
+def _configure(model, **changes) -> None:
+    model.config, model.hf_config = replace(model.config, **changes), model.hf_config | changes
 
 
 def _dequantise(model) -> None:
     size = 4 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QUANTISED))
     if size > physical():
-        raise UserError(
-            f"an adapter that is more than plain LoRA is merged into its base, whose {in_words(size)} of"
-            f" weights in fp32 do not fit this machine's {in_words(physical())} of memory"
+        what = (
+            f"{in_words(size)} of weights in fp32 do not fit this machine's {in_words(physical())} of memory"
         )
+        raise UserError(f"an adapter that is more than plain LoRA is merged into its base, whose {what}")
     if dequantise(model):
         print("the quantised weights are dequantised before the adapter is merged into them")
 
@@ -149,21 +139,17 @@ def _replace_ends(model, ends: list[str], whole: set[str], tied: bool, stored: S
     if tied and based:
         first, *other = based.values()
         if other and not torch.equal(first, *other):
-            raise UserError(
-                f"{stored.file}: {OUTPUT} differs from the embedding that the base's config.json ties it to"
-            )
+            what = "the embedding that the base's config.json ties it to"
+            raise UserError(f"{stored.file}: {OUTPUT} differs from {what}")
         based = dict.fromkeys(ends, first)
     for key, value in (based | {key: stored.take(key, shape) for key in whole.intersection(ends)}).items():
         put(model, key, value)
     rows = [len(model.get_parameter(key)) for key in ends]
     if len(set(rows)) > 1:
-        raise UserError(
-            f"{stored.file}: {rows[0]:,} rows of the embedding and {rows[1]:,} of the head: the vocabulary"
-            " was resized, and peft saved one of the two; save it again from the model that was trained,"
-            " with modules_to_save=[embedding, lm_head]"
-        )
-    model.config = replace(model.config, vocab_size=rows[0])
-    model.hf_config = model.hf_config | {"vocab_size": rows[0]}
+        mend = "save it again from the model that was trained, with modules_to_save=[embedding, lm_head]"
+        why = f"{rows[0]:,} rows of the embedding and {rows[1]:,} of the head: only one was saved after a resize"
+        raise UserError(f"{stored.file}: {why}; {mend}")
+    _configure(model, vocab_size=rows[0])
 
 
 def _biases(model, kind: str, layers: dict) -> set[str]:
@@ -184,10 +170,8 @@ def _change(model, name: str, lora, config, stored: Stored) -> None:
         a = stored.take(f"{name}.lora_A.weight", (lora.r, layer.in_features))
         change, dim = stored.take(f"{name}.lora_B.weight", (layer.out_features, lora.r)) @ a, 1
     else:
-        raise UserError(
-            f"{stored.file}: {name} ({type(layer).__name__}) cannot have an adapter; linear layers and"
-            " embeddings can"
-        )
+        what = f"{name} ({type(layer).__name__}) cannot have an adapter"
+        raise UserError(f"{stored.file}: {what}; linear layers and embeddings can")
     weight = layer.weight.float()
     if config.init_lora_weights in ("pissa", "olora"):
         conv1d = f"{name}.weight".endswith(model.family.CONV1D)
@@ -207,19 +191,16 @@ def _change(model, name: str, lora, config, stored: Stored) -> None:
 def _give_biases(model, name: str, stored: Stored) -> None:
     """Biases of zero to a layer without one, and to the others that the same key of Llama's config.json
     speaks for."""
-    part = name.split(".")[-2]
-    key, kinds = {"self_attn": ("attention_bias", ("llama", "qwen3")), "mlp": ("mlp_bias", ("llama",))}.get(
-        part, ("", ())
-    )
-    if model.config.model_type not in kinds:
-        raise UserError(
-            f"{stored.file}: lora_bias on {name}, and no {model.config.model_type} has a bias there; measure"
-            " it with peft"
-        )
+    part, kind = name.split(".")[-2], model.config.model_type
+    keys = {"self_attn": ("attention_bias", ("llama", "qwen3")), "mlp": ("mlp_bias", ("llama",))}
+    key, kinds = keys.get(part, ("", ()))
+    if kind not in kinds:
+        what = f"lora_bias on {name}, and no {kind} has a bias there"
+        raise UserError(f"{stored.file}: {what}; measure it with peft")
     for other, layer in model.named_modules():
         if f".{part}." in other and isinstance(layer, nn.Linear) and layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros(layer.out_features))
-    model.config, model.hf_config = replace(model.config, **{key: True}), model.hf_config | {key: True}
+    _configure(model, **{key: True})
 
 
 def principal(weight: torch.Tensor, start: str, lora, conv1d: bool) -> torch.Tensor:
@@ -237,38 +218,24 @@ def principal(weight: torch.Tensor, start: str, lora, conv1d: bool) -> torch.Ten
 def _replace_tokens(model, indices: list | dict, tied: bool, stored: Stored) -> None:
     """Single rows of the embedding, and of the head: of one that is tied to it, if it has no others of its
     own."""
-    embedding = model.family.EMBEDDING
-    named = (
-        indices
-        if isinstance(indices, dict)
-        else {embedding.removesuffix(".weight"): indices}
-        if indices
-        else {}
-    )
-    wanted = {
-        f"{n}.weight": ids
-        for end, ids in named.items()
-        for n, _ in model.named_modules()
-        if n and n.endswith(end)
-    }
-    odd = sorted(wanted.keys() - {embedding, OUTPUT})
-    if odd or len(wanted) < len(named):
-        raise UserError(
-            f"{stored.file}: trainable_token_indices name {', '.join(named)}; embeddings and heads can be"
-            " named"
-        )
+    embedding, key = model.family.EMBEDDING, "trainable_token_indices"
+    if not isinstance(indices, dict):
+        indices = {embedding.removesuffix(".weight"): indices} if indices else {}
+    names = [n for n, _ in model.named_modules() if n]
+    wanted = {f"{n}.weight": ids for end, ids in indices.items() for n in names if n.endswith(end)}
+    if wanted.keys() - {embedding, OUTPUT} or len(wanted) < len(indices):
+        raise UserError(f"{stored.file}: {key} name {', '.join(indices)}; embeddings and heads can be named")
     together = tied and embedding in wanted and wanted.get(OUTPUT, wanted[embedding]) == wanted[embedding]
     if together:
         wanted = {embedding: wanted[embedding]}
-    for key, ids in wanted.items():
-        weight = model.get_parameter(key).detach()
+    for end, ids in wanted.items():
+        weight = model.get_parameter(end).detach()
         if len(set(ids)) < len(ids) or max(ids, default=0) >= len(weight):
             raise UserError(
-                f"{stored.file}: trainable_token_indices are not different rows of {key}, which has"
-                f" {len(weight):,}"
+                f"{stored.file}: {key} are not different rows of {end}, which has {len(weight):,}"
             )
-        keys = [key, OUTPUT] if together else [key]
-        places = [f"{k.removesuffix('.weight')}.token_adapter.trainable_tokens_delta" for k in keys]
+        ends = [end, OUTPUT] if together else [end]
+        places = [f"{k.removesuffix('.weight')}.token_adapter.trainable_tokens_delta" for k in ends]
         rows = stored.take_any(places, (len(ids), weight.shape[1]), needed=True)
-        for k in keys:
+        for k in ends:
             put(model, k, model.get_parameter(k).detach().index_copy(0, torch.tensor(ids), rows))

@@ -23,50 +23,36 @@ from nanomed.models.quant import (
     replace_linears,
 )
 
-# What transformers writes under quantization_config; of what is not asked about below, nothing here depends
-# on: LLM.int8()'s threshold is of activations, which are not quantised here, and the compute dtype is
-# --dtype.
-KEYS = set(
-    """quant_method load_in_8bit load_in_4bit _load_in_8bit _load_in_4bit llm_int8_threshold llm_int8_skip_modules
-    llm_int8_enable_fp32_cpu_offload llm_int8_has_fp16_weight bnb_4bit_compute_dtype bnb_4bit_quant_type
-    bnb_4bit_use_double_quant bnb_4bit_quant_storage""".split()
+# What transformers writes under quantization_config, with the only values that are supported. Nothing here
+# depends on the others: the threshold is of activations, and the compute dtype is --dtype.
+KEYS = dict.fromkeys(
+    """load_in_8bit load_in_4bit _load_in_8bit _load_in_4bit llm_int8_threshold bnb_4bit_compute_dtype
+    llm_int8_enable_fp32_cpu_offload bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_quant_storage
+    quant_method""".split()
 )
+KEYS |= {"llm_int8_has_fp16_weight": [None, False], "llm_int8_skip_modules": [None, [], ["lm_head"]]}
 STATE = "quant_state.bitsandbytes__nf4"
 
 
 def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
     """("nf4" or "int8", what quant.replace_linears needs besides) of a config.json; None if nothing is
     quantised. Raises UserError for another quantisation."""
-    how = raw.get("quantization_config")
+    how, where = raw.get("quantization_config"), f"{path}: quantization_config"
     if how is None:
         return None
     if not isinstance(how, dict) or how.get("quant_method") != "bitsandbytes":
-        raise UserError(
-            f"{path}: quantization_config is not of bitsandbytes; nf4 and int8 of that are supported"
-        )
-    odd = sorted(how.keys() - KEYS) or ["llm_int8_has_fp16_weight"] * bool(
-        how.get("llm_int8_has_fp16_weight")
-    )
-    if odd:
-        raise UserError(f"{path}: quantization_config: {odd[0]} = {how[odd[0]]!r} is not supported")
+        raise UserError(f"{where} is not of bitsandbytes; nf4 and int8 of that are supported")
+    for key, value in how.items():
+        if key not in KEYS or value not in (KEYS[key] or [value]):
+            raise UserError(f"{where}: {key} = {value!r} is not supported")
     if how.get("load_in_8bit") and how.get("load_in_4bit"):
-        raise UserError(f"{path}: quantization_config: load_in_8bit and load_in_4bit cannot both be true")
-    if how.get("llm_int8_skip_modules") not in (None, [], ["lm_head"]):
-        raise UserError(
-            f"{path}: llm_int8_skip_modules = {how['llm_int8_skip_modules']!r} is not supported: all but the"
-            " head is quantised"
-        )
+        raise UserError(f"{where}: load_in_8bit and load_in_4bit cannot both be true")
     if how.get("load_in_8bit"):
         return "int8", {}
-    if (
-        how.get("load_in_4bit")
-        and how.get("bnb_4bit_quant_type") == "nf4"
-        and how.get("bnb_4bit_quant_storage", "uint8") == "uint8"
-    ):
-        return "nf4", {"double": bool(how.get("bnb_4bit_use_double_quant"))}
-    raise UserError(
-        f"{path}: quantization_config is neither nf4 in bytes nor int8; others (fp4) are not supported"
-    )
+    stored = (how.get("bnb_4bit_quant_type"), how.get("bnb_4bit_quant_storage", "uint8"))
+    if not how.get("load_in_4bit") or stored != ("nf4", "uint8"):
+        raise UserError(f"{where} is neither nf4 in bytes nor int8; others (fp4) are not supported")
+    return "nf4", {"double": bool(how.get("bnb_4bit_use_double_quant"))}
 
 
 def config_of(model) -> dict | None:
@@ -74,18 +60,11 @@ def config_of(model) -> dict | None:
     layer = next((m for m in model.modules() if isinstance(m, QUANTISED)), None)
     if layer is None:
         return None
-    how = {
-        "quant_method": "bitsandbytes",
-        "load_in_8bit": isinstance(layer, Int8Linear),
-        "load_in_4bit": isinstance(layer, NF4Linear),
-    }
-    if isinstance(layer, NF4Linear):
-        how |= {
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_use_double_quant": layer.double,
-            "bnb_4bit_quant_storage": "uint8",
-        }
-        how["bnb_4bit_compute_dtype"] = "float32"
+    nf4 = isinstance(layer, NF4Linear)
+    how = {"quant_method": "bitsandbytes", "load_in_8bit": not nf4, "load_in_4bit": nf4}
+    if nf4:
+        how |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": layer.double}
+        how |= {"bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": "float32"}
     return how
 
 
@@ -113,51 +92,39 @@ def layer_of(layers: dict, name: str) -> tuple[str, str] | None:
 def read_part(layer, part: str, tensor: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
     """The layer's buffers that one of its tensors in a file is, checked: none of a constant. Raises
     UserError; where: its place."""
-
-    def same(expected, what):
+    constants = {
+        "weight_format": (torch.zeros(()), "row-major"),
+        "weight.quant_map": (NF4, "NF4's 16 numbers"),
+        "weight.nested_quant_map": (DYNAMIC, "the dynamic map of the scales"),
+    }
+    if part in constants:
+        expected, what = constants[part]
         if tensor.shape != expected.shape or not torch.equal(tensor.float(), expected):
             raise UserError(f"{where} is not {what}; nothing else is supported")
         return {}
-
-    buffers = dict(layer.named_buffers())
-    if part == "weight_format":
-        return same(torch.zeros(()), "row-major")
-    if part == "weight.quant_map":
-        return same(NF4, "NF4's 16 numbers")
-    if part == "weight.nested_quant_map":
-        return same(DYNAMIC, "the dynamic map of the scales")
     if part == f"weight.{STATE}":
         return _read_state_of(layer, tensor, where)
-    name = part.removeprefix("weight.")
+    name, buffers = part.removeprefix("weight."), dict(layer.named_buffers())
     if name not in buffers or name in ("bias", "nested_offset"):
         raise UserError(f"{where} is unexpected in a layer of {type(layer).__name__}")
-    expected = buffers[name]
-    if (tensor.dtype, tensor.shape) != (expected.dtype, expected.shape):
-        raise UserError(
-            f"{where} is {tensor.dtype} {tuple(tensor.shape)}, but must be {expected.dtype}"
-            f" {tuple(expected.shape)}"
-        )
+    found, wanted = ((t.dtype, tuple(t.shape)) for t in (tensor, buffers[name]))
+    if found != wanted:
+        raise UserError(f"{where} is {found[0]} {found[1]}, but must be {wanted[0]} {wanted[1]}")
     return {name: tensor}
 
 
 def _read_state_of(layer, tensor: torch.Tensor, where: str) -> dict[str, torch.Tensor]:
+    wanted = [layer.out_features, layer.in_features]
     try:
         state = json.loads(bytes(tensor.tolist()))
         shape, dtype = state["shape"], getattr(torch, state["dtype"])
         offset = torch.tensor(float(state["nested_offset"])) if layer.double else None
-        sizes = (state["blocksize"], state.get("nested_blocksize", SCALES))
+        kind = (state.get("quant_type"), state["blocksize"], state.get("nested_blocksize", SCALES))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{where} is not what bitsandbytes writes there ({type(e).__name__}: {e})") from e
-    if shape != [layer.out_features, layer.in_features]:
-        raise UserError(
-            f"{where} says the shape {shape}, but config.json asks for"
-            f" {[layer.out_features, layer.in_features]}"
-        )
-    if (
-        state.get("quant_type") != "nf4"
-        or sizes != (BLOCK, SCALES)
-        or dtype not in (torch.float32, torch.bfloat16, torch.float16)
-    ):
+    if shape != wanted:
+        raise UserError(f"{where} says the shape {shape}, but config.json asks for {wanted}")
+    if kind != ("nf4", BLOCK, SCALES) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"{where}: only NF4 in blocks of {BLOCK}, of a float weight, is supported")
     layer.dtype = dtype
     return {} if offset is None else {"nested_offset": offset}

