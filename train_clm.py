@@ -7,30 +7,16 @@ python train_clm.py --model config.json --from-scratch --data general.jsonl --ou
 import shlex
 from functools import partial
 
-from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.text import reading
-from nanomed.training.settings import Adapt
-
-
-def parse_args():
-    p = cli.Parser(description=cli.summary(__doc__))
-    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, flags.DATA_HELP + "; D:WEIGHT gives its share of the blocks")
-    flags.add_held_out_flags(p, "documents")
-    flags.add_sample_flag(p)
-    p.add_argument(
-        "--from-scratch", action="store_true", help="random weights; M gives the shape and the tokenizer"
-    )
-    flags.add_training_flags(p)
-    flags.add_forgetting_flags(p)
-    return reading.read_as(cli.parse(p, phase=Adapt.phase))
+from nanomed.training.launch import execute
+from nanomed.training.settings import Adapt, parse
 
 
 def main():
-    args = parse_args()
+    given = parse(Adapt, __doc__)
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import perplexity
+    from nanomed.evaluation.sample import sampler
     from nanomed.models.loss import clm_loss
     from nanomed.systems.overlap import repeated
     from nanomed.text import heldout, special, templates
@@ -39,9 +25,8 @@ def main():
     from nanomed.text.rows import named_sets, split_weight
     from nanomed.training import run
 
-    flags.check_forgetting_flags(args)
-    setup = run.setup(args, Adapt, full_lr=6e-4 if args.from_scratch else 5e-5)
-    plan = setup.plan
+    setup = run.setup(given)
+    plan = setup.settings
 
     def encode(names, limit=None):
         corpus = encode_corpus(names, setup.tokenizer, plan.text_field, limit, plan.skip_bad_rows)
@@ -109,13 +94,14 @@ def main():
         setup.source.adapter, setup.source.directory
     )  # an instructed model that reads on stays one
     if run.train(
-        args, setup, run.Job(blocks, clm_loss, measures, held, hashes, facts, what, own, general=general)
+        setup,
+        run.Job(blocks, clm_loss, measures, held, hashes, facts, what, own, general, sample=sampler(setup)),
     ):
         print(
-            f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)} --prompt"
+            f"results in {given.out}; next: python eval.py generate --model {shlex.quote(str(given.out))} --prompt"
             " 'The patients were'"
         )
 
 
 if __name__ == "__main__":
-    cli.execute(main)
+    execute(main)

@@ -4,41 +4,17 @@ python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives
 python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
 python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe"""
 
-import argparse
 import shlex
 from functools import partial
 from pathlib import Path
 
-from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.text import reading
-from nanomed.training.settings import Classify
-
-
-def parse_args():
-    p = cli.Parser(description=cli.summary(__doc__))
-    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_labelled_flags(p)
-    flags.add_held_out_flags(p, "texts")
-    p.add_argument(
-        "--stratify",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw the share that is validated on from each label alike, and leave each a text to train on",
-    )
-    p.add_argument("--freeze", action="store_true", help="train the head alone")
-    p.add_argument(
-        "--balance",
-        choices=["weights", "sampling", "none"],
-        default="weights",
-        help="if classes differ in size: weigh their losses, repeat the rarer texts, or neither",
-    )
-    flags.add_training_flags(p)
-    return reading.read_as(cli.parse(p, phase=Classify.phase))
+from nanomed.training.launch import execute
+from nanomed.training.settings import Classify, parse
 
 
 def main():
-    args = parse_args()
+    given = parse(Classify, __doc__)
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     import numpy as np
     import torch
@@ -62,10 +38,8 @@ def main():
     from nanomed.text.labels import in_line
     from nanomed.training import distributed, run
 
-    if args.freeze and args.lora_r:
-        raise UserError("--freeze trains the head alone, --lora-r an adapter too: give one of them")
-    setup = run.setup(args, Classify, full_lr=1e-3 if args.freeze else 5e-5)
-    plan = setup.plan
+    setup = run.setup(given)
+    plan = setup.settings
 
     # rows -> the two sides -> ids and label numbers -> batches
     sides = read_sides(plan)
@@ -130,14 +104,14 @@ def main():
         batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on
     )
     with shapes_vary():  # a batch is as long as its longest text
-        trained = run.train(args, setup, job)
-    if (not trained and args.dry_run) or distributed.rank():
+        trained = run.train(setup, job)
+    if (not trained and given.dry_run) or distributed.rank():
         return
 
-    summary = Path(args.out) / "summary.json"
+    summary = Path(given.out) / "summary.json"
     if val_ids and "classification" not in read_object(summary):  # of the model that DIR holds now
         saved = hub.load_classifier(
-            hub.find(args.out), quantize=None if setup.plan.merge else setup.plan.quantize
+            hub.find(str(given.out)), quantize=None if setup.settings.merge else setup.settings.quantize
         ).to(setup.device)
         found = {}
         for name, side in sides.validation.items():
@@ -148,10 +122,10 @@ def main():
         more = {"classification_sets": found} if len(found) > 1 else {}
         write_json(read_object(summary) | {"classification": next(iter(found.values()))} | more, summary)
     print(
-        f"results in {args.out}; next: python eval.py cls --model {shlex.quote(args.out)} --data"
+        f"results in {given.out}; next: python eval.py cls --model {shlex.quote(str(given.out))} --data"
         " LABELLED.jsonl"
     )
 
 
 if __name__ == "__main__":
-    cli.execute(main)
+    execute(main)

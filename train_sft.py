@@ -8,50 +8,16 @@ import shlex
 from dataclasses import replace
 from functools import partial
 
-from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.text import reading
-from nanomed.training.settings import Instruct
-
-
-def parse_args():
-    p = cli.Parser(description=cli.summary(__doc__))
-    p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, "rows of an instruction and its response: " + flags.DATA_HELP)
-    flags.add_held_out_flags(p, "rows")
-    flags.add_instruction_flags(p, "the model's own, else response")
-    flags.add_sample_flag(p)
-    p.add_argument(
-        "--group-field",
-        metavar="FIELD",
-        help=(
-            "rows that share this field's value (a disease, say) stay on one side, be the other one the"
-            " validation or --exclude"
-        ),
-    )
-    p.add_argument("--train-on-prompt", action="store_true", help="supervise the prompt too, for comparison")
-    p.add_argument(
-        "--no-packing", action="store_true", help="one example a row, padded, instead of several, isolated"
-    )
-    p.add_argument(
-        "--replay",
-        nargs="+",
-        action=cli.Several,
-        metavar="D",
-        help="documents to mix in as plain text (--text-field), against forgetting what was read",
-    )
-    p.add_argument(
-        "--replay-ratio", type=flags.positive, default=1.0, help="documents of --replay per example"
-    )
-    flags.add_training_flags(p)
-    flags.add_forgetting_flags(p)
-    return reading.read_as(cli.parse(p, phase=Instruct.phase))
+from nanomed.training.launch import execute
+from nanomed.training.settings import Instruct, parse
 
 
 def main():
-    args = parse_args()
+    given = parse(Instruct, __doc__)
     # From here on, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import answer_perplexity, perplexity
+    from nanomed.evaluation.sample import sampler
     from nanomed.models.loss import clm_loss
     from nanomed.systems.overlap import repeated
     from nanomed.text import heldout, instructions, special
@@ -61,13 +27,12 @@ def main():
     from nanomed.text.templates import TEMPLATES, load_template, of_model
     from nanomed.training import run
 
-    flags.check_forgetting_flags(args)
-    setup = run.setup(args, Instruct, full_lr=5e-5)
+    setup = run.setup(given)
     own = of_model(setup.source.adapter, setup.source.directory)
-    template = load_template(args.template) if args.template else own or TEMPLATES["response"]
-    name = args.template or ("the model's own" if own else "response")
-    setup = replace(setup, plan=replace(setup.plan, template=name))
-    plan = setup.plan
+    template = load_template(given.template) if given.template else own or TEMPLATES["response"]
+    name = given.template or ("the model's own" if own else "response")
+    setup = replace(setup, settings=replace(setup.settings, template=name))
+    plan = setup.settings
     fields = instructions.Fields(
         plan.instruction_field, plan.input_field, plan.response_field, plan.group_field
     )
@@ -211,10 +176,11 @@ def main():
         return {"loss": result["loss"], "ppl": result["ppl"]}
 
     validation = {name: partial(evaluate, name=name) for name in [*sets, *texts]}
-    job = run.Job(batches, clm_loss, validation, held, hashes, facts, what, template, template, general)
-    if run.train(args, setup, job):
-        print(f"results in {args.out}; next: python eval.py generate --model {shlex.quote(args.out)}")
+    job = run.Job(batches, clm_loss, validation, held, hashes, facts, what, template, general)
+    job.sample = sampler(setup, template)
+    if run.train(setup, job):
+        print(f"results in {given.out}; next: python eval.py generate --model {shlex.quote(str(given.out))}")
 
 
 if __name__ == "__main__":
-    cli.execute(main)
+    execute(main)

@@ -16,7 +16,7 @@ from nanomed.files import read_toml
 from nanomed.memory import reuse_memory
 from nanomed.outputs import release
 from nanomed.streams import CONTROLS, open_streams
-from nanomed.threads import of_torchrun, share_cores
+from nanomed.threads import share_cores
 
 LONGEST_LINE = 400  # characters
 
@@ -123,14 +123,6 @@ def _preset(parser, section: dict, where: str) -> None:
         parser.set_defaults(**{action.dest: value})
 
 
-def _one_of_several(main):
-    if not of_torchrun():
-        return main()
-    from nanomed.training import distributed
-
-    return distributed.together(main)
-
-
 def execute(main, name: str | None = None) -> None:
     """Call a script's main() and exit: 0 done (or the status that main returns, where that is an answer), 2
     what the user can mend (one line), 128 + n after a signal, 1 a bug."""
@@ -142,7 +134,7 @@ def execute(main, name: str | None = None) -> None:
     share_cores()
     name = name or Path(sys.argv[0]).name
     try:
-        code = _one_of_several(main) or 0
+        code = main() or 0
     except SystemExit:  # --help, or a wrong flag
         raise
     except BaseException as e:

@@ -9,7 +9,6 @@ from nanomed.errors import UserError
 from nanomed.files import write_json
 from nanomed.text import templates
 from nanomed.text.tokenizer import load_tokenizer
-from nanomed.training.settings import QUANTIZATIONS
 
 PROGRAM = "python -m nanomed.quantise"
 
@@ -20,7 +19,7 @@ def main() -> None:
     p.add_argument(
         "--quantize",
         required=True,
-        choices=QUANTIZATIONS,
+        choices=flags.QUANTIZATIONS,
         help="4 bits (NF4, the scales in 8) or 8 bits a weight",
     )
     p.add_argument("--out", required=True, metavar="DIR", help="where the model goes")

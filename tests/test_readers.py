@@ -10,12 +10,10 @@ import json
 import math
 import os
 import random
-import runpy
 import shutil
 import signal
 import sys
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -29,14 +27,14 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import page, tables, trained
 from nanomed.models.loss import clm_loss
-from nanomed.systems.recipe import SCRIPTS, read_recipe
+from nanomed.systems.recipe import read_recipe
 from nanomed.tensors import read_safetensors
 from nanomed.text import heldout, templates
 from nanomed.text.batch import Batch
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, curves, directory, loop
-from nanomed.training.settings import Adapt, Settings
+from nanomed.training.settings import Adapt, Classify, Instruct, Settings, parse
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 PATIENCE = 60  # seconds for one file: a hang, and no measure of speed
@@ -183,8 +181,9 @@ def read_run(d):
     with contextlib.suppress(UserError):
         list(trained.training_texts(d))
     directory.began_compiled(d)
-    plan = Adapt(model="m", device="cpu", dtype="fp32", context=8, lr=1.0)
-    directory.check_same(d, plan, {"data": {}, "tokenizer": "x"})
+    directory.quantized(d)
+    s = Adapt(model="m", device="cpu", dtype="fp32", context=8, lr=1.0, out=d)
+    directory.check_same(s, {"data": {}, "tokenizer": "x"})
 
 
 def read_summary(d):
@@ -346,14 +345,14 @@ def test_a_wrong_value_anywhere_in_a_recipe(tmp_path, monkeypatch, examples):
     value = tomllib.loads((ROOT / "recipes" / "gpt2-biomedical.toml").read_text())
     file = tmp_path / "recipe.toml"
 
-    scripts = {phase: runpy.run_path(str(ROOT / name))["parse_args"] for phase, name in SCRIPTS.items()}
+    kinds = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
 
     def read(path):
         for phase in read_recipe(str(path)).phases:
             monkeypatch.setattr(
                 sys, "argv", [phase, "--config", str(path), "--out", "o", "--model", "m", "--data", "d"]
             )
-            scripts[phase]()
+            parse(kinds[phase], None)
 
     @settings(
         max_examples=examples,
@@ -468,7 +467,7 @@ def test_a_wrong_cache_is_made_anew(made, what, monkeypatch):
         (file,) = (made / "cache").glob(f"*/{what}")
 
 
-def test_the_plan_of_every_phase_is_read_back(made):
-    for name, kind in (("full", Adapt),):
+def test_the_settings_of_every_phase_are_read_back(made):
+    for name, kind in (("full", Adapt), ("classifier", Classify), ("instructed", Instruct)):
         settings = json.loads((made / name / "run.json").read_text())["settings"]
-        assert asdict(kind.read(settings, made / name / "run.json")) == settings
+        assert kind.read(settings, made / name / "run.json").recorded() == settings

@@ -9,12 +9,13 @@ from typing import Any
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
+from nanomed.flags import Count, Files
 from nanomed.text import heldout, instructions, labelled
 from nanomed.text.ngrams import ngram_overlap
 from nanomed.text.rows import named_sets, read_documents, split_weight
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
-from nanomed.training.settings import Classify, Files, Size
+from nanomed.training.settings import Classify
 
 
 @dataclass
@@ -34,10 +35,10 @@ class Sets:
 class Reading(Sets):
     """And those that say how they are read."""
 
-    limit: Size | None = None
+    limit: Count | None = None
     skip_bad_rows: bool = False
     text_field: str = "text"
-    context: Size | None = None
+    context: Count | None = None
     template: str | None = None
     quantize: str | None = None
 

@@ -1,45 +1,13 @@
 """The flags that say how rows are found in files that can hold them in several ways. Like flags.py it loads
 no library."""
 
-import argparse
-
+from nanomed import flags
 from nanomed.errors import UserError
 
-SEPARATORS = ("comma", "semicolon", "tab", "bar")
 
-
-def separator(text: str) -> str:
-    """Its name, of which nanomed.text.csv_rows knows the character."""
-    name = {",": "comma", ";": "semicolon", "\t": "tab", "\\t": "tab", "|": "bar"}.get(text, text)
-    if name not in SEPARATORS:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(SEPARATORS)}, not {text!r}")
-    return name
-
-
-def add_flags(p: argparse.ArgumentParser) -> None:
+def add_flags(p) -> None:
     """How rows are found in files that can hold them in several ways; read_as() puts them into the names."""
-    p.add_argument(
-        "--rows",
-        metavar="KEY",
-        help=(
-            "of .json files: the key that the rows stand under (data, a.b), where it "
-            "is not plain; of a DatasetDict that was saved: the split (default: train)"
-        ),
-    )
-    p.add_argument(
-        "--separator",
-        type=separator,
-        metavar="S",
-        help=f"of .csv and .tsv files: {', '.join(SEPARATORS)} (default: as the header shows)",
-    )
-    p.add_argument(
-        "--document-per",
-        choices=["file", "line", "blank-line"],
-        help="of .txt files: what is a document (default: line; in a folder of them: file)",
-    )
-    p.add_argument(
-        "--skip-bad-rows", action="store_true", help="leave out rows that cannot be used, and count them"
-    )
+    flags.add_flags(p, flags.Rows, "rows", "separator", "document_per", "skip_bad_rows")
 
 
 DATA_FLAGS = (

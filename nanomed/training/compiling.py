@@ -12,7 +12,7 @@ from torch import nn
 
 from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
-from nanomed.training.settings import Plan
+from nanomed.training.settings import Settings
 
 # What it costs and gains, measured (RESULTS, "Beside the stack" and "On a GPU"): {(device, family or any,
 # what is trained): (seconds of compiling, floating-point operations a second before, share of the time that
@@ -46,24 +46,19 @@ def can_compile(device: str) -> bool:
     return compiler and header
 
 
-def pays(plan: Plan, model_type: str, config, updates: int) -> bool:
+def pays(s: Settings, model_type: str, config, updates: int) -> bool:
     """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x
     grad_accum x context tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were
     not measured."""
-    what, family = "lora" if plan.lora_r else "all", FAMILIES[model_type].__name__.rpartition(".")[2]
-    cost, speed, saved = MEASURED.get((plan.device, "any", what)) or MEASURED.get(
-        (plan.device, family, what), (0, 1, 0)
+    what, family = "lora" if s.lora_r else "all", FAMILIES[model_type].__name__.rpartition(".")[2]
+    cost, speed, saved = MEASURED.get((s.device, "any", what)) or MEASURED.get(
+        (s.device, family, what), (0, 1, 0)
     )
-    if (
-        not saved
-        or plan.phase == "classify"
-        or plan.quantize
-        or (plan.device == "cpu" and plan.dtype != "bf16")
-    ):
+    if not saved or s.phase == "classify" or s.quantize or (s.device == "cpu" and s.dtype != "bf16"):
         return False
-    if getattr(plan, "no_packing", False) or not can_compile(plan.device):
+    if getattr(s, "no_packing", False) or not can_compile(s.device):
         return False
     with torch.device("meta"):
         model = LanguageModel(FAMILIES[model_type], config)
-    tokens = updates * plan.batch_size * plan.grad_accum * plan.context
-    return saved * tokens * flops_a_token(model, not plan.lora_r, plan.context) / speed > 2 * cost
+    tokens = updates * s.batch_size * s.grad_accum * s.context
+    return saved * tokens * flops_a_token(model, not s.lora_r, s.context) / speed > 2 * cost

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,7 @@ from nanomed.memory import in_words
 from nanomed.outputs import check_directory, names_in
 from nanomed.tensors import safetensors_keys
 from nanomed.training import checkpoint
-from nanomed.training.settings import Plan
+from nanomed.training.settings import QUANTIZATIONS, Settings
 
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
 LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}
@@ -93,24 +92,23 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def is_complete(out: Path, resume: bool, plan: Plan, identity: dict) -> bool:
+def is_complete(s: Settings, identity: dict) -> bool:
     """Whether DIR already holds the end of this very run. Raises UserError if it was another one."""
-    if not resume or not (out / "summary.json").exists():
+    if not s.resume or not (s.out / "summary.json").exists():
         return False
-    check_same(out, plan, identity)
+    check_same(s, identity)
     return True
 
 
-def check_same(out: Path, plan: Plan, identity: dict) -> None:
+def check_same(s: Settings, identity: dict) -> None:
     """A run may be resumed if every setting that decides its weights, and everything that goes into it, is
     what it was. Raises UserError, naming what changed."""
-    path = out / "run.json"
+    path = s.out / "run.json"
     record = read_object(path)
-    if record.get("phase", plan.phase) != plan.phase:
+    if record.get("phase", s.phase) != s.phase:
         raise UserError(f"{path}: the run is of another phase ([{record['phase']}]); choose another --out")
-    changes = plan.changes(
-        type(plan).read(typed(dict[str, Any], record.get("settings"), f"{path}: settings"), path)
-    )
+    before = typed(dict[str, Any], record.get("settings"), f"{path}: settings")
+    changes = s.changes(type(s).read(before, path))
     if changes:
         raise UserError(
             f"{path}: the run was started with {changes[0]}, now it is {changes[1]}; resume with the same"
@@ -131,11 +129,21 @@ def began_compiled(out: Path) -> bool | None:
     return compiled if isinstance(compiled, bool) else None
 
 
-def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
+def quantized(adapter: Path | None) -> str | None:
+    """How the base was quantised that an adapter was trained over; None if it was not, or nothing is known of
+    the training."""
+    try:
+        settings = read_json(adapter / "run.json")["settings"]
+        return settings["quantize"] if settings["quantize"] in QUANTIZATIONS else None
+    except (UserError, TypeError, KeyError, IndexError):
+        return None
+
+
+def record_start(s: Settings, identity: dict) -> None:
     """Write run.json, or check it against this command if the run is resumed. identity: hashes of what goes
     in: the data by name, the tokenizer, the model."""
-    if resume and checkpoint.latest(out):
-        check_same(out, plan, identity)
+    if s.resume and checkpoint.latest(s.out):
+        check_same(s, identity)
         return
     packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
     machine = {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
@@ -143,37 +151,37 @@ def record_start(out: Path, resume: bool, plan: Plan, identity: dict) -> None:
     record = {
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
-        "phase": plan.phase,
-        "settings": asdict(plan),
+        "phase": s.phase,
+        "settings": s.recorded(),
         "versions": (
             {"nanomed": nanomed.__version__, "python": platform.python_version()}
             | {p: version(p) for p in packages}
         ),
         "machine": machine,
-        "seed": plan.seed,
+        "seed": s.seed,
         **identity,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(record, out / "run.json")
+    s.out.mkdir(parents=True, exist_ok=True)
+    write_json(record, s.out / "run.json")
 
 
-def check_space(out: Path, model, plan: Plan) -> None:
+def check_space(model, s: Settings) -> None:
     """Raises UserError if the disk has not the room that the run will take in DIR, which must be there: while
     it saves, two states of what is trained, each the weights and two moments, perhaps those of the best
     validation; at the end the model."""
     trained, whole = (
         sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True)
     )
-    state, best = 12 * trained, 2 * 4 * trained if plan.keep == "best" else 0
-    needed = state + max(state, 4 * (whole if plan.merge or not plan.lora_r else trained)) + best
+    state, best = 12 * trained, 2 * 4 * trained if s.keep == "best" else 0
+    needed = state + max(state, 4 * (whole if s.merge or not s.lora_r else trained)) + best
     there = sum(
-        file.stat().st_size for file in (out / "state").glob("*.safetensors")
+        file.stat().st_size for file in (s.out / "state").glob("*.safetensors")
     )  # of a run that goes on
-    free = shutil.disk_usage(out).free + there
+    free = shutil.disk_usage(s.out).free + there
     if free < needed:
         raise UserError(
-            f"--out {out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while"
+            f"--out {s.out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while"
             " it saves; choose another place, or make room"
         )
 

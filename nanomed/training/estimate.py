@@ -14,9 +14,9 @@ from nanomed.training.settings import Settings
 LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
 
 
-def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: str, anchor=None) -> None:
+def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, anchor=None) -> None:
     """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written
-    to `out`."""
+    to DIR."""
     device = next(p for p in model.parameters() if p.requires_grad).device
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
     widest = max(windows, key=lambda window: max(batch.idx.numel() for batch in window))
@@ -47,7 +47,7 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, out: 
         f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s),"
         f" {_time(steps * seconds)} for {steps:,}" + ("; validations come on top" if validated else "")
     )
-    print(f"dry run: nothing was written to {out}")
+    print(f"dry run: nothing was written to {s.out}")
 
 
 def memory(model, batch, loss_fn, dtype: str, anchor=None) -> dict[str, int]:

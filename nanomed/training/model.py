@@ -24,7 +24,7 @@ from nanomed.models.quant import QUANTISED
 from nanomed.precision import store_frozen
 from nanomed.text.labels import in_line, to_model
 from nanomed.training import distributed
-from nanomed.training.settings import Plan
+from nanomed.training.settings import Settings
 
 
 def check_source(source: hub.Source, out: Path) -> None:
@@ -34,8 +34,8 @@ def check_source(source: hub.Source, out: Path) -> None:
             raise UserError(f"--out {out}: the model {directory} lies there; choose another directory")
 
 
-def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classifier=None):
-    """(model in fp32 on the CPU, the name of its base), by what `source` is and what the plan asks for:
+def start_model(s: Settings, source: hub.Source, classifier=None):
+    """(model in fp32 on the CPU, the name of its base), by what `source` is and what the settings ask for:
 
         without --lora-r    all weights; an adapter that `source` names is merged into them
         with --lora-r       a new adapter; or the adapter of `source`, if its settings are the same, goes on; if they differ, or
@@ -44,22 +44,22 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
 
     classifier: a function that puts a classification head on the model, or None. The head of a source that is
     a classifier itself goes on, if it has the same labels."""
-    model, base = _load(source, plan, classifier), source.name
+    model, base = _load(source, s, classifier), source.name
     frozen, merged = any(isinstance(m, QUANTISED) for m in model.modules()), source.adapter and not model.lora
-    lora = plan.lora and resolve(model, plan.lora)
+    lora = s.lora and resolve(model, s.lora)
     if frozen and not lora:
         raise UserError(
             f"{source.name}: its weights are quantised, and stay frozen: train an adapter on them (--lora-r)"
-            + (", or --quantize none" if plan.quantize else "")
+            + (", or --quantize none" if s.quantize else "")
         )
     if frozen and model.lora and not _same(model, lora):
         raise UserError(
             f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it"
             " first (--merge), or go on with its own"
         )
-    if merged and plan.quantize:
+    if merged and s.quantize:
         raise UserError(
-            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {plan.quantize} would"
+            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {s.quantize} would"
             " round that away; train without it (--quantize none)"
         )
     if merged:
@@ -79,25 +79,25 @@ def start_model(plan: Plan, source: hub.Source, out: Path, dry_run: bool, classi
         )
     elif model.lora:
         print(f"{source.adapter}: the adapter goes on")
-        model.lora = replace(model.lora, dropout=plan.lora_dropout)
+        model.lora = replace(model.lora, dropout=s.lora_dropout)
         for layer in lora_layers(model).values():
-            layer.dropout.p = plan.lora_dropout
+            layer.dropout.p = s.lora_dropout
     if model.lora and not (lora and _same(model, lora)):
         merge_and_unwrap(model)
         merged = True
     if merged and lora:
-        base = str((out / "base").resolve())
-        if not dry_run and distributed.rank() == 0:
+        base = str((s.out / "base").resolve())
+        if not s.dry_run and distributed.rank() == 0:
             hub.save_model(model, Path(base), source.tokenizer_directory)
     if lora and not model.lora:
         _inject(model, lora)
     return _put_head_on(model, classifier, source) if classifier else model, base
 
 
-def _load(source: hub.Source, plan: Plan, classifier) -> LanguageModel | Classifier:
+def _load(source: hub.Source, s: Settings, classifier) -> LanguageModel | Classifier:
     if classifier and hub.is_classifier(source):
-        return hub.load_classifier(source, dropout=plan.dropout, quantize=plan.quantize)
-    return hub.load_model(source, plan.from_scratch, dropout=plan.dropout, quantize=plan.quantize)
+        return hub.load_classifier(source, dropout=s.dropout, quantize=s.quantize)
+    return hub.load_model(source, s.from_scratch, dropout=s.dropout, quantize=s.quantize)
 
 
 def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
@@ -131,19 +131,19 @@ def _same(model, lora: LoRAConfig) -> bool:
     return (model.lora.r, model.lora.scale) == (lora.r, lora.scale) and wanted == set(lora_layers(model))
 
 
-def make_ready(model, plan: Plan, device: torch.device, grad_checkpoint: bool) -> None:
+def make_ready(model, s: Settings, device: torch.device) -> None:
     """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint
     want it."""
     if (
         model.lora and distributed.world() == 1
     ):  # else what is frozen will be saved from here, or is to be dealt out, in fp32
-        store_frozen(model, plan.dtype, device)
-    model.backbone.grad_checkpoint = grad_checkpoint
+        store_frozen(model, s.dtype, device)
+    model.backbone.grad_checkpoint = s.grad_checkpoint
     if distributed.world() > 1:
-        distributed.shard(model, device, plan.dtype)
+        distributed.shard(model, device, s.dtype)
     else:
         model.to(device)
-    if plan.compile and distributed.world() == 1:  # one process may have begun a run that several go on with
+    if s.compile and distributed.world() == 1:  # one process may have begun a run that several go on with
         compile_backbone(model)
 
 
@@ -156,7 +156,7 @@ def compile_backbone(model) -> None:
     model.backbone.compile()
 
 
-def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, classifier=None) -> dict:
+def leave_model(model, base: str, s: Settings, source: hub.Source, classifier=None) -> dict:
     """Make DIR a model directory: full, adapter or merged; returns what summary.json should say of it.
 
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to
@@ -167,16 +167,16 @@ def leave_model(model, base: str, plan: Plan, source: hub.Source, out: Path, cla
     if distributed.rank():
         return {}
     if not model.lora:
-        hub.save_model(model, out, source.tokenizer_directory, state=state)
+        hub.save_model(model, s.out, source.tokenizer_directory, state=state)
         return {}
-    if not plan.merge:
-        hub.save_adapter(model, out, base, source.tokenizer_directory, state | head)
+    if not s.merge:
+        hub.save_adapter(model, s.out, base, source.tokenizer_directory, state | head)
         return {"base_sha256": hub.fingerprint(hub.find(base))}
-    merged = _load(hub.find(base), plan, classifier)
+    merged = _load(hub.find(base), s, classifier)
     inject(merged, model.lora)
     if classifier:
         merged = classifier(merged)
     merged.load_state_dict({k: v.detach().cpu() for k, v in (state | head).items()}, strict=False)
     merge_and_unwrap(merged)
-    hub.save_model(merged, out, source.tokenizer_directory)
+    hub.save_model(merged, s.out, source.tokenizer_directory)
     return {}

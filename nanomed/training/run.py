@@ -1,20 +1,18 @@
 """A run, from the command line to a directory that others can load: what every training script does after
 reading its data.
 
-setup()  flags -> Plan, model found, tokenizer        train()  Job -> checks, fit(), the model and summary.json in DIR
+setup()  settings as they were given -> all decided, model found, tokenizer
+train()  Job -> checks, fit(), the model and summary.json in DIR
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from nanomed import flags, hub
+from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation.generate import Ending, Sampling, generate, room
-from nanomed.evaluation.trained import trained_with
 from nanomed.files import write_json
 from nanomed.memory import peak_rss
 from nanomed.models import FAMILIES
@@ -27,12 +25,17 @@ from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import checkpoint, compiling, curves, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
-from nanomed.training.directory import began_compiled, check_out, check_space, is_complete, record_start
+from nanomed.training.directory import (
+    began_compiled,
+    check_out,
+    check_space,
+    is_complete,
+    quantized,
+    record_start,
+)
 from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
-from nanomed.training.settings import Plan, Settings
-
-SAMPLE_TOKENS = 40  # of --sample-prompt's continuation
+from nanomed.training.settings import Settings, check, flags_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Setup:
     """What every phase begins with: what the run is, where the model lies, how it reads, and where it will be
     trained."""
 
-    plan: Plan
+    settings: Settings
     source: hub.Source
     config: object
     tokenizer: Tokenizer
@@ -53,8 +56,8 @@ class Job:
     """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is
     measured on, for later phases; hashes: of the data, by name; facts: what summary.json should say besides;
     what: the data, in words; template: how the model that comes out is to be asked, if it was instructed;
-    sample_in: the template that --sample-prompt is put into; general: a Stream of --ewc-data; unit: what
-    loss_fn counts; classifier: a function that puts a classification head on the model."""
+    general: a Stream of --ewc-data; unit: what loss_fn counts; classifier: a function that puts a classification
+    head on the model; sample: a function of the model that gives a text that it writes."""
 
     blocks: object
     loss_fn: Callable
@@ -64,57 +67,53 @@ class Job:
     facts: dict
     what: str
     template: templates.Template | None = None
-    sample_in: templates.Template | None = None
     general: Stream | None = None
     unit: str = "tokens"
     classifier: Callable | None = None
+    sample: Callable | None = None
 
 
-def setup(args, kind: type[Plan], full_lr: float, lora_lr: float = 2e-4) -> Setup:
-    """Check the flags, find the model, and decide what the flags leave open. Raises UserError for whatever
-    cannot be trained."""
-    device, out = resolve_device(args.device), Path(args.out)
-    from_scratch = getattr(args, "from_scratch", False)
-    if args.lora_r and from_scratch:
-        raise UserError(
-            "--from-scratch trains all weights; an adapter would need a base that is saved nowhere (--lora-r)"
-        )
-    check_out(out, args.resume)
-    flags.check_lora_flags(args)
-    check_processes(args, kind)
+def setup(s: Settings) -> Setup:
+    """Check the settings, find the model, and decide what was left open. Raises UserError for whatever cannot
+    be trained."""
+    device = resolve_device(s.device)
+    check(s)
+    check_out(s.out, s.resume)
+    check_processes(s)
     distributed.start(device)
-    torch.manual_seed(args.seed)
-    source = hub.find(args.model, weights=not from_scratch)
-    check_source(source, out)
+    torch.manual_seed(s.seed)
+    source = hub.find(s.model, weights=not s.from_scratch)
+    check_source(source, s.out)
     raw, config = hub.read_config(source.directory)
-    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
+    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, s.special_tokens)
     hub.check_vocabulary(tokenizer, config, source)
-    quantize = args.quantize or (trained_with(source.adapter).get("quantize") if source.adapter else None)
-    context = args.context or min(config.n_positions, 1024)
+    context = s.context or min(config.n_positions, 1024)
     if not 2 <= context <= config.n_positions:
         raise UserError(
             f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}"
         )
-    plan = kind.of(
-        args,
+    quantize = s.quantize or quantized(source.adapter)
+    decided = replace(
+        s,
         device=str(device),
-        dtype=resolve_dtype(args.dtype, device),
+        dtype=resolve_dtype(s.dtype, device),
         context=context,
         quantize=None if quantize == "none" else quantize,
-        lr=args.lr or (lora_lr if args.lora_r else full_lr),
-        keep=args.keep or ("best" if args.patience else "last"),
-        lora_alpha=args.lora_alpha or 2.0 * args.lora_r,
-        lora_scale=args.lora_scale or Plan.lora_scale,
-        lora_targets=args.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
+        lr=s.lr or s.usual_lr,
+        keep=s.keep or ("best" if s.patience else "last"),
+        lora_alpha=s.lora_alpha or 2.0 * s.lora_r,
+        lora_scale=s.lora_scale or "lora",
+        lora_targets=s.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
     )
-    earlier = heldout.HeldOut() if from_scratch else heldout.earlier(source.adapter, source.directory)
-    return Setup(plan, source, config, tokenizer, device, earlier)
+    earlier = heldout.HeldOut() if s.from_scratch else heldout.earlier(source.adapter, source.directory)
+    return Setup(decided, source, config, tokenizer, device, earlier)
 
 
-def train(args, setup: Setup, job: Job) -> dict | None:
-    """Train the model that the plan names and leave it in DIR; None if there was nothing to train: DIR holds
+def train(setup: Setup, job: Job) -> dict | None:
+    """Train the model that the settings name and leave it in DIR; None if there was nothing to train: DIR holds
     the end of this very run, or it was a dry run."""
-    plan, source, out = decide_compile(args, setup, job), setup.source, Path(args.out)
+    plan, source = decide_compile(setup, job), setup.source
+    out = plan.out
     identity = {
         "data": job.hashes,
         "tokenizer": setup.tokenizer.hash,
@@ -122,21 +121,17 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
         "special_tokens": job.facts["special_tokens"],
     }
-    sampled = getattr(args, "sample_prompt", None)
-    wanted = {"--patience": plan.patience, "--keep best": plan.keep == "best", "--sample-prompt": sampled}
+    wanted = {"--patience": plan.patience, "--keep best": plan.keep == "best", "--sample-prompt": job.sample}
     for flag, given in wanted.items():
         if given and not job.validation:
             raise UserError(
                 f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)"
             )
-    sample = partial(_sample, sampled, setup, job.sample_in) if sampled else None
-    if sample:
-        sample(None)
-    writes = not args.dry_run and distributed.rank() == 0
-    if writes and not is_complete(out, args.resume, plan, identity):
+    writes = not plan.dry_run and distributed.rank() == 0
+    if writes and not is_complete(plan, identity):
         lock(out)
-        check_out(out, args.resume)  # again, now that no other process changes it any more
-    if is_complete(out, args.resume, plan, identity):
+        check_out(out, plan.resume)  # again, now that no other process changes it any more
+    if is_complete(plan, identity):
         # in case it was killed just before it did so itself; what it held the directory with goes with
         # release()
         if writes:
@@ -147,15 +142,14 @@ def train(args, setup: Setup, job: Job) -> dict | None:
         print(f"{out}: this run is complete; nothing to do")
         return None
     if writes:
-        record_start(out, args.resume, plan, identity)
+        record_start(plan, identity)
         heldout.write(job.held, out, setup.earlier)
     with distributed.in_turn():
-        model, base = start_model(plan, source, out, args.dry_run, job.classifier)
-        make_ready(model, plan, setup.device, args.grad_checkpoint)
+        model, base = start_model(plan, source, job.classifier)
+        make_ready(model, plan, setup.device)
     if writes:
-        check_space(out, model, plan)
+        check_space(model, plan)
     special.say(job.facts["special_tokens"])
-    settings = settings_of(args, plan)
     processes = {"processes": distributed.world()} if distributed.world() > 1 else {}
     facts = {
         "model": source.name,
@@ -172,33 +166,31 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     over = f" over {plan.quantize}" if plan.quantize else ""
     print(
         f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what};"
-        f" {where}, {plan.dtype}{over}; {total_steps(job.blocks, settings):,} updates of up to"
+        f" {where}, {plan.dtype}{over}; {total_steps(job.blocks, plan):,} updates of up to"
         f" {plan.batch_size} x {plan.grad_accum} rows, peak learning rate {plan.lr:g}"
     )
-    if args.show:
-        show.rows(job.blocks.window(0), setup.tokenizer, args.show, facts.get("labels"))
+    if plan.show:
+        show.rows(job.blocks.window(0), setup.tokenizer, plan.show, facts.get("labels"))
     anchor = make_anchor(model, plan, job.general, setup.device)
-    if args.dry_run:
-        estimate.dry_run(
-            model, job.blocks, job.loss_fn, settings, bool(job.validation), job.unit, args.out, anchor
-        )
+    if plan.dry_run:
+        estimate.dry_run(model, job.blocks, job.loss_fn, plan, bool(job.validation), job.unit, anchor)
         return None
     measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
     evaluate = (lambda: {name: measure(model) for name, measure in measures.items()}) if measures else None
-    write = partial(distributed.forward(sample), model) if sample else None
+    write = partial(distributed.forward(job.sample), model) if job.sample else None
     result = fit(
         model,
         job.blocks,
         distributed.forward(job.loss_fn),
         evaluate,
-        settings,
+        plan,
         out,
-        args.resume,
+        plan.resume,
         job.unit,
         write,
         anchor,
     )
-    facts |= leave_model(model, base, plan, source, out, job.classifier)
+    facts |= leave_model(model, base, plan, source, job.classifier)
     if distributed.rank():
         return result
     if job.template:
@@ -215,47 +207,41 @@ def train(args, setup: Setup, job: Job) -> dict | None:
     return result
 
 
-def settings_of(args, plan: Plan) -> Settings:
-    return Settings(
-        **{k: v for k, v in (vars(args) | vars(plan)).items() if k in Settings.__dataclass_fields__}
-    )
-
-
-def decide_compile(args, setup: Setup, job: Job) -> Plan:
-    """The plan, with --compile decided where the flags leave it open: as the run began if it is resumed, else
-    by what pays."""
-    plan, before = setup.plan, began_compiled(Path(args.out)) if args.resume else None
-    if plan.compile is not None:
-        return plan
+def decide_compile(setup: Setup, job: Job) -> Settings:
+    """The settings, with --compile decided where it was left open: as the run began if it is resumed, else by
+    what pays."""
+    s = setup.settings
+    if s.compile is not None:
+        return s
+    before = began_compiled(s.out) if s.resume else None
     if before is not None or distributed.world() > 1:
-        return replace(plan, compile=bool(before))
-    updates = total_steps(job.blocks, settings_of(args, plan))
-    plan = replace(plan, compile=compiling.pays(plan, setup.config.model_type, setup.config, updates))
-    if plan.compile:
+        return replace(s, compile=bool(before))
+    updates = total_steps(job.blocks, s)
+    s = replace(s, compile=compiling.pays(s, setup.config.model_type, setup.config, updates))
+    if s.compile:
         print(
             "compiling, which takes a while at the first update and then saves more than it took"
             " (--no-compile: as it is)"
         )
-    return plan
+    return s
 
 
-def check_processes(args, kind: type[Plan]) -> None:
+def check_processes(s: Settings) -> None:
     """Raises UserError for what several processes (torchrun) do not do together."""
     n = distributed.world()
     if n == 1:
         return
-    for name in ("l2_sp", "ewc", "compile", "dry_run"):
-        if getattr(args, name, None):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is for one process; {n} processes (torchrun) train without it")
-    if args.batch_size < n:
+    for name, flag in flags_of(s).items():
+        if flag.one_process and getattr(s, name):
+            said = "--" + name.replace("_", "-")
+            raise UserError(f"{said} is for one process; {n} processes (torchrun) train without it")
+    if s.batch_size < n:
         raise UserError(
-            f"--batch-size {args.batch_size}: its rows are dealt to {n} processes (torchrun); give at"
-            f" least {n}"
+            f"--batch-size {s.batch_size}: its rows are dealt to {n} processes (torchrun); give at least {n}"
         )
 
 
-def general_stream(plan: Plan, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:
+def general_stream(plan: Settings, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:
     """The blocks of --ewc-data, without what is held out; encode(names) gives a corpus. None if there is no
     --ewc."""
     if not plan.ewc:
@@ -268,7 +254,7 @@ def general_stream(plan: Plan, encode, held: heldout.HeldOut, hashes: dict) -> S
     return stream
 
 
-def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device) -> Anchor | None:
+def make_anchor(model, plan: Settings, general: Stream | None, device: torch.device) -> Anchor | None:
     """What pulls the weights back, made of the model as the run starts it; None if nothing is to."""
     if not (plan.l2_sp or plan.ewc):
         return None
@@ -290,7 +276,7 @@ def make_anchor(model, plan: Plan, general: Stream | None, device: torch.device)
     return anchor
 
 
-def say_kept(plan: Plan, result: dict) -> None:
+def say_kept(plan: Settings, result: dict) -> None:
     """Which weights DIR holds, and what their validation was."""
     best, last = result["best_val"], result["last_val"]
     if not last:
@@ -312,18 +298,6 @@ def say_kept(plan: Plan, result: dict) -> None:
         print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})")
     else:
         print(f"kept: the last weights (update {result['step']}){other}")
-
-
-def _sample(asked: str, setup: Setup, template, model) -> str | None:
-    """How the model goes on from --sample-prompt, greedily; without a model, only whether the prompt fits:
-    UserError."""
-    ids = setup.tokenizer.prompt(template.ask(asked) if template else asked).tolist()
-    steps = min(SAMPLE_TOKENS, room(setup.config, ids, None))
-    if model is None:
-        return None
-    ending = Ending(setup.tokenizer, template.ends if template else ())
-    (done,) = generate(model, [ids], steps, Sampling(), ending, setup.device, setup.plan.dtype)
-    return f"{asked} >>> {done.text.strip()}" + ("" if done.stopped else " ...")
 
 
 def say_removed(count: int, what: str = "documents") -> None:

@@ -1,189 +1,324 @@
-"""What a run is: the settings that decide its weights, which run.json keeps and a resumed run is held to. It
-loads no library: the flags take their defaults from here, and --help is to come at once.
+"""The settings of a training, each declared once (nanomed.flags): what decides its weights, which run.json
+holds and a resumed run has to repeat, and what is of one call only: where results go, how often to save.
 
-The command line says more than that (where results go, how often to save, what to show): that stays in
-`args`, may differ from call to call, and is written nowhere. A key that is absent in a run.json has the
-default that stands here, so that a run which began before a setting was thought of goes on as it was."""
+They come from the command line, or a recipe's section, through parse(); some are left open there (None, auto),
+and nanomed.training.run.setup decides them. A key that is absent in a run.json has the field's default: so a
+run that began before there was a setting goes on as it was."""
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar, Literal
 
-from msgspec import Meta
-
+from nanomed import cli
 from nanomed.errors import UserError
 from nanomed.files import typed
+from nanomed.flags import (
+    DATA_HELP,
+    MODEL_HELP,
+    QUANTIZATIONS,
+    AtLeast0,
+    Count,
+    Files,
+    Labelled,
+    Positive,
+    Rows,
+    Running,
+    Share,
+    ShareOr1,
+    Whole,
+    add_flags,
+    flags_of,
+    of_call,
+    setting,
+)
+from nanomed.text import reading
+from nanomed.text.templates import TEMPLATES
+
+# Of the trainings that keep the language model's head.
+of_text = partial(setting, phases=("adapt", "instruct"))
 
 
-@dataclass
-class Settings:
-    """What fit() needs to know, with its defaults. Updates are optimiser steps; schedules count nothing
-    else."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    title = "training"
 
-    lr: float  # peak learning rate
-    epochs: float = 1.0  # passes over the data, unless max_steps is set
-    max_steps: int = 0  # updates; 0 means as many as `epochs` take
-    warmup_ratio: float = 0.05  # share of the updates in which the rate rises from 0 to its peak
-    weight_decay: float = 0.1  # on matrices and embeddings only
-    grad_clip: float = 1.0  # largest norm of the whole gradient; 0 leaves it as it is
-    eval_every: int = 0  # updates between validations; 0 means once an epoch
-    save_every: int = 200  # updates between checkpoints; 0 means only at the end
-    log_every: int = 10
-    patience: int = 0  # validations without improvement before stopping; 0 never stops early
-    keep: str = "last"  # which weights stay at the end: the last, or those of the best validation
-    dtype: str = "fp32"
-
-
-QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
-READINGS = ("text", "read", "refuse")  # of special tokens that texts spell: nanomed.text.special
-# Of the command and not of the run: earlier versions wrote these down too.
-FREE = {
-    "config",
-    "resume",
-    "save_every",
-    "log_every",
-    "out",
-    "grad_checkpoint",
-    "dry_run",
-    "show",
-    "sample_prompt",
-}
+    context: Count | None = setting(None, "tokens a row (default: the model's positions, 1024 at most)")
+    batch_size: Count = setting(8, "rows a micro-batch")
+    grad_accum: Count = setting(1, "micro-batches an update, which is one step of the optimizer")
+    epochs: Positive = setting(1.0, "passes over the data")
+    max_steps: Whole = setting(0, "updates, whatever --epochs says; 0: unset")
+    lr: Positive | None = setting(
+        None, "peak learning rate (default: 5e-5; LoRA 2e-4; from scratch 6e-4; head alone 1e-3)"
+    )
+    warmup_ratio: Share = setting(0.05, "share of the updates in which the rate rises to its peak")
+    weight_decay: AtLeast0 = setting(0.1, "on matrices and embeddings only")
+    grad_clip: AtLeast0 = setting(1.0, "largest gradient norm; 0: no clipping")
+    dropout: Share = setting(0.0, "in place of the probabilities in the model's config (GPT-2's say 0.1)")
+    compile: bool | None = setting(
+        False,
+        "compile the model with torch.compile, half a minute, then faster (default: if the run is long enough"
+        " for that to pay; never the classifier's)",
+        flag=None,
+        two_way=True,
+        one_process=True,
+    )
+    grad_checkpoint: bool = of_call(
+        False, "recompute activations in backward: less memory, slower", two_way=True
+    )
 
 
-# What a run.json may hold; the command line's flags have the same limits (nanomed.flags).
-Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Size = Annotated[int, Meta(ge=1, le=2**63 - 1)]
-Share = Annotated[float, Meta(ge=0, lt=1)]
-AtLeast0 = Annotated[float, Meta(ge=0, lt=1e300)]
-Positive = Annotated[float, Meta(gt=0, lt=1e300)]
-Files = Annotated[list[str], Meta(min_length=1)]
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    title = "LoRA"
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Of every phase. Names are those of the flags; what a flag leaves open (auto, a default that depends on
-    others) is decided here: nanomed.training.run.setup does that."""
-
-    phase: ClassVar[str]
-
-    model: str
-    device: str
-    dtype: str
-    context: Size
-    lr: Positive
-    data: Files | None = None
-    text_field: str = "text"
-    limit: Size | None = None
-    skip_bad_rows: bool = False
-    val_data: Files | None = None
-    val_fraction: Share = 0.05
-    exclude: Files | None = None
-    batch_size: Size = 8
-    grad_accum: Size = 1
-    epochs: Positive = Settings.epochs
-    max_steps: Whole = Settings.max_steps
-    warmup_ratio: AtLeast0 = Settings.warmup_ratio
-    weight_decay: AtLeast0 = Settings.weight_decay
-    grad_clip: AtLeast0 = Settings.grad_clip
-    dropout: Share = 0.0
-    compile: bool | None = False  # None: not decided yet
-    lora_r: Whole = 0
-    lora_alpha: AtLeast0 = 0.0
-    lora_dropout: Share = 0.0
-    lora_targets: str = "c_attn"
-    lora_scale: str = "lora"
-    merge: bool = False
-    quantize: str | None = None
-    eval_every: Whole = Settings.eval_every
-    patience: Whole = Settings.patience
-    keep: str = Settings.keep
-    seed: Whole = 0
-    l2_sp: AtLeast0 = 0.0
-    ewc: AtLeast0 = 0.0
-    ewc_data: Files | None = None
-    ewc_blocks: Size = 200
-    pull_on: str = ""
-    near_duplicates: AtLeast0 = 0.0
-    special_tokens: str = READINGS[0]
-    from_scratch: bool = False
+    lora_r: Whole = setting(0, "rank; 0 trains all weights", metavar="R")
+    lora_alpha: AtLeast0 | None = setting(0.0, "of the scale (default: 2 r)", flag=None, metavar="A")
+    lora_scale: Literal["lora", "rslora"] | None = setting(
+        "lora", "lora: alpha / r; rslora: alpha / sqrt(r), which suits high ranks (default: lora)", flag=None
+    )
+    lora_dropout: Share = setting(0.0, "on the adapter's input, in training")
+    lora_targets: str | None = setting(
+        "c_attn",
+        "modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc; or all-linear:"
+        " every linear layer below the head (default: peft's for the family: c_attn of GPT-2, else"
+        " q_proj,v_proj)",
+        flag=None,
+    )
+    merge: bool = setting(False, "fold the adapter into the model that DIR holds at the end", two_way=True)
 
     @property
     def lora(self):
         """The LoRAConfig, or None."""
         from nanomed.models.lora import LoRAConfig
 
-        targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
         if not self.lora_r:
             return None
-        return LoRAConfig(
-            self.lora_r, self.lora_alpha, self.lora_dropout, targets, self.lora_scale == "rslora"
-        )
+        targets = tuple(t.strip() for t in self.lora_targets.split(",") if t.strip())
+        rslora = self.lora_scale == "rslora"
+        return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets, rslora)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    title = "against forgetting (beside a lower --lr, --lora-r, other text mixed in)"
+
+    l2_sp: AtLeast0 = of_text(
+        0.0,
+        "pull all weights towards where they started: A/2 times the squared distance is added to the loss",
+        metavar="A",
+        one_process=True,
+    )
+    ewc: AtLeast0 = of_text(
+        0.0,
+        "elastic weight consolidation: the same, each weight by its Fisher information on --ewc-data; L: what"
+        " a token of that text counts beside one that is trained on",
+        metavar="L",
+        one_process=True,
+    )
+    ewc_data: Files | None = of_text(None, "general text, of which a sample is taken")
+    ewc_blocks: Count = of_text(200, "blocks of --context tokens in the sample")
+    pull_on: str = of_text(
+        "",
+        "pull only weights with one of these, separated by commas, in their names (wte,wpe: GPT-2's"
+        " embeddings)",
+        metavar="NAMES",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    title = "the run"
+
+    config: str | None = of_call(None, "recipe that presets flags; the command line wins", metavar="TOML")
+    out: Path = of_call(
+        Path(), "where the trained model and the run's records go", flag=None, required=True, metavar="DIR"
+    )
+    resume: bool = of_call(False, "go on from DIR's last checkpoint, or start if it has none")
+    save_every: Whole = of_call(200, "updates between checkpoints; 0: at the end")
+    eval_every: Whole = setting(0, "updates between validations; 0: an epoch")
+    patience: Whole = setting(0, "stop after so many validations without improvement; 0: never")
+    keep: Literal["last", "best"] | None = setting(
+        "last",
+        "the weights that DIR holds at the end: the last, or those of the best validation (default: best with"
+        " --patience, else last)",
+        flag=None,
+    )
+    log_every: Count = of_call(10, "updates between lines of metrics.jsonl")
+    dry_run: bool = of_call(
+        False,
+        "count everything, time two updates, say what it would take, and stop; DIR is not touched",
+        one_process=True,
+    )
+    show: Whole = of_call(
+        0, "first print N rows of a batch with what is supervised in [[ ]], packed examples one by one"
+    )
+    sample_prompt: str | None = of_text(
+        None, "at each validation, show how the model goes on from this", of_call=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Course, Forgetting, Adapter, Schedule, Rows, Running):
+    """Of every training."""
+
+    phase: ClassVar[str] = ""
+    items: ClassVar[str] = "documents"  # what the data consists of, for --help
+
+    model: str = setting("", MODEL_HELP, flag=None, required=True, metavar="M")
+    data: Files | None = setting(None, DATA_HELP, required=True)
+    val_data: Files | None = setting(
+        None,
+        "validate on these {items}; several named sets are each a line and a curve, and the first decides"
+        " which weights are best",
+        metavar="[NAME=]D",
+    )
+    val_fraction: Share = setting(0.05, "else on this share of --data's {items}")
+    exclude: Files | None = setting(
+        None,
+        "documents or instruction rows that are measured on later: they get into no part of the run, neither"
+        " training nor replay nor the share that is validated on",
+    )
+    near_duplicates: ShareOr1 = setting(
+        0.0,
+        "take out of the training side what repeats another of its texts, or a held-out one, exactly or"
+        " nearly: with a Jaccard similarity of J or more of their sequences of five words (0.8, say); 0: only"
+        " what is held out, exactly",
+        metavar="J",
+    )
+    from_scratch: bool = setting(
+        False, "random weights; M gives the shape and the tokenizer", phases=("adapt",)
+    )
+
+    @property
+    def usual_lr(self) -> float:
+        """The peak learning rate where --lr gives none."""
+        if self.lora_r:
+            return 2e-4
+        return 6e-4 if self.from_scratch else 5e-5
+
+    def recorded(self) -> dict:
+        """What run.json holds: all that decides the weights."""
+        return {name: getattr(self, name) for name, flag in flags_of(self).items() if not flag.of_call}
 
     @classmethod
-    def of(cls, args, **decided) -> "Plan":
-        """From the command line, and what was decided beyond it."""
-        return cls(**{f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)} | decided)
-
-    @classmethod
-    def read(cls, settings: dict, where: Path) -> "Plan":
-        """From what run.json keeps. Raises UserError for a run of another phase, or of a version that knows
-        more settings."""
-        known = {f.name: f for f in fields(cls)}
-        odd = sorted(settings.keys() - known.keys() - FREE)
-        odd += [name for name, f in known.items() if f.default is MISSING and name not in settings]
+    def read(cls, settings: dict, where: Path) -> "Settings":
+        """From what a run.json holds. Raises UserError for a run of another phase, or of a version that knows
+        more settings. Earlier versions wrote down what is of one call, too."""
+        known = flags_of(cls)
+        odd = sorted(settings.keys() - known.keys())
         if odd:
             raise UserError(
                 f"{where}: not a run of this phase, or of this version of nanomed (the setting {odd[0]!r})"
             )
-        return typed(cls, settings, f"{where}: settings")
+        lasting = {name: value for name, value in settings.items() if not known[name].of_call}
+        return typed(cls, lasting, f"{where}: settings")
 
-    def changes(self, before: "Plan") -> tuple[str, str] | None:
-        """The settings in which two plans differ, as they were and as they are now; None if there is none."""
-        was, now = asdict(before), asdict(self)
+    def changes(self, before: "Settings") -> tuple[str, str] | None:
+        """The settings in which two runs differ, as they were and as they are now; None if there is none."""
+        was, now = before.recorded(), self.recorded()
         changed = [name for name in now if now[name] != was[name]]
-        said = [", ".join(f"{name} = {plan[name]!r}" for name in changed) for plan in (was, now)]
+        said = [", ".join(f"{name} = {s[name]!r}" for name in changed) for s in (was, now)]
         return (said[0], said[1]) if changed else None
 
 
-@dataclass(frozen=True)
-class Adapt(Plan):
+@dataclass(frozen=True, kw_only=True)
+class Adapt(Settings):
     """Of train_clm.py."""
 
     phase = "adapt"
 
+    data: Files | None = setting(None, DATA_HELP + "; D:WEIGHT gives its share of the blocks", required=True)
 
-@dataclass(frozen=True)
-class Classify(Plan):
+
+@dataclass(frozen=True, kw_only=True)
+class Classify(Labelled, Settings):
     """Of train_cls.py."""
 
     phase = "classify"
+    items = "texts"
 
-    positives: Files | None = None
-    negatives: Files | None = None
-    label_field: str = "label,labels"
-    label_names: list[str] | None = None
-    label_separator: str | None = None
-    label_columns: list[str] | None = None
-    label_lists: str | None = None
-    stratify: bool = False  # as runs were before there was a choice; the flag is on
-    positive_name: str = "positive"
-    negative_name: str = "negative"
-    freeze: bool = False
-    balance: str = "weights"
+    stratify: bool = setting(
+        False,  # as runs were before there was a choice
+        "draw the share that is validated on from each label alike, and leave each a text to train on",
+        flag=True,
+        two_way=True,
+    )
+    freeze: bool = setting(False, "train the head alone")
+    balance: Literal["weights", "sampling", "none"] = setting(
+        "weights", "if classes differ in size: weigh their losses, repeat the rarer texts, or neither"
+    )
+
+    @property
+    def usual_lr(self) -> float:
+        return 1e-3 if self.freeze else super().usual_lr
 
 
-@dataclass(frozen=True)
-class Instruct(Plan):
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """How rows become instructions."""
+
+    template: str | None = setting(
+        "response",
+        f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: the model's own, else"
+        " response)",
+        flag=None,
+    )
+    instruction_field: str = setting("instruction,question", "of what is asked")
+    input_field: str = setting("input", "of what it is asked about, if anything")
+    response_field: str = setting("response,output,answer", "of the answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruct(Questions, Settings):
     """Of train_sft.py."""
 
     phase = "instruct"
+    items = "rows"
 
-    template: str = "response"
-    instruction_field: str = "instruction,question"
-    input_field: str = "input"
-    response_field: str = "response,output,answer"
-    group_field: str | None = None
-    train_on_prompt: bool = False
-    no_packing: bool = False
-    replay: Files | None = None
-    replay_ratio: AtLeast0 = 1.0
+    data: Files | None = setting(None, "rows of an instruction and its response: " + DATA_HELP, required=True)
+    group_field: str | None = setting(
+        None,
+        "rows that share this field's value (a disease, say) stay on one side, be the other one the"
+        " validation or --exclude",
+    )
+    train_on_prompt: bool = setting(False, "supervise the prompt too, for comparison")
+    no_packing: bool = setting(False, "one example a row, padded, instead of several, isolated")
+    replay: Files | None = setting(
+        None, "documents to mix in as plain text (--text-field), against forgetting what was read"
+    )
+    replay_ratio: Positive = setting(1.0, "documents of --replay per example")
+
+
+def parse(kind: type[Settings], doc: str | None) -> Settings:
+    """The settings that the command line gives. doc: the script's docstring."""
+    p = cli.Parser(description=cli.summary(doc))
+    add_flags(p, kind)
+    args = reading.read_as(cli.parse(p, kind.phase))
+    return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
+
+
+def check(s: Settings) -> None:
+    """Raises UserError for settings that make no sense together."""
+    if s.lora_r and s.from_scratch:
+        raise UserError("--from-scratch trains all weights: an adapter (--lora-r) has no base then")
+    if s.lora_r and getattr(s, "freeze", False):
+        raise UserError("--freeze trains the head alone, --lora-r an adapter too: give one of them")
+    if s.quantize in QUANTIZATIONS and not s.lora_r:
+        raise UserError(f"--quantize {s.quantize} needs --lora-r: quantised weights are frozen")
+    if s.lora_targets is not None and not s.lora_targets.strip(" ,"):
+        raise UserError("--lora-targets: name modules, separated by commas (default: peft's for the family)")
+    if s.lora_alpha == 0:
+        raise UserError("--lora-alpha must be more than 0: an adapter of that scale does nothing")
+    for name in ("lora_alpha", "lora_scale", "lora_dropout", "merge", "lora_targets"):
+        if getattr(s, name) and not s.lora_r:
+            raise UserError(f"--{name.replace('_', '-')} needs --lora-r, the rank of the adapter")
+    pull = "--ewc" if s.ewc else "--l2-sp" if s.l2_sp else None
+    if pull and s.lora_r:
+        raise UserError(f"{pull} holds trained weights back, and --lora-r leaves them as they are: give one")
+    if pull and s.from_scratch:
+        raise UserError(f"{pull} pulls towards the weights at the start, and --from-scratch has none")
+    if s.pull_on and not pull:
+        raise UserError("--pull-on says what --l2-sp or --ewc pulls; give one of the two")
+    if bool(s.ewc) != bool(s.ewc_data):
+        raise UserError("--ewc needs --ewc-data, general text to tell what each weight is needed for")

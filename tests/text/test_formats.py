@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from nanomed import flags
 from nanomed.errors import UserError
 from nanomed.evaluation.commands.choices import FORMATS
 from nanomed.evaluation.questions import official_ids, read_questions
@@ -335,7 +336,7 @@ def test_flags_become_part_of_the_names(tmp_path, monkeypatch):
 
 
 def test_separators_have_names():
-    assert [reading.separator(s) for s in (";", "\t", r"\t", "tab", ",", "|")] == [
+    assert [flags.separator(s) for s in (";", "\t", r"\t", "tab", ",", "|")] == [
         "semicolon",
         "tab",
         "tab",
@@ -344,7 +345,7 @@ def test_separators_have_names():
         "bar",
     ]
     with pytest.raises(argparse.ArgumentTypeError, match="comma, semicolon, tab, bar"):
-        reading.separator("::")
+        flags.separator("::")
 
 
 def test_how_a_file_is_read_is_part_of_the_caches_key(tmp_path, bpe_dir, monkeypatch):

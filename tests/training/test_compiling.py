@@ -81,12 +81,12 @@ def test_a_resumed_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):
     job = SimpleNamespace(blocks=SimpleNamespace(windows_per_epoch=7))
 
     def decided(plan, resume):
-        args = SimpleNamespace(out=tmp_path, resume=resume)
-        return run.decide_compile(args, SimpleNamespace(plan=plan, config=Config()), job).compile
+        s = replace(plan, out=tmp_path, resume=resume)
+        return run.decide_compile(SimpleNamespace(settings=s, config=Config()), job).compile
 
     assert decided(PLAN, resume=False) is True and "--no-compile" in capsys.readouterr().out
     assert asked[0][-1] == 7  # updates
     assert decided(replace(PLAN, compile=False), resume=False) is False and len(asked) == 1
     for began in (False, True):
-        record_start(tmp_path, False, replace(PLAN, compile=began), {})
+        record_start(replace(PLAN, compile=began, out=tmp_path), {})
         assert decided(PLAN, resume=True) is began and len(asked) == 1

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -309,11 +308,11 @@ def test_shares_are_the_batch(monkeypatch, rows, processes):
     ],
 )
 def test_what_several_do_not_do_is_refused(monkeypatch, flags, kind, said):
-    args = {"lora_r": 0, "l2_sp": 0.0, "ewc": 0.0, "compile": False, "dry_run": False, "batch_size": 2}
-    check_processes(SimpleNamespace(**args | flags), kind)  # nothing of the kind with one
+    s = kind(**{"batch_size": 2} | flags)
+    check_processes(s)  # nothing of the kind with one
     monkeypatch.setattr(distributed, "world", lambda: 2)
     with pytest.raises(UserError, match=said):
-        check_processes(SimpleNamespace(**args | flags), kind)
+        check_processes(s)
 
 
 @pytest.mark.parametrize("r", [0, 4])

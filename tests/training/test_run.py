@@ -349,9 +349,7 @@ def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, cap
             x = torch.zeros(4 if k < 2 else 1, 50 if k == 1 else 9, dtype=torch.long)
             return [Batch(x, x)]
 
-    estimate.dry_run(
-        a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out"
-    )
+    estimate.dry_run(a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens")
     assert "(4 x 50 tokens at once)" in capsys.readouterr().out
 
 
@@ -423,14 +421,14 @@ def test_a_disk_without_room_is_said_before_the_first_update(script, model_dir, 
 
 
 def test_what_a_run_that_goes_on_has_on_the_disk_already_counts(model_dir, tmp_path, monkeypatch):
-    model, plan = a_model(model_dir), Adapt(model="m", device="cpu", dtype="fp32", context=8, lr=1.0)
+    model, s = a_model(model_dir), Adapt(out=tmp_path)
     state = 12 * sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: SimpleNamespace(free=state + 10))
     with pytest.raises(UserError, match="are free there"):
-        directory.check_space(tmp_path, model, plan)
+        directory.check_space(model, s)
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "step-00000001.safetensors").write_bytes(bytes(state))
-    directory.check_space(tmp_path, model, plan)
+    directory.check_space(model, s)
 
 
 def test_what_was_counted_is_freed(model_dir):
@@ -466,7 +464,7 @@ def test_gradients_come_as_activations_go_but_for_those_of_earlier_micro_batches
 
 def test_a_dry_runs_memory_is_within_reach_of_what_torch_counts(model_dir, capsys):
     model = a_model(model_dir)
-    estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens", "out")
+    estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens")
     n = sum(p.numel() for p in model.parameters())
     said = capsys.readouterr().out
     for name, size in (("weights", 4 * n), ("gradients", 4 * n), ("optimizer", 8 * n)):

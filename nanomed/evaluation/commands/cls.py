@@ -10,7 +10,7 @@ HELP = "accuracy, F1, AUC and calibration of a classifier, beside plain baseline
 
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help="directory that train_cls.py made")
-    flags.add_labelled_flags(p)
+    flags.add_flags(p, flags.Labelled)
     flags.add_batch_size_flag(p, "texts")
     flags.add_data_flags(p)
 

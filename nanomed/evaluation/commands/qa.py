@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from nanomed import flags
 from nanomed.text import reading
+from nanomed.training.settings import Questions
 
 HELP = "exact match, F1, BLEU and ROUGE of a model's answers"
 
@@ -11,7 +12,7 @@ HELP = "exact match, F1, BLEU and ROUGE of a model's answers"
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, flags.DATA_HELP)
-    flags.add_instruction_flags(p, "the model's own, else response")
+    flags.add_flags(p, Questions)
     flags.add_sampling_flags(p, temperature=0.0, top_p=1.0)
     reading.add_flags(p)
 
