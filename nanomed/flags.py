@@ -150,7 +150,9 @@ def separator(text: str) -> str:
     """Its name, or the character."""
     name = SEPARATORS.get(text, text)
     if name not in SEPARATORS.values():
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(SEPARATORS.values())}, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(dict.fromkeys(SEPARATORS.values()))}, not {text!r}"
+        )
     return name
 
 
