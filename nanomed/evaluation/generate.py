@@ -24,16 +24,17 @@ EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, applied in this order (transformers' order)."""
+    """How the next token is chosen. What is asked for is applied in this order, which is transformers'.
 
-    repetition_penalty: float = (
-        1.0  # divides positive logits, multiplies negative ones, of tokens in the row (CTRL, 4.1)
-    )
-    temperature: float = 0.0  # 0: always the likeliest
-    top_k: int = 0  # only the k likeliest; 0: all
-    top_p: float = (
-        1.0  # only the likeliest that together reach this probability (Holtzman et al. 2020, section 3.1)
-    )
+    repetition_penalty divides positive logits, and multiplies negative ones, of tokens that the row holds
+    already (CTRL, Keskar et al. 2019, section 4.1). temperature 0: always the likeliest. top_k: only the k
+    likeliest; 0: all. top_p: only the likeliest that together reach this probability (Holtzman et al. 2020,
+    section 3.1)."""
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,39 +62,59 @@ def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 2
     return max_new_tokens or min(default, left)
 
 
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
+    """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad
+    little.
+
+    max_new_tokens: of every prompt, or of each (a list), or None for what its own length leaves, 256 at most;
+    neighbours change nothing. seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval
+    mode and back. Raises UserError as `room` does, before anything is written."""
+    most = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+    rooms = [room(model.config, prompt, n) for prompt, n in zip(prompts, most, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+    done: list[Completion | None] = [None] * len(prompts)
+    bar = tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None)
+    with evaluating(model), bar:
+        for i in range(0, len(order), batch_size):
+            rows = order[i : i + batch_size]
+            written, seeds = {k: [] for k in rows}, [row_seed(seed, k) for k in rows]
+            steps = max(rooms[k] for k in rows)
+            for tokens in stream(model, [prompts[k] for k in rows], steps, sampling, seeds, device, dtype):
+                for k, token in zip(rows, tokens, strict=True):
+                    if done[k] is None:
+                        written[k].append(token)
+                        done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
+                        bar.update(done[k] is not None)
+                if all(done[k] for k in rows):
+                    break
+    return done
+
+
+def row_seed(seed: int, k: int) -> int:
+    return (seed * 1_000_003 + k) % 2**63
+
+
 @torch.no_grad()
 def stream(
     model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype
 ) -> Iterator[list[int]]:
-    """Yield the next token of every row, `steps` times; who has enough simply stops asking.
+    """Yield the next token of every row, `steps` times; a caller who has enough stops asking.
 
     prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the
     batch. The caller sees to it that no row is listened to beyond the model's positions (`room`). Raises
     UserError if the first logits are not finite."""
-    B, T = len(prompts), max(map(len, prompts))
-    lengths = torch.tensor([len(p) for p in prompts])
-    idx = torch.zeros(B, T, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        idx[row, T - len(prompt) :] = torch.tensor(prompt)
-    real = torch.arange(T) >= T - lengths[:, None]  # (B, T)
-    seen = torch.zeros(
-        B, model.config.vocab_size, dtype=torch.bool
-    )  # which tokens a row holds, for the penalty
-    for row, prompt in enumerate(prompts):
-        seen[row, prompt] = True
-    real, seen, idx, lengths = (t.to(device) for t in (real, seen, idx, lengths))
+    idx, real, seen = padded_left(prompts, model.config.vocab_size)
+    is_padded = not bool(real.all())
+    idx, real, seen = (t.to(device) for t in (idx, real, seen))
+    B, length = len(idx), idx.size(1) + steps
+    length += -length % 8  # kernels like masks to be aligned
+    cache = make_cache(model.config, B, length, device, DTYPES[dtype])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    padded = not bool(real.all())
-    S = T + steps
-    cache = make_cache(
-        model.config, B, S + -S % 8, device, DTYPES[dtype]
-    )  # a multiple of 8: kernels like masks to be aligned
-
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    mask = None
-    if padded:  # causal, without padding; the diagonal keeps a padding row from having nothing to look at
-        causal = torch.ones(T, T, dtype=torch.bool, device=device).tril()
-        mask = (causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=device))[:, None]
+    mask = prompt_mask(real) if is_padded else None
 
     def logits_after(idx, pos, mask):
         with autocast(device, dtype):
@@ -101,10 +122,8 @@ def stream(
         return next_logits(model, x, DTYPES[dtype])
 
     last, recorded = model.config.n_positions - 1, None
-    alone = (
-        not torch.distributed.is_initialized()
-    )  # weights that lie in shares are gathered anew at each step
-    recordable = device.type == "cuda" and alone
+    # weights that are dealt to several processes are gathered anew at each step, which no graph can hold
+    recordable = device.type == "cuda" and not torch.distributed.is_initialized()
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
         if step == 0 and not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any
@@ -117,12 +136,33 @@ def stream(
         if recorded:
             continue
         # A row that has no room left may have to wait for the others; what it still gets is thrown away.
-        pos = (lengths + step).clamp(max=last)[:, None]
+        pos = (pos[:, -1:] + 1).clamp(max=last)
         if recordable and steps - step > WORTH_RECORDING:
             recorded = RecordedStep(logits_after, cache, real, pos, last)
-        elif padded:
+        elif is_padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
             mask = real[:, None, None]  # (B, 1, 1, S)
+
+
+def padded_left(prompts: list[list[int]], vocab_size: int):
+    """(idx (B, T), real (B, T): which of them are no padding, seen (B, V): which tokens a row holds)."""
+    T = max(map(len, prompts))
+    idx = torch.tensor([[0] * (T - len(p)) + p for p in prompts])
+    real = torch.tensor([[False] * (T - len(p)) + [True] * len(p) for p in prompts])
+    seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, prompt] = True
+    return idx, real, seen
+
+
+def prompt_mask(real):
+    """(B, 1, T, T): causal, without padding; the diagonal keeps a padding row from having nothing to look at."""
+    T = real.size(1)
+    causal = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()
+    return (causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=real.device))[:, None]
+
+
+# --- the next token -------------------------------------------------------------------------------------------
 
 
 def next_logits(model, x, dtype: torch.dtype):
@@ -167,6 +207,9 @@ def distribution(logits, sampling: Sampling):
     return logits.softmax(-1)
 
 
+# --- the end ------------------------------------------------------------------------------------------------
+
+
 class Ending:
     """When an answer is over: at one of the tokens that the model's files name as ends (Tokenizer.ends), or
     where one of `markers` stands in its text."""
@@ -194,38 +237,3 @@ class Ending:
             for n in range(len(marker), 0, -1):
                 text = text[:-n] if text.endswith(marker[:n]) else text
         return text
-
-
-def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
-    """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad
-    little.
-
-    max_new_tokens: of every prompt, or of each (a list), or None for what its own length leaves, 256 at most;
-    neighbours change nothing. seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval
-    mode and back. Raises UserError as `room` does, before anything is written."""
-    most = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
-    rooms = [room(model.config, prompt, n) for prompt, n in zip(prompts, most, strict=True)]
-    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
-    done: list[Completion | None] = [None] * len(prompts)
-    with (
-        evaluating(model),
-        tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None) as t,
-    ):
-        for i in range(0, len(order), batch_size):
-            rows = order[i : i + batch_size]
-            written = {k: [] for k in rows}
-            seeds = [row_seed(seed, k) for k in rows]
-            steps = max(rooms[k] for k in rows)
-            for tokens in stream(model, [prompts[k] for k in rows], steps, sampling, seeds, device, dtype):
-                for k, token in zip(rows, tokens, strict=True):
-                    if done[k] is None:
-                        written[k].append(token)
-                        done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
-                        t.update(done[k] is not None)
-                if all(done[k] for k in rows):
-                    break
-    return done
-
-
-def row_seed(seed: int, k: int) -> int:
-    return (seed * 1_000_003 + k) % 2**63

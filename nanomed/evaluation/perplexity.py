@@ -9,7 +9,7 @@ other."""
 
 import math
 import time
-from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -34,35 +34,79 @@ def perplexity(
     changes the result, rounding apart. Raises UserError as window_sizes() does, for nothing to score, and for
     a non-finite loss."""
     window_sizes(model.config, context, stride)
-    table = np.concatenate([s.table() for s in documents])
-    tokens = table["length"] - 1
-    if tokens.sum() == 0:
+    table = np.concatenate([selection.table() for selection in documents])
+    if (table["length"] == 1).all():
         raise UserError(f"{documents[0].corpus.name}: no tokens to score; every document is empty")
-    windows = windows_of(table["length"], context, stride)
-    start = time.perf_counter()
-    nll = _score_all(model, partial(_ids, documents), windows, len(table), batch_size, device, dtype)
+    places = [(selection, k) for selection in documents for k in range(len(selection.indices))]
+    windows, start = windows_of(table["length"], context, stride), time.perf_counter()
+
+    def ids_of(document):
+        selection, k = places[document]
+        return selection.ids(k)
+
+    nll = _score_all(model, ids_of, windows, len(table), batch_size, device, dtype)
     seconds = time.perf_counter() - start
-    total, n, words = float(nll.sum()), int(tokens.sum()), int(table["n_words"].sum())
-    loss = total / n
-    return {
-        "loss": loss,
-        "ppl": exp(loss),
-        "nll": total,
-        "tokens_scored": n,
-        "bits_per_byte": total / math.log(2) / int(table["n_bytes"].sum()),
-        "word_ppl": exp(total / words) if words else None,
+    result, words, n_bytes = (
+        figures(nll, table["length"] - 1, seed),
+        table["n_words"].sum(),
+        table["n_bytes"].sum(),
+    )
+    return result | {
+        "bits_per_byte": result["nll"] / math.log(2) / int(n_bytes),
+        "word_ppl": exp(result["nll"] / int(words)) if words else None,
         "documents": len(table),
-        "words": words,
-        "bytes": int(table["n_bytes"].sum()),
-        "ppl_ci95": ppl_interval(nll, tokens, seed=seed),
+        "words": int(words),
+        "bytes": int(n_bytes),
         "context": context,
         "stride": stride,
         "dtype": dtype,
         "device": str(device),
         "seconds": seconds,
-        "tokens_per_s": n / seconds,
+        "tokens_per_s": result["tokens_scored"] / seconds,
         **({"document_nll": nll} if per_document else {}),
     }
+
+
+def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) -> dict:
+    """The same for instruction examples (nanomed.text.instructions.Example): only the response and its end
+    are scored, each after its own prompt. Returns loss, ppl, nll, tokens_scored, examples and ppl_ci95."""
+    windows = sorted(((k, 0, len(e.ids), e.start) for k, e in enumerate(examples)), key=lambda w: -w[2])
+    nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype)
+    tokens = np.array([len(e.ids) - e.start for e in examples])
+    return figures(nll, tokens, seed) | {"examples": len(examples)}
+
+
+def score_ids(model, documents: list[np.ndarray], context, stride, batch_size, device, dtype) -> np.ndarray:
+    """Summed nll, float64 (n,), of documents that are there as ids, the leading token first, in the same
+    windows."""
+    windows = windows_of(np.array([len(ids) for ids in documents]), context, stride)
+    return _score_all(model, documents.__getitem__, windows, len(documents), batch_size, device, dtype)
+
+
+def figures(nll: np.ndarray, tokens: np.ndarray, seed: int = 0) -> dict:
+    """loss, ppl, nll, tokens_scored and ppl_ci95 of documents, by the summed nll and the scored tokens of each:
+    the sums are divided once."""
+    total, n = float(nll.sum()), int(tokens.sum())
+    result = {"loss": total / n, "ppl": exp(total / n), "nll": total, "tokens_scored": n}
+    return result | {"ppl_ci95": ppl_interval(nll, tokens, seed)}
+
+
+def ppl_interval(nll: np.ndarray, tokens: np.ndarray, seed: int = 0) -> list[float] | None:
+    """95 % interval of the corpus perplexity, drawing whole documents: tokens of one document are not
+    independent, documents are."""
+
+    def ppl(rows):
+        n = tokens[rows].sum()
+        return exp(nll[rows].sum() / n) if n > 0 else math.nan
+
+    return interval(ppl, len(nll), seed=seed)
+
+
+def exp(x: float) -> float:
+    return math.exp(x) if x < 709 else math.inf  # a lost model may well be beyond what a float64 holds
+
+
+# --- windows ------------------------------------------------------------------------------------------------
 
 
 def window_sizes(config, context: int | None = None, stride: int | None = None) -> tuple[int, int]:
@@ -78,65 +122,6 @@ def window_sizes(config, context: int | None = None, stride: int | None = None) 
     if context > config.n_positions:
         raise UserError(f"--context {context}: more than the model's {config.n_positions} positions")
     return context, stride
-
-
-def score_ids(model, documents: list[np.ndarray], context, stride, batch_size, device, dtype) -> np.ndarray:
-    """Summed nll, float64 (n,), of documents that are there as ids, the leading token first, in the same
-    windows."""
-    windows = windows_of(np.array([len(ids) for ids in documents]), context, stride)
-    return _score_all(model, documents.__getitem__, windows, len(documents), batch_size, device, dtype)
-
-
-def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) -> dict:
-    """The same for instruction examples (nanomed.text.instructions.Example): only the response and its end
-    are scored, each after its own prompt. Returns loss, ppl, nll, tokens_scored, examples and ppl_ci95."""
-    windows = sorted(((k, 0, len(e.ids), e.start) for k, e in enumerate(examples)), key=lambda w: -w[2])
-    nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype)
-    tokens = np.array([len(e.ids) - e.start for e in examples])
-    loss = float(nll.sum()) / int(tokens.sum())
-    return {
-        "loss": loss,
-        "ppl": exp(loss),
-        "nll": float(nll.sum()),
-        "tokens_scored": int(tokens.sum()),
-        "examples": len(examples),
-        "ppl_ci95": ppl_interval(nll, tokens, seed=seed),
-    }
-
-
-def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarray:
-    """Summed nll, float64 (n,), of the scored tokens of each document; ids_of(k) gives the ids of the k-th.
-    Model in eval mode, and put back. Raises UserError for a non-finite loss."""
-    nll = np.zeros(n)
-    total = sum(end - scored for _, _, end, scored in windows)
-    with (
-        evaluating(model),
-        tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None) as t,
-    ):
-
-        def add(windows, values):  # (tokens,) of all of them, one after the other
-            values = values.double().cpu().numpy()
-            ends = np.cumsum([end - scored for _, _, end, scored in windows])
-            for (document, *_), part in zip(windows, np.split(values, ends[:-1]), strict=True):
-                nll[document] += part.sum()
-            t.update(len(values))
-
-        # a batch's losses are fetched when the next one has been sent off, so that a GPU need not wait
-        before = None
-        for i in range(0, len(windows), batch_size):
-            batch = windows[i : i + batch_size]
-            losses = _score(model, ids_of, batch, device, dtype)
-            if before:
-                add(*before)
-            before = batch, losses
-        if before:
-            add(*before)
-    if not np.isfinite(nll).all():
-        raise UserError(
-            f"document {int(np.flatnonzero(~np.isfinite(nll))[0]) + 1} has a non-finite loss in {dtype};"
-            f" {mend(dtype)}"
-        )
-    return nll
 
 
 def windows_of(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int, int, int, int]]:
@@ -155,44 +140,41 @@ def windows_of(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int
     return sorted(windows, key=lambda w: (w[1] - w[2], w[0], w[1]))
 
 
+# --- scores -------------------------------------------------------------------------------------------------
+
+
+def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarray:
+    """Summed nll, float64 (n,), of the scored tokens of each document; ids_of(k) gives the ids of the k-th.
+    Model in eval mode, and put back. Raises UserError for a non-finite loss."""
+    nll, total = np.zeros(n), sum(end - scored for _, _, end, scored in windows)
+    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+    losses = ((batch, _score(model, ids_of, batch, device, dtype)) for batch in batches)
+    bar = tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None)
+    with evaluating(model), bar:
+        # pairwise: a batch's losses are fetched when the next one has been sent off, so that a GPU need not wait
+        for (batch, values), _ in pairwise(chain(losses, [None])):
+            values = values.double().cpu().numpy()
+            ends = np.cumsum([end - scored for _, _, end, scored in batch])
+            for (document, *_), part in zip(batch, np.split(values, ends[:-1]), strict=True):
+                nll[document] += part.sum()
+            bar.update(len(values))
+    bad = np.flatnonzero(~np.isfinite(nll))
+    if len(bad):
+        raise UserError(f"document {bad[0] + 1} has a non-finite loss in {dtype}; {mend(dtype)}")
+    return nll
+
+
 @torch.no_grad()
 def _score(model, ids_of, batch, device, dtype):
     """Losses in fp32 of the newly scored tokens of each window of a batch, one window after the other."""
     T = max(end - start for _, start, end, _ in batch) - 1  # the last id is predicted, never an input
-    idx = torch.zeros(len(batch), T, dtype=torch.long)
-    targets = torch.zeros_like(idx)
-    keep = torch.zeros_like(idx, dtype=torch.bool)
-    for row, (document, start, end, scored) in enumerate(batch):
+    idx, targets = torch.zeros(2, len(batch), T, dtype=torch.long)
+    scored = torch.zeros(len(batch), T, dtype=torch.bool)
+    for row, (document, start, end, first) in enumerate(batch):
         ids = torch.from_numpy(ids_of(document)[start:end].astype(np.int64))
-        idx[row, : len(ids) - 1] = ids[:-1]
-        targets[row, : len(ids) - 1] = ids[1:]
-        keep[row, scored - start - 1 : end - start - 1] = True
-    with autocast(
-        device, dtype
-    ):  # padding on the right is behind every query, where causal attention does not look
+        idx[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
+        scored[row, first - start - 1 : end - start - 1] = True
+    with autocast(device, dtype):  # padding on the right: no causal query looks at it
         x = model.backbone(to_device(idx, device))
-    x = x.flatten(0, 1).index_select(0, to_device(keep.flatten().nonzero().squeeze(1), device))
-    return token_nll(x, head_of(model), to_device(targets[keep], device), DTYPES[dtype])
-
-
-def _ids(documents: list[Selection], k: int) -> np.ndarray:
-    for selection in documents:
-        if k < len(selection.indices):
-            return selection.ids(k)
-        k -= len(selection.indices)
-    raise IndexError(k)
-
-
-def exp(x: float) -> float:
-    return math.exp(x) if x < 709 else math.inf  # a lost model may well be beyond what a float64 holds
-
-
-def ppl_interval(nll: np.ndarray, tokens: np.ndarray, seed: int = 0) -> list[float] | None:
-    """95 % interval of the corpus perplexity, drawing whole documents: tokens of one document are not
-    independent, documents are."""
-
-    def ppl(rows):
-        n = tokens[rows].sum()
-        return exp(nll[rows].sum() / n) if n > 0 else math.nan
-
-    return interval(ppl, len(nll), seed=seed)
+    x = x.flatten(0, 1).index_select(0, to_device(scored.flatten().nonzero().squeeze(1), device))
+    return token_nll(x, head_of(model), to_device(targets[scored], device), DTYPES[dtype])
