@@ -10,36 +10,15 @@ from nanomed.files import read_object
 
 # Keys that change what is written, and the values at which they change nothing (transformers 5.23,
 # GenerationConfig).
-NEUTRAL = {
-    "max_length": 20,
-    "max_new_tokens": None,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "guidance_scale": 1.0,
-    "stop_strings": None,
-}
+NEUTRAL = dict.fromkeys(
+    "max_new_tokens min_new_tokens bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias stop_strings"
+    " forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty".split()
+)
+NEUTRAL |= {"max_length": 20, "min_length": 0, "do_sample": False, "num_beams": 1, "no_repeat_ngram_size": 0}
+NEUTRAL |= {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0}
 # And those that count only where it draws.
-NEUTRAL_DRAWN = {
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
+NEUTRAL_DRAWN = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0}
+NEUTRAL_DRAWN |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
 def asked_for(*directories: Path | None) -> dict:
@@ -49,9 +28,7 @@ def asked_for(*directories: Path | None) -> dict:
     file = next((f for f in files if f.exists()), None)
     config = read_object(file) if file else {}
     keys = NEUTRAL | (NEUTRAL_DRAWN if config.get("do_sample") else {})
-    return {
-        key: config[key] for key, neutral in keys.items() if config.get(key) not in (None, [], {}, neutral)
-    }
+    return {key: value for key in keys if (value := config.get(key)) not in (None, [], {}, keys[key])}
 
 
 def say(asked: dict) -> None:

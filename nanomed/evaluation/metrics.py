@@ -51,24 +51,23 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     predicted, right = _decide(probs, targets)
     known = list(range(len(labels)))
 
-    def macro_f1(rows):
+    def f1(rows, average):
         return sk.f1_score(
-            targets[rows], predicted[rows], labels=known, average="macro", zero_division=np.nan
+            targets[rows], predicted[rows], labels=known, average=average, zero_division=np.nan
         )
 
-    everything = np.arange(n)
-    per_label = sk.f1_score(targets, predicted, labels=known, average=None, zero_division=np.nan)
+    every = slice(None)
     out = {
         "texts": n,
         "accuracy": float(right.mean()),
         "accuracy_ci95": wilson(right),
-        "macro_f1": _number(macro_f1(everything)),
-        "macro_f1_ci95": interval(macro_f1, n, samples=300, seed=seed),
+        "macro_f1": _number(f1(every, "macro")),
+        "macro_f1_ci95": interval(lambda rows: f1(rows, "macro"), n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),
-        "f1": {label: _number(f1) for label, f1 in zip(labels, per_label, strict=True)},
+        "f1": {label: _number(value) for label, value in zip(labels, f1(every, None), strict=True)},
     }
     if multi:
-        out["micro_f1"] = _number(sk.f1_score(targets, predicted, average="micro", zero_division=np.nan))
+        out["micro_f1"] = _number(f1(every, "micro"))
         confidence = np.where(predicted == 1, probs, 1 - probs)
         out["calibration_error"] = calibration_error(confidence.ravel(), (predicted == targets).ravel())
         out["confusion"] = sk.multilabel_confusion_matrix(targets, predicted).tolist()
@@ -89,9 +88,7 @@ def _auc(sk, probs, targets, k) -> float | None:
     return float(sk.roc_auc_score(one_hot, probs, average="macro"))
 
 
-def paired(
-    model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed: int = 0, samples: int = 1000
-) -> dict:
+def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed=0, samples=1000) -> dict:
     """Two classifiers' probabilities (N, K) of the same texts: the difference of their macro-F1.
 
     difference_ci95: a paired bootstrap, each draw taking the same texts for both. difference_p: the share of
@@ -107,9 +104,7 @@ def paired(
     kinds, counts = np.unique(np.concatenate(rows, 1), axis=0, return_counts=True)
     t, a, b = np.split(kinds, 3, axis=1)
 
-    def macro_f1(
-        counts, t, predicted
-    ):  # counts (draws, kinds) -> (draws,); labels are left out as in classification()
+    def macro_f1(counts, t, predicted):  # counts (draws, kinds) -> (draws,); as in classification()
         size, hits = counts @ (t + predicted), counts @ (t * predicted)
         f1 = np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
         with np.errstate(invalid="ignore"):
@@ -129,17 +124,14 @@ def paired(
     drawn, swapped = np.concatenate(drawn), np.concatenate(swapped)
     defined = n > 1 and not np.isnan(drawn).all()
     only_model, only_tfidf = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
+    n_only = only_model + only_tfidf
     return {
         "difference": _number(found),
         "difference_ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])] if defined else None,
         "difference_p": float((1 + (np.abs(swapped) >= abs(found) - 1e-9).sum()) / (1 + len(swapped))),
         "only_model_right": only_model,
         "only_tfidf_right": only_tfidf,
-        "p": (
-            float(stats.binomtest(only_model, only_model + only_tfidf).pvalue)
-            if only_model + only_tfidf
-            else 1.0
-        ),
+        "p": float(stats.binomtest(only_model, n_only).pvalue) if n_only else 1.0,
     }
 
 
@@ -178,19 +170,17 @@ def normalise(text: str) -> str:
 
     Whatever else goes here goes in SQuAD's too, so that texts which are the same here are the same there, if
     their characters are."""
-    words, kept = nfkc(text).split(), []
+    words, left = nfkc(text).split(), []
     for k, word in enumerate(words):
         following = words[k + 1].strip(string.punctuation) if k + 1 < len(words) else ""
         bare = word.lstrip("\"'([{")
         begins = k == 0 or words[k - 1].endswith((".", "!", "?"))
         if bare == "A" and begins and not (len(following) == 1 and following.isalpha()):
             bare = "a"
-        article = bare in ("the", "The", "THE", "an", "An") or (
-            bare == "a" and following.lower() not in NO_NOUN
-        )
-        if not (article and following):
-            kept.append(word)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join(kept).lower())
+        is_a = bare == "a" and following.lower() not in NO_NOUN
+        if not following or not (is_a or bare in ("the", "The", "THE", "an", "An")):
+            left.append(word)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join(left).lower())
     meant = {m.end() - 1 for m in MEANS.finditer(text)}
     text = "".join(c for i, c in enumerate(text) if c not in string.punctuation or i in meant)
     text = re.sub(r"(?<!\S)([<>=+-]+)\s+(?=\d)", r"\1", text)  # "< 10" as "<10"
@@ -209,9 +199,9 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 # Scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# In a text of letters, digits and combining marks: a letter without blanks and its marks, or a run of the
-# others.
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+UNSPACED += r"\uf900-\ufaff\U00020000-\U0003ffff"
+# In a text of letters, digits and combining marks: a letter of theirs and its marks, or a run of others.
 WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|(?![{UNSPACED}])\w[^\s{UNSPACED}]*")
 
 
@@ -235,54 +225,45 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
     exact match (0..1) by `normalise` and by SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1
     (0..1); words an answer and the share that stopped by itself; settings: which library, in which version,
     measured how."""
-    bleu_lib, rouge_lib = need("sacrebleu.metrics"), need("rouge_score.rouge_scorer")
+    bleu, rouge_lib = need("sacrebleu.metrics").BLEU(), need("rouge_score.rouge_scorer")
     scorer = rouge_lib.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeWords())
-    pairs = list(zip(completions, references, strict=True))
+    pairs, n = list(zip(completions, references, strict=True)), len(completions)
     rouge = [scorer.score(r, c) for c, r in pairs]
     values = {
         "exact_match": [normalise(c) == normalise(r) for c, r in pairs],
         "exact_match_squad": [normalise_squad(c) == normalise_squad(r) for c, r in pairs],
         "token_f1": [token_f1(c, r) for c, r in pairs],
-        **{
-            key: [s[name].fmeasure for s in rouge]
-            for key, name in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL"))
-        },
+        "rouge_1": [s["rouge1"].fmeasure for s in rouge],
+        "rouge_2": [s["rouge2"].fmeasure for s in rouge],
+        "rouge_l": [s["rougeL"].fmeasure for s in rouge],
         "words": [len(c.split()) for c in completions],
         "stopped": stopped,
     }
-    out = {"questions": len(completions)}
+    out = {"questions": n}
     for key, value in values.items():
         value = np.array(value, dtype=float)
         out[key] = float(value.mean())
-        out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), len(value), seed=seed)
-    bleu = bleu_lib.BLEU()
-    statistics = np.array(
+        out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), n, seed=seed)
+    counts = np.array(
         bleu._extract_corpus_statistics(completions, [references])
-    )  # what BLEU adds up, a row an answer
-    out["bleu"] = bleu.corpus_score(completions, [references]).score
-    out["bleu_ci95"] = interval(
-        lambda rows: bleu._compute_score_from_stats(statistics[rows].sum(0).tolist()).score,
-        len(completions),
-        seed=seed,
-    )
-    unspaced = re.search(f"[{UNSPACED}]", " ".join([*completions, *references]))
-    order = bleu.max_ngram_order
-    too_short = not statistics[:, -1].any()  # how many n-grams of the longest kind the answers have
+    )  # of n-grams, a row an answer
+
+    def bleu_of(rows):
+        return bleu._compute_score_from_stats(counts[rows].sum(0).tolist()).score
+
+    out["bleu"], out["bleu_ci95"] = bleu_of(slice(None)), interval(bleu_of, n, seed=seed)
+    how = f"sacrebleu {bleu.get_signature()}"
+    if re.search(f"[{UNSPACED}]", " ".join([*completions, *references])):
+        how += "; its 13a takes unspaced Chinese, Japanese or Thai for one word"
+    if not counts[:, -1].any():  # of the longest n-grams
+        longest = f"{bleu.max_ngram_order} tokens, its longest n-gram"
+        how += f"; 0 because no answer has {longest}: read exact match and token F1"
+    rouge_version = importlib.metadata.version("rouge-score")
     out["settings"] = {
         "exact_match": "punctuation and articles aside, unless they change the meaning; NFKC but for ², ₂, ½",
         "exact_match_squad": "SQuAD's normalisation",
         "token_f1": "SQuAD's normalisation",
-        "bleu": (
-            f"sacrebleu {bleu.get_signature()}"
-            + ("; its 13a takes unspaced Chinese, Japanese or Thai for one word" if unspaced else "")
-            + (
-                f"; 0 because no answer has {order} tokens, its longest n-gram: read exact match and token F1"
-                if too_short
-                else ""
-            )
-        ),
-        "rouge": (
-            f"rouge-score {importlib.metadata.version('rouge-score')}, F1, Porter stemmer, Unicode words"
-        ),
+        "bleu": how,
+        "rouge": f"rouge-score {rouge_version}, F1, Porter stemmer, Unicode words",
     }
     return out

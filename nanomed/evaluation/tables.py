@@ -6,6 +6,7 @@ python -m nanomed.evaluation.tables MODEL.DATA.json ...      the table of what e
 import re
 import textwrap
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -35,23 +36,22 @@ def text_table(rows: list[list[str]], width: int = 80, turn: bool = True) -> str
     right = [rule.endswith(":") for rule in rows[1]]
     widths = _widths(cells, width)
     if widths is None and turn:
-        turned = [list(column) for column in zip(*cells, strict=True)]
+        turned = list(zip(*cells, strict=True))
         widths = _widths(turned, width)
         if widths is not None:
-            cells, right = turned, [False] + [True] * (len(turned[0]) - 1)
+            cells, right = turned, [False] + [True] * (len(cells) - 1)
     if widths is None and len(right) > 2:
         half = len(right) // 2 + 1
         parts = [[row[:half] for row in rows], [[row[0], *row[half:]] for row in rows]]
         return "\n\n".join(text_table(part, width, turn) for part in parts)
     widths = widths or _widths(cells, width, least=4)
     lines = []
-    for k, row in enumerate(cells):
+    for row in cells:
         parts = [textwrap.wrap(cell, w, break_on_hyphens=False) for cell, w in zip(row, widths, strict=True)]
-        for n in range(max(map(len, parts))):
-            line = [p[n] if n < len(p) else "" for p in parts]
+        for line in zip_longest(*parts, fillvalue=""):
             line = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
             lines.append("  ".join(line).rstrip().replace("\xa0", " "))
-        if k == 0:
+        if row is cells[0]:
             lines.append("  ".join("-" * w for w in widths))
     return "\n".join(lines)
 
@@ -61,19 +61,19 @@ def _unbroken(cell: str) -> str:
     return re.sub(r"\[[^]]*\]", lambda m: m[0].replace(" ", "\xa0"), cell)
 
 
-def _widths(cells: list[list[str]], width: int, least: int | None = None) -> list[int] | None:
+def _widths(cells, width: int, least: int | None = None) -> list[int] | None:
     """Widths of columns two blanks apart, none narrower than its longest word (or `least`); None if that is
     too wide."""
     columns = list(zip(*cells, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    floors = [max(len(word) for cell in column for word in cell.split(" ")) for column in columns]
+    widths = [max(1, *map(len, column)) for column in columns]
+    floors = [max(1, *(len(word) for cell in column for word in cell.split(" "))) for column in columns]
     floors = [min(floor, least or floor) for floor in floors]
     while sum(widths) + 2 * (len(widths) - 1) > width:
-        wide = [k for k, w in enumerate(widths) if w > max(1, floors[k])]
+        wide = [k for k, w in enumerate(widths) if w > floors[k]]
         if not wide:
             return None
         widths[max(wide, key=lambda k: widths[k])] -= 1
-    return [max(w, 1) for w in widths]
+    return widths
 
 
 WORSE = "worse than guessing"
@@ -103,6 +103,11 @@ def change(r: dict, first: dict) -> str:
     return f"{r['bits_per_byte'] / first['bits_per_byte'] - 1:+.1%} bits/byte"
 
 
+def headed(head: list[str], rows: list[list[str]]) -> list[list[str]]:
+    """A table whose first column is of words, and whose others are of numbers."""
+    return [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+
+
 def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
     """The table of eval.py ppl's results, {(model, data): result}: a row a model, for each data its
     perplexity with its interval and bits per byte, and how much smaller the perplexity is than in the first
@@ -110,33 +115,34 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
 
     Raises UserError where a result is missing, and where two of a column differ in context, stride or data: a
     change between these would say nothing about the models."""
-    models = list(dict.fromkeys(model for model, _ in results))
-    columns = list(dict.fromkeys(data for _, data in results))
-    head = ["model", *(h for data in columns for h in (f"{data}: perplexity [95 %]", "bits/byte", "change"))]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    models, columns = (list(dict.fromkeys(names)) for names in zip(*results, strict=True))
+    head, rows = ["model"], []
+    for data in columns:
+        head += [f"{data}: perplexity [95 %]", "bits/byte", "change"]
     for model in models:
         row = [model]
         for data in columns:
-            for m in (model, models[0]):
-                if (m, data) not in results:
-                    raise UserError(f"no result of {m} on {data}; each model must be measured on each data")
-            r, first = results[model, data], results[models[0], data]
-            differ = [
-                f"{key} {str(r.get(key))[:12]} and {str(first.get(key))[:12]}"
-                for key in ("context", "stride", "data_sha256")
-                if r.get(key) != first.get(key)
-            ]
-            if differ:
-                raise UserError(
-                    f"{model} and {models[0]} were not measured alike on {data} ({', '.join(differ)}), so a"
-                    " change says nothing; give both the same --context, --stride, --data and --limit"
-                )
-            cell = ppl_cell(r["ppl"], r.get("vocab_size"))
-            if r["ppl_ci95"]:
-                cell += f" {interval_cell(r['ppl_ci95'])}"
-            row += [cell, f"{r['bits_per_byte']:.3f}", change(r, first) if model != models[0] else ""]
+            if (model, data) not in results:
+                raise UserError(f"no result of {model} on {data}; each model must be measured on each data")
+            r, first = results[model, data], results.get((models[0], data))
+            check_alike(r, first, f"{model} and {models[0]} were not measured alike on {data}")
+            interval = f" {interval_cell(r['ppl_ci95'])}" if r["ppl_ci95"] else ""
+            row += [ppl_cell(r["ppl"], r.get("vocab_size")) + interval, f"{r['bits_per_byte']:.3f}"]
+            row.append(change(r, first) if model != models[0] else "")
         rows.append(row)
-    return rows
+    return headed(head, rows)
+
+
+def check_alike(r: dict, first: dict, wrong: str) -> None:
+    """Raises UserError, which begins with `wrong`, for results between which a change says nothing."""
+    differ = [
+        f"{key} {str(r.get(key))[:12]} and {str(first.get(key))[:12]}"
+        for key in ("context", "stride", "data_sha256")
+        if r.get(key) != first.get(key)
+    ]
+    if differ:
+        mend = "so a change says nothing; give both the same --context, --stride, --data and --limit"
+        raise UserError(f"{wrong} ({', '.join(differ)}), {mend}")
 
 
 # Shares, ROUGE and BLEU are all printed from 0 to 100, as BLEU is published: (factor, digits, name).
@@ -164,43 +170,33 @@ def measure_cell(r: dict, key: str, factor=1, digits=3) -> str:
 
 def answers_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of measure.measure_answers' results: a row a measure, a column a model."""
-    rows = [["overlap with the reference, 0 to 100", *results], ["---", *["---:"] * len(results)]]
-    rows += [
+    rows = [
         [name, *(measure_cell(r, key, factor, digits) for r in results.values())]
         for key, (factor, digits, name) in ANSWERS.items()
     ]
-    return rows
+    return headed(["overlap with the reference, 0 to 100", *results], rows)
 
 
 def classification_table(results: dict[str, dict]) -> list[list[str]]:
     """The table of metrics.classification's results, a row a classifier or baseline."""
-    rows = [["", "accuracy [95 %]", "macro-F1 [95 %]", "AUC", "calibration error"], ["---", *["---:"] * 4]]
-    for name, r in results.items():
-        rows.append(
-            [name, *(measure_cell(r, key) for key in ("accuracy", "macro_f1", "auc", "calibration_error"))]
-        )
-    return rows
+    keys = ("accuracy", "macro_f1", "auc", "calibration_error")
+    rows = [[name, *(measure_cell(r, key) for key in keys)] for name, r in results.items()]
+    return headed(["", "accuracy [95 %]", "macro-F1 [95 %]", "AUC", "calibration error"], rows)
 
 
 def choices_table(r: dict) -> list[list[str]]:
     """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the
     commonest answer."""
-    rows = [["", "accuracy [95 %]", "macro-F1 [95 %]"], ["---", "---:", "---:"]]
-    ways = {
-        "likeliest": r,
-        "likeliest per byte": r["per_byte"],
-        f"always {r['majority']['answer']!r}": r["majority"],
-    }
-    return rows + [
-        [name, measure_cell(found, "accuracy"), measure_cell(found, "macro_f1")]
-        for name, found in ways.items()
-    ]
+    ways = {"likeliest": r, "likeliest per byte": r["per_byte"]}
+    ways[f"always {r['majority']['answer']!r}"] = r["majority"]
+    rows = [[name, measure_cell(of, "accuracy"), measure_cell(of, "macro_f1")] for name, of in ways.items()]
+    return headed(["", "accuracy [95 %]", "macro-F1 [95 %]"], rows)
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> list[list[str]]:
     """A confusion matrix: a row a true label, a column a predicted one."""
-    rows = [["true \\ predicted", *labels], ["---", *["---:"] * len(labels)]]
-    return rows + [[label, *map(str, row)] for label, row in zip(labels, confusion, strict=True)]
+    rows = [[label, *map(str, row)] for label, row in zip(labels, confusion, strict=True)]
+    return headed(["true \\ predicted", *labels], rows)
 
 
 def main() -> None:
@@ -226,9 +222,8 @@ def read_results(files: list[str]) -> dict[tuple[str, str], dict]:
         result = read_object(Path(name))
         if "ppl" in result and result["ppl"] is None:
             raise UserError(f"{name}: the perplexity is beyond what a number can hold; nothing to compare")
-        results[parts[0], parts[1]] = result | vars(
-            typed(Measured, result, f"{name}: not what eval.py ppl --json writes")
-        )
+        checked = typed(Measured, result, f"{name}: not what eval.py ppl --json writes")
+        results[parts[0], parts[1]] = result | vars(checked)
     return results
 
 

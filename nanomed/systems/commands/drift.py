@@ -80,16 +80,16 @@ def main(args) -> dict:
 
 
 def show_sides(result: dict[str, dict], vocab_size: int) -> None:
-    from nanomed.evaluation.tables import interval_cell, ppl_cell, text_table
+    from nanomed.evaluation.tables import headed, interval_cell, ppl_cell, text_table
 
     head = ["", "texts", "different", "tokens", "tokens a text (median)", "perplexity [95 %]"]
-    rows = [head, ["---", *["---:"] * 5]]
+    rows = []
     for name, r in result.items():
         texts = f"{r['documents']:,}" + (f" of {r['of']:,}" if r["of"] > r["documents"] else "")
         ppl = f"{ppl_cell(r['ppl'], vocab_size)} {interval_cell(r['ppl_ci95'])}"
         row = [f"{r['different']:,}", f"{r['tokens_scored']:,}", f"{r['median_tokens']:g}"]
         rows.append([name, texts, *row, ppl])
-    print(text_table(rows, width=100, turn=False))
+    print(text_table(headed(head, rows), width=100, turn=False))
 
 
 def show_moving(moving: list[dict], vocab_size: int) -> None:
