@@ -28,6 +28,10 @@ class Measured:
     stride: int
     batch_size: int
 
+    @property
+    def tokens(self) -> np.ndarray:
+        return np.array([len(ids) - 1 for ids in self.ids])
+
 
 def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]]:
     """({name: perplexity}, {name: why there is none}) of some of _PERPLEXITIES; o: an open model
@@ -41,17 +45,12 @@ def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]
     return found, missing
 
 
-def _tokens(m: Measured) -> np.ndarray:
-    return np.array([len(i) - 1 for i in m.ids])
-
-
 def _document_mean(o, m: Measured) -> float:
-    tokens = _tokens(m)
-    return float(np.mean([exp(nll / n) for nll, n in zip(m.nll, tokens, strict=True) if n]))
+    return float(np.mean([exp(nll / n) for nll, n in zip(m.nll, m.tokens, strict=True) if n]))
 
 
 def _batch_mean(o, m: Measured) -> float:
-    tokens, starts = _tokens(m), range(0, len(m.nll), m.batch_size)
+    tokens, starts = m.tokens, range(0, len(m.nll), m.batch_size)
     sums = [(m.nll[i : i + m.batch_size].sum(), tokens[i : i + m.batch_size].sum()) for i in starts]
     return exp(float(np.mean([nll / n for nll, n in sums if n])))
 
@@ -60,13 +59,9 @@ def _padding_counted(o, m: Measured) -> float:
     """The last window of each document is filled up; as with an attention mask, nobody looks at padding, and
     padding, which is not asked to be left out of the labels, looks at the document."""
     lengths = np.array([len(i) for i in m.ids])
-    last = {
-        document: (start, end)
-        for document, start, end, _ in sorted(windows_of(lengths, m.context, m.stride), key=lambda w: w[1])
-    }
-    rows = [
-        m.ids[d][start:end].astype(np.int64) for d, (start, end) in last.items() if end - start < m.context
-    ]
+    windows = sorted(windows_of(lengths, m.context, m.stride), key=lambda w: w[1])
+    last = {document: m.ids[document][start:end] for document, start, end, _ in windows}
+    rows = [ids.astype(np.int64) for ids in last.values() if len(ids) < m.context]
     nll, count = 0.0, 0
     with evaluating(o.model):
         for i in range(0, len(rows), m.batch_size):
@@ -80,11 +75,10 @@ def _padding_counted(o, m: Measured) -> float:
             mask = seen & torch.ones(m.context - 1, m.context - 1, dtype=torch.bool, device=o.device).tril()
             with autocast(o.device, o.dtype):
                 x = o.model.backbone(idx, None, mask)
-            losses = token_nll(
-                x[padding.to(o.device)], head_of(o.model), targets[padding].to(o.device), DTYPES[o.dtype]
-            )
+            x, targets = x[padding.to(o.device)], targets[padding].to(o.device)
+            losses = token_nll(x, head_of(o.model), targets, DTYPES[o.dtype])
             nll, count = nll + float(losses.double().sum()), count + len(losses)
-    return exp((float(m.nll.sum()) + nll) / (int(_tokens(m).sum()) + count))
+    return exp((float(m.nll.sum()) + nll) / (int(m.tokens.sum()) + count))
 
 
 def _train_set(o, m: Measured) -> float:

@@ -79,11 +79,11 @@ def of_earlier(held: dict) -> dict | None:
 def answers_of(k: int, written: dict[str, list[dict]], is_right) -> list[dict]:
     """What each model wrote after the k-th prompt, for the page; written: {model's name: [{completion,
     stopped}]}."""
-    found = [(name, done[k]["completion"].strip(), done[k]["stopped"]) for name, done in written.items()]
-    return [
-        {"model": name, "text": text, "stopped": stopped, "right": is_right(text)}
-        for name, text, stopped in found
-    ]
+    out = []
+    for name, done in written.items():
+        text = done[k]["completion"].strip()
+        out.append({"model": name, "text": text, "stopped": done[k]["stopped"], "right": is_right(text)})
+    return out
 
 
 def short(ppl: float) -> str:
@@ -95,9 +95,8 @@ def moved(first: dict, r: dict) -> str:
     apart)`."""
     if r["tokens_scored"] != first["tokens_scored"]:  # perplexities of other tokens cannot be compared
         before, after = first["bits_per_byte"], r["bits_per_byte"]
-        return (
-            f"bits a byte {before:.3f} → {after:.3f} ({100 * (after / before - 1):+.0f} %, another tokenizer)"
-        )
+        changed = f"{100 * (after / before - 1):+.0f} %"
+        return f"bits a byte {before:.3f} → {after:.3f} ({changed}, another tokenizer)"
     said = [f"{100 * (r['ppl'] / first['ppl'] - 1):+,.0f} %"]
     if first["ppl_ci95"] and r["ppl_ci95"]:
         (a, b), (c, d) = first["ppl_ci95"], r["ppl_ci95"]
@@ -134,10 +133,9 @@ def begins(models: list[dict]) -> tuple[str, str]:
     """What each document begins with, which is context only: the custom of the texts that a model was
     pretrained on."""
     tokens = {m["name"]: next(iter(m["ppl"].values()))["begins_with"] for m in models}
-    alike = set(tokens.values())
-    return "documents begin with", (
-        alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {t}" for name, t in tokens.items())
-    )
+    first, *others = set(tokens.values())
+    said = "; ".join(f"{name}: {t}" for name, t in tokens.items()) if others else first
+    return "documents begin with", said
 
 
 def machine(o: measure.Opened) -> list[tuple[str, str]]:
@@ -150,25 +148,16 @@ def read_classifier(name: str) -> dict:
     path = Path(name)
     file = path / "summary.json" if path.is_dir() else path
     found = read_object(file)
-    measures, labels = found.get("classification") or found.get("measures"), found.get("labels")
+    measures = found.get("classification") or found.get("measures")
     if not isinstance(measures, dict) or "model" not in measures:
-        raise UserError(
-            f"{path}: no measures of a classifier there (train_cls.py with validation texts, eval.py cls"
-            " --json)"
-        )
-    labels = typed(list[str], labels, f"{file}: labels")
-    model, *_ = (
-        typed(Measures, measured, f"{file}: {who}")
-        for who, measured in sorted(measures.items(), key=lambda m: m[0] != "model")
-    )
-    multi_label = bool(model.confusion and model.confusion[0]) and isinstance(
-        model.confusion[0][0], list
-    )  # a matrix a label
-    rows = (
-        model.f1
-        if multi_label
-        else typed(list[list[Annotated[int, Meta(ge=0)]]], model.confusion, f"{file}: confusion")
-    )
+        made_by = "train_cls.py with validation texts, eval.py cls --json"
+        raise UserError(f"{path}: no measures of a classifier there ({made_by})")
+    labels = typed(list[str], found.get("labels"), f"{file}: labels")
+    model = {who: typed(Measures, measured, f"{file}: {who}") for who, measured in measures.items()}["model"]
+    first = model.confusion[0] if model.confusion else []
+    multi_label = bool(first) and isinstance(first[0], list)  # a matrix a label
+    matrix = list[list[Annotated[int, Meta(ge=0)]]]
+    rows = model.f1 if multi_label else typed(matrix, model.confusion, f"{file}: confusion")
     if len(rows) != len(labels):
         raise UserError(f"{file}: {len(labels)} labels, and measures of {len(rows)}")
     on = "its validation texts" if path.is_dir() else "test texts"
@@ -182,8 +171,8 @@ def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
         return []
     images = {}
     for theme, ink in (("light", "#1c2733"), ("dark", "#dfe7ee")):
-        image = draw_curves(directory, "svg", ink, unit, title="")
-        images[theme] = "data:image/svg+xml;base64," + base64.b64encode(image).decode()
+        image = base64.b64encode(draw_curves(directory, "svg", ink, unit, title=""))
+        images[theme] = f"data:image/svg+xml;base64,{image.decode()}"
     return [{"name": name, **images}]
 
 
@@ -194,18 +183,14 @@ def write_page(content: dict, out: Path) -> Path:
     """Write report.html, then report.json, from the dict that is described above."""
     held = open_out(out)
     jinja2 = need("jinja2")
-    content = (
-        {"tasks": None}
-        | content
-        | {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
-    )
-    env = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    made = {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
+    content = {"tasks": None} | content | made
+    how = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    env = jinja2.Environment(autoescape=True, **how)
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     starts = set(accumulate(span for _, span in content["table"]["groups"]))  # columns where a group begins
     html = page.render(**content, starts=starts)
-    with outputs.built(out, PROGRAM, held, RECORD) as made:
-        write_text(html, made / "report.html")
-        write_json({k: v for k, v in content.items() if k != "curves"}, made / RECORD)
+    with outputs.built(out, PROGRAM, held, RECORD) as place:
+        write_text(html, place / "report.html")
+        write_json({k: v for k, v in content.items() if k != "curves"}, place / RECORD)
     return out / "report.html"
