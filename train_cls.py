@@ -64,7 +64,9 @@ def main():
             )
         chosen = oversampled(targets, plan.seed)
     items = [(ids[k], targets[k]) for k in chosen]
-    batches = Batches(items, partial(collate_labelled, pad=pad), plan.batch_size, plan.grad_accum, plan.seed)
+    collate = partial(collate_labelled, pad=pad)
+    unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
+    batches = Batches(items, collate, plan.batch_size, plan.grad_accum, plan.seed, unit)
 
     def put_head_on(lm):
         if plan.freeze:
@@ -99,10 +101,7 @@ def main():
     )
     loss_fn = partial(classification_loss, weights=weights)
     validation = {name: partial(evaluate, name=name) for name in sides.validation}
-    unit = "decisions" if multi else "texts"  # of a multi-label task, each text is one a label
-    job = run.Job(
-        batches, loss_fn, validation, sides.held, sides.hashes, facts, what, unit=unit, classifier=put_head_on
-    )
+    job = run.Job(batches, loss_fn, validation, sides.held, sides.hashes, facts, what, classifier=put_head_on)
     with shapes_vary():  # a batch is as long as its longest text
         trained = run.train(setup, job)
     if (not trained and given.dry_run) or distributed.rank():

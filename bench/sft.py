@@ -80,7 +80,7 @@ def ours(args, lora, _):
     batches = Batches(pack(examples, args.context), collate, args.batch_size, 1, 0)
     with tempfile.TemporaryDirectory() as out:
         s = Settings(lr=1e-5, max_steps=WARM_UP + args.repeats, dtype=args.dtype, log_every=1, save_every=0)
-        fit(model, batches, clm_loss, None, s, Path(out))
+        fit(model, batches, clm_loss, s, Path(out))
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     done = [0, *(line["tokens"] for line in log)]
     tokens = [b - a for a, b in itertools.pairwise(done)]

@@ -70,7 +70,7 @@ def ours(who, args, ids, lora):
     from nanomed.training.model import compile_backbone
 
     class Data:
-        windows_per_epoch = len(ids)
+        windows_per_epoch, unit = len(ids), "tokens"
 
         def window(self, k):
             targets = torch.nn.functional.pad(ids[k, :, 1:], (0, 1), value=IGNORE)
@@ -85,7 +85,7 @@ def ours(who, args, ids, lora):
         compile_backbone(model)
     with tempfile.TemporaryDirectory() as out:
         s = Settings(lr=1e-4, max_steps=len(ids), dtype=args.dtype, log_every=1, save_every=0)
-        fit(model, Data(), clm_loss, None, s, Path(out))
+        fit(model, Data(), clm_loss, s, Path(out))
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     return [line["tokens"] / line["step"] / line["tokens_per_s"] for line in log], log[0]["loss"]
 

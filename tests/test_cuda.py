@@ -146,7 +146,7 @@ def test_two_updates_compiled_and_not(model_dir, monkeypatch):
             s = Settings(lr=1e-3, dtype="bf16")
             optimizer, scaler = make_optimizer(model, s), torch.amp.GradScaler("cuda", enabled=False)
             found[compiled, made] = [
-                one_update(model, [batch], clm_loss, optimizer, scaler, s)["losses"][0] for _ in range(2)
+                one_update(model, [batch], clm_loss, optimizer, scaler, s).losses[0] for _ in range(2)
             ]
     for made in (plain_batch, packed_batch):
         assert found[True, made] == pytest.approx(found[False, made], rel=1e-3)

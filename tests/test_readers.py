@@ -34,6 +34,7 @@ from nanomed.text.batch import Batch
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, curves, directory, loop
+from nanomed.training.progress import Metrics, Progress
 from nanomed.training.settings import Adapt, Classify, Instruct, Settings, parse
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
@@ -137,20 +138,9 @@ def made(tmp_path_factory, model_dir, bpe_dir):
     loop.one_update(
         model, [Batch(data, data)], clm_loss, optimizer, torch.amp.GradScaler("cpu", enabled=False), s
     )
-    progress = {
-        "step": 1,
-        "consumed": 1,
-        "tokens": 5,
-        "seconds": 0.1,
-        "bad_evals": 0,
-        "since_log": loop._nothing(),
-    }
-    progress |= {
-        "first_val": {"step": 0, "loss": 1.0},
-        "best_val": None,
-        "last_val": None,
-        "stopped_early": False,
-    }
+    progress = Progress.new()
+    progress.step = progress.consumed = 1
+    progress.first_val = {"step": 0, "loss": 1.0}
     checkpoint.save(d / "state-of", progress, model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     return d
 
@@ -197,7 +187,9 @@ def read_adapters_summary(d):
 def read_metrics(d):
     (d / "again.jsonl").write_bytes((d / "metrics.jsonl").read_bytes())
     curves.draw_curves(d, "svg", "black", "tokens", "title")
-    loop._open_metrics(d / "again.jsonl", 1, str)
+    done = Progress.new()
+    done.consumed = done.step = 1
+    Metrics(d / "again.jsonl", done)
 
 
 def read_held_out(d):

@@ -2,14 +2,13 @@
 there.
 
 Saved are the trainable weights, the optimizer's moments, the gradient scaler, the random generators, and the
-progress (a dict of numbers: updates, windows of data consumed, tokens, ...). The data need no state: their
-order is a function of the seed and the number of windows consumed. Several processes write one state, which
-any number of them may go on from."""
+Progress. The data need no state: their order is a function of the seed and the number of windows consumed.
+Several processes write one state, which any number of them may go on from."""
 
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,43 +20,10 @@ from nanomed.errors import UserError
 from nanomed.files import typed
 from nanomed.tensors import read_safetensors, write_safetensors
 from nanomed.training import distributed
+from nanomed.training.progress import Progress
 
 NAMES = ("step-*.safetensors", "best-*.safetensors", ".nanomed-*")  # of all that stands in state/
-
-
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, of each weight
-Count = Annotated[int, Meta(ge=0)]
-
-
-@dataclass
-class Loss:
-    loss: float
-    step: Count = 0
-
-
-@dataclass
-class SinceLog:
-    loss: float
-    tokens: Count
-    seconds: float
-    parts: dict[str, tuple[float, int]]
-
-
-@dataclass
-class Progress:
-    """What a run's progress must hold (nanomed.training.loop.fit)."""
-
-    step: Count
-    consumed: Count
-    tokens: Count
-    seconds: float
-    bad_evals: Count
-    since_log: SinceLog
-    first_val: Loss | None
-    best_val: Loss | None
-    last_val: Loss | None
-    stopped_early: bool
-    train_loss: float = 0.0
 
 
 @dataclass
@@ -71,7 +37,7 @@ class Scale:
     _growth_tracker: Annotated[int, Meta(ge=0, lt=2**31)] = 0
 
 
-def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
+def save(out: Path, progress: Progress, model, optimizer, scaler) -> None:
     """Write state/step-N.safetensors, then remove the older ones. Raises UserError, older state intact, if it
     cannot."""
     state = {"model." + k: p.detach() for k, p in trainable(model).items()}
@@ -81,25 +47,21 @@ def save(out: Path, progress: dict, model, optimizer, scaler) -> Path:
     for rank, generators in enumerate(distributed.of_each(_generators())):
         state |= {_of(rank, name): numbers for name, numbers in generators.items()}
     state = distributed.whole(state)
-    path = out / "state" / f"step-{progress['step']:08d}.safetensors"
+    path = out / "state" / f"step-{progress.step:08d}.safetensors"
     if distributed.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"progress": json.dumps(progress), "scaler": json.dumps(scaler.state_dict())}
+        metadata = {"progress": json.dumps(asdict(progress)), "scaler": json.dumps(scaler.state_dict())}
         write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
-        _remove_older(out, progress, path)
+        _remove_older(out, progress)
     distributed.wait()
-    return path
 
 
-def _remove_older(out: Path, progress: dict, path: Path) -> None:
+def _remove_older(out: Path, progress: Progress) -> None:
     # Only now are the older ones of no use: until then, a kill would lead back to them.
-    best = progress.get("best_val") and _best(out, progress["best_val"]["step"])
-    for old in [
-        *sorted(path.parent.glob("step-*.safetensors"))[:-1],
-        *path.parent.glob("best-*.safetensors"),
-    ]:
-        if old != best:
-            old.unlink()
+    best = progress.best_val and _best(out, progress.best_val["step"])
+    older = sorted((out / "state").glob("step-*.safetensors"))[:-1]
+    for old in {*older, *(out / "state").glob("best-*.safetensors")} - {best}:
+        old.unlink()
 
 
 def _generators() -> dict[str, torch.Tensor]:
@@ -115,6 +77,15 @@ def latest(out: Path) -> Path | None:
     return max((out / "state").glob("step-*.safetensors"), default=None)
 
 
+def stays(out: Path) -> str:
+    """What a run that ends early leaves, in words."""
+    saved = latest(out)
+    if not saved:
+        return "no checkpoint was due yet"
+    step = int(saved.stem.removeprefix("step-"))
+    return f"the checkpoint of update {step} stays, and the same command with --resume goes on from it"
+
+
 def remove(out: Path) -> None:
     """Of a complete run, whose state nobody will ask for: it is three times the size of what was trained."""
     for name in NAMES:
@@ -124,8 +95,14 @@ def remove(out: Path) -> None:
         (out / "state").rmdir()
 
 
-def load(path: Path, model, optimizer, scaler) -> dict:
-    """Put a saved state back, in place; returns its progress. Raises UserError if it is of another model."""
+def restore(out: Path, model, optimizer, scaler) -> Progress:
+    """Put the newest state back, in place, if there is one; returns how far the run is."""
+    saved = latest(out)
+    return load(saved, model, optimizer, scaler) if saved else Progress.new()
+
+
+def load(path: Path, model, optimizer, scaler) -> Progress:
+    """Put a saved state back, in place. Raises UserError if it is of another model."""
     state = read_safetensors(path)
     progress, scale = _record(path)
     params = trainable(model)
@@ -142,7 +119,7 @@ def load(path: Path, model, optimizer, scaler) -> dict:
     with torch.no_grad():
         for name, p in params.items():
             p.copy_(distributed.part(state["model." + name], p))
-    if progress["step"] and not moments:
+    if progress.step and not moments:
         raise UserError(f"{path}: nothing of the optimizer is there")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     generators = {name: state.get(_of(distributed.rank(), name)) for name in ("rng.cpu", "rng.cuda")}
@@ -164,17 +141,16 @@ def _check(path: Path, what: str, tensor, shape) -> None:
         raise UserError(f"{path}: {what} is missing, or of another shape or type than the model's")
 
 
-def _record(path: Path) -> tuple[dict, dict]:
-    """(progress, the scaler's state), as they were saved. Raises UserError for anything else."""
+def _record(path: Path) -> tuple[Progress, dict]:
+    """(progress, the scaler's state). Raises UserError for anything else."""
     with safe_open(path, "pt") as f:
         metadata = f.metadata() or {}
     try:
         progress, scale = (json.loads(metadata[name]) for name in ("progress", "scaler"))
     except (KeyError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: no record of the run there ({type(e).__name__}: {e})") from e
-    typed(Progress, progress, f"{path}: progress")
     typed(Scale, scale, f"{path}: scaler")
-    return progress, scale
+    return Progress.read(progress, f"{path}: progress"), scale
 
 
 def _best(out: Path, step: int) -> Path:

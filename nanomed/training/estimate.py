@@ -8,13 +8,13 @@ from nanomed.memory import in_words, peak_rss
 from nanomed.models.loss import held_bytes
 from nanomed.models.quant import stored_bytes
 from nanomed.precision import DTYPES, autocast
-from nanomed.training.loop import make_optimizer, one_update, total_steps
+from nanomed.training.loop import make_optimizer, make_scaler, one_update, total_steps
 from nanomed.training.settings import Settings
 
 LOOKED_AT = 100  # windows of updates in which the widest micro-batch is looked for
 
 
-def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, anchor=None) -> None:
+def dry_run(model, data, loss_fn, s: Settings, validated: bool, anchor=None) -> None:
     """Do two updates in memory and print what all of them would take. The model is spoilt; nothing is written
     to DIR."""
     device = next(p for p in model.parameters() if p.requires_grad).device
@@ -30,7 +30,7 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, ancho
         f" {in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
     )
     optimizer = make_optimizer(model, s)
-    scaler = torch.amp.GradScaler(device.type, enabled=s.dtype == "fp16")
+    scaler = make_scaler(model, s)
     for _ in range(
         2
     ):  # the first one also pays for compiling, and for memory that is taken for the first time
@@ -44,7 +44,7 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, unit: str, ancho
     )
     steps = total_steps(data, s)
     print(
-        f"time      {seconds:.2f} s an update ({done['count'] / seconds:,.0f} {unit}/s),"
+        f"time      {seconds:.2f} s an update ({done.count / seconds:,.0f} {data.unit}/s),"
         f" {_time(steps * seconds)} for {steps:,}" + ("; validations come on top" if validated else "")
     )
     print(f"dry run: nothing was written to {s.out}")

@@ -7,7 +7,6 @@ train()  Job -> checks, fit(), the model and summary.json in DIR
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -56,8 +55,8 @@ class Job:
     """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is
     measured on, for later phases; hashes: of the data, by name; facts: what summary.json should say besides;
     what: the data, in words; template: how the model that comes out is to be asked, if it was instructed;
-    general: a Stream of --ewc-data; unit: what loss_fn counts; classifier: a function that puts a classification
-    head on the model; sample: a function of the model that gives a text that it writes."""
+    general: a Stream of --ewc-data; classifier: a function that puts a classification head on the model; sample:
+    a function of the model that gives a text that it writes."""
 
     blocks: object
     loss_fn: Callable
@@ -68,7 +67,6 @@ class Job:
     what: str
     template: templates.Template | None = None
     general: Stream | None = None
-    unit: str = "tokens"
     classifier: Callable | None = None
     sample: Callable | None = None
 
@@ -138,7 +136,7 @@ def train(setup: Setup, job: Job) -> dict | None:
             lock(out)
             checkpoint.remove(out)
             if not (out / "loss.png").exists():
-                curves.plot_curves(out, job.unit)
+                curves.plot_curves(out, job.blocks.unit)
         print(f"{out}: this run is complete; nothing to do")
         return None
     if writes:
@@ -173,23 +171,16 @@ def train(setup: Setup, job: Job) -> dict | None:
         show.rows(job.blocks.window(0), setup.tokenizer, plan.show, facts.get("labels"))
     anchor = make_anchor(model, plan, job.general, setup.device)
     if plan.dry_run:
-        estimate.dry_run(model, job.blocks, job.loss_fn, plan, bool(job.validation), job.unit, anchor)
+        estimate.dry_run(model, job.blocks, job.loss_fn, plan, bool(job.validation), anchor)
         return None
     measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
-    evaluate = (lambda: {name: measure(model) for name, measure in measures.items()}) if measures else None
-    write = partial(distributed.forward(job.sample), model) if job.sample else None
-    result = fit(
-        model,
-        job.blocks,
-        distributed.forward(job.loss_fn),
-        evaluate,
-        plan,
-        out,
-        plan.resume,
-        job.unit,
-        write,
-        anchor,
-    )
+    write = distributed.forward(job.sample or (lambda model: None))
+
+    def validate():
+        return {name: measure(model) for name, measure in measures.items()}, write(model)
+
+    loss_fn = distributed.forward(job.loss_fn)
+    result = fit(model, job.blocks, loss_fn, plan, out, validate if measures else None, anchor)
     facts |= leave_model(model, base, plan, source, job.classifier)
     if distributed.rank():
         return result
@@ -202,7 +193,7 @@ def train(setup: Setup, job: Job) -> dict | None:
         facts | result | peak, out / "summary.json"
     )  # after the model: it says that the run is complete
     checkpoint.remove(out)
-    curves.plot_curves(out, job.unit)  # after all that matters, and where a full disk has room again
+    curves.plot_curves(out, job.blocks.unit)  # after all that matters, and where a full disk has room again
     say_kept(plan, result)
     return result
 

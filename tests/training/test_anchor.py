@@ -23,7 +23,7 @@ def blocks(n, T=12):
 
 
 class Data:
-    windows_per_epoch = 3
+    windows_per_epoch, unit = 3, "tokens"
 
     def window(self, k):
         two = blocks(6)[2 * (k % 3) : 2 * (k % 3) + 2]
@@ -62,7 +62,7 @@ def test_an_update_is_that_of_the_loss_with_the_penalty(model_dir, tmp_path, pla
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     anchor = Anchor(model, l2_sp, ewc, information if ewc else None)
     s = Settings(lr=0.1, max_steps=3, log_every=1, warmup_ratio=0, grad_clip=0.5)
-    fit(model, Data(), naive_loss, None, s, tmp_path, anchor=anchor)
+    fit(model, Data(), naive_loss, s, tmp_path, anchor=anchor)
 
     plain = hub.load_model(hub.find(str(model_dir)), dropout=0.0).double()
     penalties = []

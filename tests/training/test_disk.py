@@ -37,7 +37,7 @@ runpy.run_path(script, run_name="__main__")
 """
 # What is being written then: (module, function, which of its calls)
 MOMENTS = {
-    "a line of metrics.jsonl": ("nanomed.training.loop", "finite", 1),
+    "a line of metrics.jsonl": ("nanomed.training.progress", "finite", 1),
     "the second checkpoint": ("nanomed.tensors", "save_file", 2),
     "the model at the end": ("nanomed.tensors", "save_file", 4),
     "the picture": ("nanomed.training.curves", "draw_curves", 1),

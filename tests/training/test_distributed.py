@@ -137,7 +137,10 @@ def test_one_that_fails_ends_all_and_another_number_goes_on(instructed):
     (d / "failing.py").write_text(FAILING)
     failed = torchrun(d, "failing.py", *args, "--out", "again")
     assert failed.returncode != 0
-    assert failed.stderr.count("train_sft.py: no room in here\n") == 1 and "exitcode  : 2" in failed.stderr
+    assert (
+        failed.stderr.count("train_sft.py: no room in here; the checkpoint of update 4 stays, ") == 1
+        and "exitcode  : 2" in failed.stderr
+    )
     assert "cli.py" not in failed.stderr  # no traceback of ours
     assert [p.name for p in (d / "again" / "state").glob("step-*")] == ["step-00000004.safetensors"]
     alone = run_script(d, "train_sft.py", *args, "--out", "again", "--resume")

@@ -41,6 +41,8 @@ def model(model_dir):
 class Ragged:
     """Micro-batches with unequal numbers of supervised tokens, and a last window that is short."""
 
+    unit = "tokens"
+
     def __init__(self, batch_size, grad_accum):
         g = torch.Generator().manual_seed(5)
         idx, targets = (torch.randint(0, 400, (20, 12), generator=g) for _ in range(2))
@@ -80,7 +82,7 @@ def test_accumulated_equals_one_batch_on_ragged_data(
             hub.find(str(model_dir)), dropout=0.0
         ).double()  # small changes of large weights
         out.mkdir()
-        fit(model, Ragged(b, a), clm_loss, None, Settings(lr=0.1, epochs=2, log_every=1), out)
+        fit(model, Ragged(b, a), clm_loss, Settings(lr=0.1, epochs=2, log_every=1), out)
         return weights(model), records(out)
 
     one, one_log = run(batch_size * grad_accum, 1, tmp_path / "one")
@@ -100,7 +102,7 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
     x = torch.randint(0, 400, (4, 20), generator=torch.Generator().manual_seed(1))
 
     class One:
-        windows_per_epoch = 1
+        windows_per_epoch, unit = 1, "tokens"
         window = staticmethod(lambda k: [Batch(x[:, :-1], x[:, 1:])])
 
     def loss_in_fp64(model, batch):
@@ -108,7 +110,7 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
         return F.cross_entropy(logits, batch.targets.flatten(), reduction="sum"), {}
 
     s = Settings(lr=1e-3, max_steps=2, warmup_ratio=0.0, weight_decay=0.3, grad_clip=0.5, log_every=1)
-    fit(model.double(), One(), loss_in_fp64, None, s, tmp_path)
+    fit(model.double(), One(), loss_in_fp64, s, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir).double()
     decayed = {id(p) for p in theirs.parameters() if p.dim() > 1}
     groups = [
@@ -141,7 +143,7 @@ def test_one_update_is_that_of_transformers_and_torch(model, model_dir, tmp_path
 def test_the_first_loss_and_its_gradient_in_fp32_are_those_of_transformers(model, model_dir, tmp_path):
     """The update above once more as it is really done: in fp32, with the loss that never holds all logits."""
     data = Ragged(4, 2)
-    fit(model, data, clm_loss, None, Settings(lr=1e-3, max_steps=1, log_every=1), tmp_path)
+    fit(model, data, clm_loss, Settings(lr=1e-3, max_steps=1, log_every=1), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(model_dir).eval()
     losses = []
     for batch in data.window(0):
@@ -191,7 +193,7 @@ FIRST_LOSSES = {}
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_training_lowers_the_loss_in_every_dtype(model, corpus, tmp_path, dtype):
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
-    fit(model, data, clm_loss, None, Settings(lr=3e-3, max_steps=15, log_every=1, dtype=dtype), tmp_path)
+    fit(model, data, clm_loss, Settings(lr=3e-3, max_steps=15, log_every=1, dtype=dtype), tmp_path)
     log = records(tmp_path)
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     FIRST_LOSSES[dtype] = log[0]["loss"]
@@ -205,7 +207,7 @@ def test_lora_trains_the_adapter_alone_over_a_base_stored_in_bf16(model, corpus,
     store_frozen(model, "bf16", torch.device("cpu"))
     before = weights(model)
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
-    fit(model, data, clm_loss, None, Settings(lr=1e-2, max_steps=10, log_every=1, dtype="bf16"), tmp_path)
+    fit(model, data, clm_loss, Settings(lr=1e-2, max_steps=10, log_every=1, dtype="bf16"), tmp_path)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != ("lora_" in name), name
         frozen_linear = "lora_" not in name and any(f".{linear}." in name for linear in linears(model))
@@ -219,9 +221,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_not_the_schedule(model, corpus, 
         torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=enabled, init_scale=2.0**40)
     )
     data = Mixture([corpus.all()], [1.0], 32, 8, 1, 0)
-    summary = fit(
-        model, data, clm_loss, None, Settings(lr=1e-3, max_steps=4, log_every=1, dtype="fp16"), tmp_path
-    )
+    summary = fit(model, data, clm_loss, Settings(lr=1e-3, max_steps=4, log_every=1, dtype="fp16"), tmp_path)
     assert summary["consumed"] > summary["step"] == 4
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4]
     s = Settings(lr=1e-3)
@@ -238,7 +238,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_step_and_batch(model, tmp_pat
 
     s = Settings(lr=1e-4, epochs=5, save_every=1)
     with pytest.raises(UserError, match=r"loss is inf at update 3 \(window 3 of the data, micro-batch 2\)"):
-        fit(model, Ragged(2, 3), broken, None, s, tmp_path)
+        fit(model, Ragged(2, 3), broken, s, tmp_path)
     assert checkpoint.latest(tmp_path).name == "step-00000002.safetensors"
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -255,7 +255,7 @@ def test_out_of_memory_names_the_setting_and_keeps_the_checkpoint(model, tmp_pat
     with pytest.raises(
         UserError, match=r"out of memory at update 3: lower --batch-size.*checkpoint of update 2 stays"
     ):
-        fit(model, Ragged(4, 1), hungry, None, Settings(lr=1e-4, epochs=3, save_every=1), tmp_path)
+        fit(model, Ragged(4, 1), hungry, Settings(lr=1e-4, epochs=3, save_every=1), tmp_path)
 
 
 def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
@@ -264,10 +264,10 @@ def test_early_stopping_puts_the_best_weights_back(model, tmp_path):
     def evaluate():
         seen.append(weights(model))
         loss = next(losses)
-        return {"held out": {"loss": loss, "ppl": math.exp(loss)}}
+        return {"held out": {"loss": loss, "ppl": math.exp(loss)}}, None
 
     s = Settings(lr=1e-3, epochs=10, eval_every=2, patience=2, keep="best")
-    summary = fit(model, Ragged(4, 1), clm_loss, evaluate, s, tmp_path)
+    summary = fit(model, Ragged(4, 1), clm_loss, s, tmp_path, evaluate)
     assert summary["stopped_early"] and summary["step"] == 8
     assert (summary["first_val"]["loss"], summary["best_val"]["loss"], summary["last_val"]["loss"]) == (
         5.0,
@@ -304,9 +304,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, m
         data = Mixture([corpus.all()], [1.0], 32, 2, 2, 0)
         if fail_at:
             with pytest.raises(AssertionError):
-                fit(model, data, loss, None, s, out)
+                fit(model, data, loss, s, out)
             return
-        fit(model, data, loss, None, s, out, resume=True)
+        fit(model, data, loss, s, out)
         progress = json.loads(safe_open(checkpoint.latest(out), "pt").metadata()["progress"])
         assert progress["consumed"] > progress["step"]  # overflows were skipped
         return weights(model), [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records(out)]
@@ -323,11 +323,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(model_dir, corpus, tmp_path, m
 
 
 def test_a_state_of_another_model_is_refused(model, model_dir, tmp_path):
-    fit(model, Ragged(4, 1), clm_loss, None, Settings(lr=1e-3), tmp_path)
+    fit(model, Ragged(4, 1), clm_loss, Settings(lr=1e-3), tmp_path)
     other = hub.load_model(hub.find(str(model_dir)))
     inject(other, LoRAConfig(2, 2.0, 0.0, ("c_attn",)))
     with pytest.raises(UserError, match="of another model, or of other LoRA settings"):
-        fit(other, Ragged(4, 1), clm_loss, None, Settings(lr=1e-3), tmp_path, resume=True)
+        fit(other, Ragged(4, 1), clm_loss, Settings(lr=1e-3), tmp_path)
 
 
 def test_auto_dtype_follows_the_hardware(monkeypatch):
@@ -348,7 +348,7 @@ def test_gradients_that_are_never_finite_in_fp16_end_the_run(model, tmp_path):
         return nll + (0 * model.transformer.ln_f.weight.sum()).sqrt(), parts  # finite, its gradient is 0 / 0
 
     with pytest.raises(UserError, match="no gradient is finite in fp16 at update 1"):
-        fit(model, Ragged(4, 1), broken, None, Settings(lr=1e-3, dtype="fp16"), tmp_path)
+        fit(model, Ragged(4, 1), broken, Settings(lr=1e-3, dtype="fp16"), tmp_path)
 
 
 def test_without_matplotlib_the_rest_works_and_one_line_says_so(tmp_path, monkeypatch, capsys):

@@ -146,7 +146,7 @@ def test_instruction_tuning_watches_answers_and_documents(script, model_dir, pai
 class Steps:
     """A micro-batch an update, always the same."""
 
-    windows_per_epoch = 100
+    windows_per_epoch, unit = 100, "tokens"
 
     def __init__(self):
         self.batch = torch.randint(0, 400, (2, 8), generator=torch.Generator().manual_seed(1))
@@ -165,9 +165,9 @@ def test_the_weights_that_are_asked_for_are_kept(model_dir, tmp_path, keep):
 
     def evaluate():
         seen.append(model.transformer.wte.weight.detach().clone())
-        return {"validation": {"loss": next(losses)}}
+        return {"validation": {"loss": next(losses)}}, None
 
-    fit(model, Steps(), clm_loss, evaluate, Settings(lr=1e-3, max_steps=4, eval_every=2, keep=keep), tmp_path)
+    fit(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=4, eval_every=2, keep=keep), tmp_path, evaluate)
     assert torch.equal(model.transformer.wte.weight, seen[{"best": 1, "last": 2}[keep]])
     assert not torch.equal(seen[1], seen[2])
 
@@ -194,12 +194,12 @@ def test_a_stop_during_the_first_validation_does_not_count_it_twice(model_dir, t
         def evaluate():
             if stop:
                 signal.raise_signal(signal.SIGTERM)
-            return {"validation": {"loss": next(losses) + (0 if stop else offset)}}
+            return {"validation": {"loss": next(losses) + (0 if stop else offset)}}, None
 
         offset = 0 if out.name == "whole" else 1  # the first one is done already
         out.mkdir(exist_ok=True)
         s = Settings(lr=1e-3, max_steps=9, eval_every=1, save_every=1, patience=2, log_every=1)
-        return fit(model, Steps(), clm_loss, evaluate, s, out, resume=True)
+        return fit(model, Steps(), clm_loss, s, out, evaluate)
 
     whole = run(tmp_path / "whole", False)
     with pytest.raises(BaseException, match="resume goes on"):
@@ -219,7 +219,7 @@ def test_without_a_checkpoint_no_message_promises_one(model_dir, tmp_path):
         return nll * float("nan"), parts
 
     with pytest.raises(UserError, match="no checkpoint was due yet"):
-        fit(a_model(model_dir), Steps(), broken, None, Settings(lr=1e-3, max_steps=3), tmp_path)
+        fit(a_model(model_dir), Steps(), broken, Settings(lr=1e-3, max_steps=3), tmp_path)
 
 
 def test_the_best_weights_are_those_of_the_run_that_is_gone_on_with(model_dir, tmp_path):
@@ -233,11 +233,11 @@ def test_the_best_weights_are_those_of_the_run_that_is_gone_on_with(model_dir, t
             seen.append(model.transformer.wte.weight.detach().clone())
             if len(seen) == stop:
                 raise KeyboardInterrupt
-            return {"validation": {"loss": next(values)}}
+            return {"validation": {"loss": next(values)}}, None
 
         out.mkdir(exist_ok=True)
         s = Settings(lr=1e-3, max_steps=6, eval_every=1, save_every=2, keep="best")
-        fit(model, Steps(), clm_loss, evaluate, s, out, resume=True)
+        fit(model, Steps(), clm_loss, s, out, evaluate)
         return model.transformer.wte.weight, seen
 
     out = tmp_path / "o"
@@ -251,7 +251,7 @@ def test_the_best_weights_are_those_of_the_run_that_is_gone_on_with(model_dir, t
 @pytest.mark.parametrize("name", ["one", "validation"])
 def test_a_single_named_set_keeps_its_name(model_dir, tmp_path, name):
     s = Settings(lr=1e-3, max_steps=1)
-    summary = fit(a_model(model_dir), Steps(), clm_loss, lambda: {name: {"loss": 1.0}}, s, tmp_path)
+    summary = fit(a_model(model_dir), Steps(), clm_loss, s, tmp_path, lambda: ({name: {"loss": 1.0}}, None))
     assert (
         (list(records(tmp_path)[-1].get("val", [])) == ["one"])
         == (name == "one")
@@ -343,13 +343,13 @@ def test_a_dry_run_looks_at_the_widest_batch_and_at_whole_updates(model_dir, cap
     class Uneven:
         """Short rows, one long one; the last window has a single row."""
 
-        windows_per_epoch = 3
+        windows_per_epoch, unit = 3, "tokens"
 
         def window(self, k):
             x = torch.zeros(4 if k < 2 else 1, 50 if k == 1 else 9, dtype=torch.long)
             return [Batch(x, x)]
 
-    estimate.dry_run(a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens")
+    estimate.dry_run(a_model(model_dir), Uneven(), clm_loss, Settings(lr=1e-3, max_steps=5), False)
     assert "(4 x 50 tokens at once)" in capsys.readouterr().out
 
 
@@ -464,7 +464,7 @@ def test_gradients_come_as_activations_go_but_for_those_of_earlier_micro_batches
 
 def test_a_dry_runs_memory_is_within_reach_of_what_torch_counts(model_dir, capsys):
     model = a_model(model_dir)
-    estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False, "tokens")
+    estimate.dry_run(model, Steps(), clm_loss, Settings(lr=1e-3, max_steps=5), False)
     n = sum(p.numel() for p in model.parameters())
     said = capsys.readouterr().out
     for name, size in (("weights", 4 * n), ("gradients", 4 * n), ("optimizer", 8 * n)):

@@ -452,7 +452,7 @@ def test_stopped_at_any_point_and_resumed_it_ends_in_the_same_bits(
         done = script(*args)
         monkeypatch.setattr(loop, "learning_rate", original)
         assert done.returncode == 128 + stop, done.stderr
-        assert "--resume goes on from there" in done.stderr.splitlines()[-1]
+        assert "--resume goes on from it" in done.stderr.splitlines()[-1]
     out, whole = tmp_path / "stopped", whole[flags]
     kept = 5 if isinstance(stop, str) else 9  # a signal that can be caught lets the update end, and saves
     assert [p.name for p in out.glob("state/step-*.safetensors")] == [f"step-{kept:08d}.safetensors"]
