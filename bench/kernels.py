@@ -24,7 +24,7 @@ from bench.sides import machine
 from nanomed.evaluation import tables
 from nanomed.memory import reuse_memory
 from nanomed.models import attention
-from nanomed.models.packed import packed
+from nanomed.models.attention import Mask, packed
 from nanomed.models.prepacked import in_blocks, product
 
 TRIES = 7
@@ -99,7 +99,7 @@ def packed_rows() -> list[list[str]]:
     tensors, grad = qkv(B, T, nh), torch.randn(B, T, nh * 64, dtype=torch.bfloat16)
     ms = [
         milliseconds(lambda m=m: both_ways(lambda q, k, v: attention.attend(q, k, v, m), tensors, grad))
-        for m in (mask, packed(segments, torch.device("cpu")))
+        for m in (Mask(mask), packed(segments, torch.device("cpu")))
     ]
     row = [f"{B} x {T}, {len(LENGTHS)} examples a row", *(f"{m:.1f}" for m in ms), f"{ms[0] / ms[1]:.1f}"]
     return [["packed", "mask (ms)", "dealt (ms)", "times"], ["---", *["---:"] * 3], row]

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from bench.many import ROOT, run_all
+from nanomed.models.attention import Mask
 from nanomed.models.loss import linear_cross_entropy
 from nanomed.text import instructions
 from nanomed.text.batch import IGNORE, Batch
@@ -45,7 +46,9 @@ def counted_loss(model, batch):
     idx = batch.idx
     T = idx.size(1)
     mask = batch.segments[:, None, None, :] & torch.ones(T, T, dtype=torch.bool, device=idx.device).tril()
-    return linear_cross_entropy(model.backbone(idx, None, mask), model.lm_head.weight, batch.targets)[0], {}
+    return linear_cross_entropy(model.backbone(idx, None, Mask(mask)), model.lm_head.weight, batch.targets)[
+        0
+    ], {}
 
 
 def train_with_the_mistake(context: int, pad: int, flags: list[str]) -> None:

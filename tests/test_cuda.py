@@ -13,11 +13,9 @@ from nanomed import hub
 from nanomed.evaluation import generate
 from nanomed.evaluation.generate import Sampling, stream
 from nanomed.evaluation.measure import open_model
-from nanomed.models import attention, loss
-from nanomed.models import packed as packed_rows
-from nanomed.models.attention import attend, within
+from nanomed.models import attention, kernels, loss
+from nanomed.models.attention import Mask, attend, packed
 from nanomed.models.loss import clm_loss
-from nanomed.models.packed import packed
 from nanomed.precision import autocast
 from nanomed.text.batch import Batch
 from nanomed.training.loop import make_optimizer, one_update
@@ -91,16 +89,16 @@ def test_the_kernel_for_packed_rows_is_the_mask(kv, window):
     q, k, v = (
         torch.randn(B, nh, T, 16, device="cuda", dtype=torch.bfloat16).requires_grad_() for nh in (4, kv, kv)
     )
-    between = packed(segments, CUDA)
-    assert between.has_kernel == (torch.cuda.get_device_capability() >= (8, 0))
+    mask = packed(segments, CUDA)
+    assert mask.ends.has_kernel == (torch.cuda.get_device_capability() >= (8, 0))
 
     def run(mask, *qkv):
-        y = attend(*qkv, within(window, mask, T, T, "cuda"))
+        y = attend(*qkv, mask.within(window, T, T, "cuda"))
         loss = (y.view(B, T, 4, 16).transpose(1, 2).float() * real).pow(2).sum()
         return [y * real[:, 0], *torch.autograd.grad(loss, qkv)]
 
-    exact = run(between.mask, *(t.detach().double().requires_grad_() for t in (q, k, v)))
-    for found, expected in zip(run(between, q, k, v), exact, strict=True):
+    exact = run(Mask(mask.allowed), *(t.detach().double().requires_grad_() for t in (q, k, v)))
+    for found, expected in zip(run(mask, q, k, v), exact, strict=True):
         assert (found - expected).norm() < 2e-2 * expected.norm()
 
 
@@ -135,7 +133,7 @@ def test_a_recorded_step_reads_quantised_weights(kind):
 
 def test_two_updates_compiled_and_not(model_dir, monkeypatch):
     found = {}
-    for module, name in ((attention, "_tiled"), (packed_rows, "_attend_apart"), (loss, "_nll_and_gradient")):
+    for module, name in ((kernels, "tiled"), (attention, "_one_by_one"), (loss, "_nll_and_gradient")):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that they are put back
     for compiled in (False, True):
         for made in (plain_batch, packed_batch):

@@ -8,6 +8,8 @@ a mask that grows."""
 
 import torch
 
+from nanomed.models.attention import Mask
+
 
 class RecordedStep:
     """Called with the tokens (B, 1) written last, gives the logits (B, V) after them; the same memory each
@@ -21,8 +23,8 @@ class RecordedStep:
         self.logits_after, self.last = logits_after, last
         self.idx, self.pos = torch.zeros_like(pos), pos.clone()
         self.at = torch.tensor([T], device=real.device)
-        self.mask = torch.zeros(B, 1, 1, cache[0].k.size(2), dtype=torch.bool, device=real.device)
-        self.mask[:, 0, 0, :T] = real
+        self.allowed = torch.zeros(B, 1, 1, cache[0].k.size(2), dtype=torch.bool, device=real.device)
+        self.allowed[:, 0, 0, :T] = real
         for layer in cache:
             layer.fix(self.at)
         self.graph = self.logits = None
@@ -40,8 +42,8 @@ class RecordedStep:
         return self.logits
 
     def _step(self):
-        self.mask.index_fill_(3, self.at, True)
-        logits = self.logits_after(self.idx, self.pos, self.mask)
+        self.allowed.index_fill_(3, self.at, True)
+        logits = self.logits_after(self.idx, self.pos, Mask(self.allowed))
         self.at += 1
         self.pos.add_(1).clamp_(max=self.last)
         return logits

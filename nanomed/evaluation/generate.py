@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
+from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.cache import make_cache
 from nanomed.models.loss import head_logits
 from nanomed.models.prepacked import head_of
@@ -114,7 +115,7 @@ def stream(
     cache = make_cache(model.config, B, length, device, DTYPES[dtype])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    mask = prompt_mask(real) if is_padded else None
+    mask = prompt_mask(real) if is_padded else CAUSAL
 
     def logits_after(idx, pos, mask):
         with autocast(device, dtype):
@@ -141,7 +142,7 @@ def stream(
             recorded = RecordedStep(logits_after, cache, real, pos, last)
         elif is_padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
-            mask = real[:, None, None]  # (B, 1, 1, S)
+            mask = Mask(real[:, None, None])  # (B, 1, 1, S)
 
 
 def padded_left(prompts: list[list[int]], vocab_size: int):
@@ -155,11 +156,11 @@ def padded_left(prompts: list[list[int]], vocab_size: int):
     return idx, real, seen
 
 
-def prompt_mask(real):
-    """(B, 1, T, T): causal, without padding; the diagonal keeps a padding row from having nothing to look at."""
+def prompt_mask(real) -> Mask:
+    """Of (B, 1, T, T): causal, without padding; the diagonal keeps a padding row from having nothing to look at."""
     T = real.size(1)
     causal = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()
-    return (causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=real.device))[:, None]
+    return Mask((causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=real.device))[:, None])
 
 
 # --- the next token -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.evaluation.perplexity import exp, score_ids, windows_of
 from nanomed.evaluation.trained import read_training
+from nanomed.models.attention import Mask
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating
@@ -74,7 +75,7 @@ def _padding_counted(o, m: Measured) -> float:
             seen = real[:, None, None, :-1].to(o.device)
             mask = seen & torch.ones(m.context - 1, m.context - 1, dtype=torch.bool, device=o.device).tril()
             with autocast(o.device, o.dtype):
-                x = o.model.backbone(idx, None, mask)
+                x = o.model.backbone(idx, None, Mask(mask))
             x, targets = x[padding.to(o.device)], targets[padding].to(o.device)
             losses = token_nll(x, head_of(o.model), targets, DTYPES[o.dtype])
             nll, count = nll + float(losses.double().sum()), count + len(losses)

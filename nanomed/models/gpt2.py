@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
-from nanomed.models.attention import attend
+from nanomed.models.attention import CAUSAL, attend
 
 ARCHITECTURES = {"gpt2": ("GPT2LMHeadModel", "GPT2ForSequenceClassification")}
 DEFAULTS = {"gpt2": {}}
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         if config.scale_attn_by_inverse_layer_idx:  # BioMedLM, after Mistral (Stanford CRFM)
             self.scale /= layer + 1
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x, mask=CAUSAL, cache=None):
         B, T, C = x.shape
         q, k, v = (
             self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd, eps=epsilon)
         self.mlp = mlp
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x, mask=CAUSAL, cache=None):
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 
-    def forward(self, idx, pos=None, mask=None, cache=None):
+    def forward(self, idx, pos=None, mask=CAUSAL, cache=None):
         T = idx.size(1)
         if self.n_positions < T:
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")

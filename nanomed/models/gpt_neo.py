@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
-from nanomed.models.attention import attend, within
+from nanomed.models.attention import CAUSAL, attend
 from nanomed.models.gpt2 import ACTIVATIONS, MLP, Block
 
 ARCHITECTURES = {"gpt_neo": ("GPTNeoForCausalLM", "GPTNeoForSequenceClassification")}
@@ -103,7 +103,7 @@ class SelfAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x, mask=CAUSAL, cache=None):
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = (
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         super().__init__()
         self.attention = SelfAttention(config)
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x, mask=CAUSAL, cache=None):
         return self.attention(x, mask, cache)
 
 
@@ -145,14 +145,14 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 
-    def forward(self, idx, pos=None, mask=None, cache=None):
+    def forward(self, idx, pos=None, mask=CAUSAL, cache=None):
         T = idx.size(1)
         if self.n_positions < T:
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
         if pos is None:
             pos = torch.arange(T, device=idx.device)
         S, first = cache[0].extent(T) if cache else (T, 0)
-        masks = {window: within(window, mask, T, S, idx.device, first) for window in set(self.windows)}
+        masks = {window: mask.within(window, T, S, idx.device, first) for window in set(self.windows)}
         x = self.drop(self.wte(idx) + self.wpe(pos))  # (B, T, C)
         for layer, (block, window) in enumerate(zip(self.h, self.windows, strict=True)):
             if self.grad_checkpoint and torch.is_grad_enabled():

@@ -5,15 +5,17 @@ import math
 import torch
 from torch import nn
 
+from nanomed.models.attention import CAUSAL
+
 
 class LanguageModel(nn.Module):
-    """`forward(idx, pos=None, mask=None)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T)
-    their positions if they are not 0..T-1, and `mask` (B, 1, T, T) is True where a query may look at a key;
-    without a mask attention is causal.
+    """`forward(idx, pos=None, mask=CAUSAL)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T)
+    their positions if they are not 0..T-1, and `mask` says which keys a query may look at
+    (nanomed.models.attention.Mask), if attention is not plainly causal.
 
     Training and evaluation call `backbone` alone and leave the head to `nanomed.models.loss`, which never holds all
     logits at once. Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier calls
-    come first then, `mask` is (B, 1, T, S) over all S of them, and `pos` is the caller's to give."""
+    come first then, the mask is over all S of them, and `pos` is the caller's to give."""
 
     def __init__(self, family, config):
         super().__init__()
@@ -38,7 +40,7 @@ class LanguageModel(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.get_parameter(self.family.EMBEDDING)
 
-    def forward(self, idx, pos=None, mask=None):
+    def forward(self, idx, pos=None, mask=CAUSAL):
         return self.lm_head(self.backbone(idx, pos, mask))
 
     @torch.no_grad()

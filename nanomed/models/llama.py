@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
-from nanomed.models.attention import attend, within
+from nanomed.models.attention import CAUSAL, attend
 from nanomed.models.gpt2 import ACTIVATIONS
 from nanomed.models.rope import rope_frequencies, rotate
 
@@ -169,7 +169,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(hs, config.rms_norm_eps) if headwise else nn.Identity()
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, x, cos, sin, mask=None, cache=None):
+    def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.hs) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (
@@ -199,7 +199,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, mask=None, cache=None):
+    def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -219,7 +219,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward
 
-    def forward(self, idx, pos=None, mask=None, cache=None):
+    def forward(self, idx, pos=None, mask=CAUSAL, cache=None):
         T = idx.size(1)
         if self.n_positions < T:
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
         S, first = cache[0].extent(T) if cache else (T, 0)
-        masks = {window: within(window, mask, T, S, idx.device, first) for window in set(self.windows)}
+        masks = {window: mask.within(window, T, S, idx.device, first) for window in set(self.windows)}
         x = self.embed_tokens(idx)  # (B, T, C)
         for layer, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
             if self.grad_checkpoint and torch.is_grad_enabled():

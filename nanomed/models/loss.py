@@ -12,7 +12,7 @@ divide."""
 import torch
 import torch.nn.functional as F
 
-from nanomed.models.packed import packed
+from nanomed.models.attention import CAUSAL, packed
 from nanomed.models.prepacked import product
 from nanomed.precision import to_device
 from nanomed.text.batch import IGNORE, Batch
@@ -174,7 +174,7 @@ def clm_loss(model, batch: Batch):
     """(summed next-token loss of a batch, {}); packed examples never see each other. With replayed text in
     it, {"answer": (sum, tokens), "replay": (sum, tokens)} is the second, to be logged apart. How many tokens
     there are in all, to divide by, is batch.supervised."""
-    weight, targets, pos, mask = model.lm_head.weight, batch.targets, None, None
+    weight, targets, pos, mask = model.lm_head.weight, batch.targets, None, CAUSAL
     if batch.segments is not None:
         pos, mask = to_device(batch.pos, weight.device), packed(batch.segments, weight.device)
     x = model.backbone(to_device(batch.idx, weight.device), pos, mask)

@@ -8,7 +8,7 @@ import torch
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.models import attention, loss, packed
+from nanomed.models import attention, loss
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import (
@@ -151,7 +151,6 @@ def compile_backbone(model) -> None:
     """The network below the head, in place, and the passes over the logits; attention is left to its
     kernels."""
     attention.leave_uncompiled()
-    packed.leave_uncompiled()
     loss.compile_gradient()
     model.backbone.compile()
 

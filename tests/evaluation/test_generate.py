@@ -12,6 +12,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
 from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate
 from nanomed.evaluation.generation_config import NEUTRAL, NEUTRAL_DRAWN
+from nanomed.models.attention import Mask
 from nanomed.models.cache import make_cache
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, make_hf_model
@@ -98,10 +99,10 @@ def test_cached_logits_equal_uncached_ones(models, padded, name):
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
     mask = torch.ones(T, T, dtype=torch.bool).tril() & real[:, None, None, :] | torch.eye(T, dtype=torch.bool)
     with torch.no_grad():
-        whole = model.backbone(idx, pos, mask)
+        whole = model.backbone(idx, pos, Mask(mask))
         cache = make_cache(model.config, 2, T, CPU, torch.float32)
         steps = ((0, 7), (7, 10), (10, 11), (11, 18), (18, 19), (19, T))
-        parts = [model.backbone(idx[:, a:b], pos[:, a:b], mask[:, :, a:b, :b], cache) for a, b in steps]
+        parts = [model.backbone(idx[:, a:b], pos[:, a:b], Mask(mask[:, :, a:b, :b]), cache) for a, b in steps]
     assert_near(torch.cat(parts, 1)[real], whole[real])
 
 
@@ -125,11 +126,11 @@ def test_a_step_whose_shapes_stay_gives_the_same_logits(models, name):
     ]
     with torch.no_grad():
         for cache in (growing, whole):
-            logits_with(cache)(idx[:, :T], pos[:, :T], prompt)
+            logits_with(cache)(idx[:, :T], pos[:, :T], Mask(prompt))
         step = RecordedStep(logits_with(whole), whole, real, pos[:, T : T + 1], model.config.n_positions - 1)
         for k in range(T, T + steps):
             real = torch.cat([real, real.new_ones(B, 1)], 1)
-            expected = logits_with(growing)(idx[:, k : k + 1], pos[:, k : k + 1], real[:, None, None])
+            expected = logits_with(growing)(idx[:, k : k + 1], pos[:, k : k + 1], Mask(real[:, None, None]))
             step.idx.copy_(idx[:, k : k + 1])
             assert_near(step._step(), expected)
 
@@ -138,9 +139,9 @@ def test_a_step_whose_shapes_stay_gives_the_same_logits(models, name):
 def test_several_tokens_after_others_need_a_mask(models, name):
     model = models[name][0]
     cache = make_cache(model.config, 1, 8, CPU, torch.float32)
-    model.backbone(torch.tensor([[1, 2, 3]]), None, None, cache)
+    model.backbone(torch.tensor([[1, 2, 3]]), cache=cache)
     with pytest.raises(ValueError, match="mask"):
-        model.backbone(torch.tensor([[4, 5]]), torch.tensor([[3, 4]]), None, cache)
+        model.backbone(torch.tensor([[4, 5]]), torch.tensor([[3, 4]]), cache=cache)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import transformers
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation.perplexity import perplexity, ppl_interval, windows_of
+from nanomed.models.attention import Mask
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.precision import evaluating
 from nanomed.text.corpus import Selection, encode_corpus
@@ -145,7 +146,7 @@ def test_padding_on_the_left_would_give_the_same(model, corpus):
         idx[row, T + 1 - len(ids) :], real[row, T + 1 - len(ids) :] = ids[:-1], True
     mask = torch.ones(T, T, dtype=torch.bool).tril() & real[:, None, :] | torch.eye(T, dtype=torch.bool)
     with evaluating(model):
-        left = model(idx, (real.long().cumsum(1) - 1).clamp(min=0), mask[:, None]).log_softmax(-1)
+        left = model(idx, (real.long().cumsum(1) - 1).clamp(min=0), Mask(mask[:, None])).log_softmax(-1)
         nll = -sum(
             left[row, T + 1 - len(ids) :].gather(1, ids[1:, None]).sum() for row, ids in enumerate(documents)
         )

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from nanomed import hub
-from nanomed.models import attention
-from nanomed.models import packed as packed_rows
-from nanomed.models.attention import attend, within
+from nanomed.models import attention, kernels
+from nanomed.models.attention import CAUSAL, Mask, _packed_on_gpu, attend, packed
 from nanomed.models.cache import KVCache
 from nanomed.models.loss import clm_loss
-from nanomed.models.packed import SHORTEST, _between, packed
+from nanomed.models.packed import SHORTEST
 from nanomed.text.batch import Batch
 from tests.conftest import every_family
 
@@ -61,13 +60,13 @@ def test_packed_rows_are_the_mask(rows, kv, window):
     grad = torch.randn(B, T, 4 * 16, dtype=torch.float64) * real  # nothing looks at what filling becomes
 
     def run(mask):
-        y = attend(*qkv, within(window, mask, T, T, "cpu"))
+        y = attend(*qkv, mask.within(window, T, T, "cpu"))
         return [y * real, *torch.autograd.grad(y, qkv, grad)]
 
-    expected = run(dense(segments))
+    expected = run(Mask(dense(segments)))
     for way in (
         packed(segments, CPU),
-        _between(segments, CPU),
+        _packed_on_gpu(segments, CPU),
     ):  # the latter is a GPU's, here without its kernel
         for ours, theirs in zip(run(way), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -76,7 +75,7 @@ def test_packed_rows_are_the_mask(rows, kv, window):
 @pytest.mark.parametrize("rows", ROWS)
 def test_a_gpus_kernel_is_told_where_examples_end(rows):
     segments = ROWS[rows]
-    ends = _between(segments, CPU).ends.tolist()
+    ends = _packed_on_gpu(segments, CPU).ends.ends.tolist()
     spans = [range(a, b) for a, b in itertools.pairwise(ends) if a < b]
     assert ends[-1] == segments.numel() and ends[0] == 0 and len(ends) % 256 == 0
     T = segments.size(1)
@@ -87,7 +86,7 @@ def test_a_gpus_kernel_is_told_where_examples_end(rows):
 def test_packed_rows_are_dealt_into_few_lengths():
     torch.manual_seed(0)
     lengths = torch.randint(1, 300, (40,)).tolist()
-    p = packed(of_lengths(*[[n] for n in lengths], T=512), CPU)
+    p = packed(of_lengths(*[[n] for n in lengths], T=512), CPU).slots
     sizes = [size for _, size in p.groups]
     assert len(set(sizes)) == len(sizes) <= 9 and max(sizes) <= 384 and min(sizes) == SHORTEST
     assert p.back.unique().numel() == p.back.numel() == 40 * 512  # every token has a slot of its own
@@ -100,7 +99,7 @@ def test_packed_rows_are_dealt_into_few_lengths():
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_training_in_bf16_against_double_precision(B, T, kv, scale, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(attention, "SCORES", 4 * 128 * 200 * 4)  # four rows at once of the fourth case
+    monkeypatch.setattr(kernels, "SCORES", 4 * 128 * 200 * 4)  # four rows at once of the fourth case
     qkv = [heads(B, T, n, dtype=torch.bfloat16) for n in (4, kv, kv)]
     exact = [t.detach().double().requires_grad_() for t in qkv]
     grad = torch.randn(B, T, 64, dtype=torch.bfloat16)
@@ -130,9 +129,9 @@ def test_training_in_bf16_against_double_precision(B, T, kv, scale, monkeypatch)
 def test_one_query_in_bf16_against_double_precision(B, S, kv, masked, monkeypatch):
     torch.manual_seed(0)
     q, k, v = (heads(B, n, h, dtype=torch.bfloat16).detach() for n, h in ((1, 4), (S, kv), (S, kv)))
-    mask = torch.rand(B, 1, 1, S) < 0.7 if masked else None
-    if masked:
-        mask[..., -1] = True  # a token sees itself
+    allowed = torch.rand(B, 1, 1, S) < 0.7
+    allowed[..., -1] = True  # a token sees itself
+    mask = Mask(allowed) if masked else CAUSAL
 
     def after(k, v):
         cache = KVCache(B, kv, S, 16, "cpu", k.dtype)
@@ -169,7 +168,7 @@ def test_dropout_of_attention_is_the_librarys():
 
 @every_family
 def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeypatch):
-    for module, name in ((attention, "_tiled"), (packed_rows, "_attend_apart")):
+    for module, name in ((kernels, "tiled"), (attention, "_one_by_one")):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that both are put back
     model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
     idx, targets = torch.randint(0, 400, (2, 60)), torch.randint(0, 400, (2, 60))
@@ -185,7 +184,6 @@ def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeyp
 
     plain = {dtype: losses(dtype) for dtype in ("fp32", "bf16")}
     attention.leave_uncompiled()
-    packed_rows.leave_uncompiled()
     model.backbone.compile(backend="aot_eager")
     for dtype, expected in plain.items():
         losses(dtype)  # compiles

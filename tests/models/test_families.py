@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.models import gpt2
+from nanomed.models.attention import Mask
 from nanomed.models.gpt2 import ACTIVATIONS, Config
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.loss import linear_cross_entropy
@@ -336,7 +337,7 @@ def test_left_padding_with_positions_and_mask_changes_nothing(model_dir):
     real = torch.tensor([[False] * 4 + [True] * 9])
     mask = torch.ones(13, 13, dtype=torch.bool).tril() & real[:, None] | torch.eye(13, dtype=torch.bool)
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    assert_near(model(padded, pos, mask[:, None])[:, 4:], model(x))
+    assert_near(model(padded, pos, Mask(mask[:, None]))[:, 4:], model(x))
 
 
 @every_family
