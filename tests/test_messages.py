@@ -1,197 +1,143 @@
-"""What the user is told, word by word: messages.txt holds commands and the one line that each ends in, with
-exit status 2.
+"""What the user is told, by its kinds: messages.txt holds commands that end with exit status 2 and one line
+on standard error, and what that line must name.
 
-A command is a line, its message the indented line below. `m` and its like are directories made for the test;
-a word `m/config.json:n_layer="x"` stands for a copy of `m`, under the same name in another place, in which
-that key of that file has that value (JSON; ~ takes the key away; without a key the whole file has that text).
-`python tests/test_messages.py` writes down what is said now, to be read before it is kept."""
+A word `m/config.json:n_layer="x"` stands for the directory `m` while that key of that file has that value
+(JSON; ~ takes the key away; without a key the whole file has that text)."""
 
 import gzip
 import json
-import os
 import re
 import shutil
-import sys
-import tempfile
+from contextlib import ExitStack, contextmanager
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from nanomed.text.bpe import train_bpe  # noqa: E402
-from tests.conftest import make_hf_model, make_texts, run_script, write_jsonl  # noqa: E402
+from tests.conftest import make_hf_model, make_texts, run_script, write_jsonl
 
 TABLE = Path(__file__).with_name("messages.txt")
 CHANGED = re.compile(r"^([\w.-]+)/([\w.-]+):(?:([\w.]+)=)?(.*)$", re.DOTALL)
 TINY = "--batch-size 2 --max-steps 2 --log-every 1 --dtype fp32"
 
 
-def cases() -> list[tuple[str, str]]:
-    lines = [
-        line for line in TABLE.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
-    ]
-    return [(command, said.strip()) for command, said in zip(lines[::2], lines[1::2], strict=True)]
+def cases() -> dict[str, list[str]]:
+    """{command: what its message must name}."""
+    found, command = {}, ""
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("$ "):
+            command = line[2:]
+        elif line and not line.startswith("#"):
+            arguments, *words = line.split(" | ")
+            found[f"{command} {arguments}"] = words
+    return found
 
 
-def make(d: Path, model: Path) -> None:
-    """The directories and files that the commands name."""
-    write_jsonl(d / "docs.jsonl", make_texts(30, 31))
-    write_jsonl(d / "others.jsonl", make_texts(30, 17))
-    write_jsonl(d / "one.jsonl", ["fever and cough"])
-    rows = [json.dumps({"question": f"What is {k}?", "answer": f"It is {k}."}) for k in range(12)]
-    (d / "pairs.jsonl").write_text("\n".join(rows) + "\n")
-    (d / "same.jsonl").write_text("\n".join([rows[0]] * 5) + "\n")
-    (d / "empty.jsonl").write_text("")
-    (d / "blank.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
-    (d / "broken.jsonl").write_text('{"text": "a fever"}\n{"text": \n')
-    (d / "list.jsonl").write_text('{"text": "a fever"}\n["text"]\n')
-    (d / "null.jsonl").write_text('{"text": null}\n')
-    (d / "number.jsonl").write_text('{"text": 7}\n')
-    (d / "field.jsonl").write_text('{"body": "a fever"}\n')
-    (d / "utf16.jsonl").write_bytes('{"text": "a fever"}\n'.encode("utf-16"))
-    (d / "latin.jsonl").write_bytes(b'{"text": "a f\xe9ver"}\n')
-    (d / "zip.jsonl").write_bytes(b"PK\x03\x04aaaa")
-    (d / "bad.parquet").write_bytes(b"PAR1nonsense")
-    (d / "open.csv").write_text('id,text\n1,"a fever\n2,cough\n')
-    (d / "commas.csv").write_text("id,text\n1,a fever, and a cough\n")
-    (d / "semicolon.csv").write_text("id;text\n1;a fever\n")
-    (d / "no-header.csv").write_text("1,a fever\n")
-    (d / "heading.tsv").write_text("ham\ta fever\nspam\tcough\n")
-    (d / "two.json").write_text('{"train": [{"text": "a fever"}], "test": [{"text": "cough"}]}')
-    (d / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a fever"}\n')[:-9])
-    (d / "words.docx").write_bytes(b"PK\x03\x04")
-    (d / "labels.jsonl").write_text('{"text": "a fever", "label": "a"}\n{"text": "cough"}\n')
-    (d / "alike.jsonl").write_text('{"text": "a fever", "label": "a"}\n{"text": "cough", "label": "a"}\n')
-    (d / "prompts.jsonl").write_text('{"prompt": "the fever"}\n{"prompt": ""}\n')
-    (d / "recipe.toml").write_text("[adapt]\nlr = 1e-4\n")
-    (d / "wrong.toml").write_text("[adapt]\nlearning-rate = 1e-4\n")
-    (d / "type.toml").write_text('[adapt]\nlr = "fast"\n')
-    (d / "list.toml").write_text("[adapt]\nlr = [1]\n")
-    (d / "other.toml").write_text("[classify]\nlr = 1e-4\n")
-    (d / "empty.toml").write_text("[adapt]\ndata = []\n")
-    (d / "foo.toml").write_text('prompt = "{instruction} {foo}"\n')
-    (d / "twice.csv").write_text("text,text\na fever,cough\n")
-    (d / "half.jsonl").write_text(
-        '{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n'
-    )
-    (d / "zz.jsonl").write_text('{"text": "a fever", "label": "zz"}\n')
-    (d / "fields.jsonl").write_text(json.dumps({f"field{k}": k for k in range(5000)}) + "\n")
-    (d / "no.toml").write_text("[adapt\n")
-    (d / "template.toml").write_text('prompt = "Q: {question}"\nresponse = "{response}"\n')
-    (d / "extra.toml").write_text('prompt = "{instruction}"\nresponse = "{response}"\ncolour = "red"\n')
-    (d / "a-file").write_text("x")
-    (d / "a-directory").mkdir()
-    (d / "a-link").symlink_to("nowhere")
-    shutil.copytree(model, d / "m")
-    shutil.copytree(model, d / "pickled")
-    (d / "pickled" / "model.safetensors").rename(d / "pickled" / "pytorch_model.bin")
-    shutil.copytree(model, d / "bare")
-    (d / "bare" / "config.json").unlink()
-    shutil.copytree(model, d / "mute")
-    (d / "mute" / "tokenizer.json").unlink()
-    (d / "mute" / "vocab.json").unlink(missing_ok=True)
-    theirs = make_hf_model(d / "shards", model)
-    (d / "shards" / "model.safetensors").unlink()
-    theirs.save_pretrained(d / "shards", max_shard_size="40KB")
-    for name, flags in {"adapter": "--data docs.jsonl --lora-r 2", "run": "--data docs.jsonl"}.items():
-        done = run_script(d, "train_clm.py", "--model", "m", "--out", name, *TINY.split(), *flags.split())
-        assert done.returncode == 0, done.stderr
-    flags = "--model m --positives docs.jsonl --negatives others.jsonl --val-fraction 0.3 --out cls"
-    done = run_script(d, "train_cls.py", *flags.split(), *TINY.split())
-    assert done.returncode == 0, done.stderr
-    shutil.copytree(d / "run", d / "lost")
-    (d / "lost" / "model.safetensors").write_bytes(b"")
-    (d / "results").mkdir()
-    done = run_script(
-        d, "eval.py", *"ppl --model m --data docs.jsonl --dtype fp32 --json results/m.docs.json".split()
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def said(d: Path, command: str) -> tuple[int, list[str]]:
-    """Exit status and the lines on standard error, without the names of directories that are made anew each
-    time."""
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory).resolve() / "place"
-        shutil.copytree(d, place, symlinks=True)
-        words = []
-        for word in split(command):
-            change = CHANGED.match(word)
-            if change and (place / change[1]).is_dir():
-                where, name, key, value = change.groups()
-                rewrite(place / where / name, key, value)
-                word = where
-            words.append(word)
-        done = run_script(place, *words)
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]
-        lines = [line.replace(f"{place}/", "").replace(str(d.resolve()) + "/", "") for line in lines]
-        return done.returncode, [re.sub(r"machine of [\d.,]+ GB", "machine of N GB", line) for line in lines]
-
-
-def split(command: str) -> list[str]:
-    """Words between blanks; none of them holds one, but for values, where _ stands for it: 'x_y'."""
-    return [re.sub(r"^'(.*)'$", lambda m: m[1].replace("_", " "), word) for word in command.split(" ")]
-
-
-def rewrite(file: Path, key: str | None, value: str) -> None:
-    if key is None:
-        file.write_text(value)
-        return
-    content = json.loads(file.read_text())
-    at = content
-    *path, last = key.split(".")
-    for part in path:
-        at = at[part]
-    if value == "~":
-        del at[last]
-    else:
-        at[last] = json.loads(value)
-    file.write_text(json.dumps(content))
+ROW = '{"text": "a fever"}\n'
+FILES = {
+    "same.jsonl": '{"question": "What is it?", "answer": "It is it."}\n' * 5,
+    "pairs.jsonl": "".join(f'{{"question": "What is {k}?", "answer": "It is {k}."}}\n' for k in range(12)),
+    "one.jsonl": ROW,
+    "empty.jsonl": "",
+    "broken.jsonl": ROW + '{"text": \n',
+    "list.jsonl": ROW + '["text"]\n',
+    "null.jsonl": '{"text": null}\n',
+    "number.jsonl": '{"text": 7}\n',
+    "field.jsonl": '{"body": "a fever"}\n',
+    "fields.jsonl": json.dumps({f"field{k}": k for k in range(5000)}) + "\n",
+    "utf16.jsonl": ROW.encode("utf-16"),
+    "latin.jsonl": b'{"text": "a f\xe9ver"}\n',
+    "bad.parquet": "PAR1nonsense",
+    "open.csv": 'id,text\n1,"a fever\n2,cough\n',
+    "commas.csv": "id,text\n1,a fever, and a cough\n",
+    "twice.csv": "text,text\na fever,cough\n",
+    "semicolon.csv": "id;text\n1;a fever\n",
+    "heading.tsv": "ham\ta fever\nspam\tcough\n",
+    "two.json": '{"train": [{"text": "a fever"}], "test": [{"text": "cough"}]}',
+    "cut.jsonl.gz": gzip.compress(ROW.encode())[:-9],
+    "words.docx": "PK",
+    "labels.jsonl": '{"text": "a fever", "label": "a"}\n{"text": "cough"}\n',
+    "alike.jsonl": '{"text": "a fever", "label": "a"}\n{"text": "cough", "label": "a"}\n',
+    "half.jsonl": '{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n',
+    "zz.jsonl": '{"text": "a fever", "label": "zz"}\n',
+    "prompts.jsonl": '{"prompt": "the fever"}\n{"prompt": ""}\n',
+    "wrong.toml": "[adapt]\nlearning-rate = 1e-4\n",
+    "type.toml": '[adapt]\nlr = "fast"\n',
+    "list.toml": "[adapt]\nlr = [1]\n",
+    "empty.toml": "[adapt]\ndata = []\n",
+    "other.toml": "[classify]\nlr = 1e-4\n",
+    "no.toml": "[adapt\n",
+    "foo.toml": 'prompt = "{instruction} {foo}"\n',
+    "template.toml": 'prompt = "Q: {question}"\nresponse = "{response}"\n',
+    "extra.toml": 'prompt = "{instruction}"\nresponse = "{response}"\ncolour = "red"\n',
+    "a-file": "x",
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, model_dir):
+    """A directory with all that the commands name."""
     d = tmp_path_factory.mktemp("messages")
-    make(d, model_dir)
+    write_jsonl(d / "docs.jsonl", make_texts(30, 31))
+    write_jsonl(d / "others.jsonl", make_texts(30, 17))
+    for name, content in FILES.items():
+        (d / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (d / "a-directory").mkdir()
+    (d / "a-link").symlink_to("nowhere")
+    for name in ("m", "pickled", "bare", "mute", "shards"):
+        shutil.copytree(model_dir, d / name)
+    (d / "pickled" / "model.safetensors").rename(d / "pickled" / "pytorch_model.bin")
+    (d / "bare" / "config.json").unlink()
+    (d / "mute" / "tokenizer.json").unlink()
+    (d / "mute" / "vocab.json").unlink(missing_ok=True)
+    (d / "shards" / "model.safetensors").unlink()
+    make_hf_model(d / "other").save_pretrained(d / "shards", max_shard_size="40KB")
+    clm = "train_clm.py --model m --data docs.jsonl --out"
+    cls = "train_cls.py --model m --positives docs.jsonl --negatives others.jsonl --val-fraction 0.3 --out"
+    for command in (f"{clm} run", f"{clm} adapter --lora-r 2", f"{cls} cls"):
+        done = run_script(d, *command.split(), *TINY.split())
+        assert done.returncode == 0, done.stderr
+    shutil.copytree(d / "run", d / "lost")
+    (d / "lost" / "model.safetensors").write_bytes(b"")
     return d
 
 
-@pytest.mark.parametrize("command, line", cases(), ids=[f"{k}" for k in range(len(cases()))])
-def test_message(place, command, line):
-    assert said(place, command) == (2, [line])
+@contextmanager
+def rewritten(file: Path, key: str | None, value: str):
+    """A file with another value under a key, or with another text, for a while."""
+    before = file.read_bytes()
+    if key is not None:
+        content = json.loads(before)
+        *path, last = key.split(".")
+        at = reduce(dict.__getitem__, path, content)
+        at.pop(last, None)
+        at |= {} if value == "~" else {last: json.loads(value)}
+        value = json.dumps(content)
+    file.write_text(value)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
 
 
-def test_there_are_many_and_none_is_long():
-    found = cases()
-    assert len(found) >= 150 and len({command for command, _ in found}) == len(found)
-    assert max(len(line) for _, line in found) < 420
-    assert all(line.split(":")[0].endswith(".py") for _, line in found)
+def said(place: Path, command: str) -> tuple[int, list[str]]:
+    """Exit status and the lines on standard error, without the name of the directory."""
+    with ExitStack() as changes:
+        words = ["" if word == "''" else word for word in command.split(" ")]
+        for k, word in enumerate(words):
+            change = CHANGED.match(word)
+            if change and (place / change[1]).is_dir():
+                where, name, key, value = change.groups()
+                changes.enter_context(rewritten(place / where / name, key, value))
+                words[k] = where
+        done = run_script(place, *words)
+    lines = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]
+    return done.returncode, [line.replace(f"{place.resolve()}/", "") for line in lines]
 
 
-def main():
-    """Write the table anew."""
-    with tempfile.TemporaryDirectory() as directory:
-        d = Path(directory)
-        os.environ["NANOMED_CACHE"] = str(d / "cache")
-        train_bpe(make_texts(300, seed=1), 400, d / "bpe")
-        make_hf_model(d / "model", d / "bpe")
-        (d / "place").mkdir()
-        make(d / "place", d / "model")
-        lines = []
-        for line in TABLE.read_text(encoding="utf-8").splitlines():
-            if line.startswith(" "):
-                continue
-            lines.append(line)
-            if line and not line.startswith("#"):
-                status, shown = said(d / "place", line)
-                good = status == 2 and len(shown) == 1
-                lines.append(
-                    "    " + (shown[0] if good else f"!! {status}, {len(shown)} lines, the last {shown[-1:]}")
-                )
-        TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize(("command", "words"), cases().items(), ids=cases())
+def test_message(place, command, words):
+    status, lines = said(place, command)
+    assert (status, len(lines)) == (2, 1), lines
+    assert lines[0].startswith(f"{command.split()[0]}: ") and len(lines[0]) < 420
+    assert all(word in lines[0] for word in words), lines[0]
