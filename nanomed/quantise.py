@@ -11,35 +11,26 @@ from nanomed.text import templates
 from nanomed.text.tokenizer import load_tokenizer
 
 PROGRAM = "python -m nanomed.quantise"
+KINDS = "4 bits (NF4, the scales in 8) or 8 bits a weight"
 
 
 def main() -> None:
     p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument(
-        "--quantize",
-        required=True,
-        choices=flags.QUANTIZATIONS,
-        help="4 bits (NF4, the scales in 8) or 8 bits a weight",
-    )
+    p.add_argument("--quantize", required=True, choices=flags.QUANTIZATIONS, help=KINDS)
     p.add_argument("--out", required=True, metavar="DIR", help="where the model goes")
     args = p.parse_args()
     out, source = Path(args.out), hub.find(args.model)
     if source.adapter:
-        raise UserError(
-            f"{args.model}: an adapter; merge it first (--merge), or quantise its base {source.name}"
-        )
-    held = outputs.take(out, PROGRAM)
-    tokenizer, template = (
-        load_tokenizer(source.tokenizer_directory, source.directory),
-        templates.of_model(source.directory),
-    )
-    asked = {"model": hub.fingerprint(source), "quantize": args.quantize}
+        mend = f"merge it first (--merge), or quantise its base {source.name}"
+        raise UserError(f"{args.model}: an adapter; {mend}")
+    held, asked = outputs.take(out, PROGRAM), {"model": hub.fingerprint(source), "quantize": args.quantize}
+    tokenizer = load_tokenizer(source.tokenizer_directory, source.directory)
+    template = templates.of_model(source.directory)
     if held and not outputs.unfinished(held):
         if {k: held.get(k) for k in asked} != asked:
-            raise UserError(
-                f"--out {out}: another model, or quantised otherwise, lies there; choose another directory"
-            )
+            other = "another model, or quantised otherwise, lies there"
+            raise UserError(f"--out {out}: {other}; choose another directory")
         print(f"{out}: there already")
         return
     model = hub.load_model(source, quantize=args.quantize)

@@ -58,9 +58,8 @@ def draw(corpus: Corpus, sample: int, seed: int) -> tuple[Selection, np.ndarray,
     full = indices[corpus.documents["length"][indices] > 1]
     if not len(full):
         raise UserError(f"{corpus.name}: no tokens to score; every text is empty")
-    _, first, times = np.unique(
-        corpus.documents["digest"][full].view("S16"), return_index=True, return_counts=True
-    )
+    digests = corpus.documents["digest"][full].view("S16")
+    _, first, times = np.unique(digests, return_index=True, return_counts=True)
     order = np.argsort(first)
     return Selection(corpus, full[first[order]]), times[order], len(indices) - len(full)
 
@@ -80,9 +79,7 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
     drawn by itself. Raises UserError if a side has but one."""
     for name, side in (("--reference", reference), ("--incoming", incoming)):
         if len(side.times) < 2:
-            raise UserError(
-                f"{name}: one text, or the same again and again; no interval can be had of that, so give more"
-            )
+            raise UserError(f"{name}: one text, or the same again and again, gives no interval; give more")
     (nll, tokens), (nll_in, tokens_in) = reference.totals(), incoming.totals()
 
     def ratio(rows, rows_in):
@@ -94,7 +91,7 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
 def describe(side: Side, seed: int) -> dict:
     """A side's figures, under the names that eval.py ppl gives them. of: texts that there were, empty ones
     included; data_sha256: of all of these."""
-    nll, tokens = side.totals()
+    (nll, tokens), corpus = side.totals(), side.texts.corpus
     return {
         "ppl": exp(side.loss()),
         "ppl_ci95": ppl_interval(nll, tokens, seed),
@@ -106,9 +103,9 @@ def describe(side: Side, seed: int) -> dict:
         "empty": side.empty,
         "different": len(side.times),
         "median_tokens": side.median(),
-        "bad_rows": side.texts.corpus.bad_rows,
-        "special_tokens": side.texts.corpus.special_tokens,
-        "data_sha256": side.texts.corpus.sha256,
+        "bad_rows": corpus.bad_rows,
+        "special_tokens": corpus.special_tokens,
+        "data_sha256": corpus.sha256,
     }
 
 
@@ -116,21 +113,14 @@ def judge(interval: list[float], threshold: float) -> tuple[bool, str]:
     """Whether all of the interval is beyond the threshold, a ratio of 1 or more that counts both ways; and
     that in words."""
     low, high = interval
+    drift = "drift: what comes in is {} surprising, beyond {}{:g} with all of the interval"
     if low > threshold:
-        return True, f"drift: what comes in is more surprising, beyond {threshold:g} with all of the interval"
+        return True, drift.format("more", "", threshold)
     if high < 1 / threshold:
-        return (
-            True,
-            f"drift: what comes in is less surprising, beyond 1 / {threshold:g} with all of the interval",
-        )
+        return True, drift.format("less", "1 / ", threshold)
     if low < 1 / threshold or high > threshold:
-        return (
-            False,
-            (
-                f"no drift shown, none excluded: the interval reaches beyond {threshold:g} either way; more"
-                " texts would tell"
-            ),
-        )
+        reaches = f"the interval reaches beyond {threshold:g} either way; more texts would tell"
+        return False, f"no drift shown, none excluded: {reaches}"
     return False, f"no drift: all of the interval is within {threshold:g} either way"
 
 
@@ -138,33 +128,26 @@ def doubts(sides: dict[str, Side], overlap: dict | None) -> list[str]:
     """What speaks against trusting the figure, a line each."""
     notes = []
     for name, side in sides.items():
-        n, documents = len(side.times), int(side.times.sum())
+        n, documents, bad = len(side.times), int(side.times.sum()), side.texts.corpus.bad_rows
         if side.empty:
             notes.append(f"--{name}: {side.empty:,} empty texts left out")
-        if side.texts.corpus.bad_rows:
-            notes.append(f"--{name}: {side.texts.corpus.bad_rows:,} bad rows left out")
+        if bad:
+            notes.append(f"--{name}: {bad:,} bad rows left out")
         if n < FEW:
-            notes.append(
-                f"--{name}: only {n} different texts; with fewer than {FEW} the interval is narrower than it"
-                " should be"
-            )
+            but = f"with fewer than {FEW} the interval is narrower than it should be"
+            notes.append(f"--{name}: only {n} different texts; {but}")
         if 2 * n < documents:
-            notes.append(
-                f"--{name}: of {documents:,} texts only {n:,} are different; is that the field which was"
-                " meant?"
-            )
+            only = f"of {documents:,} texts only {n:,} are different"
+            notes.append(f"--{name}: {only}; is that the field which was meant?")
     medians = {name: side.median() for name, side in sides.items()}
     if max(medians.values()) > 2 * min(medians.values()):
-        notes.append(
-            f"a text has {medians['reference']:g} tokens in the reference and {medians['incoming']:g} in what"
-            " comes in (median): short texts surprise more for want of context; give a reference of the same"
-            " kind, or --first N"
-        )
+        found = "a text has {reference:g} tokens in the reference and {incoming:g} in what comes in (median)"
+        why = "short texts surprise more for want of context; give a reference of the same kind, or --first N"
+        notes.append(f"{found.format_map(medians)}: {why}")
     if overlap and 2 * overlap["documents"] > overlap["of"]:
-        notes.append(
-            "most of the reference was trained on: what a model knows by heart surprises it less than any new"
-            " text does; better is a reference of the same kind that was held out"
-        )
+        why = "what a model knows by heart surprises it less than any new text does"
+        mend = "better is a reference of the same kind that was held out"
+        notes.append(f"most of the reference was trained on: {why}; {mend}")
     return notes
 
 

@@ -46,9 +46,8 @@ def retrieve(
         raise UserError(f"--retrieve {k}: the corpus has {len(passages)} passages")
     if how == "bm25":
         return bm25(passages, queries, k)
-    return nearest(
-        passage_embeddings(o, passages, context, batch_size), embed(o, queries, context, batch_size), k
-    )
+    matrix = passage_embeddings(o, passages, context, batch_size)
+    return nearest(matrix, embed(o, queries, context, batch_size), k)
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -56,10 +55,8 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
     first."""
     found = np.empty((len(scores), k), np.int64)
     for row, values in zip(found, scores, strict=True):
-        least = np.partition(values, -k)[-k]
-        candidates = np.flatnonzero(
-            values >= least
-        )  # all that could be among the k, in order; more if several equal the least
+        # All that could be among the k, in order; more if several equal the least.
+        candidates = np.flatnonzero(values >= np.partition(values, -k)[-k])
         row[:] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
     return found
 
@@ -76,14 +73,11 @@ class Retrieved:
 def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Retrieved:
     """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does,
     and for a bad row."""
-    sha, corpus = hashlib.sha256(), []
-    for name in args.corpus:
-        for text in read_documents(
-            name, Field(args.corpus_field, "--corpus-field"), None, args.skip_bad_rows
-        ):
-            if text is not None and text.strip():
-                corpus.append(text)
-                sha.update(text.encode() + b"\0")
+    field = Field(args.corpus_field, "--corpus-field")
+    texts = (t for name in args.corpus for t in read_documents(name, field, None, args.skip_bad_rows))
+    corpus, sha = [text for text in texts if text is not None and text.strip()], hashlib.sha256()
+    for text in corpus:
+        sha.update(text.encode() + b"\0")
     context = min(512, o.model.config.n_positions)
     found = retrieve(args.retriever, o, corpus, queries, args.retrieve, context, args.batch_size)
     report = {"k": args.retrieve, "retriever": args.retriever, "corpus": args.corpus, "passages": len(corpus)}
@@ -131,46 +125,37 @@ def embed(
     section 3: MEAN); a text without any has the leading token. out: where to write the rows, if not into
     memory. Neither batch_size nor the order of texts changes a row, rounding apart. Raises UserError for a
     context that the model has not, for a text without ids, and for values that are not finite."""
-    if not 1 <= context <= o.model.config.n_positions:
-        raise UserError(
-            f"context {context} must be from 1 to the model's {o.model.config.n_positions} positions"
-        )
+    positions = o.model.config.n_positions
+    if not 1 <= context <= positions:
+        raise UserError(f"context {context} must be from 1 to the model's {positions} positions")
     rows: dict[bytes, list[int]] = {}  # of equal ids: read once, so that equal passages are equally near
     for i, text in enumerate(texts):
         ids = o.tokenizer.prompt(text)[:context]
-        rows.setdefault(
-            (ids if len(ids) else np.array([o.tokenizer.lead])).astype(np.int32).tobytes(), []
-        ).append(i)
+        ids = ids if len(ids) else np.array([o.tokenizer.lead])
+        rows.setdefault(ids.astype(np.int32).tobytes(), []).append(i)
     if out is None:
         out = np.empty((len(texts), o.model.config.n_embd), np.float32)
     longest_first = sorted(rows, key=len, reverse=True)  # so that batches pad little
-    with (
-        evaluating(o.model),
-        tqdm(total=len(texts), desc="embedding", unit=" texts", leave=False, disable=None) as bar,
-    ):
+    bar = tqdm(total=len(texts), desc="embedding", unit=" texts", leave=False, disable=None)
+    with evaluating(o.model), bar:
         for start in range(0, len(longest_first), batch_size):
             batch = longest_first[start : start + batch_size]
-            vectors = _mean_states(
-                o, [torch.frombuffer(bytearray(ids), dtype=torch.int32).long() for ids in batch]
-            )
-            for ids, vector in zip(batch, vectors, strict=True):
+            for ids, vector in zip(batch, _mean_states(o, batch), strict=True):
                 if not np.isfinite(vector).all():
                     i = rows[ids][0]
-                    raise UserError(
-                        f"text {i + 1} has a non-finite embedding in {o.dtype}; {mend(o.dtype)}; it begins"
-                        f" {texts[i][:40]!r}"
-                    )
+                    why = f"a non-finite embedding in {o.dtype}; {mend(o.dtype)}"
+                    raise UserError(f"text {i + 1} has {why}; it begins {texts[i][:40]!r}")
                 out[rows[ids]] = vector
                 bar.update(len(rows[ids]))
     return out
 
 
-def _mean_states(o: Opened, batch: list[torch.Tensor]) -> np.ndarray:
-    """(B, C) float32, unit rows, of B sequences of ids."""
+def _mean_states(o: Opened, batch: list[bytes]) -> np.ndarray:
+    """(B, C) float32, unit rows, of B sequences of ids (int32)."""
+    batch = [torch.frombuffer(bytearray(ids), dtype=torch.int32).long() for ids in batch]
+    # Padding on the right is behind every query, where causal attention does not look.
     idx = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-    with autocast(
-        o.device, o.dtype
-    ):  # padding on the right is behind every query, where causal attention does not look
+    with autocast(o.device, o.dtype):
         x = o.model.backbone(idx.to(o.device)).float()
     means = torch.stack([states[: len(ids)].mean(0) for states, ids in zip(x, batch, strict=True)])
     return normalize(means, dim=-1).cpu().numpy()
@@ -187,10 +172,8 @@ def nearest(matrix: np.ndarray, queries: np.ndarray, k: int, chunk: int = 8192) 
         # equal.
         new = (queries.astype(np.float64) @ rows.astype(np.float64).T).astype(np.float32)
         indices = np.broadcast_to(np.arange(start, start + len(rows)), new.shape)
-        best, cosines = (
-            np.concatenate([best, indices], 1),
-            np.concatenate([cosines, new], 1),
-        )  # earlier rows win ties
+        # Earlier rows win ties.
+        best, cosines = np.concatenate([best, indices], 1), np.concatenate([cosines, new], 1)
         keep = _best(cosines, min(k, cosines.shape[1]))
         best, cosines = np.take_along_axis(best, keep, 1), np.take_along_axis(cosines, keep, 1)
     return best
@@ -206,33 +189,21 @@ def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size:
     The key is a hash of all that decides the values, batch_size apart: model, tokenizer, dtype, quantisation,
     kind of device, context and texts. Of several processes one computes and the others wait for it; a damaged
     file is made anew. Raises UserError as embed() does, and if the cache cannot be written."""
-    parts = [
-        FORMAT,
-        hub.fingerprint(hub.find(o.name)),
-        o.tokenizer.hash,
-        o.dtype,
-        str(o.quantize),
-        o.device.type,
-        str(context),
-    ]
-    key = hashlib.sha256("\0".join(parts).encode())
+    parts = [FORMAT, hub.fingerprint(hub.find(o.name)), o.tokenizer.hash, o.dtype, str(o.quantize)]
+    key = hashlib.sha256("\0".join([*parts, o.device.type, str(context)]).encode())
     for text in passages:
         raw = text.encode("utf-8", "surrogatepass")  # that it has no ids is embed()'s to say
         key.update(b"%d %b" % (len(raw), raw))
     directory = cache_directory() / key.hexdigest()[:32]
+
+    def fill(folder: Path) -> None:
+        _embed_into(folder, o, passages, context, batch_size)
+
     try:
-        return filled(
-            directory,
-            "embedding",
-            (ROWS, "meta.json"),
-            _map_rows,
-            lambda d: _embed_into(d, o, passages, context, batch_size),
-        )
+        return filled(directory, "embedding", (ROWS, "meta.json"), _map_rows, fill)
     except OSError as e:
-        raise UserError(
-            f"{directory.parent}: the passages' embeddings could not be written ({e}); NANOMED_CACHE names"
-            " another place"
-        ) from e
+        why = f"the passages' embeddings could not be written ({e})"
+        raise UserError(f"{directory.parent}: {why}; NANOMED_CACHE names another place") from e
 
 
 def _map_rows(directory: Path) -> np.memmap | None:
@@ -253,9 +224,8 @@ def _checksum(path: Path) -> str:
 def _embed_into(directory: Path, o: Opened, passages: list[str], context: int, batch_size: int) -> None:
     path = directory / ROWS
     matrix = np.lib.format.open_memmap(path, "w+", np.float32, (len(passages), o.model.config.n_embd))
-    if hasattr(
-        os, "posix_fallocate"
-    ):  # not on macOS; a disk that fills up under a mapped file would kill the process
+    # A disk that fills up under a mapped file would kill the process.
+    if hasattr(os, "posix_fallocate"):  # not on macOS
         with open(path, "r+b") as f:
             os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
     embed(o, passages, context, batch_size, out=matrix)
