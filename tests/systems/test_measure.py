@@ -1,6 +1,7 @@
 """eval.py tasks: what a model writes is read back, counted and set beside the baselines."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,15 +10,22 @@ from nanomed.evaluation import measure as measuring
 from nanomed.systems.tasks import measure, sets
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, make_texts, run_script, write_jsonl
-from tests.systems.test_sources import build, home, rows_of  # noqa: F401 (a fixture)
+from tests.systems.test_sources import annotated, build, rows_of
 
 TEMPLATE = TEMPLATES["none"]
 
 
-@pytest.fixture
-def made(home):  # noqa: F811
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    home = annotated(tmp_path_factory.mktemp("home"))
     build(home)
     return home / "set"
+
+
+@pytest.fixture
+def made(built, tmp_path):
+    """An instruction set of one's own."""
+    return shutil.copytree(built, tmp_path / "set")
 
 
 def answered(made, name, write):

@@ -43,6 +43,10 @@ def tagged(texts):
 
 @pytest.fixture
 def home(tmp_path):
+    return annotated(tmp_path)
+
+
+def annotated(tmp_path):
     """Annotated files of two corpora, and the TOML file that names them. One test sentence of the first is a
     training text of the second."""
     train, test = make_texts(60, 1, 8, 20), make_texts(20, 2, 8, 20)
