@@ -22,7 +22,7 @@ def share_cores() -> None:
     would take turns. Waiting: a thread that is done with its part spins, by default for milliseconds, in
     which another run could have had the core: two runs with a thread a core each fall to a tenth of their
     speed. Asleep at once, it would be woken too late, many thousand times a second. So it spins for a little,
-    and sleeps (RESULTS has figures)."""
+    and sleeps (docs/notebook/speed.md)."""
     if "OMP_NUM_THREADS" not in os.environ and (n := quota()) and n < cores():
         os.environ["OMP_NUM_THREADS"] = str(n)
     if "OMP_WAIT_POLICY" not in os.environ:

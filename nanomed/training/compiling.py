@@ -14,7 +14,7 @@ from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
 from nanomed.training.settings import Settings
 
-# What it costs and gains, measured (RESULTS, "Beside the stack" and "On a GPU"): {(device, family or any,
+# What it costs and gains, measured (docs/notebook: speed.md, gpu.md): {(device, family or any,
 # what is trained): (seconds of compiling, floating-point operations a second before, share of the time that
 # is saved)}. What is not here gains nothing, as GPT-2 on a CPU, or was not measured.
 MEASURED = {
