@@ -11,8 +11,8 @@ from nanomed.files import read_object
 # Keys that change what is written, and the values at which they change nothing (transformers 5.23,
 # GenerationConfig).
 NEUTRAL = dict.fromkeys(
-    "max_new_tokens min_new_tokens bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias stop_strings"
-    " forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty".split()
+    "max_new_tokens min_new_tokens bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias"
+    " stop_strings forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty".split()
 )
 NEUTRAL |= {"max_length": 20, "min_length": 0, "do_sample": False, "num_beams": 1, "no_repeat_ngram_size": 0}
 NEUTRAL |= {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "guidance_scale": 1.0}

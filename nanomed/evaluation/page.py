@@ -5,10 +5,11 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
 
     title      what the page is about
     claim      sentences made from the figures, the finding first
-    table      {"groups": [(heading, columns it spans)], "head": [heading], "rows": [[cell]], "text": how to read it};
-               a cell is {"text"} and perhaps "note" (beneath it), "best" (of its column) and "bad" (a warning, beneath it)
-    questions  [{"prompt", "expected", "group", "answers": [{"model", "text", "stopped", "right"}]}]; expected and right are None
-               where no answer is known, group names the heading that a question stands under, or is ""
+    table      {"groups": [(heading, columns it spans)], "head": [heading], "rows": [[cell]], "text": how to
+               read it}; a cell is {"text"} and perhaps "note" (beneath it), "best" (of its column) and "bad"
+               (a warning, beneath it)
+    questions  [{"prompt", "expected", "group", "answers": [{"model", "text", "stopped", "right"}]}]; expected
+               and right are None where no answer is known; group: the heading that it stands under, or ""
     curves     [{"name", "light", "dark"}], pictures as data: addresses
     classifier what read_classifier() gives, or None
     tasks      what nanomed.systems.tasks.measure.for_page() gives; may be left out

@@ -84,8 +84,7 @@ def score_ids(model, documents: list[np.ndarray], context, stride, batch_size, d
 
 
 def figures(nll: np.ndarray, tokens: np.ndarray, seed: int = 0) -> dict:
-    """loss, ppl, nll, tokens_scored and ppl_ci95 of documents, by the summed nll and the scored tokens of each:
-    the sums are divided once."""
+    """loss, ppl, nll, tokens_scored and ppl_ci95 of documents, by each one's summed nll and scored tokens."""
     total, n = float(nll.sum()), int(tokens.sum())
     result = {"loss": total / n, "ppl": exp(total / n), "nll": total, "tokens_scored": n}
     return result | {"ppl_ci95": ppl_interval(nll, tokens, seed)}
@@ -151,7 +150,7 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
     losses = ((batch, _score(model, ids_of, batch, device, dtype)) for batch in batches)
     bar = tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None)
     with evaluating(model), bar:
-        # pairwise: a batch's losses are fetched when the next one has been sent off, so that a GPU need not wait
+        # in pairs: a batch's losses are fetched when the next one has been sent off, so a GPU need not wait
         for (batch, values), _ in pairwise(chain(losses, [None])):
             values = values.double().cpu().numpy()
             ends = np.cumsum([end - scored for _, _, end, scored in batch])

@@ -109,7 +109,7 @@ def _optional(row, fields: str) -> str | None:
         return None
 
 
-# --- PubMedQA: does the abstract say yes, no, or maybe? -------------------------------------------------------
+# --- PubMedQA: does the abstract say yes, no, or maybe? -----------------------------------------------------
 
 
 def official_ids() -> set[str]:

@@ -10,8 +10,8 @@ TOKENS = 40
 
 
 def sampler(setup: Setup, template: Template | None = None) -> Callable | None:
-    """A function of the model: how it goes on from --sample-prompt, put into the template, greedily. None if there
-    is no such prompt; raises UserError if it does not fit."""
+    """A function of the model: how it goes on from --sample-prompt, put into the template, greedily.
+    None if there is no such prompt; raises UserError if it does not fit."""
     asked = setup.settings.sample_prompt
     if not asked:
         return None

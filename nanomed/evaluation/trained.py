@@ -189,7 +189,7 @@ def _check(sha: str, run: dict) -> None:
         raise UserError("the training texts have changed since")
 
 
-# --- is what is measured among them? --------------------------------------------------------------------------
+# --- is what is measured among them? ------------------------------------------------------------------------
 
 
 def overlap_with_training(o, texts) -> dict:

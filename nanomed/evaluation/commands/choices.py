@@ -16,27 +16,19 @@ DATA_HELP = (
 )
 
 
+# fmt: off
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, DATA_HELP + flags.DATA_HELP)
-    p.add_argument(
-        "--format",
-        choices=["rows", *FORMATS],
-        default="rows",
-        help="rows; pubmedqa: PubMedQA's fields, asked as lm-eval asks; pubmedqa-closed: without the abstract",
-    )
-    p.add_argument(
-        "--all-rows",
-        action="store_true",
-        help="of PubMedQA all rows, not only the 500 of the official test split",
-    )
-    p.add_argument(
-        "--template",
-        metavar="NAME",
-        help="put each prompt into this template as its instruction (default: none)",
-    )
+    p.add_argument("--format", choices=["rows", *FORMATS], default="rows",
+                   help="pubmedqa: PubMedQA's fields, as lm-eval asks; pubmedqa-closed: without the abstract")
+    p.add_argument("--all-rows", action="store_true",
+                   help="of PubMedQA all rows, not only the 500 of the official test split")
+    p.add_argument("--template", metavar="NAME",
+                   help="put each prompt into this template as its instruction (default: none)")
     flags.add_batch_size_flag(p, "prompts")
     reading.add_flags(p)
+# fmt: on
 
 
 def main(args, look_up) -> dict:

@@ -12,11 +12,13 @@ HELP = "several models under one protocol, on one page: report.html"
 # fmt: off
 def add_flags(p) -> None:
     p.add_argument("--models", required=True, nargs="+", action=Several, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, "documents, each D a column of the perplexity table (NAME=D names it): " + flags.DATA_HELP)
-    p.add_argument("--classifier", metavar="DIR", help="directory of the third phase, measured on its validation texts")
-    p.add_argument("--tasks", nargs="+", metavar="FILE", help="what eval.py tasks --json wrote, of one or several models")
+    flags.add_data_flag(p, "documents, each D a column of perplexities (NAME=D names it): " + flags.DATA_HELP)
+    p.add_argument("--classifier", metavar="DIR",
+                   help="directory of the third phase, measured on its validation texts")
+    p.add_argument("--tasks", nargs="+", metavar="FILE",
+                   help="what eval.py tasks --json wrote, of one or several models")
     p.add_argument("--prompts", metavar="FILE",
-                   help=flags.PROMPTS_HELP + "; where rows hold an answer, right ones are marked (default: six)")
+                   help=f"{flags.PROMPTS_HELP}; right answers are marked, where rows hold one (default: six)")
     p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
     p.add_argument("--max-new-tokens", type=flags.count, default=80, metavar="N", help="tokens a completion")
     p.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")

@@ -21,19 +21,13 @@ MISTAKES = {
 
 
 def add_flags(p) -> None:
+    also = f"what common mistakes would give beside it: {', '.join(MISTAKES)}, or all"
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, flags.DATA_HELP)
     flags.add_window_flags(p)
     flags.add_data_flags(p)
-    p.add_argument(
-        "--also",
-        type=mistake_names,
-        default=(),
-        metavar="NAMES",
-        help="beside it, under their names, what common mistakes would give: "
-        + ", ".join(MISTAKES)
-        + ", or all (docs/measuring-perplexity.md)",
-    )
+    help = f"{also} (docs/measuring-perplexity.md)"
+    p.add_argument("--also", type=mistake_names, default=(), metavar="NAMES", help=help)
 
 
 def mistake_names(text: str) -> tuple[str, ...]:

@@ -27,14 +27,16 @@ def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     p.add_argument("--reference", required=True, nargs="+", action=Several, metavar="D",
                    help="texts like those that the model was trained on: " + flags.DATA_HELP)
-    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D", help="what users sent: a log, say")
+    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D",
+                   help="what users sent: a log, say")
     p.add_argument("--reference-field", metavar="FIELD", help="of --reference (default: --text-field)")
     p.add_argument("--threshold", type=flags.at_least_1, default=1.2, metavar="R", help=THRESHOLD_HELP)
     p.add_argument("--sample", type=flags.whole, default=1000, metavar="N",
                    help="texts of each side, drawn at random if there are more; 0: all")
-    p.add_argument("--first", type=flags.count, metavar="N", help="of each text only the first N tokens (default: all)")
+    p.add_argument("--first", type=flags.count, metavar="N",
+                   help="of each text only the first N tokens (default: all)")
     p.add_argument("--top", type=flags.whole, default=5, metavar="N",
-                   help="show the N incoming texts that move the shift most; 0: none, so that no user's text gets into a report")
+                   help="show the N incoming texts that move the shift most; 0: no user's text is reported")
     flags.add_window_flags(p)
     flags.add_data_flags(p)
     p.set_defaults(text_field="text,question,prompt,instruction")

@@ -8,25 +8,20 @@ HELP = "how far texts repeat those of another side: equal, nearly equal, runs of
 COUNTS = ("exact_held", "near_held", "exact_within", "near_within")
 
 
+# fmt: off
 def add_flags(p) -> None:
     flags.add_data_flag(p, "texts to train on, say: " + flags.DATA_HELP)
-    p.add_argument(
-        "--against", required=True, nargs="+", action=Several, metavar="D", help="texts to measure on"
-    )
+    p.add_argument("--against", required=True, nargs="+", action=Several, metavar="D",
+                   help="texts to measure on")
     p.add_argument("--against-field", metavar="FIELD", help="of --against (default: --text-field)")
-    p.add_argument(
-        "--threshold",
-        type=flags.positive,
-        default=0.8,
-        metavar="J",
-        help="similarity from which two texts are near",
-    )
-    p.add_argument(
-        "--ngram", type=flags.count, default=13, metavar="N", help="words in a row that count as shared"
-    )
+    p.add_argument("--threshold", type=flags.positive, default=0.8, metavar="J",
+                   help="similarity from which two texts are near")
+    p.add_argument("--ngram", type=flags.count, default=13, metavar="N",
+                   help="words in a row that count as shared")
     p.add_argument("--limit", type=flags.count, metavar="N", help="take only the first N texts of each file")
     p.add_argument("--seed", type=flags.whole, default=0, help="of the permutations")
     flags.add_data_flags(p)
+# fmt: on
 
 
 def main(args) -> dict:

@@ -6,8 +6,8 @@ from nanomed.errors import UserError
 
 FIELDS = "text,context.contexts,context,CONTEXTS"
 RETRIEVER_HELP = (
-    "what fits: shared words (BM25), or the mean of the model's own last hidden states (computed once, kept in"
-    " the cache)"
+    "what fits: shared words (BM25), or the mean of the model's own last hidden states (computed once, and"
+    " kept in the cache)"
 )
 
 

@@ -10,26 +10,18 @@ HELP = "every task of an instruction set: entities, relations, classes, answers"
 TEMPLATE = "medtuned"  # of a model that was instructed with none
 
 
+# fmt: off
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument(
-        "--tasks",
-        required=True,
-        metavar="DIR",
-        help="what python -m nanomed.tasks made (--limit N: N test texts of each task, drawn by --seed)",
-    )
+    p.add_argument("--tasks", required=True, metavar="DIR",
+                   help="what python -m nanomed.tasks made (--limit N: N texts a task, drawn by --seed)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="these tasks alone")
-    p.add_argument(
-        "--predictions",
-        metavar="DIR",
-        help="what was said of each text, as each task is done; the same command goes on with what is there",
-    )
-    p.add_argument(
-        "--template",
-        metavar="NAME",
-        help=f"how a prompt looks (default: the model's own, if it was instructed; else {TEMPLATE})",
-    )
+    p.add_argument("--predictions", metavar="DIR",
+                   help="what was said of each text, task by task; the same command goes on with it")
+    p.add_argument("--template", metavar="NAME",
+                   help=f"how a prompt looks (default: the model's own, if it has one; else {TEMPLATE})")
     flags.add_batch_size_flag(p, "prompts")
+# fmt: on
 
 
 def main(args) -> dict:
