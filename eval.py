@@ -23,8 +23,10 @@ from nanomed.text import reading
 # loads a library before its main().
 COMMANDS = {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "tasks": tasks, "cls": cls,
             "overlap": overlap, "drift": drift, "compare": compare}  # fmt: skip
-# What a command is handed of the systems: passages for its questions, the figures of tasks for its page.
-HANDED = {"qa": retrieval.look_up, "choices": retrieval.look_up, "compare": tasks.for_page}
+# What a command is handed of the systems: passages for its questions, the figures of tasks for its page, what finds
+# the near duplicates that a classifier was not trained on.
+HANDED = {"qa": retrieval.look_up, "choices": retrieval.look_up, "compare": tasks.for_page,
+          "cls": overlap.finder}  # fmt: skip
 
 
 def parse_args():

@@ -275,7 +275,9 @@ def read_test_texts(
     return replace(found, items=items)
 
 
-def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0) -> dict:
+def measure_classes(
+    o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, near_finder=None
+) -> dict:
     """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's
     run.json still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or
     None}."""
@@ -284,7 +286,7 @@ def measure_classes(o: Opened, items: list[labelled.Labelled], batch_size=16, se
     ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
     targets = labelled.targets_of(items, m.labels, m.multi_label)
     logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
-    sides, why = training_sides(o.directory)
+    sides, why = training_sides(o.directory, near_finder)
     if sides:  # whose labels may have been given names since
         sides = replace(sides, training=labelled.as_model_says(sides.training, m.labels)[0])
     measures = beside_baselines(logits, m.labels, sides, items, targets, seed)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,17 @@ def read_run(directory: Path) -> dict:
     return run | {"settings": settings}
 
 
-def training_sides(directory: Path) -> tuple[labelled.Sides | None, str | None]:
-    """The two sides of a classifier's training; or None, and why they are unknown."""
+def training_sides(directory: Path, near_finder=None) -> tuple[labelled.Sides | None, str | None]:
+    """The two sides of a classifier's training; or None, and why they are unknown. near_finder:
+    nanomed.systems.overlap.finder; without it, what --near-duplicates took out is among them."""
     try:
         run = read_run(directory)
     except UserError as e:
         return None, str(e)
     try:
-        sides = labelled.read_sides(Classify.read(run["settings"], Path(directory) / "run.json"), quiet=True)
+        s = Classify.read(run["settings"], Path(directory) / "run.json")
+        near = near_finder(s.near_duplicates, s.seed) if near_finder else None
+        sides = labelled.read_sides(s, near, say=lambda note: None)
     except UserError as e:
         return None, f"the training texts cannot be read again: {e}"
     if sorted(sides.hashes.values()) != sorted(
@@ -152,9 +155,8 @@ def _of_phase(run: dict, directory: Path) -> Iterator[str | Written]:
             )
             _check(sha, run)
             template = of_model(directory)
-            for item in items:
-                if not held.has_row(item):
-                    yield template.ask(item.instruction, item.input) + template.answer(item.response)
+            for item in compress(items, ~held.has(heldout.rows(items))):
+                yield template.ask(item.instruction, item.input) + template.answer(item.response)
             if s.get("replay"):
                 yield from _documents([s["replay"]], s.get("text_field", "text"), None, skip, held, run)
         elif phase == "classify":
@@ -173,7 +175,7 @@ def _of_phase(run: dict, directory: Path) -> Iterator[str | Written]:
 def _documents(
     groups: list[list[str]], text_field: str, limit, skip: bool, held: heldout.HeldOut, run: dict
 ) -> Iterator[str]:
-    out = held.texts()
+    out = held.documents | held.quoted
     for names in groups:
         sha = hashlib.sha256()
         for text in chain.from_iterable(read_documents(name, text_field, limit, skip) for name in names):

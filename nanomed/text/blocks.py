@@ -82,6 +82,11 @@ class Mixture:
         self.windows_per_epoch = -(-sum(self.counts) // self.window_size)
         self._epoch = None
 
+    def __str__(self) -> str:
+        each = f" ({' + '.join(f'{c:,}' for c in self.counts)} blocks)" if len(self.counts) > 1 else ""
+        context = self.streams[0].context
+        return f"{sum(self.counts) * context:,} tokens an epoch in blocks of {context}{each}"
+
     def window(self, k: int) -> list[Batch]:
         """The micro-batches of the k-th update, each of up to batch_size blocks."""
         epoch, w = divmod(k, self.windows_per_epoch)

@@ -11,9 +11,10 @@ import json
 import os
 import tempfile
 from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from nanomed.files import read_json, write_json
 from nanomed.outputs import filled
 from nanomed.text import special
 from nanomed.text.formats import content_hash
+from nanomed.text.heldout import Items
 from nanomed.text.rows import all_bad, placed_documents, read_documents
 
 FORMAT = "5"  # of the cached token file; part of its key
@@ -154,60 +156,31 @@ def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: 
 def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     sha, start, count, bad, spelled = hashlib.sha256(), 0, 0, 0, Counter()
-    lead = np.array([tokenizer.lead], dtype).tobytes()
-
-    def encode(batch):
-        """Tokens and table rows of a few documents; tiktoken releases the interpreter lock, so threads run at
-        once."""
-        out = []
-        for place, text in batch:
-            try:
-                raw = text.encode("utf-8")
-                ids = tokenizer.encode(text).astype(dtype)
-            except Unencodable as e:
-                out.append((place, str(e), None, None, None))
-            else:
-                head = b"" if tokenizer.is_led(ids) else lead
-                row = (
-                    0,
-                    bool(head) + len(ids),
-                    len(raw),
-                    len(text.split()),
-                    hashlib.sha256(raw).digest()[:16],
-                )
-                out.append((place, raw, head + ids.tobytes(), row, tokenizer.spellings.names_in(text)))
-        return out
-
     with (
         open(directory / "tokens.bin", "wb") as tokens,
         open(directory / "documents.bin", "wb") as documents,
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(desc="encoding", unit=" documents", leave=False, disable=None) as bar,
     ):
+        encode = partial(_encode_rows, tokenizer=tokenizer, dtype=dtype)
         for name in names:
             rows = placed_documents(name, text_field, limit, skip_bad_rows)
-            pending, n_rows, before, first_bad = deque(), 0, count, None
-            while True:
-                batch = _batch(rows)
-                n_rows += len(batch)
-                bad += sum(text is None for _, text in batch)
-                if batch:
-                    pending.append(pool.submit(encode, [(p, t) for p, t in batch if t is not None]))
-                if not pending:
-                    break
-                if batch and len(pending) < 4 * pool._max_workers:  # a few batches ahead, and no more
-                    continue
-                for place, raw, ids, row, names in pending.popleft().result():
-                    if ids is None:
-                        if not skip_bad_rows:
-                            raise UserError(f"{name}, {place}: {raw} (--skip-bad-rows leaves such rows out)")
-                        bad, first_bad = bad + 1, first_bad or f"{place}: {raw}"
-                        continue
+            n_rows, before, first_bad = 0, count, None
+            for place, found in _encode_ahead(pool, encode, _batches(rows)):
+                n_rows += 1
+                if found is None:
+                    bad += 1
+                elif isinstance(found, Unencodable):
+                    if not skip_bad_rows:
+                        raise UserError(f"{name}, {place}: {found} (--skip-bad-rows leaves such rows out)")
+                    bad, first_bad = bad + 1, first_bad or f"{place}: {found}"
+                else:
+                    raw, ids, row, special_tokens = found
                     sha.update(raw + b"\0")
-                    spelled.update(names)
+                    spelled.update(special_tokens)
                     tokens.write(ids)
-                    documents.write(np.array([(start, *row[1:])], DOCUMENT).tobytes())
-                    start += row[1]
+                    documents.write(np.array([(start, *row)], DOCUMENT).tobytes())
+                    start += row[0]
                     count += 1
                     bar.update()
             if first_bad and count == before:
@@ -222,45 +195,64 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
     write_json(meta | {"check": _checksum(directory, meta)}, directory / "meta.json")
 
 
-def _batch(rows, documents: int = 64, characters: int = 2**20) -> list:
-    """The next few rows: few enough that those in flight fit in memory, however long they are."""
-    batch = []
-    for row in islice(rows, documents):
+def _encode_rows(rows: list, tokenizer, dtype) -> list:
+    """(place, text) of a few rows -> (place, _encode(text)); None for a bad row, the error for a text that
+    is refused. tiktoken releases the interpreter lock, so that threads run at once."""
+    out = []
+    for place, text in rows:
+        try:
+            out.append((place, None if text is None else _encode(text, tokenizer, dtype)))
+        except Unencodable as e:
+            out.append((place, e))
+    return out
+
+
+def _encode(text: str, tokenizer, dtype) -> tuple[bytes, bytes, tuple, set[str]]:
+    """Its bytes, its tokens', its row of the table but for `start`, and the special tokens it spells."""
+    raw, ids = text.encode("utf-8"), tokenizer.encode(text).astype(dtype)
+    if not tokenizer.is_led(ids):
+        ids = np.concatenate([np.array([tokenizer.lead], dtype), ids])
+    row = (len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
+    return raw, ids.tobytes(), row, tokenizer.spellings.names_in(text)
+
+
+def _encode_ahead(pool: ThreadPoolExecutor, encode, batches) -> Iterator:
+    """What `encode` gives for each batch, in order; a few batches are encoded ahead, and no more."""
+    pending = deque()
+    for batch in batches:
+        pending.append(pool.submit(encode, batch))
+        if len(pending) >= 4 * pool._max_workers:
+            yield from pending.popleft().result()
+    while pending:
+        yield from pending.popleft().result()
+
+
+def _batches(rows, documents: int = 64, characters: int = 2**20) -> Iterator[list]:
+    """A few rows at a time: few enough that those in flight fit in memory, however long they are."""
+    batch, room = [], characters
+    for row in rows:
         batch.append(row)
-        characters -= len(row[1] or "")
-        if characters <= 0:
-            break
-    return batch
+        room -= len(row[1] or "")
+        if len(batch) == documents or room <= 0:
+            yield batch
+            batch, room = [], characters
+    if batch:
+        yield batch
 
 
 # --- selecting ----------------------------------------------------------------------------------------------
 
 
-def split(selection: Selection, fraction: float, seed: int) -> tuple[Selection, Selection]:
-    """(training, validation) documents of a selection, drawn by document. Raises UserError if there are too
-    few."""
-    n = len(selection.indices)
-    n_val = max(1, round(fraction * n)) if fraction > 0 else 0
-    if n_val >= n > 0:
-        raise UserError(
-            f"{selection.corpus.name}: {n} document(s) cannot be split; give --val-data, or --val-fraction 0"
-        )
-    order = np.random.default_rng(seed).permutation(n)
-    sides = (np.sort(order[n_val:]), np.sort(order[:n_val]))
-    return tuple(Selection(selection.corpus, selection.indices[side]) for side in sides)
+def read_corpus(names, settings, tokenizer, limit: int | None = None) -> Selection:
+    """All documents of `names`; says how many bad rows were left out."""
+    corpus = encode_corpus(names, tokenizer, settings.text_field, limit, settings.skip_bad_rows)
+    if corpus.bad_rows:
+        print(f"{corpus.name}: {corpus.bad_rows} bad rows left out")
+    return corpus.all()
 
 
-def without(selection: Selection, documents: set[bytes]) -> tuple[Selection, int]:
-    """The documents whose text is not in `documents` (digests as in the table), and how many were taken
-    out."""
-    if not documents:
-        return selection, 0
-    keep = ~np.isin(selection.table()["digest"].view("S16"), np.array(list(documents), "V16").view("S16"))
-    return Selection(selection.corpus, selection.indices[keep]), int((~keep).sum())
-
-
-class Texts:
-    """The texts of the documents of some selections, as a sequence; each is decoded when it is asked for."""
+class Texts(Sequence):
+    """The texts of the documents of some selections; each is decoded when it is asked for."""
 
     def __init__(self, selections: list[Selection], tokenizer):
         self.places = [(s, k) for s in selections for k in range(len(s.indices))]
@@ -274,14 +266,14 @@ class Texts:
         return self.tokenizer.decode(selection.ids(at)[1:].tolist())
 
 
+def items(selections: list[Selection], tokenizer) -> Items:
+    """Their documents, one after another, for nanomed.text.divide."""
+    digests = np.concatenate([s.table()["digest"] for s in selections])
+    return Items(Texts(selections, tokenizer), {"documents": digests[:, None]})
+
+
 def kept(selections: list[Selection], keep: np.ndarray) -> list[Selection]:
     """Of the documents of some selections, one after another, those where `keep` is true."""
     ends = np.cumsum([len(s.indices) for s in selections])
-    return [
-        Selection(s.corpus, s.indices[k]) for s, k in zip(selections, np.split(keep, ends[:-1]), strict=True)
-    ]
-
-
-def digests(selections: list[Selection]) -> set[bytes]:
-    """Those of the documents of some selections."""
-    return {bytes(d) for s in selections for d in s.table()["digest"]}
+    parts = np.split(keep, ends[:-1])
+    return [Selection(s.corpus, s.indices[part]) for s, part in zip(selections, parts, strict=True)]

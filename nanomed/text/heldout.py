@@ -1,18 +1,17 @@
-"""What a model must not be trained on, because it is measured on it: one rule for every script.
+"""What is held out: the texts that a model is measured on, so must not be trained on.
 
-What `--exclude` names is in no part of a run: not in training, not in what is replayed, not in the share that
-is validated on. What is validated on is in no training. A user's own `--val-data` is never altered. A trained
-directory remembers (held_out.json) what it and the phases before it held out, so that a later phase can leave
-it out of a replay, and say when it is told to train on it.
-
-Documents are known by the first half of their text's SHA-256, rows of instructions by that of their question:
-byte for byte, as they are trained on, and as held_out.json of earlier runs has it. What differs in spelling
-alone is near (--near-duplicates)."""
+Documents of a corpus, rows of instructions and labelled texts are all Items here: texts, and the
+digests by which each is known. HeldOut is a set of such digests: of what --exclude names, of what a
+run validates on, and of what held_out.json remembers of earlier phases. Who is kept out of what is
+said in nanomed.text.divide."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
@@ -20,106 +19,107 @@ from nanomed.text.instructions import Fields, Instruction
 from nanomed.text.rows import NoField, field_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
-SAVED = ("documents", "questions", "quoted", "groups")
+NONE = bytes(16)  # in a table of digests, where an item has no such part
+# An item is held out if its digest of a kind is among the held-out ones of these kinds: a document that a row
+# quotes, a row that quotes a document. Two rows may quote the same text.
+MEETS = {
+    "documents": ("documents", "quoted"),
+    "questions": ("questions",),
+    "quoted": ("documents",),
+    "groups": ("groups",),
+}
 
 
 def digest(text: str) -> bytes:
-    """As in the table of an encoded corpus (nanomed.text.corpus)."""
+    """The first half of its SHA-256, as in the table of an encoded corpus: of its bytes, so that another
+    spelling is another text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def question(item: Instruction) -> bytes:
-    return digest(f"{item.instruction}\0{item.input}")
+# --- what is divided ----------------------------------------------------------------------------------------
 
 
-@dataclass
+class Some(Sequence):
+    """Some of a sequence's texts, each fetched when it is asked for."""
+
+    def __init__(self, texts: Sequence[str], mask: np.ndarray):
+        self.texts, self.places = texts, np.flatnonzero(mask).tolist()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, k: int) -> str:
+        return self.texts[self.places[k]]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Texts, N of them, and {kind: digests by which they are known}, each (N, any) of V16. Kinds: documents;
+    questions of rows, the texts that these rows quote, and their groups (--group-field)."""
+
+    texts: Sequence[str]
+    known: dict[str, np.ndarray]
+
+    def where(self, mask: np.ndarray) -> "Items":
+        return Items(Some(self.texts, mask), {kind: table[mask] for kind, table in self.known.items()})
+
+    def held_out(self) -> "HeldOut":
+        """The digests of all of them."""
+        return HeldOut(**{kind: {*map(bytes, table.flat)} - {NONE} for kind, table in self.known.items()})
+
+
+def documents(texts: Sequence[str]) -> Items:
+    return Items(texts, {"documents": np.array([[digest(text)] for text in texts], "V16")})
+
+
+def rows(items: Sequence[Instruction]) -> Items:
+    known = [row_digests(item) for item in items]
+    tables = {kind: np.array([row[kind] for row in known], "V16") for kind in (known[0] if known else ())}
+    return Items([item.text() for item in items], tables)
+
+
+def row_digests(item: Instruction) -> dict[str, list[bytes]]:
+    """A row is known by its question, whatever the answer, by the texts that it quotes, and by its group."""
+
+    def known(*texts: str) -> list[bytes]:
+        return [digest(text) if text else NONE for text in texts]
+
+    question = known(f"{item.instruction}\0{item.input}")
+    return {"questions": question, "quoted": known(item.input, item.response), "groups": known(item.group)}
+
+
+@dataclass(frozen=True)
 class HeldOut:
-    """Digests of documents; of questions, of the texts that those rows quote, and of their groups
-    (--group-field)."""
+    """Digests of what is held out, by kind (Items)."""
 
     documents: set[bytes] = field(default_factory=set)
     questions: set[bytes] = field(default_factory=set)
     quoted: set[bytes] = field(default_factory=set)
     groups: set[bytes] = field(default_factory=set)
-    excluded: list[str] = field(
-        default_factory=list
-    )  # what --exclude names, as texts, where near ones are looked for; not saved
 
-    def add_rows(self, items: list[Instruction]) -> None:
-        for item in items:
-            self.questions.add(question(item))
-            self.quoted |= {digest(text) for text in (item.input, item.response) if text}
-            self.groups |= {digest(item.group)} if item.group else set()
+    def __or__(self, other: "HeldOut") -> "HeldOut":
+        return HeldOut(*(getattr(self, kind) | getattr(other, kind) for kind in KINDS))
 
-    def add(self, other: "HeldOut") -> "HeldOut":
-        for name in SAVED:
-            getattr(self, name).update(getattr(other, name))
-        return self
+    def has(self, items: Items) -> np.ndarray:
+        """Which of the items are held out: (N,) of bool."""
+        found = np.zeros(len(items.texts), bool)
+        for kind, table in items.known.items():
+            there = list(set().union(*(getattr(self, other) for other in MEETS[kind])))
+            if there and len(table):
+                found |= np.isin(table.view("S16"), np.array(there, "V16").view("S16")).any(1)
+        return found
 
-    def texts(self) -> set[bytes]:
-        """Digests of all that must not be read as a document."""
-        return self.documents | self.quoted
-
-    def has_row(self, item: Instruction) -> bool:
-        """Whether its question is held out, whatever the answer, or its group, or a document that it
-        quotes."""
-        quotes = not self.documents.isdisjoint({digest(text) for text in (item.input, item.response) if text})
-        grouped = bool(item.group) and digest(item.group) in self.groups
-        return question(item) in self.questions or grouped or quotes
+    def listed(self) -> dict[str, list[str]]:
+        return {kind: sorted(d.hex() for d in getattr(self, kind)) for kind in KINDS}
 
     def hash(self) -> str:
-        return digest("".join(d.hex() for name in SAVED for d in sorted(getattr(self, name)))).hex()
+        return digest("".join(d for found in self.listed().values() for d in found)).hex()
 
 
-def excluded(args, parts: Fields | None = None) -> tuple[HeldOut, dict[str, str]]:
-    """What --exclude names, documents or instruction rows or rows that are both, and {name: SHA-256 of it}.
-    Says how many bad rows were left out, since what they hold stays in. Raises UserError with file and row
-    for one that is neither."""
-    held, sha, bad, parts = HeldOut(), hashlib.sha256(), 0, parts or Fields()
-
-    def take(row, text_field):
-        asked, found = get_value(row, parts.instruction), get_value(row, text_field)
-        if asked is None and found is None:
-            there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise NoField(
-                f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r}"
-                f" (fields: {there}; --text-field a,b takes the first that a row has, --instruction-field"
-                " too)"
-            )
-        texts = []
-        if found is not None:
-            texts.append(get_text(row, text_field))
-            held.documents.add(digest(texts[0]))
-        if isinstance(asked, str):
-            others = [
-                v if isinstance(v := get_value(row, f), str) else "" for f in (parts.input, parts.response)
-            ]
-            group = get_value(row, parts.group) if parts.group else ""
-            if group is None:
-                raise NoField(f"no field {parts.group!r} (--group-field)")
-            held.add_rows([Instruction(asked, *others, group=str(group))])
-            texts += [asked, *others]
-        if args.near_duplicates:
-            held.excluded.append("\n".join(filter(None, texts)))
-        sha.update("\0".join([*texts, ""]).encode("utf-8", "surrogatepass") + b"\0")
-        return True
-
-    for name in args.exclude or []:
-        of_text = field_of(name, args.text_field)
-        taken = read_rows(name, partial(take, text_field=of_text), None, args.skip_bad_rows)
-        bad += sum(row is None for row in taken)
-    if bad:
-        print(f"{bad} bad rows of --exclude left out: what they hold is not excluded")
-    return held, {f"exclude: {' + '.join(args.exclude)}": sha.hexdigest()} if args.exclude else {}
+KINDS = tuple(f.name for f in fields(HeldOut))
 
 
-def say_overlap(count: int) -> None:
-    """What a user gives to validate on stays as it is, also where it is in --exclude."""
-    if count:
-        print(
-            f"{count} documents or rows of --val-data are in --exclude too; what is given to validate on"
-            " stays as it is"
-        )
+# --- what is remembered -------------------------------------------------------------------------------------
 
 
 def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
@@ -132,8 +132,7 @@ def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
             saved = read_json(path)
             try:
                 saved = saved.get("own", saved) if own else saved
-                for name in SAVED:
-                    getattr(held, name).update(map(bytes.fromhex, saved[name]))
+                held |= HeldOut(*({*map(bytes.fromhex, saved[kind])} for kind in KINDS))
             except (AttributeError, KeyError, TypeError, ValueError) as e:
                 raise UserError(
                     f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without"
@@ -143,9 +142,66 @@ def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
 
 def write(held: HeldOut, directory: Path, before: HeldOut | None = None) -> None:
     """For later phases, what this run holds out (`own`) and those before it did: digests as hex, sorted."""
+    write_json((held | (before or HeldOut())).listed() | {"own": held.listed()}, directory / FILE)
 
-    def listed(found: HeldOut) -> dict:
-        return {name: sorted(d.hex() for d in getattr(found, name)) for name in SAVED}
 
-    own = listed(held)
-    write_json(listed(held.add(before or HeldOut())) | {"own": own}, directory / FILE)
+# --- what is excluded ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """What --exclude names; its texts, if near ones are looked for; and {name: SHA-256} of it."""
+
+    held: HeldOut = field(default_factory=HeldOut)
+    texts: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def read_excluded(
+    names: list[str] | None, text_field: str, skip_bad: bool, keep_texts: bool, parts: Fields | None = None
+) -> Excluded:
+    """Documents, instruction rows, or rows that are both. Says how many bad rows were left out, since what
+    they hold stays in. Raises UserError with file and row for one that is neither."""
+    found, texts, sha, bad = {kind: set() for kind in KINDS}, [], hashlib.sha256(), 0
+    for name in names or []:
+        take = partial(_texts_of, text_field=field_of(name, text_field), parts=parts or Fields())
+        for row in read_rows(name, take, None, skip_bad):
+            if row is None:
+                bad += 1
+                continue
+            document, asked = row
+            said = [] if document is None else [document]
+            found["documents"].update(map(digest, said))
+            if asked:
+                for kind, digests in row_digests(asked).items():
+                    found[kind].update(d for d in digests if d != NONE)
+                said += [asked.instruction, asked.input, asked.response]
+            if keep_texts:
+                texts.append("\n".join(filter(None, said)))
+            sha.update("\0".join([*said, ""]).encode("utf-8", "surrogatepass") + b"\0")
+    if bad:
+        print(f"{bad} bad rows of --exclude left out: what they hold is not excluded")
+    return Excluded(
+        HeldOut(**found), texts, {f"exclude: {' + '.join(names)}": sha.hexdigest()} if names else {}
+    )
+
+
+def _texts_of(row, text_field: str, parts: Fields) -> tuple[str | None, Instruction | None]:
+    """The document and the instruction that a row is, either or both. Its other fields are nobody's business:
+    what is no text in them counts as empty."""
+    asked, document = get_value(row, parts.instruction), get_value(row, text_field)
+    if asked is None and document is None:
+        there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise NoField(
+            f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r}"
+            f" (fields: {there}; --text-field a,b takes the first that a row has, --instruction-field too)"
+        )
+    document = None if document is None else get_text(row, text_field)
+    if not isinstance(asked, str):
+        return document, None
+    group = get_value(row, parts.group) if parts.group else ""
+    if group is None:
+        raise NoField(f"no field {parts.group!r} (--group-field)")
+    others = [get_value(row, name) for name in (parts.input, parts.response)]
+    others = [value if isinstance(value, str) else "" for value in others]
+    return document, Instruction(asked, *others, group=str(group))

@@ -12,7 +12,6 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.text.batch import IGNORE, Batch
-from nanomed.text.batches import split_rows
 from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, read_rows
 
 
@@ -105,11 +104,6 @@ def read_instructions(
         for part in (item.instruction, item.input, item.response, item.group):
             sha.update(part.encode() + b"\0")
     return kept, len(taken) - len(kept), sha.hexdigest()
-
-
-def split_instructions(items: list[Instruction], fraction: float, seed: int) -> tuple[list, list]:
-    """(training, validation), by group where the rows have one."""
-    return split_rows(items, [item.group or str(k) for k, item in enumerate(items)], fraction, seed)
 
 
 def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:

@@ -1,19 +1,21 @@
 """Labelled texts: rows to the two sides of a training, and to ids."""
 
 import hashlib
-import math
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 
 import numpy as np
 
 from nanomed.errors import UserError
-from nanomed.systems.overlap import repeated
-from nanomed.text import heldout
-from nanomed.text.batches import split_rows
+from nanomed.text import heldout, special
+from nanomed.text.divide import Divided, divide, draw
+from nanomed.text.heldout import HeldOut, Items
 from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
 from nanomed.text.rows import BadRow, field_of, get_text, named_sets, read_rows
+from nanomed.text.stratified import by_text, draw_by_label
 
 
 @dataclass(frozen=True)
@@ -84,154 +86,105 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
 
 @dataclass(frozen=True)
 class Sides:
-    """The texts that train_cls.py trains on and validates on, and what it says about them."""
+    """The texts that train_cls.py trains on and validates on (by the names of the sets), how they were
+    divided, and {name: SHA-256} of each side's data."""
 
     labels: list[str]
     multi_label: bool
     training: list[Labelled]
-    validation: dict[str, list[Labelled]]  # by the names of the sets
-    held: heldout.HeldOut  # what is measured on
-    removed: int  # training texts that are held out too
-    bad_rows: int
-    hashes: dict[str, str]  # of each side's data, by name
-    near_removed: int = 0  # training texts that --near-duplicates took out
+    validation: dict[str, list[Labelled]]
+    bad_rows: int = 0
+    hashes: dict[str, str] = field(default_factory=dict)
+    divided: Divided | None = None
+
+    def encode(self, side: list[Labelled], tokenizer, context: int) -> tuple[list, np.ndarray, int]:
+        """Ids, targets, and how many of the texts were cut."""
+        ids, truncated = encode_texts([item.text for item in side], tokenizer, context)
+        return ids, targets_of(side, self.labels, self.multi_label), truncated
+
+    def sizes(self) -> dict[str, int]:
+        """How many training texts have which label."""
+        found = Counter(label for item in self.training for label in item.labels)
+        return {label: found[label] for label in self.labels}
+
+    def facts(self, tokenizer, truncated: int) -> dict:
+        """What summary.json says."""
+        read = [item.text for side in (self.training, *self.validation.values()) for item in side]
+        return {
+            "special_tokens": special.report_of(tokenizer, read),
+            "labels": self.labels,
+            "texts": len(self.training),
+            "texts_by_label": self.sizes(),
+            "val_texts": sum(map(len, self.validation.values())),
+            "truncated": truncated,
+            "bad_rows": self.bad_rows,
+            **self.divided.facts(),
+        }
+
+    def in_words(self, truncated: int, context: int) -> str:
+        said = (
+            f"{len(self.training):,} texts ({in_line(f'{n:,} {name}' for name, n in self.sizes().items())})"
+        )
+        said += f", {truncated:,} cut at {context} tokens" if truncated else ""
+        said += f", {self.bad_rows:,} bad rows left out" if self.bad_rows else ""
+        return said + f"; {sum(map(len, self.validation.values())):,} validation texts"
 
 
-def read_sides(plan, quiet: bool = False) -> Sides:
-    """The texts that a plan (nanomed.training.settings.Classify) names, read and split; says what
-    --near-duplicates takes out, and which labels have no text on a side, unless quiet. Raises UserError."""
+def read_sides(s, near=None, earlier: HeldOut | None = None, say=print) -> Sides:
+    """The texts that settings (nanomed.training.settings.Classify) name, read and divided. near, earlier: as
+    divide() has them. say: is called with each note on labels that lack texts. Raises UserError."""
 
     def read(side, sources, how, limit=None):
-        found = read_labelled(sources, plan.text_field, plan.label_field, limit, plan.skip_bad_rows, how, say)
+        found = read_labelled(sources, s.text_field, s.label_field, limit, s.skip_bad_rows, how, say)
         hashes[f"{side}: {' + '.join(file for file, _ in sources)}"] = found.sha256
         return found
 
-    say = (lambda note: None) if quiet else print
-    hashes, how = {}, spelling(plan)
-    whole = read("data", labelled_sources(plan), how, plan.limit)
-    held, hash = heldout.excluded(plan)
-    hashes |= hash
-    labels = [plan.negative_name, plan.positive_name] if plan.positives else whole.names()
+    def items_of(side: list[Labelled]) -> Items:
+        return heldout.documents([item.text for item in side])
+
+    def draw_side(allowed: np.ndarray) -> np.ndarray:
+        left, where = list(compress(items, allowed)), " + ".join(file for file, _ in sources)
+        if s.stratify:
+            return draw_by_label(left, s.val_fraction, s.seed, where)
+        return draw(np.array([str(k) for k in range(len(left))]), s.val_fraction, s.seed, where)
+
+    hashes, how, sources = {}, spelling(s), labelled_sources(s)
+    data = read("data", sources, how, s.limit)
+    labels = [s.negative_name, s.positive_name] if s.positives else data.names()
     if len(set(labels)) < 2:
-        where = plan.data[0] if plan.data else "--positive-name, --negative-name"
+        where = s.data[0] if s.data else "--positive-name, --negative-name"
         raise UserError(f"{where}: one label only ({', '.join(labels) or 'none'}): nothing to tell apart")
-    excluded = held.texts()
-    items = [item for item in whole.items if heldout.digest(item.text) not in excluded]
-    if plan.val_data:
-        validation = {}
-        for name, files in named_sets(plan.val_data).items():
-            same = replace(how, lists=whole.lists or how.lists)
-            found = read(f"val-data {name}", [(file, None) for file in files], same)
-            if found.multi_label != whole.multi_label:
-                raise UserError(
-                    f"{files[0]}: one label a text here and a list of labels there cannot be compared"
-                )
-            validation[name] = found.items
-        heldout.say_overlap(
-            sum(heldout.digest(i.text) in excluded for side in validation.values() for i in side)
-        )
-        kept = items
-    elif not items:
-        raise UserError("no text is left to train on: --exclude holds all of them")
-    elif plan.stratify:
-        kept, drawn = split_by_label(items, plan.val_fraction, plan.seed)
-        validation = {"validation": drawn} if drawn else {}
-        rare = missing_labels(labels, drawn) if drawn else []
-        if rare:
-            of = f"a share of {plan.val_fraction:g}"
-            say(
-                f"too rare for {of} to hold a text of theirs, so trained on and not validated:"
-                f" {in_line(rare)}"
+    given, how = {}, replace(how, lists=data.lists or how.lists)
+    for name, files in named_sets(s.val_data or []).items():
+        found = read(f"val-data {name}", [(file, None) for file in files], how)
+        if found.multi_label != data.multi_label:
+            raise UserError(
+                f"{files[0]}: one label a text here and a list of labels there cannot be compared"
             )
-    else:
-        kept, drawn = split_rows(items, [str(k) for k in range(len(items))], plan.val_fraction, plan.seed)
-        validation = {"validation": drawn} if drawn else {}
-    held.documents |= {heldout.digest(item.text) for side in validation.values() for item in side}
-    kept = [item for item in kept if heldout.digest(item.text) not in held.documents]
-    removed = len(whole.items) - sum(map(len, validation.values())) * (not plan.val_data) - len(kept)
-    n_near = 0
-    if plan.near_duplicates:
-        texts = {name: [item.text for item in side] for name, side in validation.items()}
-        near = repeated(plan, held, [item.text for item in kept], texts, quiet)
-        n_near = int(near.removed.sum())
-        held.documents |= {
-            heldout.digest(item.text) for item, out in zip(kept, near.near_removed_held, strict=True) if out
-        }
-        kept = [item for item, out in zip(kept, near.removed, strict=True) if not out]
-    never = missing_labels(labels, whole.items)
+        given[name] = found.items
+    items = data.items
+    if s.stratify and not given:  # equal texts one after another, which runs have always been trained on so
+        items = [item for same in by_text(items).values() for item in same]
+    excluded = heldout.read_excluded(s.exclude, s.text_field, s.skip_bad_rows, s.near_duplicates > 0)
+    of_given = {name: items_of(side) for name, side in given.items()}
+    divided = divide(items_of(items), excluded, of_given, draw_side, near, earlier)
+    training, drawn = (list(compress(items, mask)) for mask in (divided.training, divided.validation))
+    if drawn and s.stratify and (rare := missing_labels(labels, drawn)):
+        of = f"too rare for a share of {s.val_fraction:g} to hold a text of theirs"
+        say(f"{of}, so trained on and not validated: {in_line(rare)}")
+    never = missing_labels(labels, items)
     if never:
         say(f"no text has the label {in_line(never)}: what it looks like cannot be learnt")
-    lost = [label for label in missing_labels(labels, kept) if label not in never]
-    if lost:
+    if lost := [label for label in missing_labels(labels, training) if label not in never]:
         raise UserError(f"no text of the label {lost[0]!r} is left to train on (held out, or duplicates)")
-    return Sides(labels, whole.multi_label, kept, validation, held, removed, whole.bad_rows, hashes, n_near)
+    validation = given or ({"validation": drawn} if drawn else {})
+    hashes |= excluded.hashes
+    return Sides(labels, data.multi_label, training, validation, data.bad_rows, hashes, divided)
 
 
 def missing_labels(labels: list[str], items: list[Labelled]) -> list[str]:
     there = {label for item in items for label in item.labels}
     return [label for label in labels if label not in there]
-
-
-def split_by_label(
-    items: list[Labelled], fraction: float, seed: int
-) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation): a share of the texts, and of each label's as nearly as the total allows, drawn
-    so that each label keeps a text to train on. Equal texts stay together and count once.
-
-    Labels have their turn from the rarest on (as in Sechidis et al. 2011, "On the stratification of
-    multi-label data"): each draws the whole number of texts in its share that those before it have not; the
-    seats that are left go to the largest remainders. With a label a text these are the sizes that
-    scikit-learn's StratifiedShuffleSplit gives. Raises UserError if that leaves one of the sides empty."""
-    groups: dict[str, list[Labelled]] = {}
-    for item in items:
-        groups.setdefault(item.text, []).append(item)
-    sides = [
-        sorted({label for item in group for label in item.labels}) or [None] for group in groups.values()
-    ]
-    rng, n = np.random.default_rng(seed), len(groups)
-    seats = max(1, round(fraction * n)) if fraction > 0 else 0
-    texts: dict[str | None, list[int]] = {}
-    for k in rng.permutation(n).tolist():
-        for label in sides[k]:
-            texts.setdefault(label, []).append(k)
-    lacks = {
-        label: seats / n * len(members) for label, members in texts.items()
-    }  # of its share, not yet drawn
-    left, drawn = {label: len(members) for label, members in texts.items()}, set()
-    last, full = {label for label in left if left[label] == 1}, set()
-
-    def draw(members: list[int], most: int, beyond: bool = False) -> None:
-        """At most so many of the texts, none that brings a label beyond its share, unless that is what is
-        asked for."""
-        for k in members:
-            if most < 1 or len(drawn) == seats:
-                return
-            if k not in drawn and last.isdisjoint(sides[k]) and (beyond or full.isdisjoint(sides[k])):
-                drawn.add(k)
-                most -= 1
-                for label in sides[k]:
-                    left[label] -= 1
-                    lacks[label] -= 1
-                    last.update([label] if left[label] == 1 else [])
-                    full.update([label] if lacks[label] <= 0 else [])
-
-    by_chance = [list(texts)[k] for k in rng.permutation(len(texts))]
-    for label in sorted(by_chance, key=lambda label: len(texts[label])):
-        draw(texts[label], math.floor(lacks[label] + 1e-9))
-    for label in sorted(by_chance, key=lambda label: -lacks[label]):
-        draw(texts[label], 1)
-    anywhere = rng.permutation(n).tolist()
-    draw(anywhere, seats)
-    draw(anywhere, seats, beyond=True)
-    if seats and (not drawn or seats >= n):
-        raise UserError(
-            f"{n} text(s) cannot be split so that each label keeps one to train on; give --val-data, or"
-            " --val-fraction 0"
-        )
-    out = ([], [])
-    for k, group in enumerate(groups.values()):
-        out[k in drawn].extend(group)
-    return out
 
 
 def labelled_sources(args) -> list[tuple[str, str | None]]:
@@ -304,7 +257,11 @@ def class_weights(targets: np.ndarray, n_labels: int) -> np.ndarray:
 
 def oversampled(targets: np.ndarray, seed: int) -> np.ndarray:
     """Indices in which every class is as frequent as the largest: whole copies, and a random part of one
-    more."""
+    more. Raises UserError for targets of several labels a text."""
+    if targets.ndim == 2:
+        raise UserError(
+            "--balance sampling repeats the texts of a class; a text of several needs --balance weights"
+        )
     rng, classes = np.random.default_rng(seed), np.unique(targets)
     largest = max((targets == c).sum() for c in classes)
     parts = []

@@ -122,6 +122,20 @@ def of_model(*directories: Path | None) -> Template | None:
     return None
 
 
+def choose(asked: str | None, *directories: Path | None) -> tuple[Template, str]:
+    """The template to instruct a model with, and what it is called: the one that is asked for, else the
+    model's own, else `response`."""
+    if asked:
+        return load_template(asked), asked
+    own = of_model(*directories)
+    return (own, "the model's own") if own else (TEMPLATES["response"], "response")
+
+
+def identity(template: Template, tokenizer) -> str:
+    """All that decides how rows are asked and answered, for run.json."""
+    return repr(template) + (" and continuations" if tokenizer.codec.puts_blank else "")
+
+
 def save(template: Template, tokenizer, directory: Path) -> None:
     """Write it beside the model: as template.json, and as the chat template that transformers'
     apply_chat_template uses (what a user says is the instruction, what the assistant says the response and

@@ -7,6 +7,7 @@ train()  Job -> checks, fit(), the model and summary.json in DIR
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -18,9 +19,8 @@ from nanomed.models import FAMILIES
 from nanomed.models.quant import count_parameters
 from nanomed.outputs import lock
 from nanomed.precision import resolve_device, resolve_dtype
-from nanomed.text import heldout, show, special, templates
+from nanomed.text import corpus, heldout, show, special, templates
 from nanomed.text.blocks import Stream, batch_of
-from nanomed.text.corpus import without
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import checkpoint, compiling, curves, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
@@ -36,6 +36,8 @@ from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
 from nanomed.training.settings import Settings, check, flags_of
 
+MEASURED = ("loss", "ppl", "accuracy")  # what is logged of a held-out set
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -48,6 +50,15 @@ class Setup:
     tokenizer: Tokenizer
     device: torch.device
     earlier: heldout.HeldOut  # by the phases that made the model; nothing where its weights are not used
+
+    @property
+    def directories(self) -> tuple[Path | None, Path]:
+        """Where the model keeps what it knows of its training."""
+        return self.source.adapter, self.source.directory
+
+    @property
+    def model_name(self):
+        return self.source.adapter or self.source.name
 
 
 @dataclass
@@ -112,8 +123,9 @@ def train(setup: Setup, job: Job) -> dict | None:
     the end of this very run, or it was a dry run."""
     plan, source = decide_compile(setup, job), setup.source
     out = plan.out
+    general = {f"ewc-data: {c.name}": c.sha256 for c in [job.general.selection.corpus]} if job.general else {}
     identity = {
-        "data": job.hashes,
+        "data": job.hashes | general,
         "tokenizer": setup.tokenizer.hash,
         "model": hub.fingerprint(source, weights=not plan.from_scratch),
         "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
@@ -177,7 +189,8 @@ def train(setup: Setup, job: Job) -> dict | None:
     write = distributed.forward(job.sample or (lambda model: None))
 
     def validate():
-        return {name: measure(model) for name, measure in measures.items()}, write(model)
+        found = {name: measure(model) for name, measure in measures.items()}
+        return {name: {k: of[k] for k in MEASURED if k in of} for name, of in found.items()}, write(model)
 
     loss_fn = distributed.forward(job.loss_fn)
     result = fit(model, job.blocks, loss_fn, plan, out, validate if measures else None, anchor)
@@ -232,16 +245,15 @@ def check_processes(s: Settings) -> None:
         )
 
 
-def general_stream(plan: Settings, encode, held: heldout.HeldOut, hashes: dict) -> Stream | None:
-    """The blocks of --ewc-data, without what is held out; encode(names) gives a corpus. None if there is no
-    --ewc."""
-    if not plan.ewc:
+def general_stream(s: Settings, tokenizer, held: heldout.HeldOut) -> Stream | None:
+    """The blocks of --ewc-data, without what is held out; None if there is no --ewc."""
+    if not s.ewc:
         return None
-    corpus = encode(plan.ewc_data)
-    hashes[f"ewc-data: {corpus.name}"] = corpus.sha256
-    stream = Stream(without(corpus.all(), held.texts())[0], plan.context, (plan.seed, 1))
+    found = corpus.read_corpus(s.ewc_data, s, tokenizer)
+    (found,) = corpus.kept([found], ~held.has(corpus.items([found], tokenizer)))
+    stream = Stream(found, s.context, (s.seed, 1))
     if stream.n_blocks < 1:
-        raise UserError(f"{corpus.name}: not a single token for --ewc that is not held out")
+        raise UserError(f"{found.corpus.name}: not a single token for --ewc that is not held out")
     return stream
 
 
@@ -289,18 +301,3 @@ def say_kept(plan: Settings, result: dict) -> None:
         print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})")
     else:
         print(f"kept: the last weights (update {result['step']}){other}")
-
-
-def say_removed(count: int, what: str = "documents") -> None:
-    if count:
-        print(f"{count} training {what} that are held out too were taken out of the training side")
-
-
-def say_earlier(setup: Setup, count: int) -> None:
-    """Told to train on what an earlier phase measured on: it is done, and said."""
-    if count:
-        print(
-            f"note: {count} of what is trained on was held out when"
-            f" {setup.source.adapter or setup.source.name} was trained; from now on a measurement on it is"
-            " none on unseen text"
-        )

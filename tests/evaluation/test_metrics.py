@@ -17,7 +17,6 @@ from scipy.stats import binomtest
 
 from nanomed.evaluation import metrics, tables
 from nanomed.evaluation.baselines import TFIDF, beside_baselines, verdict
-from nanomed.text.heldout import HeldOut
 from nanomed.text.labelled import Labelled, LabelledSet, Sides
 from nanomed.text.nfkc import nfkc
 from tests.conftest import make_texts
@@ -358,7 +357,7 @@ def test_measures_carry_the_pairing():
         Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
         for k in range(60)
     ]
-    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
+    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]})
     targets = np.array([int(item.labels[0] == "well") for item in items[40:]])
     got = beside_baselines(torch.tensor([[1.0, 0.0]] * 20), sides.labels, sides, items[40:], targets, 0)
     pair = got["model"]["against_tfidf"]

@@ -18,7 +18,6 @@ from nanomed.evaluation.trained import training_sides
 from nanomed.models import FAMILIES as FAMILY
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, predict
 from nanomed.models.lora import LoRAConfig, inject
-from nanomed.text.heldout import HeldOut
 from nanomed.text.labelled import Labelled, Sides, class_weights, oversampled, read_labelled, targets_of
 from nanomed.text.labels import Spelling
 from tests.conftest import (
@@ -264,7 +263,7 @@ def test_baselines_stand_beside_the_model_and_win_where_it_does_not_beat_them():
         Labelled(f"{'fever cough' if k % 3 else 'goal match'} number {k}", ("ill" if k % 3 else "well",))
         for k in range(60)
     ]
-    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]}, HeldOut(), 0, 0, {})
+    sides = Sides(["ill", "well"], False, items[:40], {"validation": items[40:]})
     targets = targets_of(items[40:], sides.labels, False)
     got = beside_baselines(
         torch.zeros(20, 2) + torch.tensor([1.0, 0.0]), sides.labels, sides, items[40:], targets, 0

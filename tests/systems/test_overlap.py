@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanomed.errors import UserError
 from nanomed.systems import overlap
-from nanomed.systems.overlap import Duplicates, describe, near_duplicates
+from nanomed.systems.overlap import Duplicates, near_duplicates
 from nanomed.text.ngrams import ngram_overlap, words
 
 WORDS = [
@@ -218,7 +218,7 @@ def test_nothing_on_one_side():
             counts(d) == (0, 0, 0, 0) and len(d.removed) == len(d.near_removed_held) == 0 and d.examples == []
         )
     d = near_duplicates(["a b c", "d"], {})
-    assert not d.removed.any() and describe(d)[0].startswith("0 of 2 training texts")
+    assert not d.removed.any() and d.lines()[0].startswith("0 of 2 training texts")
 
 
 def test_two_held_texts_count_a_training_text_once_and_the_first_of_the_closest_is_shown():
@@ -363,7 +363,7 @@ def test_what_is_said():
         1, 1, 0, 0, np.array([True, False, True]), np.array([True, False, True]),
         [(0.934, long, "bad \x1b[31m\x07 and \ud800 \u202e" + long, "test"), (1.0, "same", "same", "training")],
     )  # fmt: skip
-    lines = describe(d)
+    lines = d.lines()
     assert (
         lines[0]
         == "2 of 3 training texts to be taken out: 1 equal to a held text, 1 near one, 0 equal to an earlier"

@@ -22,7 +22,7 @@ from nanomed.text import corpus as corpus_module
 from nanomed.text import formats
 from nanomed.text.batch import IGNORE
 from nanomed.text.blocks import Mixture, Stream
-from nanomed.text.corpus import Selection, digests, encode_corpus, split, without
+from nanomed.text.corpus import Selection, encode_corpus
 from nanomed.text.rows import read_documents, split_weight
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
@@ -213,28 +213,6 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").rea
 
 def corpus_of(tmp_path, tokenizer, texts, name="c.jsonl"):
     return encode_corpus(str(write_jsonl(tmp_path / name, texts)), tokenizer)
-
-
-def test_split_is_by_document_seeded_and_complete(tmp_path, tokenizer):
-    corpus = corpus_of(tmp_path, tokenizer, make_texts(40, 1))
-    training, validation = split(corpus.all(), 0.1, seed=3)
-    assert len(validation.indices) == 4
-    assert sorted([*training.indices, *validation.indices]) == list(range(40))
-    assert np.array_equal(split(corpus.all(), 0.1, seed=3)[1].indices, validation.indices)
-    assert not np.array_equal(split(corpus.all(), 0.1, seed=4)[1].indices, validation.indices)
-    assert len(split(corpus.all(), 0.0, seed=3)[1].indices) == 0
-    with pytest.raises(UserError, match="cannot be split"):
-        split(corpus_of(tmp_path, tokenizer, ["one"]).all(), 0.5, seed=0)
-
-
-def test_exact_duplicates_leave_the_training_side_only(tmp_path, tokenizer):
-    training = corpus_of(tmp_path, tokenizer, ["a", "b", "c", "b", "B", "d "], "t.jsonl").all()
-    held = [
-        corpus_of(tmp_path, tokenizer, ["b", "d"], "v.jsonl").all(),
-        corpus_of(tmp_path, tokenizer, ["c"], "w.jsonl").all(),
-    ]
-    kept, removed = without(training, digests(held))
-    assert (kept.indices.tolist(), removed) == ([0, 4, 5], 3)
 
 
 def test_weights_are_told_from_names(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """What is held out is in no part of a run: training, replay, validation; and later phases know of it."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -250,13 +249,14 @@ def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp
     )
 
 
+def has(held, *rows):
+    return held.has(heldout.rows(rows)).tolist()
+
+
 def test_a_question_is_held_out_whatever_its_answer():
-    held = heldout.HeldOut()
-    held.add_rows([Instruction("q", "x", "two", group="g")])
-    assert held.has_row(Instruction("q", "x", "one")) and not held.has_row(Instruction("q", "y", "one"))
-    assert held.has_row(Instruction("other", "", "one", group="g")) and not held.has_row(
-        Instruction("other", "", "two")
-    )
+    held = heldout.rows([Instruction("q", "x", "two", group="g")]).held_out()
+    assert has(held, Instruction("q", "x", "one"), Instruction("q", "y", "one")) == [True, False]
+    assert has(held, Instruction("other", "", "one", "g"), Instruction("other", "", "two")) == [True, False]
 
 
 def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, model_dir, tmp_path):
@@ -297,9 +297,9 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
 
 def test_fields_of_ones_own(tmp_path):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "Why?", "a": "so"}])
-    args = SimpleNamespace(exclude=[str(path)], text_field="text", skip_bad_rows=False, near_duplicates=0.0)
-    held, _ = heldout.excluded(args, Fields(instruction="q", response="a"))
-    assert held.has_row(Instruction("Why?", "", "else"))
+    fields = Fields(instruction="q", response="a")
+    excluded = heldout.read_excluded([str(path)], "text", False, True, fields)
+    assert has(excluded.held, Instruction("Why?", "", "else")) == [True] and excluded.texts == ["Why?\nso"]
 
 
 @pytest.mark.parametrize("name", ["train_cls.py", "train_sft.py"])

@@ -21,7 +21,6 @@ from nanomed.text.instructions import (
     encode_instructions,
     pack,
     read_instructions,
-    split_instructions,
     supervise_prompts,
     text_examples,
 )
@@ -264,16 +263,6 @@ def test_bad_rows_are_named_or_counted(tmp_path, row, words):
         assert word in str(e.value)
     items, bad, _ = read_instructions([file], Fields(), None, True)
     assert (len(items), bad) == (1, 1)
-
-
-def test_groups_stay_on_one_side():
-    items = [Instruction(f"q{i}", "", "a", group=f"g{i % 10}") for i in range(100)]
-    training, validation = split_instructions(items, 0.2, seed=0)
-    assert len(training) == 80 and len(validation) == 20
-    assert not {i.group for i in training} & {i.group for i in validation}
-    with pytest.raises(UserError, match="cannot be split"):
-        split_instructions(items[:1], 0.2, seed=0)
-    assert split_instructions(items, 0.0, seed=0) == (items, [])
 
 
 # --- templates of one's own ---------------------------------------------------------------------------------

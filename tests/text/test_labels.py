@@ -3,6 +3,7 @@ transformers; and the split by label, against scikit-learn's stratified ones."""
 
 import json
 from collections import Counter
+from itertools import compress
 
 import datasets
 import numpy as np
@@ -15,9 +16,10 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from nanomed.errors import UserError
 from nanomed.flags import name_list
-from nanomed.text.labelled import Labelled, read_labelled, split_by_label, targets_of
+from nanomed.text.labelled import Labelled, read_labelled, targets_of
 from nanomed.text.labels import PLAIN, Spelling, class_names, named, to_model, value_of
 from nanomed.text.rows import BadRow, NoField
+from nanomed.text.stratified import draw_by_label
 
 NAMES = ["asthma", "fever", "tumor", "renal"]
 
@@ -290,6 +292,12 @@ def test_what_a_model_calls_the_rows_labels():
 
 def labelled(values):
     return [Labelled(f"text {k}", (v,) if isinstance(v, str) else tuple(v)) for k, v in enumerate(values)]
+
+
+def split_by_label(items, fraction, seed):
+    """(training, validation)"""
+    drawn = draw_by_label(items, fraction, seed, "x.jsonl")
+    return list(compress(items, ~drawn)), list(compress(items, drawn))
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25, 0.5])

@@ -15,7 +15,7 @@ def add_flags(p) -> None:
     flags.add_data_flags(p)
 
 
-def main(args) -> dict:
+def main(args, near_finder) -> dict:
     from nanomed.evaluation import measure
     from nanomed.evaluation.baselines import verdict
     from nanomed.evaluation.tables import classification_table, confusion_table, text_table
@@ -33,7 +33,7 @@ def main(args) -> dict:
     found = measure.read_test_texts(o, sources, *fields, args.limit, args.skip_bad_rows, how)
     left_out = f"; {found.bad_rows} bad rows left out" if found.bad_rows else ""
     print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels{left_out}")
-    r = measure.measure_classes(o, found.items, args.batch_size, args.seed)
+    r = measure.measure_classes(o, found.items, args.batch_size, args.seed, near_finder)
     special.say(r["special_tokens"])
     print(text_table(classification_table(r["measures"])))
     if not r["multi_label"]:

@@ -26,7 +26,7 @@ def add_flags(p) -> None:
 
 def main(args) -> dict:
     from nanomed.evaluation.trained import say_overlap
-    from nanomed.systems.overlap import describe, near_duplicates
+    from nanomed.systems.overlap import near_duplicates
     from nanomed.text.ngrams import ngram_overlap
     from nanomed.text.rows import Field
 
@@ -34,7 +34,7 @@ def main(args) -> dict:
     texts, against = read(args.data, args.text_field, args), read(args.against, against_field, args)
     print(f"{len(texts):,} texts, against {len(against):,} of {', '.join(args.against)}")
     found = near_duplicates(texts, {"--against": against}, args.threshold, seed=args.seed % 2**32)
-    print(*describe(found), sep="\n")
+    print(*found.lines(), sep="\n")
     shared = ngram_overlap(against, texts, args.ngram)
     print(f"of --against, {say_overlap(shared)}")
     for m in shared["most"]:
@@ -50,6 +50,13 @@ def main(args) -> dict:
         "examples": examples,
         "ngrams": shared,
     }
+
+
+def finder(threshold: float, seed: int):
+    """nanomed.systems.overlap.finder, which is loaded when it is called."""
+    from nanomed.systems.overlap import finder
+
+    return finder(threshold, seed)
 
 
 def read(names: list[str], field, args) -> list[str]:

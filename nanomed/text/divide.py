@@ -1,0 +1,112 @@
+"""One rule for every script: which items are trained on, and which are validated on.
+
+What `--exclude` names is in no part of a run: not in training, not in what is replayed, not in the
+share that is drawn for validation. What is validated on is in no training. A user's own `--val-data`
+is never altered. With --near-duplicates, what nearly repeats a held-out text or another training text
+goes too. held_out.json remembers what is held out (nanomed.text.heldout): a later phase leaves it out
+of its replay, and says so when it is told to train on it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanomed.errors import UserError
+from nanomed.text.heldout import Excluded, HeldOut, Items
+
+
+@dataclass(frozen=True)
+class Divided:
+    """training, validation: which items are trained on, and which were drawn to validate on, both (N,)
+    of bool; held: all that is held out; texts: the held-out texts, by set, for near duplicates.
+
+    Counts of items: removed, since they are held out; overlap, of --val-data and excluded too;
+    earlier, trained on though an earlier phase held them out. near: what the search for near
+    duplicates found, or None."""
+
+    training: np.ndarray
+    validation: np.ndarray
+    held: HeldOut
+    texts: Mapping[str, Sequence[str]]
+    removed: int
+    overlap: int
+    earlier: int
+    near: object | None
+
+    def facts(self) -> dict[str, int]:
+        """For summary.json."""
+        near = int(self.near.removed.sum()) if self.near else 0
+        return {"duplicates_removed": self.removed, "near_duplicates_removed": near}
+
+    def say(self, what: str, model: str) -> None:
+        """One line for each count that is not 0."""
+        if self.overlap:
+            kept = "what is given to validate on stays as it is"
+            print(f"{self.overlap} documents or rows of --val-data are in --exclude too; {kept}")
+        if self.removed:
+            print(f"{self.removed} training {what} that are held out too were taken out of the training side")
+        if self.near:
+            print(*self.near.lines(), sep="\n")
+        if self.earlier:
+            print(
+                f"note: {self.earlier} of what is trained on was held out when {model} was trained; from now"
+                " on a measurement on it is none on unseen text"
+            )
+
+    def replayed(self, items: Items, earlier: HeldOut, near: Callable | None = None) -> np.ndarray:
+        """Which of other items may be read again: none that is held out, now or earlier, (N,) of bool."""
+        allowed = ~(self.held | earlier).has(items)
+        if n := int((~allowed).sum()):
+            when = "held out, now or by an earlier phase"
+            print(f"{n} documents that are {when}, were taken out of what is replayed")
+        if near:
+            found = near(items.where(allowed).texts, self.texts)
+            print(*found.lines(), sep="\n")
+            allowed[allowed] = ~found.removed
+        return allowed
+
+
+def divide(
+    items: Items,
+    excluded: Excluded,
+    given: Mapping[str, Items],
+    draw: Callable[[np.ndarray], np.ndarray],
+    near: Callable | None = None,
+    earlier: HeldOut | None = None,
+) -> Divided:
+    """The rule of this page, for N items. given: the sets of --val-data, by name; without them,
+    draw(which items are not excluded, (N,) of bool) says which of those to validate on. near(texts,
+    held-out texts by set): which texts repeat a held-out one or an earlier one of their own
+    (nanomed.systems.overlap.near_duplicates). earlier: what the phases before held out."""
+    training, drawn = ~excluded.held.has(items), np.zeros(len(items.texts), bool)
+    if not given and training.any():
+        drawn[training] = draw(training)
+    sides = given or ({"validation": items.where(drawn)} if drawn.any() else {})
+    held = excluded.held
+    for side in sides.values():
+        held |= side.held_out()
+    training &= ~drawn & ~held.has(items)
+    removed = int((~training & ~drawn).sum())
+
+    texts, found = {name: side.texts for name, side in sides.items()} | {"--exclude": excluded.texts}, None
+    if near:
+        found = near(items.where(training).texts, texts)
+        repeats = np.zeros_like(training)
+        repeats[training] = found.near_removed_held
+        held |= items.where(repeats).held_out()  # what repeats a held-out item is held out as well
+        training[training] = ~found.removed
+        training &= ~held.has(items)
+    overlap = sum(int(excluded.held.has(side).sum()) for side in given.values())
+    again = int(earlier.has(items.where(training)).sum()) if earlier else 0
+    return Divided(training, drawn, held, texts, removed, overlap, again, found)
+
+
+def draw(groups: Sequence, fraction: float, seed: int, where: str) -> np.ndarray:
+    """Which items to validate on, (N,) of bool: a share of their groups, drawn at random, one at least
+    if the share is not 0. Raises UserError, naming `where`, if none would be left to train on."""
+    names, group = np.unique(groups, return_inverse=True)
+    n = max(1, round(fraction * len(names))) if fraction > 0 else 0
+    if n >= len(names) > 0:
+        of = f"{len(names)} document(s), row(s) or group(s)"
+        raise UserError(f"{where}: {of} cannot be split; give --val-data, or --val-fraction 0")
+    return np.isin(group, np.random.default_rng(seed).permutation(len(names))[:n])
