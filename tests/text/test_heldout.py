@@ -25,7 +25,7 @@ def trained_on(monkeypatch):
     run."""
     seen = {}
 
-    def train(args, setup, job):
+    def train(setup, job):
         epoch = [batch for k in range(job.blocks.windows_per_epoch) for batch in job.blocks.window(k)]
         seen["training"] = "".join(
             setup.tokenizer.decode(row) for batch in epoch for row in batch.idx.tolist()
