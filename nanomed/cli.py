@@ -89,13 +89,14 @@ def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
             raise UserError(f"--config {path}: {e.strerror}") from e
         if not isinstance(recipe.get(phase), dict):
             raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
-        _preset(parser, recipe[phase], f"{path} [{phase}]")
+        preset(parser, recipe[phase], f"{path} [{phase}]")
     args = parser.parse_args()
     args.__dict__.pop("_given", None)
     return args
 
 
-def _preset(parser, section: dict, where: str) -> None:
+def preset(parser, section: dict, where: str) -> None:
+    """A recipe's section as a parser's defaults."""
     flags = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config")}
     for key, value in section.items():
         action = flags.get(key.replace("-", "_"))

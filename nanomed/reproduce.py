@@ -13,7 +13,7 @@ from nanomed import cli, flags
 from nanomed.files import read_json, write_json, write_text
 from nanomed.optional import need
 from nanomed.systems import card, figures
-from nanomed.systems.recipe import PHASES, Recipe, check_flags, read_recipe, stand_in
+from nanomed.systems.recipe import PHASES, Recipe, read_recipe, stand_in
 from nanomed.systems.reproduction import PROGRAM, SHORTER, Reproduction
 from nanomed.text.rows import split_name
 
@@ -52,7 +52,6 @@ def recipe_of(args) -> Recipe:
         given.setdefault(name or recipe.measured, []).append(file)
     recipe = stand_in(recipe, args.model, given, args.field)
     figures.check_published(recipe)
-    check_flags(recipe)
     return recipe
 
 

@@ -104,8 +104,15 @@ def stand_in_note(results: dict) -> str:
 
 def published_text(results: dict) -> str:
     note = stand_in_note(results)
-    lines = [results["title"], *([note] if note else []), text_table(_published_rows(results), 110)]
-    return "\n" + "\n".join(lines) + "\n"
+    lines = [
+        "",
+        results["title"],
+        *([note] if note else []),
+        "",
+        text_table(_published_rows(results), 110),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def generations(out: Path, stages: dict[str, str]) -> list[dict]:

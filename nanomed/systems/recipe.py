@@ -3,19 +3,18 @@
     recipes/NAME.toml   [system] [data.NAME] [adapt] [classify] [instruct] [[published]]     -> Recipe
     data.NAME           rows of a file or of the Hub -> NAME.train.jsonl, NAME.test.jsonl    (prepare)
 
-The phases' sections preset the scripts' flags, also for a user of --config; data, models and directories are
-wired here."""
+The phases' sections preset the scripts' flags, also for a user of --config, and are tried here by the same
+settings; data, models and directories are wired here."""
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from nanomed import cli, flags
 from nanomed.commands import ROOT
 from nanomed.errors import UserError
 from nanomed.files import check_name, json_lines, typed, write_text
@@ -23,14 +22,13 @@ from nanomed.systems.sections import read_section, read_sections
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.rows import Field, read_documents, read_rows
 from nanomed.text.templates import load_template
+from nanomed.training.settings import Adapt, Classify, Instruct
 
 PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and what each leaves
 SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
-NEEDED = {
-    "adapt": ("corpus",),
-    "classify": ("corpus", "negatives"),
-    "instruct": ("pairs",),
-}  # data of a phase
+SETTINGS = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
+# The data of a phase, of which it is validated.
+NEEDED = {"adapt": ("corpus",), "classify": ("corpus", "negatives"), "instruct": ("pairs",)}
 LABELLED = "labelled"  # questions with given answers
 CLASSIFIED = "classify.test.jsonl"  # the labelled texts of phase 3's measurement
 ROWS = "pairs"  # the data whose rows are questions and answers; all others are documents
@@ -130,6 +128,9 @@ def read_recipe(name: str) -> Recipe:
     _check_data(recipe)
     for phase, section in phases.items():
         typed(Wired, section, f"{path} [{phase}]")
+        parser = cli.Parser()
+        flags.add_flags(parser, SETTINGS[phase])
+        cli.preset(parser, section, f"{path} [{phase}]")
         if section.get("dry-run") or section.get("dry_run"):
             raise UserError(f"{path} [{phase}]: dry-run leaves no model; take it out")
     load_template(recipe.template)
@@ -155,18 +156,6 @@ def _check_data(recipe: Recipe) -> None:
     for phase in phases:
         if odd := [name for name in NEEDED[phase] if name not in data or not data[name].test]:
             raise UserError(f"{path}: [{phase}] needs [data.{odd[0]}], with a `test`")
-
-
-def check_flags(recipe: Recipe) -> None:
-    """Raises UserError for a key of a phase's section that is no flag of its script, or a value that the flag
-    does not take: now and not when the phases before it are done. How flags go together, the script alone
-    knows."""
-    for phase in recipe.phases:
-        command = [sys.executable, str(ROOT / SCRIPTS[phase]), "--config", str(recipe.path), "--help"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
-            raise UserError(last.removeprefix(f"{SCRIPTS[phase]}: "))
 
 
 def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], field: str | None = None):

@@ -40,7 +40,6 @@ def reproduce(tmp_path, monkeypatch):
             raise UserError(done.stderr)
 
     monkeypatch.setattr(reproduction, "run", run)
-    monkeypatch.setattr(program, "check_flags", lambda recipe: None)  # seconds; it has a test of its own
     # Seconds each, and tested elsewhere: bootstrap intervals of a classifier, and loss.png of each training.
     monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)
     monkeypatch.setattr("nanomed.training.curves.plot_curves", lambda *args: None)
