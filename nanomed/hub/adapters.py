@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import regex
 from msgspec import Meta
 from torch import nn
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed, write_json
 from nanomed.hub import merging
+from nanomed.hub.checks import check_expressions, check_size
 from nanomed.hub.source import ADAPTER, ADAPTER_CONFIG
 from nanomed.models.classifier import HEAD, Classifier
-from nanomed.models.lora import LoRAConfig, adapter_state, expression, fits, inject, resolve
+from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, resolve
 from nanomed.models.quant import QUANTISED
 from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetensors
 from nanomed.text.tokenizer import copy_tokenizer
@@ -54,7 +56,7 @@ Names = list[str] | str
 class AdapterConfig:
     """The keys of adapter_config.json that decide what is computed, with peft's names and defaults."""
 
-    r: Rank
+    r: Annotated[int, Meta(ge=1, lt=2**31)]
     lora_alpha: Number
     lora_dropout: Annotated[float, Meta(ge=0, lt=1)]
     target_modules: Names
@@ -76,7 +78,7 @@ class AdapterConfig:
         """What the layer of this name has: the first pattern that fits the end of its name, if any does."""
 
         def first(patterns: dict, otherwise):
-            return next((v for p, v in patterns.items() if expression(rf"(.*\.)?({p})", name)), otherwise)
+            return next((v for p, v in patterns.items() if regex.fullmatch(_at_end(p), name)), otherwise)
 
         r, alpha = first(self.rank_pattern, self.r), first(self.alpha_pattern, self.lora_alpha)
         return LoRAConfig(r, alpha, self.lora_dropout, (name,), self.use_rslora)
@@ -88,10 +90,18 @@ class AdapterConfig:
         wanted = self.layers_to_transform
         if wanted == () or wanted == []:
             return True
-        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
-        ways = [rf"(?:^|.*?\.){p}\.(\d+)\..*" for p in patterns if p] or [r".*?\.[^.]*\.(\d+)\..*"]
-        found = next((m for m in (expression(way, name) for way in ways) if m), None)
+        found = next(filter(None, (regex.fullmatch(layer, name) for layer in self._layers())), None)
         return found is not None and int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+
+    def _layers(self) -> list[str]:
+        """Expressions that find the layer's number in a name."""
+        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+        return [rf"(?:^|.*?\.){p}\.(\d+)\..*" for p in patterns if p] or [r".*?\.[^.]*\.(\d+)\..*"]
+
+    def expressions(self) -> list[str]:
+        """All regular expressions in it, as a whole name is matched against them."""
+        named = [p for p in (self.target_modules, self.exclude_modules) if isinstance(p, str)]
+        return named + self._layers() + [_at_end(p) for p in (*self.rank_pattern, *self.alpha_pattern)]
 
     @property
     def is_plain(self) -> bool:
@@ -100,6 +110,10 @@ class AdapterConfig:
         whole = set(self.modules_to_save) - {"classifier", "score"}  # peft's, for classifiers
         changed = self.bias != "none" or self.init_lora_weights in ("pissa", "olora")
         return not (any(more) or self.trainable_token_indices or whole or changed)
+
+
+def _at_end(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})"
 
 
 def _read_config(path: Path) -> AdapterConfig:
@@ -138,11 +152,13 @@ def load_adapter(model, directory: Path) -> None:
         raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     linear, ends = (nn.Linear, *QUANTISED), (".lora_A.weight", ".lora_B.weight")
     try:
+        check_expressions(config.expressions(), [n for n, _ in model.named_modules()])
         lora = _choose(model, config)
         layers = {n: m for n, m in model.named_modules() if fits(lora.targets, n)}
         plain = config.is_plain and all(k.endswith(ends) for k in keys - {HEAD})
         plain &= all(isinstance(m, linear) and n != "lm_head" for n, m in layers.items())
         if plain or not layers:
+            check_size(model, lora)
             inject(model, lora)
             layers = {}
         layers = {n: config.of(n) for n in layers}

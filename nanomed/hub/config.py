@@ -71,7 +71,8 @@ def _limited(key: str, hint, family):
     """The type of a field of Config, with the limits of its numbers: they are sizes, factors and
     probabilities, so none is negative, and sizes are at least 1."""
     least, below = int(key != "max_window_layers"), 1 if key in family.DROPOUTS else 1e38
-    limits = {int: Annotated[int, Meta(ge=least, lt=2**31)], float: Annotated[float, Meta(ge=0, lt=below)]}
+    most = 2**20 if key in ("head_dim", "hidden_size") else 2**31  # a table as long as a head is made at once
+    limits = {int: Annotated[int, Meta(ge=least, lt=most)], float: Annotated[float, Meta(ge=0, lt=below)]}
     return Union[tuple(limits.get(kind, kind) for kind in get_args(hint) or (hint,))]  # noqa: UP007
 
 

@@ -80,8 +80,6 @@ class Config:
                 f" {self.num_attention_heads}"
             )
         _, n_kv, hs = self.cache_shape
-        if hs > 2**14:
-            raise UserError(f"heads of size {hs:,} are more than any model has")
         if self.num_attention_heads % n_kv or hs % 2:
             raise UserError(
                 f"{self.num_attention_heads} heads of size {hs} over {n_kv} of keys: do not divide evenly"

@@ -8,6 +8,7 @@ import torch
 
 from nanomed import hub
 from nanomed.errors import UserError
+from nanomed.hub.checks import check_size
 from nanomed.models import attention, loss
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
@@ -119,6 +120,7 @@ def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
 
 def _inject(model, lora: LoRAConfig) -> None:
     try:
+        check_size(model, lora)
         inject(model, lora)
     except UserError as e:
         raise UserError(f"--lora-r, --lora-targets: {e}") from e
