@@ -113,8 +113,9 @@ def lesson() -> list[Path]:
     return [path for path in found if "demo" not in path.parts]
 
 
-def walked(script: str, *flags: str) -> tuple[list[str], int]:
-    """(modules imported, lines of the functions called) until the first update of a command."""
+def walked(script: str, *flags: str) -> dict:
+    """Until a command's first update: the modules that are imported, those of which a function is called,
+    and how many lines the called functions have together."""
     with tempfile.TemporaryDirectory() as out:
         args = [sys.executable, __file__, "--trace", script, *flags, "--out", f"{out}/run", "--device", "cpu"]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "NANOMED_CACHE": f"{out}/cache", "HF_HUB_OFFLINE": "1"}
@@ -122,25 +123,30 @@ def walked(script: str, *flags: str) -> tuple[list[str], int]:
     last = done.stdout.splitlines()[-1:]
     if not last or not last[0].startswith("{"):
         raise RuntimeError(f"{script} came to no update: {done.stderr[-2000:]}")
-    found = json.loads(last[0])
-    return found["modules"], found["lines"]
+    return json.loads(last[0])
 
 
 def trace(script: str) -> None:
-    """Run a script in this process, and print what walked() gives once it calls one_update()."""
-    called, ours = set(), set(map(str, modules().values()))
+    """Run a script in this process, and print what walked() gives once it calls one_update(). What is called
+    while a module is imported does not count."""
+    called, ours, importing = set(), {str(path): name for name, path in modules().items()}, 0
 
     def note(frame, event, argument):
+        nonlocal importing
         code = frame.f_code
-        if event == "call" and code.co_filename in ours:
+        if code.co_filename not in ours or event not in ("call", "return"):
+            return
+        if code.co_name == "<module>" and ours[code.co_filename] not in COMMANDS:
+            importing += 1 if event == "call" else -1
+        elif event == "call" and not importing:
             called.add((code.co_filename, code.co_name, code.co_firstlineno))
-            if code.co_name == "one_update":
-                sys.setprofile(None)
-                sizes = {(str(p), *f[:2]): f[2] for p in {Path(c[0]) for c in called} for f in functions(p)}
-                read = [n for n, p in modules().items() if n in sys.modules or n == Path(script).stem]
-                print("\n" + json.dumps({"modules": read, "lines": sum(sizes.get(c, 0) for c in called)}))
-                sys.stdout.flush()
-                os._exit(0)
+        if code.co_name == "one_update":
+            sys.setprofile(None)
+            sizes = {(file, *f[:2]): f[2] for file in {c[0] for c in called} for f in functions(Path(file))}
+            read = [n for n in ours.values() if n in sys.modules or n == Path(script).stem]
+            walk = {"imported": read, "called": sorted({ours[c[0]] for c in called if c in sizes})}
+            print("\n" + json.dumps(walk | {"lines": sum(sizes.get(c, 0) for c in called)}), flush=True)
+            os._exit(0)
 
     sys.argv = sys.argv[2:]
     sys.path.insert(0, str(ROOT))
@@ -151,16 +157,17 @@ def trace(script: str) -> None:
 def main() -> None:
     known = modules()
     count = lambda paths: sum(map(lines, paths))  # noqa: E731
-    read, called = walked("train_clm.py", "--model", "nano", "--data", "nanomed/demo/general.txt")
+    walk = walked("train_clm.py", "--model", "nano", "--data", "nanomed/demo/general.txt")
     longest = sorted(((n, name, f) for name, p in known.items() for f, _, n in functions(p)), reverse=True)
     print(f"the lesson (README's reading order)      {count(lesson()):6,} lines in {len(lesson())} files")
     print(f"package and scripts                      {count(known.values()):6,} lines in {len(known)} files")
     rooms = {name: [p for m, p in known.items() if room(m) == name] for name in WALK}
     for name, paths in rooms.items():
         print(f"  {name:38} {count(paths):6,} lines in {len(paths)} files")
-    of_path = [known[name] for name in read]
-    print(f"make adapt to its first update, imported {count(of_path):6,} lines in {len(of_path)} files")
-    print(f"  the functions it calls                 {called:6,} lines")
+    read, called = ([known[name] for name in walk[which]] for which in ("imported", "called"))
+    print(f"make adapt to its first update, imported {count(read):6,} lines in {len(read)} files")
+    print(f"  files of which it calls a function     {count(called):6,} lines in {len(called)} files")
+    print(f"  the functions that it calls            {walk['lines']:6,} lines")
     print("longest functions  " + ", ".join(f"{name}.{f} {n}" for n, name, f in longest[:5]))
     files = sorted(((lines(p), name) for name, p in known.items()), reverse=True)
     print("longest files      " + ", ".join(f"{name} {n}" for n, name in files[:5]))
