@@ -38,27 +38,24 @@ def can_compile(device: str) -> bool:
     """Whether there is what torch.compile needs: a compiler for what it writes, and Python's header; on a GPU
     Triton, and a card that it knows."""
     compiler = any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
-    header = Path(sysconfig.get_path("include"), "Python.h").exists()
-    if device == "cuda" and (
-        torch.cuda.get_device_capability() < (7, 0) or not importlib.util.find_spec("triton")
-    ):
-        return False
-    return compiler and header
+    found = compiler and Path(sysconfig.get_path("include"), "Python.h").exists()
+    if device == "cuda":
+        found &= torch.cuda.get_device_capability() >= (7, 0) and bool(importlib.util.find_spec("triton"))
+    return found
 
 
 def pays(s: Settings, model_type: str, config, updates: int) -> bool:
     """Whether it saves more than twice what it costs, in a run of `updates` updates of up to batch_size x
-    grad_accum x context tokens. Batches of texts of many lengths, quantised weights and fp32 on a CPU were
-    not measured."""
+    grad_accum x context tokens. Not measured, so not compiled: batches of texts of many lengths, quantised
+    weights, fp32 on a CPU."""
     what, family = "lora" if s.lora_r else "all", FAMILIES[model_type].__name__.rpartition(".")[2]
-    cost, speed, saved = MEASURED.get((s.device, "any", what)) or MEASURED.get(
-        (s.device, family, what), (0, 1, 0)
-    )
-    if not saved or s.phase == "classify" or s.quantize or (s.device == "cpu" and s.dtype != "bf16"):
-        return False
-    if getattr(s, "no_packing", False) or not can_compile(s.device):
+    measured = MEASURED.get((s.device, "any", what)) or MEASURED.get((s.device, family, what))
+    lengths_vary = s.phase == "classify" or getattr(s, "no_packing", False)
+    slow = s.device == "cpu" and s.dtype != "bf16"
+    if not measured or lengths_vary or s.quantize or slow or not can_compile(s.device):
         return False
     with torch.device("meta"):
         model = LanguageModel(FAMILIES[model_type], config)
+    cost, speed, saved = measured
     tokens = updates * s.batch_size * s.grad_accum * s.context
     return saved * tokens * flops_a_token(model, not s.lora_r, s.context) / speed > 2 * cost

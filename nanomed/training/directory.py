@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from nanomed.files import is_part, read_json, read_object, typed, write_json
 from nanomed.memory import in_words
 from nanomed.outputs import check_directory, names_in
 from nanomed.tensors import safetensors_keys
-from nanomed.training import checkpoint
+from nanomed.training import checkpoint, curves
 from nanomed.training.settings import QUANTIZATIONS, Settings
 
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
@@ -37,59 +38,65 @@ def check_out(out: Path, resume: bool) -> None:
     """Refuse to train over what is there. Raises UserError unless DIR is new, empty, to be resumed, or what a
     run left that ended before its first checkpoint. A run's own names prove nothing: only its run.json does.
     """
+
+    def refuse(why: str):
+        raise UserError(f"--out {out}: {why}")
+
     check_directory(out)
     names = names_in(out)
     if not str(out.absolute()).isprintable() and "\udc80" <= max(str(out.absolute())) <= "\udcff":
-        raise UserError(
-            f"--out {out}: safetensors opens no file under a name that is not UTF-8; choose another"
-        )
+        refuse("safetensors opens no file under a name that is not UTF-8; choose another")
     if out == Path("."):
-        raise UserError(f"--out {out}: name a directory for the run")
-    if not names:
-        return
-    ours = _is_run(out / "run.json")
-    for folder, known in (
-        ("state", lambda n: any(fnmatch(n, p) for p in checkpoint.NAMES)),
-        ("base", is_part),
-    ):
-        for name in sorted(n for n in names_in(out / folder) if not known(n)):
-            raise UserError(
-                f"--out {out}: {folder}/{name} is no part of a run; move it away, or choose another directory"
-            )
-    if resume and not ours:
+        refuse("name a directory for the run")
+    ours, model = settings_there(out) is not None, sorted(n for n in names - LEFTOVERS if is_part(n))
+    complete = "summary.json" in names
+    started = complete or checkpoint.latest(out)
+    parts = {"state": lambda name: any(fnmatch(name, p) for p in checkpoint.NAMES), "base": is_part}
+    for folder, is_ours in parts.items():
+        for name in sorted(n for n in names_in(out / folder) if not is_ours(n)):
+            refuse(f"{folder}/{name} is no part of a run; move it away, or choose another directory")
+    if names and resume and not ours:
         why = "its run.json is another program's" if "run.json" in names else "no run.json"
-        raise UserError(
-            f"--out {out}: not a run's directory ({why}), so there is nothing to resume; choose another"
-            " directory"
+        refuse(f"not a run's directory ({why}), so there is nothing to resume; choose another directory")
+    if names and not resume and (started or not ours or names - LEFTOVERS):
+        refuse(
+            f"not empty; {'--resume goes on with the run there, or ' if ours else ''}choose another directory"
         )
-    started = "summary.json" in names or checkpoint.latest(out)
-    if not resume and (started or not ours or names - LEFTOVERS):
-        mend = "--resume goes on with the run there, or " if ours else ""
-        raise UserError(f"--out {out}: not empty; {mend}choose another directory")
-    if "summary.json" in names and not any(n.endswith(".safetensors") for n in names):
-        raise UserError(
-            f"--out {out}: summary.json says that the run is complete, but its weights are gone; choose"
-            " another directory, or delete this one"
-        )
-    for name in sorted(n for n in names if n.endswith(".safetensors") and "summary.json" in names):
-        safetensors_keys(out / name)  # a complete run is not trained again, so its weights had better be some
-    model = sorted(n for n in names - LEFTOVERS if is_part(n))
-    if not started and model:
-        raise UserError(
-            f"--out {out}: {model[0]} is there, but neither summary.json nor a checkpoint, so that it would"
-            " be trained over from the start; choose another directory"
+    if complete and not any(n.endswith(".safetensors") for n in names):
+        refuse("the run is complete (summary.json), but its weights are gone; choose another directory")
+    for name in (n for n in model if complete and n.endswith(".safetensors")):
+        safetensors_keys(out / name)  # a complete run is not trained again: are these weights at all?
+    if model and not started:
+        refuse(
+            f"{model[0]} is there, but neither summary.json nor a checkpoint: it would be trained over from"
+            " the start; choose another directory"
         )
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a run.json is one that record_start wrote."""
+@dataclass
+class Record:
+    """Of run.json, what a run is known by."""
+
+    command: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+def settings_there(directory: Path) -> dict | None:
+    """The settings in a run.json; None if there is none that record_start() wrote."""
     try:
-        record = read_json(path)
-        return (
-            isinstance(record["settings"], dict) and "command" in record and "nanomed" in record["versions"]
-        )
-    except (UserError, TypeError, KeyError, IndexError):
-        return False
+        record = typed(Record, read_json(directory / "run.json"), directory)
+    except UserError:
+        return None
+    return record.settings if "nanomed" in record.versions else None
+
+
+def finish(s: Settings, unit: str) -> None:
+    """What is left to do once summary.json is there: after all that matters, and where a full disk has room
+    again."""
+    checkpoint.remove(s.out)
+    if not (s.out / "loss.png").exists():
+        curves.plot_curves(s.out, unit)
 
 
 def is_complete(s: Settings, identity: dict) -> bool:
@@ -120,23 +127,16 @@ def check_same(s: Settings, identity: dict) -> None:
 
 
 def began_compiled(out: Path) -> bool | None:
-    """Whether the run that DIR holds was compiled; None if it says nothing of it. What else is wrong with it,
-    check_same() says."""
-    try:
-        compiled = read_json(out / "run.json")["settings"].get("compile", False)
-    except (UserError, AttributeError, TypeError, KeyError, IndexError):
-        return None
+    """Whether the run that DIR holds was compiled; None if it does not say so."""
+    settings = settings_there(out)
+    compiled = None if settings is None else settings.get("compile", False)
     return compiled if isinstance(compiled, bool) else None
 
 
 def quantized(adapter: Path | None) -> str | None:
-    """How the base was quantised that an adapter was trained over; None if it was not, or nothing is known of
-    the training."""
-    try:
-        settings = read_json(adapter / "run.json")["settings"]
-        return settings["quantize"] if settings["quantize"] in QUANTIZATIONS else None
-    except (UserError, TypeError, KeyError, IndexError):
-        return None
+    """How the base was quantised that an adapter was trained over; None if it was not, or nothing is known."""
+    kind = (adapter and settings_there(adapter) or {}).get("quantize")
+    return kind if kind in QUANTIZATIONS else None
 
 
 def record_start(s: Settings, identity: dict) -> None:
@@ -188,9 +188,6 @@ def check_space(model, s: Settings) -> None:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0].split(":", 1)[1].strip() if names else platform.processor()
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

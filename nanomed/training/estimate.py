@@ -21,31 +21,28 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, anchor=None) -> 
     windows = [data.window(k) for k in range(min(data.windows_per_epoch, LOOKED_AT))]
     widest = max(windows, key=lambda window: max(batch.idx.numel() for batch in window))
     batch = max(widest, key=lambda batch: batch.idx.numel())
+    rows, length = batch.idx.shape
     model.train()
     sizes = memory(model, batch, loss_fn, s.dtype, anchor)
+    parts = ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items())
+    most = in_words(at_most(sizes, len(widest)))
     print(
-        "memory    "
-        + ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items())
-        + f" ({batch.idx.size(0)} x {batch.idx.size(1)} tokens at once):"
-        f" {in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
+        f"memory    {parts} ({rows} x {length} tokens at once): {most} at most, and what the libraries take"
     )
     optimizer = make_optimizer(model, s)
     scaler = make_scaler(model, s)
-    for _ in range(
-        2
-    ):  # the first one also pays for compiling, and for memory that is taken for the first time
+    for _ in range(2):  # the first also pays for compiling, and for memory that is taken for the first time
         start = time.perf_counter()
         done = one_update(model, widest, loss_fn, optimizer, scaler, s, anchor)
         seconds = time.perf_counter() - start
-    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
+    cuda = device.type == "cuda"
+    held = in_words(torch.cuda.max_memory_allocated(device) if cuda else peak_rss())
+    print(f"          {held} were held at most in two updates" + ("" if cuda else ", libraries and all"))
+    steps, speed = total_steps(data, s), done.count / seconds
+    more = "; validations come on top" if validated else ""
     print(
-        f"          {in_words(held)} were held at most in two updates"
-        + ("" if device.type == "cuda" else ", libraries and all")
-    )
-    steps = total_steps(data, s)
-    print(
-        f"time      {seconds:.2f} s an update ({done.count / seconds:,.0f} {data.unit}/s),"
-        f" {_time(steps * seconds)} for {steps:,}" + ("; validations come on top" if validated else "")
+        f"time      {seconds:.2f} s an update ({speed:,.0f} {data.unit}/s), {_time(steps * seconds)} for"
+        f" {steps:,}{more}"
     )
     print(f"dry run: nothing was written to {s.out}")
 

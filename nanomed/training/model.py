@@ -39,60 +39,61 @@ def start_model(s: Settings, source: hub.Source, classifier=None):
     """(model in fp32 on the CPU, the name of its base), by what `source` is and what the settings ask for:
 
         without --lora-r    all weights; an adapter that `source` names is merged into them
-        with --lora-r       a new adapter; or the adapter of `source`, if its settings are the same, goes on; if they differ, or
-                            it is more than plain LoRA, it is merged first, and the merged base written to DIR/base, where the
-                            new one's config will point
+        with --lora-r       a new adapter; or the adapter of `source` goes on, if its settings are the same; if they differ,
+                            or it is more than plain LoRA, it is merged first, and the merged base written to DIR/base,
+                            where the new one's config will point
 
     classifier: a function that puts a classification head on the model, or None. The head of a source that is
     a classifier itself goes on, if it has the same labels."""
     model, base = _load(source, s, classifier), source.name
-    frozen, merged = any(isinstance(m, QUANTISED) for m in model.modules()), source.adapter and not model.lora
     lora = s.lora and resolve(model, s.lora)
-    if frozen and not lora:
-        raise UserError(
-            f"{source.name}: its weights are quantised, and stay frozen: train an adapter on them (--lora-r)"
-            + (", or --quantize none" if s.quantize else "")
-        )
-    if frozen and model.lora and not _same(model, lora):
-        raise UserError(
-            f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it"
-            " first (--merge), or go on with its own"
-        )
-    if merged and s.quantize:
-        raise UserError(
-            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {s.quantize} would"
-            " round that away; train without it (--quantize none)"
-        )
-    if merged:
-        print(
-            f"{source.adapter}: more than a plain LoRA adapter; merged into the model"
-            + (", the base of a new one" if lora else "")
-        )
-    elif model.lora and not lora:
-        print(
-            f"{source.adapter}: the adapter is merged into the model; --lora-r {model.lora.r} would go on"
-            " with it"
-        )
-    elif model.lora and not _same(model, lora):
-        print(
-            f"{source.adapter}: an adapter of other settings ({model.lora}); merged into the base of a"
-            " new one"
-        )
-    elif model.lora:
+    merged = bool(source.adapter) and not model.lora  # more than plain LoRA, which hub has merged
+    goes_on = bool(lora and model.lora) and _same(model, lora)
+    _check_quantised(model, s, source, bool(lora), goes_on, merged)
+    new = ", the base of a new one" if lora else ""
+    if goes_on:
         print(f"{source.adapter}: the adapter goes on")
         model.lora = replace(model.lora, dropout=s.lora_dropout)
         for layer in lora_layers(model).values():
             layer.dropout.p = s.lora_dropout
-    if model.lora and not (lora and _same(model, lora)):
+    elif merged:
+        print(f"{source.adapter}: more than a plain LoRA adapter; merged into the model{new}")
+    elif model.lora:
+        own = f"--lora-r {model.lora.r} would go on with it" if not lora else f"its settings: {model.lora}"
+        print(f"{source.adapter}: the adapter is merged into the model{new}; {own}")
         merge_and_unwrap(model)
         merged = True
     if merged and lora:
         base = str((s.out / "base").resolve())
         if not s.dry_run and distributed.rank() == 0:
             hub.save_model(model, Path(base), source.tokenizer_directory)
-    if lora and not model.lora:
-        _inject(model, lora)
+    if lora and not goes_on:
+        try:
+            check_size(model, lora)
+            inject(model, lora)
+        except UserError as e:
+            raise UserError(f"--lora-r, --lora-targets: {e}") from e
     return _put_head_on(model, classifier, source) if classifier else model, base
+
+
+def _check_quantised(model, s: Settings, source: hub.Source, lora: bool, goes_on: bool, merged: bool) -> None:
+    """Raises UserError for what quantised weights, which stay as they are, cannot do."""
+    quantised = any(isinstance(m, QUANTISED) for m in model.modules())
+    if quantised and not lora:
+        otherwise = ", or --quantize none" if s.quantize else ""
+        raise UserError(
+            f"{source.name}: its weights are quantised, and stay frozen: train an adapter (--lora-r){otherwise}"
+        )
+    if quantised and model.lora and not goes_on:
+        raise UserError(
+            f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it"
+            " first (--merge), or go on with its own"
+        )
+    if merged and s.quantize:
+        raise UserError(
+            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {s.quantize} would round"
+            " that away; train without it (--quantize none)"
+        )
 
 
 def _load(source: hub.Source, s: Settings, classifier) -> LanguageModel | Classifier:
@@ -108,22 +109,12 @@ def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
     calls, _ = to_model(set(made.labels), model.labels)  # the rows may have the numbers of the model's labels
     own = [calls.get(label, label) for label in made.labels]
     if set(own) <= set(model.labels) and model.multi_label in (None, made.multi_label):
-        print(
-            f"{where}: its head goes on"
-            + (", for the labels that there are here" * (len(own) < len(model.labels)))
-        )
+        some = ", for the labels that there are here" if len(own) < len(model.labels) else ""
+        print(f"{where}: its head goes on{some}")
         made.score.weight.data = model.score.weight.data[[model.labels.index(label) for label in own]]
     else:
         print(f"{where}: a new head, since its own is of other labels ({in_line(model.labels)})")
     return made
-
-
-def _inject(model, lora: LoRAConfig) -> None:
-    try:
-        check_size(model, lora)
-        inject(model, lora)
-    except UserError as e:
-        raise UserError(f"--lora-r, --lora-targets: {e}") from e
 
 
 def _same(model, lora: LoRAConfig) -> bool:
@@ -136,16 +127,14 @@ def _same(model, lora: LoRAConfig) -> bool:
 def make_ready(model, s: Settings, device: torch.device) -> None:
     """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint
     want it."""
-    if (
-        model.lora and distributed.world() == 1
-    ):  # else what is frozen will be saved from here, or is to be dealt out, in fp32
-        store_frozen(model, s.dtype, device)
     model.backbone.grad_checkpoint = s.grad_checkpoint
-    if distributed.world() > 1:
+    if distributed.world() > 1:  # in fp32: the frozen weights too are dealt out, and saved from there
         distributed.shard(model, device, s.dtype)
-    else:
-        model.to(device)
-    if s.compile and distributed.world() == 1:  # one process may have begun a run that several go on with
+        return
+    if model.lora:
+        store_frozen(model, s.dtype, device)
+    model.to(device)
+    if s.compile:
         compile_backbone(model)
 
 

@@ -22,16 +22,8 @@ from nanomed.precision import resolve_device, resolve_dtype
 from nanomed.text import corpus, heldout, show, special, templates
 from nanomed.text.blocks import Stream, batch_of
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
-from nanomed.training import checkpoint, compiling, curves, distributed, estimate
+from nanomed.training import compiling, directory, distributed, estimate
 from nanomed.training.anchor import Anchor, fisher
-from nanomed.training.directory import (
-    began_compiled,
-    check_out,
-    check_space,
-    is_complete,
-    quantized,
-    record_start,
-)
 from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
 from nanomed.training.settings import Settings, check, flags_of
@@ -87,7 +79,7 @@ def setup(s: Settings) -> Setup:
     be trained."""
     device = resolve_device(s.device)
     check(s)
-    check_out(s.out, s.resume)
+    directory.check_out(s.out, s.resume)
     check_processes(s)
     distributed.start(device)
     torch.manual_seed(s.seed)
@@ -101,7 +93,7 @@ def setup(s: Settings) -> Setup:
         raise UserError(
             f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}"
         )
-    quantize = s.quantize or quantized(source.adapter)
+    quantize = s.quantize or directory.quantized(source.adapter)
     decided = replace(
         s,
         device=str(device),
@@ -121,94 +113,95 @@ def setup(s: Settings) -> Setup:
 def train(setup: Setup, job: Job) -> dict | None:
     """Train the model that the settings name and leave it in DIR; None if there was nothing to train: DIR holds
     the end of this very run, or it was a dry run."""
-    plan, source = decide_compile(setup, job), setup.source
-    out = plan.out
+    s, source = decide_compile(setup, job), setup.source
+    check_validated(s, job)
     general = {f"ewc-data: {c.name}": c.sha256 for c in [job.general.selection.corpus]} if job.general else {}
     identity = {
         "data": job.hashes | general,
         "tokenizer": setup.tokenizer.hash,
-        "model": hub.fingerprint(source, weights=not plan.from_scratch),
+        "model": hub.fingerprint(source, weights=not s.from_scratch),
         "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
         "special_tokens": job.facts["special_tokens"],
     }
-    wanted = {"--patience": plan.patience, "--keep best": plan.keep == "best", "--sample-prompt": job.sample}
-    for flag, given in wanted.items():
-        if given and not job.validation:
-            raise UserError(
-                f"{flag} looks at the validation, and there is no validation (--val-data, --val-fraction)"
-            )
-    writes = not plan.dry_run and distributed.rank() == 0
-    if writes and not is_complete(plan, identity):
-        lock(out)
-        check_out(out, plan.resume)  # again, now that no other process changes it any more
-    if is_complete(plan, identity):
-        # in case it was killed just before it did so itself; what it held the directory with goes with
-        # release()
-        if writes:
-            lock(out)
-            checkpoint.remove(out)
-            if not (out / "loss.png").exists():
-                curves.plot_curves(out, job.blocks.unit)
-        print(f"{out}: this run is complete; nothing to do")
+    writes = not s.dry_run and distributed.rank() == 0
+    if writes:
+        lock(s.out)
+        directory.check_out(s.out, s.resume)  # again, now that no other process changes it any more
+    if directory.is_complete(s, identity):
+        if writes:  # what is left to do if it was killed just before it did so itself
+            directory.finish(s, job.blocks.unit)
+        print(f"{s.out}: this run is complete; nothing to do")
         return None
     if writes:
-        record_start(plan, identity)
-        heldout.write(job.held, out, setup.earlier)
+        directory.record_start(s, identity)
+        heldout.write(job.held, s.out, setup.earlier)
     with distributed.in_turn():
-        model, base = start_model(plan, source, job.classifier)
-        make_ready(model, plan, setup.device)
+        model, base = start_model(s, source, job.classifier)
+        make_ready(model, s, setup.device)
     if writes:
-        check_space(model, plan)
-    special.say(job.facts["special_tokens"])
-    processes = {"processes": distributed.world()} if distributed.world() > 1 else {}
+        directory.check_space(model, s)
+    facts = describe(model, s, source, job)
+    if s.show:
+        show.rows(job.blocks.window(0), setup.tokenizer, s.show, facts.get("labels"))
+    anchor = make_anchor(model, s, job.general, setup.device)
+    if s.dry_run:
+        estimate.dry_run(model, job.blocks, job.loss_fn, s, bool(job.validation), anchor)
+        return None
+    measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
+    sample, loss_fn = (
+        distributed.forward(job.sample or (lambda model: None)),
+        distributed.forward(job.loss_fn),
+    )
+
+    def validate():
+        found = {name: measure(model) for name, measure in measures.items()}
+        return {name: {k: of[k] for k in MEASURED if k in of} for name, of in found.items()}, sample(model)
+
+    result = fit(model, job.blocks, loss_fn, s, s.out, validate if measures else None, anchor)
+    facts |= leave_model(model, base, s, source, job.classifier) | result
+    if distributed.rank() == 0:
+        if job.template:
+            templates.save(job.template, setup.tokenizer, s.out)
+        write_json(facts | peak_memory(), s.out / "summary.json")  # the last file: the run is complete
+        directory.finish(s, job.blocks.unit)
+        say_kept(s, result)
+    return result
+
+
+def check_validated(s: Settings, job: Job) -> None:
+    """Raises UserError for a setting that looks at the validation where there is none."""
+    wanted = {"--patience": s.patience, "--keep best": s.keep == "best", "--sample-prompt": s.sample_prompt}
+    for flag in (flag for flag, given in wanted.items() if given and not job.validation):
+        raise UserError(f"{flag} needs something to validate on (--val-data, --val-fraction)")
+
+
+def describe(model, s: Settings, source: hub.Source, job: Job) -> dict:
+    """What summary.json says of a run before it begins, which is printed."""
     facts = {
         "model": source.name,
         "parameters": count_parameters(model),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         **job.facts,
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "quantize": plan.quantize,
-        "context": plan.context,
-        **processes,
+        **{name: getattr(s, name) for name in ("device", "dtype", "quantize", "context")},
     }
-    where = " x ".join(map(str, [plan.device, *processes.values()]))
-    over = f" over {plan.quantize}" if plan.quantize else ""
+    where, over = s.device, f" over {s.quantize}" if s.quantize else ""
+    if distributed.world() > 1:
+        facts["processes"] = distributed.world()
+        where += f" x {distributed.world()}"
+    special.say(job.facts["special_tokens"])
     print(
-        f"{plan.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what};"
-        f" {where}, {plan.dtype}{over}; {total_steps(job.blocks, plan):,} updates of up to"
-        f" {plan.batch_size} x {plan.grad_accum} rows, peak learning rate {plan.lr:g}"
+        f"{s.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what};"
+        f" {where}, {s.dtype}{over}; {total_steps(job.blocks, s):,} updates of up to {s.batch_size} x"
+        f" {s.grad_accum} rows, peak learning rate {s.lr:g}"
     )
-    if plan.show:
-        show.rows(job.blocks.window(0), setup.tokenizer, plan.show, facts.get("labels"))
-    anchor = make_anchor(model, plan, job.general, setup.device)
-    if plan.dry_run:
-        estimate.dry_run(model, job.blocks, job.loss_fn, plan, bool(job.validation), anchor)
-        return None
-    measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
-    write = distributed.forward(job.sample or (lambda model: None))
+    return facts
 
-    def validate():
-        found = {name: measure(model) for name, measure in measures.items()}
-        return {name: {k: of[k] for k in MEASURED if k in of} for name, of in found.items()}, write(model)
 
-    loss_fn = distributed.forward(job.loss_fn)
-    result = fit(model, job.blocks, loss_fn, plan, out, validate if measures else None, anchor)
-    facts |= leave_model(model, base, plan, source, job.classifier)
-    if distributed.rank():
-        return result
-    if job.template:
-        templates.save(job.template, setup.tokenizer, out)
-    peak = {"peak_rss_bytes": peak_rss()}
-    if torch.cuda.is_available():
-        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-    write_json(
-        facts | result | peak, out / "summary.json"
-    )  # after the model: it says that the run is complete
-    checkpoint.remove(out)
-    curves.plot_curves(out, job.blocks.unit)  # after all that matters, and where a full disk has room again
-    say_kept(plan, result)
-    return result
+def peak_memory() -> dict:
+    cuda = torch.cuda.is_available()
+    return {"peak_rss_bytes": peak_rss()} | (
+        {"peak_cuda_bytes": torch.cuda.max_memory_allocated()} if cuda else {}
+    )
 
 
 def decide_compile(setup: Setup, job: Job) -> Settings:
@@ -217,7 +210,7 @@ def decide_compile(setup: Setup, job: Job) -> Settings:
     s = setup.settings
     if s.compile is not None:
         return s
-    before = began_compiled(s.out) if s.resume else None
+    before = directory.began_compiled(s.out) if s.resume else None
     if before is not None or distributed.world() > 1:
         return replace(s, compile=bool(before))
     updates = total_steps(job.blocks, s)
@@ -257,35 +250,35 @@ def general_stream(s: Settings, tokenizer, held: heldout.HeldOut) -> Stream | No
     return stream
 
 
-def make_anchor(model, plan: Settings, general: Stream | None, device: torch.device) -> Anchor | None:
+def make_anchor(model, s: Settings, general: Stream | None, device: torch.device) -> Anchor | None:
     """What pulls the weights back, made of the model as the run starts it; None if nothing is to."""
-    if not (plan.l2_sp or plan.ewc):
+    if not (s.l2_sp or s.ewc):
         return None
     information = None
-    if plan.ewc:
-        blocks = [general.block(0, i) for i in range(min(plan.ewc_blocks, general.n_blocks))]
+    if s.ewc:
+        blocks = [general.block(0, i) for i in range(min(s.ewc_blocks, general.n_blocks))]
         print(
-            f"--ewc: the Fisher information of {len(blocks):,} blocks of {plan.context} tokens of"
+            f"--ewc: the Fisher information of {len(blocks):,} blocks of {s.context} tokens of"
             f" {general.selection.corpus.name}"
         )
         information = fisher(model, [batch_of([block]) for block in blocks], device)
-    on = tuple(part.strip() for part in plan.pull_on.split(","))
-    anchor = Anchor(model, plan.l2_sp, plan.ewc, information, on)
+    on = tuple(part.strip() for part in s.pull_on.split(","))
+    anchor = Anchor(model, s.l2_sp, s.ewc, information, on)
     if not anchor.pulls:
         raise UserError(
-            f"--pull-on {plan.pull_on}: no weight has such a name; there are, say,"
+            f"--pull-on {s.pull_on}: no weight has such a name; there are, say,"
             f" {next(iter(model.state_dict()))}"
         )
     return anchor
 
 
-def say_kept(plan: Settings, result: dict) -> None:
+def say_kept(s: Settings, result: dict) -> None:
     """Which weights DIR holds, and what their validation was."""
     best, last = result["best_val"], result["last_val"]
     if not last:
         print(f"no validation; kept the last weights (update {result['step']})")
         return
-    kept = best if plan.keep == "best" else last
+    kept = best if s.keep == "best" else last
     name = "ppl" if "ppl" in kept else "loss"
     sets = [("validation", result["first_val"], kept)]
     if "sets" in kept:
@@ -297,7 +290,7 @@ def say_kept(plan: Settings, result: dict) -> None:
         )
     )
     other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
-    if plan.keep == "best":
+    if s.keep == "best":
         print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})")
     else:
         print(f"kept: the last weights (update {result['step']}){other}")
