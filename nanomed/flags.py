@@ -3,55 +3,13 @@ help. Its flag and --help are derived from that here, a recipe's keys from the f
 run.json holds in nanomed.training.settings. No library is loaded here, so that --help comes at once."""
 
 import argparse
-import contextlib
 import csv
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import msgspec
-from msgspec import Meta
-
 from nanomed.cli import Several
-
-# Types with their limits, which are the same for a flag, a recipe and a run.json.
-FINITE = 1e300
-Count = Annotated[int, Meta(ge=1, le=2**63 - 1)]  # 64 bits, as of what it counts and of seeds
-Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Share = Annotated[float, Meta(ge=0, lt=1)]
-ShareOr1 = Annotated[float, Meta(ge=0, le=1)]
-Probability = Annotated[float, Meta(gt=0, le=1)]
-AtLeast0 = Annotated[float, Meta(ge=0, lt=FINITE)]
-AtLeast1 = Annotated[float, Meta(ge=1, lt=FINITE)]
-Positive = Annotated[float, Meta(gt=0, lt=FINITE)]
-Files = Annotated[list[str], Meta(min_length=1)]
-
-
-def limited(kind):
-    """A function that reads a number of one of these types from the command line."""
-    base, meta = get_args(kind)
-    bounds = {"at least": meta.ge, "more than": meta.gt, "at most": meta.le, "less than": meta.lt}
-    limits = " and ".join(f"{words} {n}" for words, n in bounds.items() if n is not None and n < 2**62)
-
-    def read(text: str):
-        with contextlib.suppress(msgspec.ValidationError):
-            if base is float:
-                return msgspec.convert(number(text), kind)
-            if text.isascii() and text.isdigit():
-                return msgspec.convert(text, kind, strict=False)
-        what = f"a whole number of {limits}" if base is int else limits
-        beyond = " and less than 2^63" if base is int and len(text) > 18 else ""
-        raise argparse.ArgumentTypeError(f"must be {what}{beyond}, not {text[:40]!r}")
-
-    return read
-
-
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from e
-
+from nanomed.limits import AtLeast0, AtLeast1, Count, Files, Positive, Probability, ShareOr1, Whole, limited
 
 count, whole, share_or_1, probability = map(limited, (Count, Whole, ShareOr1, Probability))
 at_least_0, at_least_1, positive = map(limited, (AtLeast0, AtLeast1, Positive))
@@ -138,8 +96,8 @@ DATA_HELP = (
     " what Dataset.save_to_disk wrote, or hub:REPO[:CONFIG[:SPLIT]]; several may be given (docs/files.md)"
 )
 OWN_TEMPLATE_HELP = (
-    "put a prompt into this template as its instruction (default: the model's own, if it was instructed; none:"
-    " the bare prompt)"
+    "put a prompt into this template as its instruction (default: the model's own, if it was instructed;"
+    " none: the bare prompt)"
 )
 PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
 

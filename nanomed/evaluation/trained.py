@@ -9,7 +9,7 @@ from typing import Any
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
-from nanomed.flags import Count, Files
+from nanomed.limits import Count, Files
 from nanomed.text import heldout, instructions, labelled
 from nanomed.text.ngrams import ngram_overlap
 from nanomed.text.rows import named_sets, read_documents, split_weight

@@ -1,12 +1,12 @@
 """The directory of a run: what may be there when it begins, whether it may go on, and that it is complete.
 
-run.json       command, settings (nanomed.training.settings), versions, hashes of the data     (written first)
-held_out.json  what it and the phases before it measure on                                 (nanomed.text.heldout)
-metrics.jsonl  one object a logged update                                                  (nanomed.training.loop)
-state/         for --resume, until the run is complete                                     (nanomed.training.checkpoint)
+run.json       command, settings (settings.py), versions, hashes of the data, written first
+held_out.json  what it and the phases before it measure on (text/heldout.py)
+metrics.jsonl  one object a logged update (loop.py)
+state/         for --resume, until the run is complete (checkpoint.py)
 base/          the merged base, if an adapter was merged before a new one was trained on it
 config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png
-.nanomed-*     only while a process is at work there: its lock, files half written         (nanomed.files)"""
+.nanomed-*     only while a process is at work there: its lock, files half written"""
 
 import platform
 import shlex
@@ -24,11 +24,12 @@ import torch
 import nanomed
 from nanomed.errors import UserError
 from nanomed.files import is_part, read_json, read_object, typed, write_json
+from nanomed.flags import QUANTIZATIONS
 from nanomed.memory import in_words
 from nanomed.outputs import check_directory, names_in
 from nanomed.tensors import safetensors_keys
 from nanomed.training import checkpoint, curves
-from nanomed.training.settings import QUANTIZATIONS, Settings
+from nanomed.training.settings import Settings
 
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
 LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}
@@ -134,7 +135,7 @@ def began_compiled(out: Path) -> bool | None:
 
 
 def quantized(adapter: Path | None) -> str | None:
-    """How the base was quantised that an adapter was trained over; None if it was not, or nothing is known."""
+    """How the base of an adapter was quantised in training; None if it was not, or nothing is known."""
     kind = (adapter and settings_there(adapter) or {}).get("quantize")
     return kind if kind in QUANTIZATIONS else None
 
@@ -181,8 +182,8 @@ def check_space(model, s: Settings) -> None:
     free = shutil.disk_usage(s.out).free + there
     if free < needed:
         raise UserError(
-            f"--out {s.out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)} while"
-            " it saves; choose another place, or make room"
+            f"--out {s.out}: {in_words(free)} are free there, and this run takes up to {in_words(needed)}"
+            " while it saves; choose another place, or make room"
         )
 
 

@@ -38,10 +38,10 @@ def check_source(source: hub.Source, out: Path) -> None:
 def start_model(s: Settings, source: hub.Source, classifier=None):
     """(model in fp32 on the CPU, the name of its base), by what `source` is and what the settings ask for:
 
-        without --lora-r    all weights; an adapter that `source` names is merged into them
-        with --lora-r       a new adapter; or the adapter of `source` goes on, if its settings are the same; if they differ,
-                            or it is more than plain LoRA, it is merged first, and the merged base written to DIR/base,
-                            where the new one's config will point
+    - without --lora-r all weights; an adapter that `source` names is merged into them;
+    - with --lora-r a new adapter, or that of `source` goes on, if its settings are the same. If they differ,
+      or it is more than plain LoRA, it is merged first, and the merged base is written to DIR/base, where the
+      new one's config will point.
 
     classifier: a function that puts a classification head on the model, or None. The head of a source that is
     a classifier itself goes on, if it has the same labels."""
@@ -82,7 +82,7 @@ def _check_quantised(model, s: Settings, source: hub.Source, lora: bool, goes_on
     if quantised and not lora:
         otherwise = ", or --quantize none" if s.quantize else ""
         raise UserError(
-            f"{source.name}: its weights are quantised, and stay frozen: train an adapter (--lora-r){otherwise}"
+            f"{source.name}: its quantised weights stay frozen: train an adapter (--lora-r){otherwise}"
         )
     if quantised and model.lora and not goes_on:
         raise UserError(
@@ -91,8 +91,8 @@ def _check_quantised(model, s: Settings, source: hub.Source, lora: bool, goes_on
         )
     if merged and s.quantize:
         raise UserError(
-            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {s.quantize} would round"
-            " that away; train without it (--quantize none)"
+            f"{source.adapter}: more than plain LoRA, so it is merged, and --quantize {s.quantize} would"
+            " round that away; train without it (--quantize none)"
         )
 
 

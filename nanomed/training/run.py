@@ -58,8 +58,8 @@ class Job:
     """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is
     measured on, for later phases; hashes: of the data, by name; facts: what summary.json should say besides;
     what: the data, in words; template: how the model that comes out is to be asked, if it was instructed;
-    general: a Stream of --ewc-data; classifier: a function that puts a classification head on the model; sample:
-    a function of the model that gives a text that it writes."""
+    general: a Stream of --ewc-data; classifier: a function that puts a head on the model; sample: a function of
+    the model that gives a text that it writes."""
 
     blocks: object
     loss_fn: Callable
@@ -111,8 +111,8 @@ def setup(s: Settings) -> Setup:
 
 
 def train(setup: Setup, job: Job) -> dict | None:
-    """Train the model that the settings name and leave it in DIR; None if there was nothing to train: DIR holds
-    the end of this very run, or it was a dry run."""
+    """Train the model that the settings name and leave it in DIR. None if there was nothing to train: DIR
+    holds the end of this very run, or it was a dry run."""
     s, source = decide_compile(setup, job), setup.source
     check_validated(s, job)
     general = {f"ewc-data: {c.name}": c.sha256 for c in [job.general.selection.corpus]} if job.general else {}

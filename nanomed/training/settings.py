@@ -1,37 +1,20 @@
 """The settings of a training, each declared once (nanomed.flags): what decides its weights, which run.json
 holds and a resumed run has to repeat, and what is of one call only: where results go, how often to save.
 
-They come from the command line, or a recipe's section, through parse(); some are left open there (None, auto),
-and nanomed.training.run.setup decides them. A key that is absent in a run.json has the field's default: so a
-run that began before there was a setting goes on as it was."""
+parse() takes them from the command line, or a recipe's section; what is left open there (None, auto),
+nanomed.training.run.setup decides. A key that is absent in a run.json has the field's default: so a run that
+began before there was a setting goes on as it was."""
 
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from nanomed import cli
+from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import typed
-from nanomed.flags import (
-    DATA_HELP,
-    MODEL_HELP,
-    QUANTIZATIONS,
-    AtLeast0,
-    Count,
-    Files,
-    Labelled,
-    Positive,
-    Rows,
-    Running,
-    Share,
-    ShareOr1,
-    Whole,
-    add_flags,
-    flags_of,
-    of_call,
-    setting,
-)
+from nanomed.flags import DATA_HELP, MODEL_HELP, flags_of, of_call, setting
+from nanomed.limits import AtLeast0, Count, Files, Positive, Share, ShareOr1, Whole
 from nanomed.text import reading
 from nanomed.text.templates import TEMPLATES
 
@@ -63,9 +46,7 @@ class Schedule:
         two_way=True,
         one_process=True,
     )
-    grad_checkpoint: bool = of_call(
-        False, "recompute activations in backward: less memory, slower", two_way=True
-    )
+    grad_checkpoint: bool = of_call(False, "recompute activations: less memory, slower", two_way=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +112,7 @@ class Course:
     title = "the run"
 
     config: str | None = of_call(None, "recipe that presets flags; the command line wins", metavar="TOML")
-    out: Path = of_call(
-        Path(), "where the trained model and the run's records go", flag=None, required=True, metavar="DIR"
-    )
+    out: Path = of_call(Path(), "where model and records go", flag=None, required=True, metavar="DIR")
     resume: bool = of_call(False, "go on from DIR's last checkpoint, or start if it has none")
     save_every: Whole = of_call(200, "updates between checkpoints; 0: at the end")
     eval_every: Whole = setting(0, "updates between validations; 0: an epoch")
@@ -145,21 +124,13 @@ class Course:
         flag=None,
     )
     log_every: Count = of_call(10, "updates between lines of metrics.jsonl")
-    dry_run: bool = of_call(
-        False,
-        "count everything, time two updates, say what it would take, and stop; DIR is not touched",
-        one_process=True,
-    )
-    show: Whole = of_call(
-        0, "first print N rows of a batch with what is supervised in [[ ]], packed examples one by one"
-    )
-    sample_prompt: str | None = of_text(
-        None, "at each validation, show how the model goes on from this", of_call=True
-    )
+    dry_run: bool = of_call(False, "say what the run would take, and stop; writes nothing", one_process=True)
+    show: Whole = of_call(0, "first print N rows of a batch with what is supervised in [[ ]]")
+    sample_prompt: str | None = of_text(None, "at each validation, show what follows this", of_call=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Course, Forgetting, Adapter, Schedule, Rows, Running):
+class Settings(Course, Forgetting, Adapter, Schedule, flags.Rows, flags.Running):
     """Of every training."""
 
     phase: ClassVar[str] = ""
@@ -186,9 +157,7 @@ class Settings(Course, Forgetting, Adapter, Schedule, Rows, Running):
         " what is held out, exactly",
         metavar="J",
     )
-    from_scratch: bool = setting(
-        False, "random weights; M gives the shape and the tokenizer", phases=("adapt",)
-    )
+    from_scratch: bool = setting(False, "random weights; M gives shape and tokenizer", phases=("adapt",))
 
     @property
     def usual_lr(self) -> float:
@@ -232,7 +201,7 @@ class Adapt(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Labelled, Settings):
+class Classify(flags.Labelled, Settings):
     """Of train_cls.py."""
 
     phase = "classify"
@@ -260,8 +229,7 @@ class Questions:
 
     template: str | None = setting(
         "response",
-        f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: the model's own, else"
-        " response)",
+        f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: the model's own, or response)",
         flag=None,
     )
     instruction_field: str = setting("instruction,question", "of what is asked")
@@ -284,16 +252,14 @@ class Instruct(Questions, Settings):
     )
     train_on_prompt: bool = setting(False, "supervise the prompt too, for comparison")
     no_packing: bool = setting(False, "one example a row, padded, instead of several, isolated")
-    replay: Files | None = setting(
-        None, "documents to mix in as plain text (--text-field), against forgetting what was read"
-    )
+    replay: Files | None = setting(None, "documents to mix in as plain text, against forgetting")
     replay_ratio: Positive = setting(1.0, "documents of --replay per example")
 
 
 def parse(kind: type[Settings], doc: str | None) -> Settings:
     """The settings that the command line gives. doc: the script's docstring."""
     p = cli.Parser(description=cli.summary(doc))
-    add_flags(p, kind)
+    flags.add_flags(p, kind)
     args = reading.read_as(cli.parse(p, kind.phase))
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
@@ -304,7 +270,7 @@ def check(s: Settings) -> None:
         raise UserError("--from-scratch trains all weights: an adapter (--lora-r) has no base then")
     if s.lora_r and getattr(s, "freeze", False):
         raise UserError("--freeze trains the head alone, --lora-r an adapter too: give one of them")
-    if s.quantize in QUANTIZATIONS and not s.lora_r:
+    if s.quantize in flags.QUANTIZATIONS and not s.lora_r:
         raise UserError(f"--quantize {s.quantize} needs --lora-r: quantised weights are frozen")
     if s.lora_targets is not None and not s.lora_targets.strip(" ,"):
         raise UserError("--lora-targets: name modules, separated by commas (default: peft's for the family)")
