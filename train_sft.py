@@ -22,7 +22,7 @@ def main():
     from nanomed.text import pairs, templates
     from nanomed.text.batch import Batches
     from nanomed.text.divide import divide
-    from nanomed.text.instructions import collate, encode_instructions, pack, supervise_prompts
+    from nanomed.text.examples import collate, encode_instructions, pack, supervise_prompts
     from nanomed.training import run
 
     setup = run.setup(given)

@@ -22,7 +22,7 @@ import torch
 from bench.many import ROOT, run_all
 from nanomed.models.attention import Mask
 from nanomed.models.loss import linear_cross_entropy
-from nanomed.text import instructions
+from nanomed.text import examples
 from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.templates import TEMPLATES
 
@@ -55,7 +55,7 @@ def train_with_the_mistake(context: int, pad: int, flags: list[str]) -> None:
     """train_sft.py with these two in the place of its own."""
     from nanomed.models import loss
 
-    instructions.collate, loss.clm_loss = (lambda rows: collate_counted(rows, context, pad), counted_loss)
+    examples.collate, loss.clm_loss = (lambda rows: collate_counted(rows, context, pad), counted_loss)
     sys.argv = [str(ROOT / "train_sft.py"), *flags]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

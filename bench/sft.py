@@ -63,7 +63,7 @@ def ours(args, lora, _):
     from nanomed.models.loss import clm_loss
     from nanomed.precision import store_frozen
     from nanomed.text.batch import Batches
-    from nanomed.text.instructions import collate, encode_instructions, pack
+    from nanomed.text.examples import collate, encode_instructions, pack
     from nanomed.text.tokenizer import load_tokenizer
     from nanomed.training.loop import Settings, fit
 

@@ -19,6 +19,7 @@ from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import instructions, labelled, special
 from nanomed.text.corpus import Corpus, encode_corpus
+from nanomed.text.examples import encode_instructions
 from nanomed.text.formats import is_plain
 from nanomed.text.labels import PLAIN, unnamed
 from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
@@ -221,7 +222,7 @@ def measure_answers(
     completions = [d["completion"].strip() for d in done]
     references = [item.response.strip() for item in items]
     result = metrics.answers(completions, references, [d["stopped"] for d in done], seed)
-    encoded = instructions.encode_instructions(items, o.tokenizer, template, o.model.config.n_positions)
+    encoded = encode_instructions(items, o.tokenizer, template, o.model.config.n_positions)
     if encoded.examples:
         ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, seed)
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}

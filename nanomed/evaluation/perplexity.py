@@ -68,7 +68,7 @@ def perplexity(
 
 
 def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) -> dict:
-    """The same for instruction examples (nanomed.text.instructions.Example): only the response and its end
+    """The same for instruction examples (nanomed.text.examples.Example): only the response and its end
     are scored, each after its own prompt. Returns loss, ppl, nll, tokens_scored, examples and ppl_ci95."""
     windows = sorted(((k, 0, len(e.ids), e.start) for k, e in enumerate(examples)), key=lambda w: -w[2])
     nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype)

@@ -1,4 +1,4 @@
-"""Packed rows, which hold several examples (nanomed.text.instructions), told apart without a mask of T x T.
+"""Packed rows, which hold several examples (nanomed.text.examples), told apart without a mask of T x T.
 
 Such a mask says it all, but with it all T x T scores of a row are computed to keep those of its examples: of
 ten examples a tenth, and of these the lower half. So on a CPU each example gets a row of its own (Slots), and

@@ -9,8 +9,9 @@ from nanomed.errors import UserError
 from nanomed.text import corpus, heldout, instructions, special, templates
 from nanomed.text.corpus import Selection
 from nanomed.text.divide import Divided, draw
+from nanomed.text.examples import Encoded, Example, text_examples
 from nanomed.text.heldout import Excluded, HeldOut, Items
-from nanomed.text.instructions import Encoded, Example, Fields, Instruction
+from nanomed.text.instructions import Fields, Instruction
 from nanomed.text.rows import named_sets
 
 
@@ -67,7 +68,7 @@ class Pairs:
         limit, there = round(s.replay_ratio * n), len(documents.indices)
         if limit > there:
             print(f"--replay-ratio {s.replay_ratio:g} asks for {limit:,} documents; --replay has {there:,}")
-        return instructions.text_examples(documents, s.context, limit, s.seed)
+        return text_examples(documents, s.context, limit, s.seed)
 
     def facts(self, rows: list[list[Example]], training: Encoded, sets: dict[str, Encoded]) -> dict:
         """What summary.json says. rows: of examples, as they are batched; sets: that are validated on."""

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from nanomed.evaluation import measure
 from nanomed.evaluation.choices import encode, loglikelihoods
 from nanomed.evaluation.questions import Item
-from nanomed.text.instructions import Instruction, encode_instructions
+from nanomed.text.examples import encode_instructions
+from nanomed.text.instructions import Instruction
 from nanomed.text.library import Library
 from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES, Template, load_template, of_model, save

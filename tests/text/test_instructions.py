@@ -12,18 +12,16 @@ from nanomed.errors import UserError
 from nanomed.models.loss import clm_loss
 from nanomed.text.batch import IGNORE, Batches
 from nanomed.text.corpus import encode_corpus
-from nanomed.text.instructions import (
+from nanomed.text.examples import (
     Encoded,
     Example,
-    Fields,
-    Instruction,
     collate,
     encode_instructions,
     pack,
-    read_instructions,
     supervise_prompts,
     text_examples,
 )
+from nanomed.text.instructions import Fields, Instruction, read_instructions
 from nanomed.text.templates import TEMPLATES, load_template
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, every_family, make_texts, write_jsonl

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from nanomed.errors import UserError
 from nanomed.text.corpus import encode_corpus
-from nanomed.text.instructions import Instruction, encode_instructions
+from nanomed.text.examples import encode_instructions
+from nanomed.text.instructions import Instruction
 from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import EOT, load_tokenizer

@@ -20,7 +20,8 @@ from nanomed.models.loss import clm_loss, token_nll
 from nanomed.text import heldout, show
 from nanomed.text.batch import Batch
 from nanomed.text.corpus import encode_corpus
-from nanomed.text.instructions import Instruction, collate, encode_instructions, pack, text_examples
+from nanomed.text.examples import collate, encode_instructions, pack, text_examples
+from nanomed.text.instructions import Instruction
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, directory, estimate

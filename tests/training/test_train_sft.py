@@ -8,7 +8,8 @@ import transformers
 
 from nanomed import hub
 from nanomed.models.loss import clm_loss
-from nanomed.text.instructions import Fields, encode_instructions, read_instructions
+from nanomed.text.examples import encode_instructions
+from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, assert_refused, make_texts, write_jsonl
