@@ -14,7 +14,8 @@ from nanomed.systems.recipe import PHASES, ROWS, Recipe
 from nanomed.training.curves import VALIDATION, curves, read_metrics
 
 COLOURS = (*VALIDATION, "#8a5a2b")  # of the mistakes
-# The measures of one model: (name, where in a stage's results, its interval's key)
+CLASSES = ("accuracy", "macro_f1")
+# Measures of answers, and their keys.
 ANSWERS = {
     "answer perplexity": "answer_ppl",
     "BLEU (0 to 100)": "bleu",
@@ -23,9 +24,6 @@ ANSWERS = {
     "ROUGE-L (0 to 1)": "rouge_l",
     "token F1 (0 to 1)": "token_f1",
 }
-
-
-CLASSES = ("accuracy", "macro_f1")
 
 
 def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]:
@@ -62,16 +60,9 @@ def beside_published(recipe: Recipe, results: dict) -> list[dict]:
     """Each published figure with ours, and with what ours would be under the mistake that may explain it."""
     rows = []
     for p in recipe.published:
-        value, interval = look_up(results, p.ours)
-        row = {
-            "figure": p.figure,
-            "published": p.value,
-            "where": p.ours,
-            "ours": value,
-            "ours_ci95": interval,
-        }
-        above = p.ours.rpartition(".")[0]
-        mistaken = look_up(results, f"{above}.also.{p.mistake}")[0] if p.mistake else None
+        ours, bounds = look_up(results, p.ours)
+        mistaken, _ = look_up(results, f"{p.ours.rpartition('.')[0]}.also.{p.mistake}")
+        row = {"figure": p.figure, "published": p.value, "where": p.ours, "ours": ours, "ours_ci95": bounds}
         rows.append(row | {"why": p.why, "mistake": p.mistake, "with_mistake": mistaken})
     return rows
 
@@ -104,31 +95,23 @@ def stand_in_note(results: dict) -> str:
 
 def published_text(results: dict) -> str:
     note = stand_in_note(results)
-    lines = [
-        "",
-        results["title"],
-        *([note] if note else []),
-        "",
-        text_table(_published_rows(results), 110),
-        "",
-    ]
-    return "\n".join(lines)
+    head = f"\n{results['title']}\n" + (f"{note}\n" if note else "")
+    return f"{head}\n{text_table(_published_rows(results), 110)}\n"
 
 
 def generations(out: Path, stages: dict[str, str]) -> list[dict]:
     """[{prompt, base, adapted, ...}]: what each model wrote after each of the recipe's prompts."""
     written = {stage: read_json(out / "measured" / f"{stage}.generations.json") for stage in stages}
-    return [
-        {"prompt": rows[0]["prompt"]}
-        | {s: r["completion"].strip() for s, r in zip(stages, rows, strict=True)}
-        for rows in zip(*written.values(), strict=True)
-    ]
+    prompts = [{"prompt": row["prompt"]} for row in written["base"]]
+    for stage, rows in written.items():
+        for prompt, row in zip(prompts, rows, strict=True):
+            prompt[stage] = row["completion"].strip()
+    return prompts
 
 
 def measures(results: dict) -> list[dict]:
     """One row a measure: {measure, <stage>, <stage>_low, <stage>_high, ...}."""
-    stages, rows = results["stages"], []
-    paths = {}
+    stages, rows, paths = results["stages"], [], {}
     for data in dict.fromkeys(d for s in stages.values() for d in s if d not in ("answers", "choices")):
         paths |= {f"perplexity: {data}": f"{data}.ppl", f"bits per byte: {data}": f"{data}.bits_per_byte"}
         paths |= {f"not a perplexity ({m}): {data}": f"{data}.also.{m}" for m in MISTAKES}
@@ -215,15 +198,8 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
         points = [(i + 0.08 * (k + 1), r["also"].get(mistake)) for i, r in zip(at, found, strict=True)]
         points = [(x, y) for x, y in points if y is not None]
         if points:
-            look = {
-                "marker": "sD^vP*"[k],
-                "ms": 6,
-                "lw": 0.8,
-                "ls": ":",
-                "color": COLOURS[k],
-                "label": mistake,
-            }
-            ax.plot(*zip(*points, strict=True), **look)
+            look = {"marker": "sD^vP*"[k], "color": COLOURS[k], "label": mistake}
+            ax.plot(*zip(*points, strict=True), ms=6, lw=0.8, ls=":", **look)
     for p in [] if stands_in else results["published"]:
         stage, *_, key = p["where"].split(".")
         if key == "ppl" and stage in stages:

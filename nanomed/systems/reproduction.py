@@ -13,7 +13,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.commands.ppl import MISTAKES
 from nanomed.evaluation.page import is_there
 from nanomed.files import make_temporary, read_json, write_json, write_text
-from nanomed.systems.recipe import CLASSIFIED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare
+from nanomed.systems.recipe import CLASSIFIED, LABELLED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare
 
 PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # a directory is one run of one recipe
 # Flags that decide what comes out; those that make the run smaller than the recipe's.
@@ -82,16 +82,18 @@ class Reproduction:
         if not prompts.exists():
             write_text("".join(prompt + "\n" for prompt in self.recipe.prompts), prompts)
 
-    def data(self, *name: str) -> Path:
-        return self.out.joinpath("data", *name)
+    def data(self, name: str = "") -> Path:
+        return self.out / "data" / name
+
+    def file(self, name: str, side: str = "test") -> str:
+        """Of the texts of a name, as commands take it."""
+        return shown(self.data(f"{name}.{side}.jsonl"))
 
     def texts(self) -> dict[str, str]:
         """The held-out texts that perplexities are of, by the names of their data: rows as whole texts, and
         no negatives."""
-        ends = {ROWS: "test.texts.jsonl"}
-        return {
-            name: shown(self.data(f"{name}.{ends.get(name, 'test.jsonl')}")) for name in self.recipe.texts
-        }
+        names = self.recipe.texts
+        return {name: self.file(name, "test.texts" if name == ROWS else "test") for name in names}
 
     def windows(self) -> list:
         context = self.args.context or self.recipe.context
@@ -100,29 +102,23 @@ class Reproduction:
     def train(self, phase: str) -> None:
         """One phase, from the model that the phase before left; what is measured on is held out of it. A
         language model is a stage of its own then."""
-        recipe = self.recipe
-        train, test = (
-            {name: shown(self.data(f"{name}.{side}.jsonl")) for name in recipe.data}
-            for side in ("train", "test")
-        )
-        command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", list(self.stages.values())[-1]]
+        recipe, file, out = self.recipe, self.file, shown(self.out / PHASES[phase])
+        command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", [*self.stages.values()][-1]]
         command.append("--resume")
         if phase == "adapt":
-            command += ["--data", train["corpus"], "--val-data", f"corpus={test['corpus']}"]
+            command += ["--data", file("corpus", "train"), "--val-data", f"corpus={file('corpus')}"]
         elif phase == "instruct":
-            command += ["--data", train[ROWS], "--val-data", f"pairs={test[ROWS]}"]
-            replayed = {train[name]: d.ratio for name, d in recipe.data.items() if d.ratio}
+            command += ["--data", file(ROWS, "train"), "--val-data", f"pairs={file(ROWS)}"]
+            replayed = {file(name, "train"): d.ratio for name, d in recipe.data.items() if d.ratio}
             command += ["--replay", *replayed, "--replay-ratio", sum(replayed.values())] if replayed else []
         else:
-            command += ["--positives", train["corpus"], "--negatives", train["negatives"]]
+            command += ["--positives", file("corpus", "train"), "--negatives", file("negatives", "train")]
             command += ["--positive-name", "biomedical", "--negative-name", "general"]
             command += ["--val-data", shown(self.data(CLASSIFIED))]
-        # What the phase validates on is held out already.
-        others = [name for name in recipe.data if name not in NEEDED[phase]]
-        held = [test[name] for name in others if self.data(f"{name}.test.jsonl").stat().st_size]
+        others = [name for name in recipe.data if name not in NEEDED[phase]]  # those are validated on
+        held = [file(name) for name in others if self.data(f"{name}.test.jsonl").stat().st_size]
         command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
         sizes = flags_of(self.args, "device", "dtype", "max_steps", "context", "batch_size")
-        out = shown(self.out / PHASES[phase])
         run([*command, "--out", out, *sizes])
         if phase != "classify":
             self.stages[PHASES[phase]] = out
@@ -147,21 +143,20 @@ class Reproduction:
             also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
             found[name] = measured(name, "ppl", "--data", file, *self.windows(), *also)
         if ROWS in recipe.data:
-            rows = shown(self.data(f"{ROWS}.test.jsonl"))
-            sizes = ["--limit", args.answers, "--max-new-tokens", args.max_new_tokens]
-            answers = measured("answers", "qa", "--data", rows, "--template", recipe.template, *sizes)
+            asked = ["--data", self.file(ROWS), "--template", recipe.template, "--limit", args.answers]
+            answers = measured("answers", "qa", *asked, "--max-new-tokens", args.max_new_tokens)
             found["answers"] = without(answers, "answers")
         if recipe.choices:
-            asked = ["--data", shown(self.data("labelled.test.jsonl")), "--format", recipe.choices]
+            asked = ["--data", self.file(LABELLED), "--format", recipe.choices]
             choices = measured("choices", "choices", *asked, *flags_of(args, "limit"))
             found["choices"] = without(choices, "predictions", "loglikelihoods", "loglikelihoods_per_byte")
-        greedy = ["--temperature", 0, "--repetition-penalty", 1.2, "--max-new-tokens", self.longest()]
-        measured("generations", "generate", "--prompts", shown(self.out / PROMPTS), *greedy)
+        greedy = ["--temperature", 0, "--repetition-penalty", 1.2]
+        measured("generations", "generate", *self.prompts(), *greedy)
         return found
 
-    def longest(self) -> int:
-        """Tokens after a prompt."""
-        return min(60, self.args.max_new_tokens)
+    def prompts(self) -> list:
+        longest = min(60, self.args.max_new_tokens)
+        return ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", longest]
 
     def classified(self) -> dict:
         """The third phase on the held-out texts of both sides, beside the baselines."""
@@ -176,12 +171,10 @@ class Reproduction:
             return
         columns = [f"{name}={file}" for name, file in self.texts().items()]
         command = ["eval.py", "compare", "--models", *self.stages.values(), "--data", *columns]
-        command += ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", self.longest()]
-        command += ["--out", shown(self.out), *self.windows()]
+        command += [*self.prompts(), "--out", shown(self.out), *self.windows()]
         command += flags_of(self.args, "device", "dtype", "batch_size")
-        command += (
-            ["--classifier", shown(self.out / "classifier")] if "classify" in self.recipe.phases else []
-        )
+        if "classify" in self.recipe.phases:
+            command += ["--classifier", shown(self.out / PHASES["classify"])]
         run(command)
 
 
