@@ -191,15 +191,14 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
             _write(train, out / f"{name}.train.jsonl")
         if name == ROWS:
             template = load_template(recipe.template)
-            texts = (
-                template.ask(r["instruction"], r["input"]) + template.answer(r["response"]) for r in rows
-            )
-            _write([{"text": text.text} for text in texts], out / f"{name}.test.texts.jsonl")
+            asked = [(template.ask(r["instruction"], r["input"]), r["response"]) for r in rows]
+            texts = [{"text": (ask + template.answer(response)).text} for ask, response in asked]
+            _write(texts, out / f"{name}.test.texts.jsonl")
         _write(rows, out / f"{name}.test.jsonl")
     if "classify" in recipe.phases:  # neither the classifier nor the model beneath it was trained on these
         labelled = []
         for label, name in (("biomedical", "corpus"), ("general", "negatives")):
-            lines = (out / f"{name}.test.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (out / f"{name}.test.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
             labelled += [json.loads(line) | {"label": label} for line in lines]
         _write(labelled, out / CLASSIFIED)
 
@@ -213,11 +212,8 @@ def _rows(data: Data, name: str) -> tuple[list[dict], int]:
     if name == ROWS:
         fields = Fields(data.instruction, data.input, data.response)
         items, bad, _ = read_instructions(files, fields, None, True)
-        items = [
-            {key: getattr(item, key) for key in ("instruction", "input", "response")}
-            for item in dict.fromkeys(items)
-        ]
-        return items, bad
+        parts = [(item.instruction, item.input, item.response) for item in dict.fromkeys(items)]
+        return [dict(zip(("instruction", "input", "response"), p, strict=True)) for p in parts], bad
     field = Field(data.field, "--field")
     texts = [text for file in files for text in read_documents(file, field, None, True)]
     good = [text for text in texts if text and text.strip()]

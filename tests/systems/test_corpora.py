@@ -290,7 +290,9 @@ def test_bioc_has_a_mention_an_annotation(tmp_path):
 
     xml, plain = biocxml.dumps(collection), biocjson.dumps(collection)
     documents = json.loads(plain)["documents"]
+    line = json.dumps(documents[0], ensure_ascii=False).replace("A fever", "A\u2028fever")
     files = {
+        "separator.jsonl": f"{line}\n{line}\n",
         "c.xml": xml,
         "c.BioC.XML": xml,
         "c.json": plain,

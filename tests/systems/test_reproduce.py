@@ -380,6 +380,19 @@ def test_questions_stay_on_one_side(tmp_path):
     )
 
 
+def test_a_line_separator_in_a_text_parts_no_row(tmp_path):
+    data = {}
+    for k, name in enumerate(("corpus", "negatives")):
+        data[name] = [
+            str(write_jsonl(tmp_path / f"{name}.jsonl", [f"{t}\u2028x" for t in make_texts(20, k)]))
+        ]
+    recipe = stand_in(read_recipe(str(smaller("gpt2-biomedical", tmp_path))), None, data)
+    recipe.data.pop("pairs")
+    prepare(recipe, tmp_path / "out", None)
+    rows = (tmp_path / "out" / "classify.test.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert len(rows) == 16 and all("\u2028x" in json.loads(row)["text"] for row in rows)
+
+
 def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_path):
     def refused(*flags, match):
         with pytest.raises(UserError, match=match):

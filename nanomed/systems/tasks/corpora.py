@@ -216,7 +216,7 @@ def _json_documents(raw: bytes) -> list:
     try:
         found = [json.loads(decode(raw))]
     except ValueError:
-        found = [json.loads(line) for line in decode(raw).splitlines() if line.strip()]
+        found = [json.loads(line) for line in decode(raw).split("\n") if line.strip()]
     documents = []
     while found:
         value = found.pop(0)
