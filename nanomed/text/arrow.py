@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanomed import network
 from nanomed.errors import UserError
-from nanomed.text.lines import as_it_is, say
+from nanomed.text.lines import say
 
 
 def parquet_rows(path: Path) -> Iterator:
@@ -14,7 +14,7 @@ def parquet_rows(path: Path) -> Iterator:
 
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            yield from ((None, partial(as_it_is, row)) for row in batch.to_pylist())
+            yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: truncated, corrupt or not Parquet ({e})") from e
     except (ValueError, OverflowError) as e:  # of a text, or a time
@@ -33,10 +33,10 @@ def saved_rows(path: Path, split: str | None):
         if split:
             raise UserError(f"{path}: a data set without splits; leave out {split!r}")
         return found
-    split = split or (next(iter(found)) if len(found) == 1 else "train")
+    split, there = split or (next(iter(found)) if len(found) == 1 else "train"), ", ".join(found)
     if split not in found:
-        raise UserError(f"{path}: no split {split!r}; --rows names one: {', '.join(found)}")
-    say(f"{path}: its split {split!r} (of {', '.join(found)})")
+        raise UserError(f"{path}: no split {split!r}; --rows names one: {there}")
+    say(f"{path}: its split {split!r} (of {there})")
     return found[split]
 
 
@@ -57,9 +57,7 @@ def hub_rows(name: str):
     datasets = _datasets()
     if not network.online():  # else datasets would retry for half a minute
         datasets.config.HF_HUB_OFFLINE = network.constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = (
-        False  # it would tell another host of every data set that is read
-    )
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # another host is told nothing of what is read
     try:
         load = partial(datasets.load_dataset, repo, config, split=split or "train")
         return network.watched(load, network.folder_of("datasets", repo), all_the_time=False)

@@ -28,12 +28,8 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    how = {"special_tokens": [EOT], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **how)
     bpe.train_from_iterator(texts, trainer)
     out.mkdir(parents=True, exist_ok=True)
     write_json(CONFIG, out / "tokenizer_config.json")  # first: check_out knows by it who wrote the rest
@@ -56,25 +52,15 @@ def check_out(out: str) -> None:
 def main():
     p = cli.Parser(prog="python -m nanomed.text.bpe", description=cli.summary(__doc__))
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
-    p.add_argument(
-        "--vocab-size",
-        type=flags.count,
-        default=8192,
-        help="tokens, the 256 bytes and <|endoftext|> included",
-    )
+    size = "tokens, the 256 bytes and <|endoftext|> included"
+    p.add_argument("--vocab-size", type=flags.count, default=8192, help=size)
     p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
-    p.add_argument(
-        "--limit", type=flags.count, metavar="N", help="take only the first N documents of each --data"
-    )
+    p.add_argument("--limit", type=flags.count, metavar="N", help="only the first N documents of each --data")
     flags.add_data_flags(p)
     args = reading.read_as(p.parse_args())
     check_out(args.out)
-    texts = (
-        text
-        for name in args.data
-        for text in rows.read_documents(name, args.text_field, args.limit, args.skip_bad_rows)
-        if text
-    )
+    how = (args.text_field, args.limit, args.skip_bad_rows)
+    texts = (text for name in args.data for text in rows.read_documents(name, *how) if text)
     print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")
 
 

@@ -6,6 +6,7 @@ parts: which bytes a token's characters stand for, in which order pairs merge, a
 ranks are made from the order of the merges, and a table turns ranks into the model's ids, whatever their
 order."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,8 @@ LLAMA3 = (
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2 writes each byte as a printable character: itself where it is one, else the next from U+0100
-    on."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    """GPT-2 writes each byte as a printable character: itself if it is one, else the next from U+0100 on."""
+    printable = [b for first, last in ("!~", "¡¬", "®ÿ") for b in range(ord(first), ord(last) + 1)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
@@ -50,18 +46,10 @@ class ByteLevel:
 
     puts_blank = False  # before a text of its own, as Llama 2's kind does
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        pattern: str,
-        all_splits: bool,
-        where: Path,
-    ):
+    def __init__(self, vocab: dict[str, int], merges: list, pattern: str, all_splits: bool, where: Path):
         ranks, ids = _ranks(vocab, merges, all_splits, where)
-        self.encoding = tiktoken.Encoding(
-            where.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-        )
+        how = {"pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": {}}
+        self.encoding = tiktoken.Encoding(where.name, **how)
         self._id_of_rank = np.array(ids, dtype=np.uint32)
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
@@ -85,9 +73,7 @@ class ByteLevel:
         whole = self._encode(before + text)
         ends = np.cumsum(self._lengths[whole])
         border = len(before.encode())
-        first = int(
-            np.searchsorted(ends, border, side="right")
-        )  # the first token that ends behind the border
+        first = int(np.searchsorted(ends, border, side="right"))  # the first token that ends behind it
         across = border != (ends[first - 1] if first else 0)
         return self.encode(text) if across else self._id_of_rank[whole[first:]]
 
@@ -97,9 +83,7 @@ class ByteLevel:
             raw = text.encode("utf-8")
             if len(raw.translate(None, self._without_token)) < len(raw):
                 byte = next(b for b in raw if b in self._without_token)
-                raise Unencodable(
-                    f"a text cannot be encoded: its byte 0x{byte:02x} has no token; it begins {text[:40]!r}"
-                )
+                raise ValueError(f"its byte 0x{byte:02x} has no token")
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError as e:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
@@ -156,9 +140,7 @@ def _ranks(vocab, merges, all_splits: bool, where) -> tuple[dict[bytes, int], li
         again = all_splits and a + b == last and (a, b) not in pair_rank
         known = {left, right} <= vocab.keys() if all_splits else a in ranks and b in ranks
         if (a + b in ranks and not again) or not known:
-            raise UserError(
-                f"{where}: the merge {left!r} {right!r} is a repetition, or comes before its parts"
-            )
+            raise UserError(f"{where}: the merge {left!r} {right!r} is repeated, or comes before its parts")
         if not again:
             ranks[a + b] = len(ranks)
             ids.append(vocab[left + right])
@@ -185,9 +167,9 @@ def _check_reachable(pair_rank: dict[tuple[bytes, bytes], int], where) -> None:
     for (a, b), rank in pair_rank.items():
         parts = [bytes([c]) for c in a + b]
         while len(parts) > 1:
-            best = min(range(len(parts) - 1), key=lambda i: pair_rank.get((parts[i], parts[i + 1]), rank + 1))
-            if pair_rank.get((parts[best], parts[best + 1]), rank + 1) > rank:
-                raise UserError(
-                    f"{where}: the token of the merge {a!r} {b!r} cannot be reached by the merges before it"
-                )
+            ranks = [pair_rank.get(pair, rank + 1) for pair in itertools.pairwise(parts)]
+            best = min(range(len(ranks)), key=ranks.__getitem__)
+            if ranks[best] > rank:
+                what = f"the token of the merge {a!r} {b!r} cannot be reached by the merges before it"
+                raise UserError(f"{where}: {what}")
             parts[best : best + 2] = [parts[best] + parts[best + 1]]

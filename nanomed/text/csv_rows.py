@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text.lines import BadRow, as_it_is, decode, say
+from nanomed.text.lines import BadRow, decode, good, say
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
@@ -25,48 +25,44 @@ def csv_rows(path: Path, f, how: str | None) -> Iterator:
         return
     except BadRow as e:
         raise UserError(f"{path}, line {len(begin) + 1}: {e}") from e
-    by = SEPARATORS[how or _separator(path, begin[-1])]
-    reader = csv.reader(
-        chain(begin, lines), delimiter=by, strict=True
-    )  # else an open quote swallows the rest of the file
+    name = how or _separator(path, begin[-1])
+    # strict: else an open quote swallows the rest of the file
+    reader = csv.reader(chain(begin, lines), delimiter=SEPARATORS[name], strict=True)
     header, named, nameless = None, 0, 0
-    while True:
-        begin = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            break
-        except (BadRow, csv.Error) as e:  # where the next row starts is unknown then
-            line = reader.line_num + isinstance(
-                e, BadRow
-            )  # the reader has not seen a line that cannot be decoded
-            if str(e) == "unexpected end of data":
-                raise UserError(
-                    f'{path}, line {begin}: a quote (") is opened in this row and never closed'
-                ) from e
-            mend = (
-                '; a quote within a text that stands in quotes is doubled ("")'
-                if "expected after" in str(e)
-                else ""
-            )
-            raise UserError(f"{path}, line {line}: {e}{mend}") from e
+    for begin, values in _numbered(path, reader):
         if values and header is None:
             named = max((k for k, column in enumerate(values, 1) if column), default=0)
             header = [column or f"Unnamed: {k}" for k, column in enumerate(values)]  # as pandas calls them
             if len(set(header)) < len(header):
-                raise UserError(
-                    f"{path}, line {begin}: two columns of the same name: {', '.join(header)[:200]}"
-                )
+                what = f"two columns of the same name: {', '.join(header)[:200]}"
+                raise UserError(f"{path}, line {begin}: {what}")
         elif values and any(values[len(header) :]):  # rows may end in a comma
-            yield begin, partial(_too_long, len(values), len(header), by)
+            yield begin, partial(_too_long, len(values), len(header), name)
         elif values:
             nameless += any(values[named:])
-            yield begin, partial(as_it_is, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
+            yield begin, partial(good, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
     if nameless:
-        say(
-            f"{path}: {nameless:,} rows go on in columns without a name, which are the fields"
-            f" {', '.join(header[named:])}"
-        )
+        fields = ", ".join(header[named:])
+        say(f"{path}: {nameless:,} rows go on in columns without a name, which are the fields {fields}")
+
+
+def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:
+    """(the line that it begins at, values) of each row."""
+    while True:
+        begin = reader.line_num + 1
+        try:
+            yield begin, next(reader)
+        except StopIteration:
+            return
+        except BadRow as e:  # a line that cannot be decoded, which the reader has not seen
+            raise UserError(f"{path}, line {reader.line_num + 1}: {e}") from e
+        except csv.Error as e:
+            if str(e) == "unexpected end of data":
+                what = 'a quote (") is opened in this row and never closed'
+                raise UserError(f"{path}, line {begin}: {what}") from e
+            mend = '; a quote within a text that stands in quotes is doubled ("")'
+            mend = mend if "expected after" in str(e) else ""
+            raise UserError(f"{path}, line {reader.line_num}: {e}{mend}") from e
 
 
 def _separator(path: Path, header: str) -> str:
@@ -79,9 +75,6 @@ def _separator(path: Path, header: str) -> str:
     return name
 
 
-def _too_long(n: int, known: int, by: str):
-    name = next(name for name, character in SEPARATORS.items() if character == by)
-    raise BadRow(
-        f'{n} fields where the header has {known}; a text with {name}s must stand in quotes ("), no blank'
-        " before them"
-    )
+def _too_long(n: int, known: int, separator: str):
+    mend = f'a text with {separator}s must stand in quotes ("), no blank before them'
+    raise BadRow(f"{n} fields where the header has {known}; {mend}")

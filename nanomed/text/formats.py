@@ -1,9 +1,9 @@
 """Files of rows as the field's tools write them: JSON in its shapes, CSV, Parquet, plain text, folders of it,
-data sets that were saved or lie on the Hub. docs/files.md lists them.
+data sets that were saved or are on the Hub. docs/files.md lists them.
 
     name -> find -> rows_of -> (place, a function that gives the row) -> nanomed.text.rows
 
-`nested.json#data` says how a file's rows are found: of JSON the key that they stand under, of CSV what
+`nested.json#data` says how a file's rows are found: of JSON the key that they are under, of CSV what
 separates its columns, of plain text what is a document, of a saved data set its split. What was recognised
 beyond the file's name is said in one line."""
 
@@ -13,34 +13,21 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.files import is_part, parse_json
 from nanomed.text.arrow import hub_rows, parquet_rows, saved_rows
 from nanomed.text.csv_rows import SEPARATORS, csv_rows
-from nanomed.text.lines import DOCUMENT_PER, BadRow, as_it_is, decode, json_line, line_rows, say, texts
+from nanomed.text.lines import DOCUMENT_PER, BadRow, decode, good_rows, json_line, line_rows, say, texts
 from nanomed.text.pubmed import pubmed_rows
 from nanomed.text.shapes import shaped
 
-KINDS = {
-    ".jsonl": "lines",
-    ".ndjson": "lines",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "text",
-    ".parquet": "parquet",
-    ".xml": "pubmed",
-    ".nbib": "pubmed",
-}
+KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
+KINDS |= {".parquet": "parquet", ".xml": "pubmed", ".nbib": "pubmed"}
 PACKED = (".gz", ".zst")
-HOW = {
-    "csv": SEPARATORS,
-    "text": DOCUMENT_PER,
-    "folder": DOCUMENT_PER,
-}  # what may be said of a kind; of json and saved a key
+# What may be said of a kind; of json and saved a key.
+HOW = {"csv": SEPARATORS, "text": DOCUMENT_PER, "folder": DOCUMENT_PER}
 
 
 # --- what a name names --------------------------------------------------------------------------------------
@@ -69,26 +56,25 @@ def find(name: str) -> Source:
     path = Path(file)
     suffix = path.suffix.lower()
     inner = Path(path.stem).suffix.lower() if suffix in PACKED else suffix
-    if file and path.is_dir():
+    if not file:
+        raise UserError(f"--data {file!r}: name a file")
+    if path.is_dir():
         kind = "saved" if is_saved(path) else "folder"
         if kind == "folder" and not texts_in(path):
-            raise UserError(
-                f"--data {name}: a directory without .txt files, which Dataset.save_to_disk has not written"
-            )
+            what = "a directory without .txt files, which Dataset.save_to_disk has not written"
+            raise UserError(f"--data {name}: {what}")
     elif inner not in KINDS or (suffix in PACKED and inner == ".parquet"):
-        if not file:
-            raise UserError(f"--data {file!r}: name a file")
         known = ", ".join([*KINDS, *(f"{s}{p}" for s in (".jsonl", ".csv") for p in PACKED)])
         raise UserError(
-            f"{name}: not a data file ({known}, a folder of .txt) and not hub:REPO[:CONFIG[:SPLIT]]"
+            f"{name}: not a data file ({known}, a folder of .txt) and no hub:REPO[:CONFIG[:SPLIT]]"
         )
+    elif not path.is_file():
+        raise UserError(f"{name}: no such file")
     else:
         kind = KINDS[inner]
-        if not path.is_file():
-            raise UserError(f"{name}: no such file")
     if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
         known = (
-            "one of " + ", ".join(HOW[kind]) if kind in HOW else "for .json, .csv, .txt and saved data sets"
+            f"one of {', '.join(HOW[kind])}" if kind in HOW else "for .json, .csv, .txt and saved data sets"
         )
         raise UserError(f"{name}: what stands behind the # is {known}")
     return Source(path, kind, how)
@@ -102,10 +88,8 @@ def is_saved(directory: Path) -> bool:
 def is_plain(name: str) -> bool:
     """Whether a file holds texts and no fields: .txt, or a folder of them."""
     file, _ = split_how(name)
-    lower = file.lower()
-    return any(lower.endswith(f".txt{packed}") for packed in ("", *PACKED)) or (
-        Path(file).is_dir() and find(name).kind == "folder"
-    )
+    plain = file.lower().endswith((".txt", *(f".txt{packed}" for packed in PACKED)))
+    return plain or (Path(file).is_dir() and find(name).kind == "folder")
 
 
 def is_table(name: str) -> bool:
@@ -122,15 +106,12 @@ def content_hash(name: str) -> str:
     """Of all that decides which rows a file or a directory gives: its bytes, and how they are read, but not
     its name."""
     source = find(name)
-    digest = hashlib.sha256(f"{source.kind} {''.join(source.path.suffixes).lower()} {source.how}".encode())
-    files = (
-        sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
-    )
-    for file in files:
+    path = source.path
+    digest = hashlib.sha256(f"{source.kind} {''.join(path.suffixes).lower()} {source.how}".encode())
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         with open(file, "rb") as f:
-            digest.update(
-                file.relative_to(source.path).as_posix().encode() + hashlib.file_digest(f, "sha256").digest()
-            )
+            digest.update(file.relative_to(path).as_posix().encode())
+            digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -142,27 +123,28 @@ def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
     None where rows are no lines. A blank line is no row. Raises UserError for a file that cannot be read any
     further."""
     if name.startswith("hub:"):
-        yield from ((None, partial(as_it_is, row)) for row in hub_rows(name))
+        yield from good_rows(hub_rows(name))
         return
     source = find(name)
     path, how = source.path, source.how
     try:
-        if source.kind == "parquet":
-            yield from parquet_rows(path)
-        elif source.kind == "saved":
-            yield from ((None, partial(as_it_is, row)) for row in saved_rows(path, how))
-        elif source.kind == "folder":
-            yield from _folder_rows(path, how or "file")
-        elif source.kind == "json":
-            yield from _json_rows(path, how)
-        else:
-            with open_unpacked(path) as f:
-                if source.kind == "csv":
-                    yield from csv_rows(path, f, how)
-                elif source.kind == "pubmed":
-                    yield from ((None, partial(as_it_is, row)) for row in pubmed_rows(path, f))
-                else:
-                    yield from line_rows(f, json_line) if source.kind == "lines" else texts(f, how or "line")
+        match source.kind:
+            case "parquet":
+                yield from good_rows(parquet_rows(path))
+            case "saved":
+                yield from good_rows(saved_rows(path, how))
+            case "folder":
+                yield from _folder_rows(path, how or "file")
+            case "json":
+                yield from _json_rows(path, how)
+            case kind:
+                with open_unpacked(path) as f:
+                    if kind == "csv":
+                        yield from csv_rows(path, f, how)
+                    elif kind == "pubmed":
+                        yield from good_rows(pubmed_rows(path, f))
+                    else:
+                        yield from line_rows(f, json_line) if kind == "lines" else texts(f, how or "line")
     except (EOFError, zlib.error, OSError) as e:
         if path.suffix.lower() not in PACKED:
             raise
@@ -184,10 +166,8 @@ def open_unpacked(path: Path):
 def _folder_rows(directory: Path, per: str) -> Iterator:
     files = texts_in(directory)
     others = len([p for p in directory.iterdir() if not p.name.startswith(".")]) - len(files)
-    say(
-        f"{directory}: {len(files):,} .txt files, a document per {per}"
-        + (f"; {others:,} others are not read" if others else "")
-    )
+    more = f"; {others:,} others are not read" if others else ""
+    say(f"{directory}: {len(files):,} .txt files, a document per {per}{more}")
     for file in files:
         with open(file, "rb") as f:
             for line, make in texts(f, per):
@@ -207,7 +187,7 @@ def _json_rows(path: Path, how: str | None) -> Iterator:
             value = parse_json(decode(f.read()), path)
         except BadRow as e:
             raise UserError(f"{path}: {e}") from e
-    yield from ((None, partial(as_it_is, row)) for row in shaped(value, path, how))
+    yield from good_rows(shaped(value, path, how))
 
 
 def _is_object(line: bytes) -> bool:

@@ -22,23 +22,20 @@ class Library:
         spec = json.loads(self._file)
         self._whole = self._build(self._file.decode("utf-8"), where)
         behind_special, inside = _without_blank(spec, {"first"}), _without_blank(spec, {"first", "always"})
-        self._behind_special = (
-            self._whole if behind_special == spec else self._build(json.dumps(behind_special), where)
+        self._behind_special, self._inside = (
+            self._whole if changed == spec else self._build(json.dumps(changed), where)
+            for changed in (behind_special, inside)
         )
-        self._inside = self._whole if inside == spec else self._build(json.dumps(inside), where)
         self.puts_blank = inside != spec
         self.pattern = "tokenizers"
 
     @staticmethod
     def _build(spec: str, where: Path):
+        library = need("tokenizers")
         try:
-            tokenizer = need("tokenizers").Tokenizer.from_str(spec)
+            tokenizer = library.Tokenizer.from_str(spec)
         except Exception as e:  # the library raises nothing more special
-            raise (
-                e
-                if isinstance(e, UserError)
-                else UserError(f"{where}: the tokenizers library cannot read it ({e})")
-            ) from e
+            raise UserError(f"{where}: the tokenizers library cannot read it ({e})") from e
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -50,11 +47,14 @@ class Library:
 
     def encode(self, text: str, begins: bool = True) -> np.ndarray:
         """The ids of a text, uint32 (T,). Raises Unencodable for a lone surrogate."""
-        return np.array(_encoded(self._whole if begins else self._behind_special, text).ids, dtype=np.uint32)
+        return np.array(self._encoded(text, begins).ids, dtype=np.uint32)
+
+    def _encoded(self, text: str, begins: bool):
+        return _encoded(self._whole if begins else self._behind_special, text)
 
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
         """As ByteLevel.behind(); a text that has to be encoded alone gets no blank."""
-        whole, border = _encoded(self._whole if begins else self._behind_special, before + text), len(before)
+        whole, border = self._encoded(before + text, begins), len(before)
         if any(start < border < end for start, end in whole.offsets):
             return np.array(_encoded(self._inside, text).ids, dtype=np.uint32)
         ids = [i for i, (start, _) in zip(whole.ids, whole.offsets, strict=True) if start >= border]
@@ -76,11 +76,8 @@ def _encoded(tokenizer, text: str):
 def _without_blank(spec: dict, schemes: set[str]) -> dict:
     """A tokenizer.json without the steps that put a blank before a text, and take it off in decoding.
     schemes: of Metaspace; "always" stands for the other steps too, which know no exception."""
-    steps = {
-        key: _step(spec.get(key), schemes, key == "decoder")
-        for key in ("normalizer", "pre_tokenizer", "decoder")
-    }
-    return spec | {key: step for key, step in steps.items() if key in spec}
+    keys = [key for key in ("normalizer", "pre_tokenizer", "decoder") if key in spec]
+    return spec | {key: _step(spec[key], schemes, key == "decoder") for key in keys}
 
 
 def _step(step, schemes: set[str], decoding: bool):

@@ -3,7 +3,7 @@ what was recognised."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from itertools import groupby
 
@@ -20,19 +20,22 @@ def say(line: str) -> None:
     print(f"note: {line}", file=sys.stderr)
 
 
-def as_it_is(row):
+def good(row):
     return row
+
+
+def good_rows(rows: Iterable) -> Iterator:
+    """Rows that are there already, in no lines, as formats.rows_of gives them."""
+    return ((None, partial(good, row)) for row in rows)
 
 
 def decode(raw: bytes) -> str:
     try:
         return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:
-        which = (
-            "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
-        )  # of which Latin-1 is a part
-        looks = "UTF-16" if which == "UTF-16" else "Latin-1"
-        mend = f"it looks like {looks}: iconv -f {which} -t UTF-8 FILE > NEW converts it"
+        utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        looks, name = ("UTF-16", "UTF-16") if utf16 else ("Latin-1", "WINDOWS-1252")  # which includes it
+        mend = f"it looks like {looks}: iconv -f {name} -t UTF-8 FILE > NEW converts it"
         raise BadRow(f"not UTF-8 (byte 0x{raw[e.start]:02x} at position {e.start}; {mend})") from e
 
 
@@ -61,12 +64,9 @@ def texts(f, per: str) -> Iterator:
     has no line end at its end, and \\n within."""
     if per == "line":
         yield from line_rows(f, _plain)
-    elif per == "file":
-        raw = f.read()
-        if not blank(raw):
-            yield 1, partial(_plain, raw)
-    else:
-        for nothing, lines in groupby(enumerate(f, 1), lambda numbered: blank(numbered[1])):
-            if not nothing:
-                numbers, parts = zip(*lines, strict=True)
-                yield numbers[0], partial(_plain, b"".join(parts))
+        return
+    numbered = enumerate([f.read()] if per == "file" else f, 1)
+    for nothing, lines in groupby(numbered, lambda line: blank(line[1])):
+        if not nothing:
+            numbers, parts = zip(*lines, strict=True)
+            yield numbers[0], partial(_plain, b"".join(parts))

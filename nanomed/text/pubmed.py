@@ -21,40 +21,33 @@ def pubmed_rows(path: Path, f) -> list[dict]:
     file deletes, and without records that have neither title nor abstract. The counts are said. Raises
     UserError for a file that is none of PubMed's."""
     found, records, deleted = {}, 0, set()
-    for pmid, title, abstract in (
-        _xml(path, f) if ".xml" in map(str.lower, path.suffixes) else _medline(path, f)
-    ):
+    for pmid, title, abstract in (_xml if ".xml" in map(str.lower, path.suffixes) else _medline)(path, f):
         if title is None:
             deleted.add(pmid)
             continue
         records += 1
         found.pop(pmid, None)
-        found[pmid] = {
-            "pmid": pmid,
-            "title": title,
-            "abstract": abstract,
-            "text": "\n".join(filter(None, (title, abstract))),
-        }
-    kept = [row for pmid, row in found.items() if pmid not in deleted and row["text"]]
+        text = "\n".join(filter(None, (title, abstract)))
+        found[pmid] = {"pmid": pmid, "title": title, "abstract": abstract, "text": text}
+    left = [row for pmid, row in found.items() if pmid not in deleted]
+    rows = [row for row in left if row["text"]]
     counts = {
         "repeated (the last counts)": records - len(found),
-        "deleted": len(found.keys() & deleted),
-        "without a text": sum(not row["text"] for pmid, row in found.items() if pmid not in deleted),
-        "with a title alone": sum(not row["abstract"] for row in kept),
+        "deleted": len(found) - len(left),
+        "without a text": len(left) - len(rows),
+        "with a title alone": sum(not row["abstract"] for row in rows),
     }
     say(f"{path}: {records:,} PubMed records" + "".join(f", {n:,} {what}" for what, n in counts.items() if n))
-    return kept
+    return rows
 
 
 def _xml(path: Path, f) -> Iterator[tuple[str, str | None, str]]:
     """(PMID, title, abstract) of each record; (PMID, None, "") of each that is deleted."""
     etree = need("lxml.etree")
-    tags = (*ARTICLES, "DeleteCitation")
+    how = {"resolve_entities": False, "remove_comments": True, "remove_pis": True}
     known = False
     try:
-        for _, element in etree.iterparse(
-            f, tag=tags, resolve_entities=False, remove_comments=True, remove_pis=True
-        ):
+        for _, element in etree.iterparse(f, tag=(*ARTICLES, "DeleteCitation"), **how):
             known = True
             if element.tag == "DeleteCitation":
                 yield from ((pmid.text.strip(), None, "") for pmid in element.iter("PMID"))
@@ -69,9 +62,8 @@ def _xml(path: Path, f) -> Iterator[tuple[str, str | None, str]]:
     except (etree.XMLSyntaxError, AttributeError) as e:  # AttributeError: no PMID
         raise UserError(f"{path}: truncated, corrupt or not PubMed's XML ({e})") from e
     if not known:
-        raise UserError(
-            f"{path}: no PubmedArticle in it, so it is not PubMed's XML (PMC's full texts are another format)"
-        )
+        what = "it is not PubMed's XML (PMC's full texts are another format)"
+        raise UserError(f"{path}: no PubmedArticle in it, so {what}")
 
 
 def _text(element) -> str:
@@ -107,10 +99,8 @@ def _medline(path: Path, f) -> Iterator[tuple[str, str, str]]:
         elif line.startswith("      ") and tag:
             record[tag] += " " + line.strip()
         elif line:
-            raise UserError(
-                f"{path}, line {number}: not MEDLINE, whose lines begin with a tag (PMID- , TI  - ):"
-                f" {line[:40]!r}"
-            )
+            what = "not MEDLINE, whose lines begin with a tag (PMID- , TI  - )"
+            raise UserError(f"{path}, line {number}: {what}: {line[:40]!r}")
     if record:
         yield _record(path, record)
 

@@ -5,14 +5,8 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.text.lines import say
 
-ROW_KEYS = (
-    "data",
-    "questions",
-    "rows",
-    "examples",
-    "records",
-    "documents",
-)  # hold rows, whatever else the object has
+# They hold rows, whatever else the object has.
+ROW_KEYS = ("data", "questions", "rows", "examples", "records", "documents")
 
 
 def shaped(value, path: Path, how: str | None) -> list:
@@ -24,8 +18,8 @@ def shaped(value, path: Path, how: str | None) -> list:
             there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             raise UserError(f"{path}: no key {how!r} there (--rows); there is: {there}")
         value = value[key]
-    if isinstance(value, list):
-        return value
+    if isinstance(value, list) or value == {}:
+        return list(value)
     if not isinstance(value, dict):
         raise UserError(f"{path}: a .json file must hold a list of objects, or an object with them")
     values, columns, data = list(value.values()), value.get("columns"), value.get("data")
@@ -37,36 +31,27 @@ def shaped(value, path: Path, how: str | None) -> list:
         say(f"{path}: its rows stand under the key {listed[0]!r}")
         return value[listed[0]]
     if listed:
-        raise UserError(
-            f"{path}: an object with rows under {', '.join(listed)}: --rows {listed[0]} reads these"
-        )
-    if values and all(isinstance(v, dict) and v for v in values):
+        what = f"an object with rows under {', '.join(listed)}"
+        raise UserError(f"{path}: {what}: --rows {listed[0]} reads these")
+    if all(isinstance(v, dict) and v for v in values):
         keys = list(values[0])
         if all(key.isdigit() for key in keys) and all(v.keys() == values[0].keys() for v in values):
             say(f"{path}: columns, as pandas writes them, of {len(keys):,} rows")
             return [{column: v[key] for column, v in value.items()} for key in keys]
         say(f"{path}: an object by id; the id is the field `id`")
         return [{"id": key} | v for key, v in value.items()]
-    if values and all(_is_column(v) and len(v) == len(values[0]) for v in values):
+    if all(_fits(v, values[0]) and not any(isinstance(cell, dict) for cell in v) for v in values):
         say(f"{path}: columns of {len(values[0]):,} rows")
         return [dict(zip(value, row, strict=True)) for row in zip(*values, strict=True)]
-    if value:
-        say(f"{path}: one object, which is its only row")
-    return [value] if value else []
+    say(f"{path}: one object, which is its only row")
+    return [value]
 
 
-def _is_column(value) -> bool:
-    return isinstance(value, list) and not any(isinstance(v, dict) for v in value)
-
-
-def _fits(row, columns: list) -> bool:
-    return isinstance(row, list) and len(row) == len(columns)
+def _fits(row, columns) -> bool:
+    return isinstance(row, list) and isinstance(columns, list) and len(row) == len(columns)
 
 
 def _is_rows(value) -> bool:
     """Whether it is a list of objects, other than the turns of a conversation."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(v, dict) and not v.keys() & {"role", "from"} for v in value)
-    )
+    rows = value if isinstance(value, list) else []
+    return bool(rows) and all(isinstance(v, dict) and not v.keys() & {"role", "from"} for v in rows)

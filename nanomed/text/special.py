@@ -63,14 +63,12 @@ class Spellings:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._beginnings = {
             content[:3] for content in self.tokens
-        }  # a fast look: hardly any text holds one of these
+        }  # a fast look: few texts hold one of these
 
     def matches(self, text: str) -> list[re.Match]:
         """Where a text spells special tokens."""
-        for beginning in self._beginnings:
-            if beginning in text:
-                return list(self._pattern.finditer(text))
-        return []
+        found = any(beginning in text for beginning in self._beginnings)
+        return list(self._pattern.finditer(text)) if found else []
 
     def names_in(self, text: str) -> set[str]:
         """The special tokens that a text spells."""
@@ -93,11 +91,9 @@ class Spellings:
                 continue
             if not any(a <= start and end <= b for a, b in text.own):
                 if reading == "refuse":
-                    what = (
-                        f"the special token {match[0]!r} is spelled in it; --special-tokens text or read"
-                        " takes it"
-                    )
-                    raise Unencodable(f"a text is refused: {what}; it begins {text.text[:40]!r}")
+                    what = f"the special token {match[0]!r} is spelled in it"
+                    mend = "--special-tokens text or read takes it"
+                    raise Unencodable(f"a text is refused: {what}; {mend}; it begins {text.text[:40]!r}")
                 if reading == "text":
                     continue
             if token.lstrip:
@@ -134,13 +130,9 @@ def say(found: dict) -> None:
     """One line, if any text holds one."""
     if not found["rows"]:
         return
-    rows = ", ".join(
-        f"{name} in {n:,}" for name, n in sorted(found["rows"].items(), key=lambda item: -item[1])[:6]
-    )
-    more = f" and {len(found['rows']) - 6} more" if len(found["rows"]) > 6 else ""
-    how = (
-        "read as the tokens"
-        if found["read_as"] == "read"
-        else "read as ordinary letters; --special-tokens read makes them the tokens"
-    )
-    print(f"special tokens are spelled in texts (rows): {rows}{more}; {how}")
+    most = sorted(found["rows"].items(), key=lambda item: -item[1])
+    rows = ", ".join(f"{name} in {n:,}" for name, n in most[:6])
+    rows += f" and {len(most) - 6} more" if len(most) > 6 else ""
+    how = "ordinary letters; --special-tokens read makes them the tokens"
+    how = "the tokens" if found["read_as"] == "read" else how
+    print(f"special tokens are spelled in texts (rows): {rows}; read as {how}")

@@ -11,15 +11,22 @@ import re
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, read_toml, write_json, write_text
+from nanomed.files import read_object, read_toml, typed, write_json, write_text
 from nanomed.text.special import Written
 
-FILES = (
-    "template.json",
-    "chat_template.jinja",
-)  # how a model that was instructed is asked: for us, for transformers
+# How a model that was instructed is asked: for us, for transformers.
+FILES = ("template.json", "chat_template.jinja")
+# What each text of a template must hold.
+PLACEHOLDERS = {
+    "prompt": ("instruction",),
+    "prompt_with_input": ("instruction", "input"),
+    "response": ("response",),
+}
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,13 @@ class Template:
     prompt: str  # of an instruction alone
     prompt_with_input: str  # of an instruction and its input
     response: str = "{response}"
-    markers: tuple[
-        str, ...
-    ] = ()  # a generated answer that begins one of these has run on into the next example
+    # A generated answer that begins one of these has run on into the next example.
+    markers: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
 
     def ask(self, instruction: str, input: str = "") -> Written:
         """The prompt's text."""
-        return _fill(
-            self.prompt_with_input if input else self.prompt, {"instruction": instruction, "input": input}
-        )
+        prompt = self.prompt_with_input if input else self.prompt
+        return _fill(prompt, {"instruction": instruction, "input": input})
 
     def answer(self, response: str) -> Written:
         """The response's text, which follows the prompt's."""
@@ -43,14 +48,12 @@ class Template:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """Where a generated answer is over: at a marker, or at what the template itself writes behind a
-        response."""
+        """Where a generated answer is over: at a marker, or at what the template writes behind a response."""
         behind = self._behind.strip()
         return (*self.markers, behind) if behind else self.markers
 
     def holds_end(self, eos: str) -> bool:
-        """Whether the template itself writes the token that ends a response, so that none has to be put
-        there."""
+        """Whether the template itself writes the token that ends a response."""
         return eos in self._behind
 
     @property
@@ -103,9 +106,8 @@ def load_template(name: str) -> Template:
         return TEMPLATES[name]
     path = Path(name)
     if path.suffix != ".toml":
-        raise UserError(
-            f"--template {name}: unknown; known: {', '.join(TEMPLATES)}, or a TOML file of your own"
-        )
+        known = f"{', '.join(TEMPLATES)}, or a TOML file of your own"
+        raise UserError(f"--template {name}: unknown; known: {known}")
     try:
         keys = read_toml(path)
     except OSError as e:
@@ -116,10 +118,9 @@ def load_template(name: str) -> Template:
 def of_model(*directories: Path | None) -> Template | None:
     """The template that a model was instructed with, from the first of the directories that has one; None if
     none does."""
-    for directory in directories:
-        if directory and (directory / FILES[0]).exists():
-            return _checked(read_object(directory / FILES[0]), directory / FILES[0])
-    return None
+    files = (directory / FILES[0] for directory in directories if directory)
+    file = next((file for file in files if file.exists()), None)
+    return file and _checked(read_object(file), file)
 
 
 def choose(asked: str | None, *directories: Path | None) -> tuple[Template, str]:
@@ -166,9 +167,8 @@ def _beginning(template: Template, tokenizer) -> str:
     prompt = Written(template.prompt, ((0, len(template.prompt)),))
     begins = {blank: Written(name + blank, ((0, len(name)),)) + prompt for blank in ("", " ")}
     ids = tokenizer.prompt(prompt).tolist()
-    return next(
-        (name + blank for blank, text in begins.items() if tokenizer.encode(text).tolist() == ids), name
-    )
+    same = (name + blank for blank, text in begins.items() if tokenizer.encode(text).tolist() == ids)
+    return next(same, name)
 
 
 def _jinja(text: str, placeholder: str) -> str:
@@ -180,36 +180,19 @@ def _jinja(text: str, placeholder: str) -> str:
 def _checked(keys: dict, path: Path) -> Template:
     """A template from the keys of a file. Raises UserError for an unknown key or a placeholder that is
     missing."""
-    unknown = keys.keys() - {f.name for f in fields(Template)}
-    if unknown:
-        raise UserError(
-            f"{path}: unknown key {sorted(unknown)[0]!r}; known:"
-            f" {', '.join(f.name for f in fields(Template))}"
-        )
-    keys = dict(keys)
-    markers = keys.pop("markers", [])
-    for key, value in keys.items():
-        if not isinstance(value, str):
-            raise UserError(f"{path}: {key} must be text")
-    if not isinstance(markers, list) or not all(isinstance(m, str) and m for m in markers):
-        raise UserError(f"{path}: markers must be a list of texts")
-    for key, placeholder in (
-        ("prompt", "instruction"),
-        ("prompt_with_input", "instruction"),
-        ("prompt_with_input", "input"),
-        ("response", "response"),
-    ):
-        if key in keys and f"{{{placeholder}}}" not in keys[key]:
-            raise UserError(f"{path}: {key} must contain {{{placeholder}}}")
-        odd = set(re.findall(r"(?<!\{)\{\w+\}(?!\})", keys.get(key, ""))) - (
-            {"{response}"} if key == "response" else {"{instruction}", "{input}"}
-        )
-        if odd:
-            raise UserError(f"{path}: {key}: {sorted(odd)[0]} is no placeholder that is known there")
-    if "prompt" not in keys:
-        raise UserError(f"{path}: no prompt there")
-    with_input = keys["prompt"].replace("{instruction}", "{instruction}\n{input}")
-    return Template(**({"prompt_with_input": with_input} | keys), markers=tuple(markers))
+    known = [f.name for f in fields(Template)]
+    if unknown := sorted(keys.keys() - set(known)):
+        raise UserError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    with_input = str(keys.get("prompt")).replace("{instruction}", "{instruction}\n{input}")
+    template = typed(Template, {"prompt_with_input": with_input} | keys, path)
+    for key, needed in PLACEHOLDERS.items():
+        text = getattr(template, key)
+        if missing := [name for name in needed if f"{{{name}}}" not in text]:
+            raise UserError(f"{path}: {key} must contain {{{missing[0]}}}")
+        taken = needed if key == "response" else ("instruction", "input")
+        if odd := sorted(set(re.findall(r"(?<!\{)\{(\w+)\}(?!\})", text)) - {*taken}):
+            raise UserError(f"{path}: {key}: {{{odd[0]}}} is no placeholder that is known there")
+    return template
 
 
 def _fill(text: str, values: dict[str, str]) -> Written:

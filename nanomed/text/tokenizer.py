@@ -6,36 +6,20 @@ left to the `tokenizers` library, an extra; all else is refused by name."""
 
 import hashlib
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.files import read_json, read_object, typed
+from nanomed.text import vocabulary
 from nanomed.text.byte_level import GPT2, ByteLevel
 from nanomed.text.library import Library
 from nanomed.text.special import Spellings, Written, written
-from nanomed.text.vocabulary import (
-    EOT,
-    Spec,
-    Special,
-    check_added,
-    check_side_files,
-    check_spec,
-    find_special,
-    side_ids,
-    spelled,
-)
+from nanomed.text.vocabulary import EOT, Spec, Special
 
-FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+FILES += ("added_tokens.json",)
 # Not read here, but others ask the model by them: they go where the tokenizer goes.
 BESIDE = ("chat_template.jinja", "generation_config.json")
 
@@ -45,22 +29,19 @@ class Tokenizer:
     (nanomed.text.special): by default `encode("<|endoftext|>")` gives the pieces of that string. The program
     itself puts them where they belong:
 
-    bos         what a text begins with, or None; adds_bos: whether the model's own tokenizer puts it before every text
+    bos         what a text begins with, or None; adds_bos: its own tokenizer puts it before every text
     eos         what a text ends with; ends: all ids after which nothing more is to be read
     pad         what fills a row; only a classifier's head has to know it
-    lead        what a document of running text begins with, in training and in every measurement: <|endoftext|> where the
-                vocabulary has it, as GPT-2, GPT-Neo, SmolLM2 and Qwen read theirs; else bos (Llama), else eos
+    lead        what a document of running text begins with, in training and in every measurement:
+                <|endoftext|> where the vocabulary has it, as GPT-2, GPT-Neo, SmolLM2 and Qwen read theirs;
+                else bos (Llama), else eos
     vocab_size  largest id + 1; hash: of everything that decides the ids of a text"""
 
-    def __init__(
-        self, codec, ids: dict[str, int], special: Special, spellings: Spellings, reading: str = "text"
-    ):
+    def __init__(self, codec, ids: dict[str, int], special: Special, spellings: Spellings, reading="text"):
         self.codec, self.spellings, self.reading = codec, spellings, reading
         self.bos, self.eos, self.pad, self.adds_bos = special.bos, special.eos, special.pad, special.adds_bos
         self.lead = ids.get(EOT, self.eos if self.bos is None else self.bos)
-        self.ends = (
-            special.ends | {self.eos, self.lead} if self.lead == ids.get(EOT) else special.ends | {self.eos}
-        )
+        self.ends = special.ends | {self.eos} | ({self.lead} if self.lead == ids.get(EOT) else set())
         # Special tokens, and any other that no merge makes, are never encoded but can be decoded.
         self._bytes_of_id = {i: token.encode() for token, i in ids.items()}
         if isinstance(codec, ByteLevel):
@@ -137,62 +118,49 @@ class Tokenizer:
         return self._bytes_of_id[i].decode("utf-8", errors="replace")
 
 
-def load_tokenizer(
-    directory: str | Path, model: str | Path | None = None, reading: str = "text"
-) -> Tokenizer:
+def load_tokenizer(directory: str | Path, model: str | Path | None = None, reading="text") -> Tokenizer:
     """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory.
-    model: where the model's config.json and generation_config.json lie, if not there too (an adapter's base);
-    reading: of special tokens that texts spell, one of plan.READINGS.
+    model: where the model's config.json and generation_config.json are, if not there too (an adapter's base);
+    reading: of special tokens that texts spell, one of settings.READINGS.
 
     Raises UserError if there is none, or one of a kind that is not known here."""
     directory = Path(directory)
-    where = directory / "tokenizer.json"
+    where, merges_file = directory / "tokenizer.json", directory / "merges.txt"
     if not where.exists():
         where = directory / "vocab.json"
-    if not where.exists() or (where.name == "vocab.json" and not (directory / "merges.txt").exists()):
-        old = "; tokenizer.model alone is not read: let transformers write tokenizer.json from it"
-        hint = old if (directory / "tokenizer.model").exists() else ""
-        raise UserError(
-            f"{directory}: no tokenizer there (tokenizer.json, or vocab.json and merges.txt){hint}"
-        )
-    added: dict[str, int] = {}
+        if not where.exists() or not merges_file.exists():
+            old = "; tokenizer.model alone is not read: let transformers write tokenizer.json from it"
+            hint = old if (directory / "tokenizer.model").exists() else ""
+            names = "tokenizer.json, or vocab.json and merges.txt"
+            raise UserError(f"{directory}: no tokenizer there ({names}){hint}")
+    spec = read_object(where) if where.name == "tokenizer.json" else None
     try:
-        pattern, spec, all_splits = GPT2, {}, False
-        if where.name == "tokenizer.json":
-            spec = read_object(where)
-            pattern = check_spec(spec, where)
-            vocab, merges, all_splits = (
-                spec["model"]["vocab"],
-                spec["model"]["merges"],
-                bool(spec["model"].get("ignore_merges")),
-            )
-            for token in spec.get("added_tokens") or []:
-                if pattern and not token.get("special"):
-                    raise UserError(
-                        f"{where}: the added token {token['content']!r} is not a special one; not supported"
-                    )
-                added[token["content"]] = token["id"]
-        else:
-            vocab = read_json(where)
-            lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+        if spec is None:
+            pattern, vocab, added, all_splits = GPT2, read_json(where), {}, False
+            lines = merges_file.read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-        ids = vocab | (added if spec else side_ids(directory))
-        odd = next((t for t, i in ids.items() if type(i) is not int or not 0 <= i < 2**31), None)
-        if odd is not None:
-            raise UserError(f"{where}: the token {odd!r} has no whole number from 0 up for its id")
-        if len(set(ids.values())) < len(ids):
-            i, n = Counter(ids.values()).most_common(1)[0]
-            raise UserError(f"{where}: {n} tokens have the id {i}")
+            ids = vocab | vocabulary.side_ids(directory)
+        else:
+            pattern = vocabulary.check_spec(spec, where)
+            vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
+            all_splits = bool(spec["model"].get("ignore_merges"))
+            added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
+            plain = [t["content"] for t in spec.get("added_tokens") or [] if not t.get("special")]
+            if pattern and plain:
+                raise UserError(f"{where}: the added token {plain[0]!r} is not a special one; not supported")
+            ids = vocab | added
+        vocabulary.check_ids(ids, where)
         if spec:
-            check_added(spec, where)
+            vocabulary.check_added(spec, where)
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
             codec = ByteLevel(vocab, merges, pattern, all_splits, where)
         else:
             codec = Library(where)
-        check_side_files(directory, added, not pattern, codec.puts_blank)
-        special = find_special(ids, spec, directory, Path(model or directory))
-        return Tokenizer(codec, ids, special, Spellings(spelled(ids, spec, directory)), reading)
+        vocabulary.check_side_files(directory, added, not pattern, codec.puts_blank)
+        special = vocabulary.find_special(ids, spec or {}, directory, Path(model or directory))
+        spellings = Spellings(vocabulary.spelled(ids, spec or {}, directory))
+        return Tokenizer(codec, ids, special, spellings, reading)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         if spec:
             typed(Spec, spec, where)  # names the place

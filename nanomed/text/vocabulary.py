@@ -2,6 +2,7 @@
 which tokens stand for no text, and which of them a text may spell."""
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from nanomed.text.byte_level import pattern_of, pre_tokenizers
 from nanomed.text.special import Added
 
 EOT = "<|endoftext|>"
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
@@ -54,10 +56,19 @@ def check_spec(spec: dict, where: Path) -> str | None:
         what = "a normalizer" if normalizer else f"pre_tokenizer {pre}"
         changed = [k for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
         what = f"model.{changed[0]}" if changed else what
-        raise UserError(
-            f"{where}: not the pre-tokenisation of GPT-2, SmolLM2, Llama or Qwen: {what} is not supported"
-        )
+        kinds = "the pre-tokenisation of GPT-2, SmolLM2, Llama or Qwen"
+        raise UserError(f"{where}: not {kinds}: {what} is not supported")
     return pattern
+
+
+def check_ids(ids: dict[str, int], where: Path) -> None:
+    """Raises UserError for a token whose id is no number from 0 up, or is another's too."""
+    odd = next((t for t, i in ids.items() if type(i) is not int or not 0 <= i < 2**31), None)
+    if odd is not None:
+        raise UserError(f"{where}: the token {odd!r} has no whole number from 0 up for its id")
+    if len(set(ids.values())) < len(ids):
+        i, n = Counter(ids.values()).most_common(1)[0]
+        raise UserError(f"{where}: {n} tokens have the id {i}")
 
 
 def check_added(spec: dict, where: Path) -> None:
@@ -67,12 +78,12 @@ def check_added(spec: dict, where: Path) -> None:
     following = len(vocab)
     for token in spec.get("added_tokens") or []:
         name, theirs = token["content"], vocab.get(token["content"], following)
-        if type(token["id"]) is int and 0 <= token["id"] < 2**31 and token["id"] != theirs:
-            raise UserError(
-                f"{where}: the added token {name!r} has the id {token['id']}, which the tokenizers library"
-                f" takes for {theirs}: its added tokens follow the vocabulary without a gap; write the file"
-                " anew with the id that the model was trained with"
+        if token["id"] != theirs:
+            why = (
+                f"which the tokenizers library takes for {theirs} (they follow the vocabulary without a gap)"
             )
+            mend = "write the file anew with the id that the model was trained with"
+            raise UserError(f"{where}: the added token {name!r} has the id {token['id']}, {why}; {mend}")
         following += name not in vocab
 
 
@@ -82,24 +93,19 @@ def check_side_files(directory: Path, added: dict[str, int], finds_added: bool, 
     tokenizer.json too: the decoder in tokenizer_config.json stands in place of added_tokens.json, and what a
     file names pad, eos and so on is special. added: the vocabulary's own added tokens; finds_added: whether
     it looks for them in texts; puts_blank: whether it puts a blank before a text."""
-    config, named = (
-        _object(directory / name) for name in ("tokenizer_config.json", "special_tokens_map.json")
-    )
-    where = directory / "tokenizer_config.json"
+    config, where = read_object(directory / CONFIG, {}), directory / CONFIG
     asked = config.get("add_prefix_space")
     if isinstance(asked, bool) and asked != puts_blank:
-        raise UserError(
-            f"{where}: add_prefix_space: {str(asked).lower()} is not supported beside a vocabulary that puts "
-            f"{'a' if puts_blank else 'no'} blank before a text"
-        )
+        does = f"a vocabulary that puts {'a' if puts_blank else 'no'} blank before a text"
+        raise UserError(f"{where}: add_prefix_space: {str(asked).lower()} is not supported beside {does}")
     names = {EOT, *_special_names(config), *(added if finds_added else ())}
     if "added_tokens_decoder" in config:
         of = " (added_tokens_decoder)"
         tokens = [token for token, (_, special) in _decoder(where).items() if not special]
     else:
         where, of = directory / "added_tokens.json", ""
-        tokens = list(_object(where))
-        names |= {*added, *_special_names(named)}
+        tokens = read_object(where, {})
+        names |= {*added, *_special_names(read_object(directory / MAP, {}))}
     for token in tokens:
         if token not in names:
             raise UserError(f"{where}: the added token {token!r}{of} is not a special one; not supported")
@@ -107,19 +113,18 @@ def check_side_files(directory: Path, added: dict[str, int], finds_added: bool, 
 
 def side_ids(directory: Path) -> dict[str, int]:
     """{token: id} of tokens that stand beside vocab.json and merges.txt, which have no place for them."""
-    decoder = _decoder(directory / "tokenizer_config.json")
-    return {token: i for token, (i, _) in decoder.items()} or _object(directory / "added_tokens.json")
+    decoder = _decoder(directory / CONFIG)
+    return {token: i for token, (i, _) in decoder.items()} or read_object(directory / "added_tokens.json", {})
 
 
 def _decoder(where: Path) -> dict[str, tuple[int, bool]]:
     """{token: (id, whether it is special)} of a tokenizer_config.json's added_tokens_decoder."""
     try:
-        decoder = _object(where).get("added_tokens_decoder") or {}
+        decoder = read_object(where, {}).get("added_tokens_decoder") or {}
         return {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(
-            f"{where}: added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})"
-        ) from e
+        what = f"added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})"
+        raise UserError(f"{where}: {what}") from e
 
 
 def _special_names(settings: dict) -> set[str]:
@@ -150,33 +155,28 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     generation_config.json names, here or beside the model (transformers 5.23 forgets config.json's where
     there is a generation_config.json). Raises UserError if none says what ends a text."""
     # transformers lets special_tokens_map.json win, where one is there.
-    config = _object(directory / "tokenizer_config.json") | _object(directory / "special_tokens_map.json")
-    models = [_object(d / "config.json") for d in dict.fromkeys((directory, model_directory))]
-    generations = [_object(d / "generation_config.json") for d in dict.fromkeys((directory, model_directory))]
+    config = read_object(directory / CONFIG, {}) | read_object(directory / MAP, {})
+    places = dict.fromkeys((directory, model_directory))
+    models = [read_object(d / "config.json", {}) for d in places]
+    generations = [read_object(d / "generation_config.json", {}) for d in places]
+    there = set(ids.values())
 
     def known(i) -> bool:
-        return isinstance(i, int) and not isinstance(i, bool) and i in ids.values()
+        return isinstance(i, int) and not isinstance(i, bool) and i in there
 
     def find(part: str) -> int | None:
         named = config.get(f"{part}_token")
         named = named.get("content") if isinstance(named, dict) else named
         if isinstance(named, str) and named in ids:
             return ids[named]
-        if (
-            isinstance(named, str) and part == "eos"
-        ):  # transformers would make a new id of it, which the model never writes
-            raise UserError(
-                f"{directory}: eos_token is {named!r}, which its vocabulary has not; name the token that ends"
-                " a text"
-            )
+        if isinstance(named, str) and part == "eos":  # transformers would make a new id of it
+            what = f"eos_token is {named!r}, which its vocabulary has not"
+            raise UserError(f"{directory}: {what}; name the token that ends a text")
         if EOT in ids and part == "eos":
             return ids[EOT]
-        for file in models:
-            given = file.get(f"{part}_token_id")
-            given = given[0] if isinstance(given, list) and given else given
-            if known(given):
-                return given
-        return None
+        given = (file.get(f"{part}_token_id") for file in models)
+        given = (i[0] if isinstance(i, list) and i else i for i in given)
+        return next((i for i in given if known(i)), None)
 
     bos, eos, pad = map(find, ("bos", "eos", "pad"))
     if eos is None:
@@ -185,11 +185,8 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     ends = {i for more in named for i in (more if isinstance(more, list) else [more]) if known(i)}
     begins, closes = _put_around(spec)
     if closes:
-        print(
-            f"note: {directory}: its tokenizer puts {closes} behind every text; here that stands behind"
-            " answers alone",
-            file=sys.stderr,
-        )
+        what = f"its tokenizer puts {closes} behind every text; here it is behind answers alone"
+        print(f"note: {directory}: {what}", file=sys.stderr)
     begin = ids.get(begins)
     return Special(bos if begin is None else begin, eos, eos if pad is None else pad, ends, begin is not None)
 
@@ -211,15 +208,10 @@ def spelled(ids: dict[str, int], spec: dict, directory: Path) -> list[Added]:
     gives a part."""
     added = {t["content"]: t for t in spec.get("added_tokens") or []}
     names = {name for name, t in added.items() if t.get("special")} | ({EOT} & ids.keys())
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        names |= _special_names(_object(directory / file)) & ids.keys()
-    flags = ("lstrip", "rstrip", "single_word")
-    return [
-        Added(name, ids[name], **{f: bool(added.get(name, {}).get(f)) for f in flags})
-        for name in sorted(names)
-    ]
+    for file in (CONFIG, MAP):
+        names |= _special_names(read_object(directory / file, {})) & ids.keys()
 
+    def flags(name: str) -> dict[str, bool]:
+        return {f: bool(added.get(name, {}).get(f)) for f in ("lstrip", "rstrip", "single_word")}
 
-def _object(path: Path) -> dict:
-    """A JSON file's object; {} where there is no such file."""
-    return read_object(path) if path.exists() else {}
+    return [Added(name, ids[name], **flags(name)) for name in sorted(names)]

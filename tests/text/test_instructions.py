@@ -282,9 +282,9 @@ def test_a_template_from_a_file(tmp_path):
         ('prompt = "{instruction}"\nresponse = "x"', "must contain {response}"),
         ('prompt = "{instruction}"\nprompt_with_input = "{instruction}"', "must contain {input}"),
         ('prompt = "{instruction}"\nstop = "x"', "unknown key 'stop'"),
-        ('prompt = "{instruction}"\nmarkers = "x"', "markers must be a list"),
-        ("prompt = 3", "must be text"),
-        ('response = "{response}"', "no prompt"),
+        ('prompt = "{instruction}"\nmarkers = "x"', "markers: expected array"),
+        ("prompt = 3", "prompt: expected str"),
+        ('response = "{response}"', "missing required field prompt"),
         ("prompt = ", "not valid TOML"),
     ],
 )
