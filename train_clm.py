@@ -44,7 +44,6 @@ def main():
     facts = data.facts(training, validation) | divided.facts()
     what = f"{facts['documents']:,} documents, {blocks}; {facts['val_documents']:,} validation documents"
     job = run.Job(blocks, clm_loss, measures, divided.held, data.hashes, facts, what)
-    job.general = run.general_stream(s, setup.tokenizer, divided.held)
     job.template = templates.of_model(*setup.directories)  # a model that was instructed stays one
     job.sample = sampler(setup)
     if run.train(setup, job):

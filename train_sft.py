@@ -54,7 +54,7 @@ def main():
     facts = data.facts(rows, encoded, sets) | divided.facts()
     hashes, what = data.hashes(template), data.in_words(facts, rows, encoded, sets)
     job = run.Job(batches, clm_loss, measures, divided.held, hashes, facts, what, template)
-    job.general, job.sample = run.general_stream(s, tokenizer, divided.held), sampler(setup, template)
+    job.sample = sampler(setup, template)
     if run.train(replace(setup, settings=s), job):
         print(f"results in {s.out}; next: python eval.py generate --model {shlex.quote(str(s.out))}")
 

@@ -47,16 +47,12 @@ class Parser(argparse.ArgumentParser):
     def _nearest(self, message: str) -> str:
         """For a flag that nobody knows: the known one that is most like it. argparse complains of what is
         missing first."""
-        flags = list(self._option_string_actions)
-        for action in self._actions:  # of a command, its own
-            if (
-                isinstance(action, argparse._SubParsersAction)
-                and sys.argv[1:2]
-                and sys.argv[1] in action.choices
-            ):
-                flags += action.choices[sys.argv[1]]._option_string_actions
         if not message.startswith(("unrecognized", "the following arguments are required")):
             return ""
+        flags, command = list(self._option_string_actions), "".join(sys.argv[1:2])
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and command in action.choices:
+                flags += action.choices[command]._option_string_actions
         said = message.split() if message.startswith("unrecognized") else sys.argv[1:]
         for flag in (word.partition("=")[0] for word in said if re.match(r"--\w", word)):
             near = difflib.get_close_matches(flag, flags, 1)
@@ -102,9 +98,8 @@ def preset(parser, section: dict, where: str) -> None:
         action = flags.get(key.replace("-", "_"))
         if action is None:
             near = difflib.get_close_matches(key, [f.replace("_", "-") for f in flags], 1)
-            raise UserError(
-                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{where}: unknown key {key!r}{meant}")
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise UserError(f"{where}: {key} must be true or false")
@@ -193,11 +188,9 @@ def _one_line(text: str) -> str:
     """Of bearable length, and without what would give orders to a terminal: names and values in it may come
     from anywhere."""
     text = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
-    return (
-        text
-        if len(text) <= LONGEST_LINE
-        else f"{text[: LONGEST_LINE * 2 // 3]} ... {text[-LONGEST_LINE // 3 :]}"
-    )
+    if len(text) <= LONGEST_LINE:
+        return text
+    return f"{text[: LONGEST_LINE * 2 // 3]} ... {text[-LONGEST_LINE // 3 :]}"
 
 
 def _explain(error: BaseException, name: str) -> int:

@@ -7,8 +7,12 @@ what is learnt (nanomed.text.blocks.Mixture)."""
 import torch
 from tqdm import tqdm
 
+from nanomed.errors import UserError
 from nanomed.models.loss import clm_loss
 from nanomed.precision import autocast
+from nanomed.text import corpus, heldout
+from nanomed.text.blocks import Stream, batch_of
+from nanomed.training.settings import Settings
 
 
 class Anchor:
@@ -65,3 +69,33 @@ def fisher(model, batches, device) -> dict[str, torch.Tensor]:
                 p.grad = None
     model.train(training)
     return total
+
+
+def general_stream(s: Settings, tokenizer, held: heldout.HeldOut) -> Stream | None:
+    """The blocks of --ewc-data, without what is held out; None if there is no --ewc."""
+    if not s.ewc:
+        return None
+    found = corpus.read_corpus(s.ewc_data, s, tokenizer)
+    (found,) = corpus.kept([found], ~held.has(corpus.items([found], tokenizer)))
+    stream = Stream(found, s.context, (s.seed, 1))
+    if stream.n_blocks < 1:
+        raise UserError(f"{found.corpus.name}: not a single token for --ewc that is not held out")
+    return stream
+
+
+def make_anchor(model, s: Settings, general: Stream | None, device: torch.device) -> Anchor | None:
+    """What pulls the weights back, made of the model as the run starts it; None if nothing is to."""
+    if not (s.l2_sp or s.ewc):
+        return None
+    information = None
+    if s.ewc:
+        blocks = [general.block(0, i) for i in range(min(s.ewc_blocks, general.n_blocks))]
+        name = general.selection.corpus.name
+        print(f"--ewc: the Fisher information of {len(blocks):,} blocks of {s.context} tokens of {name}")
+        information = fisher(model, [batch_of([block]) for block in blocks], device)
+    on = tuple(part.strip() for part in s.pull_on.split(","))
+    anchor = Anchor(model, s.l2_sp, s.ewc, information, on)
+    if not anchor.pulls:
+        one = next(iter(model.state_dict()))
+        raise UserError(f"--pull-on {s.pull_on}: no weight has such a name; there are, say, {one}")
+    return anchor

@@ -19,11 +19,10 @@ from nanomed.models import FAMILIES
 from nanomed.models.quant import count_parameters
 from nanomed.outputs import lock
 from nanomed.precision import resolve_device, resolve_dtype
-from nanomed.text import corpus, heldout, show, special, templates
-from nanomed.text.blocks import Stream, batch_of
+from nanomed.text import heldout, show, special, templates
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training import compiling, directory, distributed, estimate
-from nanomed.training.anchor import Anchor, fisher
+from nanomed.training.anchor import general_stream, make_anchor
 from nanomed.training.loop import fit, total_steps
 from nanomed.training.model import check_source, leave_model, make_ready, start_model
 from nanomed.training.settings import Settings, check, flags_of
@@ -55,23 +54,18 @@ class Setup:
 
 @dataclass
 class Job:
-    """What a phase hands to train(). validation: {name: measure(model)} of the held-out sets; held: what is
-    measured on, for later phases; hashes: of the data, by name; facts: what summary.json should say besides;
-    what: the data, in words; template: how the model that comes out is to be asked, if it was instructed;
-    general: a Stream of --ewc-data; classifier: a function that puts a head on the model; sample: a function of
-    the model that gives a text that it writes."""
+    """What a phase hands to train()."""
 
-    blocks: object
-    loss_fn: Callable
-    validation: dict
-    held: heldout.HeldOut
-    hashes: dict
-    facts: dict
-    what: str
-    template: templates.Template | None = None
-    general: Stream | None = None
-    classifier: Callable | None = None
-    sample: Callable | None = None
+    data: object  # deals out the batches of each update, as fit() takes them
+    loss_fn: Callable  # as fit() takes it
+    validation: dict[str, Callable]  # {name of a held-out set: its measure(model)}
+    held: heldout.HeldOut  # what is measured on, for later phases
+    hashes: dict[str, str]  # of the data, by name
+    facts: dict  # what summary.json says of the data
+    what: str  # the data, in words
+    template: templates.Template | None = None  # how the model is to be asked, if it was instructed
+    classifier: Callable | None = None  # puts a classification head on the model
+    sample: Callable | None = None  # a text that the model writes
 
 
 def setup(s: Settings) -> Setup:
@@ -115,21 +109,15 @@ def train(setup: Setup, job: Job) -> dict | None:
     holds the end of this very run, or it was a dry run."""
     s, source = decide_compile(setup, job), setup.source
     check_validated(s, job)
-    general = {f"ewc-data: {c.name}": c.sha256 for c in [job.general.selection.corpus]} if job.general else {}
-    identity = {
-        "data": job.hashes | general,
-        "tokenizer": setup.tokenizer.hash,
-        "model": hub.fingerprint(source, weights=not s.from_scratch),
-        "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
-        "special_tokens": job.facts["special_tokens"],
-    }
+    general = general_stream(s, setup.tokenizer, job.held)
+    identity = identity_of(s, setup, job, general)
     writes = not s.dry_run and distributed.rank() == 0
     if writes:
         lock(s.out)
         directory.check_out(s.out, s.resume)  # again, now that no other process changes it any more
     if directory.is_complete(s, identity):
         if writes:  # what is left to do if it was killed just before it did so itself
-            directory.finish(s, job.blocks.unit)
+            directory.finish(s, job.data.unit)
         print(f"{s.out}: this run is complete; nothing to do")
         return None
     if writes:
@@ -142,37 +130,57 @@ def train(setup: Setup, job: Job) -> dict | None:
         directory.check_space(model, s)
     facts = describe(model, s, source, job)
     if s.show:
-        show.rows(job.blocks.window(0), setup.tokenizer, s.show, facts.get("labels"))
-    anchor = make_anchor(model, s, job.general, setup.device)
+        show.rows(job.data.window(0), setup.tokenizer, s.show, facts.get("labels"))
+    anchor = make_anchor(model, s, general, setup.device)
     if s.dry_run:
-        estimate.dry_run(model, job.blocks, job.loss_fn, s, bool(job.validation), anchor)
+        estimate.dry_run(model, job.data, job.loss_fn, s, bool(job.validation), anchor)
         return None
-    measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
-    sample, loss_fn = (
-        distributed.forward(job.sample or (lambda model: None)),
-        distributed.forward(job.loss_fn),
-    )
-
-    def validate():
-        found = {name: measure(model) for name, measure in measures.items()}
-        return {name: {k: of[k] for k in MEASURED if k in of} for name, of in found.items()}, sample(model)
-
-    result = fit(model, job.blocks, loss_fn, s, s.out, validate if measures else None, anchor)
+    loss_fn, validate = distributed.forward(job.loss_fn), validation_of(model, job)
+    result = fit(model, job.data, loss_fn, s, s.out, validate, anchor)
     facts |= leave_model(model, base, s, source, job.classifier) | result
     if distributed.rank() == 0:
         if job.template:
             templates.save(job.template, setup.tokenizer, s.out)
         write_json(facts | peak_memory(), s.out / "summary.json")  # the last file: the run is complete
-        directory.finish(s, job.blocks.unit)
+        directory.finish(s, job.data.unit)
         say_kept(s, result)
     return result
+
+
+def identity_of(s: Settings, setup: Setup, job: Job, general) -> dict:
+    """Hashes of what goes into a run besides its settings: a resumed run has to have the same."""
+    hashes = dict(job.hashes)
+    if general:
+        hashes[f"ewc-data: {general.selection.corpus.name}"] = general.selection.corpus.sha256
+    return {
+        "data": hashes,
+        "tokenizer": setup.tokenizer.hash,
+        "model": hub.fingerprint(setup.source, weights=not s.from_scratch),
+        "held_out.json of the model": setup.earlier.hash(),  # decides what is replayed
+        "special_tokens": job.facts["special_tokens"],
+    }
+
+
+def validation_of(model, job: Job) -> Callable | None:
+    """A function that measures the model on the held-out sets, and lets it write; None if there are none."""
+    if not job.validation:
+        return None
+    measures = {name: distributed.forward(measure) for name, measure in job.validation.items()}
+    sample = distributed.forward(job.sample or (lambda model: None))
+
+    def validate():
+        found = {name: measure(model) for name, measure in measures.items()}
+        return {name: {k: of[k] for k in MEASURED if k in of} for name, of in found.items()}, sample(model)
+
+    return validate
 
 
 def check_validated(s: Settings, job: Job) -> None:
     """Raises UserError for a setting that looks at the validation where there is none."""
     wanted = {"--patience": s.patience, "--keep best": s.keep == "best", "--sample-prompt": s.sample_prompt}
-    for flag in (flag for flag, given in wanted.items() if given and not job.validation):
-        raise UserError(f"{flag} needs something to validate on (--val-data, --val-fraction)")
+    given = [flag for flag, value in wanted.items() if value]
+    if given and not job.validation:
+        raise UserError(f"{given[0]} needs something to validate on (--val-data, --val-fraction)")
 
 
 def describe(model, s: Settings, source: hub.Source, job: Job) -> dict:
@@ -191,17 +199,15 @@ def describe(model, s: Settings, source: hub.Source, job: Job) -> dict:
     special.say(job.facts["special_tokens"])
     print(
         f"{s.model}: {facts['parameters']:,} parameters, {facts['trainable']:,} trainable; {job.what};"
-        f" {where}, {s.dtype}{over}; {total_steps(job.blocks, s):,} updates of up to {s.batch_size} x"
+        f" {where}, {s.dtype}{over}; {total_steps(job.data, s):,} updates of up to {s.batch_size} x"
         f" {s.grad_accum} rows, peak learning rate {s.lr:g}"
     )
     return facts
 
 
 def peak_memory() -> dict:
-    cuda = torch.cuda.is_available()
-    return {"peak_rss_bytes": peak_rss()} | (
-        {"peak_cuda_bytes": torch.cuda.max_memory_allocated()} if cuda else {}
-    )
+    cuda = {"peak_cuda_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
+    return {"peak_rss_bytes": peak_rss()} | cuda
 
 
 def decide_compile(setup: Setup, job: Job) -> Settings:
@@ -213,12 +219,11 @@ def decide_compile(setup: Setup, job: Job) -> Settings:
     before = directory.began_compiled(s.out) if s.resume else None
     if before is not None or distributed.world() > 1:
         return replace(s, compile=bool(before))
-    updates = total_steps(job.blocks, s)
+    updates = total_steps(job.data, s)
     s = replace(s, compile=compiling.pays(s, setup.config.model_type, setup.config, updates))
     if s.compile:
         print(
-            "compiling, which takes a while at the first update and then saves more than it took"
-            " (--no-compile: as it is)"
+            "compiling, which takes a while at first and then saves more than that (--no-compile: as it is)"
         )
     return s
 
@@ -233,64 +238,22 @@ def check_processes(s: Settings) -> None:
             said = "--" + name.replace("_", "-")
             raise UserError(f"{said} is for one process; {n} processes (torchrun) train without it")
     if s.batch_size < n:
-        raise UserError(
-            f"--batch-size {s.batch_size}: its rows are dealt to {n} processes (torchrun); give at least {n}"
-        )
-
-
-def general_stream(s: Settings, tokenizer, held: heldout.HeldOut) -> Stream | None:
-    """The blocks of --ewc-data, without what is held out; None if there is no --ewc."""
-    if not s.ewc:
-        return None
-    found = corpus.read_corpus(s.ewc_data, s, tokenizer)
-    (found,) = corpus.kept([found], ~held.has(corpus.items([found], tokenizer)))
-    stream = Stream(found, s.context, (s.seed, 1))
-    if stream.n_blocks < 1:
-        raise UserError(f"{found.corpus.name}: not a single token for --ewc that is not held out")
-    return stream
-
-
-def make_anchor(model, s: Settings, general: Stream | None, device: torch.device) -> Anchor | None:
-    """What pulls the weights back, made of the model as the run starts it; None if nothing is to."""
-    if not (s.l2_sp or s.ewc):
-        return None
-    information = None
-    if s.ewc:
-        blocks = [general.block(0, i) for i in range(min(s.ewc_blocks, general.n_blocks))]
-        print(
-            f"--ewc: the Fisher information of {len(blocks):,} blocks of {s.context} tokens of"
-            f" {general.selection.corpus.name}"
-        )
-        information = fisher(model, [batch_of([block]) for block in blocks], device)
-    on = tuple(part.strip() for part in s.pull_on.split(","))
-    anchor = Anchor(model, s.l2_sp, s.ewc, information, on)
-    if not anchor.pulls:
-        raise UserError(
-            f"--pull-on {s.pull_on}: no weight has such a name; there are, say,"
-            f" {next(iter(model.state_dict()))}"
-        )
-    return anchor
+        dealt = f"its rows are dealt to {n} processes (torchrun); give at least {n}"
+        raise UserError(f"--batch-size {s.batch_size}: {dealt}")
 
 
 def say_kept(s: Settings, result: dict) -> None:
     """Which weights DIR holds, and what their validation was."""
-    best, last = result["best_val"], result["last_val"]
+    first, best, last = result["first_val"], result["best_val"], result["last_val"]
     if not last:
         print(f"no validation; kept the last weights (update {result['step']})")
         return
     kept = best if s.keep == "best" else last
-    name = "ppl" if "ppl" in kept else "loss"
-    sets = [("validation", result["first_val"], kept)]
-    if "sets" in kept:
-        sets = [(n, result["first_val"]["sets"][n], kept["sets"][n]) for n in kept["sets"]]
-    print(
-        "; ".join(
-            f"{n} {'perplexity' if name == 'ppl' else name} {a[name]:.4g} -> {b[name]:.4g}"
-            for n, a, b in sets
-        )
-    )
-    other = "" if best["step"] == last["step"] else f"; --keep best would keep those of update {best['step']}"
+    key, name = ("ppl", "perplexity") if "ppl" in kept else ("loss", "loss")
+    before, after = (val.get("sets", {"validation": val}) for val in (first, kept))
+    print("; ".join(f"{n} {name} {before[n][key]:.4g} -> {after[n][key]:.4g}" for n in after))
     if s.keep == "best":
         print(f"kept: the weights of the best validation (update {best['step']} of {result['steps']})")
     else:
+        other = f"; --keep best would keep those of update {best['step']}" if best != last else ""
         print(f"kept: the last weights (update {result['step']}){other}")

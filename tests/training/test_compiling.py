@@ -78,7 +78,7 @@ def test_what_a_compiler_needs(monkeypatch, tmp_path):
 def test_a_resumed_run_goes_on_as_it_began(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(run.compiling, "pays", lambda *a: asked.append(a) or True)
-    job = SimpleNamespace(blocks=SimpleNamespace(windows_per_epoch=7))
+    job = SimpleNamespace(data=SimpleNamespace(windows_per_epoch=7))
 
     def decided(plan, resume):
         s = replace(plan, out=tmp_path, resume=resume)
