@@ -16,7 +16,7 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.text.instructions import Fields, Instruction
-from nanomed.text.rows import NoField, field_of, get_text, get_value, read_rows
+from nanomed.text.rows import NoField, field_of, fields_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
 NONE = bytes(16)  # in a table of digests, where an item has no such part
@@ -191,10 +191,9 @@ def _texts_of(row, text_field: str, parts: Fields) -> tuple[str | None, Instruct
     what is no text in them counts as empty."""
     asked, document = get_value(row, parts.instruction), get_value(row, text_field)
     if asked is None and document is None:
-        there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise NoField(
             f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r}"
-            f" (fields: {there}; --text-field a,b takes the first that a row has, --instruction-field too)"
+            f" ({fields_of(row)}; --text-field a,b takes the first that a row has, --instruction-field too)"
         )
     document = None if document is None else get_text(row, text_field)
     if not isinstance(asked, str):

@@ -65,21 +65,19 @@ def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -
     classes: what class_names() says of the row's file. Raises BadRow, and NoField for a row without the
     field."""
     if how.columns:
-        return tuple(
-            name
-            for column, name in zip(how.columns, how.names or how.columns, strict=True)
-            if _has_label(row, column)
-        )
+        named = zip(how.columns, how.names or how.columns, strict=True)
+        return tuple(name for column, name in named if _has_label(row, column))
     value = get_value(row, field)
-    several = isinstance(value, list)
-    if isinstance(value, str) and how.separator:
-        parts = [part.strip() for part in value.split(how.separator) if part.strip()]
-        value, several = _read_list(value) if how.separator == "list" else parts, True
+    several = isinstance(value, list) or bool(how.separator)
+    if isinstance(value, str) and how.separator == "list":
+        value = _read_list(value)
+    elif isinstance(value, str) and how.separator:
+        value = [part.strip() for part in value.split(how.separator) if part.strip()]
     values = [_text_of(v, classes) for v in (value if isinstance(value, list) else [value])]
     if None in values:
         kind = NoField if value is None else BadRow
         raise kind(f"no label in the field {field!r}: {value!r} ({how.flag}field names another)")
-    return tuple(values) if several or how.separator else values[0]
+    return tuple(values) if several else values[0]
 
 
 def _text_of(value, classes: list[str] | None) -> str | None:
@@ -111,24 +109,22 @@ def _has_label(row, column: str) -> bool:
 
 
 def _read_list(text: str) -> list:
-    """`['asthma', 'renal']`, as Python or JSON writes it. Python joins texts that no comma parts: that is
-    numpy's writing."""
+    """`['asthma', 'renal']`, as Python or JSON writes it. Texts that no comma parts, as numpy writes them,
+    Python would join."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         try:
             found = ast.literal_eval(text.strip())
             kinds = [t.type for t in tokenize.generate_tokens(io.StringIO(text.strip()).readline)]
+            joined = any(a == b == tokenize.STRING for a, b in pairwise(kinds))
+            found = None if joined else sorted(found, key=str) if isinstance(found, set) else found
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
-            found, kinds = None, []
-        if any(a == b == tokenize.STRING for a, b in pairwise(kinds)):
             found = None
-    if isinstance(found, tuple | set):
-        found = sorted(found, key=str) if isinstance(found, set) else list(found)
-    if not isinstance(found, list):
+    if not isinstance(found, list | tuple):
         mend = "numpy's arrays leave the commas out: save .tolist() of them"
         raise BadRow(f"not a list, as JSON or Python writes it: {text[:60]!r} ({mend})")
-    return found
+    return list(found)
 
 
 def _plain(text: str) -> str:
@@ -164,10 +160,9 @@ def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: 
     if how.names and not there <= {*how.names}:
         calls = _by_number(there, how.names)
         if calls is None:
-            odd = min(there.difference(how.names))
-            known = in_line(how.names)
+            odd = f"the label {min(there.difference(how.names))!r}"
             raise UserError(
-                f"{where}: the label {odd!r} is none of {how.flag}names ({known}), nor one's number"
+                f"{where}: {odd} is none of {how.flag}names ({in_line(how.names)}), nor one's number"
             )
         labels = [tuple(calls[label] for label in row) for row in labels]
     labels = [tuple(dict.fromkeys(row)) for row in labels]
@@ -190,69 +185,53 @@ def _are_vectors(places: list[str], labels: list[tuple[str, ...]], how: Spelling
     it."""
     if how.lists == "names" or (not any(labels) and how.lists != "vectors"):
         return False
-    place, n = places[0], len(labels[0])
-    long = next((k for k, row in enumerate(labels) if len(row) != n), None)
-    odd = next(((k, label) for k, row in enumerate(labels) for label in row if label not in ZERO_ONE), None)
-    if how.lists == "vectors":
-        if odd:
-            raise UserError(f"{places[odd[0]]}: a vector of labels holds 0 and 1 alone, not {odd[1]!r}")
-        if long is not None:
-            raise UserError(
-                f"{places[long]}: a vector over {len(labels[long])} labels, where {place} has {n}"
-            )
+    asked, n, rows = how.lists == "vectors", len(labels[0]), list(zip(places, labels, strict=True))
+    long = next(((place, len(row)) for place, row in rows if len(row) != n), None)
+    odd = next(((place, label) for place, row in rows for label in row if label not in ZERO_ONE), None)
+    repeated = any(len(set(row)) < len(row) for row in labels)
+    if odd and not asked:
+        numbers = all(re.fullmatch(r"-?\d+", label) for row in labels for label in row)
+        if long or not repeated or not numbers:
+            return False
+    if odd:
+        wrong = f"{odd[0]}: {odd[1]} in what is else a vector of 0 and 1"
+    elif long:
+        wrong = f"{long[0]}: a list of {long[1]}, where {places[0]} has one of {n}"
+    elif not repeated and not asked:
+        wrong = f"{places[0]}: [{', '.join(labels[0])}] could be labels so called, or a vector"
+    else:
         return True
     decides = f"{how.flag}lists says whether lists are vectors (a place a label, 0 or 1) or names of labels"
-    repeated = any(len(set(row)) < len(row) for row in labels)
-    if odd:
-        numbers = all(re.fullmatch(r"-?\d+", label) for row in labels for label in row)
-        if numbers and repeated and long is None:
-            raise UserError(f"{places[odd[0]]}: {odd[1]} in a list that is else like a vector; {decides}")
-        return False
-    if long is not None:
-        raise UserError(
-            f"{places[long]}: a list of {len(labels[long])}, where {place} has one of {n}; {decides}"
-        )
-    if not repeated:
-        raise UserError(
-            f"{place}: [{', '.join(labels[0])}] could be labels so called, or a vector; {decides}"
-        )
-    return True
+    raise UserError(wrong if asked else f"{wrong}; {decides}")
 
 
 def _notes_on(there: set[str], where: str, how: Spelling) -> tuple[str, ...]:
     """Where each text, taken as one label, looks like several: a list, or names that recur between
     separators."""
+    joined, wanted = set(), "list"
     if there and all(name.strip()[:1] + name.strip()[-1:] == "[]" for name in there):
-        example, wanted = min(there), "list"
-    else:
-        for wanted in "|;,":
-            joined = {
-                name for name in there if len([part for part in name.split(wanted) if part.strip()]) > 1
-            }
-            parts = {part.strip() for name in there for part in name.split(wanted)}
-            if joined and (wanted == "|" or len(parts) < len(there)):
-                example = min(joined)
-                break
-        else:
-            return ()
-    means = f"{how.flag}separator {wanted if wanted in ('list', ',') else repr(wanted)}"
-    return (f"{where}: {example!r} is taken as one label; if it is several, {means} parts them",)
-
-
-def _number(name: str) -> int | None:
-    """Of a label that is called by its number, as transformers does where it has no name."""
-    found = re.fullmatch(r"(?:LABEL_)?([0-9]{1,18})", name)
-    return int(found[1]) if found else None
+        joined = there
+    for separator in "" if joined else "|;,":
+        parts = {name: {part.strip() for part in name.split(separator)} for name in there}
+        several = {name for name in there if sum(bool(p.strip()) for p in name.split(separator)) > 1}
+        if several and (separator == "|" or len(set().union(*parts.values())) < len(there)):
+            joined, wanted = several, separator if separator == "," else repr(separator)
+            break
+    if not joined:
+        return ()
+    means = f"{how.flag}separator {wanted} parts them"
+    return (f"{where}: {min(joined)!r} is taken as one label; if it is several, {means}",)
 
 
 def _by_number(there: set[str], names) -> dict[str, str] | None:
-    """{what rows say: the name of that number}; None if one is no number, or beyond the names."""
+    """{what rows say: the name of that number}, as transformers numbers what has no name (LABEL_1); None if
+    one is no number, or beyond the names."""
     if len(names) == 2 and there <= {"false", "true"}:
         return dict(zip(("false", "true"), names, strict=True))
-    numbers = {label: _number(label) for label in there}
-    if any(k is None or k >= len(names) for k in numbers.values()):
+    found = {label: re.fullmatch(r"(?:LABEL_)?([0-9]{1,18})", label) for label in there}
+    if not all(number and int(number[1]) < len(names) for number in found.values()):
         return None
-    return {label: names[k] for label, k in numbers.items()}
+    return {label: names[int(number[1])] for label, number in found.items()}
 
 
 def unnamed(labels: Iterable[str]) -> bool:
@@ -291,27 +270,8 @@ def class_names(name: str, field: str) -> list[str] | None:
     where the numbers have no names."""
     import datasets
 
-    if name.startswith("hub:"):
-        features = formats.hub_rows(name).features
-    elif formats.is_saved(Path(formats.split_how(name)[0])):
-        source = formats.find(name)
-        features = formats.saved_rows(source.path, source.how).features
-    elif name.lower().endswith(".parquet") and Path(name).is_file():
-        import pyarrow.parquet
-
-        try:
-            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
-        except (
-            pyarrow.ArrowException,
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-        ):  # said by who reads its rows
-            return None
-    else:
-        return None
-    for path in field.split(","):
+    features = _features(name)
+    for path in field.split(",") if features else ():
         feature = features
         for key in path.split("."):
             feature = feature.get(key) if isinstance(feature, dict) else None
@@ -320,3 +280,21 @@ def class_names(name: str, field: str) -> list[str] | None:
         if feature is not None:
             return feature.names if isinstance(feature, datasets.ClassLabel) else None
     return None
+
+
+def _features(name: str):
+    import datasets
+
+    if name.startswith("hub:"):
+        return formats.hub_rows(name).features
+    if formats.is_saved(Path(formats.split_how(name)[0])):
+        source = formats.find(name)
+        return formats.saved_rows(source.path, source.how).features
+    if not name.lower().endswith(".parquet") or not Path(name).is_file():
+        return None
+    import pyarrow.parquet
+
+    try:
+        return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError):  # said by who reads its rows
+        return None

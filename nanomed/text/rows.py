@@ -3,6 +3,7 @@ their fields."""
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -52,13 +53,10 @@ def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool
     return (text for _, text in placed_documents(name, text_field, limit, skip_bad))
 
 
-def placed_documents(
-    name: str, text_field: str, limit: int | None, skip_bad: bool
-) -> Iterator[tuple[str, str | None]]:
-    """read_documents(), each with its place for a message: "row 2", or "row 2, line 4" where that is another
+def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[tuple]:
+    """read_documents(), each after its place for a message: "row 2", or "row 2, line 4" where that is another
     number."""
-    fields = field_of(name, text_field)
-    return _placed_rows(name, lambda row: get_text(row, fields), limit, skip_bad)
+    return _placed_rows(name, partial(get_text, fields=field_of(name, text_field)), limit, skip_bad)
 
 
 def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None) -> Iterator:
@@ -70,25 +68,21 @@ def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterato
     return (value for _, value in _placed_rows(name, take, limit, skip_bad, found))
 
 
-def _placed_rows(
-    name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None
-) -> Iterator[tuple[str, object]]:
+def _placed_rows(name, take, limit, skip_bad, found=None) -> Iterator[tuple[str, object]]:
     number, good, first_bad = 0, False, None
     for number, (where, make) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
-        place = f"row {number}"
-        if where not in (None, number):
-            place += f", line {where}" if isinstance(where, int) else f", {where}"
+        line = (
+            "" if where in (None, number) else f", line {where}" if isinstance(where, int) else f", {where}"
+        )
+        place = f"row {number}{line}"
         try:
             value, good = take(make()), True
         except BadRow as e:
             if not skip_bad:
                 mend = " (--skip-bad-rows leaves such rows out)"
                 if number == 1 and isinstance(e, NoField):  # where it would leave out all of them
-                    mend = (
-                        "; the first line of a CSV file names its columns"
-                        if found is None and is_table(name)
-                        else ""
-                    )
+                    table = found is None and is_table(name)
+                    mend = "; the first line of a CSV file names its columns" if table else ""
                 raise UserError(f"{name}, {place}: {e}{mend}") from e
             value, first_bad = None, first_bad or f"{place}: {e}"
         yield place, value
@@ -138,11 +132,13 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     if any(_has(row, field) for field in fields.split(",")):
         raise BadRow(f"no text in the field {fields!r}: null there")
-    there = (
-        "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
-    )
     several = f"; {flag} a,b takes the first that a row has" if flag.startswith("--") else ""
-    raise NoField(f"no text in the field {fields!r} ({there}{several})")
+    raise NoField(f"no text in the field {fields!r} ({fields_of(row)}{several})")
+
+
+def fields_of(row) -> str:
+    """For a message."""
+    return "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
 
 
 def number_as_text(value):

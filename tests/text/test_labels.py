@@ -74,15 +74,15 @@ def test_what_could_be_either_is_asked_for():
         assert set(meaning(values, Spelling(lists="names")).labels[0]) == {str(v).lower() for v in values[0]}
     with pytest.raises(UserError, match=r"f, row 2: a list of 3, where f, row 1 has one of 4; --label-lists"):
         meaning([[1, 0, 0, 1], [1, 0, 0]])
-    with pytest.raises(UserError, match=r"f, row 2: a vector over 3 labels, where f, row 1 has 4"):
+    with pytest.raises(UserError, match=r"f, row 2: a list of 3, where f, row 1 has one of 4$"):
         meaning([[1, 0, 0, 1], [1, 0, 0]], Spelling(lists="vectors"))
     with pytest.raises(
         UserError, match=r"f, row 1: a list of 2.*--label-lists|f, row 2: a list of 2.*--label-lists"
     ):
         meaning([[1], [0, 1], []])
-    with pytest.raises(UserError, match=r"f, row 2: -1 in a list that is else like a vector; --label-lists"):
+    with pytest.raises(UserError, match=r"f, row 2: -1 in what is else a vector of 0 and 1; --label-lists"):
         meaning([[1, 0, 0], [1, -1, 0]])
-    with pytest.raises(UserError, match="f, row 2: a vector of labels holds 0 and 1 alone, not '-1'"):
+    with pytest.raises(UserError, match="f, row 2: -1 in what is else a vector of 0 and 1$"):
         meaning([[1, 0, 0], [1, -1, 0]], Spelling(lists="vectors"))
     with pytest.raises(UserError, match="f, row 2: a list in some rows and one label in others"):
         meaning([[1, 0], 1])
