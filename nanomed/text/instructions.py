@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nanomed.errors import UserError
-from nanomed.text.rows import BadRow, NoField, field_of, get_text, get_value, read_rows
+from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, read_rows
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,9 @@ def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: boo
         if row is not None:
             asked = get_value(row, fields.instruction) is not None
             if not asked and get_value(row, field_of(name, text_field)) is None:
-                there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
                 raise UserError(
                     f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "
-                    f"(--instruction-field) nor a text in {text_field!r} (--text-field); fields: {there}"
+                    f"(--instruction-field) nor a text in {text_field!r} (--text-field); {fields_of(row)}"
                 )
             return asked
     raise UserError(f"{name}: no rows there")

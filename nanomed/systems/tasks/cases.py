@@ -3,7 +3,7 @@ it."""
 
 from dataclasses import dataclass
 
-from nanomed.text.rows import NoField, get_text
+from nanomed.text.rows import NoField, fields_of, get_text
 
 NONE = "none"  # the answer where nothing is to be found
 
@@ -41,10 +41,7 @@ class Settled:
 
 def missing(row, fields: dict, key: str, what: str = "text") -> NoField:
     """The error of a row that has not the field which `fields` names for `key`."""
-    there = (
-        "fields: " + ", ".join(map(str, row)) if isinstance(row, dict) else f"it is a {type(row).__name__}"
-    )
-    return NoField(f'no {what} in {fields[key]!r} ({there}; fields.{key} = "..." names another)')
+    return NoField(f'no {what} in {fields[key]!r} ({fields_of(row)}; fields.{key} = "..." names another)')
 
 
 def text_of(row, fields: dict, key: str) -> str:
