@@ -30,10 +30,8 @@ class Classifier(nn.Module):
         self.score = nn.Linear(lm.config.n_embd, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=lm.config.initializer_range)
         # transformers refuses a num_labels that is not the number of id2label.
-        kept = {
-            k: v for k, v in lm.hf_config.items() if k not in ("num_labels", "_num_labels", "finetuning_task")
-        }
-        self.hf_config = kept | {
+        replaced = ("num_labels", "_num_labels", "finetuning_task")
+        self.hf_config = {k: v for k, v in lm.hf_config.items() if k not in replaced} | {
             "id2label": {str(k): name for k, name in enumerate(labels)},
             "label2id": {name: k for k, name in enumerate(labels)},
             "problem_type": None if multi_label is None else PROBLEMS[multi_label],
@@ -51,9 +49,7 @@ class Classifier(nn.Module):
     def forward(self, idx, lengths):
         x = self.backbone(idx)  # (B, T, C)
         last = x[torch.arange(len(idx), device=idx.device), lengths - 1]  # (B, C)
-        with torch.autocast(
-            idx.device.type, enabled=False
-        ):  # logits in fp32: bf16 would tie half of the texts
+        with torch.autocast(idx.device.type, enabled=False):  # in bf16, half of the texts would tie
             return self.score(last.float())
 
 
@@ -76,9 +72,8 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
     if targets.dim() == 2:
         real = targets[:, 0] != IGNORE  # a row that fills a process's share up counts for nothing
         logits, targets = logits[real], targets[real]
-        loss = F.binary_cross_entropy_with_logits(
-            logits, targets.float(), pos_weight=weights, reduction="sum"
-        )
+        how = {"pos_weight": weights, "reduction": "sum"}
+        loss = F.binary_cross_entropy_with_logits(logits, targets.float(), **how)
     else:
         loss = F.cross_entropy(logits, targets, weight=weights, reduction="sum")
     return loss, targets.numel()
@@ -97,16 +92,14 @@ def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dty
     Raises UserError if one is not finite."""
     out = torch.zeros(len(ids), len(model.labels))
     order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
-    with (
-        evaluating(model),
-        tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=None) as t,
-    ):
+    bar = tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=None)
+    with evaluating(model), bar:
         for i in range(0, len(ids), batch_size):
             rows = order[i : i + batch_size]
             batch = collate_labelled([(ids[k], 0) for k in rows], pad)
             with autocast(device, dtype):
                 out[rows] = model(batch.idx.to(device), batch.lengths.to(device)).float().cpu()
-            t.update(len(rows))
+            bar.update(len(rows))
     if not out.isfinite().all():
         raise UserError(f"a text has logits that are not finite in {dtype}; {mend(dtype)}")
     return out

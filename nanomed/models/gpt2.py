@@ -64,10 +64,8 @@ class Config:
 
     def __post_init__(self):
         if self.activation_function not in ACTIVATIONS:
-            raise UserError(
-                f"activation_function {self.activation_function!r} is not supported; known:"
-                f" {', '.join(ACTIVATIONS)}"
-            )
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(f"activation_function {self.activation_function!r} is not supported; {known} are")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
@@ -91,9 +89,8 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=CAUSAL, cache=None):
         B, T, C = x.shape
-        q, k, v = (
-            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (B, nh, T, hs)
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
         dropout = self.attn_pdrop if self.training else 0.0
         y = attend(q, k, v, mask, cache, self.scale, dropout, self.upcast)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))

@@ -25,10 +25,7 @@ DROPOUTS = ("embed_dropout", "attention_dropout", "resid_dropout")
 BACKBONE = "transformer"
 EMBEDDING = "transformer.wte.weight"
 CONV1D = ()
-BUFFERS = (
-    ".attn.attention.bias",
-    ".attn.attention.masked_bias",
-)  # the causal mask, and what it was filled with
+BUFFERS = (".attn.attention.bias", ".attn.attention.masked_bias")  # the causal mask, and what filled it
 RESIDUAL = ("out_proj.weight", "c_proj.weight")
 LORA_TARGETS = ("q_proj", "v_proj")
 
@@ -57,26 +54,20 @@ class Config:
 
     def __post_init__(self):
         if self.activation_function not in ACTIVATIONS:
-            raise UserError(
-                f"activation_function {self.activation_function!r} is not supported; known:"
-                f" {', '.join(ACTIVATIONS)}"
-            )
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(f"activation_function {self.activation_function!r} is not supported; {known} are")
         if self.hidden_size % self.num_heads:
             raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         kinds = self.layer_kinds()
         if len(kinds) != self.num_layers or not set(kinds) <= {"global", "local"}:
-            raise UserError(
-                f"attention_types must say global or local of {self.num_layers} layers, not {kinds}"
-            )
+            raise UserError(f"attention_types must say global or local of each layer, not {kinds}")
         if self.attention_layers not in (None, kinds):
-            raise UserError(
-                f"attention_layers {self.attention_layers} are not what attention_types says: {kinds}"
-            )
+            raise UserError(f"attention_layers are not what attention_types says: {kinds}")
 
     def layer_kinds(self) -> list[str]:
-        types = self.attention_types or (
-            [[self.attention_layers, 1]] if self.attention_layers else [[["global", "local"], 12]]
-        )
+        if self.attention_layers and not self.attention_types:
+            return self.attention_layers
+        types = self.attention_types or [[["global", "local"], 12]]
         return [kind for kinds, times in types for _ in range(times) for kind in kinds]
 
     @property
@@ -105,10 +96,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, mask=CAUSAL, cache=None):
         B, T, C = x.shape
-        heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (
-            proj(x).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, nh, T, hs)
+        q, k, v = (proj(x).view(B, T, self.n_head, -1) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         dropout = self.attention_dropout if self.training else 0.0
         y = attend(q, k, v, mask, cache, scale=1.0, dropout=dropout, upcast=True)  # (B, T, C)
         return self.resid_dropout(self.out_proj(y))
@@ -138,9 +127,8 @@ class Transformer(nn.Module):
         self.drop = nn.Dropout(config.embed_dropout)
         self.h = nn.ModuleList()
         for _ in range(config.num_layers):
-            mlp = MLP(
-                config.hidden_size, config.intermediate_size, config.activation_function, config.resid_dropout
-            )
+            inner, act = config.intermediate_size, config.activation_function
+            mlp = MLP(config.hidden_size, inner, act, config.resid_dropout)
             self.h.append(Block(config.hidden_size, config.layer_norm_epsilon, Attention(config), mlp))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.grad_checkpoint = False  # True: keep each block's input only and recompute the rest in backward

@@ -20,9 +20,7 @@ class LanguageModel(nn.Module):
     def __init__(self, family, config):
         super().__init__()
         self.family, self.config = family, config
-        self.head_blocks = (
-            None  # the head as nanomed.models.prepacked lays it out, {dtype: weights}, once it does
-        )
+        self.head_blocks = None  # {dtype: the head}, once nanomed.models.prepacked lays it out
         self.lora = None  # the LoRAConfig once nanomed.models.lora has wrapped some of the linears
         setattr(self, family.BACKBONE, family.Transformer(config))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

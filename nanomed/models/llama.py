@@ -31,6 +31,8 @@ DEFAULTS = {
 }
 FIXED = {"rope_interleaved": False, "use_mrope": False}  # SmolLM2's and Qwen 2.5's configs say so
 INERT = {"pretraining_tp", "is_llama_config", "max_sequence_length"}
+MEMBERS = {"attention_bias": ("llama", "qwen3"), "mlp_bias": ("llama",)}  # that have what Config calls so
+MEMBERS |= dict.fromkeys(("use_sliding_window", "layer_types"), ("qwen2", "qwen3"))
 DROPOUTS = ("attention_dropout",)
 BACKBONE = "model"
 EMBEDDING = "model.embed_tokens.weight"
@@ -71,42 +73,24 @@ class Config:
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(f"hidden_act {self.hidden_act!r} is not supported; {known} are")
+        heads, (_, n_kv, hs) = self.num_attention_heads, self.cache_shape
+        if self.head_dim is None and self.hidden_size % heads:
             raise UserError(
-                f"hidden_act {self.hidden_act!r} is not supported; known: {', '.join(ACTIVATIONS)}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}"
             )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads"
-                f" {self.num_attention_heads}"
-            )
-        _, n_kv, hs = self.cache_shape
-        if self.num_attention_heads % n_kv or hs % 2:
-            raise UserError(
-                f"{self.num_attention_heads} heads of size {hs} over {n_kv} of keys: do not divide evenly"
-            )
-        kinds = self.layer_types
-        if kinds and (
-            len(kinds) != self.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}
-        ):
-            raise UserError(
-                f"layer_types must say full_attention or sliding_attention of each layer, not {kinds}"
-            )
-        if "sliding_attention" in (kinds or ()) and not (self.use_sliding_window and self.sliding_window):
-            raise UserError(
-                "layer_types has sliding_attention in it, but use_sliding_window and sliding_window give no"
-                " window"
-            )
-        qwen = ("qwen2", "qwen3")
-        known = {
-            "attention_bias": ("llama", "qwen3"),
-            "mlp_bias": ("llama",),
-            "use_sliding_window": qwen,
-            "layer_types": qwen,
-        }
-        for field, members in known.items():
+        if heads % n_kv or hs % 2:
+            raise UserError(f"{heads} heads of size {hs} over {n_kv} of keys: do not divide evenly")
+        kinds, known = self.layer_types or (), {"full_attention", "sliding_attention"}
+        if kinds and (len(kinds) != self.num_hidden_layers or not set(kinds) <= known):
+            raise UserError(f"layer_types must say {' or '.join(sorted(known))} of each layer, not {kinds}")
+        if "sliding_attention" in kinds and not (self.use_sliding_window and self.sliding_window):
+            raise UserError("layer_types has sliding_attention, but use_sliding_window gives no window")
+        for field, members in MEMBERS.items():
             if getattr(self, field) and self.model_type not in members:
                 raise UserError(
-                    f"{field} of a {self.model_type} is not supported; {' and '.join(members)} have one"
+                    f"{field} is not supported of a {self.model_type}, but of {' and '.join(members)}"
                 )
         self.rope()  # raises for what is not honoured
 
@@ -170,9 +154,8 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.hs) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (
-            t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v)
-        )  # (B, nh, T, hs); k and v have fewer heads
+        # (B, nh, T, hs); k and v have fewer heads
+        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
         dropout = self.attention_dropout if self.training else 0.0
         return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask, cache, dropout=dropout))
 

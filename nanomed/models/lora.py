@@ -76,11 +76,8 @@ class LoRALinear(nn.Module):
 def is_linear(name: str, module: nn.Module) -> bool:
     """Whether a layer can have an adapter; the head cannot, which may be the embedding too, or is trained
     whole."""
-    return (
-        isinstance(module, (nn.Linear, *QUANTISED))
-        and name not in ("lm_head", "score")
-        and ".lora_" not in name
-    )
+    linear = isinstance(module, (nn.Linear, *QUANTISED))
+    return linear and name not in ("lm_head", "score") and ".lora_" not in name
 
 
 def resolve(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
@@ -106,8 +103,7 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
     model.requires_grad_(False)
     model.lora = config
     for name, module in chosen.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(module, config))
+        model.set_submodule(name, LoRALinear(module, config))
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -121,8 +117,7 @@ def merge_and_unwrap(model: nn.Module) -> None:
         print("the quantised weights are dequantised before the adapter is merged into them")
     for name, layer in lora_layers(model).items():
         layer.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base_layer)
+        model.set_submodule(name, layer.base_layer)
     model.requires_grad_(True)
     model.lora = None
 

@@ -19,10 +19,8 @@ from nanomed.text.batch import IGNORE, Batch
 
 CHUNK_ELEMENTS = (
     2**26
-)  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's vocabulary; on a GPU twice as many
-ALIGN = (
-    64  # a GPU's matrix products are several times slower where a side is no multiple of 8, as 50,257 is not
-)
+)  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's; on a GPU twice as many
+ALIGN = 64  # a GPU multiplies several times slower where a side is no multiple of 8, as 50,257 is not
 
 
 def linear_cross_entropy(x, weight, targets, per_token=False):
@@ -99,10 +97,8 @@ def _nll_and_gradient(logits, targets, dtype):
     onehot(t), in `dtype`."""
     log_probs = F.log_softmax(logits, dim=-1)
     nll = -log_probs.gather(1, targets[:, None]).squeeze(1)
-    d = log_probs.exp_().to(dtype)
-    d[torch.arange(len(targets), device=d.device), targets] = torch.expm1(-nll).to(
-        dtype
-    )  # exact, also where it is near 0
+    d, rows = log_probs.exp_().to(dtype), torch.arange(len(targets), device=logits.device)
+    d[rows, targets] = torch.expm1(-nll).to(dtype)  # exact, also where it is near 0
     return nll, d
 
 
@@ -124,8 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.empty(len(targets), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
         grad_w = torch.zeros_like(w, dtype=torch.float32) if need_w else None
-        # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th of
-        # it.
+        # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th
         shrink = 1 / 256 if dtype == torch.float16 else 1.0
         start = 0
         for xs, ts in _chunks(x, targets, vocab):
@@ -148,13 +143,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad, _):
         if ctx.grads is None:  # they are multiplied in place: a second time would square the factor
             raise RuntimeError("linear_cross_entropy can be taken backward only once")
-        (grad_x, grad_w), ctx.grads = ctx.grads, None
-        return (
-            grad_x.mul_(grad) if grad_x is not None else None,
-            grad_w.mul_(grad) if grad_w is not None else None,
-            None,
-            None,
-        )
+        grads, ctx.grads = ctx.grads, None
+        return *(None if g is None else g.mul_(grad) for g in grads), None, None
 
 
 def held_bytes(tokens: int, weight: torch.Tensor, dtype: torch.dtype) -> int:

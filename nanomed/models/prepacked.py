@@ -16,12 +16,11 @@ FEW = 8  # rows that the layout is made for; the product with one row or thousan
 def available(weight: torch.Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether this weight can be laid out here, in its own dtype or another. oneDNN refuses bf16 on a CPU
     without AVX512."""
-    known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
-    dtype = dtype or weight.dtype
-    fits = dtype == torch.float32 or (
-        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return known and weight.device.type == "cpu" and fits
+    onednn, dtype = torch.ops.mkldnn, dtype or weight.dtype
+    if not (hasattr(onednn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()):
+        return False
+    fits = dtype == torch.float32 or (dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported())
+    return fits and weight.device.type == "cpu"
 
 
 def in_blocks(weight: torch.Tensor) -> torch.Tensor:
@@ -55,8 +54,7 @@ def prepack(model: nn.Module) -> None:
     changes."""
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, nn.Linear) and ".lora_" not in name and available(module.weight):
-            parent, _, child = name.rpartition(".")
-            setattr(model.backbone.get_submodule(parent), child, PrepackedLinear(module))
+            model.backbone.set_submodule(name, PrepackedLinear(module))
     model.head_blocks = {}
 
 

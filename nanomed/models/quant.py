@@ -162,11 +162,9 @@ class NF4Linear(_Frozen):
 
     def dequantise(self) -> torch.Tensor:
         """The weight (out, in), in self.dtype."""
-        scales = (
-            dequantise_scales(self.absmax, self.nested_absmax, self.nested_offset)
-            if self.double
-            else self.absmax
-        )
+        scales = self.absmax
+        if self.double:
+            scales = dequantise_scales(self.absmax, self.nested_absmax, self.nested_offset)
         return dequantise_nf4(self.weight, scales, (self.out_features, self.in_features)).to(self.dtype)
 
 
@@ -193,10 +191,9 @@ def replace_linears(model: nn.Module, kind: str, **how) -> None:
     place. The head is left as it is: it decides about every token, and may be the embedding too."""
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, nn.Linear):
-            parent, _, child = name.rpartition(".")
             with torch.device("meta"):
                 layer = KINDS[kind](module.in_features, module.out_features, module.bias is not None, **how)
-            setattr(model.backbone.get_submodule(parent), child, layer)
+            model.backbone.set_submodule(name, layer)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -225,6 +222,5 @@ def dequantise(model: nn.Module) -> bool:
         plain.weight = nn.Parameter(layer.dequantise().float())
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias.float())
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, plain)
+        model.set_submodule(name, plain)
     return bool(quantised)

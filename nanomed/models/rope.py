@@ -53,13 +53,9 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
         inv_freq = inv_freq / factor * ramp + inv_freq * (1 - ramp)
     elif kind != "default":
         raise UserError(f"rope_type {kind!r} is not supported; default, linear, llama3 and yarn are")
-    odd = [
-        key
-        for key, value in rope.items()
-        if value is not None and (key, value) != ("partial_rotary_factor", 1.0)
-    ]
-    if odd:
-        raise UserError(f"rope scaling of type {kind}: {odd[0]} = {rope[odd[0]]!r} is not supported")
+    for key, value in rope.items():
+        if value is not None and (key, value) != ("partial_rotary_factor", 1.0):
+            raise UserError(f"rope scaling of type {kind}: {key} = {value!r} is not supported")
     return inv_freq, sharpened
 
 

@@ -26,9 +26,7 @@ class Anchor:
     is as large as the model (with EWC twice), and is made of the model before its first update, also when a
     run is resumed."""
 
-    def __init__(
-        self, model, l2_sp: float, ewc: float = 0.0, fisher: dict | None = None, on: tuple[str, ...] = ("",)
-    ):
+    def __init__(self, model, l2_sp: float, ewc=0.0, fisher: dict | None = None, on: tuple[str, ...] = ("",)):
         self.pulls = []  # (weight, w0, how strongly: a number, or one for each entry)
         for name, p in model.named_parameters():
             if p.requires_grad and any(part in name for part in on):

@@ -28,9 +28,7 @@ from nanomed.threads import of_torchrun
 
 # In what gloo and NCCL say of an exchange whose other side has ended.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
-PATIENCE = timedelta(
-    hours=1
-)  # until a process that waits gives up: the first one may be writing a large model
+PATIENCE = timedelta(hours=1)  # of a process that waits: the first one may be writing a large model
 
 
 def world() -> int:
@@ -58,19 +56,14 @@ def together(main: Callable):
         return result
     except (Exception, KeyboardInterrupt) as e:
         sys.stderr = stderr if _fails_first() else nowhere
-        if isinstance(e, dist.DistError) or (
-            isinstance(e, RuntimeError) and "gloo" in str(e)
-        ):  # which has no class for it
-            said = str(e).strip().splitlines()[0]
-            if any(words in said for words in GONE):
-                said = (
-                    f"another of the {world()} processes is gone (torchrun's report below says which, and how"
-                    " it ended)"
-                )
-            raise UserError(
-                f"{said}; the same command with --resume goes on from the last checkpoint, if there is one"
-            ) from e
-        raise
+        by_gloo = isinstance(e, RuntimeError) and "gloo" in str(e)  # which has no class for it
+        if not (isinstance(e, dist.DistError) or by_gloo):
+            raise
+        said = str(e).strip().splitlines()[0]
+        if any(words in said for words in GONE):
+            said = f"another of the {world()} processes is gone (torchrun's report below says how it ended)"
+        mend = "the same command with --resume goes on from the last checkpoint, if there is one"
+        raise UserError(f"{said}; {mend}") from e
 
 
 def _fails_first() -> bool:
@@ -91,10 +84,8 @@ def start(device: torch.device) -> None:
     if device.type == "cuda":
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > there:
-            raise UserError(
-                f"{here} processes, but this PyTorch sees {there} CUDA device(s): torchrun --nproc-per-node"
-                f" {there}"
-            )
+            mend = f"torchrun --nproc-per-node {there}"
+            raise UserError(f"{here} processes, but this PyTorch sees {there} CUDA device(s): {mend}")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
@@ -174,35 +165,26 @@ def shard(model, device: torch.device, dtype: str) -> None:
     What is trained stays fp32. What autocast multiplies in `dtype`, a block's attention and MLP, is gathered
     in it, each when its turn comes; the rest (embedding, head and norms) in fp32, for as long as a forward or
     a backward lasts. Gradients are summed over the processes, in fp32."""
+    from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
 
     mesh = init_device_mesh(device.type, (world(),))
-    # autocast would make a copy of each gathered weight, and backward would keep all the copies
-    policy = MixedPrecisionPolicy(
-        DTYPES[dtype], torch.float32, cast_forward_inputs=False
-    )  # the residual stream stays fp32
+    # autocast would make a copy of each gathered weight, and backward would keep all the copies; the
+    # residual stream stays fp32
+    policy = fsdp.MixedPrecisionPolicy(DTYPES[dtype], torch.float32, cast_forward_inputs=False)
     (blocks,) = (m for m in model.backbone.children() if isinstance(m, nn.ModuleList))
     for part in (part for block in blocks for part in block.children()):
         if any(isinstance(m, nn.Linear) for m in part.modules()):
-            fully_shard(part, mesh=mesh, mp_policy=policy)
+            fsdp.fully_shard(part, mesh=mesh, mp_policy=policy)
     warnings.filterwarnings(
         "ignore", "FSDP2-wrapped module .* returned a view"
-    )  # to which no block adds in place
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all weights are shares
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(
-                1.0
-            )  # they are not averaged: one_update divides by the tokens of all
-            module.set_force_sum_reduction_for_comms(True)
+    )  # no block adds to it in place
+    fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all are shares
+    for module in (m for m in model.modules() if isinstance(m, fsdp.FSDPModule)):
+        module.set_gradient_divide_factor(1.0)  # a sum, no average: one_update divides by the tokens of all
+        module.set_force_sum_reduction_for_comms(True)
     model.call = lambda f, *args: f(model, *args)
-    register_fsdp_forward_method(model, "call")
+    fsdp.register_fsdp_forward_method(model, "call")
     if rank():  # the first goes on with the numbers that a single process would draw
         torch.manual_seed(torch.initial_seed() + rank())
 

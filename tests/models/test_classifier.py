@@ -523,7 +523,7 @@ def test_what_config_json_says_of_labels(tmp_path, bpe_dir):
         ({}, "score.weight has shape"),  # two labels, then, and a head of three rows: refused there too
         ({"num_labels": 3, "problem_type": "regression"}, "a regression"),
         ({"num_labels": 1}, "a regression"),
-        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, "none of them has the number 2"),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, "none has the number 2"),
         ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "two labels one name"),
         ({"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 1}}, "different numbers of 'a'"),
     ):
