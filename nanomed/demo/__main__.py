@@ -91,17 +91,13 @@ def parse_args():
     return p.parse_args()
 
 
-def models_of(args) -> dict:
-    return MODELS | (FULL if args.full else {})
-
-
 def _probe(name: str) -> str:
     return f"probe_{name}"
 
 
 def banner(name: str) -> None:
-    what, time = BANNERS[name]
-    print(f"\n{'-' * 80}\n{textwrap.fill(f'{what}; about {time} on 2 cores', 80)}", flush=True)
+    what, takes = BANNERS[name]
+    print(f"\n{'-' * 80}\n{textwrap.fill(f'{what}; about {takes} on 2 cores', 80)}", flush=True)
 
 
 def train(out: Path, name: str, script: str, flags: list, seed: int, dtype: str, quick: bool) -> None:
@@ -198,10 +194,11 @@ def phases(args, out: Path, seed: int) -> tuple[list[dict], dict[str, measure.Op
     is_path = args.model not in hub.BUNDLED and Path(args.model).exists()
     names = {"base": shown(Path(args.model)) if is_path else args.model}
     rows, opened = [], {}
-    for name in ["base", *models_of(args)]:
+    models = MODELS | (FULL if args.full else {})
+    for name in ["base", *models]:
         banner(name)
         if name != "base":
-            script, start_from, flags = models_of(args)[name]
+            script, start_from, flags = models[name]
             if name == "adapted_unmixed":  # as many blocks of the corpus as with the real texts among them
                 steps = MIXTURE["corpus"] * read_json(out / "adapted" / "summary.json")["steps"]
                 flags = [*flags, "--max-steps", round(steps)]
@@ -220,7 +217,7 @@ def one_seed(args, out: Path, seed: int) -> dict:
     """All phases with one seed: {rows, seconds, ...}; writes demo.json, table.md, report.json and report.html
     into `out`."""
     began, quick = time.perf_counter(), QUICK * args.quick
-    results = ["demo.json", "table.md", "report.html", "report.json", *models_of(args)]
+    results = ["demo.json", "table.md", "report.html", "report.json", *MODELS, *(FULL if args.full else ())]
     texts.start(args, out, seed, results + [_probe(name) for name in table.NAMES])
     resumed = any(out.glob("*/run.json"))  # then `seconds` are not the whole
     print(f"Texts in {out}. The commands below work as they stand in {ROOT}.")

@@ -113,7 +113,7 @@ def read_recipe(name: str) -> Recipe:
         raise UserError("--recipe: name one")
     home = ROOT / "recipes"
     path = Path(name) if name.endswith(".toml") else home / f"{name}.toml"
-    known = sorted(p.stem for p in home.glob("*.toml") if "[system]" in p.read_text(encoding="utf-8"))
+    known = sorted(p.stem for p in home.glob("*.toml") if b"[system]" in p.read_bytes())
     found = read_sections(path, f"; recipes: {', '.join(known)}, or a .toml file")
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")

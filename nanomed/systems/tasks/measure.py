@@ -1,9 +1,9 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back,
 beside the baselines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from nanomed.errors import UserError
 from nanomed.evaluation import tables
@@ -22,8 +22,6 @@ from nanomed.text.templates import Template
 # Of tasks.json, what stands beside each figure.
 SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", *OF_MENTIONS)
 SLACK = 16  # tokens of an answer beyond what its form needs
-
-
 WRONG = ("malformed", "cut_off", "no_room", "not_in_text")  # of an answer
 
 
@@ -130,8 +128,8 @@ def say_figure(task: dict) -> str:
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
-    """A row a task: its headline of each result ({model: what eval.py tasks gives}), and of the baselines on the same
-    texts."""
+    """A row a task: its headline of each result ({model: what eval.py tasks gives}), and of the baselines on
+    the same texts."""
     first = next(iter(results.values()))["tasks"]
     baselines = list(dict.fromkeys(b for task in first.values() for b in task["baselines"]))
     head = ["task", "measure", *results, *baselines, "malformed or cut off"]
@@ -149,38 +147,29 @@ def say_linear(tasks: dict[str, dict]) -> list[str]:
     """In words, where a model loses against the linear baseline and where not."""
     said = {"better": [], "worse": [], score.CHANCE: []}
     for name, task in tasks.items():
-        if "against_linear" in task:
+        if task.get("against_linear"):
             said[task["against_linear"]["verdict"]].append(name)
     what = {"better": "better than", "worse": "WORSE than", score.CHANCE: "no different, beyond chance, from"}
     return [f"{what[v]} the linear baseline: {', '.join(names)}" for v, names in said.items() if names]
+
+
+# Of a task or a baseline in a result of eval.py tasks, what is shown.
+ENDS = {"": float | None, "_ci95": tuple[float, float] | None}
+KEYS = [(m + way + end, ENDS[end], None) for m in MEASURES for way in ("", "_repaired") for end in ENDS]
+Figures = make_dataclass("Figures", [*KEYS, ("orphans", int, 0)])
 
 
 class Against(TypedDict):
     verdict: Literal["better", "worse", score.CHANCE]
 
 
-@dataclass
-class Shown:
-    """Of a task in a result of eval.py tasks, what is shown."""
-
+@dataclass(kw_only=True)
+class Shown(Figures):
     measure: Literal[MEASURES]
-    baselines: dict[str, dict[str, Any]]
+    baselines: dict[str, Figures]
     malformed_share: float
     published: str = ""
     against_linear: Against | None = None
-
-
-def check_result(found: dict, wrong: str) -> None:
-    """Raises UserError for what eval.py tasks did not give."""
-    tasks = typed(dict[str, Shown], found.get("tasks"), wrong)
-    if not tasks or "model" not in found:
-        raise UserError(wrong)
-    for name, task in tasks.items():
-        for of in (found["tasks"][name], *task.baselines.values()):
-            typed(int, of.get("orphans", 0), f"{wrong}: {name}: orphans")
-            for key in (task.measure, f"{task.measure}_repaired"):
-                typed(float | None, of.get(key), f"{wrong}: {name}: {key}")
-                typed(tuple[float, float] | None, of.get(f"{key}_ci95"), f"{wrong}: {name}: {key}_ci95")
 
 
 def for_page(files: list[str]) -> dict:
@@ -190,7 +179,9 @@ def for_page(files: list[str]) -> dict:
     results, asked = {}, None
     for name in files:
         found = read_object(Path(name))
-        check_result(found, f"{name}: not what eval.py tasks --json writes")
+        wrong = f"{name}: not what eval.py tasks --json writes"
+        if not typed(dict[str, Shown], found.get("tasks"), wrong) or "model" not in found:
+            raise UserError(wrong)
         this = found.get("limit"), found.get("seed"), found["tasks"].keys()
         asked = asked or this
         if this != asked:

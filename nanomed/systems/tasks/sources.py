@@ -31,16 +31,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 @dataclass(frozen=True)
 class Section:
-    """Of the TOML file: an annotated corpus.
-
-    form: one of forms.FORMS; train, test: files, beneath the directory that is given with the TOML file, or
-    hub:...; split_field: where both sides stand in one file, the field that says `train` or `test`;
-    instructions: paraphrases, of which each row gets one (`{labels}` in it: all of them); labels: what an
-    answer calls what a row calls otherwise; label_names, label_separator, label_columns, label_lists: how
-    rows say their labels (text.labels.Spelling); tag_names: of tags that are numbers; type: of tags that are
-    bare B and I; fields: of a row, beside forms.FIELDS; rows: of the mixture, at most (None: all); words: of
-    a text that is shown, at most (the rest is cut); measure: the headline, one of MEASURES; published:
-    figures of others, in words. docs/tasks.md has an example of each."""
+    """Of the TOML file: an annotated corpus. docs/tasks.md says what each key means."""
 
     form: str
     train: Texts
@@ -150,7 +141,8 @@ def read_task(source: Source, home: Path, limit: int | None, skip_bad: bool) -> 
     if form.settle and good:
         found = form.settle(good, source.spelling, source.labels, order)
     task = Task(source, _labels(source, found), [], [])
-    for note in (*found.notes, *(notes_on(task.labels) if source.form == "classes" else ())):
+    notes = notes_on(task.labels) if source.form == "classes" else []
+    for note in (*found.notes, *notes):
         print(f"{source.name}: {note}")
     settled = iter(found.cases)
     for side, place, case in rows:
