@@ -28,7 +28,7 @@ class Flag:
     """What the type and the default of a field do not say."""
 
     help: str
-    flag: Any  # its default: the field's; or None, auto, for what is decided later
+    default: Any  # the field's; or None, auto, for what is decided later
     required: bool = False
     metavar: str | None = None
     parse: Any = None  # text -> value, where the type does not say how
@@ -38,12 +38,14 @@ class Flag:
     phases: tuple[str, ...] = ()  # the trainings that have the flag; () all
 
 
-def setting(default, help: str, **more):
-    """A field of a class of settings; more: of Flag."""
-    return field(default=default, metadata={"flag": Flag(help, **{"flag": default} | more)})
+def setting(default, help: str, flag=..., **more):
+    """A field of a class of settings. flag: the flag's default, if it is another; more: of Flag."""
+    return field(default=default, metadata={"flag": Flag(help, default if flag is ... else flag, **more)})
 
 
 of_call = partial(setting, of_call=True)
+# A class of settings; --help would wait for == and repr to be made, which nobody asks for.
+declared = dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 
 
 def flags_of(kind) -> dict[str, Flag]:
@@ -51,20 +53,19 @@ def flags_of(kind) -> dict[str, Flag]:
     return {name: f.metadata["flag"] for name, f in kind.__dataclass_fields__.items() if f.metadata}
 
 
-def add_flags(p: argparse.ArgumentParser, kind: type, *names: str, **changed: dict) -> None:
+def add_flags(p: argparse.ArgumentParser, kind: type, *names: str) -> None:
     """Add a flag for each field of `kind`, or for those that are named, in a group for each class that has a
-    `title`. changed: {name: options of add_argument} that another command has in place of the field's own."""
-    types = get_type_hints(kind, include_extras=True)
-    declared = {
-        name: part for part in reversed(kind.__mro__) for name in vars(part).get("__annotations__", ())
-    }
+    `title`."""
+    types, titles = get_type_hints(kind, include_extras=True), {}
+    for part in reversed(kind.__mro__):
+        titles |= dict.fromkeys(vars(part).get("__annotations__", ()), vars(part).get("title"))
     for name, flag in flags_of(kind).items():
         if (names and name not in names) or (flag.phases and kind.phase not in flag.phases):
             continue
         help = flag.help.replace("{items}", getattr(kind, "items", ""))
-        options = {"help": help, "default": flag.flag, "required": flag.required}
-        options |= _options(name, types[name], flag) | changed.get(name, {})
-        _group(p, vars(declared[name]).get("title")).add_argument("--" + name.replace("_", "-"), **options)
+        options = {"help": help, "default": flag.default, "required": flag.required}
+        options |= _options(name, types[name], flag)
+        _group(p, titles[name]).add_argument("--" + name.replace("_", "-"), **options)
 
 
 def _group(p: argparse.ArgumentParser, title: str | None):
@@ -74,13 +75,16 @@ def _group(p: argparse.ArgumentParser, title: str | None):
 
 def _options(name: str, kind, flag: Flag) -> dict:
     """What a field's type means for argparse."""
-    kind = next((k for k in get_args(kind) if type(None) in get_args(kind) and k is not type(None)), kind)
+    if type(None) in get_args(kind):  # X | None
+        kind = get_args(kind)[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction if flag.two_way else "store_true"}
-    if get_origin(kind) is Literal and not flag.parse:
+    if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
-    if kind == Files and not flag.parse:
+    if kind == Files:
         return {"nargs": "+", "action": Several, "metavar": flag.metavar or "D"}
+    if kind == list[str]:
+        return {"type": name_list, "metavar": "A,B,..."}
     if get_origin(kind) is Annotated:
         return {"type": limited(kind), "metavar": flag.metavar or "N"}
     return {"type": flag.parse or kind, "metavar": flag.metavar or name.rpartition("_")[2].upper()}
@@ -114,7 +118,7 @@ def separator(text: str) -> str:
     return name
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Rows:
     """Of every command that reads texts. rows, separator and document_per become part of the files' names
     (nanomed.text.reading)."""
@@ -150,7 +154,7 @@ class Rows:
 QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Running:
     """Of everything that runs a model."""
 
@@ -178,7 +182,7 @@ class Running:
     seed: Whole = setting(0, "of everything random")
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Labelled:
     """Texts with labels: two kinds of texts, or rows that say it themselves."""
 
@@ -193,8 +197,6 @@ class Labelled:
         "what the labels 0, 1, ... are called, and what the places of a vector stand for (default: a data"
         " set's own names, ClassLabel; else the numbers; of vectors LABEL_0, LABEL_1, ...); where rows hold"
         " the names themselves, their order. A name with a comma stands in double quotes",
-        parse=name_list,
-        metavar="A,B,...",
     )
     label_separator: str | None = setting(
         None,
@@ -202,10 +204,7 @@ class Labelled:
         " or JSON writes it, ['asthma', 'renal'] (default: a text is one label)",
     )
     label_columns: list[str] | None = setting(
-        None,
-        "fields that each say whether a text has the label that they are called: 0 or 1, true or false",
-        parse=name_list,
-        metavar="A,B,...",
+        None, "fields that each say whether a text has the label that they are called: 0 or 1, true or false"
     )
     label_lists: Literal["names", "vectors"] | None = setting(
         None,

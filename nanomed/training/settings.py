@@ -5,7 +5,7 @@ parse() takes them from the command line, or a recipe's section; what is left op
 nanomed.training.run.setup decides. A key that is absent in a run.json has the field's default: so a run that
 began before there was a setting goes on as it was."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import typed
-from nanomed.flags import DATA_HELP, MODEL_HELP, flags_of, of_call, setting
+from nanomed.flags import DATA_HELP, MODEL_HELP, declared, flags_of, of_call, setting
 from nanomed.limits import AtLeast0, Count, Files, Positive, Share, ShareOr1, Whole
 from nanomed.text import reading
 from nanomed.text.templates import TEMPLATES
@@ -22,7 +22,7 @@ from nanomed.text.templates import TEMPLATES
 of_text = partial(setting, phases=("adapt", "instruct"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Schedule:
     title = "training"
 
@@ -49,7 +49,7 @@ class Schedule:
     grad_checkpoint: bool = of_call(False, "recompute activations: less memory, slower", two_way=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Adapter:
     title = "LoRA"
 
@@ -80,7 +80,7 @@ class Adapter:
         return LoRAConfig(self.lora_r, self.lora_alpha, self.lora_dropout, targets, rslora)
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Forgetting:
     title = "against forgetting (beside a lower --lr, --lora-r, other text mixed in)"
 
@@ -107,7 +107,7 @@ class Forgetting:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Course:
     title = "the run"
 
@@ -129,7 +129,7 @@ class Course:
     sample_prompt: str | None = of_text(None, "at each validation, show what follows this", of_call=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Settings(Course, Forgetting, Adapter, Schedule, flags.Rows, flags.Running):
     """Of every training."""
 
@@ -191,7 +191,7 @@ class Settings(Course, Forgetting, Adapter, Schedule, flags.Rows, flags.Running)
         return (said[0], said[1]) if changed else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Adapt(Settings):
     """Of train_clm.py."""
 
@@ -200,7 +200,7 @@ class Adapt(Settings):
     data: Files | None = setting(None, DATA_HELP + "; D:WEIGHT gives its share of the blocks", required=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Classify(flags.Labelled, Settings):
     """Of train_cls.py."""
 
@@ -223,7 +223,7 @@ class Classify(flags.Labelled, Settings):
         return 1e-3 if self.freeze else super().usual_lr
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Questions:
     """How rows become instructions."""
 
@@ -237,7 +237,7 @@ class Questions:
     response_field: str = setting("response,output,answer", "of the answer")
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Instruct(Questions, Settings):
     """Of train_sft.py."""
 

@@ -2,19 +2,19 @@
 
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal
 
 import pytest
 
 from nanomed.errors import UserError
-from nanomed.flags import Files, flags_of, of_call, setting
+from nanomed.flags import Files, declared, flags_of, of_call, setting
 from nanomed.limits import Share
 from nanomed.training import directory, settings
 from nanomed.training.settings import Adapt, Classify, Instruct, parse
 
 
-@dataclass(frozen=True, kw_only=True)
+@declared
 class Larger(Adapt):
     """A training with three more settings."""
 
