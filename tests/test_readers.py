@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import page, tables, trained
+from nanomed.evaluation import page, tables, training_texts
 from nanomed.models.loss import clm_loss
 from nanomed.systems.recipe import read_recipe
 from nanomed.tensors import read_safetensors
@@ -166,10 +166,10 @@ def read_tokenizer(d):
 
 
 def read_run(d):
-    trained.trained_with(d)
-    trained.training_sides(d)
+    training_texts.trained_with(d)
+    training_texts.training_sides(d)
     with contextlib.suppress(UserError):
-        list(trained.training_texts(d))
+        list(training_texts.training_texts(d))
     directory.began_compiled(d)
     directory.quantized(d)
     s = Adapt(model="m", device="cpu", dtype="fp32", context=8, lr=1.0, out=d)

@@ -9,7 +9,7 @@ from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import answers_of, begins, machine, mark_best, moved, ppl_page_cell, windows
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell
-from nanomed.evaluation.trained import say_overlap
+from nanomed.evaluation.training_texts import say_overlap
 from nanomed.text.rows import split_name
 from nanomed.text.special import Written
 from nanomed.text.templates import Template

@@ -157,7 +157,7 @@ def padded_left(prompts: list[list[int]], vocab_size: int):
 
 
 def prompt_mask(real) -> Mask:
-    """Of (B, 1, T, T): causal, without padding, but each token sees itself: padding must look at something."""
+    """Of (B, 1, T, T): causal, without padding; but each token sees itself: padding must see something."""
     T = real.size(1)
     causal = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()
     return Mask((causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=real.device))[:, None])

@@ -1,7 +1,7 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,23 +9,20 @@ import torch
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import generation_config, metrics, mistakes
-from nanomed.evaluation.baselines import beside_baselines
 from nanomed.evaluation.generate import Ending, Sampling, generate, room, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
-from nanomed.evaluation.trained import trained_with, training_sides
-from nanomed.models.classifier import predict
 from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.text import instructions, labelled, special
+from nanomed.text import instructions, special
 from nanomed.text.corpus import Corpus, encode_corpus
 from nanomed.text.examples import encode_instructions
 from nanomed.text.formats import is_plain
-from nanomed.text.labels import PLAIN, unnamed
 from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
 from nanomed.text.special import Written, written
 from nanomed.text.templates import Template, load_template, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
+from nanomed.training.directory import quantized
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ def open_model(
     _, config = hub.read_config(source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, reading)
     hub.check_vocabulary(tokenizer, config, source)
-    if quantize is None and source.adapter:  # it was fitted to the weights that these codes stand for
-        quantize = trained_with(source.adapter).get("quantize")
+    if quantize is None:  # an adapter was fitted to the weights that these codes stand for
+        quantize = quantized(source.adapter)
     quantize = None if quantize == "none" else quantize
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize).requires_grad_(False)
@@ -235,71 +232,6 @@ def measure_answers(
         "ends_with": sorted(map(o.tokenizer.name, o.tokenizer.ends)),
         "truncated": encoded.truncated,
         "dropped": fits.count(False),
-        "model": o.name,
-        "quantize": o.quantize,
-        "dtype": o.dtype,
+        **o.named(),
         "answers": answers,
-    }
-
-
-# --- classes ------------------------------------------------------------------------------------------------
-
-
-def name_labels(o: Opened, names: tuple[str, ...]) -> None:
-    """Give the model's labels the names of --label-names where config.json has none for them."""
-    if names and unnamed(o.model.labels):
-        if len(names) != len(o.model.labels):
-            raise UserError(
-                f"--label-names gives {len(names)} names, and {o.name} has {len(o.model.labels)} labels"
-            )
-        o.model.labels = list(names)
-
-
-def read_test_texts(
-    o: Opened, sources, text_field, label_field, limit, skip_bad, how=PLAIN
-) -> labelled.LabelledSet:
-    """Texts, with what the model calls the labels that they have."""
-    m, where = o.model, sources[0][0]
-    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad, how)
-    if m.multi_label is None:  # transformers too goes by the labels where config.json has no problem_type
-        m.multi_label = found.multi_label
-    if found.multi_label != m.multi_label:
-        kinds = ("one label a text", "a list of labels a text")
-        raise UserError(
-            f"{where}: has {kinds[found.multi_label]}, but {o.name} was trained on {kinds[m.multi_label]}"
-        )
-    if found.lists == "vectors" and len(found.order) != len(m.labels):
-        raise UserError(f"{where}: vectors over {len(found.order)} labels, and {o.name} has {len(m.labels)}")
-    items, note = labelled.as_model_says(found.items, m.labels)
-    if note:
-        print(f"{where}: {note}")
-    return replace(found, items=items)
-
-
-def measure_classes(
-    o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, near_finder=None
-) -> dict:
-    """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's
-    run.json still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or
-    None}."""
-    m = o.model
-    context = trained_with(o.directory).get("context", m.config.n_positions)  # beyond it nothing was trained
-    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
-    targets = labelled.targets_of(items, m.labels, m.multi_label)
-    logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
-    sides, why = training_sides(o.directory, near_finder)
-    if sides:  # whose labels may have been given names since
-        sides = replace(sides, training=labelled.as_model_says(sides.training, m.labels)[0])
-    measures = beside_baselines(logits, m.labels, sides, items, targets, seed)
-    return {
-        "labels": m.labels,
-        "multi_label": m.multi_label,
-        "texts": len(items),
-        "truncated": truncated,
-        "special_tokens": special.report_of(o.tokenizer, (item.text for item in items)),
-        "measures": measures,
-        "no_baseline": why,
-        "model": o.name,
-        "quantize": o.quantize,
-        "dtype": o.dtype,
     }

@@ -10,7 +10,7 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.evaluation.perplexity import exp, score_ids, windows_of
-from nanomed.evaluation.trained import read_training
+from nanomed.evaluation.training_texts import read_training
 from nanomed.models.attention import Mask
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of

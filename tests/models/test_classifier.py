@@ -12,9 +12,9 @@ import transformers
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.evaluation import measure, metrics
+from nanomed.evaluation import classes, measure, metrics
 from nanomed.evaluation.baselines import beside_baselines, verdict
-from nanomed.evaluation.trained import training_sides
+from nanomed.evaluation.training_texts import training_sides
 from nanomed.models import FAMILIES as FAMILY
 from nanomed.models.classifier import Classifier, classification_loss, collate_labelled, predict
 from nanomed.models.lora import LoRAConfig, inject
@@ -421,9 +421,9 @@ def test_vectors_make_a_multi_label_classifier_that_is_measured_on_vectors_and_o
         (joined, Spelling(separator="|", names=tuple(names))),
     ):
         o = measure.open_model(str(tmp_path / "out"), classifier=True)
-        measure.name_labels(o, how.names)
+        classes.name_labels(o, how.names)
         file = labelled_file(tmp_path / "t.jsonl", rows)
-        found = measure.read_test_texts(o, [(file, None)], "text", "labels", None, False, how)
+        found = classes.read_test_texts(o, [(file, None)], "text", "labels", None, False, how)
         assert o.model.labels == names and targets_of(found.items, names, True).tolist() == hot
     out = script(
         "eval.py",
@@ -491,13 +491,13 @@ def test_a_classifier_without_names_is_measured_as_transformers_predicts(
             file = labelled_file(
                 tmp_path / "d.jsonl", [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)]
             )
-            found = measure.read_test_texts(o, [(file, None)], "text", "label", None, False)
+            found = classes.read_test_texts(o, [(file, None)], "text", "label", None, False)
             assert targets_of(found.items, o.model.labels, False).tolist() == said and not o.model.multi_label
-        got = measure.measure_classes(o, found.items)
+        got = classes.measure_classes(o, found.items)
         assert got["measures"]["model"]["accuracy"] == 1
     words = [{"text": t, "label": ["no", "yes", "maybe"][n]} for t, n in zip(texts, said, strict=True)]
-    measure.name_labels(o, ("no", "yes", "maybe"))
-    found = measure.read_test_texts(
+    classes.name_labels(o, ("no", "yes", "maybe"))
+    found = classes.read_test_texts(
         o, [(labelled_file(tmp_path / "d.jsonl", words), None)], "text", "label", None, False
     )
     assert targets_of(found.items, o.model.labels, False).tolist() == said

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanomed.evaluation import measure
-from nanomed.evaluation.trained import training_sides
+from nanomed.evaluation.training_texts import training_sides
 from nanomed.text import heldout
 from nanomed.text.instructions import Fields, Instruction
 from nanomed.training import run

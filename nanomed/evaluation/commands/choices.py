@@ -43,7 +43,7 @@ def main(args, look_up) -> dict:
     from nanomed.evaluation import measure, questions
     from nanomed.evaluation.choices import measure_choices
     from nanomed.evaluation.tables import choices_table, text_table
-    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
     from nanomed.text.templates import load_template
 

@@ -16,24 +16,24 @@ def add_flags(p) -> None:
 
 
 def main(args, near_finder) -> dict:
-    from nanomed.evaluation import measure
+    from nanomed.evaluation import classes, measure
     from nanomed.evaluation.baselines import verdict
     from nanomed.evaluation.tables import classification_table, confusion_table, text_table
-    from nanomed.evaluation.trained import overlap_with_training, trained_with
+    from nanomed.evaluation.training_texts import overlap_with_training, trained_with
     from nanomed.text import labelled, special
 
     o = measure.open_asked(args, classifier=True)
     how = labelled.spelling(args)
-    measure.name_labels(o, how.names)
+    classes.name_labels(o, how.names)
     if args.positives:
         given = args.negative_name, args.positive_name
         negative, positive = label_names(o.model.labels, given, trained_with(o.directory))
         args = argparse.Namespace(**vars(args) | {"negative_name": negative, "positive_name": positive})
     sources, fields = labelled.labelled_sources(args), (args.text_field, args.label_field)
-    found = measure.read_test_texts(o, sources, *fields, args.limit, args.skip_bad_rows, how)
+    found = classes.read_test_texts(o, sources, *fields, args.limit, args.skip_bad_rows, how)
     left_out = f"; {found.bad_rows} bad rows left out" if found.bad_rows else ""
     print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels{left_out}")
-    r = measure.measure_classes(o, found.items, args.batch_size, args.seed, near_finder)
+    r = classes.measure_classes(o, found.items, args.batch_size, args.seed, near_finder)
     special.say(r["special_tokens"])
     print(text_table(classification_table(r["measures"])))
     if not r["multi_label"]:
@@ -44,15 +44,15 @@ def main(args, near_finder) -> dict:
     return r | overlap | {"data_sha256": found.sha256}
 
 
-def label_names(labels: list[str], given: tuple[str, str], trained: dict) -> tuple[str, str]:
-    """(negative, positive) as given; or as they were in training (its settings), if that was on --positives
-    and --negatives too; or the labels 0 and 1 of a model that has no names for them."""
+def label_names(labels: list[str], given: tuple[str, str], trained) -> tuple[str, str]:
+    """(negative, positive) as given; or as they were in training (its settings, or None), if that was on
+    --positives and --negatives too; or the labels 0 and 1 of a model that has no names for them."""
     from nanomed.text.labels import unnamed
 
     if set(given) <= set(labels):
         return given
-    if given == ("negative", "positive") and trained.get("positives"):
-        return trained["negative_name"], trained["positive_name"]
+    if given == ("negative", "positive") and trained and trained.positives:
+        return trained.negative_name, trained.positive_name
     if given == ("negative", "positive") and len(labels) == 2 and unnamed(labels):
         return labels[0], labels[1]
     raise UserError(

@@ -112,7 +112,7 @@ def measure_columns(o, columns: dict[str, str], prompts: list[str], context: int
     """{"ppl": {column: result of measure_ppl}}, and how far the texts overlap with those that the model was
     trained on. All texts are read, and so found to be fit, before any is measured."""
     from nanomed.evaluation import measure
-    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
     from nanomed.text.corpus import Texts
 

@@ -42,7 +42,7 @@ def mistake_names(text: str) -> tuple[str, ...]:
 def main(args) -> dict:
     from nanomed.evaluation import measure
     from nanomed.evaluation.tables import interval_cell, ppl_cell
-    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
     from nanomed.text.corpus import Texts
 

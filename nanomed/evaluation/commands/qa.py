@@ -22,7 +22,7 @@ def main(args, look_up) -> dict:
     ask for none."""
     from nanomed.evaluation import measure
     from nanomed.evaluation.tables import answers_table, text_table
-    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import instructions, special
 
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)

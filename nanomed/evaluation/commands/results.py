@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from nanomed import hub
-from nanomed.evaluation.trained import trained_with
+from nanomed.evaluation.training_texts import trained_with
 from nanomed.files import check_output, write_json
 from nanomed.outputs import check_directory
 from nanomed.text.formats import split_how
@@ -37,6 +37,7 @@ def files_read(args) -> list[Path]:
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
     trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
+    trained = [vars(settings) for settings in trained if settings]
     names = [
         split_how(split_name(name)[1])[0]
         for settings in (given, *trained)

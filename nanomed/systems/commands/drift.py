@@ -46,7 +46,7 @@ def add_flags(p) -> None:
 def main(args) -> dict:
     from nanomed.evaluation import measure
     from nanomed.evaluation.perplexity import window_sizes
-    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.systems import drift
     from nanomed.text import special
     from nanomed.text.corpus import Texts

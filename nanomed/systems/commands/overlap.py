@@ -25,7 +25,7 @@ def add_flags(p) -> None:
 
 
 def main(args) -> dict:
-    from nanomed.evaluation.trained import say_overlap
+    from nanomed.evaluation.training_texts import say_overlap
     from nanomed.systems.overlap import near_duplicates
     from nanomed.text.ngrams import ngram_overlap
     from nanomed.text.rows import Field

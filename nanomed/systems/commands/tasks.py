@@ -27,7 +27,7 @@ def add_flags(p) -> None:
 def main(args) -> dict:
     from nanomed.evaluation.measure import choose_template, open_asked
     from nanomed.evaluation.tables import text_table
-    from nanomed.evaluation.trained import overlap_with_training
+    from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.systems.tasks import measure
     from nanomed.systems.tasks.forms import FORMS
     from nanomed.systems.tasks.predictions import Predictions

@@ -1,0 +1,65 @@
+"""What a classifier says of labelled texts, beside plain baselines."""
+
+from dataclasses import replace
+
+from nanomed.errors import UserError
+from nanomed.evaluation.baselines import beside_baselines
+from nanomed.evaluation.measure import Opened
+from nanomed.evaluation.training_texts import trained_with, training_sides
+from nanomed.models.classifier import predict
+from nanomed.text import labelled, special
+from nanomed.text.labels import PLAIN, unnamed
+
+
+def name_labels(o: Opened, names: tuple[str, ...]) -> None:
+    """Give the model's labels the names of --label-names where config.json has none for them."""
+    if names and unnamed(o.model.labels):
+        if len(names) != len(o.model.labels):
+            has = f"{o.name} has {len(o.model.labels)} labels"
+            raise UserError(f"--label-names gives {len(names)} names, and {has}")
+        o.model.labels = list(names)
+
+
+def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad, how=PLAIN):
+    """A labelled.LabelledSet: texts, with what the model calls the labels that they have."""
+    m, where = o.model, sources[0][0]
+    found = labelled.read_labelled(sources, text_field, label_field, limit, skip_bad, how)
+    if m.multi_label is None:  # transformers too goes by the labels where config.json has no problem_type
+        m.multi_label = found.multi_label
+    if found.multi_label != m.multi_label:
+        has, trained = (
+            ("one label a text", "a list of labels a text")[k] for k in (found.multi_label, m.multi_label)
+        )
+        raise UserError(f"{where}: has {has}, but {o.name} was trained on {trained}")
+    if found.lists == "vectors" and len(found.order) != len(m.labels):
+        raise UserError(f"{where}: vectors over {len(found.order)} labels, and {o.name} has {len(m.labels)}")
+    items, note = labelled.as_model_says(found.items, m.labels)
+    if note:
+        print(f"{where}: {note}")
+    return replace(found, items=items)
+
+
+def measure_classes(
+    o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, near_finder=None
+) -> dict:
+    """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's
+    run.json still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or
+    None}. near_finder: as training_sides() has it."""
+    m, trained = o.model, trained_with(o.directory)
+    context = trained.context if trained else m.config.n_positions  # beyond it nothing was trained
+    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
+    targets = labelled.targets_of(items, m.labels, m.multi_label)
+    logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
+    sides, why = training_sides(o.directory, near_finder)
+    if sides:  # whose labels may have been given names since
+        sides = replace(sides, training=labelled.as_model_says(sides.training, m.labels)[0])
+    return {
+        "labels": m.labels,
+        "multi_label": m.multi_label,
+        "texts": len(items),
+        "truncated": truncated,
+        "special_tokens": special.report_of(o.tokenizer, (item.text for item in items)),
+        "measures": beside_baselines(logits, m.labels, sides, items, targets, seed),
+        "no_baseline": why,
+        **o.named(),
+    }
