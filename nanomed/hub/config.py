@@ -12,6 +12,7 @@ from nanomed.files import read_object, typed
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
 from nanomed.models.classifier import PROBLEMS
+from nanomed.models.gpt2 import ACTIVATIONS
 
 # Keys of config.json that change nothing that is computed here: bookkeeping, generation, other heads.
 INERT = set(
@@ -48,6 +49,8 @@ def read_config(directory: Path) -> tuple[dict, object]:
     for key, value in raw.items():
         if key in fixed and value != fixed[key]:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
+        if key in ("activation_function", "hidden_act") and value not in list(ACTIVATIONS):
+            raise UserError(f"{path}: {key} = {value!r} is not supported; {', '.join(ACTIVATIONS)} are")
         if key not in known | INERT | family.INERT | fixed.keys() and not key.startswith("_"):
             raise UserError(
                 f"{path}: {key!r} is not supported; if it changes nothing, remove it from the file"

@@ -72,14 +72,9 @@ class Config:
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
-        if self.hidden_act not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise UserError(f"hidden_act {self.hidden_act!r} is not supported; {known} are")
         heads, (_, n_kv, hs) = self.num_attention_heads, self.cache_shape
         if self.head_dim is None and self.hidden_size % heads:
-            raise UserError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}"
-            )
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of its {heads} heads")
         if heads % n_kv or hs % 2:
             raise UserError(f"{heads} heads of size {hs} over {n_kv} of keys: do not divide evenly")
         kinds, known = self.layer_types or (), {"full_attention", "sliding_attention"}
@@ -89,9 +84,8 @@ class Config:
             raise UserError("layer_types has sliding_attention, but use_sliding_window gives no window")
         for field, members in MEMBERS.items():
             if getattr(self, field) and self.model_type not in members:
-                raise UserError(
-                    f"{field} is not supported of a {self.model_type}, but of {' and '.join(members)}"
-                )
+                only = " and ".join(members)
+                raise UserError(f"{field} of a {self.model_type} is not supported; {only} have one")
         self.rope()  # raises for what is not honoured
 
     def rope(self) -> tuple[torch.Tensor, float]:

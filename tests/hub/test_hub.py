@@ -158,7 +158,7 @@ def test_truncated_corrupt_and_pickled_weights(tiny):
     ("key", "value", "message"),
     [
         ("add_cross_attention", True, "add_cross_attention = True is not supported"),
-        ("activation_function", "mish", "activation_function 'mish' is not supported"),
+        ("activation_function", "mish", "activation_function = 'mish' is not supported"),
         ("quantization_config", {"bits": 4}, "quantization_config is not of bitsandbytes"),
         ("rotary_dim", 64, "'rotary_dim' is not supported"),
         ("model_type", "bert", "unknown architecture 'bert'"),
