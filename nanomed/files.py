@@ -17,10 +17,10 @@ from nanomed.errors import UserError
 PASSING = ".nanomed-"  # begins the name of what is in a directory only while a process is at work there
 # What a model's directory, or a run's, consists of; a file of another name in it is the user's affair.
 PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_config.json adapter_config.json
-    tokenizer*.json vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template* template.json
-    run.json held_out.json summary.json metrics.jsonl loss.png nanomed.json""".split()
+    tokenizer*.json vocab.json merges.txt special_tokens_map.json added_tokens.json chat_template*
+    template.json run.json held_out.json summary.json metrics.jsonl loss.png nanomed.json""".split()
 
-_pipes = {}  # path: the open end of a named pipe for a result; without it its reader would see the end at once
+_pipes = {}  # path: the open end of a named pipe for a result; without it its reader would see the end
 
 
 def read_json(path: Path):

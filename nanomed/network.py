@@ -16,21 +16,17 @@ from nanomed.errors import UserError
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10  # after which a download is given up
-# what it tries again is its affair; what fails in the end is said by explain()
-huggingface_hub.logging.set_verbosity_error()
 IDLE_SECONDS = 60  # the same, where other work may be under way that is not seen
-OLD_SECONDS = (
-    24 * 3600
-)  # of what a download left that was given up: huggingface_hub begins each under a name of its own
-warnings.filterwarnings("ignore", "Not enough free disk space")  # it fails then, and that is said
-constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on
-if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = (
-        4  # seconds of silence, after which huggingface_hub asks for the rest of a file anew
-    )
+# Age of what is left of a download that was given up: huggingface_hub begins each under a name of its own.
+OLD_SECONDS = 24 * 3600
 PAUSES = (1, 3)  # seconds, before it is asked again
 BUSY = {429, 500, 502, 503, 504}  # what passes by itself
 OFFLINE = constants.HF_HUB_OFFLINE  # as the user set it
+huggingface_hub.logging.set_verbosity_error()  # what fails in the end is said by explain()
+warnings.filterwarnings("ignore", "Not enough free disk space")  # it fails then, and that is said
+constants.DOWNLOAD_CHUNK_SIZE = 2**16  # bytes at a time to the disk, so that a slow download is seen to go on
+if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = 4  # seconds of silence, after which it asks for the rest of a file
 
 
 @cache
@@ -45,15 +41,12 @@ def online() -> bool:
         with contextlib.suppress(Exception):
             answers.append(huggingface_hub.get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS))
 
-    # In a thread: a dead name server, or a host of many addresses, would outlast any timeout of the
-    # request's.
+    # In a thread: a dead name server, or a host of many addresses, would outlast the request's timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
     if not answers:
-        # Else huggingface_hub would go on to ask for things of its own (which agent it runs under), and wait
-        # for those.
-        constants.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = True  # else huggingface_hub would ask, and wait, for things of its own
     return bool(answers)
 
 
@@ -83,17 +76,14 @@ def watched(call, folder: Path, all_the_time: bool = True):
 
     all_the_time: False if the call does other work too, which may take its time; then those seconds count
     only while a file that it has begun is not complete, and it is IDLE_SECONDS otherwise."""
-    ended = []
+    ended, left = [], _incomplete(folder)  # by earlier ones
 
     def run():
         try:
             ended.append((call(), None))
-        except (
-            BaseException
-        ) as e:  # also what a library in another language panics with: the caller waits for an end
+        except BaseException as e:  # the panic of a library in another language too: the caller waits
             ended.append((None, e))
 
-    left = _incomplete(folder)  # by earlier ones
     for file, (_, changed) in left.items():
         if time.time() - changed / 1e9 > OLD_SECONDS:
             with contextlib.suppress(OSError):
@@ -127,22 +117,18 @@ def _incomplete(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def explain(repo: str, error: Exception, what: str) -> UserError:
     """One line for whatever huggingface_hub or datasets raised about a repository."""
-    endpoint = constants.ENDPOINT
-    local = f"; or give a local {what}"
-    chain = [error]
+    endpoint, chain = constants.ENDPOINT, [error]
     while chain[-1].__cause__ or chain[-1].__context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)
     if any(isinstance(e, GatedRepoError) for e in chain):
-        return UserError(
-            f"{repo}: gated on {endpoint}; accept its terms there and run `hf auth login`{local}"
-        )
-    if any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
-        return UserError(f"{repo}: no such repository on {endpoint}, and no such directory here{local}")
-    if not online():
+        why = f"gated on {endpoint}; accept its terms there and run `hf auth login`"
+    elif any(isinstance(e, RepositoryNotFoundError | HFValidationError) for e in chain):
+        why = f"no such repository on {endpoint}, and no such directory here"
+    elif not online():
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"no network: {endpoint} is out of reach"
-        return UserError(f"{repo}: no such {what} here, nor in the Hub's cache, and {why}{local}")
-    # The libraries speak of the connection, and of an error that occurred; what it was stands at the end of
-    # the chain.
-    said = next((e for e in chain if isinstance(e, HfHubHTTPError)), chain[-1])
-    first = (str(said).strip() or type(said).__name__).splitlines()[0]
-    return UserError(f"{repo}: could not be had from {endpoint} ({first}){local}")
+        why = f"no such {what} here, nor in the Hub's cache, and {why}"
+    else:  # what it was is at the end of the chain; before that the libraries speak of the connection
+        said = next((e for e in chain if isinstance(e, HfHubHTTPError)), chain[-1])
+        first = (str(said).strip() or type(said).__name__).splitlines()[0]
+        why = f"could not be had from {endpoint} ({first})"
+    return UserError(f"{repo}: {why}; or give a local {what}")

@@ -6,15 +6,8 @@ import importlib
 from nanomed.errors import UserError
 
 # The extra of pyproject.toml that brings a library, if it is not `report`.
-EXTRAS = {
-    "tokenizers": "sentencepiece",
-    "gguf": "gguf",
-    "transformers": "gguf",
-    "bm25s": "tasks",
-    "datasketch": "tasks",
-    "lxml": "pubmed",
-    "bioc": "corpora",
-}
+EXTRAS = {"tokenizers": "sentencepiece", "gguf": "gguf", "transformers": "gguf", "bm25s": "tasks"}
+EXTRAS |= {"datasketch": "tasks", "lxml": "pubmed", "bioc": "corpora"}
 
 
 def need(module: str):
@@ -23,6 +16,5 @@ def need(module: str):
         return importlib.import_module(module)
     except ImportError as e:
         name = module.split(".")[0]
-        raise UserError(
-            f"{name} is not installed: pip install 'nanomed[{EXTRAS.get(name, 'report')}]'"
-        ) from e
+        extra = EXTRAS.get(name, "report")
+        raise UserError(f"{name} is not installed: pip install 'nanomed[{extra}]'") from e

@@ -44,11 +44,9 @@ def mend(dtype: str) -> str:
 
 def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the CPU's, there; to a GPU from pinned memory, so that the copy need not be waited for."""
-    return (
-        t.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda" and t.device.type == "cpu"
-        else t.to(device)
-    )
+    if device.type == "cuda" and t.device.type == "cpu":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
 
 
 @contextmanager
@@ -79,12 +77,8 @@ def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
     """Keep the frozen linear layers in the compute dtype, in place: half the memory, and nothing to cast at
     each step. What is trained stays fp32. So does the head (and the embedding tied to it) on the CPU, where
     the evaluator multiplies it in fp32; CUDA takes bf16 in and gives fp32 out."""
+    kept = ("score",) if device.type == "cuda" else ("score", "lm_head")  # score: a classifier's few weights
     for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.Linear)
-            and not module.weight.requires_grad
-            and (device.type == "cuda" or name != "lm_head")
-            and name != "score"  # a classifier's few weights
-        ):
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad and name not in kept:
             for p in module.parameters(recurse=False):
                 p.data = p.data.to(DTYPES[dtype])  # .data: a tied embedding keeps being the same parameter

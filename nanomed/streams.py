@@ -17,21 +17,17 @@ class Stream:
     """
 
     def __init__(self, stream, results: bool):
-        self.stream, self.plain = (
-            stream,
-            results and stream.isatty(),
-        )  # a bar on standard error moves the cursor
-        # A reader, or a terminal, that is gone; and a full disk, if only what accompanies the work goes
-        # there.
+        self.stream = stream
+        self.plain = results and stream.isatty()  # a bar on standard error moves the cursor
+        # A reader or a terminal that is gone; and a full disk, if it holds only what accompanies the work.
         self.bearable = (errno.EPIPE, errno.EIO) if results else (errno.EPIPE, errno.EIO, errno.ENOSPC)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
     def write(self, text):
-        return self._patiently(
-            self.stream.write, CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self.plain else text
-        )
+        text = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self.plain else text
+        return self._patiently(self.stream.write, text)
 
     def flush(self):
         self._patiently(self.stream.flush)

@@ -24,12 +24,6 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield key, f.get_tensor(key)
 
 
-def safetensors_keys(path: Path) -> set[str]:
-    """The names of the tensors in a file, none of which is read. Raises UserError as tensors() does."""
-    with _safetensors(path) as f:
-        return set(f.keys())
-
-
 def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a file, by their names, none of which is read. Raises UserError as
     tensors() does."""
@@ -50,9 +44,7 @@ def _safetensors(path: Path):
         raise UserError(f"{path}: truncated, corrupt or not safetensors ({e})") from e
 
 
-def write_safetensors(
-    state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
+def write_safetensors(state: dict[str, torch.Tensor], path: Path, metadata: dict | None = None) -> None:
     """Raises UserError if it could not be written; what was there before is there still."""
 
     def save(tmp: Path) -> None:

@@ -41,9 +41,8 @@ def quota(cgroups: Path = CGROUPS) -> int | None:
         used, period = (cgroups / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            used, period = (
-                (cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
-            )
+            files = (cgroups / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+            used, period = (file.read_text() for file in files)
         except OSError:
             return None
     try:

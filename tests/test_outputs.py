@@ -263,7 +263,7 @@ def killed_and_run_again(python, place, model_dir, name, kills):
 
 @pytest.mark.parametrize("name", ["tasks", "quantise", "compare", "cache"])
 def test_killed(python, place, model_dir, name):
-    killed_and_run_again(python, place, model_dir, name, 5)
+    killed_and_run_again(python, place, model_dir, name, 3)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import io
+import itertools
 import json
 import math
 import os
@@ -452,7 +453,8 @@ def test_a_wrong_cache_is_made_anew(made, what, monkeypatch):
     contents = [b"", b"\x00" * 64, file.read_bytes()[:-3]]
     if what == "meta.json":
         value = json.loads(file.read_text())
-        contents += [dumps(put(value, path, new)) for path in places(value) for new in WRONG]
+        kinds = itertools.cycle(WRONG)  # two of each place; the loop below encodes anew each time
+        contents += [dumps(put(value, path, next(kinds))) for path in places(value) for _ in range(2)]
     for content in contents:
         file.write_bytes(content)
         assert encode_corpus(str(made / "docs.jsonl"), tokenizer).tokens.tolist() == right

@@ -49,31 +49,33 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     sk = need("sklearn.metrics")
     n, multi = len(targets), targets.ndim == 2
     predicted, right = _decide(probs, targets)
-    known = list(range(len(labels)))
+    true, said = (x if multi else np.eye(len(labels), dtype=int)[x] for x in (targets, predicted))
 
-    def f1(rows, average):
-        return sk.f1_score(
-            targets[rows], predicted[rows], labels=known, average=average, zero_division=np.nan
-        )
+    def f1(rows=slice(None)):  # of each label, NaN where there is none; sklearn's takes milliseconds a draw
+        size, hits = (true[rows] + said[rows]).sum(0), (true[rows] * said[rows]).sum(0)
+        return np.divide(2.0 * hits, size, out=np.full(len(size), np.nan), where=size > 0)
 
-    every = slice(None)
+    def macro(f1):
+        defined = f1[~np.isnan(f1)]
+        return defined.mean() if len(defined) else np.nan
+
     out = {
         "texts": n,
         "accuracy": float(right.mean()),
         "accuracy_ci95": wilson(right),
-        "macro_f1": _number(f1(every, "macro")),
-        "macro_f1_ci95": interval(lambda rows: f1(rows, "macro"), n, samples=300, seed=seed),
+        "macro_f1": _number(macro(f1())),
+        "macro_f1_ci95": interval(lambda rows: macro(f1(rows)), n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),
-        "f1": {label: _number(value) for label, value in zip(labels, f1(every, None), strict=True)},
+        "f1": {label: _number(value) for label, value in zip(labels, f1(), strict=True)},
     }
     if multi:
-        out["micro_f1"] = _number(f1(every, "micro"))
+        out["micro_f1"] = _number(sk.f1_score(true, said, average="micro", zero_division=np.nan))
         confidence = np.where(predicted == 1, probs, 1 - probs)
         out["calibration_error"] = calibration_error(confidence.ravel(), (predicted == targets).ravel())
         out["confusion"] = sk.multilabel_confusion_matrix(targets, predicted).tolist()
     else:
         out["calibration_error"] = calibration_error(probs.max(1), right)
-        out["confusion"] = sk.confusion_matrix(targets, predicted, labels=known).tolist()
+        out["confusion"] = sk.confusion_matrix(targets, predicted, labels=range(len(labels))).tolist()
     return out
 
 

@@ -19,7 +19,7 @@ from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
-from nanomed.tensors import safetensors_keys, tensors, write_safetensors
+from nanomed.tensors import safetensors_shapes, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
 # What torch.compile, DataParallel and the wrappers of sharding and of gradient checkpointing put into names.
@@ -222,7 +222,7 @@ def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
     for key, file in weight_map(directory / INDEX).items():
         shards.setdefault(directory / file, set()).add(key)
     for file, keys in shards.items():
-        if odd := sorted(keys ^ safetensors_keys(file)):
+        if odd := sorted(keys ^ safetensors_shapes(file).keys()):
             what = "missing" if odd[0] in keys else "not in the index"
             raise UserError(f"{file}: tensor {odd[0]} is {what}")
         yield from ((file, key, tensor) for key, tensor in tensors(file))

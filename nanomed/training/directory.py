@@ -27,7 +27,7 @@ from nanomed.files import is_part, read_json, read_object, typed, write_json
 from nanomed.flags import QUANTIZATIONS
 from nanomed.memory import in_words
 from nanomed.outputs import check_directory, names_in
-from nanomed.tensors import safetensors_keys
+from nanomed.tensors import safetensors_shapes
 from nanomed.training import checkpoint, curves
 from nanomed.training.settings import Settings
 
@@ -66,7 +66,7 @@ def check_out(out: Path, resume: bool) -> None:
     if complete and not any(n.endswith(".safetensors") for n in names):
         refuse("the run is complete (summary.json), but its weights are gone; choose another directory")
     for name in (n for n in model if complete and n.endswith(".safetensors")):
-        safetensors_keys(out / name)  # a complete run is not trained again: are these weights at all?
+        safetensors_shapes(out / name)  # a complete run is not trained again: are these weights at all?
     if model and not started:
         refuse(
             f"{model[0]} is there, but neither summary.json nor a checkpoint: it would be trained over from"

@@ -361,19 +361,10 @@ def test_a_classifiers_training_goes_on_with_its_head(
     ours = hub.load_classifier(hub.find(str(tmp_path / "b"))).eval()
     assert ours.labels == ["LABEL_1", "LABEL_2"]
     assert_near(ours(X, torch.tensor([20, 20])), theirs(X).logits[:, 1:])
-    done = script(
-        "train_cls.py",
-        "--model",
-        "b",
-        "--positives",
-        "d.jsonl",
-        "--negatives",
-        "d.jsonl",
-        "--out",
-        "c",
-        *still,
-    )
-    assert "a new head, since its own is of other labels (LABEL_1, LABEL_2)" in done.stdout, done.stderr
+    if not settings and not flags:
+        both = ("--positives", "d.jsonl", "--negatives", "d.jsonl")
+        done = script("train_cls.py", "--model", "b", *both, "--out", "c", *still)
+        assert "a new head, since its own is of other labels (LABEL_1, LABEL_2)" in done.stdout, done.stderr
 
 
 @every_family

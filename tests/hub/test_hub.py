@@ -360,29 +360,27 @@ def texts(tmp_path):
     return write_jsonl(tmp_path / "texts.jsonl", make_texts(5, 7))
 
 
-def test_a_hub_id_downloads_only_what_is_needed_and_then_works_offline(online, script, texts, tmp_path):
+def test_a_hub_id_downloads_only_what_is_needed_and_then_works_offline(
+    online, script, texts, tmp_path, monkeypatch
+):
     standin, env = online
-    out = script("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "a.json", env=env)
-    assert out.returncode == 0, out.stderr
-    got = {
-        path.rsplit("/", 1)[1] for method, path in standin.requests if method == "GET" and "/resolve/" in path
-    }
-    files = {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-    }
-    assert got == files  # and none of the formats beside them
+
+    def nll(**more):
+        command = ("eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "r.json")
+        out = script(*command, env=env | more)
+        assert out.returncode == 0, out.stderr
+        return json.loads((tmp_path / "r.json").read_text())["nll"]
+
+    first = nll()
+    asked = [path for method, path in standin.requests if method == "GET" and "/resolve/" in path]
+    files = {"config.json", "generation_config.json", "model.safetensors"}
+    files |= {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.rsplit("/", 1)[1] for path in asked} == files  # and none of the formats beside them
     assert (tmp_path / "home" / "hub" / "models--gpt2").is_dir()
-    for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        again = script(
-            "eval.py", "ppl", "--model", "gpt2", "--data", texts, "--json", "b.json", env=env | offline
-        )
-        assert again.returncode == 0, again.stderr
-        a, b = (json.loads((tmp_path / f).read_text()) for f in ("a.json", "b.json"))
-        assert a["nll"] == b["nll"]
+    assert nll(HF_HUB_OFFLINE="1") == first
+    ask_here(monkeypatch, standin, offline=True)  # out of reach
+    monkeypatch.setattr(network.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    assert {p.name for p in hub.find("gpt2").directory.iterdir()} == files
 
 
 def test_a_hub_id_is_read_as_a_copy_of_it_is(online, monkeypatch, tmp_path):
@@ -406,42 +404,30 @@ def test_a_hub_id_is_read_as_a_copy_of_it_is(online, monkeypatch, tmp_path):
     ) == "!"
 
 
-def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path):
-    _, env = online
-    out = script(
-        "train_clm.py",
-        "--model",
-        "gpt2",
-        "--data",
-        texts,
-        "--out",
-        "a",
-        "--lora-r",
-        2,
-        "--max-steps",
-        1,
-        "--val-fraction",
-        0,
-        env=env,
-    )
+def test_an_adapter_finds_its_base_on_the_hub(online, script, texts, tmp_path, monkeypatch):
+    ask_here(monkeypatch, online[0])
+    flags = ("--out", "a", "--lora-r", 2, "--max-steps", 1, "--val-fraction", 0)
+    out = script("train_clm.py", "--model", "gpt2", "--data", texts, *flags)
     assert out.returncode == 0, out.stderr
-    assert (
-        json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "gpt2"
-    )
-    out = script("eval.py", "ppl", "--model", "a", "--data", texts, env=env)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "gpt2"
+    out = script("eval.py", "ppl", "--model", "a", "--data", texts)
     assert out.returncode == 0, out.stderr
 
 
-def test_unknown_gated_and_pickled_repositories(online, script, texts):
-    _, env = online
-    for name, word in {
-        "owner/nothing": "no such repository",
-        "owner/gated": "gated",
-        "owner/pickled": "no safetensors",
-        "not a name": "no such repository",
-    }.items():
-        out = script("eval.py", "ppl", "--model", name, "--data", texts, env=env)
-        assert_refused(out, name, word, "give a local directory")
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("owner/nothing", "no such repository"),
+        ("owner/gated", "gated"),
+        ("owner/pickled", "no safetensors"),
+        ("not a name", "no such repository"),
+    ],
+)
+def test_unknown_gated_and_pickled_repositories(online, monkeypatch, name, word):
+    ask_here(monkeypatch, online[0])
+    with pytest.raises(UserError, match=f"^{name}: .*{word}.*give a local directory$"):
+        hub.find(name)
 
 
 class Silent:
@@ -629,12 +615,12 @@ def test_a_slow_download_is_no_silence(tmp_path, monkeypatch):
     assert network.watched(call, tmp_path) == "there"
 
 
-def ask_here(monkeypatch, standin):
-    """The stand-in, from within this process."""
+def ask_here(monkeypatch, standin, offline=False):
+    """The stand-in, from within this process; offline: which cannot be reached."""
     monkeypatch.setattr(network, "PAUSES", (0.01, 0.02))
     monkeypatch.setattr(network, "OFFLINE", False)
     for name, value in (
-        ("HF_HUB_OFFLINE", False),
+        ("HF_HUB_OFFLINE", offline),
         ("ENDPOINT", standin.url),
         ("HF_HUB_CACHE", str(standin.root / "cache")),
     ):
@@ -645,8 +631,8 @@ def ask_here(monkeypatch, standin):
         standin.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
     network.online.cache_clear()
-    monkeypatch.setattr(network, "online", lambda: True)
-    monkeypatch.setattr(source, "online", lambda: True)
+    monkeypatch.setattr(network, "online", lambda: not offline)
+    monkeypatch.setattr(source, "online", lambda: not offline)
 
 
 LOOKED_UP = """
@@ -657,6 +643,17 @@ def asked(host, *args, **kwargs):
         f.write(f"{host}\\n")
     return real(host, *args, **kwargs)
 socket.getaddrinfo = asked
+"""
+
+# Several commands in one process, each with its exit status.
+SEVERAL = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    sys.path[0] = sys.argv[0].rpartition("/")[0]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as e:
+        print("STATUS", e.code, flush=True)
 """
 
 
@@ -677,37 +674,28 @@ def test_a_data_set_of_the_hub(online, script, model_dir, tmp_path):
         "---\nconfigs:\n- config_name: big\n  data_files:\n  - split: train\n    path: big/train-*\n---\n"
     )
     local = write_jsonl(tmp_path / "local.jsonl", [t.replace(" ", "\n", 1) for t in texts])
-    results = []
-    for name, extra, env_ in (
-        ("hub:owner/abstracts:big:train", ["--text-field", "context.contexts"], env),
-        (local, [], None),
-    ):
-        own = {"stdin": subprocess.DEVNULL} if env_ else {}  # a Python that really starts
-        out = script(
-            "eval.py",
-            "ppl",
-            "--model",
-            model_dir,
-            "--data",
-            name,
-            "--json",
-            "r.json",
-            *extra,
-            env=env_,
-            **own,
-        )
-        assert out.returncode == 0, out.stderr
-        results.append(json.loads((tmp_path / "r.json").read_text()))
-    asked = (tmp_path / "asked").read_text().split()
-    assert "127.0.0.1" in asked and set(asked) <= {
-        "127.0.0.1",
-        "datasets-server.127.0.0.1",
-    }  # the Hub, and nobody besides
-    assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
-    assert_refused(
-        script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/nothing", env=env),
-        "owner/nothing",
+    flags = ["--model", str(model_dir), "--json", "r.json", "--text-field", "context.contexts"]
+    commands = [
+        [str(ROOT / "eval.py"), "ppl", "--data", f"hub:owner/{data}", *flags]
+        for data in ("nothing", "abstracts:big:train")
+    ]
+    there = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps(commands)],
+        cwd=tmp_path,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
     )
+    assert there.stdout.split()[-2:] == ["STATUS", "0"], there.stderr
+    assert "STATUS 2" in there.stdout and len(there.stderr.splitlines()) == 1
+    assert "owner/nothing: could not be had" in there.stderr
+    results = [json.loads((tmp_path / "r.json").read_text())]
+    out = script("eval.py", "ppl", "--model", model_dir, "--data", local, "--json", "r.json")
+    assert out.returncode == 0, out.stderr
+    results.append(json.loads((tmp_path / "r.json").read_text()))
+    asked = set((tmp_path / "asked").read_text().split())
+    assert {"127.0.0.1"} <= asked <= {"127.0.0.1", "datasets-server.127.0.0.1"}  # the Hub, and nobody besides
+    assert results[0]["data_sha256"] == results[1]["data_sha256"] and results[0]["nll"] == results[1]["nll"]
     with Silent() as silent:  # datasets itself would try for half a minute
         gone = env | {"HF_ENDPOINT": silent.url, "HF_HOME": str(tmp_path / "other")}
         out = script("eval.py", "ppl", "--model", model_dir, "--data", "hub:owner/abstracts:big", env=gone)

