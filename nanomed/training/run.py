@@ -180,7 +180,7 @@ def check_validated(s: Settings, job: Job) -> None:
     wanted = {"--patience": s.patience, "--keep best": s.keep == "best", "--sample-prompt": s.sample_prompt}
     given = [flag for flag, value in wanted.items() if value]
     if given and not job.validation:
-        raise UserError(f"{given[0]} needs something to validate on (--val-data, --val-fraction)")
+        raise UserError(f"{given[0]}: there is no validation to look at (--val-data, --val-fraction)")
 
 
 def describe(model, s: Settings, source: hub.Source, job: Job) -> dict:

@@ -403,7 +403,9 @@ def test_activations_are_what_autograd_keeps():
     """A layer of which it is known: y = tanh(x W) keeps x, which is given, and y, B x T x C fp32."""
     layer = torch.nn.Linear(16, 16, bias=False)
     x = torch.randn(8, 16)
-    kept = estimate.kept_for_backward(layer, (x, x), lambda m, b: (torch.tanh(m(b[0])).sum(), 1), "fp32")
+    kept = estimate.kept_for_backward(
+        layer, Batch(x, x), lambda m, b: (torch.tanh(m(b.idx)).sum(), 1), "fp32"
+    )
     assert kept == 8 * 16 * 4
 
 
