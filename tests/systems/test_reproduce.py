@@ -4,6 +4,7 @@ promises and goes on."""
 import csv
 import json
 import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -18,19 +19,19 @@ from nanomed.systems.figures import beside_published
 from nanomed.systems.recipe import PHASES, SCRIPTS, prepare, read_recipe, stand_in
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
-NAMES = [
-    "gpt2-biomedical",
-    "gpt2-lora-medical-terms",
-    "gpt-neo-flashcards",
-    "distilgpt2-pubmedqa",
-    "llama2-medtuned",
-]
+NAMES = (
+    "gpt2-biomedical gpt2-lora-medical-terms gpt-neo-flashcards distilgpt2-pubmedqa llama2-medtuned".split()
+)
+# Of a reproduction of a small model m.
+SMALL = (
+    "--model m --out r --max-steps 1 --context 200 --answers 2 --max-new-tokens 3 --batch-size 2 --dtype fp32"
+)
 
 
 @pytest.fixture
 def reproduce(tmp_path, monkeypatch):
-    """reproduce(*flags) runs the program in this process, its commands too; gives the commands, or raises
-    what it raised."""
+    """reproduce(*flags), flags being one or more words, runs the program in this process, its commands too;
+    gives the commands, or raises what it raised."""
     commands = []
 
     def run(command):
@@ -47,7 +48,7 @@ def reproduce(tmp_path, monkeypatch):
 
     def call(*flags):
         commands.clear()
-        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, flags)])
+        monkeypatch.setattr(sys, "argv", ["reproduce", *shlex.split(" ".join(map(str, flags)))])
         program.main()
         return list(commands)
 
@@ -88,17 +89,8 @@ def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe
         data = (
             data if phase == "classify" else ["--data", files["pairs" if phase == "instruct" else "corpus"]]
         )
-        flags = [
-            "--model",
-            tmp_path / "m",
-            *data,
-            "--out",
-            "o",
-            "--dry-run",
-            "--config",
-            ROOT / "recipes" / f"{name}.toml",
-        ]
-        out = script(SCRIPTS[phase], *flags, "--batch-size", 1)
+        data += ["--out", "o", "--dry-run", "--config", ROOT / "recipes" / f"{name}.toml"]
+        out = script(SCRIPTS[phase], "--model", tmp_path / "m", *data, "--batch-size", 1)
         assert out.returncode == 0, out.stderr
 
 
@@ -124,83 +116,48 @@ def test_a_phase_that_would_be_refused_is_refused_before_the_first(
 def test_published_settings_stand_in_the_recipes():
     """The settings that the published systems name, written out by hand."""
     phases = {name: tomllib.loads((ROOT / "recipes" / f"{name}.toml").read_text()) for name in NAMES}
+
+    def has(section, **settings):
+        assert {key: section[key.replace("_", "-")] for key in settings} == settings
+
     a = phases["gpt2-biomedical"]
-    assert (
-        a["adapt"]["epochs"],
-        a["adapt"]["batch-size"],
-        a["adapt"]["grad-accum"],
-        a["classify"]["limit"],
-    ) == (3, 4, 4, 250)
-    assert (
-        a["data"]["pairs"]["train"] == 50
-        and a["instruct"]["template"] == "response"
-        and a["system"]["model"] == "gpt2"
-    )
+    has(a["adapt"], epochs=3, batch_size=4, grad_accum=4)
+    has(a["classify"], limit=250)
+    has(a["data"]["pairs"], train=50)
+    has(a["instruct"], template="response")
+    has(a["system"], model="gpt2")
     b = phases["gpt2-lora-medical-terms"]["adapt"]
-    assert (b["lora-r"], b["lora-alpha"], b["lora-dropout"], b["epochs"], b["lr"]) == (8, 32, 0.1, 1, 1e-4)
-    assert (b["batch-size"], b["grad-accum"], b["warmup-ratio"], b["grad-clip"]) == (4, 4, 0.03, 0.3)
+    has(b, lora_r=8, lora_alpha=32, lora_dropout=0.1, epochs=1, lr=1e-4)
+    has(b, batch_size=4, grad_accum=4, warmup_ratio=0.03, grad_clip=0.3)
     c = phases["gpt-neo-flashcards"]
-    d = c["instruct"]
-    assert (d["lora-r"], d["lora-alpha"], d["lora-dropout"], d["merge"], d["batch-size"], d["lr"]) == (
-        16,
-        32,
-        0.1,
-        True,
-        8,
-        2e-4,
+    has(c["instruct"], lora_r=16, lora_alpha=32, lora_dropout=0.1, merge=True, batch_size=8, lr=2e-4)
+    has(c["instruct"], template="flashcards")
+    has(c["data"]["pairs"], test=0.1)
+    has(c["system"], model="EleutherAI/gpt-neo-125m")
+    d = phases["distilgpt2-pubmedqa"]
+    has(
+        d["instruct"],
+        context=512,
+        batch_size=8,
+        grad_accum=4,
+        lr=5e-5,
+        weight_decay=0.01,
+        grad_checkpoint=True,
     )
-    assert (
-        c["data"]["pairs"]["test"] == 0.1
-        and d["template"] == "flashcards"
-        and c["system"]["model"] == "EleutherAI/gpt-neo-125m"
-    )
-    e = phases["distilgpt2-pubmedqa"]["instruct"]
-    assert (e["context"], e["batch-size"], e["grad-accum"], e["lr"], e["weight-decay"]) == (
-        512,
-        8,
-        4,
-        5e-5,
-        0.01,
-    )
-    assert (
-        e["grad-checkpoint"] is True
-        and 3 <= e["epochs"] <= 5
-        and phases["distilgpt2-pubmedqa"]["data"]["general"]["ratio"] > 0
-    )
-    f = phases["llama2-medtuned"]
-    g = f["instruct"]
-    assert (g["epochs"], g["batch-size"], g["template"], f["system"]["model"]) == (
-        3,
-        8,
-        "medtuned",
-        "meta-llama/Llama-2-7b-hf",
-    )
-    assert f["data"]["pairs"]["source"] == ["hub:nlpie/Llama2-MedTuned-Instructions"] and (
-        g["lora-r"],
-        g["quantize"],
-    ) == (16, "nf4")
-    assert round(g["warmup-ratio"] * 3 * 200_252 / 8, -2) == 1000
+    assert 3 <= d["instruct"]["epochs"] <= 5 and d["data"]["general"]["ratio"] > 0
+    e = phases["llama2-medtuned"]
+    has(e["instruct"], epochs=3, batch_size=8, template="medtuned", lora_r=16, quantize="nf4")
+    has(e["system"], model="meta-llama/Llama-2-7b-hf")
+    has(e["data"]["pairs"], source=["hub:nlpie/Llama2-MedTuned-Instructions"])
+    assert round(e["instruct"]["warmup-ratio"] * 3 * 200_252 / 8, -2) == 1000
 
 
 def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
     recipe = smaller("gpt2-biomedical", tmp_path)
-    data = [f"{name}={file}" for name, file in files.items()]
-    flags = [
-        "--recipe",
-        recipe,
-        "--model",
-        model_dir,
-        "--data",
-        *data,
-        "--out",
-        "r",
-        "--limit",
-        16,
-        "--max-steps",
-        2,
-    ]
-    flags += ["--context", 32, "--answers", 3, "--max-new-tokens", 4, "--dtype", "fp32"]
-    first = reproduce(*flags)
+    data = " ".join(f"{name}={file}" for name, file in files.items())
+    flags = f"--recipe {recipe} --model {model_dir} --data {data} --out r --limit 16"
+    flags += " --context 32 --answers 3 --max-new-tokens 4 --dtype fp32 --max-steps"
+    first = reproduce(flags, 2)
     out = tmp_path / "r"
     assert [c[0] for c in first if c[0].startswith("train")] == [
         "train_clm.py",
@@ -260,13 +217,13 @@ def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
     figures = (out / "results.json").read_text()
     stamp = (out / "adapted" / "model.safetensors").stat().st_mtime_ns
     (out / "measured" / "adapted.corpus.json").unlink()
-    again = reproduce(*flags)
+    again = reproduce(flags, 2)
     assert [c[:2] for c in again if c[0] == "eval.py"] == [["eval.py", "ppl"]]
     assert (out / "adapted" / "model.safetensors").stat().st_mtime_ns == stamp
     timed = re.compile(r'"(seconds|tokens_per_s)": [\d.e+-]+')
     assert timed.sub("", (out / "results.json").read_text()) == timed.sub("", figures)
     with pytest.raises(UserError, match="another --max-steps 2, now 3"):
-        reproduce(*flags[:-1], "fp32", "--max-steps", 3)
+        reproduce(flags, 3)
 
 
 def test_rows_with_a_context_a_general_text_and_three_choices(reproduce, bpe_dir, files, tmp_path):
@@ -278,32 +235,8 @@ def test_rows_with_a_context_a_general_text_and_three_choices(reproduce, bpe_dir
         for i, d in zip(ids, ("yes", "no"), strict=False)
     ]
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = [f"pairs={files['pairs']}", f"labelled={labelled}", f"general={files['negatives']}"]
-    flags = [
-        "--recipe",
-        smaller("distilgpt2-pubmedqa", tmp_path),
-        "--model",
-        "m",
-        "--data",
-        *data,
-        "--out",
-        "r",
-    ]
-    commands = reproduce(
-        *flags,
-        "--max-steps",
-        1,
-        "--context",
-        200,
-        "--answers",
-        2,
-        "--max-new-tokens",
-        3,
-        "--batch-size",
-        2,
-        "--dtype",
-        "fp32",
-    )
+    data = f"--data pairs={files['pairs']} labelled={labelled} general={files['negatives']}"
+    commands = reproduce("--recipe", smaller("distilgpt2-pubmedqa", tmp_path), data, SMALL)
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert (
         results["stages"]["base"]["choices"]["questions"] == 2
@@ -331,31 +264,8 @@ def test_medtuned_rows_are_read_as_they_are(reproduce, bpe_dir, tmp_path):
         for k, (i, o) in enumerate(texts)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = [
-        "--recipe",
-        smaller("llama2-medtuned", tmp_path),
-        "--model",
-        "m",
-        "--data",
-        "pairs=rows.jsonl",
-        "--out",
-        "r",
-    ]
-    flags += [
-        "--max-steps",
-        1,
-        "--context",
-        200,
-        "--answers",
-        2,
-        "--max-new-tokens",
-        3,
-        "--batch-size",
-        2,
-        "--dtype",
-        "fp32",
-    ]
-    commands = reproduce(*flags)
+    recipe = smaller("llama2-medtuned", tmp_path)
+    commands = reproduce("--recipe", recipe, "--data pairs=rows.jsonl", SMALL)
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert [r["published"] for r in results["published"]] == [0.372, 0.8946]
     settings = json.loads((tmp_path / "r" / "instructed" / "run.json").read_text())["settings"]
@@ -416,15 +326,8 @@ def test_what_cannot_be_reproduced_is_refused(reproduce, model_dir, files, tmp_p
     ):
         (tmp_path / "changed.toml").write_text(text.replace(old, new))
         refused("--recipe", tmp_path / "changed.toml", match=match)
-    refused(
-        "--recipe",
-        "gpt-neo-flashcards",
-        "--model",
-        model_dir,
-        "--data",
-        files["pairs"],
-        match="give --context 64",
-    )
+    flags = f"--recipe gpt-neo-flashcards --model {model_dir} --data {files['pairs']}"
+    refused(flags, match="give --context 64")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
@@ -447,34 +350,21 @@ def test_a_figure_that_is_not_there_is_none():
 
 def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, files, tmp_path):
     make_hf_model(tmp_path / "m", bpe_dir, n_positions=512)
-    flags = [
-        "--recipe",
-        "gpt-neo-flashcards",
-        "--model",
-        "m",
-        "--out",
-        "r",
-        "--max-steps",
-        1,
-        "--answers",
-        2,
-        "--max-new-tokens",
-        3,
-    ]
+    flags = "--recipe gpt-neo-flashcards --model m --out r --max-steps 1 --answers 2 --max-new-tokens 3"
     with pytest.raises(UserError, match="no such file"):
-        reproduce(*flags, "--data", "typo.jsonl")
+        reproduce(flags, "--data", "typo.jsonl")
     more = tmp_path / "more.jsonl"
     more.write_text(
         "".join(json.dumps({"question": q, "answer": "so"}) + "\n" for q in make_texts(30, 8, 3, 6)) + "{}\n"
     )
-    reproduce(*flags, "--data", files["pairs"], more)  # several files are one side
+    reproduce(flags, "--data", files["pairs"], more)  # several files are one side
     sides = [
         (tmp_path / "r" / "data" / f"pairs.{side}.jsonl").read_text().splitlines()
         for side in ("train", "test")
     ]
     assert sorted(map(len, sides)) == [6, 54]
     with pytest.raises(UserError, match="another --data pairs.*more.*RUNS"):
-        reproduce(*flags, "--data", more)
+        reproduce(flags, "--data", more)
 
 
 @pytest.mark.parametrize(
@@ -511,12 +401,12 @@ def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_w
     (out / "data").mkdir(parents=True)
     (out / "data" / "mine.csv").write_text("precious")
     (out / "reproduce.json").write_text('{"name": "mine"}')
-    flags = ["--recipe", "gpt-neo-flashcards", "--model", model_dir, "--out", "o"]
+    flags = f"--recipe gpt-neo-flashcards --model {model_dir} --out o"
     with pytest.raises(UserError, match="none of nanomed.reproduce's files"):
-        reproduce(*flags)
+        reproduce(flags)
     assert (out / "data" / "mine.csv").read_text() == "precious"
     earlier = {"the recipe": "other", "--limit": None, "--max-steps": None}
     (out / "reproduce.json").write_text(json.dumps(earlier))
     with pytest.raises(UserError, match="data/mine.csv is no part of a run"):  # begun anew, but for that
-        reproduce(*flags, "--context", 32)
+        reproduce(flags, "--context 32")
     assert (out / "data" / "mine.csv").read_text() == "precious"

@@ -52,7 +52,7 @@ def corpus_rows(name: str) -> Iterator | None:
                 is_bioc = b'"passages"' in raw and b'"infons"' in raw
                 return _bioc(path, raw + f.read(), _json_documents) if is_bioc else None
         if raw.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<!DOCTYPE", b"<collection")):
-            return _bioc(path, raw, _xml_documents)
+            return _bioc(path, raw, lambda raw: need("bioc.biocxml").load(BytesIO(raw)).documents)
         lines = decode(raw).replace("\r\n", "\n").split("\n")
     except (BadRow, EOFError, zlib.error, OSError) as e:
         raise UserError(f"{path}: {e}") from e
@@ -204,10 +204,6 @@ def _passage(offset: int, text: str, annotations: list) -> dict:
         return tagged(text, mentions, unplaced=len(annotations) - len(mentions))
     except (TypeError, AttributeError) as e:  # JSON may hold anything
         raise BadRow(f"{where}: not as BioC has it ({e})") from e
-
-
-def _xml_documents(raw: bytes) -> list:
-    return need("bioc.biocxml").load(BytesIO(raw)).documents
 
 
 def _json_documents(raw: bytes) -> list:
