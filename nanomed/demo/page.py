@@ -101,7 +101,7 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
         f"the likeliest continuation of each question, put into the template “{template}”; right if the value"
         " that the condition has stands in the sentence"
     )
-    how = [("base", base.name), ("seed", str(seed)), ("answers", answers), page.windows(rows[0]["_ppl"])]
+    how = [("base", base.name), ("seed", str(seed)), ("answers", answers)]
     content = {
         "title": "nanomed's demo: read, then answer",
         "claim": claims(rows, vocab_size),
@@ -110,6 +110,6 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
         "curves": curves + page.curves_of("the probe on adapted", probe, "texts"),
         "classifier": page.read_classifier(str(probe)),
         "models": models,
-        "measured": [*how, page.begins(models), *page.machine(base)],
+        "measured": [*how, *page.protocol(models, base)],
     }
     return page.write_page(content, out)

@@ -7,7 +7,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
-from nanomed.evaluation.page import answers_of, begins, machine, mark_best, moved, ppl_page_cell, windows
+from nanomed.evaluation.page import answers_of, mark_best, moved, ppl_page_cell, protocol
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell
 from nanomed.evaluation.training_texts import say_overlap
 from nanomed.text.rows import split_name
@@ -145,4 +145,4 @@ def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened,
         for m in models
         if m["overlap"]
     ]
-    return [*facts, windows(first), begins(models), ("answers", answers), *machine(o)]
+    return [*facts, ("answers", answers), *protocol(models, o)]

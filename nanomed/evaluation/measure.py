@@ -46,10 +46,8 @@ class Opened:
 
     def __str__(self):
         over = f" over {self.quantize}" if self.quantize else ""
-        return (
-            f"{self.name}: {count_parameters(self.model):,} parameters, none trainable; {self.device},"
-            f" {self.dtype}{over}"
-        )
+        parameters = f"{count_parameters(self.model):,} parameters, none trainable"
+        return f"{self.name}: {parameters}; {self.device}, {self.dtype}{over}"
 
 
 def open_model(
@@ -82,9 +80,8 @@ def open_model(
 def open_asked(args, model: str | None = None, classifier=False, writes=False) -> Opened:
     """open_model() by the flags of eval.py; model: another than --model; writes: it will be asked to write,
     so what its generation_config.json asks for is said."""
-    o = open_model(
-        model or args.model, args.device, args.dtype, classifier, args.quantize, reading=args.special_tokens
-    )
+    how = {"quantize": args.quantize, "reading": args.special_tokens}
+    o = open_model(model or args.model, args.device, args.dtype, classifier, **how)
     if writes:
         generation_config.say(o.asked_for)
     return o
@@ -115,14 +112,11 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
     """perplexity() of a corpus, by default in windows of the model's positions (1024 at most), half
     overlapping; `also`: what common mistakes give, by name."""
     context, stride = window_sizes(o.model.config, context, stride)
-    everything = corpus.all()
-    result = perplexity(
-        o.model, [everything], context, stride, batch_size, o.device, o.dtype, seed, per_document=True
-    )
+    every, how = corpus.all(), (context, stride, batch_size)
+    result = perplexity(o.model, [every], *how, o.device, o.dtype, seed, per_document=True)
     nll = result.pop("document_nll")
     if also:
-        ids = [everything.ids(k) for k in range(len(nll))]
-        measured = mistakes.Measured(ids, nll, context, stride, batch_size)
+        measured = mistakes.Measured([every.ids(k) for k in range(len(nll))], nll, *how)
         result["also"], result["also_missing"] = mistakes.also(also, o, measured)
     return result | {
         "data_sha256": corpus.sha256,
@@ -151,28 +145,20 @@ def read_prompts(file: str, limit: int | None = None) -> tuple[list[str], list[s
     rows = list(read_rows(file, take, limit, False))
     if not rows:
         raise UserError(f"{file}: no prompts there")
-    if (k := next((k for k, (prompt, _) in enumerate(rows, 1) if not prompt.strip()), None)) is not None:
-        raise UserError(f"{file}, row {k}: an empty prompt: there is nothing to write on from")
+    for k, (prompt, _) in enumerate(rows, 1):
+        if not prompt.strip():
+            raise UserError(f"{file}, row {k}: an empty prompt: there is nothing to write on from")
     return [prompt for prompt, _ in rows], [answer for _, answer in rows]
 
 
-def complete(
-    o: Opened,
-    texts: list[str | Written],
-    sampling: Sampling,
-    markers=(),
-    max_new_tokens=None,
-    batch_size=16,
-    seed=0,
-) -> list[dict]:
-    """[{prompt, completion, stopped}] of prompts as they stand, in their order."""
+def complete(o: Opened, texts, sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0):
+    """[{prompt, completion, stopped}] of prompts (texts, or what a template wrote) as they stand, in their
+    order."""
     prompts = [o.tokenizer.prompt(text).tolist() for text in texts]
-    ending = Ending(o.tokenizer, markers)
-    done = generate(o.model, prompts, max_new_tokens, sampling, ending, o.device, o.dtype, seed, batch_size)
-    return [
-        {"prompt": written(p).text, "completion": c.text, "stopped": c.stopped}
-        for p, c in zip(texts, done, strict=True)
-    ]
+    how = (Ending(o.tokenizer, markers), o.device, o.dtype, seed, batch_size)
+    done = generate(o.model, prompts, max_new_tokens, sampling, *how)
+    pairs = zip((written(text).text for text in texts), done, strict=True)
+    return [{"prompt": text, "completion": c.text, "stopped": c.stopped} for text, c in pairs]
 
 
 def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_new_tokens, seed: int) -> None:
@@ -194,44 +180,33 @@ def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_ne
 
 
 def measure_answers(
-    o: Opened,
-    items: list[instructions.Instruction],
-    template: Template,
-    sampling=None,
-    max_new_tokens=None,
-    batch_size=16,
-    seed=0,
+    o: Opened, items, template: Template, sampling=Sampling(), max_new_tokens=None, batch_size=16, seed=0
 ) -> dict:
-    """metrics.answers() of what the model writes after each prompt, against the row's own response;
-    answer_ppl: the perplexity of that response and its end; dropped: rows whose prompt leaves no room;
-    answers: all of the others."""
-    asked = [template.ask(item.instruction, item.input) for item in items]
-    least = max_new_tokens or 1
-    fits = [len(o.tokenizer.prompt(prompt)) + least <= o.model.config.n_positions for prompt in asked]
-    if not any(fits):
-        raise UserError(
-            f"no prompt leaves room for {least} new tokens in the model's {o.model.config.n_positions}"
-            " positions"
-        )
-    prompts = [prompt for prompt, fit in zip(asked, fits, strict=True) if fit]
-    items = [item for item, fit in zip(items, fits, strict=True) if fit]
-    done = complete(o, prompts, sampling or Sampling(), template.ends, max_new_tokens, batch_size, seed)
-    completions = [d["completion"].strip() for d in done]
-    references = [item.response.strip() for item in items]
-    result = metrics.answers(completions, references, [d["stopped"] for d in done], seed)
-    encoded = encode_instructions(items, o.tokenizer, template, o.model.config.n_positions)
+    """metrics.answers() of what the model writes after the prompt of each item (instructions.Instruction),
+    against its own response; answer_ppl: the perplexity of that response and its end; dropped: items whose
+    prompt leaves no room; answers: all of the others."""
+    positions, least = o.model.config.n_positions, max_new_tokens or 1
+    asked = [(template.ask(item.instruction, item.input), item) for item in items]
+    asked = [(p, item) for p, item in asked if len(o.tokenizer.prompt(p)) + least <= positions]
+    if not asked:
+        raise UserError(f"no prompt leaves room for {least} new tokens in the model's {positions} positions")
+    prompts, answered = zip(*asked, strict=True)
+    done = complete(o, prompts, sampling, template.ends, max_new_tokens, batch_size, seed)
+    answers = []
+    for d, item in zip(done, answered, strict=True):
+        texts = {"completion": d["completion"].strip(), "reference": item.response.strip()}
+        answers.append({"prompt": d["prompt"], **texts, "stopped": d["stopped"]})
+    columns = ([a[key] for a in answers] for key in ("completion", "reference", "stopped"))
+    result = metrics.answers(*columns, seed)
+    encoded = encode_instructions(answered, o.tokenizer, template, positions)
     if encoded.examples:
         ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, seed)
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}
-    answers = [
-        {"prompt": d["prompt"], "completion": c, "reference": r, "stopped": d["stopped"]}
-        for d, c, r in zip(done, completions, references, strict=True)
-    ]
     return result | {
-        "special_tokens": special.report_of(o.tokenizer, (item.text() for item in items)),
+        "special_tokens": special.report_of(o.tokenizer, (item.text() for item in answered)),
         "ends_with": sorted(map(o.tokenizer.name, o.tokenizer.ends)),
         "truncated": encoded.truncated,
-        "dropped": fits.count(False),
+        "dropped": len(items) - len(answered),
         **o.named(),
         "answers": answers,
     }

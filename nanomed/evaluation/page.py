@@ -124,23 +124,18 @@ def ppl_page_cell(ppl: float, vocab_size: int | None, note: str = "") -> dict:
     return {"text": ppl_cell(ppl), "note": note, "bad": bad}
 
 
-def windows(ppl: dict[str, dict]) -> tuple[str, str]:
-    """How every text was cut for every model; ppl: one model's results."""
-    r = next(iter(ppl.values()))
-    return "windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text"
-
-
-def begins(models: list[dict]) -> tuple[str, str]:
-    """What each document begins with, which is context only: the custom of the texts that a model was
-    pretrained on."""
-    tokens = {m["name"]: next(iter(m["ppl"].values()))["begins_with"] for m in models}
-    first, *others = set(tokens.values())
-    said = "; ".join(f"{name}: {t}" for name, t in tokens.items()) if others else first
-    return "documents begin with", said
-
-
-def machine(o: measure.Opened) -> list[tuple[str, str]]:
-    return [("computed", f"{o.device}, {o.dtype}, torch {version('torch').split('+')[0]}")]
+def protocol(models: list[dict], o: measure.Opened) -> list[tuple[str, str]]:
+    """[(what, how)] of how all models were measured; o: one of them, all being on one device. What documents
+    begin with is context only: the custom of the texts that a model was pretrained on."""
+    firsts = {m["name"]: next(iter(m["ppl"].values())) for m in models}
+    r = next(iter(firsts.values()))
+    begins = {name: first["begins_with"] for name, first in firsts.items()}
+    alike = len(set(begins.values())) == 1
+    return [
+        ("windows", f"{r['context']} tokens, stride {r['stride']}, the same for every model and text"),
+        ("documents begin with", r["begins_with"] if alike else "; ".join(map(": ".join, begins.items()))),
+        ("computed", f"{o.device}, {o.dtype}, torch {version('torch').split('+')[0]}"),
+    ]
 
 
 def read_classifier(name: str) -> dict:
