@@ -16,10 +16,7 @@ from nanomed.text.ngrams import ngram_overlap
 from nanomed.text.rows import named_sets, read_documents, split_weight
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
-from nanomed.training.settings import Adapt, Classify, Instruct, Settings
-
-PHASES = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
-FILES = ("data", "positives", "negatives", "exclude", "replay", "ewc_data")  # settings that name them
+from nanomed.training.settings import PHASES, Adapt, Classify, Instruct, Settings
 
 
 @dataclass
@@ -61,8 +58,8 @@ def read_run(directory: Path) -> tuple[Settings, Record]:
     def from_here(file):
         return file if file.startswith("hub:") else str(Path(record.directory, file))
 
-    named = {name: getattr(s, name) for name in FILES if getattr(s, name, None)}
-    files = {name: [from_here(file) for file in given] for name, given in named.items()}
+    named = {name: getattr(s, name) for name in s.of_files() if name != "val_data"}
+    files = {name: [from_here(file) for file in given] for name, given in named.items() if given}
     if s.val_data:  # NAME=D
         sets = named_sets(s.val_data, Path(record.directory)).items()
         files["val_data"] = [f"{name}={from_here(file)}" for name, given in sets for file in given]

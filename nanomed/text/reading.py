@@ -10,9 +10,7 @@ def add_flags(p) -> None:
     flags.add_flags(p, flags.Rows, "rows", "separator", "document_per", "skip_bad_rows")
 
 
-FILES = (
-    """data positives negatives val_data exclude replay ewc_data corpus against reference incoming""".split()
-)
+FILES = ("data", "positives", "negatives", "corpus", "against", "reference", "incoming")  # flags of eval.py
 ABOUT = {
     "rows": ("--rows", ".json", ("json", "saved")),
     "separator": ("--separator", ".csv or .tsv", ("csv",)),
@@ -20,8 +18,8 @@ ABOUT = {
 }
 
 
-def read_as(args):
-    """args, in which the names of files say what --rows, --separator and --document-per do: `nested.json`
+def read_as(args, files=FILES):
+    """args, in which the names of `files` say what --rows, --separator and --document-per do: `nested.json`
     becomes `nested.json#data` (nanomed.text.formats), so that it is read alike wherever the name goes. Raises
     UserError for a flag that is about none of them."""
     said = {key: getattr(args, key) for key in ABOUT if getattr(args, key)}
@@ -43,10 +41,10 @@ def read_as(args):
         end = len(name) - len(file) + len(path)
         return f"{name[:end]}#{said[about[0]]}{name[end:]}"
 
-    for flag in FILES:
+    for flag in files:
         if getattr(args, flag, None):
             setattr(args, flag, [named(name) for name in getattr(args, flag)])
     if unused := [key for key in said if key not in used]:
-        flag, files, _ = ABOUT[unused[0]]
-        raise UserError(f"{flag} {said[unused[0]]}: no {files} file is read")
+        flag, kinds, _ = ABOUT[unused[0]]
+        raise UserError(f"{flag} {said[unused[0]]}: no {kinds} file is read")
     return args

@@ -166,6 +166,11 @@ class Settings(Course, Forgetting, Adapter, Schedule, flags.Rows, flags.Running)
             return 2e-4
         return 6e-4 if self.from_scratch else 5e-5
 
+    @classmethod
+    def of_files(cls) -> list[str]:
+        """The settings that name files."""
+        return [f.name for f in fields(cls) if f.type == Files | None]
+
     def recorded(self) -> dict:
         """What run.json holds: all that decides the weights."""
         return {name: getattr(self, name) for name, flag in flags_of(self).items() if not flag.of_call}
@@ -256,11 +261,14 @@ class Instruct(Questions, Settings):
     replay_ratio: Positive = setting(1.0, "documents of --replay per example")
 
 
+PHASES = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
+
+
 def parse(kind: type[Settings], doc: str | None) -> Settings:
     """The settings that the command line gives. doc: the script's docstring."""
     p = cli.Parser(description=cli.summary(doc))
     flags.add_flags(p, kind)
-    args = reading.read_as(cli.parse(p, kind.phase))
+    args = reading.read_as(cli.parse(p, kind.phase), kind.of_files())
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
 

@@ -42,7 +42,7 @@ def rows(name):
 def with_flags(*names, flag="data", **given):
     """The names after the command line's parsing."""
     args = dict.fromkeys(("rows", "separator", "document_per")) | given | {flag: [str(n) for n in names]}
-    return getattr(reading.read_as(argparse.Namespace(**args)), flag)
+    return getattr(reading.read_as(argparse.Namespace(**args), [flag]), flag)
 
 
 def loaded(kind, file, tmp_path, **options):

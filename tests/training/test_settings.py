@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from nanomed.errors import UserError
-from nanomed.flags import Files, declared, flags_of, of_call, setting
+from nanomed.flags import declared, flags_of, of_call, setting
 from nanomed.limits import Share
 from nanomed.training import directory, settings
 from nanomed.training.settings import Adapt, Classify, Instruct, parse
@@ -96,6 +96,6 @@ def test_every_field_has_a_flag_of_its_own_or_is_of_other_phases(kind, given, ca
     assert {*flags_of(kind)} == {f.name for f in fields(kind)}
 
 
-def test_settings_that_name_files_are_typed_as_files():
-    named = [name for name, f in Instruct.__dataclass_fields__.items() if f.type == Files | None]
-    assert {*named} == {"data", "val_data", "exclude", "replay", "ewc_data"}
+def test_files_are_told_by_their_type():
+    assert {*Instruct.of_files()} == {"data", "val_data", "exclude", "replay", "ewc_data"}
+    assert {*Classify.of_files()} == {"data", "val_data", "exclude", "positives", "negatives", "ewc_data"}

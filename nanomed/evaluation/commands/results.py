@@ -7,11 +7,9 @@ from nanomed import hub
 from nanomed.evaluation.training_texts import trained_with
 from nanomed.files import check_output, write_json
 from nanomed.outputs import check_directory
+from nanomed.text import reading
 from nanomed.text.formats import split_how
 from nanomed.text.rows import split_name
-
-NAMES_OF_DATA = ("data", "corpus", "against", "reference", "incoming")
-NAMES_OF_DATA += ("positives", "negatives", "val_data", "exclude")  # of a classifier's training too
 
 
 def check(args) -> None:
@@ -36,14 +34,11 @@ def files_read(args) -> list[Path]:
     models = given.get("models") or [given[k] for k in ("model",) if k in given]
     sources = [hub.find(m) for m in models if m in hub.BUNDLED or os.path.isdir(os.path.expanduser(m))]
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
-    trained = [trained_with(s.adapter or s.directory) for s in sources if args.command == "cls"]
-    trained = [vars(settings) for settings in trained if settings]
-    names = [
-        split_how(split_name(name)[1])[0]
-        for settings in (given, *trained)
-        for flag in NAMES_OF_DATA
-        for name in settings.get(flag) or []
-    ]
+    data = [given.get(flag) for flag in reading.FILES]
+    for s in sources if args.command == "cls" else ():  # for the baselines beside it
+        trained = trained_with(s.adapter or s.directory)
+        data += [getattr(trained, name) for name in trained.of_files()] if trained else []
+    names = [split_how(split_name(name)[1])[0] for files in data if files for name in files]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
     if given.get("tasks"):
         names += args.tasks if args.command == "compare" else Path(args.tasks).glob("*.json*")
