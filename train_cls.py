@@ -1,6 +1,6 @@
 """Phase 3, classify: put a classification head on a model and train it: all weights, LoRA, or the head alone.
 
-python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out runs/classifier
+python train_cls.py --model runs/adapted --positives abstracts.jsonl --negatives news.jsonl --out runs/sorted
 python train_cls.py --model runs/adapted --data topics.jsonl --lora-r 8 --out runs/topics
 python train_cls.py --model runs/adapted --data topics.jsonl --freeze --out runs/probe"""
 
@@ -20,7 +20,7 @@ def main():
     from nanomed.precision import shapes_vary
     from nanomed.systems import overlap
     from nanomed.text.batch import Batches
-    from nanomed.text.labelled import class_weights, oversampled, read_sides
+    from nanomed.text.labelled import class_weights, in_words, oversampled, read_sides
     from nanomed.training import distributed, run
 
     setup = run.setup(given)
@@ -47,9 +47,9 @@ def main():
 
     loss = partial(classification_loss, weights=weights)
     measures = {n: partial(measure, side=side, weights=weights, setup=setup) for n, side in sets.items()}
-    facts, what = sides.facts(tokenizer, truncated), sides.in_words(truncated, s.context)
-    job = run.Job(batches, loss, measures, sides.divided.held, sides.hashes, facts, what)
-    job.classifier = put_head_on
+    facts = sides.facts(tokenizer, truncated)
+    said, held = in_words(facts, s.context), sides.divided.held
+    job = run.Job(batches, loss, measures, held, sides.hashes, facts, said, classifier=put_head_on)
     with shapes_vary():  # a batch is as long as its longest text
         trained = run.train(setup, job)
     if (trained or not s.dry_run) and not distributed.rank():

@@ -123,7 +123,7 @@ def _of_phase(s: Settings, record: Record, directory: Path) -> Iterator[str | Wr
         items, _, sha = read_instructions(s.data, fields, s.limit, s.skip_bad_rows)
         _check(sha, record)
         template = of_model(directory)
-        for item in compress(items, ~held.has(heldout.rows(items))):
+        for item in compress(items, ~held.has(heldout.Items.of_rows(items))):
             yield template.ask(item.instruction, item.input) + template.answer(item.response)
         if s.replay:
             yield from _documents(s.replay, s, None, held, record)

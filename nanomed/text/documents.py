@@ -67,7 +67,7 @@ def read_documents(s, tokenizer) -> Documents:
         raise UserError("--data: give every source a weight (D:0.9), or none")
     groups = [[name] for name in names] if any(weights) else [list(names)]
     sources = [corpus.read_corpus(group, s, tokenizer, s.limit) for group in groups]
-    excluded = heldout.read_excluded(s.exclude, s.text_field, s.skip_bad_rows, s.near_duplicates > 0)
+    excluded = heldout.read_excluded(s)
     sets = {n: corpus.read_corpus(files, s, tokenizer) for n, files in named_sets(s.val_data or []).items()}
     hashes = excluded.hashes | {d.corpus.name: d.corpus.sha256 for d in sources}
     hashes |= {f"val-data {name}": d.corpus.sha256 for name, d in sets.items()}

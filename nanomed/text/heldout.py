@@ -7,7 +7,7 @@ said in nanomed.text.divide."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from nanomed.text.rows import NoField, field_of, fields_of, get_text, get_value,
 
 FILE = "held_out.json"
 NONE = bytes(16)  # in a table of digests, where an item has no such part
+KINDS = ("documents", "questions", "quoted", "groups")
 # An item is held out if its digest of a kind is among the held-out ones of these kinds: a document that a row
 # quotes, a row that quotes a document. Two rows may quote the same text.
 MEETS = {
@@ -60,22 +61,22 @@ class Items:
     texts: Sequence[str]
     known: dict[str, np.ndarray]
 
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> "Items":
+        return cls(texts, {"documents": np.array([[digest(text)] for text in texts], "V16")})
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Instruction]) -> "Items":
+        known = [row_digests(row) for row in rows]
+        tables = {kind: np.array([of[kind] for of in known], "V16") for kind in (known[0] if known else ())}
+        return cls([row.text() for row in rows], tables)
+
     def where(self, mask: np.ndarray) -> "Items":
         return Items(Some(self.texts, mask), {kind: table[mask] for kind, table in self.known.items()})
 
     def held_out(self) -> "HeldOut":
         """The digests of all of them."""
         return HeldOut(**{kind: {*map(bytes, table.flat)} - {NONE} for kind, table in self.known.items()})
-
-
-def documents(texts: Sequence[str]) -> Items:
-    return Items(texts, {"documents": np.array([[digest(text)] for text in texts], "V16")})
-
-
-def rows(items: Sequence[Instruction]) -> Items:
-    known = [row_digests(item) for item in items]
-    tables = {kind: np.array([row[kind] for row in known], "V16") for kind in (known[0] if known else ())}
-    return Items([item.text() for item in items], tables)
 
 
 def row_digests(item: Instruction) -> dict[str, list[bytes]]:
@@ -116,9 +117,6 @@ class HeldOut:
         return digest("".join(d for found in self.listed().values() for d in found)).hex()
 
 
-KINDS = tuple(f.name for f in fields(HeldOut))
-
-
 # --- what is remembered -------------------------------------------------------------------------------------
 
 
@@ -157,15 +155,13 @@ class Excluded:
     hashes: dict[str, str] = field(default_factory=dict)
 
 
-def read_excluded(
-    names: list[str] | None, text_field: str, skip_bad: bool, keep_texts: bool, parts: Fields | None = None
-) -> Excluded:
-    """Documents, instruction rows, or rows that are both. Says how many bad rows were left out, since what
-    they hold stays in. Raises UserError with file and row for one that is neither."""
+def read_excluded(s, fields: Fields | None = None) -> Excluded:
+    """What settings exclude: documents, instruction rows, or rows that are both. Says how many bad rows were
+    left out, since what they hold stays in. Raises UserError with file and row for one that is neither."""
     found, texts, sha, bad = {kind: set() for kind in KINDS}, [], hashlib.sha256(), 0
-    for name in names or []:
-        take = partial(_texts_of, text_field=field_of(name, text_field), parts=parts or Fields())
-        for row in read_rows(name, take, None, skip_bad):
+    for name in s.exclude or []:
+        take = partial(_texts_of, text_field=field_of(name, s.text_field), fields=fields or Fields())
+        for row in read_rows(name, take, None, s.skip_bad_rows):
             if row is None:
                 bad += 1
                 continue
@@ -176,31 +172,30 @@ def read_excluded(
                 for kind, digests in row_digests(asked).items():
                     found[kind].update(d for d in digests if d != NONE)
                 said += [asked.instruction, asked.input, asked.response]
-            if keep_texts:
+            if s.near_duplicates:
                 texts.append("\n".join(filter(None, said)))
             sha.update("\0".join([*said, ""]).encode("utf-8", "surrogatepass") + b"\0")
     if bad:
         print(f"{bad} bad rows of --exclude left out: what they hold is not excluded")
-    return Excluded(
-        HeldOut(**found), texts, {f"exclude: {' + '.join(names)}": sha.hexdigest()} if names else {}
-    )
+    hashes = {f"exclude: {' + '.join(s.exclude)}": sha.hexdigest()} if s.exclude else {}
+    return Excluded(HeldOut(**found), texts, hashes)
 
 
-def _texts_of(row, text_field: str, parts: Fields) -> tuple[str | None, Instruction | None]:
-    """The document and the instruction that a row is, either or both. Its other fields are nobody's business:
-    what is no text in them counts as empty."""
-    asked, document = get_value(row, parts.instruction), get_value(row, text_field)
+def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Instruction | None]:
+    """The document and the instruction that a row is, either or both. What is no text in its other fields
+    counts as empty."""
+    asked, document = get_value(row, fields.instruction), get_value(row, text_field)
     if asked is None and document is None:
         raise NoField(
-            f"neither a text in the field {text_field!r} nor an instruction in {parts.instruction!r}"
+            f"neither a text in the field {text_field!r} nor an instruction in {fields.instruction!r}"
             f" ({fields_of(row)}; --text-field a,b takes the first that a row has, --instruction-field too)"
         )
     document = None if document is None else get_text(row, text_field)
     if not isinstance(asked, str):
         return document, None
-    group = get_value(row, parts.group) if parts.group else ""
+    group = get_value(row, fields.group) if fields.group else ""
     if group is None:
-        raise NoField(f"no field {parts.group!r} (--group-field)")
-    others = [get_value(row, name) for name in (parts.input, parts.response)]
+        raise NoField(f"no field {fields.group!r} (--group-field)")
+    others = [get_value(row, name) for name in (fields.input, fields.response)]
     others = [value if isinstance(value, str) else "" for value in others]
     return document, Instruction(asked, *others, group=str(group))

@@ -41,12 +41,12 @@ class LabelledSet:
     def names(self) -> list[str]:
         """Every label once, in the order of the numbers that they get: 9 before 10 if all are whole
         numbers."""
-        names = {label for item in self.items for label in item.labels}
-        numbers = {name: re.fullmatch("(?:LABEL_)?(-?[0-9]{1,18})", name) for name in names}
-        whole = all(numbers.values())
-        return list(self.order) or sorted(
-            names, key=lambda name: (int(numbers[name][1]) if whole else 0, name)
-        )
+        names = sorted({label for item in self.items for label in item.labels})
+        numbers = [re.fullmatch("(?:LABEL_)?(-?[0-9]{1,18})", name) for name in names]
+        if all(numbers):
+            by_number = sorted((int(number[1]), name) for number, name in zip(numbers, names, strict=True))
+            names = [name for _, name in by_number]
+        return list(self.order) or names
 
 
 def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, say=print) -> LabelledSet:
@@ -60,16 +60,16 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
             raise BadRow("an empty text")
         return text, label if label is not None else value_of(row, label_field, how, classes)
 
-    taken, orders = [], set()
+    good, n, orders = [], 0, set()
     for file, label in sources:
         fields = field_of(file, text_field) if label is not None else text_field
         classes = None if label is not None or how.names or how.columns else class_names(file, label_field)
         orders.add(tuple(classes or ()))
         of_file = partial(take, label=label, fields=fields, classes=classes)
-        taken += [
-            (f"{file}, row {k}", row) for k, row in enumerate(read_rows(file, of_file, limit, skip_bad), 1)
-        ]
-    good = [(place, *row) for place, row in taken if row is not None]
+        for k, row in enumerate(read_rows(file, of_file, limit, skip_bad), 1):
+            n += 1
+            if row is not None:
+                good.append((f"{file}, row {k}", *row))
     if not good:
         raise UserError(f"{', '.join(file for file, _ in sources)}: no texts there")
     found = named([(place, value) for place, _, value in good], how, orders.pop() if len(orders) == 1 else ())
@@ -79,9 +79,7 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
     sha = hashlib.sha256()
     for item in items:
         sha.update("\0".join([item.text, *item.labels, ""]).encode() + b"\0")
-    return LabelledSet(
-        items, found.multi_label, len(taken) - len(items), sha.hexdigest(), found.order, found.lists
-    )
+    return LabelledSet(items, found.multi_label, n - len(items), sha.hexdigest(), found.order, found.lists)
 
 
 @dataclass(frozen=True)
@@ -102,32 +100,29 @@ class Sides:
         ids, truncated = encode_texts([item.text for item in side], tokenizer, context)
         return ids, targets_of(side, self.labels, self.multi_label), truncated
 
-    def sizes(self) -> dict[str, int]:
-        """How many training texts have which label."""
-        found = Counter(label for item in self.training for label in item.labels)
-        return {label: found[label] for label in self.labels}
-
     def facts(self, tokenizer, truncated: int) -> dict:
         """What summary.json says."""
         read = [item.text for side in (self.training, *self.validation.values()) for item in side]
+        sizes = Counter(label for item in self.training for label in item.labels)
         return {
             "special_tokens": special.report_of(tokenizer, read),
             "labels": self.labels,
             "texts": len(self.training),
-            "texts_by_label": self.sizes(),
+            "texts_by_label": {label: sizes[label] for label in self.labels},
             "val_texts": sum(map(len, self.validation.values())),
             "truncated": truncated,
             "bad_rows": self.bad_rows,
             **self.divided.facts(),
         }
 
-    def in_words(self, truncated: int, context: int) -> str:
-        said = (
-            f"{len(self.training):,} texts ({in_line(f'{n:,} {name}' for name, n in self.sizes().items())})"
-        )
-        said += f", {truncated:,} cut at {context} tokens" if truncated else ""
-        said += f", {self.bad_rows:,} bad rows left out" if self.bad_rows else ""
-        return said + f"; {sum(map(len, self.validation.values())):,} validation texts"
+
+def in_words(facts: dict, context: int) -> str:
+    """Sides.facts() for a terminal."""
+    sizes = in_line(f"{n:,} {name}" for name, n in facts["texts_by_label"].items())
+    said = f"{facts['texts']:,} texts ({sizes})"
+    said += f", {facts['truncated']:,} cut at {context} tokens" if facts["truncated"] else ""
+    said += f", {facts['bad_rows']:,} bad rows left out" if facts["bad_rows"] else ""
+    return f"{said}; {facts['val_texts']:,} validation texts"
 
 
 def read_sides(s, near=None, earlier: HeldOut | None = None, say=print) -> Sides:
@@ -140,7 +135,7 @@ def read_sides(s, near=None, earlier: HeldOut | None = None, say=print) -> Sides
         return found
 
     def items_of(side: list[Labelled]) -> Items:
-        return heldout.documents([item.text for item in side])
+        return Items.of_texts([item.text for item in side])
 
     def draw_side(allowed: np.ndarray) -> np.ndarray:
         left, where = list(compress(items, allowed)), " + ".join(file for file, _ in sources)
@@ -165,7 +160,7 @@ def read_sides(s, near=None, earlier: HeldOut | None = None, say=print) -> Sides
     items = data.items
     if s.stratify and not given:  # equal texts one after another, which runs have always been trained on so
         items = [item for same in by_text(items).values() for item in same]
-    excluded = heldout.read_excluded(s.exclude, s.text_field, s.skip_bad_rows, s.near_duplicates > 0)
+    excluded = heldout.read_excluded(s)
     of_given = {name: items_of(side) for name, side in given.items()}
     divided = divide(items_of(items), excluded, of_given, draw_side, near, earlier)
     training, drawn = (list(compress(items, mask)) for mask in (divided.training, divided.validation))
@@ -187,43 +182,37 @@ def missing_labels(labels: list[str], items: list[Labelled]) -> list[str]:
     return [label for label in labels if label not in there]
 
 
-def labelled_sources(args) -> list[tuple[str, str | None]]:
+def labelled_sources(s) -> list[tuple[str, str | None]]:
     """(file, label) pairs of --positives and --negatives, or (file, None) of --data. Raises UserError for
     neither or both."""
-    if args.data and not (args.positives or args.negatives):
-        return [(file, None) for file in args.data]
-    if args.positives and args.negatives and not args.data:
-        if given := [
-            flag for flag in ("label_columns", "label_separator", "label_lists") if getattr(args, flag)
-        ]:
-            raise UserError(f"--{given[0].replace('_', '-')} is about the labels that --data's rows hold")
-        if not (args.positive_name.strip() and args.negative_name.strip()):
-            raise UserError("--positive-name, --negative-name: a label has a name")
-        return [(f, args.negative_name) for f in args.negatives] + [
-            (f, args.positive_name) for f in args.positives
-        ]
-    raise UserError("give --positives and --negatives, or --data with a label in each row")
+    if s.data and not (s.positives or s.negatives):
+        return [(file, None) for file in s.data]
+    if s.data or not (s.positives and s.negatives):
+        raise UserError("give --positives and --negatives, or --data with a label in each row")
+    for flag in ("columns", "separator", "lists"):
+        if getattr(s, f"label_{flag}"):
+            raise UserError(f"--label-{flag} is about the labels that --data's rows hold")
+    if not (s.positive_name.strip() and s.negative_name.strip()):
+        raise UserError("--positive-name, --negative-name: a label has a name")
+    return [(f, s.negative_name) for f in s.negatives] + [(f, s.positive_name) for f in s.positives]
 
 
-def spelling(args) -> Spelling:
-    """Of the flags, or a plan that has them. Raises UserError for flags that make no sense together."""
-    names, columns = tuple(args.label_names or ()), tuple(args.label_columns or ())
-    if columns and (args.label_separator or args.label_lists):
-        raise UserError(
-            "--label-columns is a field a label; --label-separator and --label-lists are about one of several"
-        )
+def spelling(s) -> Spelling:
+    """Raises UserError for settings that make no sense together."""
+    names, columns = tuple(s.label_names or ()), tuple(s.label_columns or ())
+    if columns and (s.label_separator or s.label_lists):
+        others = "--label-separator and --label-lists are about one of several"
+        raise UserError(f"--label-columns is a field a label; {others}")
     if columns and names and len(columns) != len(names):
         raise UserError(f"--label-names gives {len(names)} names for the {len(columns)} --label-columns")
-    return Spelling(names, args.label_separator, columns, args.label_lists)
+    return Spelling(names, s.label_separator, columns, s.label_lists)
 
 
 def as_model_says(items: list[Labelled], labels: list[str]) -> tuple[list[Labelled], str | None]:
     """The texts with their labels called as a model calls them, and a note or None
     (nanomed.text.labels.to_model)."""
     calls, note = to_model({label for item in items for label in item.labels}, labels)
-    return [
-        replace(item, labels=tuple(calls.get(label, label) for label in item.labels)) for item in items
-    ], note
+    return [Labelled(i.text, tuple(calls.get(label, label) for label in i.labels)) for i in items], note
 
 
 def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> np.ndarray:
@@ -231,12 +220,9 @@ def targets_of(items: list[Labelled], labels: list[str], multi_label: bool) -> n
     label."""
     number = {name: k for k, name in enumerate(labels)}
     for item in items:
-        for name in item.labels:
-            if name not in number:
-                begins = f"{item.text[:40]!r}{'...' * (len(item.text) > 40)}"
-                raise UserError(
-                    f"the label {name!r} is none of the model's: {', '.join(labels)} (of the text {begins})"
-                )
+        if unknown := [name for name in item.labels if name not in number]:
+            known = f"none of the model's: {', '.join(labels)}"
+            raise UserError(f"the label {unknown[0]!r} is {known} (of the text {item.text[:40]!r})")
     if not multi_label:
         return np.array([number[item.labels[0]] for item in items])
     out = np.zeros((len(items), len(labels)))
@@ -259,9 +245,7 @@ def oversampled(targets: np.ndarray, seed: int) -> np.ndarray:
     """Indices in which every class is as frequent as the largest: whole copies, and a random part of one
     more. Raises UserError for targets of several labels a text."""
     if targets.ndim == 2:
-        raise UserError(
-            "--balance sampling repeats the texts of a class; a text of several needs --balance weights"
-        )
+        raise UserError("--balance sampling is for one label a text; with several, --balance weights")
     rng, classes = np.random.default_rng(seed), np.unique(targets)
     largest = max((targets == c).sum() for c in classes)
     parts = []

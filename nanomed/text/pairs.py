@@ -34,11 +34,11 @@ class Pairs:
         return self.digests | {"template": templates.identity(template, self.tokenizer)}
 
     def items(self) -> Items:
-        return heldout.rows(self.rows)
+        return Items.of_rows(self.rows)
 
     def given(self) -> dict[str, Items]:
         """The sets of --val-data."""
-        rows = {name: heldout.rows(side) for name, side in self.answers.items()}
+        rows = {name: Items.of_rows(side) for name, side in self.answers.items()}
         return rows | {name: corpus.items([side], self.tokenizer) for name, side in self.texts.items()}
 
     def draw(self, allowed: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ def check_fit(context: int, *sides: Encoded) -> None:
 def read_pairs(s, tokenizer) -> Pairs:
     """The files that settings name; says how many bad rows were left out."""
     fields = Fields(s.instruction_field, s.input_field, s.response_field, s.group_field)
-    excluded = heldout.read_excluded(s.exclude, s.text_field, s.skip_bad_rows, s.near_duplicates > 0, fields)
+    excluded = heldout.read_excluded(s, fields)
     found = Pairs(s, tokenizer, excluded, digests=dict(excluded.hashes))
 
     def read_rows(side: str, names: list[str], limit: int | None = None) -> list[Instruction]:

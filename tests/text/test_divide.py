@@ -9,11 +9,13 @@ from nanomed.errors import UserError
 from nanomed.systems.overlap import finder
 from nanomed.text import corpus, heldout
 from nanomed.text.divide import divide, draw
-from nanomed.text.heldout import Excluded, HeldOut, documents, rows
+from nanomed.text.heldout import Excluded, HeldOut, Items
 from nanomed.text.instructions import Instruction
 from nanomed.text.pairs import Pairs
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import make_texts, write_jsonl
+
+documents, rows = Items.of_texts, Items.of_rows
 
 
 def excluding(items):

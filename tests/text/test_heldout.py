@@ -9,6 +9,7 @@ from nanomed.evaluation.training_texts import training_sides
 from nanomed.text import heldout
 from nanomed.text.instructions import Fields, Instruction
 from nanomed.training import run
+from nanomed.training.settings import Adapt
 from tests.conftest import assert_refused, make_texts, write_jsonl
 
 TINY = ("--batch-size", 4, "--max-steps", 1, "--dtype", "fp32")
@@ -36,22 +37,24 @@ def trained_on(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def train(script, model_dir):
+    """script() with what all runs here have in common."""
+    return lambda name, *flags: script(name, "--model", model_dir, *flags, "--out", "o", *TINY)
+
+
 def texts_of(held, texts):
     return sum(heldout.digest(t) in held.documents for t in texts)
 
 
 @pytest.mark.parametrize("name", ["train_clm.py", "train_cls.py"])
-def test_what_is_excluded_is_in_neither_training_nor_validation(
-    script, trained_on, model_dir, tmp_path, name
-):
+def test_what_is_excluded_is_in_neither_training_nor_validation(train, trained_on, tmp_path, name):
     texts = make_texts(60, 31)
     test = write_jsonl(tmp_path / "test.jsonl", texts[:30])
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
     other = write_jsonl(tmp_path / "other.jsonl", make_texts(20, 32))
     data = ("--data", docs) if name == "train_clm.py" else ("--positives", docs, "--negatives", other)
-    out = script(
-        name, "--model", model_dir, *data, "--exclude", test, "--out", "o", "--val-fraction", 0.25, *TINY
-    )
+    out = train(name, *data, "--exclude", test, "--val-fraction", 0.25)
     assert "30 training" in out.stdout, out.stderr
     sides = trained_on["facts"]
     if name == "train_clm.py":
@@ -128,31 +131,16 @@ def test_a_run_remembers_for_later_phases_and_they_say_so(script, model_dir, tmp
     )
 
 
-def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(
-    script, trained_on, model_dir, tmp_path
-):
+def test_a_users_validation_data_stays_as_it_is_and_the_overlap_is_said(train, trained_on, tmp_path):
     texts = make_texts(20, 5)
     docs, val = write_jsonl(tmp_path / "docs.jsonl", texts), write_jsonl(tmp_path / "val.jsonl", texts[:6])
-    out = script(
-        "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        docs,
-        "--val-data",
-        val,
-        "--exclude",
-        val,
-        "--out",
-        "o",
-        *TINY,
-    )
+    out = train("train_clm.py", "--data", docs, "--val-data", val, "--exclude", val)
     assert "6 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
     assert (trained_on["facts"]["val_documents"], trained_on["facts"]["documents"]) == (6, 14)
 
 
 @pytest.mark.parametrize("flag", ["--val-data", "--exclude"])
-def test_a_group_stays_on_one_side_of_whatever_is_held_out(script, trained_on, model_dir, tmp_path, flag):
+def test_a_group_stays_on_one_side_of_whatever_is_held_out(train, trained_on, tmp_path, flag):
     rows = [
         {"instruction": f"What about {d}, {k}?", "response": f"{d} {k}.", "of": d}
         for d in "abcdef"
@@ -160,27 +148,12 @@ def test_a_group_stays_on_one_side_of_whatever_is_held_out(script, trained_on, m
     ]
     held = write_rows(tmp_path / "held.jsonl", rows[4:5])  # one row of the group a
     data = write_rows(tmp_path / "data.jsonl", rows[:4] + rows[5:])
-    out = script(
-        "train_sft.py",
-        "--model",
-        model_dir,
-        "--data",
-        data,
-        flag,
-        held,
-        "--group-field",
-        "of",
-        "--val-fraction",
-        0,
-        "--out",
-        "o",
-        *TINY,
-    )
+    out = train("train_sft.py", "--data", data, flag, held, "--group-field", "of", "--val-fraction", 0)
     assert trained_on["facts"]["examples"] == 25, out.stderr
     assert "about a" not in trained_on["training"] and "about b" in trained_on["training"]
 
 
-def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp_path):
+def test_documents_and_instruction_rows_alike(train, trained_on, tmp_path):
     """Both kinds of row, in one file, in every script."""
     texts = make_texts(12, 7)
     both = write_rows(
@@ -192,20 +165,7 @@ def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp
         ],
     )
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
-    script(
-        "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        docs,
-        "--exclude",
-        both,
-        "--val-fraction",
-        0,
-        "--out",
-        "o",
-        *TINY,
-    )
+    train("train_clm.py", "--data", docs, "--exclude", both, "--val-fraction", 0)
     assert trained_on["facts"]["documents"] == 8
     rows = [
         {"question": "Why?", "input": texts[1], "answer": "other"},
@@ -214,47 +174,23 @@ def test_documents_and_instruction_rows_alike(script, trained_on, model_dir, tmp
         {"question": "Why?", "answer": "d"},
     ]
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
-    out = script(
-        "train_sft.py",
-        "--model",
-        model_dir,
-        "--data",
-        pairs,
-        "--exclude",
-        both,
-        "--val-fraction",
-        0,
-        "--out",
-        "o",
-        *TINY,
-    )
+    out = train("train_sft.py", "--data", pairs, "--exclude", both, "--val-fraction", 0)
     assert trained_on["facts"]["examples"] == 1, (
         out.stderr
     )  # the question alone, without the input, is another one
     assert_refused(
-        script(
-            "train_clm.py",
-            "--model",
-            model_dir,
-            "--data",
-            docs,
-            "--exclude",
-            write_rows(tmp_path / "n.jsonl", [{"n": 1}]),
-            "--out",
-            "o",
-            *TINY,
-        ),
+        train("train_clm.py", "--data", docs, "--exclude", write_rows(tmp_path / "n.jsonl", [{"n": 1}])),
         "n.jsonl",
         "row 1",
     )
 
 
 def has(held, *rows):
-    return held.has(heldout.rows(rows)).tolist()
+    return held.has(heldout.Items.of_rows(rows)).tolist()
 
 
 def test_a_question_is_held_out_whatever_its_answer():
-    held = heldout.rows([Instruction("q", "x", "two", group="g")]).held_out()
+    held = heldout.Items.of_rows([Instruction("q", "x", "two", group="g")]).held_out()
     assert has(held, Instruction("q", "x", "one"), Instruction("q", "y", "one")) == [True, False]
     assert has(held, Instruction("other", "", "one", "g"), Instruction("other", "", "two")) == [True, False]
 
@@ -298,31 +234,30 @@ def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, mo
 def test_fields_of_ones_own(tmp_path):
     path = write_rows(tmp_path / "x.jsonl", [{"q": "Why?", "a": "so"}])
     fields = Fields(instruction="q", response="a")
-    excluded = heldout.read_excluded([str(path)], "text", False, True, fields)
+    settings = Adapt(model="m", exclude=[str(path)], near_duplicates=0.8)
+    excluded = heldout.read_excluded(settings, fields)
     assert has(excluded.held, Instruction("Why?", "", "else")) == [True] and excluded.texts == ["Why?\nso"]
 
 
 @pytest.mark.parametrize("name", ["train_cls.py", "train_sft.py"])
-def test_the_overlap_is_said_in_every_script(script, trained_on, model_dir, tmp_path, name):
+def test_the_overlap_is_said_in_every_script(train, trained_on, tmp_path, name):
     rows = [
         {"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"}
         for k, t in enumerate(make_texts(12, 4))
     ]
     data, val = write_rows(tmp_path / "d.jsonl", rows[:8]), write_rows(tmp_path / "v.jsonl", rows[8:])
-    out = script(
-        name, "--model", model_dir, "--data", data, "--val-data", val, "--exclude", val, "--out", "o", *TINY
-    )
+    out = train(name, "--data", data, "--val-data", val, "--exclude", val)
     assert "4 documents or rows of --val-data are in --exclude too" in out.stdout, out.stderr
 
 
 @pytest.mark.parametrize("name", ["train_clm.py", "train_cls.py", "train_sft.py"])
-def test_when_everything_is_excluded_that_is_what_is_said(script, model_dir, tmp_path, name):
+def test_when_everything_is_excluded_that_is_what_is_said(train, tmp_path, name):
     rows = [
         {"text": t, "label": "ab"[k % 2], "question": t, "answer": "yes"}
         for k, t in enumerate(make_texts(6, 4))
     ]
     data = write_rows(tmp_path / "d.jsonl", rows)
-    out = script(name, "--model", model_dir, "--data", data, "--exclude", data, "--out", "o", *TINY)
+    out = train(name, "--data", data, "--exclude", data)
     assert_refused(out, "left to train on")
     assert "cannot be split" not in out.stderr
 
@@ -384,9 +319,9 @@ def test_random_weights_have_no_earlier_phases(script, trained_on, model_dir, tm
     assert "note: " not in script("train_clm.py", "--from-scratch", "--model", own, *common).stdout
 
 
-def test_a_question_that_is_no_valid_unicode_is_no_traceback(script, trained_on, model_dir, tmp_path):
+def test_a_question_that_is_no_valid_unicode_is_no_traceback(train, trained_on, tmp_path):
     held = tmp_path / "held.jsonl"
     held.write_text('{"question": "\\ud800", "answer": "x"}\n')
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(8, 1))
-    out = script("train_clm.py", "--model", model_dir, "--data", docs, "--exclude", held, "--out", "o", *TINY)
+    out = train("train_clm.py", "--data", docs, "--exclude", held)
     assert "Traceback" not in out.stderr and trained_on["facts"]["documents"] == 7
