@@ -27,7 +27,7 @@ def trained_on(monkeypatch):
     seen = {}
 
     def train(setup, job):
-        epoch = [batch for k in range(job.blocks.windows_per_epoch) for batch in job.blocks.window(k)]
+        epoch = [batch for k in range(job.data.windows_per_epoch) for batch in job.data.window(k)]
         seen["training"] = "".join(
             setup.tokenizer.decode(row) for batch in epoch for row in batch.idx.tolist()
         )
@@ -165,8 +165,8 @@ def test_documents_and_instruction_rows_alike(train, trained_on, tmp_path):
         ],
     )
     docs = write_jsonl(tmp_path / "docs.jsonl", texts)
-    train("train_clm.py", "--data", docs, "--exclude", both, "--val-fraction", 0)
-    assert trained_on["facts"]["documents"] == 8
+    out = train("train_clm.py", "--data", docs, "--exclude", both, "--val-fraction", 0)
+    assert trained_on["facts"]["documents"] == 8, out.stderr
     rows = [
         {"question": "Why?", "input": texts[1], "answer": "other"},
         {"question": "How?", "answer": "b"},
