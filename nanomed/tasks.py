@@ -1,7 +1,7 @@
 """Build an instruction set of biomedical tasks from annotated files.
 
 python -m nanomed.tasks recipes/medtuned-tasks.toml --from DIR --out runs/tasks
-python train_sft.py --model M --data runs/tasks/train.jsonl --template medtuned --lora-r 16 --out runs/medtuned
+python train_sft.py --model M --data runs/tasks/train.jsonl --template medtuned --out runs/medtuned
 python eval.py tasks --model runs/medtuned --tasks runs/tasks --json runs/medtuned.tasks.json"""
 
 from pathlib import Path
@@ -12,8 +12,8 @@ from nanomed.files import json_lines, write_json, write_text
 from nanomed.systems.tasks import baselines, sets, sources
 from nanomed.systems.tasks.forms import FORMS
 
-NEAR = """take out of the training side what repeats a test text of any source, exactly or with a Jaccard similarity of
-    J or more of the sequences of five words; 0: exactly alone"""
+NEAR = """take out of the training side what repeats a test text of any source, exactly or with a Jaccard
+    similarity of J or more of the sequences of five words; 0: exactly alone"""
 
 
 def parse_args():

@@ -276,6 +276,7 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     # Seconds each, and tested elsewhere.
     monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)
     monkeypatch.setattr("nanomed.training.curves.plot_curves", lambda *args: None)
+    monkeypatch.setattr(texts, "QUICK", 30)
     monkeypatch.setattr(InProcess, "commands", [])
     printed = io.StringIO()
     with redirect_stdout(printed):

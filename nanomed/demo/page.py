@@ -32,8 +32,8 @@ def claims(rows: list[dict], vocab_size: int | None) -> list[str]:
     first = f"""After reading and instruction, the model answers {only}{percent(after)} of the questions about
         conditions it only read about ({more}, {percent(before)}), and general English surprises it
         {times:.1f} times as much."""
-    second = f"""With instruction alone it answers {percent(alone["em_read"])} of them; about conditions that it
-        never met, {percent(both["em_unknown"])} after both."""
+    second = f"""With instruction alone it answers {percent(alone["em_read"])} of them; about conditions
+        that it never met, {percent(both["em_unknown"])} after both."""
     prices = []
     for key in ("abstracts_ppl", "general_ppl"):
         moved = "".join(_moved(base[key], row[key], vocab_size) for row in (adapted, both))

@@ -10,8 +10,9 @@ from nanomed.systems.figures import cell, look_up, stand_in_note
 from nanomed.systems.recipe import PHASES, Recipe
 
 # What decides the weights, in the order in which a reader asks for it.
-SETTINGS = """epochs max_steps batch_size grad_accum context lr warmup_ratio weight_decay grad_clip lora_r lora_alpha lora_dropout
-    lora_targets lora_scale merge template near_duplicates special_tokens l2_sp ewc pull_on dtype seed""".split()
+SETTINGS = """epochs max_steps batch_size grad_accum context lr warmup_ratio weight_decay grad_clip
+    lora_r lora_alpha lora_dropout lora_targets lora_scale merge template near_duplicates special_tokens
+    l2_sp ewc pull_on dtype seed""".split()
 COUNTS = "documents examples texts duplicates_removed near_duplicates_removed truncated steps".split()
 
 

@@ -1,7 +1,7 @@
 """Drift: do the texts that users send surprise a model as those do that it was made for?
 
     reference, what it was trained on -> nll of each text \\
-                                                           the ratio of two perplexities, its interval -> an exit status
+                                                           ratio of perplexities, interval -> exit status
     incoming, what it is asked        -> nll of each text /
 
 Perplexity is what a model can say of its input without labels. A shift either way is a change: everyday

@@ -2,8 +2,9 @@
 goes on with.
 
 predictions.json    whose predictions these are: model, its weights' files, template, set, limit, seed
-NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instruction, input, gold, answer, stopped (it ended by
-                    itself), room (there was any for an answer), read (labels or tags; null: malformed, cut off), right}
+NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instruction, input, gold, answer,
+                    stopped (it ended by itself), room (there was any for an answer), read (labels or tags;
+                    null: malformed, cut off), right}
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,8 @@
 tasks.json          {"tasks": {NAME: its form, labels, counts, ...}, ...}: how it was made
 train.jsonl         the mixture: rows {instruction, input, output, source}, shuffled, for train_sft.py
 NAME.baselines.json what needs no language model says of each of its test texts (baselines.py)
-NAME.train.jsonl    all that may be trained on of one task, NAME.test.jsonl what it is measured on: the same rows with `gold`
+NAME.train.jsonl    all that may be trained on of one task, rows with `gold` beside these
+NAME.test.jsonl     what it is measured on: the same rows
 """
 
 import random
