@@ -19,14 +19,11 @@ from nanomed.evaluation.commands import choices, cls, compare, generate, ppl, qa
 from nanomed.systems.commands import drift, overlap, retrieval, tasks
 from nanomed.text import reading
 
-# Each has add_flags(parser) and main(args), which measures, prints and gives what --json writes. None of them
-# loads a library before its main().
+# Each has add_flags(parser) and main(args), which loads libraries, measures, and gives what --json writes.
 COMMANDS = {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "tasks": tasks, "cls": cls,
             "overlap": overlap, "drift": drift, "compare": compare}  # fmt: skip
-# What a command is handed of the systems: passages for its questions, the figures of tasks for its page, what finds
-# the near duplicates that a classifier was not trained on.
-HANDED = {"qa": retrieval.look_up, "choices": retrieval.look_up, "compare": tasks.for_page,
-          "cls": overlap.finder}  # fmt: skip
+# What main() is handed of the systems: passages for questions, figures of tasks, a finder of duplicates.
+HANDED = dict(qa=retrieval.look_up, choices=retrieval.look_up, compare=tasks.for_page, cls=overlap.finder)
 
 
 def parse_args():
@@ -42,9 +39,7 @@ def parse_args():
         if name != "overlap":
             flags.add_common_flags(parser)
     if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
-        raise UserError(
-            "a command comes first: eval.py ppl --model M --data D (eval.py ppl --help lists the flags)"
-        )
+        raise UserError("a command comes first: eval.py ppl --model M --data D (--help lists the commands)")
     args = p.parse_args()
     retrieval.check_flags(args)
     return reading.read_as(args) if hasattr(args, "document_per") else args

@@ -20,12 +20,10 @@ def majority_baseline(train_targets: np.ndarray, n: int, k: int) -> np.ndarray:
 def tfidf_baseline(train_texts: list[str], train_targets: np.ndarray, texts: list[str], k: int) -> np.ndarray:
     """Probabilities (n, k) of logistic regression on TF-IDF of words and word pairs, scikit-learn's defaults
     otherwise."""
-    text, linear, multi = (
-        need("sklearn." + m) for m in ("feature_extraction.text", "linear_model", "multiclass")
-    )
-    vectorizer = text.TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train_texts) > 100 else 1
-    )
+    names = ("feature_extraction.text", "linear_model", "multiclass")
+    text, linear, multi = (need(f"sklearn.{name}") for name in names)
+    least = 2 if len(train_texts) > 100 else 1
+    vectorizer = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least)
     x, y = vectorizer.fit_transform(train_texts), vectorizer.transform(texts)
     regression = linear.LogisticRegression(max_iter=1000, class_weight="balanced")
     if train_targets.ndim == 2:
@@ -35,26 +33,25 @@ def tfidf_baseline(train_texts: list[str], train_targets: np.ndarray, texts: lis
     return out
 
 
-def beside_baselines(
-    logits, labels: list[str], sides: Sides | None, items: list[Labelled], targets: np.ndarray, seed: int
-) -> dict:
+def beside_baselines(logits, labels, sides: Sides | None, items: list[Labelled], targets, seed: int) -> dict:
     """{name: metrics.classification} of a model's logits and, if the training side is known, of two baselines
     made from it: the majority, and logistic regression on TF-IDF, which a fine-tuned model has to beat. The
     model's `against_tfidf` is metrics.paired of these two."""
     probs = probabilities(logits, targets.ndim == 2)
     out = {"model": metrics.classification(probs, targets, labels, seed)}
-    if sides:
-        train_targets = targets_of(sides.training, labels, sides.multi_label)
-        majority = majority_baseline(train_targets, len(items), len(labels))
-        train_texts, texts = ([item.text for item in side] for side in (sides.training, items))
-        out["majority"] = metrics.classification(majority, targets, labels, seed)
-        try:
-            tfidf = tfidf_baseline(train_texts, train_targets, texts, len(labels))
-        except ValueError as e:  # scikit-learn's: no word occurs twice, say
-            print(f"no TF-IDF baseline: {e}")
-        else:
-            out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
-            out["model"]["against_tfidf"] = metrics.paired(probs, tfidf, targets, seed)
+    if not sides:
+        return out
+    train_targets = targets_of(sides.training, labels, sides.multi_label)
+    train_texts, texts = ([item.text for item in side] for side in (sides.training, items))
+    majority = majority_baseline(train_targets, len(items), len(labels))
+    out["majority"] = metrics.classification(majority, targets, labels, seed)
+    try:
+        tfidf = tfidf_baseline(train_texts, train_targets, texts, len(labels))
+    except ValueError as e:  # scikit-learn's: no word occurs twice, say
+        print(f"no TF-IDF baseline: {e}")
+        return out
+    out[TFIDF] = metrics.classification(tfidf, targets, labels, seed)
+    out["model"]["against_tfidf"] = metrics.paired(probs, tfidf, targets, seed)
     return out
 
 
@@ -72,9 +69,10 @@ def verdict(measured: dict[str, dict]) -> str:
         found = "does not beat the TF-IDF baseline beyond chance"
     else:
         found = f"{'beats' if r['difference'] > 0 else 'does NOT beat'} the TF-IDF baseline"
+    ours, theirs = (measured[name]["macro_f1"] for name in ("model", TFIDF))
     return (
-        f"the model {found}: macro-F1 {measured['model']['macro_f1']:.3f} and"
-        f" {measured[TFIDF]['macro_f1']:.3f},\n  difference {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}],"
-        f" p {r['difference_p']:.3f}; only the model is right on {r['only_model_right']:,} texts, only TF-IDF"
-        f" on {r['only_tfidf_right']:,} (McNemar's p {r['p']:.3f})"
+        f"the model {found}: macro-F1 {ours:.3f} and {theirs:.3f},\n"
+        f"  difference {r['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {r['difference_p']:.3f}; only the"
+        f" model is right on {r['only_model_right']:,} texts, only TF-IDF on {r['only_tfidf_right']:,}"
+        f" (McNemar's p {r['p']:.3f})"
     )

@@ -27,10 +27,9 @@ def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad
     if m.multi_label is None:  # transformers too goes by the labels where config.json has no problem_type
         m.multi_label = found.multi_label
     if found.multi_label != m.multi_label:
-        has, trained = (
-            ("one label a text", "a list of labels a text")[k] for k in (found.multi_label, m.multi_label)
-        )
-        raise UserError(f"{where}: has {has}, but {o.name} was trained on {trained}")
+        kinds = {False: "one label a text", True: "a list of labels a text"}
+        trained = f"{o.name} was trained on {kinds[m.multi_label]}"
+        raise UserError(f"{where}: has {kinds[found.multi_label]}, but {trained}")
     if found.lists == "vectors" and len(found.order) != len(m.labels):
         raise UserError(f"{where}: vectors over {len(found.order)} labels, and {o.name} has {len(m.labels)}")
     items, note = labelled.as_model_says(found.items, m.labels)

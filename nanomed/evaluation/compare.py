@@ -1,18 +1,22 @@
-"""What a page says of several models that were measured alike: its claims, its table of perplexities, its
-questions."""
+"""Several models, measured alike, and what a page says of them: claims, table and questions."""
 
 from pathlib import Path
 
+from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import answers_of, mark_best, moved, ppl_page_cell, protocol
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell
-from nanomed.evaluation.training_texts import say_overlap
+from nanomed.evaluation.training_texts import overlap_with_training, say_overlap
+from nanomed.text import special
+from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
 from nanomed.text.special import Written
-from nanomed.text.templates import Template
+from nanomed.text.templates import Template, of_model
+from nanomed.text.tokenizer import load_tokenizer
+from nanomed.training.curves import read_metrics
 
 # The topics whose samples the gpt2-lora-medical-terms recipe shows, and a question beside them.
 PROMPTS = [
@@ -50,6 +54,48 @@ def short_names(models: list[str]) -> list[str]:
     """The last part of each path, or all of it where that is not unique."""
     short = [Path(m).name or m for m in models]
     return [s if short.count(s) == 1 else m for s, m in zip(short, models, strict=True)]
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+def check_models(args, prompts: list[str], template) -> tuple[list, int, int]:
+    """(each model's template, context, stride). What is wrong with the last model should not wait until the
+    others have been measured: so here, before any is opened, a prompt must fit all, and so must the context.
+    """
+    sources = [hub.find(model) for model in args.models]
+    places = [(s.adapter or s.directory).resolve() for s in sources]
+    for k, model in enumerate(args.models):
+        if places[k] in places[:k]:
+            raise UserError(f"--models: {model} is there twice; give each model once")
+        if (places[k] / "metrics.jsonl").exists():
+            read_metrics(places[k])  # its curves are drawn in the end
+    positions, templates = {}, []
+    for model, source in zip(args.models, sources, strict=True):
+        positions[model] = hub.read_config(source.directory)[1].n_positions
+        templates.append(template or of_model(source.adapter, source.directory))
+        tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
+        for prompt, text in zip(prompts, asked(prompts, templates[-1]), strict=True):
+            if len(tokenizer.prompt(text)) + args.max_new_tokens > positions[model]:
+                room = f"{model}'s {positions[model]} positions; lower --max-new-tokens"
+                raise UserError(f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {room}")
+    least = min(positions, key=positions.get)
+    if (args.context or 0) > positions[least]:
+        raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
+    context = args.context or min(1024, positions[least])
+    return templates, context, args.stride or max(1, context // 2)
+
+
+def measure_columns(o, columns: dict[str, str], prompts: list[str], context: int, stride: int, args) -> dict:
+    """{"ppl": {column: result of measure_ppl}}, and how far the texts overlap with those that the model was
+    trained on. All texts are read, and so found to be fit, before any is measured."""
+    how = (args.text_field, args.limit, args.skip_bad_rows)
+    corpora = {column: measure.encode(o, [file], *how) for column, file in columns.items()}
+    rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
+    special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, prompts)))
+    how = (context, stride, args.batch_size, args.seed)
+    ppl = {column: measure.measure_ppl(o, corpus, *how) for column, corpus in corpora.items()}
+    return {"ppl": ppl} | overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
 
 
 # --- questions ----------------------------------------------------------------------------------------------
@@ -90,10 +136,11 @@ def claims(models: list[dict]) -> list[str]:
     if not others:
         figures = [f"{c} {ppl_cell(r['ppl'], r.get('vocab_size'))}" for c, r in first["ppl"].items()]
         return [f"{first['name']}: perplexity on {', on '.join(figures)}."]
-    return [
-        f"{m['name']}: " + ", ".join(f"{c} {moved(first['ppl'][c], r)}" for c, r in m["ppl"].items()) + "."
-        for m in others
-    ]
+    out = []
+    for m in others:
+        figures = [f"{column} {moved(first['ppl'][column], r)}" for column, r in m["ppl"].items()]
+        out.append(f"{m['name']}: {', '.join(figures)}.")
+    return out
 
 
 def claim_of_answers(questions: list[dict]) -> list[str]:
@@ -130,9 +177,9 @@ def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened,
     """[(what, how)] of the page's last section; o: one of the models, all being on one device."""
     first = models[0]["ppl"]
     facts = [(m["name"], m["model"]) for m in models if m["name"] != m["model"]]
-    for column, file in columns.items():
-        r = first[column]
-        facts.append((f"text “{column}”", f"{file}: {r['documents']:,} documents, {r['bytes']:,} bytes"))
+    for column, r in first.items():
+        size = f"{r['documents']:,} documents, {r['bytes']:,} bytes"
+        facts.append((f"text “{column}”", f"{columns[column]}: {size}"))
     asked = f", each put into the template “{args.template}”" if args.template else ""
     if templates and not args.template:
         asked = ", put into the template that a model was instructed with, if it was"
@@ -140,9 +187,7 @@ def how_measured(models: list[dict], columns: dict[str, str], o: measure.Opened,
         f"the likeliest continuation of each prompt{asked}, with a penalty of {PENALTY} on repetition, up to "
         f"{args.max_new_tokens} tokens; right if the expected words stand in it"
     )
-    facts += [
-        (f"texts and what {m['name']} was trained on", say_overlap(m["overlap"]))
-        for m in models
-        if m["overlap"]
-    ]
+    for m in models:
+        if m["overlap"]:
+            facts.append((f"texts and what {m['name']} was trained on", say_overlap(m["overlap"])))
     return [*facts, ("answers", answers), *protocol(models, o)]

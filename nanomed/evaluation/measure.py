@@ -180,7 +180,7 @@ def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_ne
 
 
 def measure_answers(
-    o: Opened, items, template: Template, sampling=Sampling(), max_new_tokens=None, batch_size=16, seed=0
+    o: Opened, items, template: Template, sampling: Sampling, max_new_tokens=None, batch_size=16, seed=0
 ) -> dict:
     """metrics.answers() of what the model writes after the prompt of each item (instructions.Instruction),
     against its own response; answer_ppl: the perplexity of that response and its end; dropped: items whose

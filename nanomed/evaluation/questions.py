@@ -27,10 +27,10 @@ class Item:
 def read_questions(
     names: list[str], prompt: str | None, only: set[str] | None, limit: int | None, skip_bad: bool
 ) -> tuple[list[Item], int, str]:
-    """(items, rows left out, SHA-256 of prompts, choices and answers in order). prompt: how a row
-    of PubMedQA is asked, with {question} and {context} in it; None for rows of our own form. only: the PubMed
-    ids that are asked about (None: all). Raises UserError with file and row for a bad one, and if there is no
-    question."""
+    """(items, rows left out, SHA-256 of prompts, choices and answers in order).
+
+    prompt: how a row of PubMedQA is asked, with {question} and {context} in it; None for our own rows.
+    only: the PubMed ids that are asked about (None: all). Raises UserError for a bad row, and for none."""
 
     def take(row):
         return (from_pubmedqa(row, prompt, only) if prompt else from_row(row),)
@@ -70,11 +70,8 @@ def from_row(row) -> Item:
     if get_value(row, "prompt") is None and get_value(row, "final_decision") is not None:
         raise NoField("no `prompt`, but PubMedQA's fields: --format pubmedqa reads them")
     prompt, choices = get_text(row, "prompt", "the file must have it"), get_value(row, "choices")
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(c, str) and c for c in choices)
-    ):
+    several = isinstance(choices, list) and len(choices) > 1
+    if not several or not all(isinstance(c, str) and c for c in choices):
         kind = NoField if choices is None else BadRow
         raise kind(f"`choices` must be a list of two texts or more, not {choices!r}")
     for choice in choices:
@@ -95,10 +92,8 @@ def which(choices: list[str], answer) -> tuple[int, str]:
             raise BadRow(f"`answer` {answer!r} is {many} of the choices {choices!r}")
         return found[0], "text" if exact else "stripped"
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        kind = NoField if answer is None else BadRow
-        raise kind(
-            f"`answer` must be one of the choices or its number, 0 to {len(choices) - 1}, not {answer!r}"
-        )
+        kind, last = NoField if answer is None else BadRow, len(choices) - 1
+        raise kind(f"`answer` must be one of the choices or its number, 0 to {last}, not {answer!r}")
     return answer, "number"
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from nanomed import flags
 from nanomed.cli import Several
-from nanomed.errors import UserError
 
 HELP = "several models under one protocol, on one page: report.html"
 
@@ -43,13 +42,13 @@ def main(args, read_tasks) -> None:
     columns, names = compare.columns_of(args.data), compare.short_names(args.models)
     classifier = page.read_classifier(args.classifier) if args.classifier else None
     tasks = read_tasks(args.tasks) if args.tasks else None
-    templates, context, stride = check_models(args, prompts, template)
+    templates, context, stride = compare.check_models(args, prompts, template)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
         o = measure.open_asked(args, model, writes=True)
         print(f"{o}; {len(columns)} corpora in windows of {context}, stride {stride}; {len(prompts)} prompts")
         curves += page.curves_of(name, o.directory)
-        measured = measure_columns(o, columns, prompts, context, stride, args)
+        measured = compare.measure_columns(o, columns, prompts, context, stride, args)
         written[name] = compare.samples(o, prompts, asked, args.max_new_tokens, args.seed)
         models.append({"name": name, "model": model} | measured)
     if args.classifier and Path(args.classifier).is_dir():
@@ -71,59 +70,3 @@ def main(args, read_tasks) -> None:
         "measured": compare.how_measured(models, columns, o, args, any(templates)),
     }
     print(f"results in {page.write_page(content, Path(args.out))}")
-
-
-def check_models(args, prompts: list[str], template) -> tuple[list, int, int]:
-    """(each model's template, context, stride). What is wrong with the last model should not wait until the
-    others have been measured: so here, before any is opened, a prompt must fit all, and so must the context.
-    """
-    from nanomed import hub
-    from nanomed.evaluation import compare
-    from nanomed.text.templates import of_model
-    from nanomed.text.tokenizer import load_tokenizer
-    from nanomed.training.curves import read_metrics
-
-    sources = [hub.find(model) for model in args.models]
-    places = [(s.adapter or s.directory).resolve() for s in sources]
-    for k, model in enumerate(args.models):
-        if places[k] in places[:k]:
-            raise UserError(f"--models: {model} is there twice; give each model once")
-        if (places[k] / "metrics.jsonl").exists():
-            read_metrics(places[k])  # its curves are drawn in the end
-    positions, templates = {}, []
-    for model, source in zip(args.models, sources, strict=True):
-        positions[model] = hub.read_config(source.directory)[1].n_positions
-        templates.append(template or of_model(source.adapter, source.directory))
-        tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
-        for prompt, text in zip(prompts, compare.asked(prompts, templates[-1]), strict=True):
-            if len(tokenizer.prompt(text)) + args.max_new_tokens > positions[model]:
-                raise UserError(
-                    f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {model}'s"
-                    f" {positions[model]} positions; lower --max-new-tokens"
-                )
-    least = min(positions, key=positions.get)
-    if (args.context or 0) > positions[least]:
-        raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
-    context = args.context or min(1024, positions[least])
-    return templates, context, args.stride or max(1, context // 2)
-
-
-def measure_columns(o, columns: dict[str, str], prompts: list[str], context: int, stride: int, args) -> dict:
-    """{"ppl": {column: result of measure_ppl}}, and how far the texts overlap with those that the model was
-    trained on. All texts are read, and so found to be fit, before any is measured."""
-    from nanomed.evaluation import measure
-    from nanomed.evaluation.training_texts import overlap_with_training
-    from nanomed.text import special
-    from nanomed.text.corpus import Texts
-
-    corpora = {
-        column: measure.encode(o, [file], args.text_field, args.limit, args.skip_bad_rows)
-        for column, file in columns.items()
-    }
-    rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
-    special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, prompts)))
-    ppl = {
-        column: measure.measure_ppl(o, corpus, context, stride, args.batch_size, args.seed)
-        for column, corpus in corpora.items()
-    }
-    return {"ppl": ppl} | overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
