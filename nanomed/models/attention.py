@@ -88,7 +88,7 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
 
 
 def _one_by_one(q, k, v, mask: Mask, scale, dropout, upcast):
-    """attend() of packed rows: examples of about one length are a batch, whose attention is plainly causal."""
+    """attend() of packed rows: examples of about one length are a batch, in which attention is causal."""
     B, _, T, _ = q.shape
     averages = []
     for own in mask.slots.deal(q, k, v):

@@ -1,5 +1,6 @@
-"""The keys and values of the tokens that a model has read, so that the next token costs one position. It belongs
-to the generator (nanomed.evaluation.generate), who makes it and hands it to the model as an argument."""
+"""The keys and values of the tokens that a model has read, so that the next token costs one position.
+
+The generator (nanomed.evaluation.generate) makes them, and hands them to the model as an argument."""
 
 import torch
 

@@ -70,7 +70,7 @@ def loss_of_logits(logits, targets, weights=None) -> tuple[torch.Tensor, int]:
     logits = logits.float()
     weights = None if weights is None else weights.to(logits)
     if targets.dim() == 2:
-        real = targets[:, 0] != IGNORE  # a row that fills a process's share up counts for nothing
+        real = targets[:, 0] != IGNORE  # a process without a row of its own has one that counts for nothing
         logits, targets = logits[real], targets[real]
         how = {"pos_weight": weights, "reduction": "sum"}
         loss = F.binary_cross_entropy_with_logits(logits, targets.float(), **how)

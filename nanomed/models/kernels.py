@@ -28,10 +28,11 @@ def one_query(q, k, v, allowed, scale: float):
 
 # --- causal attention ---------------------------------------------------------------------------------------
 #
-# The plain products hold all T x T scores; the library's kernel never does. Between the two: a tile of queries at a time,
-# against the keys up to its last query, so that the scores stay in cache and most of what causality forbids is never
-# computed. As in FlashAttention (Dao et al. 2022, section 3.1), backward computes the weights again. Scores are rounded to
-# bf16, as in transformers' eager attention, which is why only training uses it.
+# The plain products hold all T x T scores; the library's kernel never does. Between the two: a tile of
+# queries at a time, against the keys up to its last query, so that the scores stay in cache and most of what
+# causality forbids is never computed. As in FlashAttention (Dao et al. 2022, section 3.1), backward computes
+# the weights again. Scores are rounded to bf16, as in transformers' eager attention, which is why only
+# training uses it.
 
 
 def tiled(q, k, v, scale: float):

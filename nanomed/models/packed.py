@@ -41,8 +41,8 @@ class Slots:
 
     @classmethod
     def of(cls, segments: torch.Tensor) -> "Slots":
-        """Padding is cut into pieces, as if it were examples: every token has a slot. Lengths are powers of two
-        or halfway between two of them, so that a batch has few."""
+        """Padding is cut into pieces, as if it were examples: every token has a slot. Lengths are powers of
+        two or halfway between two of them, so that a batch has few."""
         B, T = segments.shape
         begins = _begins(segments) | (segments < 0) & (torch.arange(T) % SHORTEST == 0)
         starts = begins.flatten().nonzero().flatten()

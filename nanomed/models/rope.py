@@ -16,7 +16,8 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
         default   nothing
         linear    all turn `factor` times slower (Chen et al. 2023, position interpolation)
         llama3    slow pairs do, fast ones do not, with a passage between (Llama 3.1)
-        yarn      the same, the passage being a ramp over pairs, and scores are sharpened (Peng et al. 2023, section 3.2 to 3.4)
+        yarn      the same, the passage being a ramp over pairs, and scores are sharpened (Peng et al. 2023,
+                  section 3.2 to 3.4)
 
     Raises UserError for any other type, and for a key that is not read here: a model that was trained with it
     is another one."""

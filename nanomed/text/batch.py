@@ -1,4 +1,4 @@
-"""From items to micro-batches: what one holds, and how items are dealt into the windows of optimiser updates."""
+"""What a micro-batch holds, and how items are dealt into the windows of optimiser updates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ def save(out: Path, progress: Progress, model, optimizer, scaler) -> None:
         state |= {f"optimizer.{names[index]}.{k}": v for k, v in moments.items()}
     for rank, generators in enumerate(distributed.of_each(_generators())):
         state |= {_of(rank, name): numbers for name, numbers in generators.items()}
-    state = distributed.whole(state)
+    state = distributed.gathered(state)
     path = out / "state" / f"step-{progress.step:08d}.safetensors"
     if distributed.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,10 @@ def load(path: Path, model, optimizer, scaler) -> Progress:
         if any(v is not None for v in own.values()):  # else no update has changed it yet
             for k, v in own.items():
                 _check(path, f"{k} of {name}", v, () if k == "step" else p.shape)
-            moments[index] = {k: distributed.part(v, p) for k, v in own.items()}
+            moments[index] = {k: distributed.shard_of(v, p) for k, v in own.items()}
     with torch.no_grad():
         for name, p in params.items():
-            p.copy_(distributed.part(state["model." + name], p))
+            p.copy_(distributed.shard_of(state["model." + name], p))
     if progress.step and not moments:
         raise UserError(f"{path}: nothing of the optimizer is there")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -159,7 +159,7 @@ def _best(out: Path, step: int) -> Path:
 
 def save_best(out: Path, model, step: int) -> None:
     """Beside the one before, which a resumed run may have to come back to."""
-    state = distributed.whole({k: p.detach() for k, p in trainable(model).items()})
+    state = distributed.gathered({k: p.detach() for k, p in trainable(model).items()})
     if distributed.rank() == 0:
         (out / "state").mkdir(parents=True, exist_ok=True)
         write_safetensors({k: v.contiguous() for k, v in state.items()}, _best(out, step))
@@ -170,7 +170,7 @@ def load_best(out: Path, model, step: int) -> None:
     state = read_safetensors(_best(out, step))
     with torch.no_grad():
         for name, p in trainable(model).items():
-            p.copy_(distributed.part(state[name], p))
+            p.copy_(distributed.shard_of(state[name], p))
 
 
 def trainable(model) -> dict[str, torch.nn.Parameter]:

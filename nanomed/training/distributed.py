@@ -93,8 +93,8 @@ def start(device: torch.device) -> None:
 # --- what each takes, and what all of them have -------------------------------------------------------------
 
 
-def share(batch: Batch) -> Batch:
-    """This process's rows of a micro-batch. Where there are fewer rows than processes, one gets a row without
+def own_rows(batch: Batch) -> Batch:
+    """This process's rows of a micro-batch. Where there are fewer rows than processes, it is a row without
     targets: it adds nothing, but all must take part in every exchange."""
     rows = batch.map(lambda t: t[rank() :: world()])
     if len(rows.idx):
@@ -155,11 +155,11 @@ def in_turn() -> Iterator[None]:
         wait()
 
 
-# --- the model in shares ------------------------------------------------------------------------------------
+# --- the sharded model --------------------------------------------------------------------------------------
 
 
 def shard(model, device: torch.device, dtype: str) -> None:
-    """Leave this process its share of each weight of `model` (whole and the same in all of them, in fp32, on
+    """Leave this process its shard of each weight of `model` (whole and the same in all of them, in fp32, on
     the CPU), in place.
 
     What is trained stays fp32. What autocast multiplies in `dtype`, a block's attention and MLP, is gathered
@@ -179,7 +179,7 @@ def shard(model, device: torch.device, dtype: str) -> None:
     warnings.filterwarnings(
         "ignore", "FSDP2-wrapped module .* returned a view"
     )  # no block adds to it in place
-    fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all are shares
+    fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all are sharded
     for module in (m for m in model.modules() if isinstance(m, fsdp.FSDPModule)):
         module.set_gradient_divide_factor(1.0)  # a sum, no average: one_update divides by the tokens of all
         module.set_force_sum_reduction_for_comms(True)
@@ -190,13 +190,13 @@ def shard(model, device: torch.device, dtype: str) -> None:
 
 
 def forward(f: Callable) -> Callable:
-    """f(model, ...), which may look at any weight and call any part of the model: they are whole for as long
-    as it runs."""
+    """f(model, ...), which may look at any weight and call any part of the model: they are gathered for as
+    long as it runs."""
     return f if world() == 1 else lambda model, *args: model.call(f, *args)
 
 
-def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors put together from their shares, one at a time, on the first process's CPU; nothing on the
+def gathered(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors put together from their shards, one at a time, on the first process's CPU; nothing on the
     others."""
     if world() == 1:
         return state
@@ -210,9 +210,9 @@ def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return full
 
 
-def part(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, laid out as that of the parameter `like`: the inverse of
-    whole()."""
+def shard_of(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a tensor, laid out as that of the parameter `like`: the inverse of
+    gathered()."""
     if world() == 1 or full.shape != like.shape:  # an optimizer's count of its steps
         return full
     from torch.distributed.tensor import distribute_tensor

@@ -28,10 +28,9 @@ def total_steps(data, s: Settings) -> int:
     return s.max_steps or max(1, _ceil(s.epochs, data.windows_per_epoch))
 
 
-def _ceil(share: float, whole: int) -> int:
-    """share x whole, rounded up, of the share as it is written: in floats, 0.07 x 100 is a little more than
-    7."""
-    return math.ceil(Fraction(str(share)) * whole)
+def _ceil(factor: float, n: int) -> int:
+    """factor x n, rounded up, of the factor as it is written: in floats, 0.07 x 100 is more than 7."""
+    return math.ceil(Fraction(str(factor)) * n)
 
 
 def learning_rate(step: int, steps: int, s: Settings) -> float:
@@ -84,7 +83,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
     losses, parts = [], {}
     for batch in window:
         with autocast(device, s.dtype):
-            nll, named = loss_fn(model, distributed.share(batch))
+            nll, named = loss_fn(model, distributed.own_rows(batch))
         scaler.scale(nll / count).backward()
         losses.append(nll.detach())
         for name, (part, n) in named.items():
@@ -109,10 +108,10 @@ def fit(model, data, loss_fn, s: Settings, out: Path, validate=None, anchor=None
     """Train the parameters that require a gradient, in place; returns a summary as a dict.
 
     Goes on from the newest checkpoint in out/state, if there is one, and keeps its own there; appends to
-    out/metrics.jsonl. validate(): ({name: {"loss", ...}} of each held-out set, of which the first decides what
-    is best; a text that the model writes, or None). anchor: an Anchor (nanomed.training.anchor), or None.
-    Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C,
-    SIGTERM or a hang-up."""
+    out/metrics.jsonl. validate() gives ({name: {"loss", ...}} of each held-out set, of which the first
+    decides what is best; a text that the model writes, or None). anchor: an Anchor, or None. Raises UserError
+    for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C, SIGTERM or a
+    hang-up."""
     steps, eval_every = total_steps(data, s), s.eval_every or data.windows_per_epoch
     optimizer, scaler = make_optimizer(model, s), make_scaler(model, s)
     progress = checkpoint.restore(out, model, optimizer, scaler)
@@ -179,10 +178,8 @@ def _check(done: Update, progress: Progress, scaler, s: Settings) -> None:
     if not math.isfinite(done.grad_norm) and s.dtype != "fp16":  # whose scaler skips the step
         raise UserError(f"the gradient's norm is {done.grad_norm} {where}); lower --lr")
     if not done.stepped and scaler.get_scale() < SMALLEST_SCALE:
-        raise UserError(
-            f"no gradient is finite in fp16 at update {progress.step + 1}, however small its scale; try --dtype"
-            " bf16 or fp32"
-        )
+        what = f"no gradient is finite in fp16 at update {progress.step + 1}, however small its scale"
+        raise UserError(f"{what}; try --dtype bf16 or fp32")
 
 
 @contextmanager

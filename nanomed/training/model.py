@@ -125,7 +125,7 @@ def _same(model, lora: LoRAConfig) -> bool:
 
 
 def make_ready(model, s: Settings, device: torch.device) -> None:
-    """In place: on its device (of several, a share on each), and as --dtype, --compile and --grad-checkpoint
+    """In place: on its device (of several, a shard on each), and as --dtype, --compile and --grad-checkpoint
     want it."""
     model.backbone.grad_checkpoint = s.grad_checkpoint
     if distributed.world() > 1:  # in fp32: the frozen weights too are dealt out, and saved from there
@@ -152,8 +152,8 @@ def leave_model(model, base: str, s: Settings, source: hub.Source, classifier=No
     Merging starts from the base as it is stored, in fp32: the copy that was trained with may be rounded to
     bf16. Where the base was quantised, it starts from what its codes stand for, which is what the adapter was
     trained on."""
-    state = distributed.whole(adapter_state(model) if model.lora else model.state_dict())
-    head = distributed.whole({HEAD: model.score.weight}) if model.lora and classifier else {}
+    state = distributed.gathered(adapter_state(model) if model.lora else model.state_dict())
+    head = distributed.gathered({HEAD: model.score.weight}) if model.lora and classifier else {}
     if distributed.rank():
         return {}
     if not model.lora:

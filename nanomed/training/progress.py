@@ -74,7 +74,8 @@ class Progress:
         return progress
 
     def count(self, done, seconds: float) -> None:
-        """A window of the data, and, unless fp16 overflowed in it, an update (nanomed.training.loop.Update)."""
+        """One more window of the data and, unless fp16 overflowed in it, one more update. done: what it did
+        (nanomed.training.loop.Update)."""
         self.consumed += 1
         self.seconds += seconds
         if not done.stepped:

@@ -223,7 +223,7 @@ def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir):
 
 @pytest.mark.slow
 def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
-    """Its frozen base lies in shares too; and is merged from what they put together."""
+    """Its frozen base is sharded too; and is merged from what is gathered."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(9, 31))
     args = (
@@ -289,15 +289,15 @@ def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, labels,
 def test_shares_are_the_batch(monkeypatch, rows, processes):
     idx = torch.arange(rows * 4).view(rows, 4)
     monkeypatch.setattr(distributed, "world", lambda: processes)
-    shares = []
+    dealt = []
     for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.share(Batch(idx, idx + 1)))
-    assert all(len(share.idx) == len(share.targets) > 0 for share in shares)
-    supervised = torch.cat([share.targets for share in shares])
+        dealt.append(distributed.own_rows(Batch(idx, idx + 1)))
+    assert all(len(rows.idx) == len(rows.targets) > 0 for rows in dealt)
+    supervised = torch.cat([rows.targets for rows in dealt])
     supervised = supervised[supervised != IGNORE]
     assert sorted(supervised.tolist()) == (idx + 1).flatten().tolist()
-    dealt = torch.cat([share.idx[(share.targets != IGNORE).any(1)] for share in shares])
+    dealt = torch.cat([rows.idx[(rows.targets != IGNORE).any(1)] for rows in dealt])
     assert sorted(dealt.flatten().tolist()) == idx.flatten().tolist()
 
 
