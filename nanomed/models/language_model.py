@@ -9,13 +9,13 @@ from nanomed.models.attention import CAUSAL
 
 
 class LanguageModel(nn.Module):
-    """`forward(idx, pos=None, mask=CAUSAL)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos` (B, T)
-    their positions if they are not 0..T-1, and `mask` (nanomed.models.attention.Mask) says which keys a query
-    may look at.
+    """`forward(idx, pos=None, mask=CAUSAL)` gives logits (B, T, V). `idx` (B, T) holds token ids, `pos`
+    (B, T) their positions if they are not 0..T-1, and `mask` (nanomed.models.attention.Mask) says which keys
+    a query may look at.
 
     Training and evaluation call `backbone` alone and leave the head to nanomed.models.loss, which never holds
-    all logits at once. Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier calls
-    come first then, the mask is over all of them, and `pos` is the caller's to give."""
+    all logits at once. Generation gives `backbone` its `cache`, one KVCache a layer: the keys of earlier
+    calls come first then, the mask is over all of them, and `pos` is the caller's to give."""
 
     def __init__(self, family, config):
         super().__init__()

@@ -59,8 +59,8 @@ def prepack(model: nn.Module) -> None:
 
 
 def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weights of a language model's head for product() and nanomed.models.loss, in `dtype` if they are laid
-    out here; else as they are stored."""
+    """The weights of a language model's head for product() and nanomed.models.loss, in `dtype` if they are
+    laid out here; else as they are stored."""
     weight, blocks = model.lm_head.weight, getattr(model, "head_blocks", None)
     if blocks is None or not available(weight, dtype):
         return weight

@@ -2,6 +2,7 @@
 token stands as its name; a text that only spells it has a backslash there."""
 
 import sys
+from itertools import groupby
 
 from nanomed.text.batch import IGNORE, Batch
 
@@ -46,13 +47,10 @@ def _text(batch: Batch, b: int, tokenizer) -> tuple[list[str], int]:
         ids, wanted = idx[span].tolist(), targets[span].tolist()
         last = [wanted[-1]] if wanted[-1] != IGNORE else []
         marked = [False] + [t != IGNORE for t in wanted]
-        text, run, on = "", [], False
-        for token, supervised in [*zip(ids + last, marked, strict=False), (None, not marked[-1])]:
-            if supervised != on or token is None:
-                part = _spelled_out(run, tokenizer, inside=bool(text))
-                text += (begin + part + end) if on and run else part
-                run, on = [], supervised
-            run.append(token)
+        text = ""
+        for supervised, run in groupby(zip(ids + last, marked, strict=False), key=lambda pair: pair[1]):
+            part = _spelled_out([token for token, _ in run], tokenizer, inside=bool(text))
+            text += begin + part + end if supervised else part
         replayed = batch.replayed is not None and bool(batch.replayed[b][span][0])
         number = f"{k + 1}. " if segments is not None else ""
         lines.append(number + ("(replayed) " if replayed else "") + text.replace("\n", "\\n"))
@@ -63,14 +61,12 @@ def _spelled_out(ids: list[int], tokenizer, inside: bool = False) -> str:
     """The text of ids, in which a special token that is only spelled has a backslash in front:
     \\<|endoftext|>."""
     real = {token.id for token in tokenizer.spellings.tokens.values()}
-    text, piece = "", []
-    for i in [*ids, None]:
-        if i is not None and i not in real:
-            piece.append(i)
-            continue
-        if piece:
-            text += tokenizer.spellings.marked(tokenizer.decode(piece, inside or bool(text)))
-        text, piece = text + ("" if i is None else tokenizer.name(i)), []
+    text = ""
+    for is_special, run in groupby(ids, key=real.__contains__):
+        if is_special:
+            text += "".join(map(tokenizer.name, run))
+        else:
+            text += tokenizer.spellings.marked(tokenizer.decode(list(run), inside or bool(text)))
     return text
 
 
