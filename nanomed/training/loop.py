@@ -6,7 +6,6 @@ held-out data."""
 
 import math
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -15,13 +14,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.errors import Interrupted, UserError
 from nanomed.precision import autocast
 from nanomed.training import checkpoint, distributed
+from nanomed.training.failures import check_finite, explained
 from nanomed.training.progress import Metrics, Progress, make_bar, stopping
 from nanomed.training.settings import Settings
-
-SMALLEST_SCALE = 2.0**-14  # of fp16's losses; they start at 2^16, and each overflow halves the scale
 
 
 def total_steps(data, s: Settings) -> int:
@@ -121,7 +119,7 @@ def fit(model, data, loss_fn, s: Settings, out: Path, validate=None, anchor=None
     save = partial(checkpoint.save, out, progress, model, optimizer, scaler)
     measure = partial(_measure, validate, progress, model, s, out)
     model.train()
-    with stopping() as stopped_by, _explained(progress, out), make_bar(progress.step, steps) as bar:
+    with stopping() as stopped_by, explained(progress, out), make_bar(progress.step, steps) as bar:
         if validate and not progress.first_val:
             metrics.write({"step": 0, "tokens": 0, **measure()})
         while progress.step < steps and not progress.stopped_early:
@@ -133,7 +131,7 @@ def fit(model, data, loss_fn, s: Settings, out: Path, validate=None, anchor=None
             for group in optimizer.param_groups:
                 group["lr"] = lr
             done = one_update(model, data.window(progress.consumed), loss_fn, optimizer, scaler, s, anchor)
-            _check(done, progress, scaler, s)
+            check_finite(done, progress, scaler, s)
             progress.count(done, time.perf_counter() - start)
             if not done.stepped:  # fp16 overflowed: the next window, at a smaller scale and the same rate
                 continue
@@ -163,37 +161,3 @@ def _measure(validate, progress: Progress, model, s: Settings, out: Path) -> dic
         return line
     tqdm.write(sample)
     return line | {"sample": sample}
-
-
-def _check(done: Update, progress: Progress, scaler, s: Settings) -> None:
-    """Raises UserError for what is not finite in an update, and cannot become so."""
-    where = f"at update {progress.step + 1} (window {progress.consumed + 1} of the data"
-    for i, loss in enumerate(done.losses, 1):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} {where}, micro-batch {i}); lower --lr, or try --dtype bf16 or fp32"
-            )
-    if not math.isfinite(done.penalty or 0.0):
-        raise UserError(f"what --l2-sp or --ewc adds to the loss is {done.penalty} {where}); lower it")
-    if not math.isfinite(done.grad_norm) and s.dtype != "fp16":  # whose scaler skips the step
-        raise UserError(f"the gradient's norm is {done.grad_norm} {where}); lower --lr")
-    if not done.stepped and scaler.get_scale() < SMALLEST_SCALE:
-        what = f"no gradient is finite in fp16 at update {progress.step + 1}, however small its scale"
-        raise UserError(f"{what}; try --dtype bf16 or fp32")
-
-
-@contextmanager
-def _explained(progress: Progress, out: Path):
-    """Whatever ends the loop before its end says which checkpoint stays."""
-    try:
-        yield
-    except (UserError, Interrupted) as e:
-        e.args = (f"{e}; {checkpoint.stays(out)}",)
-        raise
-    except (RuntimeError, MemoryError) as e:
-        if not is_out_of_memory(e):
-            raise
-        raise UserError(
-            f"out of memory at update {progress.step + 1}: lower --batch-size (and raise --grad-accum by as"
-            f" much) or --context, or add --grad-checkpoint; {checkpoint.stays(out)}"
-        ) from e
