@@ -93,29 +93,28 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
     wrong. Of several processes one encodes and the others wait for it; a damaged token file is made anew.
     `limit` takes the first documents of each name. Raises UserError for a bad row, or a file that changes
     meanwhile, before anything is kept."""
-    names = [names] if isinstance(names, str) else list(names)
-    key = hashlib.sha256(
-        "\0".join([FORMAT, tokenizer.hash, text_field, str(limit), str(skip_bad_rows)]).encode()
-    )
-    contents = [_content_hash(name, text_field, limit, skip_bad_rows) for name in names]
-    key.update("".join(contents).encode())
-    directory = cache_directory() / key.hexdigest()[:32]
+    names, how = [names] if isinstance(names, str) else list(names), (text_field, limit, skip_bad_rows)
+
+    def hashes() -> list[str]:
+        return [_content_hash(name, *how) for name in names]
 
     def fill(unfinished: Path) -> None:
-        _encode_into(unfinished, names, tokenizer, text_field, limit, skip_bad_rows)
-        for name, content in zip(names, contents, strict=True):
-            if _content_hash(name, text_field, limit, skip_bad_rows) != content:
+        _encode_into(unfinished, names, tokenizer, *how)
+        for name, before, after in zip(names, contents, hashes(), strict=True):
+            if before != after:
                 raise UserError(
                     f"{name}: changed while it was being encoded; start again once it is complete"
                 )
 
+    contents = hashes()
+    key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, *map(str, how)]).encode())
+    key.update("".join(contents).encode())
+    directory = cache_directory() / key.hexdigest()[:32]
     try:
         return filled(directory, "encoding", (*FILES, "meta.json"), lambda d: _map_corpus(d, names), fill)
     except OSError as e:
-        raise UserError(
-            f"{directory.parent}: the encoded corpus could not be written ({e}); NANOMED_CACHE names another"
-            " place"
-        ) from e
+        where = f"{directory.parent}: the encoded corpus could not be written ({e})"
+        raise UserError(f"{where}; NANOMED_CACHE names another place") from e
 
 
 def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
@@ -128,9 +127,8 @@ def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
         tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    return Corpus(
-        " + ".join(names), tokens, documents, meta["sha256"], meta["bad_rows"], meta["special_tokens"]
-    )
+    name, said = " + ".join(names), (meta["sha256"], meta["bad_rows"], meta["special_tokens"])
+    return Corpus(name, tokens, documents, *said)
 
 
 def _checksum(directory: Path, meta: dict) -> str:

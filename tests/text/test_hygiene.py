@@ -3,6 +3,8 @@ every figure."""
 
 import json
 
+from nanomed.evaluation.training_texts import training_sides
+from nanomed.systems.overlap import finder
 from nanomed.text import heldout
 from tests.conftest import assert_refused, make_texts, write_jsonl
 
@@ -81,6 +83,8 @@ def test_rows_of_instructions_and_labelled_texts(script, model_dir, tmp_path):
     out = script("train_cls.py", "--data", labelled, *flags)
     assert out.returncode == 0, out.stderr
     assert summary(tmp_path / "c")["near_duplicates_removed"] == 5 and summary(tmp_path / "c")["texts"] == 20
+    sides, why = training_sides(tmp_path / "c", finder)  # as eval.py cls finds them again for its baselines
+    assert why is None and len(sides.training) == 20
 
 
 def test_overlap_of_two_sides_in_one_command(script, tmp_path):
