@@ -12,6 +12,8 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
+import msgspec
+
 from nanomed.errors import UserError
 
 PASSING = ".nanomed-"  # begins the name of what is in a directory only while a process is at work there
@@ -62,8 +64,6 @@ def read_object(path: Path, missing=None) -> dict:
 def typed(kind, value, where):
     """A value that was read from `where`, as a `kind`: a type, or a dataclass, whose other keys are left out.
     Raises UserError that names the key, what should be there and what is."""
-    import msgspec
-
     try:
         # A lone surrogate would fail later; what stands for an odd byte of a file's name would not.
         json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogateescape")

@@ -34,5 +34,12 @@ def physical() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def shortage(size: float) -> str | None:
+    """What to say of weights of `size` bytes if this machine has no memory for them."""
+    if size > physical():
+        return f"{in_words(size)} of weights do not fit this machine's {in_words(physical())} of memory"
+    return None
+
+
 def in_words(n: float) -> str:
     return f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

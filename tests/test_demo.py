@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanomed import commands as program
 from nanomed import hub
+from nanomed import scripts as program
 from nanomed.demo import __main__ as demo
 from nanomed.demo import render, table, texts
 from nanomed.errors import Interrupted, UserError

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from nanomed import cli, flags, hub, outputs
-from nanomed.commands import ROOT, run, shown
 from nanomed.demo import page, render, table, texts
 from nanomed.evaluation import baselines, measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.files import read_json, write_json, write_text
 from nanomed.models.classifier import predict
+from nanomed.scripts import ROOT, run, shown
 from nanomed.text import labelled
 from nanomed.text.templates import TEMPLATES
 

@@ -122,9 +122,8 @@ def _read_config(path: Path) -> AdapterConfig:
     config = {key: value for key, value in read_object(path).items() if value is not None}
     kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
-        raise UserError(
-            f"{path}: peft_type {kind!r} is not supported, LORA is; if peft can merge it, {MERGE}"
-        )
+        mend = f"if peft can merge it, {MERGE}"
+        raise UserError(f"{path}: peft_type {kind!r} is not supported, LORA is; {mend}")
     known = {f.name for f in fields(AdapterConfig)}
     for key, value in config.items():
         if key not in known | INERT and value and value != "none":

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import regex
 
 from nanomed.errors import UserError
-from nanomed.memory import in_words, physical
+from nanomed.memory import shortage
 from nanomed.models.lora import LoRAConfig, fits, is_linear
 
 LONGEST = 1.0  # second that a regular expression may take for one name
@@ -21,15 +21,12 @@ def check_expressions(patterns: Iterable[str], names: list[str]) -> None:
             except regex.error as e:
                 raise UserError(f"LoRA's target {pattern!r} is no regular expression ({e})") from e
             except TimeoutError as e:
-                raise UserError(
-                    f"LoRA's target {pattern!r} takes too long to be matched against {name}"
-                ) from e
+                why = f"takes too long to be matched against {name}"
+                raise UserError(f"LoRA's target {pattern!r} {why}") from e
 
 
 def check_size(model, lora: LoRAConfig) -> None:
     """Raises UserError for an adapter whose weights would not fit this machine."""
     linears = [m for n, m in model.named_modules() if fits(lora.targets, n) and is_linear(n, m)]
-    size = 4 * lora.r * sum(m.in_features + m.out_features for m in linears)
-    if size > physical():
-        words = f"{in_words(size)} of weights here, more than this machine's memory"
-        raise UserError(f"LoRA of rank {lora.r} has {words}")
+    if why := shortage(4 * lora.r * sum(m.in_features + m.out_features for m in linears)):
+        raise UserError(f"LoRA of rank {lora.r}: {why}")

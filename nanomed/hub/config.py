@@ -29,9 +29,7 @@ INERT = set(
     tf_legacy_loss quantization_config""".split()
 )
 # Keys that would change what is computed, with the only value that is supported.
-FIXED = dict.fromkeys(
-    ("add_cross_attention", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder"), False
-)
+FIXED = dict.fromkeys("add_cross_attention is_decoder is_encoder_decoder tie_encoder_decoder".split(), False)
 FIXED |= {"cross_attention_hidden_size": None, "chunk_size_feed_forward": 0, "pruned_heads": {}}
 MOST_LAYERS = 10_000
 
@@ -52,9 +50,7 @@ def read_config(directory: Path) -> tuple[dict, object]:
         if key in ("activation_function", "hidden_act") and value not in list(ACTIVATIONS):
             raise UserError(f"{path}: {key} = {value!r} is not supported; {', '.join(ACTIVATIONS)} are")
         if key not in known | INERT | family.INERT | fixed.keys() and not key.startswith("_"):
-            raise UserError(
-                f"{path}: {key!r} is not supported; if it changes nothing, remove it from the file"
-            )
+            raise UserError(f"{path}: {key!r} is not supported; if it changes nothing, remove it")
     hints, given = get_type_hints(family.Config), {k: v for k, v in raw.items() if k in known}
     for key, value in given.items():
         typed(_limited(key, hints[key], family), value, f"{path}: {key}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nanomed.errors import UserError
-from nanomed.memory import in_words, physical
+from nanomed.memory import shortage
 from nanomed.models.quant import QUANTISED, dequantise
 
 OUTPUT = "lm_head.weight"
@@ -110,11 +110,8 @@ def _configure(model, **changes) -> None:
 
 def _dequantise(model) -> None:
     size = 4 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QUANTISED))
-    if size > physical():
-        what = (
-            f"{in_words(size)} of weights in fp32 do not fit this machine's {in_words(physical())} of memory"
-        )
-        raise UserError(f"an adapter that is more than plain LoRA is merged into its base, whose {what}")
+    if why := shortage(size):
+        raise UserError(f"an adapter that is more than plain LoRA is merged into its base in fp32: {why}")
     if dequantise(model):
         print("the quantised weights are dequantised before the adapter is merged into them")
 
@@ -147,7 +144,7 @@ def _replace_ends(model, ends: list[str], whole: set[str], tied: bool, stored: S
     rows = [len(model.get_parameter(key)) for key in ends]
     if len(set(rows)) > 1:
         mend = "save it again from the model that was trained, with modules_to_save=[embedding, lm_head]"
-        why = f"{rows[0]:,} rows of the embedding and {rows[1]:,} of the head: only one was saved after a resize"
+        why = f"{rows[0]:,} rows of the embedding and {rows[1]:,} of the head: one was resized and not saved"
         raise UserError(f"{stored.file}: {why}; {mend}")
     _configure(model, vocab_size=rows[0])
 
@@ -231,9 +228,8 @@ def _replace_tokens(model, indices: list | dict, tied: bool, stored: Stored) -> 
     for end, ids in wanted.items():
         weight = model.get_parameter(end).detach()
         if len(set(ids)) < len(ids) or max(ids, default=0) >= len(weight):
-            raise UserError(
-                f"{stored.file}: {key} are not different rows of {end}, which has {len(weight):,}"
-            )
+            where = f"{end}, which has {len(weight):,}"
+            raise UserError(f"{stored.file}: {key} are not different rows of {where}")
         ends = [end, OUTPUT] if together else [end]
         places = [f"{k.removesuffix('.weight')}.token_adapter.trainable_tokens_delta" for k in ends]
         rows = stored.take_any(places, (len(ids), weight.shape[1]), needed=True)

@@ -72,9 +72,7 @@ def prepare(model, stored: tuple[str, dict] | None, quantize: str | None, direct
     """Give a model on the meta device the quantised layers that its files, or --quantize, ask for. Raises
     UserError where these are different ones."""
     if stored and quantize and stored[0] != quantize:
-        raise UserError(
-            f"--quantize {quantize}: the weights in {directory} are stored in {stored[0]} already"
-        )
+        raise UserError(f"--quantize {quantize}: {directory} is stored in {stored[0]} already")
     if stored or quantize:
         kind, how = stored or (quantize, {})
         replace_linears(model, kind, **how)

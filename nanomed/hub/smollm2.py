@@ -40,8 +40,8 @@ are written as numbers of 32 bits, which does not bring back what was rounded aw
 figures than the original's.
 
 Made by `make smollm2` of nanomed, which mended three things of the conversion: `rms_norm_eps` is 1e-5 again
-(not its nearest 32-bit number), the tokenizer splits digits again (the GGUF file does not say so), and nothing
-claims to be quantised.
+(not its nearest 32-bit number), the tokenizer splits digits again (the GGUF file does not say so), and
+nothing claims to be quantised.
 
     AutoModelForCausalLM.from_pretrained("this directory")
 

@@ -14,7 +14,7 @@ from nanomed.hub import quantised
 from nanomed.hub.adapters import head_rows, load_adapter, vocabulary
 from nanomed.hub.config import labels_of, read_config
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
-from nanomed.memory import in_words, physical
+from nanomed.memory import shortage
 from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
@@ -45,17 +45,13 @@ def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
         note(f"{where}: its padding token {pad} has the id {size}, which has no embedding; {filled}")
     elif tok.vocab_size > size:
         largest = tok.vocab_size - 1
-        raise UserError(
-            f"{where}: the tokenizer has ids up to {largest}, but the model's vocab_size is {size}"
-        )
+        raise UserError(f"{where}: the tokenizer has ids up to {largest}, but vocab_size is {size}")
 
 
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def load_model(
-    source: Source, from_scratch=False, dropout: float | None = None, quantize: str | None = None
-) -> LanguageModel:
+def load_model(source: Source, from_scratch=False, dropout=None, quantize=None) -> LanguageModel:
     """The model in fp32 on the CPU, with `hf_config` (config.json as a dict). An adapter is injected, or
     merged where it is more than plain LoRA; `model.lora` is None then. dropout: in place of the config's
     probabilities; quantize: nf4 or int8, what the linear layers are put into as they are read. What is stored
@@ -89,11 +85,8 @@ def _empty(source: Source, dropout: float | None, quantize: str | None) -> Langu
         model = LanguageModel(family, config)
     model.hf_config = raw
     size = 4 * sum(p.numel() for p in model.parameters())
-    if size > physical() and not (quantize or "quantization_config" in raw):
-        what = (
-            f"{in_words(size)} of weights in fp32 do not fit this machine's {in_words(physical())} of memory"
-        )
-        raise UserError(f"{source.directory}: {what}; --quantize nf4 or int8 takes less")
+    if (why := shortage(size)) and not (quantize or "quantization_config" in raw):
+        raise UserError(f"{source.directory}: in fp32 {why}; --quantize nf4 or int8 takes less")
     if code := raw.get("auto_map"):
         named = ", ".join(map(str, code.values())) if isinstance(code, dict) else code
         how = f"read as any {raw['model_type']}, as by transformers without trust_remote_code"
@@ -109,7 +102,7 @@ def is_classifier(source: Source) -> bool:
     return read_object(source.directory / "config.json").get("architectures") in [[name] for name in known]
 
 
-def load_classifier(source: Source, dropout: float | None = None, quantize: str | None = None) -> Classifier:
+def load_classifier(source: Source, dropout=None, quantize=None) -> Classifier:
     """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the
     rest as of load_model. An adapter's base is a language model, or a classifier itself. Raises UserError as
     load_model does, and if the directory holds no classifier."""
@@ -122,9 +115,8 @@ def load_classifier(source: Source, dropout: float | None = None, quantize: str 
     like = (*labels_of(raw, path, rows), raw.get("pad_token_id") or 0)
     if source.adapter:
         base = replace(source, adapter=None)
-        model = (load_classifier if is_classifier(base) else load_model)(
-            base, dropout=dropout, quantize=quantize
-        )
+        load = load_classifier if is_classifier(base) else load_model
+        model = load(base, dropout=dropout, quantize=quantize)
         model = Classifier(model, *like) if rows else model
         load_adapter(model, source.adapter)
         return model.train()
@@ -156,7 +148,9 @@ def _read_state(model, directory: Path, quantize: str | None) -> dict[str, torch
             state |= {f"{name}.{buffer}": value for buffer, value in values.items()}
             continue
         layer, name = layers.get(name) if part else None, f"{name}.{part}" if part else name
-        wanted = (layer.out_features, layer.in_features) if layer else expected.get(name)
+        wanted = expected.get(name)
+        if layer:  # which is quantised now
+            wanted = (layer.out_features, layer.in_features) if part == "weight" else None
         if name in state:
             raise UserError(f"{where} is stored twice, with and without the prefix `{backbone}`")
         if wanted is None:
@@ -188,9 +182,8 @@ def _tie(state: dict, head: str, embedding: str, origin: dict[str, Path]) -> Non
     first = state.setdefault(embedding, state.get(head))
     if not torch.equal(state.setdefault(head, first), first):
         mend = "set tie_word_embeddings to false there if the head was trained by itself"
-        raise UserError(
-            f"{origin[head]}: {head} differs from the embedding that config.json ties it to; {mend}"
-        )
+        what = "differs from the embedding that config.json ties it to"
+        raise UserError(f"{origin[head]}: {head} {what}; {mend}")
     state[head] = first
 
 

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nanomed import cli, flags
-from nanomed.commands import ROOT
 from nanomed.errors import UserError
 from nanomed.files import check_name, json_lines, typed, write_text
+from nanomed.scripts import ROOT
 from nanomed.systems.sections import read_section, read_sections
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.rows import Field, read_documents, read_rows

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from nanomed import hub, outputs
-from nanomed.commands import run, shown
 from nanomed.errors import UserError
 from nanomed.evaluation.commands.ppl import MISTAKES
 from nanomed.evaluation.page import is_there
 from nanomed.files import make_temporary, read_json, write_json, write_text
+from nanomed.scripts import run, shown
 from nanomed.systems.recipe import CLASSIFIED, LABELLED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare
 
 PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # a directory is one run of one recipe

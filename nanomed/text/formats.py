@@ -65,17 +65,14 @@ def find(name: str) -> Source:
             raise UserError(f"--data {name}: {what}")
     elif inner not in KINDS or (suffix in PACKED and inner == ".parquet"):
         known = ", ".join([*KINDS, *(f"{s}{p}" for s in (".jsonl", ".csv") for p in PACKED)])
-        raise UserError(
-            f"{name}: not a data file ({known}, a folder of .txt) and no hub:REPO[:CONFIG[:SPLIT]]"
-        )
+        mend = f"{known}, a folder of .txt, or hub:REPO[:CONFIG[:SPLIT]]"
+        raise UserError(f"{name}: not a data file ({mend})")
     elif not path.is_file():
         raise UserError(f"{name}: no such file")
     else:
         kind = KINDS[inner]
     if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
-        known = (
-            f"one of {', '.join(HOW[kind])}" if kind in HOW else "for .json, .csv, .txt and saved data sets"
-        )
+        known = f"one of {', '.join(HOW[kind])}" if kind in HOW else "for .json, .csv, .txt, saved data sets"
         raise UserError(f"{name}: what stands behind the # is {known}")
     return Source(path, kind, how)
 

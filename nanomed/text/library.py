@@ -22,10 +22,8 @@ class Library:
         spec = json.loads(self._file)
         self._whole = self._build(self._file.decode("utf-8"), where)
         behind_special, inside = _without_blank(spec, {"first"}), _without_blank(spec, {"first", "always"})
-        self._behind_special, self._inside = (
-            self._whole if changed == spec else self._build(json.dumps(changed), where)
-            for changed in (behind_special, inside)
-        )
+        texts = (None if changed == spec else json.dumps(changed) for changed in (behind_special, inside))
+        self._behind_special, self._inside = (self._build(t, where) if t else self._whole for t in texts)
         self.puts_blank = inside != spec
         self.pattern = "tokenizers"
 

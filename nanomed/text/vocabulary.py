@@ -79,9 +79,7 @@ def check_added(spec: dict, where: Path) -> None:
     for token in spec.get("added_tokens") or []:
         name, theirs = token["content"], vocab.get(token["content"], following)
         if token["id"] != theirs:
-            why = (
-                f"which the tokenizers library takes for {theirs} (they follow the vocabulary without a gap)"
-            )
+            why = f"which the tokenizers library takes for {theirs} (its ids have no gap)"
             mend = "write the file anew with the id that the model was trained with"
             raise UserError(f"{where}: the added token {name!r} has the id {token['id']}, {why}; {mend}")
         following += name not in vocab

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from nanomed import hub
+from nanomed.errors import UserError
 from nanomed.models import quant
 from tests.conftest import assert_refused, make_hf_model, make_texts, run_script, write_jsonl
 
@@ -290,6 +291,15 @@ def test_damaged_directories_are_named(stored, change, words):
         stored.parent, "eval.py", "generate", "--model", damaged(stored, change), "--prompt", "the"
     )
     assert_refused(done, "model.safetensors" if "missing" not in words[0] else stored, *words)
+
+
+def test_parts_of_codes_among_plain_weights_are_unexpected(plain, tmp_path):
+    shutil.copytree(plain["llama"], tmp_path / "m")
+    file, key = tmp_path / "m" / "model.safetensors", "model.layers.1.mlp.up_proj"
+    tensors = load_file(file)
+    save_file(tensors | {f"{key}.absmax": torch.zeros_like(tensors[f"{key}.weight"])}, file)
+    with pytest.raises(UserError, match=f"unexpected tensor {key}.absmax"):
+        hub.load_model(hub.find(str(tmp_path / "m")), quantize="nf4")
 
 
 @pytest.mark.parametrize(
