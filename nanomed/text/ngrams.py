@@ -1,4 +1,4 @@
-"""Runs of words that two sides of texts share: a passage that stands in both is a reason to doubt a figure."""
+"""Runs of words that two sides of texts share: a passage that is in both is a reason to doubt a figure."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -136,7 +136,7 @@ def began_compiled(out: Path) -> bool | None:
 
 def quantized(adapter: Path | None) -> str | None:
     """How the base of an adapter was quantised in training; None if it was not, or nothing is known."""
-    kind = (adapter and settings_there(adapter) or {}).get("quantize")
+    kind = ((adapter and settings_there(adapter)) or {}).get("quantize")
     return kind if kind in QUANTIZATIONS else None
 
 
