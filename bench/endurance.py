@@ -1,7 +1,8 @@
 """An hour of small updates, with validations, samples and saves all the while: do memory, open files or
 threads grow?
 
-    python bench/endurance.py --phase adapt --seconds 3600       all weights of nano; --phase instruct: LoRA, packed pairs
+    python bench/endurance.py --phase adapt --seconds 3600       all weights of nano; --phase instruct: LoRA,
+                                                                 packed pairs
 
 The run is a process of its own, watched from outside (Linux's /proc) every few seconds, and ended by SIGTERM.
 What grows is told by what was held at six times, and by a straight line through all that was seen after the

@@ -1,7 +1,8 @@
 """How speed and memory of training grow with context, batch and model size, and what a dry run says of the
 memory beforehand.
 
-    python bench/growth.py --plot growth.png       GPT-2's shapes, random weights, all of them trained, this machine
+    python bench/growth.py --plot growth.png       GPT-2's shapes, random weights, all of them trained, this
+                                                   machine
 
 Each point is a few updates of nanomed's loop's own one_update(); on a CPU in a process of its own, whose peak
 is Linux's VmHWM. A dry run gives two figures: what it counts by purpose (here with what the libraries hold),

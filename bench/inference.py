@@ -6,17 +6,21 @@ cache, in one table.
 Four groups of rows, then a line of JSON. An adapter is merged into its model first; --dtype is that of
 `pruned` and `write`.
 
-score     Perplexity of --data's documents, as `eval.py ppl` measures it, with its 95 % interval over documents; weights in fp32,
-          bf16 and, on CUDA, fp16. Only linear layers are narrowed, on a CPU without the head (nanomed.precision.store_frozen).
-pruned    The smallest weights by magnitude of all linear layers of the blocks together are zero (torch.nn.utils.prune; Han et al.
-          2015, without their retraining); embeddings, head, norms and biases stay. Every sparsity starts from the original fp32
-          weights, and takes turns with the dense model: what `times` says of 0 %, where there is nothing to gain, is the noise.
-linears   Whether a sparse kernel makes use of 90 % zeros: one pass of the same random inputs through each of these layers, dense
-          and with weights as CSR (32-bit indices); on the CPU, in fp32, without biases or anything between layers, for a window
-          of tokens and for one. "CSR" has its tokens in columns, as the kernel likes them (turning them round is not timed),
-          "CSR layer" is called as a layer is, by F.linear. Without a kernel for it, a line says so.
-write     Greedy, after the beginnings of documents (again from the first, if there are too few): each token from the whole text
-          without a cache; with one, for a single prompt and for several at once. The prompt's own time counts.
+score     Perplexity of --data's documents, as `eval.py ppl` measures it, with its 95 % interval over
+          documents; weights in fp32, bf16 and, on CUDA, fp16. Only linear layers are narrowed, on a CPU
+          without the head (nanomed.precision.store_frozen).
+pruned    The smallest weights by magnitude of all linear layers of the blocks together are zero
+          (torch.nn.utils.prune; Han et al. 2015, without their retraining); embeddings, head, norms and
+          biases stay. Every sparsity starts from the original fp32 weights, and takes turns with the dense
+          model: what `times` says of 0 %, where there is nothing to gain, is the noise.
+linears   Whether a sparse kernel makes use of 90 % zeros: one pass of the same random inputs through each of
+          these layers, dense and with weights as CSR (32-bit indices); on the CPU, in fp32, without biases or
+          anything between layers, for a window of tokens and for one. "CSR" has its tokens in columns, as the
+          kernel likes them (turning them round is not timed), "CSR layer" is called as a layer is, by
+          F.linear. Without a kernel for it, a line says so.
+write     Greedy, after the beginnings of documents (again from the first, if there are too few): each token
+          from the whole text without a cache; with one, for a single prompt and for several at once. The
+          prompt's own time counts.
 
 Bytes follow from the tensors' shapes and dtypes (a tied head counts once); nothing of them is measured. A
 group runs once to warm up, then --repeats times in turn, every other round backwards. tokens/s is the median;

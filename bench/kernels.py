@@ -3,10 +3,13 @@ medians of several tries.
 
     python bench/kernels.py
 
-attention   forward and backward of causal attention in bf16: PyTorch's fused kernel, and nanomed.models.attention's tiles; with the
-            largest error of each against double precision, relative to the norm (y, dq, dk, dv)
-packed      the same of rows that hold several examples: under a mask of T x T, and dealt out, example by example
-linears     a linear layer of GPT-2's blocks and its head: weights as they are, and laid out (nanomed.models.prepacked)
+attention   forward and backward of causal attention in bf16: PyTorch's fused kernel, and
+            nanomed.models.attention's tiles; with the largest error of each against double precision,
+            relative to the norm (y, dq, dk, dv)
+packed      the same of rows that hold several examples: under a mask of T x T, and dealt out, example by
+            example
+linears     a linear layer of GPT-2's blocks and its head: weights as they are, and laid out
+            (nanomed.models.prepacked)
 """
 
 import json

@@ -1,7 +1,8 @@
 """What a training holds in memory: LoRA over bf16, int8 and NF4 weights, measured and computed. (What fits
 which card: fits.py.)
 
-    python bench/memory.py                                 SmolLM2's shape and TinyLlama's, measured; prints two tables
+    python bench/memory.py                                 SmolLM2's shape and TinyLlama's, measured; prints
+                                                           two tables
     python bench/memory.py --measure smollm2-135m          one of them
 
 Weights are random (speed and memory do not hang on them), made layer by layer as a training holds them. Every

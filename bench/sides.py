@@ -4,7 +4,8 @@ report.
 A benchmark has sides (`nanomed full`, `trainer full`, ...) and a function measure(side, args) that runs one
 of them and returns
 
-    {"per_s": [what it did in a second, for each repeat that counts], "warm_up_s": seconds before them, "loss": of the same data}
+    {"per_s": [what it did in a second, for each repeat that counts], "warm_up_s": seconds before them,
+     "loss": of the same data}
 
 Processes take turns, every other round backwards, so that a machine that slows down slows both. Peak memory
 is that of the process (Linux's VmHWM, which an earlier, larger process does not lift). Nothing is reported

@@ -2,7 +2,8 @@
 TF-IDF.
 
     python bench/transfer.py --models base=M adapted=DIR --out runs/transfer \
-        --sets hallmarks=HoC/train.jsonl,HoC/dev.jsonl,HoC/test.jsonl topics=Abstracts/train.jsonl,,Abstracts/test.jsonl
+        --sets hallmarks=HoC/train.jsonl,HoC/dev.jsonl,HoC/test.jsonl \
+        topics=Abstracts/train.jsonl,,Abstracts/test.jsonl
 
 Of each set: the texts to train on, to validate on (empty: a share of the first), to test on; rows {text,
 label or labels}. For every model and set the learning rate is the one of --rates that was best on the

@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x, mask=CAUSAL, cache=None):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, self.n_head, -1) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         dropout = self.attention_dropout if self.training else 0.0
