@@ -182,11 +182,13 @@ study-gpt2-small: setup
 	$(PY) -m nanomed.evaluation.tables $(foreach m,base adapted adapted-lora,$(BIG)/$m.biomedical.json)
 	grep peak_rss $(BIG)/adapted/summary.json $(BIG)/adapted-lora/summary.json
 
+# Two processes, a file of tests each: a test computes in one thread.
+PYTEST = $(PY) -m pytest -n 2 --dist loadfile
 test: setup
-	$(PY) -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(PY) -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: setup
 	$(PY) -m ruff check .

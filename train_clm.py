@@ -2,7 +2,7 @@
 
 python train_clm.py --model gpt2 --data abstracts.jsonl --out runs/adapted
 python train_clm.py --model gpt2 --data pubmed.jsonl:0.9 --data general.jsonl:0.1 --lora-r 8 --out runs/mixed
-python train_clm.py --model config.json --from-scratch --data general.jsonl --out runs/base"""
+python train_clm.py --model shape --from-scratch --data general.jsonl --out runs/base"""
 
 import shlex
 

@@ -30,7 +30,7 @@ def main():
     sides = read_sides(s, overlap.finder(s.near_duplicates, s.seed), setup.earlier)
     sides.divided.say("texts", setup.model_name)
 
-    # Batch: ids of texts and numbers of labels; the rarer classes count more.
+    # Batch: ids of texts and numbers of labels; the rarer classes count more, unless --balance none.
     ids, targets, truncated = sides.encode(sides.training, tokenizer, s.context)
     sets = {name: sides.encode(side, tokenizer, s.context) for name, side in sides.validation.items()}
     weights = torch.from_numpy(class_weights(targets, len(sides.labels))) if s.balance == "weights" else None
@@ -59,7 +59,7 @@ def main():
 
 
 def measure(model, side, weights, setup) -> dict[str, float]:
-    """The mean loss of a side, (ids, targets, ...), and how many of its texts have all labels right."""
+    """The mean loss of a side, (ids, targets, ...), and the share of its texts whose labels are all right."""
     import torch
 
     from nanomed.models.classifier import loss_of_logits, predict, probabilities

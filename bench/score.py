@@ -30,9 +30,9 @@ def main():
 
 
 def measure(side: str, args) -> dict:
-    from nanomed.text.rows import read_documents
+    from nanomed.text.rows import read_texts
 
-    texts = [t for t in read_documents(args.data, args.text_field, args.limit, True) if t]
+    texts = [t for t in read_texts(args.data, args.text_field, args.limit, True) if t]
     run = {"nanomed": ours, "lm-eval": lm_eval, "strided-loop": strided_loop}[side](args, texts)
     seconds = []
     for _ in range(1 + args.repeats):

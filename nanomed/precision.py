@@ -31,9 +31,9 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str):
-    """Matrix products in `dtype`; layer norms, softmax, loss and the residual stream stay fp32. fp32 is fp32:
-    TF32, which a GPU would be faster in, is PyTorch's default for no matrix product, and is not turned on
-    here."""
+    """Matrix products in `dtype`; layer norms, softmax and loss stay fp32, and so does the residual stream
+    (unless the embeddings were narrowed: store_frozen). fp32 is fp32: TF32, in which a GPU would be faster,
+    is PyTorch's default for no matrix product, and it is not turned on here."""
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 

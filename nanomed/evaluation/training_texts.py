@@ -13,7 +13,7 @@ from nanomed.files import read_object, typed
 from nanomed.text import heldout, labelled
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.ngrams import ngram_overlap
-from nanomed.text.rows import named_sets, read_documents, split_weight
+from nanomed.text.rows import named_sets, read_texts, split_weight
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
 from nanomed.training.settings import PHASES, Adapt, Classify, Instruct, Settings
@@ -137,7 +137,7 @@ def _of_phase(s: Settings, record: Record, directory: Path) -> Iterator[str | Wr
 def _documents(files, s: Settings, limit, held: heldout.HeldOut, record: Record) -> Iterator[str]:
     out, sha = held.documents | held.quoted, hashlib.sha256()
     for file in files:
-        for text in read_documents(file, s.text_field, limit, s.skip_bad_rows):
+        for text in read_texts(file, s.text_field, limit, s.skip_bad_rows):
             if text is not None:
                 sha.update(text.encode() + b"\0")
                 if heldout.digest(text) not in out:

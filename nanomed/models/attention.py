@@ -14,11 +14,10 @@ from nanomed.precision import to_device
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may look at: itself and all before it, unless one of these says more."""
+    """Which keys a query may look at: itself and all before it. The fields restrict that, or replace it."""
 
-    allowed: torch.Tensor | None = (
-        None  # (B, 1, T, S), or broadcast to it: True where it may, in place of causality
-    )
+    # (B, 1, T, S), or broadcast to it: True where it may look, in place of causality
+    allowed: torch.Tensor | None = None
     window: int | None = None  # how many keys a query sees, itself the last of them
     slots: Slots | None = None  # packed rows on a CPU: where each example has a row of its own
     ends: Ends | None = None  # packed rows on a GPU: where each example ends; `allowed` says the same
@@ -65,11 +64,11 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
     B, nh, T, hs = q.shape
     scale = hs**-0.5 if scale is None else scale
     if mask.slots is not None:
-        return _one_by_one(q, k, v, mask, scale, dropout, upcast)
+        return _by_length(q, k, v, mask, scale, dropout, upcast)
     if mask.ends is not None and mask.ends.fit(q, dropout, upcast):
         return mask.ends.average(q, k, v, mask.window, scale)
     if cache is not None:
-        k, v = cache.append(k, v)  # all keys and values so far, (B, nh, S, hs)
+        k, v = cache.append(k, v)  # all so far, (B, heads of keys, S, hs)
     causal = mask.allowed is None and not (cache is not None and T == 1)  # one new token looks at everything
     if causal and k.size(2) > T:  # is_causal would align the first query with the first key
         raise ValueError("several tokens after others in a cache need a mask")
@@ -87,7 +86,7 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
     return y.transpose(1, 2).reshape(B, T, -1)
 
 
-def _one_by_one(q, k, v, mask: Mask, scale, dropout, upcast):
+def _by_length(q, k, v, mask: Mask, scale, dropout, upcast):
     """attend() of packed rows: examples of about one length are a batch, in which attention is causal."""
     B, _, T, _ = q.shape
     averages = []
@@ -101,6 +100,6 @@ def _one_by_one(q, k, v, mask: Mask, scale, dropout, upcast):
 def leave_uncompiled() -> None:
     """Have torch.compile call these two as they are: it would unroll the tiles, and compile anew for each
     batch's lengths. Only a run that compiles says so: the decorator loads the compiler, half a second."""
-    global _one_by_one
-    _one_by_one = torch.compiler.disable(_one_by_one)
+    global _by_length
+    _by_length = torch.compiler.disable(_by_length)
     kernels.tiled = torch.compiler.disable(kernels.tiled)

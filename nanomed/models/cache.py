@@ -13,9 +13,7 @@ class KVCache:
         self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
         self.v = torch.empty_like(self.k)
         self.n = 0  # how many there are
-        self.at = (
-            None  # where the next ones go, as a tensor (1,), once that is all a recorded step knows of it
-        )
+        self.at = None  # a tensor (1,): where the next ones go, all that a recorded step knows of it
 
     def append(self, k, v):
         """Keys and values of T more tokens; returns all so far, or after fix() those of the whole room."""

@@ -42,8 +42,8 @@ def fits(targets: Iterable[str] | str, name: str) -> bool:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a trainable low-rank change. It wraps the layer and never looks inside,
-    except to merge: any module with `in_features` and `out_features` will do."""
+    """A frozen linear layer plus a trainable low-rank change. It uses the layer's `in_features`,
+    `out_features` and the device of its `weight`; only merge() touches the values."""
 
     def __init__(self, base: nn.Module, config: LoRAConfig):
         super().__init__()

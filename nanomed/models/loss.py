@@ -6,8 +6,7 @@ through the head, gives its losses and, in training, at once its gradients with 
 head weights; then its logits are thrown away (the idea of Liger-Kernel, Hsu et al. 2024, section 3.2, in
 plain PyTorch).
 
-Losses are returned as a (sum, count) pair and never as a mean: only the caller knows by how many tokens to
-divide."""
+Losses are sums, never means: only the caller knows by how many tokens (Batch.supervised) to divide."""
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,8 @@ from nanomed.models.prepacked import product
 from nanomed.precision import to_device
 from nanomed.text.batch import IGNORE, Batch
 
-CHUNK_ELEMENTS = (
-    2**26
-)  # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's; on a GPU twice as many
+# logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's; on a GPU twice as many
+CHUNK_ELEMENTS = 2**26
 ALIGN = 64  # a GPU multiplies several times slower where a side is no multiple of 8, as 50,257 is not
 
 
@@ -103,7 +101,7 @@ def _nll_and_gradient(logits, targets, dtype):
 
 
 def compile_gradient() -> None:
-    """Have torch.compile make the passes over the logits fewer."""
+    """Have torch.compile fuse the passes over the logits."""
     global _nll_and_gradient
     _nll_and_gradient = torch.compile(_nll_and_gradient, dynamic=True)
 
@@ -161,9 +159,9 @@ def held_bytes(tokens: int, weight: torch.Tensor, dtype: torch.dtype) -> int:
 
 
 def clm_loss(model, batch: Batch):
-    """(summed next-token loss of a batch, {}); packed examples never see each other. With replayed text in
-    it, {"answer": (sum, tokens), "replay": (sum, tokens)} is the second, to be logged apart. How many tokens
-    there are in all, to divide by, is batch.supervised."""
+    """(summed next-token loss of a batch, parts); packed examples never see each other. parts is {}, or, if
+    the batch has replayed text, {"answer": (sum, tokens), "replay": (sum, tokens)}, for the log. How many
+    tokens to divide by: batch.supervised."""
     weight, targets, pos, mask = model.lm_head.weight, batch.targets, None, CAUSAL
     if batch.segments is not None:
         pos, mask = to_device(batch.pos, weight.device), packed(batch.segments, weight.device)
@@ -171,7 +169,7 @@ def clm_loss(model, batch: Batch):
     if batch.replayed is None:
         return linear_cross_entropy(x, weight, targets)[0], {}
     total, nll = linear_cross_entropy(x, weight, targets, per_token=True)
-    text = batch.replayed[targets != IGNORE]
-    there = to_device(text, weight.device)
-    answer, replay = nll.masked_fill(there, 0).sum(), nll.masked_fill(~there, 0).sum()
-    return total, {"answer": (answer, int((~text).sum())), "replay": (replay, int(text.sum()))}
+    is_replay = batch.replayed[targets != IGNORE]
+    drop = to_device(is_replay, weight.device)
+    answer, replay = nll.masked_fill(drop, 0).sum(), nll.masked_fill(~drop, 0).sum()
+    return total, {"answer": (answer, int((~is_replay).sum())), "replay": (replay, int(is_replay.sum()))}

@@ -1,8 +1,8 @@
 """Packed rows, which hold several examples (nanomed.text.examples), told apart without a mask of T x T.
 
-Such a mask says it all, but with it all T x T scores of a row are computed to keep those of its examples: of
-ten examples a tenth, and of these the lower half. So on a CPU each example gets a row of its own (Slots), and
-on a GPU a kernel is told where each ends (Ends).
+A T x T mask would do, but it wastes work: with ten examples in a row, nine tenths of the scores are thrown
+away. So on a CPU each example gets a row of its own (Slots), and on a GPU a kernel is told where each ends
+(Ends).
 
 Letters: B batch, T time, nh heads, hs head size."""
 
@@ -12,8 +12,8 @@ import torch
 
 from nanomed.precision import to_device
 
-SHORTEST = 32  # row that an example gets on a CPU
-ENDS = 256  # their number, filled up to a multiple, so that most batches have the same
+SHORTEST = 32  # tokens of the shortest row on a CPU
+ENDS = 256  # `ends` is filled up to a multiple of this, so that most batches have one shape
 
 
 def same_example(segments: torch.Tensor) -> torch.Tensor:
@@ -30,9 +30,8 @@ def _begins(segments) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where the tokens of packed rows stand when every example has a row of its own: they are dealt into
-    slots, an example after another, filled up on the right to one of a few lengths, behind every query that
-    counts."""
+    """On a CPU, where the tokens of packed rows stand when every example has a row of its own, padded on the
+    right to one of a few lengths; causal queries never see the padding."""
 
     slots: torch.Tensor  # (N,): the token, of B * T, that a slot holds; some token where it is filled up
     real: torch.Tensor  # (N, 1): 1, and 0 where it is filled up
@@ -65,7 +64,7 @@ class Slots:
         return cls(slots, real[:, None], back, tuple(groups))
 
     def deal(self, *tensors):
-        """Of each group the tensors (B, nh, T, hs) as (examples, nh, length, hs)."""
+        """Yields, for each length, the tensors (B, nh, T, hs) as (examples, nh, length, hs)."""
         sizes = [n * length for n, length in self.groups]
         dealt = []
         for t in tensors:
@@ -108,7 +107,7 @@ class Ends:
     def of(cls, segments: torch.Tensor, device: torch.device) -> "Ends":
         starts = _begins(segments).flatten().nonzero().flatten()
         ends = torch.full((ENDS * (1 + len(starts) // ENDS),), segments.numel(), dtype=torch.int32)
-        ends[: len(starts)] = starts
+        ends[: len(starts)] = starts  # an example ends where the next one starts
         has_kernel = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return cls(to_device(ends, device), has_kernel)
 

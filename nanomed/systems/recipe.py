@@ -20,7 +20,7 @@ from nanomed.files import check_name, json_lines, typed, write_text
 from nanomed.scripts import ROOT
 from nanomed.systems.sections import read_section, read_sections
 from nanomed.text.instructions import Fields, read_instructions
-from nanomed.text.rows import Field, read_documents, read_rows
+from nanomed.text.rows import Field, read_rows, read_texts
 from nanomed.text.templates import load_template
 from nanomed.training.settings import Adapt, Classify, Instruct
 
@@ -215,7 +215,7 @@ def _rows(data: Data, name: str) -> tuple[list[dict], int]:
         parts = [(item.instruction, item.input, item.response) for item in dict.fromkeys(items)]
         return [dict(zip(("instruction", "input", "response"), p, strict=True)) for p in parts], bad
     field = Field(data.field, "--field")
-    texts = [text for file in files for text in read_documents(file, field, None, True)]
+    texts = [text for file in files for text in read_texts(file, field, None, True)]
     good = [text for text in texts if text and text.strip()]
     return [{"text": text} for text in dict.fromkeys(good)], len(texts) - len(good)
 

@@ -28,7 +28,7 @@ from nanomed.outputs import filled
 from nanomed.precision import autocast, evaluating, mend
 from nanomed.text.corpus import cache_directory
 from nanomed.text.nfkc import nfkc
-from nanomed.text.rows import Field, read_documents
+from nanomed.text.rows import Field, read_texts
 
 WAYS = ("bm25", "embeddings")
 FORMAT = "passages 2"  # of the cached embeddings; part of their key
@@ -74,7 +74,7 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
     """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does,
     and for a bad row."""
     field = Field(args.corpus_field, "--corpus-field")
-    texts = (t for name in args.corpus for t in read_documents(name, field, None, args.skip_bad_rows))
+    texts = (t for name in args.corpus for t in read_texts(name, field, None, args.skip_bad_rows))
     corpus, sha = [text for text in texts if text is not None and text.strip()], hashlib.sha256()
     for text in corpus:
         sha.update(text.encode() + b"\0")

@@ -14,9 +14,8 @@ class Batch:
     """A micro-batch on the CPU: B rows of T tokens, padded on the right. What is None is not needed."""
 
     idx: torch.Tensor  # (B, T): token ids
-    targets: (
-        torch.Tensor
-    )  # (B, T): the id to predict at each, or IGNORE; of texts with labels (B,), or (B, K) of 0 and 1
+    # (B, T): the id to predict at each, or IGNORE; of texts with labels (B,), or (B, K) of 0 and 1
+    targets: torch.Tensor
     pos: torch.Tensor | None = None  # (B, T): positions, where a row holds several examples
     segments: torch.Tensor | None = None  # (B, T): the example that a token belongs to; -1 is padding
     replayed: torch.Tensor | None = None  # (B, T): True in replayed text, which is no answer

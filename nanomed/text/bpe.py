@@ -60,7 +60,7 @@ def main():
     args = reading.read_as(p.parse_args())
     check_out(args.out)
     how = (args.text_field, args.limit, args.skip_bad_rows)
-    texts = (text for name in args.data for text in rows.read_documents(name, *how) if text)
+    texts = (text for name in args.data for text in rows.read_texts(name, *how) if text)
     print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")
 
 

@@ -1,6 +1,6 @@
 """Documents to token ids: encoded once into a memory-mapped file, then selected.
 
-    file rows -> read_documents -> encode_corpus -> Corpus -> Selection -> nanomed.text.blocks
+    file rows -> read_texts -> encode_corpus -> Corpus -> Selection -> nanomed.text.blocks
                                                                        \\-> perplexity
 
 A corpus on disk is never held in memory: its tokens are mapped, and only the table of its documents is an
@@ -26,7 +26,7 @@ from nanomed.outputs import filled
 from nanomed.text import special
 from nanomed.text.formats import content_hash
 from nanomed.text.heldout import Items
-from nanomed.text.rows import all_bad, placed_documents, read_documents
+from nanomed.text.rows import all_bad, placed_documents, read_texts
 
 FORMAT = "5"  # of the cached token file; part of its key
 FILES = ("tokens.bin", "documents.bin")
@@ -144,7 +144,7 @@ def _checksum(directory: Path, meta: dict) -> str:
 def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: bool) -> str:
     if name.startswith("hub:"):  # no file of its own: hash what it gives
         digest = hashlib.sha256()
-        for text in read_documents(name, text_field, limit, skip_bad_rows):
+        for text in read_texts(name, text_field, limit, skip_bad_rows):
             raw = None if text is None else text.encode("utf-8")
             digest.update(b"bad " if raw is None else b"%d %b" % (len(raw), raw))
         return digest.hexdigest()

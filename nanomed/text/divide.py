@@ -21,8 +21,8 @@ class Divided:
     of bool; held: all that is held out; texts: the held-out texts, by set, for near duplicates.
 
     Counts of items: removed, since they are held out; overlap, of --val-data and excluded too;
-    earlier, trained on though an earlier phase held them out. near: what the search for near
-    duplicates found, or None."""
+    earlier, trained on though an earlier phase held them out; along, removed with a near duplicate,
+    whose group or quotation they share. near: what the search for near duplicates found, or None."""
 
     training: np.ndarray
     validation: np.ndarray
@@ -32,10 +32,11 @@ class Divided:
     overlap: int
     earlier: int
     near: object | None
+    along: int
 
     def facts(self) -> dict[str, int]:
         """For summary.json."""
-        near = int(self.near.removed.sum()) if self.near else 0
+        near = int(self.near.removed.sum()) + self.along if self.near else 0
         return {"duplicates_removed": self.removed, "near_duplicates_removed": near}
 
     def say(self, what: str, model: str) -> None:
@@ -47,6 +48,8 @@ class Divided:
             print(f"{self.removed} training {what} that are held out too were taken out of the training side")
         if self.near:
             print(*self.near.lines(), sep="\n")
+        if self.along:
+            print(f"{self.along} training {what} of the same groups, or that quote the same, go with them")
         if self.earlier:
             print(
                 f"note: {self.earlier} of what is trained on was held out when {model} was trained; from now"
@@ -88,17 +91,22 @@ def divide(
     training &= ~drawn & ~held.has(items)
     removed = int((~training & ~drawn).sum())
 
-    texts, found = {name: side.texts for name, side in sides.items()} | {"--exclude": excluded.texts}, None
+    along, texts, found = (
+        0,
+        {name: side.texts for name, side in sides.items()} | {"--exclude": excluded.texts},
+        None,
+    )
     if near:
         found = near(items.where(training).texts, texts)
         repeats = np.zeros_like(training)
         repeats[training] = found.near_removed_held
         held |= items.where(repeats).held_out()  # what repeats a held-out item is held out as well
         training[training] = ~found.removed
+        along = int((training & held.has(items)).sum())
         training &= ~held.has(items)
     overlap = sum(int(excluded.held.has(side).sum()) for side in given.values())
     again = int(earlier.has(items.where(training)).sum()) if earlier else 0
-    return Divided(training, drawn, held, texts, removed, overlap, again, found)
+    return Divided(training, drawn, held, texts, removed, overlap, again, found, along)
 
 
 def draw(groups: Sequence, fraction: float, seed: int, where: str) -> np.ndarray:

@@ -78,8 +78,8 @@ def text_examples(selection, context: int, limit: int, seed: int) -> list[Exampl
 
 
 def pack(examples: list[Example], context: int) -> list[list[Example]]:
-    """Put several examples into rows of up to `context` inputs: each, longest first, where the least room is
-    left.
+    """Put several examples into rows of up to `context` inputs by best fit: longest first, each into the
+    fullest row that still has room for it.
 
     Example a has inputs a1 a2 a3, b has b1 b2. Packed into one row, with their positions, and who may look at
     whom (nanomed.models.attention.packed makes it of the segments):
@@ -105,8 +105,8 @@ def pack(examples: list[Example], context: int) -> list[list[Example]]:
 
 def collate(rows: list[list[Example]]) -> Batch:
     """A Batch of rows of examples, padded on the right: padding is segment -1 and its targets are IGNORE, by
-    length and not by token. Where each row has one example, segments are left out: padding is behind every
-    query then, and causal attention does not look there."""
+    length and not by token. Where each row has one example, and nothing is replayed, segments are left out:
+    padding is behind every query then, and causal attention does not look there."""
     B, T = len(rows), max(sum(len(e.ids) - 1 for e in row) for row in rows)
     idx, pos = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
     segments, targets = torch.full((B, T), -1), torch.full((B, T), IGNORE)

@@ -123,7 +123,7 @@ def read_pairs(s, tokenizer) -> Pairs:
         found.digests[f"{side}: {' + '.join(names)}"] = sha
         return rows
 
-    def read_texts(side: str, names: list[str]) -> Selection:
+    def read_side(side: str, names: list[str]) -> Selection:
         texts = corpus.read_corpus(names, s, tokenizer)
         found.digests[f"{side}: {texts.corpus.name}"] = texts.corpus.sha256
         return texts
@@ -133,6 +133,6 @@ def read_pairs(s, tokenizer) -> Pairs:
         if instructions.holds_instructions(files[0], fields, s.text_field, s.skip_bad_rows):
             found.answers[name] = read_rows(f"val-data {name}", files)
         else:
-            found.texts[name] = read_texts(f"val-data {name}", files)
-    found.replay = read_texts("replay", s.replay) if s.replay else None
+            found.texts[name] = read_side(f"val-data {name}", files)
+    found.replay = read_side("replay", s.replay) if s.replay else None
     return found

@@ -48,13 +48,13 @@ def split_name(text: str, home: Path = Path()) -> tuple[str | None, str]:
     return name, file
 
 
-def read_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:
+def read_texts(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:
     """The texts of a file or of `hub:REPO[:CONFIG[:SPLIT]]`, in order; None for a bad row that is skipped."""
     return (text for _, text in placed_documents(name, text_field, limit, skip_bad))
 
 
 def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[tuple]:
-    """read_documents(), each after its place for a message: "row 2", or "row 2, line 4" where that is another
+    """read_texts(), each after its place for a message: "row 2", or "row 2, line 4" where that is another
     number."""
     return _placed_rows(name, partial(get_text, fields=field_of(name, text_field)), limit, skip_bad)
 

@@ -121,7 +121,7 @@ class Tokenizer:
 def load_tokenizer(directory: str | Path, model: str | Path | None = None, reading="text") -> Tokenizer:
     """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory.
     model: where the model's config.json and generation_config.json are, if not there too (an adapter's base);
-    reading: of special tokens that texts spell, one of settings.READINGS.
+    reading: of special tokens that texts spell: text, read or refuse (--special-tokens).
 
     Raises UserError if there is none, or one of a kind that is not known here."""
     directory = Path(directory)

@@ -2,7 +2,7 @@
 
 run.json       command, settings (settings.py), versions, hashes of the data, written first
 held_out.json  what it and the phases before it measure on (text/heldout.py)
-metrics.jsonl  one object a logged update (loop.py)
+metrics.jsonl  one object a logged update (progress.py)
 state/         for --resume, until the run is complete (checkpoint.py)
 base/          the merged base, if an adapter was merged before a new one was trained on it
 config.json, model.safetensors, ... or adapter_config.json, adapter_model.safetensors; summary.json, loss.png

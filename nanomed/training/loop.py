@@ -60,7 +60,7 @@ class Update:
     """What one_update did."""
 
     losses: list[float]  # the summed loss of each micro-batch
-    count: int  # supervised tokens of all of them
+    count: int  # targets of all of them: tokens; in phase 3, texts or decisions
     grad_norm: float  # before clipping
     stepped: bool  # False if fp16 overflowed
     parts: dict[str, tuple[float, int]]  # {name: (summed loss, tokens)} of what loss_fn tells apart
@@ -106,10 +106,10 @@ def fit(model, data, loss_fn, s: Settings, out: Path, validate=None, anchor=None
     """Train the parameters that require a gradient, in place; returns a summary as a dict.
 
     Goes on from the newest checkpoint in out/state, if there is one, and keeps its own there; appends to
-    out/metrics.jsonl. validate() gives ({name: {"loss", ...}} of each held-out set, of which the first
-    decides what is best; a text that the model writes, or None). anchor: an Anchor, or None. Raises UserError
-    for a non-finite loss or gradient and when memory runs out, Interrupted after Ctrl-C, SIGTERM or a
-    hang-up."""
+    out/metrics.jsonl. validate() returns (sets, sample): {name: {"loss", ...}} of each held-out set, of
+    which the first decides what is best; and a text that the model wrote, or None. anchor: an Anchor, or
+    None. Raises UserError for a non-finite loss or gradient and when memory runs out, Interrupted after
+    Ctrl-C, SIGTERM or a hang-up."""
     steps, eval_every = total_steps(data, s), s.eval_every or data.windows_per_epoch
     optimizer, scaler = make_optimizer(model, s), make_scaler(model, s)
     progress = checkpoint.restore(out, model, optimizer, scaler)

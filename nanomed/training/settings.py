@@ -1,9 +1,9 @@
-"""The settings of a training, each declared once (nanomed.flags): what decides its weights, which run.json
-holds and a resumed run has to repeat, and what is of one call only: where results go, how often to save.
+"""The settings of a training, each declared once (nanomed.flags). Some decide the weights: run.json holds
+them, and a resumed run must repeat them. The others belong to one call: where results go, how often to save.
 
-parse() takes them from the command line, or a recipe's section; what is left open there (None, auto),
-nanomed.training.run.setup decides. A key that is absent in a run.json has the field's default: so a run that
-began before there was a setting goes on as it was."""
+parse() takes them from the command line, or a recipe's section. What is left open there (`flag=None`, auto)
+is decided by nanomed.training.run.setup. A field's default is what a run.json without the key means: so a run
+that began before there was a setting goes on as it was."""
 
 from dataclasses import fields
 from functools import partial
@@ -18,12 +18,12 @@ from nanomed.limits import AtLeast0, Count, Files, Positive, Share, ShareOr1, Wh
 from nanomed.text import reading
 from nanomed.text.templates import TEMPLATES
 
-# Of the trainings that keep the language model's head.
+# A setting of phases 2 and 4 alone.
 of_text = partial(setting, phases=("adapt", "instruct"))
 
 
 @declared
-class Schedule:
+class Optimization:
     title = "training"
 
     context: Count | None = setting(None, "tokens a row (default: the model's positions, 1024 at most)")
@@ -50,7 +50,7 @@ class Schedule:
 
 
 @declared
-class Adapter:
+class Lora:
     title = "LoRA"
 
     lora_r: Whole = setting(0, "rank; 0 trains all weights", metavar="R")
@@ -130,8 +130,8 @@ class Course:
 
 
 @declared
-class Settings(Course, Forgetting, Adapter, Schedule, flags.Rows, flags.Running):
-    """Of every training."""
+class Settings(Course, Forgetting, Lora, Optimization, flags.Rows, flags.Running):
+    """What all three phases have."""
 
     phase: ClassVar[str] = ""
     items: ClassVar[str] = "documents"  # what the data consists of, for --help

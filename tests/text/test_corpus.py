@@ -23,7 +23,7 @@ from nanomed.text import formats
 from nanomed.text.batch import IGNORE
 from nanomed.text.blocks import Mixture, Stream
 from nanomed.text.corpus import Selection, encode_corpus
-from nanomed.text.rows import read_documents, split_weight
+from nanomed.text.rows import read_texts, split_weight
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 
@@ -36,7 +36,7 @@ def tokenizer(bpe_dir):
 
 
 def read(path, field="text", limit=None, skip=False):
-    return list(read_documents(str(path), field, limit, skip))
+    return list(read_texts(str(path), field, limit, skip))
 
 
 def write_csv(path, texts):
@@ -612,10 +612,10 @@ def test_text_without_a_token_cannot_be_trained_on(tmp_path, tokenizer):
 
 def test_rows_of_a_csv_may_end_in_a_comma_and_not_in_another_field(tmp_path):
     (tmp_path / "d.csv").write_text("\ntext,id\nfever,1,\ncough,2,,\n")
-    assert list(read_documents(str(tmp_path / "d.csv"), "text", None, False)) == ["fever", "cough"]
+    assert list(read_texts(str(tmp_path / "d.csv"), "text", None, False)) == ["fever", "cough"]
     (tmp_path / "e.csv").write_text("text,id\nfever,1\ncough, and more,2\n")
     with pytest.raises(UserError, match="row 2, line 3: 3 fields where the header has 2"):
-        list(read_documents(str(tmp_path / "e.csv"), "text", None, False))
+        list(read_texts(str(tmp_path / "e.csv"), "text", None, False))
 
 
 def test_who_has_no_home_has_a_cache_all_the_same(monkeypatch, tmp_path):

@@ -79,7 +79,7 @@ def test_rows_go_with_their_question_their_group_and_what_they_quote():
     assert HeldOut().has(rows([])).tolist() == held.has(documents([])).tolist() == []
 
 
-def test_what_nearly_repeats_a_held_text_is_held_out_too_with_the_rows_of_its_group():
+def test_what_nearly_repeats_a_held_text_is_held_out_too_with_the_rows_of_its_group(capsys):
     near, far, other = make_texts(3, 5, 40, 60)
     items = rows(
         [
@@ -92,7 +92,9 @@ def test_what_nearly_repeats_a_held_text_is_held_out_too_with_the_rows_of_its_gr
     sides = {"v": rows([Instruction("5", "", near)])}
     d = divide(items, Excluded(), sides, None, finder(0.7, 0))
     assert d.training.tolist() == [False, False, True, False]
-    assert d.facts() == {"duplicates_removed": 0, "near_duplicates_removed": 2}
+    assert d.facts() == {"duplicates_removed": 0, "near_duplicates_removed": 3}
+    d.say("rows", "m")
+    assert "1 training rows of the same groups" in capsys.readouterr().out
     assert heldout.digest("g") in d.held.groups and heldout.digest(far) not in d.held.quoted
     again = documents([near + "!", other + " yes", "new"])
     assert d.replayed(again, documents(["new"]).held_out(), finder(0.7, 0)).tolist() == [False, True, False]

@@ -21,7 +21,7 @@ from nanomed.text import lines, reading
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.formats import find, is_plain, rows_of
 from nanomed.text.instructions import Fields, read_instructions
-from nanomed.text.rows import get_text, get_value, read_documents, read_rows
+from nanomed.text.rows import get_text, get_value, read_rows, read_texts
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, write_jsonl
 
@@ -32,7 +32,7 @@ DATA = datasets.Dataset.from_list(ROWS)
 
 
 def texts_of(name):
-    return list(read_documents(str(name), "text", None, False))
+    return list(read_texts(str(name), "text", None, False))
 
 
 def rows(name):
@@ -278,7 +278,7 @@ def test_a_bad_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "d" / "1.txt").write_bytes(b"f\xe8vre")
     with pytest.raises(UserError, match="row 2, 1.txt: not UTF-8"):
         texts_of(tmp_path / "d")
-    assert list(read_documents(str(tmp_path / "d"), "text", None, True)) == [TEXTS[0], None, *TEXTS[2:]]
+    assert list(read_texts(str(tmp_path / "d"), "text", None, True)) == [TEXTS[0], None, *TEXTS[2:]]
     assert next(rows_of(f"{tmp_path / 'd'}#blank-line"))[0] == "0.txt, line 1"
     assert is_plain(str(tmp_path / "d")) and is_plain("x.TXT.gz#file") and not is_plain("x.json")
 

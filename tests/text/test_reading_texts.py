@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Sequence, Value
 from nanomed.errors import UserError
 from nanomed.evaluation.commands.choices import FORMATS
 from nanomed.evaluation.questions import from_pubmedqa
-from nanomed.text.rows import BadRow, read_documents
+from nanomed.text.rows import BadRow, read_texts
 from nanomed.text.tokenizer import load_tokenizer
 
 TEXTS = [
@@ -124,7 +124,7 @@ def test_a_pre_tokenizer_that_gives_other_ids_is_refused(bpe_dir, tmp_path, pre)
 
 
 def documents(path, field="text"):
-    return list(read_documents(str(path), field, None, False))
+    return list(read_texts(str(path), field, None, False))
 
 
 def test_a_csv_that_python_wrote_comes_back_letter_by_letter(tmp_path):

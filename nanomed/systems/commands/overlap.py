@@ -60,9 +60,9 @@ def finder(threshold: float, seed: int):
 
 
 def read(names: list[str], field, args) -> list[str]:
-    from nanomed.text.rows import read_documents
+    from nanomed.text.rows import read_texts
 
-    rows = (text for name in names for text in read_documents(name, field, args.limit, args.skip_bad_rows))
+    rows = (text for name in names for text in read_texts(name, field, args.limit, args.skip_bad_rows))
     texts = [text for text in rows if text is not None]
     if not texts:
         raise UserError(f"{', '.join(names)}: no texts there")
