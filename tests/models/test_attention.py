@@ -168,7 +168,7 @@ def test_dropout_of_attention_is_the_librarys():
 
 @every_family
 def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeypatch):
-    for module, name in ((kernels, "tiled"), (attention, "_one_by_one")):
+    for module, name in ((kernels, "tiled"), (attention, "_by_length")):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that both are put back
     model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)
     idx, targets = torch.randint(0, 400, (2, 60)), torch.randint(0, 400, (2, 60))
