@@ -79,14 +79,14 @@ def _options(name: str, kind, flag: Flag) -> dict:
         kind = get_args(kind)[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction if flag.two_way else "store_true"}
-    if get_origin(kind) is Literal:
+    if get_origin(kind) is Literal and not flag.parse:
         return {"choices": get_args(kind)}
     if kind == Files:
         return {"nargs": "+", "action": Several, "metavar": flag.metavar or "D"}
     if kind == list[str]:
         return {"type": name_list, "metavar": "A,B,..."}
     if get_origin(kind) is Annotated:
-        return {"type": limited(kind), "metavar": flag.metavar or "N"}
+        return {"type": limited(kind), "metavar": flag.metavar or ("N" if get_args(kind)[0] is int else "X")}
     return {"type": flag.parse or kind, "metavar": flag.metavar or name.rpartition("_")[2].upper()}
 
 

@@ -99,7 +99,8 @@ def inject(model: nn.Module, config: LoRAConfig) -> None:
     if unused or odd or not chosen:
         what = f"{', '.join(odd)} cannot have an adapter" if odd else "match no module"
         names = ", ".join(resolve(model, replace(config, targets=(ALL_LINEAR,))).targets)
-        raise UserError(f"LoRA targets {unused or config.targets}: {what}; linear layers here: {names}")
+        asked = ", ".join(unused or targets) or config.targets
+        raise UserError(f"LoRA targets {asked}: {what}; linear layers here: {names}")
     model.requires_grad_(False)
     model.lora = config
     for name, module in chosen.items():

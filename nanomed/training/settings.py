@@ -61,10 +61,10 @@ class Lora:
     lora_dropout: Share = setting(0.0, "on the adapter's input, in training")
     lora_targets: str | None = setting(
         "c_attn",
-        "modules, separated by commas, matched at the end of their names: c_attn,c_proj,c_fc; or all-linear:"
-        " every linear layer below the head (default: peft's for the family: c_attn of GPT-2, else"
-        " q_proj,v_proj)",
+        "ends of modules' names (c_attn,c_proj,c_fc), or all-linear: every linear layer below the head"
+        " (default: peft's for the family: c_attn of GPT-2, else q_proj,v_proj)",
         flag=None,
+        metavar="NAMES",
     )
     merge: bool = setting(False, "fold the adapter into the model that DIR holds at the end", two_way=True)
 
@@ -124,9 +124,9 @@ class Course:
         flag=None,
     )
     log_every: Count = of_call(10, "updates between lines of metrics.jsonl")
-    dry_run: bool = of_call(False, "say what the run would take, and stop; writes nothing", one_process=True)
-    show: Whole = of_call(0, "first print N rows of a batch with what is supervised in [[ ]]")
-    sample_prompt: str | None = of_text(None, "at each validation, show what follows this", of_call=True)
+    dry_run: bool = of_call(False, "time two updates, say what all would take, and stop", one_process=True)
+    show: Whole = of_call(0, "first print N rows of a batch, example by example, what is supervised in [[ ]]")
+    sample_prompt: str | None = of_text(None, "show, at validations, what follows it", of_call=True)
 
 
 @declared
@@ -236,6 +236,7 @@ class Questions:
         "response",
         f"how a prompt looks: {', '.join(TEMPLATES)}, or a TOML file (default: the model's own, or response)",
         flag=None,
+        metavar="NAME",
     )
     instruction_field: str = setting("instruction,question", "of what is asked")
     input_field: str = setting("input", "of what it is asked about, if anything")

@@ -47,8 +47,17 @@ def test_a_field_is_a_flag_with_its_limits_and_its_help(given, capsys):
     with pytest.raises(SystemExit):
         given("--help")
     help = " ".join(capsys.readouterr().out.split())
-    assert "--mask-rate N share of the tokens that are masked (default: 0.1)" in help
+    assert "--mask-rate X share of the tokens that are masked (default: 0.1)" in help
     assert "--kind {a,b} one of two --colour" in help
+
+
+@pytest.mark.parametrize("written", [";", "semicolon"])
+def test_a_separator_is_its_name_or_the_character(given, tmp_path, written):
+    (tmp_path / "d.csv").write_text("id;text\n1;fever\n")
+    (tmp_path / "recipe.toml").write_text(f'[adapt]\nseparator = "{written}"\n')
+    need = ("--model", "m", "--data", tmp_path / "d.csv", "--out", "o")
+    for said in (("--separator", written), ("--config", tmp_path / "recipe.toml")):
+        assert given(*need, *said, kind=Adapt).data == [f"{tmp_path / 'd.csv'}#semicolon"]
 
 
 def test_a_field_is_a_key_of_a_recipe(given, tmp_path):
