@@ -36,7 +36,8 @@ MOST_LAYERS = 10_000
 
 def read_config(directory: Path) -> tuple[dict, object]:
     """config.json as a dict, and the family's own Config made from it. Raises UserError for an unknown
-    architecture, or a flag that the model here would not honour."""
+    architecture, an unknown key (but one that begins with _), or a value that the model here would not
+    honour."""
     path = Path(directory) / "config.json"
     raw = read_object(path)
     model_type = raw.get("model_type")
