@@ -48,9 +48,8 @@ SHAPES = {
     "llama2-13b": _llama(5120, 13824, 40, 40),
 }
 CARDS = (24, 40, 80)  # GiB
-ROOM = (
-    2 * 2**30
-)  # CUDA and its libraries, a chunk's logits with their gradient, what the allocator cannot use
+# CUDA and its libraries, a chunk's logits with their gradient, what the allocator cannot use
+ROOM = 2 * 2**30
 NF4 = 4.127 / 8  # bytes a weight: four bits, and the scales of blocks of 64, themselves in eight bits
 
 
@@ -143,9 +142,8 @@ def count_up(family, sizes: dict, rows: int, context: int, checkpointed: bool, r
 def methods(c: Counted) -> dict[str, dict[str, float]]:
     """{method: {component: bytes on one card}}."""
     trained = {"weights": 4 * c.parameters, "gradients": 4 * c.parameters, "optimizer": 8 * c.parameters}
-    found = {
-        "all weights": trained | {"copies": 2 * c.linears, "activations": c.full}
-    }  # autocast's, of all linears in bf16
+    # autocast's, of all linears in bf16
+    found = {"all weights": trained | {"copies": 2 * c.linears, "activations": c.full}}
     for cards in (2, 4, 8):
         # A layer in bf16 and the one that is fetched meanwhile; a gradient in bf16 and, to be summed, in
         # fp32; embedding, head and norms in fp32, and their gradients.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.many import ROOT, leave, run_all, without_weights
+from bench.many import ROOT, leave, run_all, size_of, without_weights
 from nanomed.evaluation import tables
 
 LINEARS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
@@ -73,19 +73,18 @@ def main():
     for *_, directory, flags in points:
         model, commands = directory if flags else args.model, []
         if flags:
-            size = [
-                "--max-steps",
-                args.updates,
-                "--context",
-                args.context,
-                "--batch-size",
-                args.batch_size,
-                "--val-fraction",
-                0,
-            ]
             held = ["--exclude", args.test, args.general_test, "--save-every", 0, "--resume"]
             commands.append(
-                [ROOT / "train_clm.py", "--model", args.model, *flags, *size, *held, "--out", directory]
+                [
+                    ROOT / "train_clm.py",
+                    "--model",
+                    args.model,
+                    *flags,
+                    *size_of(args),
+                    *held,
+                    "--out",
+                    directory,
+                ]
             )
         for name, data in (("biomedical", args.test), ("general", args.general_test)):
             measure = ["--context", args.context, "--limit", args.limit, "--json", f"{directory}.{name}.json"]

@@ -86,9 +86,8 @@ def prune_blocks(model, share: float) -> None:
 
 def variant(o: measure.Opened, dtype: str, share: float = 0.0) -> measure.Opened:
     """A pruned copy of an fp32 model, stored in `dtype`."""
-    model = copy.deepcopy(
-        o.model, {id(o.model.family): o.model.family}
-    )  # a family is a Python module, which is not copied
+    # a family is a Python module, which is not copied
+    model = copy.deepcopy(o.model, {id(o.model.family): o.model.family})
     prune_blocks(model, share)
     store_frozen(model, dtype, o.device)
     return replace(o, model=model, dtype=dtype)
@@ -224,17 +223,17 @@ def writing_rows(o: measure.Opened, prompts, steps: int, repeats: int) -> dict:
     runs = {"no cache": partial(timed, partial(write_uncached, o, prompts[0], steps))}
     rows = {"no cache": {"batch": 1, "cache_bytes": 0}}
     for B in BATCHES:
-        cache = make_cache(
-            o.model.config, B, len(prompts[0]) + steps, "meta", DTYPES[o.dtype]
-        )  # meta: shapes without memory
+        # meta: shapes without memory
+        cache = make_cache(o.model.config, B, len(prompts[0]) + steps, "meta", DTYPES[o.dtype])
         rows[f"cache, batch {B}"] = {
             "batch": B,
             "cache_bytes": n_bytes(t for layer in cache for t in (layer.k, layer.v)),
         }
         runs[f"cache, batch {B}"] = partial(timed, partial(write_cached, o, prompts[:B], steps))
+    # of a prompt
     seconds = {
         way: [s / rows[way]["batch"] for s in found] for way, (_, found) in in_turn(runs, repeats).items()
-    }  # of a prompt
+    }
     return {way: row | speed(steps, seconds[way], seconds["no cache"]) for way, row in rows.items()}
 
 
@@ -271,9 +270,8 @@ def table(result: dict) -> list[list[str]]:
 
 def draw(result: dict, path: Path) -> None:
     """Perplexity against sparsity, and beside each point how many times as fast as the dense model it was."""
-    figure = need("matplotlib.figure").Figure(
-        figsize=(7, 4.5), layout="constrained"
-    )  # without pyplot, which wants a window
+    # without pyplot, which wants a window
+    figure = need("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
     ax = figure.subplots()
     points = [r for r in result["pruned"].values() if np.isfinite([r["ppl"], *(r["ppl_ci95"] or ())]).all()]
     x, y = np.array([(100 * r["zeros"], r["ppl"]) for r in points]).reshape(-1, 2).T

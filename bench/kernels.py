@@ -31,13 +31,8 @@ from nanomed.models.attention import Mask, packed
 from nanomed.models.prepacked import in_blocks, product
 
 TRIES = 7
-ATTENTION = [
-    (64, 64, 12),
-    (32, 128, 12),
-    (16, 256, 12),
-    (8, 512, 12),
-    (4, 1024, 12),
-]  # rows, tokens, heads of 64
+# rows, tokens, heads of 64
+ATTENTION = [(64, 64, 12), (32, 128, 12), (16, 256, 12), (8, 512, 12), (4, 1024, 12)]
 LENGTHS = [60, 85, 110, 40, 75, 95, 47]  # of the examples in a row of 512
 LINEARS = [("block", 3072, 768), ("head", 50257, 768)]
 
@@ -116,9 +111,8 @@ def linear_rows() -> list[list[str]]:
     ]
     for name, n_out, n_in in LINEARS:
         for dtype in (torch.bfloat16, torch.float32):
-            weights = [
-                torch.randn(n_out, n_in, dtype=dtype) for _ in range(12 if name == "block" else 2)
-            ]  # more than a cache holds
+            # more than a cache holds
+            weights = [torch.randn(n_out, n_in, dtype=dtype) for _ in range(12 if name == "block" else 2)]
             laid_out = [in_blocks(w) for w in weights]
             for N in (1, 8, 512):
                 x = torch.randn(N, n_in, dtype=dtype)

@@ -51,6 +51,12 @@ def run_all(jobs: dict[Path, list[list]], at_once: int) -> None:
         )
 
 
+def size_of(args) -> list:
+    """Flags of a training: how many updates of which size, and no part of the data kept for validation."""
+    size = {"max-steps": args.updates, "context": args.context, "batch-size": args.batch_size}
+    return [word for name, value in (size | {"val-fraction": 0}).items() for word in (f"--{name}", value)]
+
+
 def without_weights(directory: Path) -> list:
     """A command for run_all: remove the weights in a directory, which have been measured."""
     return [

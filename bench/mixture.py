@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.many import ROOT, leave, run_all, without_weights
+from bench.many import ROOT, leave, run_all, size_of, without_weights
 from nanomed.evaluation import tables
 from nanomed.systems.tasks import measure, score, sets
 from nanomed.systems.tasks.forms import FORMS
@@ -67,16 +67,6 @@ def main():
         )
         runs[name] = ["--data", data]
     runs |= {f"all, {kind}": [*runs["all"], "--quantize", kind] for kind in args.quantize}
-    size = [
-        "--max-steps",
-        args.updates,
-        "--context",
-        args.context,
-        "--batch-size",
-        args.batch_size,
-        "--val-fraction",
-        0,
-    ]
     lora = ["--lora-r", 16, "--lora-targets", args.lora_targets, "--lr", args.lr, "--template", "medtuned"]
     jobs, files = {}, {}
     for name, flags in runs.items():
@@ -89,7 +79,7 @@ def main():
                 "--model",
                 args.model,
                 *flags,
-                *size,
+                *size_of(args),
                 *lora,
                 "--save-every",
                 0,

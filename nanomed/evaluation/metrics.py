@@ -246,9 +246,8 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
         value = np.array(value, dtype=float)
         out[key] = float(value.mean())
         out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), n, seed=seed)
-    counts = np.array(
-        bleu._extract_corpus_statistics(completions, [references])
-    )  # of n-grams, a row an answer
+    # of n-grams, a row an answer
+    counts = np.array(bleu._extract_corpus_statistics(completions, [references]))
 
     def bleu_of(rows):
         return bleu._compute_score_from_stats(counts[rows].sum(0).tolist()).score

@@ -18,9 +18,8 @@ from nanomed.text.ngrams import hashes, words
 PERMUTATIONS = 128
 LOWEST = 0.05  # a threshold for which so many permutations still find a pair with a probability above 0.99
 EXAMPLES = 5
-ROOM = (
-    2**23
-)  # shingles of texts compared with that are kept, 64 MiB: those of a template come again and again
+# shingles of texts compared with that are kept, 64 MiB: those of a template come again and again
+ROOM = 2**23
 AT_ONCE = 2**14  # shingles of a text that are permuted at once: 8 MiB a temporary array
 
 

@@ -61,9 +61,8 @@ class Spellings:
         # The longest of several that begin at one place, as the `tokenizers` library takes it.
         longest_first = sorted(self.tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._beginnings = {
-            content[:3] for content in self.tokens
-        }  # a fast look: few texts hold one of these
+        # a fast look: few texts hold one of these
+        self._beginnings = {content[:3] for content in self.tokens}
 
     def matches(self, text: str) -> list[re.Match]:
         """Where a text spells special tokens."""

@@ -14,9 +14,8 @@ from nanomed.files import parse_json, replace_file, typed
 # Pictures here go into files. What a notebook left in the environment for its own pictures would fail
 # matplotlib's import where that notebook's package is not installed.
 os.environ.pop("MPLBACKEND", None)
-logging.getLogger("matplotlib").setLevel(
-    logging.ERROR
-)  # where it keeps its fonts is no concern of who trains
+# where it keeps its fonts is no concern of who trains
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 TRAINING = ("#3f8fbd", "#8f7fc4")
 VALIDATION = ("#d9622b", "#2f9e6e", "#c2458f", "#b8901f", "#5566c8")
@@ -144,9 +143,8 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         for ax in (losses, below):
             ax.grid(alpha=0.3)
         out = io.BytesIO()
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing"
-        )  # a directory's name in letters that the font has not got
+        # a directory's name in letters that the font has not got
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(
             out, format=format, dpi=144, transparent=small, metadata={"Date": None} if small else None
         )

@@ -176,9 +176,8 @@ def check_space(model, s: Settings) -> None:
     )
     state, best = 12 * trained, 2 * 4 * trained if s.keep == "best" else 0
     needed = state + max(state, 4 * (whole if s.merge or not s.lora_r else trained)) + best
-    there = sum(
-        file.stat().st_size for file in (s.out / "state").glob("*.safetensors")
-    )  # of a run that goes on
+    # of a run that goes on
+    there = sum(file.stat().st_size for file in (s.out / "state").glob("*.safetensors"))
     free = shutil.disk_usage(s.out).free + there
     if free < needed:
         raise UserError(

@@ -176,9 +176,8 @@ def shard(model, device: torch.device, dtype: str) -> None:
     for part in (part for block in blocks for part in block.children()):
         if any(isinstance(m, nn.Linear) for m in part.modules()):
             fsdp.fully_shard(part, mesh=mesh, mp_policy=policy)
-    warnings.filterwarnings(
-        "ignore", "FSDP2-wrapped module .* returned a view"
-    )  # no block adds to it in place
+    # no block adds to it in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=True)  # outside of a forward all are sharded
     for module in (m for m in model.modules() if isinstance(m, fsdp.FSDPModule)):
         module.set_gradient_divide_factor(1.0)  # a sum, no average: one_update divides by the tokens of all

@@ -7,19 +7,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
-from msgspec import Meta
 from tqdm import tqdm
 
 from nanomed.errors import STOPS, Interrupted, UserError
 from nanomed.files import finite, parse_json, typed, write_text
+from nanomed.limits import Whole
 from nanomed.training import distributed
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
 SAME_SIGNAL = 2.0  # seconds within which two of several processes' signals are one
-
-Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclass
@@ -27,7 +24,7 @@ class Sums:
     """Over the updates since the last line of metrics.jsonl."""
 
     loss: float
-    tokens: Count
+    tokens: Whole
     seconds: float
     parts: dict[str, tuple[float, int]]  # {name: (summed loss, tokens)} of what loss_fn tells apart
 
@@ -41,18 +38,18 @@ class Measured:
     """What a validation holds, besides other measures."""
 
     loss: float
-    step: Count = 0
+    step: Whole = 0
 
 
 @dataclass
 class Progress:
     """What the loop counts in, and what a checkpoint keeps, as JSON under these names."""
 
-    step: Count  # updates
-    consumed: Count  # windows of the data: more than updates where fp16 has skipped some
-    tokens: Count  # that were supervised
+    step: Whole  # updates
+    consumed: Whole  # windows of the data: more than updates where fp16 has skipped some
+    tokens: Whole  # that were supervised
     seconds: float
-    bad_evals: Count  # validations since the best one
+    bad_evals: Whole  # validations since the best one
     since_log: Sums
     first_val: dict | None  # {"step", "loss", ...}
     best_val: dict | None

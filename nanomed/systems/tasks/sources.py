@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import check_name
+from nanomed.limits import Count
 from nanomed.systems.overlap import near_duplicates, words
 from nanomed.systems.sections import read_section, read_sections
 from nanomed.systems.tasks.cases import Case, Settled
@@ -27,7 +28,6 @@ from nanomed.text.labels import Spelling, class_names
 from nanomed.text.rows import get_value, read_rows
 
 Texts = Annotated[list[str], Meta(min_length=1)]
-Count = Annotated[int, Meta(ge=1)]
 
 
 @dataclass(frozen=True)
