@@ -18,7 +18,7 @@ from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import check_name, json_lines, typed, write_text
 from nanomed.scripts import ROOT
-from nanomed.systems.sections import read_section, read_sections
+from nanomed.sections import read_section, read_sections
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.rows import Field, read_rows, read_texts
 from nanomed.text.templates import load_template

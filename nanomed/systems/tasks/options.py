@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from nanomed.systems.tasks.cases import Case, Malformed, Settled, missing, text_of
 from nanomed.systems.tasks.classes import bare, plain
+from nanomed.text.options import LETTERS, lettered, medmcqa
 from nanomed.text.rows import BadRow, get_value
 
-LETTERS = "ABCDEFGHIJ"
 ANSWERS = ("text", "letter", "number")  # what an answer can be; the first that all rows of a file allow is it
 
 
@@ -24,7 +24,7 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
         raise BadRow(f"an answer must be a text or a whole number, not {value!r}")
     answer = rename.get(str(value), str(value))
     named = {"text": options if isinstance(value, str) else []}  # a number is no text
-    named["letter"] = [key.upper() for key in keys[: len(options)]]
+    named["letter"] = [key.upper() for key in keys]
     named["number"] = list(map(str, range(len(options))))
     if all(name.isdecimal() for name in named["letter"]):  # options called 1, 2, 3 are not counted from 0
         named["number"] = []
@@ -40,18 +40,11 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
 
 def _options(row, fields: dict) -> tuple[list[str], list[str]]:
     """(their texts, what they are called)."""
-    options, keys = get_value(row, fields["options"]), LETTERS
-    if options is None and isinstance(row, dict) and {"opa", "opb"} <= row.keys():  # MedMCQA's columns
-        options = [row[name] for name in ("opa", "opb", "opc", "opd") if row.get(name) is not None]
+    options = get_value(row, fields["options"])
+    options = medmcqa(row) if options is None else options
     if options is None:
         raise missing(row, fields, "options", "options")
-    if isinstance(options, dict):  # which Parquet fills up with null
-        keys = sorted(key for key, option in options.items() if option is not None)
-        options = [options[key] for key in keys]
-    texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
-    if not texts or not 2 <= len(options) <= len(LETTERS):
-        raise BadRow(f"{fields['options']!r} must hold 2 to {len(LETTERS)} texts")
-    return options, keys
+    return lettered(options, fields["options"])
 
 
 def settle_options(placed: list[tuple[str, Case]], how=None, rename=None, order=()) -> Settled:

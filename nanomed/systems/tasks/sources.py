@@ -17,8 +17,8 @@ from msgspec import Meta
 from nanomed.errors import UserError
 from nanomed.files import check_name
 from nanomed.limits import Count
+from nanomed.sections import read_section, read_sections
 from nanomed.systems.overlap import near_duplicates, words
-from nanomed.systems.sections import read_section, read_sections
 from nanomed.systems.tasks.cases import Case, Settled
 from nanomed.systems.tasks.classes import joined, notes_on
 from nanomed.systems.tasks.corpora import corpus_rows
