@@ -6,6 +6,7 @@ import signal
 STOPS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     STOPS.append(signal.SIGHUP)
+PASSED_ON = "NANOMED_PASSED_ON"  # in the environment of a process whose parent passes its signals on to it
 
 
 class UserError(Exception):

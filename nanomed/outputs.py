@@ -106,6 +106,11 @@ def lock(directory: Path, flag: str = "--out") -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def locked_files() -> list[int]:
+    """Of the locks that this process holds: a child that inherits them holds them with it."""
+    return [f.fileno() for f in _locks.values()]
+
+
 def release() -> None:
     """Let go of every directory that this process holds; one that it made and left empty goes."""
     while _locks:
@@ -127,6 +132,13 @@ def stamp(program: str) -> dict:
 
 def unfinished(held: dict) -> bool:
     return "unfinished" in held
+
+
+def is_whole(out: Path, held: dict) -> bool:
+    """Whether all that a record names is in its directory."""
+    return (
+        bool(held) and not unfinished(held) and all((out / name).exists() for name in held.get("files", ()))
+    )
 
 
 def take(

@@ -31,8 +31,9 @@ def main() -> None:
         if {k: held.get(k) for k in asked} != asked:
             other = "another model, or quantised otherwise, lies there"
             raise UserError(f"--out {out}: {other}; choose another directory")
-        print(f"{out}: there already")
-        return
+        if outputs.is_whole(out, held):
+            print(f"{out}: there already")
+            return
     model = hub.load_model(source, quantize=args.quantize)
     with outputs.built(out, PROGRAM, held) as made:
         hub.save_model(model, made, source.tokenizer_directory)

@@ -1,15 +1,21 @@
 """The project's scripts, run by its own programs as a user would type them."""
 
+import ctypes
+import os
 import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from nanomed.errors import Interrupted, UserError
+from nanomed.errors import PASSED_ON, Interrupted, UserError
+from nanomed.outputs import locked_files
 
 ROOT = Path(__file__).parent.parent
 GO_ON = "the same command goes on from there"
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # no other system has prctl()
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def shown(path: Path) -> str:
@@ -18,22 +24,31 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
+def _die_with(parent: int) -> None:
+    """In a child, before it becomes its command: kill it when its parent is killed."""
+    if LIBC:
+        LIBC.prctl(DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # before that
+        os._exit(1)
+
+
 def run(command: list) -> None:
     """Print a command, `train_clm.py --model ...` say, and run it in the project's directory. Ctrl-C and
-    SIGTERM reach it, and it is waited for, since a training saves before it ends. Raises Interrupted then,
-    and UserError if it does not end well."""
-    command = [str(word) for word in command]
+    SIGTERM are passed on to it, and it is waited for, since a training saves before it ends. It does not
+    outlive this process; where it could, nobody else works in the meantime in what this one has locked.
+    Raises Interrupted then, and UserError if it does not end well."""
+    command, came = [str(word) for word in command], None
     print(f"$ python {shlex.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise Interrupted(signal.SIGINT, GO_ON) from None
-    except Interrupted as e:
-        process.terminate()
-        process.wait()
-        raise Interrupted(e.signum, GO_ON) from None
+    how = {"cwd": ROOT, "env": os.environ | {PASSED_ON: "1"}, "pass_fds": locked_files()}
+    process = subprocess.Popen([sys.executable, *command], preexec_fn=partial(_die_with, os.getpid()), **how)
+    while process.returncode is None:
+        try:
+            process.wait()
+        except (KeyboardInterrupt, Interrupted) as e:
+            came = e.signum if isinstance(e, Interrupted) else signal.SIGINT
+            process.send_signal(came)
+    if came:
+        raise Interrupted(came, GO_ON)
     if process.returncode > 128:
         raise Interrupted(process.returncode - 128, GO_ON)
     if process.returncode < 0:

@@ -120,10 +120,10 @@ def test_a_record_names_files_of_its_directory_alone(tmp_path, files):
 
 def test_of_two_processes_one_works_and_the_other_is_refused(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from nanomed import outputs; outputs.take(Path('o'), 'us');"
+        "import time; from pathlib import Path; from nanomed import outputs; outputs.take(Path('o'), 'us');"
         " print(1, flush=True)"
     )
-    command = [sys.executable, "-c", code + "; sys.stdin.read()"]
+    command = [sys.executable, "-c", code + "; time.sleep(600)"]
     shell = [
         "sh",
         "-c",
@@ -138,6 +138,48 @@ def test_of_two_processes_one_works_and_the_other_is_refused(tmp_path):
         with pytest.raises(UserError, match="another process"):
             build(tmp_path / "o", FIRST)
         other.communicate("\n")
+    build(tmp_path / "o", FIRST)
+
+
+# A program that holds a directory and runs a command, which does nothing for a long time but say that it began.
+PARENT = """
+from pathlib import Path
+from nanomed import cli, outputs
+from nanomed.scripts import run
+def main():
+    outputs.take(Path("o"), "us")
+    run(["-c", "from nanomed import cli; import time; cli.execute(lambda: [print(1, flush=True), time.sleep(600)])"])
+cli.execute(main)
+"""
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_command_ends_with_the_program_that_runs_it(tmp_path, sig):
+    """The signal goes to that program alone, as `kill` sends it."""
+    words = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.stdout.readline() not in ("1\n", ""):
+            pass
+        process.send_signal(sig)
+        process.communicate(timeout=60)  # whoever still holds the streams would keep it waiting
+    assert process.returncode == (-sig if sig == signal.SIGKILL else 128 + sig)
+    build(tmp_path / "o", FIRST)
+
+
+def test_a_child_that_outlives_its_parent_holds_what_the_parent_held(tmp_path):
+    """Where the kernel cannot end it with its parent."""
+    code = "import subprocess, sys; from pathlib import Path; from nanomed import outputs; outputs.take(Path('o'), 'us');"
+    code += "child = [sys.executable, '-c', 'print(1, flush=True); input()'];"
+    code += "subprocess.Popen(child, pass_fds=outputs.locked_files())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as p:
+        assert p.stdout.readline() == b"1\n" and p.wait(60) == 0
+        with pytest.raises(UserError, match="another process"):
+            build(tmp_path / "o", FIRST)
+        p.communicate(b"\n")
     build(tmp_path / "o", FIRST)
 
 

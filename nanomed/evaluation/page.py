@@ -67,7 +67,7 @@ def open_out(out: Path) -> dict:
 def is_there(out: Path) -> bool:
     """Whether a page lies in `out`, all of it."""
     held = outputs.read_record(out / RECORD, PROGRAM, of_earlier)
-    return held is not None and not outputs.unfinished(held) and (out / "report.html").exists()
+    return outputs.is_whole(out, held or {})
 
 
 def of_earlier(held: dict) -> dict | None:

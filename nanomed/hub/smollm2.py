@@ -119,7 +119,7 @@ def main():
     p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--out", required=True, metavar="DIR", help="where the model's directory goes (540 MB)")
     out = Path(p.parse_args().out)
-    if of_earlier(out) or ((held := outputs.take(out, PROGRAM)) and not outputs.unfinished(held)):
+    if of_earlier(out) or outputs.is_whole(out, held := outputs.take(out, PROGRAM)):
         print(f"{out}: there already")
         return
     need("gguf"), need("transformers")

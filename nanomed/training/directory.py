@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -23,16 +22,17 @@ import torch
 
 import nanomed
 from nanomed.errors import UserError
-from nanomed.files import is_part, read_json, read_object, typed, write_json
+from nanomed.files import is_part, read_object, typed, write_json
 from nanomed.flags import QUANTIZATIONS
 from nanomed.memory import in_words
-from nanomed.outputs import check_directory, names_in
+from nanomed.outputs import check_directory, names_in, read_record, stamp
 from nanomed.tensors import safetensors_shapes
 from nanomed.training import checkpoint, curves
 from nanomed.training.settings import Settings
 
+PROGRAM, RECORD = "nanomed.training", "run.json"
 # What a run leaves that ended before its first checkpoint: nothing that is worth keeping.
-LEFTOVERS = {"run.json", "held_out.json", "metrics.jsonl", "state", "base"}
+LEFTOVERS = {RECORD, "held_out.json", "metrics.jsonl", "state", "base"}
 
 
 def check_out(out: Path, resume: bool) -> None:
@@ -57,7 +57,7 @@ def check_out(out: Path, resume: bool) -> None:
         for name in sorted(n for n in names_in(out / folder) if not is_ours(n)):
             refuse(f"{folder}/{name} is no part of a run; move it away, or choose another directory")
     if names and resume and not ours:
-        why = "its run.json is another program's" if "run.json" in names else "no run.json"
+        why = "its run.json is another program's" if RECORD in names else "no run.json"
         refuse(f"not a run's directory ({why}), so there is nothing to resume; choose another directory")
     if names and not resume and (started or not ours or names - LEFTOVERS):
         refuse(
@@ -74,22 +74,16 @@ def check_out(out: Path, resume: bool) -> None:
         )
 
 
-@dataclass
-class Record:
-    """Of run.json, what a run is known by."""
-
-    command: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
-
-
 def settings_there(directory: Path) -> dict | None:
     """The settings in a run.json; None if there is none that record_start() wrote."""
-    try:
-        record = typed(Record, read_json(directory / "run.json"), directory)
-    except UserError:
-        return None
-    return record.settings if "nanomed" in record.versions else None
+    settings = (read_record(directory / RECORD, PROGRAM, of_earlier) or {}).get("settings")
+    return settings if isinstance(settings, dict) else None
+
+
+def of_earlier(held: dict) -> dict | None:
+    """A run.json of an earlier version, which told whose it is by the versions alone."""
+    versions = held.get("versions")
+    return held if isinstance(versions, dict) and "nanomed" in versions else None
 
 
 def finish(s: Settings, unit: str) -> None:
@@ -111,7 +105,7 @@ def is_complete(s: Settings, identity: dict) -> bool:
 def check_same(s: Settings, identity: dict) -> None:
     """A run may be resumed if every setting that decides its weights, and everything that goes into it, is
     what it was. Raises UserError, naming what changed."""
-    path = s.out / "run.json"
+    path = s.out / RECORD
     record = read_object(path)
     if record.get("phase", s.phase) != s.phase:
         raise UserError(f"{path}: the run is of another phase ([{record['phase']}]); choose another --out")
@@ -149,7 +143,7 @@ def record_start(s: Settings, identity: dict) -> None:
     packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
     machine = {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
     machine["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    record = {
+    record = stamp(PROGRAM) | {
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
         "phase": s.phase,
@@ -164,7 +158,7 @@ def record_start(s: Settings, identity: dict) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     s.out.mkdir(parents=True, exist_ok=True)
-    write_json(record, s.out / "run.json")
+    write_json(record, s.out / RECORD)
 
 
 def check_space(model, s: Settings) -> None:

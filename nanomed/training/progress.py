@@ -1,6 +1,7 @@
 """What a run has done so far, and how it tells of it: the counts, metrics.jsonl, the bar, and signals."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanomed.errors import STOPS, Interrupted, UserError
+from nanomed.errors import PASSED_ON, STOPS, Interrupted, UserError
 from nanomed.files import finite, parse_json, typed, write_text
 from nanomed.limits import Whole
 from nanomed.training import distributed
@@ -176,9 +177,11 @@ def stopping():
     came = []  # (signal, when)
 
     def handler(signum, frame):
-        # The shell and the system may both send a hang-up; torchrun passes on what the terminal sent to all.
+        # The shell and the system may both send a hang-up; torchrun, and a program that runs the scripts,
+        # pass on what the terminal sent to all.
         hang_up = signum == getattr(signal, "SIGHUP", None)
-        passed_on = distributed.world() > 1 and came and time.monotonic() - came[0][1] < SAME_SIGNAL
+        twice = distributed.world() > 1 or PASSED_ON in os.environ
+        passed_on = twice and came and time.monotonic() - came[0][1] < SAME_SIGNAL
         if came and not (hang_up or passed_on):
             raise Interrupted(signum, "stopped at once")
         if not came:
