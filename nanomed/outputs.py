@@ -12,8 +12,6 @@ import fcntl
 import os
 import shutil
 import sys
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +22,6 @@ from nanomed.files import PASSING, make_temporary, read_object, sync, write_json
 FORMAT = 1
 RECORD = "nanomed.json"  # of programs that have no file of their own for it
 LOCK = PASSING + "lock"
-FILLING = "lock"  # the lock of a folder that is being filled
-OLD = 24 * 3600  # seconds; a leftover without a lock could be one whose owner is about to make it
 
 _locks = {}  # {path: open file}; a lock lasts as long as that
 _made = []  # directories that were not there before they were locked
@@ -54,7 +50,7 @@ def names_in(directory: Path) -> set[str]:
 # --- one process a directory --------------------------------------------------------------------------------
 
 
-def _locked(path: Path, wait: bool = False):
+def locked(path: Path, wait: bool = False):
     """A file, made if need be, open and locked. Raises BlockingIOError if another process holds it, and
     FileNotFoundError if its folder is gone."""
     while True:
@@ -64,12 +60,12 @@ def _locked(path: Path, wait: bool = False):
         except OSError:
             f.close()
             raise
-        if _is_at(f, path):
+        if is_at(f, path):
             return f
         f.close()  # its last holder renamed or removed it between the two calls above
 
 
-def _is_at(f, path: Path) -> bool:
+def is_at(f, path: Path) -> bool:
     """Whether an open file is (still) the one of this name."""
     try:
         return os.path.samestat(os.fstat(f.fileno()), os.stat(path))
@@ -87,7 +83,7 @@ def lock(directory: Path, flag: str = "--out") -> None:
     path = directory.resolve() / LOCK
     if path not in _locks:
         try:
-            _locks[path] = _locked(path)
+            _locks[path] = locked(path)
         except BlockingIOError as e:
             pid = path.read_text(errors="replace") if path.exists() else ""
             if pid == str(os.getppid()):
@@ -221,85 +217,3 @@ def built(out: Path, program: str, held: dict, record: str = RECORD) -> Iterator
         write_json(stamp(program) | {"files": sorted(new)} | content, out / record)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-# --- folders of the cache -----------------------------------------------------------------------------------
-
-
-def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
-    """What read(directory) gives of a folder of the cache. Where that is None (it is not there, or damaged),
-    fill(folder) makes it anew under the name KIND-..., in one process while others wait, and it gets its own
-    name once it is whole. files: what is in it. Raises OSError if it cannot be written, and what `fill`
-    raises."""
-    if (found := read(directory)) is not None:
-        return found
-    for left in directory.parent.glob(f"{kind}-*"):
-        _sweep(left, files)
-    unfinished = directory.with_name(f"{kind}-{directory.name}")
-    with claimed(unfinished):
-        if read(directory) is None:  # another process may have been faster
-            fill(unfinished)
-            if directory.is_dir():  # a damaged one
-                shutil.rmtree(directory)
-            directory.unlink(missing_ok=True)
-            os.replace(unfinished, directory)
-            (directory / FILLING).unlink(missing_ok=True)
-            sync(directory.parent)
-        if (found := read(directory)) is None:
-            raise OSError("it is gone again, or is not what was written")
-        return found
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process alone, made if need be; wait while another holds it. What a killed
-    process left in it is still there. The holder may rename it; otherwise it is removed at the end. Raises
-    OSError."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = _locked(folder / FILLING)
-        except BlockingIOError:
-            print(
-                f"{folder}: waiting for another process, which is at work there", file=sys.stderr, flush=True
-            )
-            with contextlib.suppress(FileNotFoundError):  # its holder renamed it
-                lock = _locked(folder / FILLING, wait=True)
-                break
-        except FileNotFoundError:  # removed in between
-            continue
-        except FileExistsError:
-            if os.path.lexists(folder) and not folder.is_dir():  # a file, or a dead link
-                raise
-        else:
-            break
-    with lock:
-        try:
-            yield
-        finally:
-            if _is_at(lock, folder / FILLING):
-                _remove(folder)
-
-
-def _sweep(folder: Path, files: tuple[str, ...]) -> None:
-    """Remove a folder that nobody holds, if it has nothing but `files` in it, under these names or temporary
-    ones made of them. One without a lock is a leftover once it is a day old. What cannot be removed stays."""
-    try:
-        inside = list(folder.iterdir())
-        if not all(p.name == FILLING or any(name in p.name for name in files) for p in inside):
-            return
-        if (folder / FILLING).exists():
-            with _locked(folder / FILLING):
-                _remove(folder)
-        elif time.time() - max(p.stat().st_mtime for p in (folder, *inside)) > OLD:
-            _remove(folder)
-    except OSError:  # held (BlockingIOError), another user's, no folder, or gone meanwhile
-        pass
-
-
-def _remove(folder: Path) -> None:
-    """Under another name: a process that comes to claim the folder could begin in what is being removed."""
-    gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        os.rename(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)

@@ -19,12 +19,12 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from nanomed import hub
+from nanomed.caches import filled
 from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import wilson
 from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, write_json
 from nanomed.optional import need
-from nanomed.outputs import filled
 from nanomed.precision import autocast, evaluating, mend
 from nanomed.text.corpus import cache_directory
 from nanomed.text.nfkc import nfkc

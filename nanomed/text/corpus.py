@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from nanomed.caches import filled
 from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, write_json
-from nanomed.outputs import filled
 from nanomed.text import special
 from nanomed.text.formats import content_hash
 from nanomed.text.heldout import Items

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanomed.caches import claimed
 from nanomed.errors import UserError
-from nanomed.outputs import claimed
 from nanomed.text import corpus as corpus_module
 from nanomed.text import formats
 from nanomed.text.batch import IGNORE
@@ -425,7 +425,7 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
 
 
 def test_what_killed_encodings_left_goes_and_what_living_ones_hold_stays(tmp_path, tokenizer, cache):
-    code = "import sys, time; from pathlib import Path; from nanomed.outputs import claimed\n"
+    code = "import sys, time; from pathlib import Path; from nanomed.caches import claimed\n"
     code += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     names = [str(cache / f"encoding-{name}") for name in ("killed", "alive")]
     others = [
