@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
 from nanomed.models.attention import CAUSAL, Mask
-from nanomed.models.cache import make_cache
+from nanomed.models.cache import Kept
 from nanomed.models.loss import head_logits
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
@@ -100,22 +100,25 @@ def row_seed(seed: int, k: int) -> int:
 
 @torch.no_grad()
 def stream(
-    model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype
+    model, prompts: list[list[int]], steps: int, sampling: Sampling, seeds, device, dtype, kept=None
 ) -> Iterator[list[int]]:
     """Yield the next token of every row, `steps` times; a caller who has enough stops asking.
 
     prompts: ids, none empty; seeds: one a row, so that a completion does not depend on its neighbours in the
-    batch. The caller sees to it that no row is listened to beyond the model's positions (`room`). Raises
-    UserError if the first logits are not finite."""
+    batch. kept: of a single prompt, what was read before (nanomed.models.cache.Kept): what the prompt has in
+    common with that is not read again. The caller sees to it that no row is listened to beyond the model's
+    positions (`room`). Raises UserError if the first logits are not finite."""
     idx, real, seen = padded_left(prompts, model.config.vocab_size)
     is_padded = not bool(real.all())
     idx, real, seen = (t.to(device) for t in (idx, real, seen))
     B, length = len(idx), idx.size(1) + steps
     length += -length % 8  # kernels like masks to be aligned
-    cache = make_cache(model.config, B, length, device, DTYPES[dtype])
+    kept = kept or Kept(model.config, B, device, DTYPES[dtype])
+    n, cache = kept.rewind(prompts[0], length), kept.cache
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     pos = (real.long().cumsum(1) - 1).clamp(min=0)
-    mask = prompt_mask(real) if is_padded else CAUSAL
+    mask = prompt_mask(real, n) if is_padded or n else CAUSAL
+    idx, pos, unread = idx[:, n:], pos[:, n:], prompts[0][n:]
 
     def logits_after(idx, pos, mask):
         with autocast(device, dtype):
@@ -127,11 +130,13 @@ def stream(
     recordable = device.type == "cuda" and not torch.distributed.is_initialized()
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
+        kept.ids += unread
         if step == 0 and not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any
             raise UserError(f"the model's logits are not finite in {dtype}; {mend(dtype)}")
         token = choose(logits, sampling, seen, generators)  # (B,)
-        yield token.tolist()
-        idx = token[:, None]
+        written = token.tolist()
+        yield written
+        idx, unread = token[:, None], written[:1]
         if sampling.repetition_penalty != 1:
             seen[torch.arange(B, device=device), token] = True
         if recorded:
@@ -143,6 +148,8 @@ def stream(
         elif is_padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
             mask = Mask(real[:, None, None])  # (B, 1, 1, S)
+        else:
+            mask = CAUSAL
 
 
 def padded_left(prompts: list[list[int]], vocab_size: int):
@@ -156,11 +163,12 @@ def padded_left(prompts: list[list[int]], vocab_size: int):
     return idx, real, seen
 
 
-def prompt_mask(real) -> Mask:
-    """Of (B, 1, T, T): causal, without padding; but each token sees itself: padding must see something."""
-    T = real.size(1)
-    causal = torch.ones(T, T, dtype=torch.bool, device=real.device).tril()
-    return Mask((causal & real[:, None, :] | torch.eye(T, dtype=torch.bool, device=real.device))[:, None])
+def prompt_mask(real, n: int = 0) -> Mask:
+    """Of (B, 1, T - n, T), for the tokens after the first n: causal, without padding; but each token sees
+    itself: padding must see something."""
+    j = torch.arange(real.size(1), device=real.device)
+    i = j[n:, None]
+    return Mask(((j <= i) & real[:, None, :] | (j == i))[:, None])
 
 
 # --- the next token -----------------------------------------------------------------------------------------

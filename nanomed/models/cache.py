@@ -6,8 +6,8 @@ import torch
 
 
 class KVCache:
-    """Keys and values of one layer, (B, heads of keys, S, hs), allocated once for the longest S and filled
-    from the left."""
+    """Keys and values of one layer, (B, heads of keys, S, hs), allocated for the longest S and filled from the
+    left."""
 
     def __init__(self, B, n_head, length, head_size, device, dtype):
         self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
@@ -25,6 +25,18 @@ class KVCache:
         self.k[:, :, start : self.n], self.v[:, :, start : self.n] = k, v
         return self.k[:, :, : self.n], self.v[:, :, : self.n]
 
+    def rewind(self, n: int, length: int):
+        """Forget all but the first n, and have room for `length`."""
+
+        def longer(t):
+            out = t.new_empty(*t.shape[:2], length, t.size(3))
+            out[:, :, :n] = t[:, :, :n]
+            return out
+
+        if length > self.k.size(2):
+            self.k, self.v = longer(self.k), longer(self.v)
+        self.n, self.at = n, None
+
     def extent(self, T: int):
         """(how many keys T more tokens will look at, where these come among them)."""
         return (self.n + T, self.n) if self.at is None else (self.k.size(2), self.at)
@@ -41,3 +53,21 @@ def make_cache(config, B: int, length: int, device, dtype) -> list[KVCache]:
     """One cache a layer for B rows of up to `length` tokens."""
     n_layer, n_head, head_size = config.cache_shape
     return [KVCache(B, n_head, length, head_size, device, dtype) for _ in range(n_layer)]
+
+
+class Kept:
+    """What a conversation keeps from one answer to the next: the ids that were read, and a cache of them."""
+
+    def __init__(self, config, B: int, device, dtype):
+        self.ids = []  # of the first row; of several, none is kept
+        self.cache = make_cache(config, B, 0, device, dtype)
+
+    def rewind(self, prompt: list[int], length: int) -> int:
+        """How many tokens a prompt has in common with those that were read; the others are forgotten. At most
+        all but its last, whose logits are wanted. length: of the prompt and what is written after it."""
+        most = min(len(self.ids), len(prompt) - 1)
+        n = next((k for k in range(most) if self.ids[k] != prompt[k]), most)
+        self.ids = prompt[:n]
+        for layer in self.cache:
+            layer.rewind(n, length)
+        return n

@@ -10,10 +10,10 @@ import transformers
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
-from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate
+from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate, stream
 from nanomed.evaluation.generation_config import NEUTRAL, NEUTRAL_DRAWN
 from nanomed.models.attention import Mask
-from nanomed.models.cache import make_cache
+from nanomed.models.cache import Kept, make_cache
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, make_hf_model
 
@@ -142,6 +142,50 @@ def test_several_tokens_after_others_need_a_mask(models, name):
     model.backbone(torch.tensor([[1, 2, 3]]), cache=cache)
     with pytest.raises(ValueError, match="mask"):
         model.backbone(torch.tensor([[4, 5]]), torch.tensor([[3, 4]]), cache=cache)
+
+
+# How the prompt of each turn begins: with all that was read and written, with a part of it where a template
+# rewrites an earlier turn or the oldest one is forgotten, with nothing of it; and the same prompt once more.
+TURNS = ((None, 5), (None, 1), (9, 4), (None, 7), (0, 20), (None, 0), (None, 9))
+
+
+@every_kind
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.7), Sampling(temperature=1.0)])
+def test_a_kept_cache_changes_no_token_and_only_the_new_ones_are_read(models, name, sampling, monkeypatch):
+    model, g = models[name][0], torch.Generator().manual_seed(0)
+    kept, known, read = Kept(model.config, 1, CPU, torch.float32), [], []
+
+    def written(prompt, kept=None):
+        how = (4, sampling, [7], CPU, "fp32")
+        return [token for (token,) in stream(model, [prompt], *how, kept)]
+
+    forward = model.backbone.forward
+    for n, new in TURNS:
+        known = known[:n]
+        prompt = known + torch.randint(1, 400, (new,), generator=g).tolist()
+        anew = written(prompt)
+        with monkeypatch.context() as m:
+            m.setattr(model.backbone, "forward", lambda idx, *a: read.append(idx.size(1)) or forward(idx, *a))
+            assert written(prompt, kept) == anew
+        # the last token that was written is not read before the next turn, and one is read at least
+        assert read == [max(new + (n is None and len(known) > 0), 1), 1, 1, 1]
+        known, read[:] = prompt + anew, []
+
+
+def test_a_cache_survives_a_turn_that_is_broken_off(models):
+    model = models["llama"][0]
+    kept, first = Kept(model.config, 1, CPU, torch.float32), [5, 6, 7, 8]
+    how = (4, GREEDY, [7], CPU, "fp32")
+    next(stream(model, [first], *how, kept))
+    with pytest.raises(IndexError):  # in the midst of the model, some of whose layers have kept something
+        next(stream(model, [[*first, 9, 100_000]], *how, kept))
+    layer = model.model.layers[1]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(layer, "forward", lambda *a: pytest.fail("broken off"))
+        with pytest.raises(pytest.fail.Exception):
+            next(stream(model, [[*first, 9, 10]], *how, kept))
+    prompt = [*first, 9, 10, 11]
+    assert list(stream(model, [prompt], *how, kept)) == list(stream(model, [prompt], *how))
 
 
 @pytest.mark.parametrize(
