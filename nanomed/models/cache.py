@@ -6,8 +6,8 @@ import torch
 
 
 class KVCache:
-    """Keys and values of one layer, (B, heads of keys, S, hs), allocated for the longest S and filled from the
-    left."""
+    """Keys and values of one layer, (B, heads of keys, S, hs), allocated for the longest S and filled from
+    the left."""
 
     def __init__(self, B, n_head, length, head_size, device, dtype):
         self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
