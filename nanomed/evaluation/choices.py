@@ -3,7 +3,8 @@
     Item (nanomed.evaluation.questions) -> encode -> loglikelihoods -> measure_choices
 
 The log-likelihood of a choice is summed over its tokens (so a longer one is at a disadvantage), as in
-lm-eval's `acc`; beside it stands the same per UTF-8 byte, which takes the length out."""
+lm-eval's `acc`; beside it stands the same per UTF-8 byte, which takes the length out, as in its `acc_bytes`:
+the blank before a choice, which is lm-eval's delimiter, is scored and is not counted."""
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
 from nanomed.text import special
 from nanomed.text.special import written
+
+BYTES = "of a choice without the blank before it (lm-eval's acc_bytes)"  # results without this counted it
 
 
 def encode(item: Item, tokenizer, positions: int, template=None) -> list[tuple[np.ndarray, int]]:
@@ -96,7 +99,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
     encoded = [encode(item, o.tokenizer, positions, template) for item in items]
     summed = _loglikelihoods(o, encoded, batch_size)
     said = [[template.answer(c.strip()).text if template else c for c in item.choices] for item in items]
-    lengths = [np.array([len(text.encode()) for text in choices]) for choices in said]
+    lengths = [np.array([len((text.lstrip() or text).encode()) for text in choices]) for choices in said]
     per_byte = [values / n for values, n in zip(summed, lengths, strict=True)]
     most = max(len(item.choices) for item in items)
     alike = all(item.choices == items[0].choices for item in items)
@@ -105,7 +108,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
     pairs = zip(items, summed, strict=True)
     return _figures(summed, targets, labels, seed) | {
         "predictions": [_as_given(item, int(values.argmax())) for item, values in pairs],
-        "per_byte": _figures(per_byte, targets, labels, seed),
+        "per_byte": _figures(per_byte, targets, labels, seed) | {"bytes": BYTES},
         "majority": _majority(targets, labels, seed),
         "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
         "special_tokens": special.report_of(

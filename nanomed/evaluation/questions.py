@@ -1,7 +1,9 @@
 """Questions with given answers, from rows of our own form or of PubMedQA (Jin et al. 2019)."""
 
 import hashlib
-from dataclasses import dataclass, replace
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 
 from nanomed.errors import UserError
@@ -22,15 +24,33 @@ class Item:
     given: str = "number"  # how its row gives the answer: by number, by text, or by text without its blanks
     question: str | None = None  # what is looked for in a corpus, if that is not the prompt
     gold: str | None = None  # the passage that answers it, where the row holds one
+    place: tuple[str, int] = field(default=("", 0), compare=False)  # its file, and its row there, from 1
+
+
+def draw_rows(n: int, limit: int | None, seed: int) -> list[int]:
+    """Which of n rows --limit takes: so many, drawn by the seed, in their order; all, without a limit."""
+    return sorted(random.Random(seed).sample(range(n), min(limit or n, n)))
+
+
+def say_rows(rows: Sequence[int], name: str, most: int = 10) -> str:
+    """`rows 2, 5, 9 of NAME`, of which the first `most` are named."""
+    more = f" and {len(rows) - most:,} more" if len(rows) > most else ""
+    return f"rows {', '.join(map(str, rows[:most]))}{more} of {name}"
 
 
 def read_questions(
-    names: list[str], prompt: str | None, only: set[str] | None, limit: int | None, skip_bad: bool
+    names: list[str],
+    prompt: str | None,
+    only: set[str] | None,
+    limit: int | None,
+    skip_bad: bool,
+    seed: int = 0,
 ) -> tuple[list[Item], int, str]:
     """(items, rows left out, SHA-256 of prompts, choices and answers in order).
 
     prompt: how a row of PubMedQA is asked, with {question} and {context} in it; None for our own rows.
-    only: the PubMed ids that are asked about (None: all). Raises UserError for a bad row, and for none."""
+    only: the PubMed ids that are asked about (None: all). limit: questions of each file, drawn by the
+    seed. Raises UserError for a bad row, and for none."""
 
     def take(row):
         return (from_pubmedqa(row, prompt, only) if prompt else from_row(row),)
@@ -38,12 +58,10 @@ def read_questions(
     items, bad = [], 0
     for name in names:
         of_file = []
-        for value in read_rows(name, take, None, skip_bad):
+        for k, value in enumerate(read_rows(name, take, None, skip_bad), 1):
             bad += value is None
-            of_file += [value[0]] if value and value[0] else []
-            if limit and len(of_file) == limit:
-                break
-        items += of_file
+            of_file += [replace(value[0], place=(name, k))] if value and value[0] else []
+        items += [of_file[k] for k in draw_rows(len(of_file), limit, seed)]
     if not items:
         of = " of the 500 of PubMedQA's official test split (--all-rows takes all)" if only else ""
         raise UserError(f"{', '.join(names)}: no questions there{of}")

@@ -187,7 +187,7 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
 def choices_table(r: dict) -> list[list[str]]:
     """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the
     commonest answer."""
-    ways = {"likeliest": r, "likeliest per byte": r["per_byte"]}
+    ways = {"likeliest (lm-eval's acc)": r, "likeliest per byte (its acc_bytes)": r["per_byte"]}
     ways[f"always {r['majority']['answer']!r}"] = r["majority"]
     rows = [[name, measure_cell(of, "accuracy"), measure_cell(of, "macro_f1")] for name, of in ways.items()]
     return headed(["", "accuracy [95 %]", "macro-F1 [95 %]"], rows)

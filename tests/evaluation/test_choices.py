@@ -2,14 +2,16 @@
 retrieved passages."""
 
 import json
+import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from nanomed.evaluation import measure
-from nanomed.evaluation.choices import loglikelihoods
-from nanomed.evaluation.questions import Item, official_ids
+from nanomed.evaluation.choices import loglikelihoods, measure_choices
+from nanomed.evaluation.questions import Item, official_ids, read_questions
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, every_family, lm_eval, make_texts
 
@@ -78,11 +80,54 @@ def test_figures_and_predictions(script, model_dir, tmp_path):
     assert r["accuracy"] == accuracy_score(right, chosen) and r["questions"] == 5
     there = sorted({*right, *chosen})
     assert r["macro_f1"] == pytest.approx(f1_score(right, chosen, average="macro", labels=there))
-    per_byte = scores / [4, 3, 6]
+    per_byte = scores / [3, 2, 5]  # bytes, without the blank
     np.testing.assert_allclose(r["loglikelihoods_per_byte"], per_byte)
     assert r["per_byte"]["accuracy"] == accuracy_score(right, per_byte.argmax(1))
+    assert r["rows"] == {str(tmp_path / "d.jsonl"): [1, 2, 3, 4, 5]}
     assert r["majority"]["answer"] == "yes" and r["majority"]["accuracy"] == 0.4
     assert r["accuracy_ci95"][0] <= r["accuracy"] <= r["accuracy_ci95"][1]
+
+
+def test_the_likeliest_per_byte_is_lm_evals(model_dir):
+    """On choices of many lengths, some of letters of several bytes."""
+    from lm_eval.api.task import ConfigurableTask
+
+    o = measure.open_model(str(model_dir), dtype="fp32")
+    words = ["yes", "é", "a", "α and β", "patients of blood pressure"]
+    items = [Item(p, tuple(" " + w for w in words[k % 3 :]), 0) for k, p in enumerate(PROMPTS)]
+    r = measure_choices(o, items)
+    metrics = dict.fromkeys(("acc", "acc_bytes"))
+    how = {"OUTPUT_TYPE": "multiple_choice", "_metric_fn_list": metrics, "multiple_input": False}
+    task = SimpleNamespace(**how, multiple_target=False, config=SimpleNamespace(process_results=None))
+    for k, item in enumerate(items):
+        task.doc_to_choice = lambda _, item=item: [c.removeprefix(" ") for c in item.choices]
+        for right in range(len(item.choices)):
+            task.doc_to_target = lambda _, right=right: right
+            lls = [(value, False) for value in r["loglikelihoods"][k]]
+            theirs = ConfigurableTask.process_results(task, {}, lls)
+            assert theirs["acc"] == (np.argmax(r["loglikelihoods"][k]) == right)
+            assert theirs["acc_bytes"] == (np.argmax(r["loglikelihoods_per_byte"][k]) == right)
+    with_blank = [
+        np.argmax(np.array(lls) / [len(c.encode()) for c in item.choices])
+        for lls, item in zip(r["loglikelihoods"], items, strict=True)
+    ]
+    assert with_blank != [np.argmax(values) for values in r["loglikelihoods_per_byte"]]
+
+
+def test_a_limit_draws_as_it_does_for_tasks(script, model_dir, tmp_path):
+    row = {"prompt": "a", "choices": ["x", "y"], "answer": 0}
+    rows = [row | {"prompt": p} for p in make_texts(20, 1)]
+    files = [write(tmp_path / name, some) for name, some in (("a.jsonl", rows), ("b.jsonl", rows[:3]))]
+    flags = ("eval.py", "choices", "--model", model_dir, "--data", *files, "--dtype", "fp32", "--limit", 4)
+    out = script(*flags, "--seed", 3, "--json", "r.json")
+    assert out.returncode == 0, out.stderr
+    drawn = sorted(random.Random(3).sample(range(20), 4))
+    r = json.loads((tmp_path / "r.json").read_text())
+    assert r["rows"] == {str(files[0]): [k + 1 for k in drawn], str(files[1]): [1, 2, 3]}
+    assert r["questions"] == 7 and (r["limit"], r["seed"]) == (4, 3)
+    assert f"rows {', '.join(str(k + 1) for k in drawn)} of {files[0]}; rows 1, 2, 3 of" in out.stdout
+    items, _, _ = read_questions([str(files[0])], None, None, 4, False, 3)
+    assert [item.prompt for item in items] == [rows[k]["prompt"] for k in drawn]
 
 
 def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, model_dir, tmp_path):

@@ -1,6 +1,7 @@
 """eval.py tasks: what a model writes is read back, counted and set beside the baselines."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -138,9 +139,12 @@ def test_a_limit_draws_texts_and_their_baselines(made, model_dir, script, tmp_pa
         "--json",
         tmp_path / "t.json",
     ]
-    assert script("eval.py", "tasks", *flags).returncode == 0
+    done = script("eval.py", "tasks", *flags)
     first = json.loads((tmp_path / "t.json").read_text())["tasks"]
     assert set(first) == {"topics"} and first["topics"]["texts"] == 4
+    drawn = [k + 1 for k in sorted(random.Random(0).sample(range(10), 4))]  # as choices draws
+    assert first["topics"]["rows"] == drawn
+    assert f"rows {', '.join(map(str, drawn))} of topics.test.jsonl" in done.stdout, done.stderr
     assert script("eval.py", "tasks", *flags).returncode == 0
     assert (
         json.loads((tmp_path / "t.json").read_text())["tasks"]["topics"]["answers"]

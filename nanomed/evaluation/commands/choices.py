@@ -12,7 +12,7 @@ FORMATS = {
 HELP = "accuracy of the likeliest of given answers; PubMedQA's yes, no or maybe"
 DATA_HELP = (
     "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0,"
-    " or its text), or PubMedQA's: "
+    " or its text), or PubMedQA's (--limit N: N questions of each D, drawn by --seed): "
 )
 
 
@@ -49,11 +49,15 @@ def main(args, look_up) -> dict:
 
     official = None if args.format == "rows" or args.all_rows else questions.official_ids()
     prompt = FORMATS.get(args.format)
-    items, bad, sha = questions.read_questions(args.data, prompt, official, args.limit, args.skip_bad_rows)
+    asked_of = args.data, prompt, official, args.limit, args.skip_bad_rows, args.seed
+    items, bad, sha = questions.read_questions(*asked_of)
     template = load_template(args.template) if args.template else None
     o = measure.open_asked(args)
     of = f" of the official {len(official)}" if official else ""
     print(f"{o}; {len(items):,} questions{of}" + (f"; {bad} bad rows left out" if bad else ""))
+    rows = {name: [k for file, k in (item.place for item in items) if file == name] for name in args.data}
+    if args.limit:
+        print("drawn by --seed:", "; ".join(questions.say_rows(of, name) for name, of in rows.items()))
     asked, golds = [item.question or item.prompt for item in items], [item.gold for item in items]
     texts, found = [item.prompt for item in items], look_up(args, o, asked, golds)
     if found:
@@ -70,7 +74,8 @@ def main(args, look_up) -> dict:
         )
     print(text_table(choices_table(r)))
     how = {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template}
-    how |= {"bad_rows": bad, "retrieval": found and found.report}
+    how |= {"limit": args.limit, "seed": args.seed, "rows": rows, "bad_rows": bad}
+    how |= {"retrieval": found and found.report}
     return r | how | overlap_with_training(o, texts)
 
 

@@ -26,6 +26,7 @@ def add_flags(p) -> None:
 
 def main(args) -> dict:
     from nanomed.evaluation.measure import choose_template, open_asked
+    from nanomed.evaluation.questions import say_rows
     from nanomed.evaluation.tables import text_table
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.systems.tasks import measure
@@ -54,6 +55,9 @@ def main(args) -> dict:
         if predictions and not earlier:
             predictions.write(name, rows, answers, measure.read_back(task, rows, answers)[0])
         out[name] = measure.measure_task(task, rows, answers, baselines, args.seed) | {"seconds": seconds}
+        out[name]["rows"] = [row["row"] for row in rows]
+        if args.limit:
+            print(f"{name}: drawn by --seed: {say_rows(out[name]['rows'], f'{name}.test.jsonl')}")
         took = f"from {predictions.file(name)}" if earlier else f"in {seconds:,.0f} s"
         print(f"{name}: {len(rows):,} texts {took}, {measure.say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed}

@@ -1,10 +1,10 @@
 """An instruction set that is there already (sources.py says what it holds), read again and checked."""
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanomed.errors import UserError
+from nanomed.evaluation.questions import draw_rows
 from nanomed.files import parse_json, read_json, read_object, typed
 from nanomed.outputs import unfinished
 from nanomed.systems.tasks.forms import FORMS
@@ -109,7 +109,7 @@ def chosen(directory: Path, name: str, task: dict, limit: int | None, seed: int)
             if not _fits(task, row, gold):
                 what = "not of the labels and words of tasks.json; build the set again"
                 raise UserError(f"{path}, text {k}: {what}")
-    keep = sorted(random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows))))
+    keep = draw_rows(len(rows), limit, seed)
     said = {baseline: [found[k] for k in keep] for baseline, found in baselines.items()}
     return [{"row": k + 1} | vars(rows[k]) for k in keep], said
 
