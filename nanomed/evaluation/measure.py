@@ -182,21 +182,24 @@ def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_ne
 def measure_answers(
     o: Opened, items, template: Template, sampling: Sampling, max_new_tokens=None, batch_size=16, seed=0
 ) -> dict:
-    """metrics.answers() of what the model writes after the prompt of each item (instructions.Instruction),
-    against its own response; answer_ppl: the perplexity of that response and its end; dropped: items whose
-    prompt leaves no room; answers: all of the others."""
+    """metrics.answers() of what the model writes after the prompt of each question, against the responses of
+    all items (instructions.Instruction) that ask it; answer_ppl: the perplexity of all of these responses and
+    their ends; dropped: items whose prompt leaves no room; answers: all of the others."""
     positions, least = o.model.config.n_positions, max_new_tokens or 1
     asked = [(template.ask(item.instruction, item.input), item) for item in items]
     asked = [(p, item) for p, item in asked if len(o.tokenizer.prompt(p)) + least <= positions]
     if not asked:
         raise UserError(f"no prompt leaves room for {least} new tokens in the model's {positions} positions")
-    prompts, answered = zip(*asked, strict=True)
-    done = complete(o, prompts, sampling, template.ends, max_new_tokens, batch_size, seed)
+    answered, questions = [item for _, item in asked], {}
+    for prompt, item in asked:
+        questions.setdefault(prompt, []).append(item.response.strip())
+    done = complete(o, questions, sampling, template.ends, max_new_tokens, batch_size, seed)
     answers = []
-    for d, item in zip(done, answered, strict=True):
-        texts = {"completion": d["completion"].strip(), "reference": item.response.strip()}
+    for d, references in zip(done, questions.values(), strict=True):
+        texts = {"completion": d["completion"].strip(), "reference": references[0]}
+        texts |= {"references": references} if len(references) > 1 else {}
         answers.append({"prompt": d["prompt"], **texts, "stopped": d["stopped"]})
-    columns = ([a[key] for a in answers] for key in ("completion", "reference", "stopped"))
+    columns = [a["completion"] for a in answers], list(questions.values()), [a["stopped"] for a in answers]
     result = metrics.answers(*columns, seed)
     encoded = encode_instructions(answered, o.tokenizer, template, positions)
     if encoded.examples:

@@ -6,6 +6,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -222,19 +223,22 @@ class UnicodeWords:
         return [part for parts in words for part in parts]
 
 
-def answers(completions: list[str], references: list[str], stopped: list[bool], seed: int = 0) -> dict:
-    """How far answers agree with their references, each measure with its bootstrap interval over questions:
-    exact match (0..1) by `normalise` and by SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1
-    (0..1); words an answer and the share that stopped by itself; settings: which library, in which version,
-    measured how."""
+def answers(completions: list[str], references: list, stopped: list[bool], seed: int = 0) -> dict:
+    """How far answers agree with their references (a text each, or a list of them), each measure with its
+    bootstrap interval over questions: exact match (0..1) by `normalise` and by SQuAD's rule, token F1
+    (SQuAD), BLEU (0..100), ROUGE-1/2/L F1 (0..1); words an answer and the share that stopped by itself;
+    settings: which library, in which version, measured how. Of several references of a question the best
+    counts, measure by measure, as in SQuAD's evaluation and in rouge-score's; BLEU counts the n-grams of any
+    (Papineni et al. 2002, section 2.1)."""
     bleu, rouge_lib = need("sacrebleu.metrics").BLEU(), need("rouge_score.rouge_scorer")
     scorer = rouge_lib.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeWords())
+    references = [[r] if isinstance(r, str) else r for r in references]
     pairs, n = list(zip(completions, references, strict=True)), len(completions)
-    rouge = [scorer.score(r, c) for c, r in pairs]
+    rouge = [scorer.score_multi(refs, c) for c, refs in pairs]
     values = {
-        "exact_match": [normalise(c) == normalise(r) for c, r in pairs],
-        "exact_match_squad": [normalise_squad(c) == normalise_squad(r) for c, r in pairs],
-        "token_f1": [token_f1(c, r) for c, r in pairs],
+        "exact_match": [normalise(c) in map(normalise, refs) for c, refs in pairs],
+        "exact_match_squad": [normalise_squad(c) in map(normalise_squad, refs) for c, refs in pairs],
+        "token_f1": [max(token_f1(c, r) for r in refs) for c, refs in pairs],
         "rouge_1": [s["rouge1"].fmeasure for s in rouge],
         "rouge_2": [s["rouge2"].fmeasure for s in rouge],
         "rouge_l": [s["rougeL"].fmeasure for s in rouge],
@@ -246,15 +250,15 @@ def answers(completions: list[str], references: list[str], stopped: list[bool], 
         value = np.array(value, dtype=float)
         out[key] = float(value.mean())
         out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), n, seed=seed)
-    # of n-grams, a row an answer
-    counts = np.array(bleu._extract_corpus_statistics(completions, [references]))
+    # of n-grams, a row an answer; None: a question with fewer references than another
+    counts = np.array(bleu._extract_corpus_statistics(completions, list(zip_longest(*references))))
 
     def bleu_of(rows):
         return bleu._compute_score_from_stats(counts[rows].sum(0).tolist()).score
 
     out["bleu"], out["bleu_ci95"] = bleu_of(slice(None)), interval(bleu_of, n, seed=seed)
     how = f"sacrebleu {bleu.get_signature()}"
-    if re.search(f"[{UNSPACED}]", " ".join([*completions, *references])):
+    if re.search(f"[{UNSPACED}]", " ".join(chain(completions, *references))):
         how += "; its 13a takes unspaced Chinese, Japanese or Thai for one word"
     if not counts[:, -1].any():  # of the longest n-grams
         longest = f"{bleu.max_ngram_order} tokens, its longest n-gram"

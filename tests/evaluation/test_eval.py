@@ -212,6 +212,22 @@ def test_answer_measures_are_the_libraries(script, model_dir, questions, tmp_pat
     assert all(len(text) <= 147 for _, text in shown)
 
 
+def test_rows_that_ask_the_same_are_one_question(script, model_dir, tmp_path):
+    rows = [{"question": q, "answer": a} for q, a in (("a cell", "x"), ("a gene", "y"), ("a cell", "z"))]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("eval.py", "qa", "--model", model_dir, "--template", "none", "--max-new-tokens", 2)
+    out = script(*flags, "--data", "q.jsonl", "--dtype", "fp32", "--json", "r.json")
+    assert out.returncode == 0 and "ask a question again: 1" in out.stdout, out.stderr
+    r = json.loads((tmp_path / "r.json").read_text())
+    assert r["questions"] == 2 and [a.get("references") for a in r["answers"]] == [["x", "z"], None]
+    said = r["answers"][0]["completion"]
+    (tmp_path / "q.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows, rows[0] | {"answer": said}])
+    )
+    out = script(*flags, "--data", "q.jsonl", "--dtype", "fp32", "--json", "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["exact_match"] == 0.5
+
+
 def test_known_pairs():
     got = metrics.answers(
         ["The cat sat.", "a dog", ""], ["the cat sat", "two dogs here", "x"], [True, False, True]

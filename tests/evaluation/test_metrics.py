@@ -173,6 +173,25 @@ def test_rouge_of_english_is_the_librarys():
         assert np.isclose(got[key], np.mean([e[name] for e in expected])) and got[key] > 0
 
 
+def test_the_best_of_several_references_counts_and_bleu_takes_all():
+    a, *others = ([t.encode("ascii", "ignore").decode() for t in make_texts(9, n, 5, 20)] for n in range(4))
+    references = [[b[k] for b in others[: 1 + k % 3]] for k in range(9)]
+    references[1][1] = a[1].upper()
+    got = metrics.answers(a, references, [True] * 9)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    rouge = [scorer.score_multi(refs, text) for refs, text in zip(references, a, strict=True)]
+    for key, name in (("rouge_1", "rouge1"), ("rouge_l", "rougeL")):
+        assert np.isclose(got[key], np.mean([s[name].fmeasure for s in rouge]))
+    streams = [[refs[k] if k < len(refs) else None for refs in references] for k in range(3)]
+    assert np.isclose(got["bleu"], sacrebleu.corpus_bleu(a, streams).score)
+    assert "nrefs:var" in got["settings"]["bleu"]
+    f1 = [max(metrics.token_f1(text, r) for r in refs) for refs, text in zip(references, a, strict=True)]
+    assert np.isclose(got["token_f1"], np.mean(f1)) and got["exact_match"] == 1 / 9
+    assert metrics.answers(a, others[0], [True] * 9) == metrics.answers(
+        a, [[b] for b in others[0]], [True] * 9
+    )
+
+
 @given(st.text(alphabet=st.characters(codec="ascii")))
 def test_ascii_words_are_the_librarys(text):
     expected = rouge_scorer.tokenizers.DefaultTokenizer(use_stemmer=True).tokenize(text)

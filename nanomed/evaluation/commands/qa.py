@@ -42,6 +42,8 @@ def main(args, look_up) -> dict:
     r = measure.measure_answers(o, items, template, sampling, most, args.batch_size, args.seed)
     print(text_table(answers_table({args.model: r})))
     print(f"BLEU: {r['settings']['bleu']}\nROUGE: {r['settings']['rouge']}")
+    if repeated := len(items) - r["dropped"] - r["questions"]:
+        print(f"rows that ask a question again: {repeated:,}; of its references the best counts")
     if r["dropped"]:
         print(
             f"{r['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions}"
