@@ -60,6 +60,7 @@ FILES = {
     "alike.jsonl": '{"text": "a fever", "label": "a"}\n{"text": "cough", "label": "a"}\n',
     "half.jsonl": '{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n',
     "zz.jsonl": '{"text": "a fever", "label": "zz"}\n',
+    "cop.jsonl": '{"question": "a", "opa": "b", "opb": "c", "opc": "d", "opd": "e", "cop": 2}\n',
     "prompts.jsonl": '{"prompt": "the fever"}\n{"prompt": ""}\n',
     "wrong.toml": "[adapt]\nlearning-rate = 1e-4\n",
     "type.toml": '[adapt]\nlr = "fast"\n',

@@ -3,8 +3,9 @@
     Item (nanomed.evaluation.questions) -> encode -> loglikelihoods -> measure_choices
 
 The log-likelihood of a choice is summed over its tokens (so a longer one is at a disadvantage), as in
-lm-eval's `acc`; beside it stands the same per UTF-8 byte, which takes the length out, as in its `acc_bytes`:
-the blank before a choice, which is lm-eval's delimiter, is scored and is not counted."""
+lm-eval's `acc`; beside it stands the same per character, as in its `acc_norm`, and per UTF-8 byte, as in
+its `acc_bytes`, which take the length out: the blank before a choice, which is lm-eval's delimiter, is scored
+and is not counted."""
 
 import numpy as np
 import torch
@@ -92,15 +93,18 @@ def _score(o, inputs: list[bytes], asked: list[list[tuple]]):
 
 def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, template=None) -> dict:
     """Accuracy and macro-F1 with intervals of the likeliest choice, its confusion matrix, and the same of the
-    likeliest per byte; what always giving the commonest answer would reach; predictions (in the form in which
-    rows give their answers) and the log-likelihoods of all choices. Macro-F1 is over the texts of the choices
-    where all rows have the same ones, else over their places."""
+    likeliest per character and per byte; what chance would reach, and always giving the commonest answer;
+    predictions (in the form in which rows give their answers) and the log-likelihoods of all choices.
+    Macro-F1 is over the texts of the choices where all rows have the same ones, else over their places."""
     positions = o.model.config.n_positions
     encoded = [encode(item, o.tokenizer, positions, template) for item in items]
     summed = _loglikelihoods(o, encoded, batch_size)
     said = [[template.answer(c.strip()).text if template else c for c in item.choices] for item in items]
-    lengths = [np.array([len((text.lstrip() or text).encode()) for text in choices]) for choices in said]
-    per_byte = [values / n for values, n in zip(summed, lengths, strict=True)]
+    counted = [[text.removeprefix(" ") or text for text in choices] for choices in said]
+    per_character, per_byte = (
+        [values / [*map(length, choices)] for values, choices in zip(summed, counted, strict=True)]
+        for length in (len, lambda text: len(text.encode()))
+    )
     most = max(len(item.choices) for item in items)
     alike = all(item.choices == items[0].choices for item in items)
     labels = [c.strip() for c in items[0].choices] if alike else [str(k) for k in range(most)]
@@ -109,6 +113,8 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
     return _figures(summed, targets, labels, seed) | {
         "predictions": [_as_given(item, int(values.argmax())) for item, values in pairs],
         "per_byte": _figures(per_byte, targets, labels, seed) | {"bytes": BYTES},
+        "per_character": _figures(per_character, targets, labels, seed),
+        "chance": float(np.mean([1 / len(item.choices) for item in items])),
         "majority": _majority(targets, labels, seed),
         "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
         "special_tokens": special.report_of(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 
-from nanomed.errors import UserError
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
 DECISIONS = (" yes", " no", " maybe")
@@ -20,10 +19,11 @@ class Item:
 
     prompt: str
     choices: tuple[str, ...]
-    answer: int
+    answer: int | None  # None: not published
     given: str = "number"  # how its row gives the answer: by number, by text, or by text without its blanks
     question: str | None = None  # what is looked for in a corpus, if that is not the prompt
     gold: str | None = None  # the passage that answers it, where the row holds one
+    heading: str = ""  # what stands before the first question of a prompt
     place: tuple[str, int] = field(default=("", 0), compare=False)  # its file, and its row there, from 1
 
 
@@ -38,38 +38,44 @@ def say_rows(rows: Sequence[int], name: str, most: int = 10) -> str:
     return f"rows {', '.join(map(str, rows[:most]))}{more} of {name}"
 
 
-def read_questions(
-    names: list[str],
-    prompt: str | None,
-    only: set[str] | None,
-    limit: int | None,
-    skip_bad: bool,
-    seed: int = 0,
-) -> tuple[list[Item], int, str]:
-    """(items, rows left out, SHA-256 of prompts, choices and answers in order).
+@dataclass(frozen=True)
+class Questions:
+    """Items with an answer, in order. bad: rows that were left out; hidden: rows whose answer is not
+    published."""
 
-    prompt: how a row of PubMedQA is asked, with {question} and {context} in it; None for our own rows.
-    only: the PubMed ids that are asked about (None: all). limit: questions of each file, drawn by the
-    seed. Raises UserError for a bad row, and for none."""
+    items: list[Item]
+    bad: int
+    hidden: int
 
-    def take(row):
-        return (from_pubmedqa(row, prompt, only) if prompt else from_row(row),)
+    def left_out(self) -> str:
+        said = f"; {self.hidden:,} whose answer is not published, not scored" if self.hidden else ""
+        return said + (f"; {self.bad:,} bad rows left out" if self.bad else "")
 
-    items, bad = [], 0
+    def sha256(self) -> str:
+        """Of prompts, choices and answers."""
+        sha = hashlib.sha256()
+        for item in self.items:
+            for part in (item.prompt, *item.choices, str(item.answer)):
+                sha.update(part.encode() + b"\0")
+        return sha.hexdigest()
+
+
+def read_questions(names: list[str], reader, limit: int | None, skip_bad: bool, seed: int = 0) -> Questions:
+    """reader(name): (how an Item is made of one of the file's rows, or None of one that is not asked; its
+    rows, if rows_of() does not read them). limit: questions with an answer of each file, drawn by the seed.
+    Raises UserError for a bad row."""
+    items, bad, hidden = [], 0, 0
     for name in names:
+        make, rows = reader(name)
+        made = read_rows(name, lambda row, make=make: (make(row),), None, skip_bad, rows)
         of_file = []
-        for k, value in enumerate(read_rows(name, take, None, skip_bad), 1):
+        for k, value in enumerate(made, 1):
+            item = value and value[0]
             bad += value is None
-            of_file += [replace(value[0], place=(name, k))] if value and value[0] else []
+            hidden += bool(item) and item.answer is None
+            of_file += [replace(item, place=(name, k))] if item and item.answer is not None else []
         items += [of_file[k] for k in draw_rows(len(of_file), limit, seed)]
-    if not items:
-        of = " of the 500 of PubMedQA's official test split (--all-rows takes all)" if only else ""
-        raise UserError(f"{', '.join(names)}: no questions there{of}")
-    sha = hashlib.sha256()
-    for item in items:
-        for part in (item.prompt, *item.choices, str(item.answer)):
-            sha.update(part.encode() + b"\0")
-    return items, bad, sha.hexdigest()
+    return Questions(items, bad, hidden)
 
 
 def with_passages(item: Item, passages: list[str], prompt: str | None) -> Item:

@@ -187,10 +187,20 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
 def choices_table(r: dict) -> list[list[str]]:
     """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the
     commonest answer."""
-    ways = {"likeliest (lm-eval's acc)": r, "likeliest per byte (its acc_bytes)": r["per_byte"]}
+    ways = {
+        "likeliest (lm-eval's acc)": r,
+        "likeliest per character (acc_norm)": r["per_character"],
+        "likeliest per byte (acc_bytes)": r["per_byte"],
+    }
     ways[f"always {r['majority']['answer']!r}"] = r["majority"]
     rows = [[name, measure_cell(of, "accuracy"), measure_cell(of, "macro_f1")] for name, of in ways.items()]
     return headed(["", "accuracy [95 %]", "macro-F1 [95 %]"], rows)
+
+
+def against_chance(r: dict) -> str:
+    """Of choices.measure_choices' likeliest choice; empty where all of its interval is above chance."""
+    interval = r["accuracy_ci95"]  # none of a single question
+    return "" if interval and interval[0] > r["chance"] else "not above chance"
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> list[list[str]]:

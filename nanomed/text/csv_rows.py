@@ -13,9 +13,10 @@ from nanomed.text.lines import BadRow, decode, good, say
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
 
-def csv_rows(path: Path, f, how: str | None) -> Iterator:
-    """how: one of SEPARATORS; None: what a header without a comma shows, and a tab in a .tsv. Columns without
-    a name are called as pandas calls them. Raises UserError where nobody knows where the next row begins."""
+def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -> Iterator:
+    """how: one of SEPARATORS; None: what a header without a comma shows, and a tab in a .tsv. columns: their
+    names, if the first row is none; those without a name are called as pandas calls them. Raises UserError
+    where nobody knows where the next row begins."""
     csv.field_size_limit(2**31 - 1)
     lines, begin = (decode(line) for line in f), []
     try:
@@ -28,7 +29,7 @@ def csv_rows(path: Path, f, how: str | None) -> Iterator:
     name = how or _separator(path, begin[-1])
     # strict: else an open quote swallows the rest of the file
     reader = csv.reader(chain(begin, lines), delimiter=SEPARATORS[name], strict=True)
-    header, named, nameless = None, 0, 0
+    header, named, nameless = columns, len(columns or ()), 0
     for begin, values in _numbered(path, reader):
         if values and header is None:
             named = max((k for k, column in enumerate(values, 1) if column), default=0)

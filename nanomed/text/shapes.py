@@ -26,6 +26,11 @@ def shaped(value, path: Path, how: str | None) -> list:
     if isinstance(columns, list) and isinstance(data, list) and all(_fits(row, columns) for row in data):
         say(f"{path}: columns and data, as pandas splits them")
         return [dict(zip(columns, row, strict=True)) for row in data]
+    exams = value.get("exams")
+    exams = list(exams.values()) if isinstance(exams, dict) else []
+    if exams and all(isinstance(exam, dict) and _is_rows(exam.get("data")) for exam in exams):
+        say(f"{path}: HEAD-QA's exams, whose questions are its rows")
+        return [row for exam in exams for row in exam["data"]]
     listed = [key for key, rows in value.items() if _is_rows(rows)]
     if len(listed) == 1 and (len(value) == 1 or listed[0] in ROW_KEYS):
         say(f"{path}: its rows stand under the key {listed[0]!r}")

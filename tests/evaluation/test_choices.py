@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from nanomed.evaluation import measure
 from nanomed.evaluation.choices import loglikelihoods, measure_choices
-from nanomed.evaluation.questions import Item, official_ids, read_questions
+from nanomed.evaluation.questions import Item, from_row, official_ids, read_questions
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, every_family, lm_eval, make_texts
 
@@ -126,8 +126,8 @@ def test_a_limit_draws_as_it_does_for_tasks(script, model_dir, tmp_path):
     assert r["rows"] == {str(files[0]): [k + 1 for k in drawn], str(files[1]): [1, 2, 3]}
     assert r["questions"] == 7 and (r["limit"], r["seed"]) == (4, 3)
     assert f"rows {', '.join(str(k + 1) for k in drawn)} of {files[0]}; rows 1, 2, 3 of" in out.stdout
-    items, _, _ = read_questions([str(files[0])], None, None, 4, False, 3)
-    assert [item.prompt for item in items] == [rows[k]["prompt"] for k in drawn]
+    found = read_questions([str(files[0])], lambda name: (from_row, None), 4, False, 3)
+    assert [item.prompt for item in found.items] == [rows[k]["prompt"] for k in drawn]
 
 
 def test_pubmedqa_is_asked_as_lm_eval_asks_on_the_official_test_ids(script, model_dir, tmp_path):

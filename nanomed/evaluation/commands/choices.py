@@ -1,6 +1,7 @@
 """eval.py choices: which of given answers a model finds likeliest."""
 
 from nanomed import flags
+from nanomed.cli import Several
 from nanomed.errors import UserError
 from nanomed.text import reading
 
@@ -9,10 +10,23 @@ FORMATS = {
     "pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:",
     "pubmedqa-closed": "Question: {question}\nAnswer:",
 }
-HELP = "accuracy of the likeliest of given answers; PubMedQA's yes, no or maybe"
+BENCHMARKS = ("medqa", "medmcqa", "mmlu", "headqa")
+HELP = "accuracy of the likeliest of given answers; PubMedQA, MedQA, MedMCQA, MMLU, HEAD-QA"
 DATA_HELP = (
     "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0,"
-    " or its text), or PubMedQA's (--limit N: N questions of each D, drawn by --seed): "
+    " or its text), or those of a benchmark (--format); --limit N: N questions of each D, drawn by --seed: "
+)
+FORMAT_HELP = (
+    "a benchmark's rows, as its authors or the Hub publish them, asked as lm-eval 0.4.13 asks;"
+    " pubmedqa-closed: without the abstract"
+)
+COP_HELP = (
+    "what MedMCQA's `cop` calls the first option: 0 on the Hub, 1 in the authors' release; asked for where a"
+    " file has neither a 0 nor a 4, which shows it"
+)
+SHOTS_HELP = (
+    "put N questions of --shots-from, with their answers, before each question, as lm-eval does: of MMLU the"
+    " first of the subject, else drawn for each question by lm-eval's seed"
 )
 
 
@@ -20,8 +34,10 @@ DATA_HELP = (
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, DATA_HELP + flags.DATA_HELP)
-    p.add_argument("--format", choices=["rows", *FORMATS], default="rows",
-                   help="pubmedqa: PubMedQA's fields, as lm-eval asks; pubmedqa-closed: without the abstract")
+    p.add_argument("--format", choices=["rows", *FORMATS, *BENCHMARKS], default="rows", help=FORMAT_HELP)
+    p.add_argument("--cop-from", type=int, choices=[0, 1], help=COP_HELP)
+    p.add_argument("--shots", type=flags.count, metavar="N", help=SHOTS_HELP)
+    p.add_argument("--shots-from", nargs="+", action=Several, metavar="D", help="the examples, in --format")
     p.add_argument("--all-rows", action="store_true",
                    help="of PubMedQA all rows, not only the 500 of the official test split")
     p.add_argument("--template", metavar="NAME",
@@ -33,35 +49,30 @@ def add_flags(p) -> None:
 
 def main(args, look_up) -> dict:
     """look_up: as in nanomed.evaluation.commands.qa."""
-    if args.all_rows and args.format == "rows":
-        raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
-    if args.retrieve and args.format == "pubmedqa-closed":
-        raise UserError(
-            "--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place"
-        )
+    check_flags(args)
 
-    from nanomed.evaluation import measure, questions
+    from nanomed.evaluation import benchmarks, measure, questions
     from nanomed.evaluation.choices import measure_choices
-    from nanomed.evaluation.tables import choices_table, text_table
+    from nanomed.evaluation.tables import against_chance, choices_table, text_table
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
     from nanomed.text.templates import load_template
 
-    official = None if args.format == "rows" or args.all_rows else questions.official_ids()
-    prompt = FORMATS.get(args.format)
-    asked_of = args.data, prompt, official, args.limit, args.skip_bad_rows, args.seed
-    items, bad, sha = questions.read_questions(*asked_of)
+    official = questions.official_ids() if args.format in FORMATS and not args.all_rows else None
+    asked = read(args, args.data, official, args.limit)
+    shots = read(args, args.shots_from, None, None).items if args.shots else []
+    items = benchmarks.with_shots(asked.items, shots, args.shots or 0, in_order=args.format == "mmlu")
     template = load_template(args.template) if args.template else None
     o = measure.open_asked(args)
     of = f" of the official {len(official)}" if official else ""
-    print(f"{o}; {len(items):,} questions{of}" + (f"; {bad} bad rows left out" if bad else ""))
+    print(f"{o}; {len(items):,} questions{of}{asked.left_out()}")
     rows = {name: [k for file, k in (item.place for item in items) if file == name] for name in args.data}
     if args.limit:
         print("drawn by --seed:", "; ".join(questions.say_rows(of, name) for name, of in rows.items()))
-    asked, golds = [item.question or item.prompt for item in items], [item.gold for item in items]
-    texts, found = [item.prompt for item in items], look_up(args, o, asked, golds)
+    queries, golds = [item.question or item.prompt for item in items], [item.gold for item in items]
+    texts, found = [item.prompt for item in items], look_up(args, o, queries, golds)
     if found:
-        pairs = zip(items, found.passages, strict=True)
+        pairs, prompt = zip(items, found.passages, strict=True), FORMATS.get(args.format)
         items = [questions.with_passages(item, passages, prompt) for item, passages in pairs]
         say_retrieved(found.report)
     r = measure_choices(o, items, args.batch_size, args.seed, template)
@@ -73,10 +84,39 @@ def main(args, look_up) -> dict:
             " beginning"
         )
     print(text_table(choices_table(r)))
-    how = {"data": args.data, "data_sha256": sha, "format": args.format, "template": args.template}
-    how |= {"limit": args.limit, "seed": args.seed, "rows": rows, "bad_rows": bad}
-    how |= {"retrieval": found and found.report}
+    print(f"chance: {r['chance']:.3f}" + (f"; {against_chance(r)}" if against_chance(r) else ""))
+    how = {"data": args.data, "data_sha256": asked.sha256(), "format": args.format}
+    how |= {"shots": args.shots or 0, "shots_from": args.shots_from, "template": args.template}
+    how |= {"limit": args.limit, "seed": args.seed, "rows": rows}
+    how |= {"bad_rows": asked.bad, "hidden": asked.hidden, "retrieval": found and found.report}
     return r | how | overlap_with_training(o, texts)
+
+
+def check_flags(args) -> None:
+    if args.all_rows and args.format == "rows":
+        raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
+    if args.retrieve and args.format == "pubmedqa-closed":
+        raise UserError(
+            "--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place"
+        )
+    if bool(args.shots) != bool(args.shots_from):
+        raise UserError("--shots and --shots-from go together: how many examples, and of what")
+    if args.shots and args.retrieve:
+        raise UserError("--shots and --retrieve: leave one out; examples are shown without passages")
+
+
+def read(args, names: list[str], official: set[str] | None, limit: int | None):
+    """nanomed.evaluation.questions.Questions. Raises UserError if there are none to score."""
+    from nanomed.evaluation import benchmarks, questions
+
+    def reader(name):
+        return benchmarks.reader(name, args.format, FORMATS.get(args.format), official, args.cop_from)
+
+    found = questions.read_questions(names, reader, limit, args.skip_bad_rows, args.seed)
+    if not found.items:
+        of = " of the 500 of PubMedQA's official test split (--all-rows takes all)" if official else ""
+        raise UserError(f"{', '.join(names)}: no questions there{of}{found.left_out()}")
+    return found
 
 
 def say_retrieved(report: dict) -> None:

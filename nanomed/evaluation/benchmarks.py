@@ -1,0 +1,216 @@
+"""Medical benchmarks: rows as their authors or the Hub publish them, asked as lm-eval 0.4.13 asks.
+
+    reader(name, format) -> how a row becomes an Item -> questions.read_questions -> with_shots
+
+MedQA, MedMCQA and MMLU show their options by letter, and the choices are the letters; HEAD-QA shows none, and
+the choices are the answers themselves. A row whose answer is not published (-1, or none) has none here."""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.evaluation.questions import Item, from_pubmedqa, from_row
+from nanomed.text.csv_rows import csv_rows
+from nanomed.text.formats import find, open_unpacked
+from nanomed.text.options import LETTERS, lettered, medmcqa
+from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
+
+COLUMNS = ["question", "A", "B", "C", "D", "answer"]  # of MMLU's CSV files, which have no header
+HEADING = "The following are multiple choice questions (with answers) about {}.\n\n"
+MUST = "the file must have it"
+SHOTS_SEED = 1234  # lm-eval's
+
+
+def reader(
+    name: str,
+    format: str,
+    prompt: str | None = None,
+    official: set[str] | None = None,
+    cop_from: int | None = None,
+) -> tuple[Callable, Iterator | None]:
+    """What read_questions() asks for, of a file in one of the formats of `eval.py choices`. prompt, official:
+    as for from_pubmedqa(). cop_from: what MedMCQA's `cop` calls the first option, where the file does not
+    show it. Raises UserError if nobody can know."""
+    match format:
+        case "rows":
+            return from_row, None
+        case "medqa":
+            return from_medqa, None
+        case "medmcqa":
+            return partial(from_medmcqa, first=counted_from(name, cop_from)), None
+        case "mmlu":
+            subject = re.fullmatch(r"(.+)_(?:test|val|dev)", Path(name).name.split(".")[0])
+            return partial(from_mmlu, subject=subject and subject[1]), headless(name)
+        case "headqa":
+            return from_headqa, None
+    return partial(from_pubmedqa, prompt=prompt, only=official), None
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def from_medqa(row) -> Item:
+    """MedQA (Jin et al. 2021): options by letter (`options`, `answer_idx`, `answer`), as the authors and the
+    Hub have them, or `ending0`, ... and a `label` from 0. Raises BadRow."""
+    question = get_text(row, "sent1,question", MUST)
+    if get_value(row, "ending0") is None:
+        texts, keys = lettered(_there(row, "options"), "options")
+        return _by_letter(f"Question: {question}\n", texts, _named(row, texts, keys), question)
+    texts = [row[name] for name in (f"ending{k}" for k in range(len(LETTERS))) if row.get(name) is not None]
+    texts, _ = lettered(texts, "ending0, ending1, ...")
+    return _by_letter(f"Question: {question}\n", texts, _number(row, "label", len(texts)), question)
+
+
+def _named(row, texts: list[str], keys: list[str]) -> int | None:
+    """The option that both `answer_idx`, its letter, and `answer`, its text, name."""
+    letter, text = get_value(row, "answer_idx") or None, get_value(row, "answer") or None
+    if letter is None and text is None:
+        return None
+    pairs = enumerate(zip(keys, texts, strict=True))
+    found = [k for k, (key, option) in pairs if letter in (None, key) and text in (None, option)]
+    if len(found) != 1:
+        raise BadRow(
+            f"`answer_idx` {letter!r} and `answer` {text!r} together are {len(found)} of the options"
+        )
+    return found[0]
+
+
+def from_medmcqa(row, first: int) -> Item:
+    """MedMCQA (Pal et al. 2022): `opa` to `opd` and `cop`, which calls the first of them `first`."""
+    question = get_text(row, "question", MUST)
+    texts, _ = lettered(medmcqa(row) or _there(row, "opa"), "opa, opb, ...")
+    return _by_letter(
+        f"Question: {question}\nChoices:\n", texts, _number(row, "cop", len(texts), first), question
+    )
+
+
+def counted_from(name: str, asked: int | None) -> int:
+    """What `cop` calls the first option in a file: 1 in the authors' release, 0 on the Hub. A 0 or a 4
+    anywhere in the file shows it. Raises UserError where both occur, or neither and it is not asked for."""
+    seen = {
+        str(cop).removesuffix(".0") for cop in read_rows(name, lambda row: get_value(row, "cop"), None, True)
+    }
+    shown = [first for first, cop in ((0, "0"), (1, "4")) if cop in seen]
+    if len(shown) == 2:
+        raise UserError(
+            f"{name}: `cop` is 0 in one row and 4 in another; four options are called 0 to 3, or 1 to 4"
+        )
+    if asked is not None and shown not in ([], [asked]):
+        raise UserError(
+            f"{name}: `cop` counts from {shown[0]} (a row has {4 * shown[0]}), not from {asked} (--cop-from)"
+        )
+    if asked is None and not shown and seen & {"1", "2", "3"}:
+        what = (
+            "`cop` is never 0 and never 4, so that it may count from 0, as on the Hub, or from 1, as in the"
+        )
+        raise UserError(f"{name}: {what} authors' release; --cop-from 0 or 1 says which")
+    return shown[0] if shown else asked or 0
+
+
+def from_mmlu(row, subject: str | None = None) -> Item:
+    """MMLU (Hendrycks et al. 2021): `choices` and `answer` from 0, as on the Hub, or the columns of its CSV
+    files and a letter. subject: of a row that does not name it; it stands in the heading."""
+    question, answer = get_text(row, "question", MUST).strip(), get_value(row, "answer")
+    choices = get_value(row, "choices")
+    if choices is None:
+        choices = [get_text(row, letter, MUST) for letter in "ABCD"]
+    texts, keys = lettered(choices, "choices")
+    if isinstance(answer, str) and answer.strip() in keys:
+        place = keys.index(answer.strip())
+    else:
+        place = _number(row, "answer", len(texts))
+    subject = get_value(row, "subject") or subject
+    item = _by_letter(f"{question}\n", texts, place, question)
+    return replace(item, heading=HEADING.format(subject.replace("_", " "))) if subject else item
+
+
+def headless(name: str) -> Iterator | None:
+    """The rows of a CSV file without a header; None for any other file."""
+    if name.startswith("hub:") or find(name).kind != "csv":
+        return None
+    source = find(name)
+
+    def rows():
+        with open_unpacked(source.path) as f:
+            yield from csv_rows(source.path, f, source.how or "comma", COLUMNS)
+
+    try:
+        _, first = next(rows())
+        return rows() if first()["answer"] in ("A", "B", "C", "D") else None
+    except (StopIteration, BadRow):
+        return None
+
+
+def from_headqa(row) -> Item:
+    """HEAD-QA (Vilares and Gomez-Rodriguez 2019): `qtext`, `answers` with `aid` and `atext`, and `ra`, the
+    right one's `aid`. Raises BadRow also where that is not its place, from 1, which is what lm-eval takes."""
+    question, answers = get_text(row, "qtext", MUST), _there(row, "answers")
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise BadRow("`answers` must be a list of two or more")
+    texts = [get_text(answer, "atext", MUST) for answer in answers]
+    if not all(texts):
+        raise BadRow("an answer without a text")
+    place = _number(row, "ra", len(texts), 1)
+    if place is not None and str(get_value(answers[place], "aid")) != str(place + 1):
+        raise BadRow(f"`ra` is {place + 1}, and the answer at that place has another `aid`")
+    choices = tuple(f" {text}" for text in texts)
+    return Item(f"Question: {question}\nAnswer:", choices, place, "stripped", question)
+
+
+def _there(row, field: str):
+    value = get_value(row, field)
+    if value is None:
+        raise NoField(f"no {field!r}; {MUST}")
+    return value
+
+
+def _number(row, field: str, options: int, first: int = 0) -> int | None:
+    """An option's place, from 0, by its number from `first`; None where it is not published."""
+    value = get_value(row, field)
+    if value in (None, "", -1, "-1"):
+        return None
+    number = re.fullmatch(r"(\d+)(?:\.0)?", str(value))  # pandas writes 2.0 beside an empty cell
+    place = int(number[1]) - first if number else -1
+    if not 0 <= place < options:
+        raise BadRow(f"{field!r} must be {first} to {first + options - 1}, not {value!r}")
+    return place
+
+
+def _by_letter(begin: str, texts: list[str], place: int | None, question: str) -> Item:
+    lines = [f"{letter}. {text}\n" for letter, text in zip(LETTERS, texts, strict=False)]
+    choices = tuple(f" {letter}" for letter in LETTERS[: len(texts)])
+    return Item(begin + "".join(lines) + "Answer:", choices, place, "stripped", question)
+
+
+# --- examples before a question -----------------------------------------------------------------------------
+
+
+def with_shots(items: list[Item], pool: list[Item], shots: int, in_order: bool) -> list[Item]:
+    """The items, each after its heading and `shots` questions with their answers, as lm-eval lays and picks
+    them: the first of the pool under the same heading (in_order, as for MMLU), else drawn anew for each item
+    from its seed. A question does not stand before itself. Raises UserError for too small a pool."""
+    rng, under = None if in_order else random.Random(SHOTS_SEED), {}
+    for shot in pool:
+        under.setdefault(shot.heading, []).append(shot)
+    out = []
+    for item in items:
+        there = under.get(item.heading, [])
+        drawn = _drawn(there, shots, rng, item)
+        if any(shot.prompt == item.prompt for shot in drawn):
+            drawn = _drawn([shot for shot in there if shot.prompt != item.prompt], shots, rng, item)
+        before = "".join(f"{shot.prompt}{shot.choices[shot.answer]}\n\n" for shot in drawn)
+        out.append(replace(item, prompt=item.heading + before + item.prompt))
+    return out
+
+
+def _drawn(pool: list[Item], shots: int, rng: random.Random | None, item: Item) -> list[Item]:
+    if len(pool) < shots:
+        under = f" under {item.heading.strip()!r}" if item.heading else ""
+        raise UserError(
+            f"--shots {shots}: --shots-from has {len(pool)} other questions with an answer{under}"
+        )
+    return rng.sample(pool, shots) if rng else pool[:shots]
