@@ -15,6 +15,7 @@ import pytest
 
 from nanomed import flags
 from nanomed.errors import UserError
+from nanomed.evaluation.benchmarks import reader
 from nanomed.evaluation.commands.choices import FORMATS
 from nanomed.evaluation.questions import official_ids, read_questions
 from nanomed.text import lines, reading
@@ -502,8 +503,12 @@ def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
     }
     (tmp_path / "hub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hub))
     (tmp_path / "ori_pqal.json").write_text(json.dumps(theirs, indent=2))
+
+    def reader_of(name):
+        return reader(name, "pubmedqa", FORMATS["pubmedqa"], official_ids())
+
     items, other = (
-        read_questions([str(tmp_path / n)], FORMATS["pubmedqa"], official_ids(), None, False)[0]
+        read_questions([str(tmp_path / n)], reader_of, None, False).items
         for n in ("ori_pqal.json", "hub.jsonl")
     )
     assert items == other and len(items) == 3 and items[0].gold == "a\nb"
