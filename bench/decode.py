@@ -27,7 +27,7 @@ def main():
         for B in (1, 8)
         for peer in PEERS
     }
-    sides.execute("decode", "tokens", args, measure, pairs, same_loss=1e-2, cost=cost)
+    sides.execute("decode", "written tokens", args, measure, pairs, same_loss=1e-2, cost=cost)
 
 
 def cost(side: str, args, result) -> dict:

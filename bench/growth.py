@@ -151,7 +151,7 @@ def name(point: dict) -> str:
 
 
 def table(found: list[dict]) -> list[list[str]]:
-    head = ["", "tokens/s", "memory (GB)", "in two updates", "of it", "counted", "of it"]
+    head = ["", "supervised tokens/s", "memory (GB)", "in two updates", "of it", "counted", "of it"]
     rows = [head, ["---", *["---:"] * 6]]
     for f in {name(f): f for f in found}.values():
         of_it = [(f"{f[key]:.2f}", f"{f[key] / f['measured_gb']:.0%}") for key in ("in_two_gb", "counted_gb")]
@@ -190,7 +190,7 @@ def plot(found: list[dict], args) -> None:
             )
         column[0].set_title(f"{grows} ({rest[grows]})", fontsize=10)
         column[1].set_xlabel(grows)
-    axes[0, 0].set_ylabel("tokens/s")
+    axes[0, 0].set_ylabel("supervised tokens/s")
     axes[1, 0].set_ylabel("peak memory (GB)")
     for ax in axes.flat:
         ax.set_ylim(bottom=0)

@@ -23,7 +23,7 @@ write     Greedy, after the beginnings of documents (again from the first, if th
           prompt's own time counts.
 
 Bytes follow from the tensors' shapes and dtypes (a tied head counts once); nothing of them is measured. A
-group runs once to warm up, then --repeats times in turn, every other round backwards. tokens/s is the median;
+group runs once to warm up, then --repeats times in turn, every other round backwards. tokens/s (scored; of `write` written) is the median;
 `times` is how many times as fast as the group's first row (pruned: as the dense model) it was in the same
 round, the median too."""
 
@@ -244,7 +244,7 @@ def table(result: dict) -> list[list[str]]:
         "cache: MB, computed",
         "perplexity [95 %]",
         "zeros",
-        "tokens/s",
+        "tokens/s, scored or written",
         "times",
     ]
     rows, dtype = [head, ["---", *["---:"] * (len(head) - 1)]], result["dtype"]

@@ -209,7 +209,9 @@ def main():
             measured[f"{name} {kind}"] = json.loads(done.stdout.splitlines()[-1])
             print(f"{name} {kind}: {done.stdout.splitlines()[-1][:200]}", file=sys.stderr)
     print(f"\nLoRA r 16 on all linear layers, {args.batch_size} x {args.context} tokens: GB\n")
-    print("| model | weights in | weights: computed | measured | peak: computed | measured | tokens/s |")
+    print(
+        "| model | weights in | weights: computed | measured | peak: computed | measured | supervised tokens/s |"
+    )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for key, m in measured.items():
         name, kind = key.split()

@@ -51,7 +51,10 @@ def main():
     p.add_argument("--data", required=True)
     args = p.parse_args()
     rows, result = (
-        [["spin", "alone (tokens/s)", "each of two", "share of alone"], ["---", "---:", "---:", "---:"]],
+        [
+            ["spin", "alone (supervised tokens/s)", "each of two", "share of alone"],
+            ["---", "---:", "---:", "---:"],
+        ],
         {},
     )
     with tempfile.TemporaryDirectory() as out:

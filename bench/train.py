@@ -33,7 +33,7 @@ def main():
         for who in ("nanomed", "nanomed-compile"):
             for peer in ("trainer", "trainer-nodropout"):
                 pairs[f"{what}: {who} against {peer}"] = (f"{who} {what}", f"{peer} {what}")
-    sides.execute("train", "tokens", args, measure, pairs, same_loss=2e-3, cost=cost)
+    sides.execute("train", "supervised tokens", args, measure, pairs, same_loss=2e-3, cost=cost)
 
 
 def measure(side: str, args) -> dict:

@@ -147,14 +147,14 @@ def check_alike(r: dict, first: dict, wrong: str) -> None:
 
 # Shares, ROUGE and BLEU are all printed from 0 to 100, as BLEU is published: (factor, digits, name).
 ANSWERS = {
-    "exact_match": (100, 1, "exact match"),
-    "exact_match_squad": (100, 1, "exact match (SQuAD's)"),
+    "exact_match": (100, 1, "exact match, %"),
+    "exact_match_squad": (100, 1, "exact match (SQuAD's), %"),
     "token_f1": (100, 1, "token F1 (SQuAD's)"),
     "bleu": (1, 1, "BLEU"),
     "rouge_1": (100, 1, "ROUGE-1 F1"),
     "rouge_2": (100, 1, "ROUGE-2 F1"),
     "rouge_l": (100, 1, "ROUGE-L F1"),
-    "stopped": (100, 1, "stopped by itself, of 100 answers"),
+    "stopped": (100, 1, "stopped by itself, %"),
     "words": (1, 1, "words an answer"),
     "answer_ppl": (1, 2, "answer perplexity, from 1 up"),
 }

@@ -37,7 +37,9 @@ class Batches:
     A window holds the micro-batches of one update. Which items are in it is a function of the seed and its
     number, so that a run can be resumed anywhere. unit: what a target is, for people."""
 
-    def __init__(self, items: list, collate, batch_size: int, grad_accum: int, seed: int, unit="tokens"):
+    def __init__(
+        self, items: list, collate, batch_size: int, grad_accum: int, seed: int, unit="supervised tokens"
+    ):
         self.items, self.collate, self.seed, self.unit = items, collate, seed, unit
         self.batch_size, self.window_size = batch_size, batch_size * grad_accum
         self.windows_per_epoch = -(-len(items) // self.window_size)

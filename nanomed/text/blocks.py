@@ -66,7 +66,7 @@ class Mixture:
     shares of the blocks, and an epoch ends where the first stream has been read once, so that none is
     repeated within it; the next epoch reads the longer ones on from there."""
 
-    unit = "tokens"  # what a target is, for people
+    unit = "supervised tokens"  # what a target is, for people
 
     def __init__(
         self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed

@@ -397,8 +397,8 @@ def test_overlap_measures_are_printed_on_one_scale():
     assert rows[0] == ["overlap with the reference, 0 to 100", "one", "two"]
     table = {row[0]: row[1:] for row in rows}
     for name in (
-        "exact match",
-        "exact match (SQuAD's)",
+        "exact match, %",
+        "exact match (SQuAD's), %",
         "token F1 (SQuAD's)",
         "BLEU",
         "ROUGE-1 F1",

@@ -57,7 +57,8 @@ def main(args) -> dict:
     print(
         f"perplexity {ppl_cell(r['ppl'], r['vocab_size'])} {interval}, loss {r['loss']:.4f} nats a token,"
         f" {r['bits_per_byte']:.4f} bits a byte; {r['tokens_scored']:,} tokens in windows of {r['context']},"
-        f" stride {r['stride']}, each document after {r['begins_with']}, {r['tokens_per_s']:,.0f} a second"
+        f" stride {r['stride']}, each document after {r['begins_with']},"
+        f" {r['tokens_per_s']:,.0f} scored tokens/s"
     )
     overlap = overlap_with_training(o, Texts([corpus.all()], o.tokenizer))
     if args.also:
