@@ -4,6 +4,8 @@ A tensor is called `base_model.model.` and its name in the model: `...c_attn.lor
 (out, r). What is plain LoRA is loaded beside the layers, and can be trained on; what is more than that is
 computed into the weights (nanomed.hub.merging)."""
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +18,10 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, typed, write_json
 from nanomed.hub import merging
 from nanomed.hub.checks import check_expressions, check_size
+from nanomed.hub.config import EYES, PART
 from nanomed.hub.source import ADAPTER, ADAPTER_CONFIG
 from nanomed.models.classifier import HEAD, Classifier
-from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, resolve
+from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, lora_layers, resolve
 from nanomed.models.quant import QUANTISED
 from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetensors
 from nanomed.text.tokenizer import copy_tokenizer
@@ -146,13 +149,13 @@ def load_adapter(model, directory: Path) -> None:
     if not file.exists():
         mend = "an adapter in another format is never loaded (peft writes this one)"
         raise UserError(f"{directory}: no {ADAPTER} there; {mend}")
-    keys = {k.removeprefix(PEFT_PREFIX) for k in safetensors_shapes(file)}
+    keys, there = _shapes(directory).keys(), _inside(safetensors_shapes(file))
     if HEAD in keys and not isinstance(model, Classifier):
         raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     linear, ends = (nn.Linear, *QUANTISED), (".lora_A.weight", ".lora_B.weight")
     try:
-        check_expressions(config.expressions(), [n for n, _ in model.named_modules()])
-        lora = _choose(model, config)
+        check_expressions(config.expressions(), [there(n) for n, _ in model.named_modules()])
+        lora = _choose(model, config, there)
         layers = {n: m for n, m in model.named_modules() if fits(lora.targets, n)}
         plain = config.is_plain and all(k.endswith(ends) for k in keys - {HEAD})
         plain &= all(isinstance(m, linear) and n != "lm_head" for n, m in layers.items())
@@ -160,10 +163,13 @@ def load_adapter(model, directory: Path) -> None:
             check_size(model, lora)
             inject(model, lora)
             layers = {}
-        layers = {n: config.of(n) for n in layers}
+        layers = {n: config.of(there(n)) for n in layers}
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
-    stored = merging.Stored(file, {k.removeprefix(PEFT_PREFIX): v for k, v in read_safetensors(file).items()})
+    tensors = {_name(k): v for k, v in read_safetensors(file).items()}
+    if others := ", ".join(eye for eye in EYES if any(f"{eye}." in k for k in tensors)):
+        print(f"note: {file}: {others}: beside the language model, left out", file=sys.stderr)
+    stored = merging.Stored(file, {k: v for k, v in tensors.items() if k in keys})
     if layers:
         merging.merge(model, config, layers, stored)
     else:
@@ -173,37 +179,56 @@ def load_adapter(model, directory: Path) -> None:
     stored.check_empty()
 
 
-def _choose(model, config: AdapterConfig) -> LoRAConfig:
+def _choose(model, config: AdapterConfig, there) -> LoRAConfig:
     """The adapter's rank, and which layers have it: as the file names them, or by their full names where
-    other keys leave some out."""
+    other keys leave some out, or where the layers have other names there."""
     targets = config.target_modules
     targets = targets if isinstance(targets, str) else tuple(targets)
     lora = LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora)
     lora = resolve(model, lora)
-    named = [n for n, _ in model.named_modules() if fits(lora.targets, n)]
-    chosen = tuple(n for n in named if config.adapts(n))
+    named = [n for n, _ in model.named_modules() if fits(lora.targets, there(n))]
+    chosen = tuple(n for n in named if config.adapts(there(n)))
     if named and not chosen:
         keys = "exclude_modules, layers_to_transform and modules_to_save"
         raise UserError(f"{keys} leave no layer that has an adapter")
     unused = not isinstance(targets, str) and any(not any(fits((t,), n) for n in named) for t in lora.targets)
-    return replace(lora, targets=chosen) if chosen and (unused or len(chosen) < len(named)) else lora
+    differs = unused or len(chosen) < len(named) or any(there(n) != n for n in chosen)
+    return replace(lora, targets=chosen) if chosen and differs else lora
+
+
+def _name(key: str) -> str:
+    """What a tensor of an adapter's file belongs to, by the name of a language model that is nothing more."""
+    return key.removeprefix(PEFT_PREFIX).replace(f"{PART}.", "", 1)
+
+
+def _inside(keys: Iterable[str]):
+    """A function: what the model that an adapter's file was trained on calls the module that is `name` here.
+    transformers 5 has a language model's layers in `model.language_model`, 4.50 its whole in
+    `language_model`."""
+    prefixes = {k.removeprefix(PEFT_PREFIX).partition(f"{PART}.")[0] for k in keys if f"{PART}." in k}
+    prefix = next(iter(prefixes), None)
+    if prefix is None:
+        return lambda name: name
+    return lambda name: f"{prefix}{PART}.{name.removeprefix(prefix)}" if name else name
 
 
 def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    return safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
+    """Of the tensors of an adapter's file that are a language model's, by their names here."""
+    shapes = safetensors_shapes(directory / ADAPTER) if (directory / ADAPTER).exists() else {}
+    return {_name(k): shape for k, shape in shapes.items() if not any(f"{eye}." in k for eye in EYES)}
 
 
 def vocabulary(directory: Path, embedding: str) -> int | None:
     """How many rows the embedding has that is saved with an adapter, if there is one: the base's vocabulary
     may have been resized."""
     shapes = _shapes(directory)
-    found = (shapes.get(PEFT_PREFIX + key, ()) for key in merging.spellings(embedding))
+    found = (shapes.get(key, ()) for key in merging.spellings(embedding))
     return next((shape[0] for shape in found if shape), None)
 
 
 def head_rows(directory: Path) -> int | None:
     """How many labels the head has that is saved with a classifier's adapter, if there is one."""
-    return next(iter(_shapes(directory).get(PEFT_PREFIX + HEAD, ())), None)
+    return next(iter(_shapes(directory).get(HEAD, ())), None)
 
 
 def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state: dict | None = None) -> None:
@@ -211,7 +236,13 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state:
     anywhere. A classifier's head goes with it, and its labels into a config.json beside it. state: in place
     of the model's own (adapter_state, and HEAD), where that is a part of the whole."""
     directory.mkdir(parents=True, exist_ok=True)
-    lora, is_classifier = model.lora, isinstance(model, Classifier)
+    lora, is_classifier, targets = model.lora, isinstance(model, Classifier), model.lora.targets
+    state = state or adapter_state(model) | ({HEAD: model.score.weight} if is_classifier else {})
+    if model.config.model_type != model.hf_config["model_type"]:  # the base has it inside (language_part)
+        backbone = f"{model.family.BACKBONE}."
+        there = _inside([f"{backbone}{PART}."])
+        targets = [there(name) for name in lora_layers(model)]  # and not the eyes' layers of such names
+        state = {there(k) if k.startswith(backbone) else k: v for k, v in state.items()}
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if is_classifier else "CAUSAL_LM",
@@ -220,14 +251,13 @@ def save_adapter(model, directory: Path, base: str, tokenizer_from: Path, state:
         "r": lora.r,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        "target_modules": targets if isinstance(targets, str) else list(targets),
         "use_rslora": lora.rslora,
         # Conv1D keeps its weight as (in, out); A and B are r x in and out x r all the same.
         "fan_in_fan_out": bool(model.family.CONV1D),
         "bias": "none",
         "modules_to_save": ["score"] if is_classifier else None,
     }
-    state = state or adapter_state(model) | ({HEAD: model.score.weight} if is_classifier else {})
     state = {PEFT_PREFIX + k: v.detach().float().contiguous() for k, v in state.items()}
     if is_classifier:
         write_json(model.hf_config | {"architectures": [model.architecture]}, directory / "config.json")

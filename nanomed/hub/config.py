@@ -31,6 +31,9 @@ INERT = set(
 # Keys that would change what is computed, with the only value that is supported.
 FIXED = dict.fromkeys("add_cross_attention is_decoder is_encoder_decoder tie_encoder_decoder".split(), False)
 FIXED |= {"cross_attention_hidden_size": None, "chunk_size_feed_forward": 0, "pruned_heads": {}}
+# Of a model that sees pictures too: what it calls the language model in it, and what is not read.
+PART, EYES = "language_model", ("vision_tower", "multi_modal_projector")
+ACTIVATION = ("activation_function", "hidden_act", "hidden_activation")
 MOST_LAYERS = 10_000
 
 
@@ -43,12 +46,12 @@ def read_config(directory: Path) -> tuple[dict, object]:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{path}: unknown architecture {model_type!r}; known: {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
+    family, raw = FAMILIES[model_type], language_part(raw, path)
     known, fixed = {f.name for f in fields(family.Config)}, FIXED | family.FIXED
     for key, value in raw.items():
         if key in fixed and value != fixed[key]:
             raise UserError(f"{path}: {key} = {value!r} is not supported")
-        if key in ("activation_function", "hidden_act") and value not in list(ACTIVATIONS):
+        if key in ACTIVATION and value not in list(ACTIVATIONS):
             raise UserError(f"{path}: {key} = {value!r} is not supported; {', '.join(ACTIVATIONS)} are")
         if key not in known | INERT | family.INERT | fixed.keys() and not key.startswith("_"):
             raise UserError(f"{path}: {key!r} is not supported; if it changes nothing, remove it")
@@ -56,7 +59,7 @@ def read_config(directory: Path) -> tuple[dict, object]:
     for key, value in given.items():
         typed(_limited(key, hints[key], family), value, f"{path}: {key}")
     try:
-        config = family.Config(**(family.DEFAULTS[model_type] | given))
+        config = family.Config(**(family.DEFAULTS[model_type] | given | {"model_type": model_type}))
         layers, width, words = config.cache_shape[0], config.n_embd, config.vocab_size
         # Fewer weights than it has, at 4 bits: what is more than that is refused before anything is built.
         if layers > MOST_LAYERS or (layers * width + words) * width / 2 > physical():
@@ -65,6 +68,17 @@ def read_config(directory: Path) -> tuple[dict, object]:
         return raw, config
     except (UserError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UserError(f"{path}: {e}") from e
+
+
+def language_part(raw: dict, path: Path) -> dict:
+    """config.json of a language model; of one that sees pictures too (gemma3), that of the language model in
+    it (gemma3_text), as which it is written again. What is said outside holds, where both say something."""
+    kind = f"{raw.get('model_type')}_text"
+    if kind not in FAMILIES:
+        return raw
+    inside = typed(dict, raw.get("text_config") or {}, f"{path}: text_config")
+    outside = {k: v for k, v in raw.items() if k not in FAMILIES[kind].INERT}
+    return inside | {"tie_word_embeddings": True} | outside | {"model_type": kind}
 
 
 def _limited(key: str, hint, family):

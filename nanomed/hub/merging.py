@@ -189,7 +189,10 @@ def _give_biases(model, name: str, stored: Stored) -> None:
     """Biases of zero to a layer without one, and to the others that the same key of Llama's config.json
     speaks for."""
     part, kind = name.split(".")[-2], model.config.model_type
-    keys = {"self_attn": ("attention_bias", ("llama", "qwen3")), "mlp": ("mlp_bias", ("llama",))}
+    keys = {
+        "self_attn": ("attention_bias", ("llama", "qwen3", "gemma3_text", "gemma3")),
+        "mlp": ("mlp_bias", ("llama",)),
+    }
     key, kinds = keys.get(part, ("", ()))
     if kind not in kinds:
         what = f"lora_bias on {name}, and no {kind} has a bias there"

@@ -12,7 +12,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, write_json
 from nanomed.hub import quantised
 from nanomed.hub.adapters import head_rows, load_adapter, vocabulary
-from nanomed.hub.config import labels_of, read_config
+from nanomed.hub.config import EYES, PART, labels_of, language_part, read_config
 from nanomed.hub.source import INDEX, WEIGHTS, Source, weight_map
 from nanomed.memory import shortage
 from nanomed.models import FAMILIES
@@ -22,10 +22,11 @@ from nanomed.models.quant import QUANTISED
 from nanomed.tensors import safetensors_shapes, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
-# What torch.compile, DataParallel and the wrappers of sharding and of gradient checkpointing put into names.
-WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Heads that are trained beside a language model: trl's of PPO, GPT2DoubleHeadsModel's.
-OTHER_HEADS = ("v_head", "multiple_choice_head")
+# What torch.compile, DataParallel and the wrappers of sharding and of gradient checkpointing put into names,
+# and a model that sees pictures too.
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", PART}
+# What a file may hold beside a language model: heads (trl's of PPO, GPT2DoubleHeadsModel's), the eyes.
+BESIDE = ("v_head", "multiple_choice_head", *EYES)
 
 
 def note(text: str) -> None:
@@ -111,7 +112,7 @@ def load_classifier(source: Source, dropout=None, quantize=None) -> Classifier:
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
     paths = (d / "config.json" for d in (directory, source.directory))  # peft writes none
     path = next(path for path in paths if path.exists())
-    raw, rows = read_object(path), head_rows(source.adapter) if source.adapter else None
+    raw, rows = language_part(read_object(path), path), head_rows(source.adapter) if source.adapter else None
     like = (*labels_of(raw, path, rows), raw.get("pad_token_id") or 0)
     if source.adapter:
         base = replace(source, adapter=None)
@@ -139,8 +140,8 @@ def _read_state(model, directory: Path, quantize: str | None) -> dict[str, torch
     for file, key, tensor in _read_weights(directory):
         name, tensor = _to_parameter(model.family, key, tensor)
         head, where = name.removeprefix(backbone).split(".")[0], f"{file}: {key}"
-        if key.endswith(model.family.BUFFERS) or head in OTHER_HEADS:
-            others |= {head} & set(OTHER_HEADS)
+        if key.endswith(model.family.BUFFERS) or head in BESIDE:
+            others |= {head} & set(BESIDE)
             continue
         name, part = quantised.layer_of(layers, name) or (name, None)
         if part and stored:
@@ -166,7 +167,7 @@ def _read_state(model, directory: Path, quantize: str | None) -> dict[str, torch
         else:
             state[name], origin[name] = tensor.float().contiguous(), file
     if others:
-        note(f"{directory}: {', '.join(sorted(others))}: heads beside the language model's, not read")
+        note(f"{directory}: {', '.join(sorted(others))}: beside the language model, left out")
     if "lm_head.weight" in expected and model.config.tie_word_embeddings:
         _tie(state, "lm_head.weight", model.family.EMBEDDING, origin)
     if missing := sorted(expected.keys() - state.keys()):

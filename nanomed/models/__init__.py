@@ -1,8 +1,8 @@
 """The networks, and what a family of them has to provide. Everything else here works on any family without
 knowing which.
 
-A family is a module (gpt2.py, gpt_neo.py, llama.py) with these names in it, a page to read from top to
-bottom:
+A family is a module (gpt2.py, gpt_neo.py, llama.py, gemma.py) with these names in it, a page to read from
+top to bottom:
 
     ARCHITECTURES  {model_type: (language model's, classifier's name)}, as config.json has them
     DEFAULTS       {model_type: {field: value}} that config.json leaves out, where members of a family differ
@@ -26,6 +26,7 @@ bottom:
 
 The head, its tie to the embedding and the model around both are language_model.py, for all of them."""
 
-from nanomed.models import gpt2, gpt_neo, llama
+from nanomed.models import gemma, gpt2, gpt_neo, llama
 
-FAMILIES = {model_type: family for family in (gpt2, gpt_neo, llama) for model_type in family.ARCHITECTURES}
+PAGES = (gpt2, gpt_neo, llama, gemma)
+FAMILIES = {model_type: family for family in PAGES for model_type in family.ARCHITECTURES}

@@ -40,7 +40,7 @@ class Classifier(nn.Module):
 
     @property
     def architecture(self) -> str:
-        return self.family.ARCHITECTURES[self.config.model_type][1]
+        return self.family.ARCHITECTURES[self.hf_config["model_type"]][1]
 
     @property
     def backbone(self) -> nn.Module:

@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
 
     @property
     def architecture(self) -> str:
-        return self.family.ARCHITECTURES[self.config.model_type][0]
+        return self.family.ARCHITECTURES[self.hf_config["model_type"]][0]
 
     @property
     def backbone(self) -> nn.Module:
@@ -43,9 +43,9 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Random weights for training from scratch: normal(0, initializer_range), biases zero, gains one; the
-        projections onto the residual stream that the family names, divided by sqrt(2 * layers) (GPT-2 paper,
-        section 2.3)."""
+        """Random weights for training from scratch: normal(0, initializer_range), biases zero, gains as the
+        family's norms begin; the projections onto the residual stream that the family names, divided by
+        sqrt(2 * layers) (GPT-2 paper, section 2.3)."""
         std, (n_layer, _, _) = self.config.initializer_range, self.config.cache_shape
         for name, p in self.named_parameters():
             if name.endswith(self.family.RESIDUAL):
@@ -54,5 +54,3 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(p, std=std)
             elif name.endswith(".bias"):
                 nn.init.zeros_(p)
-            else:
-                nn.init.ones_(p)  # gains of the norms

@@ -155,12 +155,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, hidden_size: int, inner: int, activation: str, bias: bool):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act = ACTIVATIONS[config.hidden_act]
+        self.gate_proj = nn.Linear(hidden_size, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden_size, bias=bias)
+        self.act = ACTIVATIONS[activation]
 
     def forward(self, x):
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
@@ -172,7 +172,8 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        inner = config.intermediate_size
+        self.mlp = MLP(config.hidden_size, inner, config.hidden_act, config.mlp_bias)
 
     def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)

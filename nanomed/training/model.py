@@ -67,6 +67,7 @@ def start_model(s: Settings, source: hub.Source, classifier=None):
         base = str((s.out / "base").resolve())
         if not s.dry_run and distributed.rank() == 0:
             hub.save_model(model, Path(base), source.tokenizer_directory)
+        model.config = replace(model.config, model_type=model.hf_config["model_type"])  # as it is there
     if lora and not goes_on:
         try:
             check_size(model, lora)

@@ -62,6 +62,7 @@ NAMES = {
         | {"square": "o_proj"}
     ),
 }
+NAMES["gemma3_text"] = NAMES["llama"] | {"square": "down_proj"}
 PLAIN = {  # loaded beside the layers, and trained on
     "plain": {},
     "rslora": {"use_rslora": True},

@@ -66,11 +66,44 @@ LLAMA = {
     "epsilon": {"rms_norm_eps": 1e-2},
     "act": {"hidden_act": "gelu_pytorch_tanh"},
 }
+
+
+def ropes(glob, local):
+    return {"rope_parameters": {"full_attention": glob, "sliding_attention": local}}
+
+
+LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+GEMMA = {
+    "gemma3": {},
+    "1b-shape": {"hidden_size": 36, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "27b-shape": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 6,
+        "query_pre_attn_scalar": 4,
+    }
+    | ropes(LINEAR, {"rope_type": "default", "rope_theta": 1e4}),
+    "scalar": {"query_pre_attn_scalar": 7},
+    "window": {"sliding_window": 3},
+    "all-global": {"layer_types": ["full_attention"] * 3},
+    "all-local": {"layer_types": ["sliding_attention"] * 3},
+    "global-first": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    "bases": ropes(
+        {"rope_type": "default", "rope_theta": 300.0}, {"rope_type": "default", "rope_theta": 20.0}
+    ),
+    "linear": ropes(LINEAR, {"rope_type": "default"}),
+    "linear-and-local-yarn": ropes(LINEAR, YARN | {"rope_theta": 1e4}),
+    "biases": {"attention_bias": True},
+    "untied": {"tie_word_embeddings": False},
+    "epsilon": {"rms_norm_eps": 1e-2},
+    "act": {"hidden_activation": "silu"},
+}
 # The members beside Llama, with what each does otherwise.
 SHAPES = {
     **{("gpt2", name): flags for name, flags in GPT2.items()},
     **{("gpt_neo", name): flags for name, flags in GPT_NEO.items()},
     **{("llama", name): flags for name, flags in LLAMA.items()},
+    **{("gemma3_text", name): flags for name, flags in GEMMA.items()},
     ("mistral", "window"): {"sliding_window": 7},
     ("mistral", "no-window"): {"sliding_window": None},
     ("qwen2", "biases"): {},
@@ -126,6 +159,7 @@ def test_the_flags_matter(tmp_path):
         ("gpt2", GPT2),
         ("gpt_neo", GPT_NEO),
         ("llama", LLAMA),
+        ("gemma3_text", GEMMA),
         ("mistral", {"": {"sliding_window": 7}}),
     ):
         base = make_hf_model(tmp_path / family, family=family)

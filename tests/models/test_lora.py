@@ -44,10 +44,12 @@ def test_starts_as_identity_and_trains_only_the_adapter(model_dir):
     inject(model, LoRAConfig(4, 8.0, 0.0, model.family.LORA_TARGETS))
     assert torch.equal(model(X), before)
     names = {n for n, p in model.named_parameters() if p.requires_grad}
+    llama = ["model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"]
     layers = {
         "gpt2": ["transformer.h.{}.attn.c_attn"],
         "gpt_neo": ["transformer.h.{}.attn.attention.q_proj", "transformer.h.{}.attn.attention.v_proj"],
-        "llama": ["model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"],
+        "llama": llama,
+        "gemma3_text": llama,
     }[model.config.model_type]
     assert names == {
         f"{layer.format(i)}.lora_{ab}.weight" for layer in layers for i in range(3) for ab in "AB"
