@@ -84,7 +84,7 @@ FAMILIES = {
     "gemma3_text": (
         ("Gemma3TextConfig", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
         {"max_position_embeddings": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-        | {"num_key_value_heads": 1, "head_dim": 12, "query_pre_attn_scalar": 20, "intermediate_size": 48}
+        | {"num_key_value_heads": 1, "head_dim": 12, "query_pre_attn_scalar": 24, "intermediate_size": 48}
         | {"sliding_window": 8, "sliding_window_pattern": 2, "pad_token_id": None},
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ),

@@ -20,6 +20,7 @@ from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
 from nanomed.tensors import safetensors_shapes, tensors, write_safetensors
+from nanomed.text.special import Spellings
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
 # What torch.compile, DataParallel and the wrappers of sharding and of gradient checkpointing put into names,
@@ -34,19 +35,23 @@ def note(text: str) -> None:
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
-    """Raises UserError if the tokenizer gives ids that the model has no embedding for. A padding token that
-    somebody added and that nothing else is (LLaMA's [PAD]) does no harm: rows are filled with tok.eos then,
-    and a note says so."""
+    """Raises UserError if the tokenizer gives ids that the model has no embedding for. Special tokens that
+    begin and end nothing do no harm: a padding token that somebody added (LLaMA's [PAD]), in whose place
+    tok.eos fills rows then; the place of a picture (Gemma 3's). A note says so."""
     resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
-    size, alone = resized or config.vocab_size, tok.pad not in (tok.bos, tok.eos, tok.lead)
-    where = source.tokenizer_directory
-    if tok.vocab_size == size + 1 and tok.pad == size and alone and tok.reading != "read":
-        pad, tok.pad = tok.name(tok.pad), tok.eos
-        filled = f"rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)"
-        note(f"{where}: its padding token {pad} has the id {size}, which has no embedding; {filled}")
-    elif tok.vocab_size > size:
+    size, where = resized or config.vocab_size, source.tokenizer_directory
+    beyond = {token.id for token in tok.spellings.tokens.values() if token.id >= size}
+    never = beyond and not beyond & {tok.bos, tok.eos, tok.lead} and tok.reading != "read"
+    if tok.vocab_size > size and not (never and len(beyond) == tok.vocab_size - size):
         largest = tok.vocab_size - 1
         raise UserError(f"{where}: the tokenizer has ids up to {largest}, but vocab_size is {size}")
+    for i in sorted(beyond):
+        what, then = "token", "a text that spells it has its letters"
+        if i == tok.pad:
+            what, tok.pad = "padding token", tok.eos
+            then = f"rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)"
+        note(f"{where}: its {what} {tok.name(i)} has the id {i}, which has no embedding; {then}")
+    tok.spellings = Spellings(t for t in tok.spellings.tokens.values() if t.id not in beyond)
 
 
 # --- reading ------------------------------------------------------------------------------------------------

@@ -21,14 +21,15 @@ CPU, GREEDY = torch.device("cpu"), Sampling()
 PROMPTS = [[5, 17, 33], [250], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [301, 2], [44] * 20]
 
 
-# BioMedLM scales attention by layer; GPT-Neo's window is shorter than what is written, and so is the second
-# Llama's.
+# BioMedLM scales attention by layer; GPT-Neo's window is shorter than what is written, and so are the second
+# Llama's and Gemma's.
 KINDS = {
     "gpt2": ("gpt2", {}),
     "biomedlm": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
     "gpt_neo": ("gpt_neo", {}),
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "gemma3_text": ("gemma3_text", {}),
 }
 every_kind = pytest.mark.parametrize("name", KINDS)
 

@@ -36,7 +36,7 @@ def made(tmp_path_factory):
         config = json.loads((directory / "tokenizer_config.json").read_text()) | {
             "tokenizer_class": "PreTrainedTokenizerFast"
         }
-        plain = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items()}
+        plain = {k: v.get("content", v) if isinstance(v, dict) else v for k, v in config.items()}
         (directory / "tokenizer_config.json").write_text(json.dumps(plain))
     return out
 

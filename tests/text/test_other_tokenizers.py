@@ -157,7 +157,32 @@ def qwen(out):
     return write(bpe, out, bos_token=None, eos_token="<|im_end|>", pad_token=EOT)
 
 
-KINDS = {f.__name__: f for f in (smollm2, llama3, llama2, mistral, tinyllama, qwen)}
+def gemma(out):
+    """SentencePiece's kind without a blank before a text; line ends and blanks in a row are added tokens that
+    are no special ones, and so is what was never used."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    plain = ["<unused0>", "\n\n", "▁▁"]
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    pieces = [f"<0x{b:02X}>" for b in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special + plain + pieces, show_progress=False
+    )
+    bpe.train_from_iterator(texts(), trainer)
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+
+    def as_published(spec):
+        added = [t | {"special": t["content"] in special} for t in spec["added_tokens"]]
+        spec["added_tokens"] = [t for t in added if t["content"] in special + plain]
+
+    names = {f"{part}_token": f"<{part}>" for part in ("bos", "eos", "pad", "unk")}
+    decoder = {str(i): {"content": t, "special": t in special} for i, t in enumerate(special + plain)}
+    return write(bpe, out, as_published, **names, add_bos_token=True, added_tokens_decoder=decoder)
+
+
+KINDS = {f.__name__: f for f in (smollm2, llama3, llama2, mistral, tinyllama, qwen, gemma)}
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +239,7 @@ def test_the_three_tokens(made):
         True,
     )
     assert roles("llama2") == ("<s>", "</s>", "</s>", "<s>", ["</s>"], True)
+    assert roles("gemma") == ("<bos>", "<eos>", "<pad>", "<bos>", ["<eos>"], True)
     assert roles("qwen") == (None, "<|im_end|>", EOT, EOT, [EOT, "<|im_end|>"], False)
 
 
