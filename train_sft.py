@@ -1,4 +1,5 @@
-"""Phase 4, instruct: supervised fine-tuning on instruction/response pairs, with all weights or with LoRA.
+"""Phase 4, instruct: supervised fine-tuning on conversations, or instruction/response pairs, with all weights
+or with LoRA.
 
 python train_sft.py --model runs/adapted --data pairs.jsonl --out runs/instructed
 python train_sft.py --model runs/adapted --data pairs.jsonl --template alpaca --lora-r 8 --out runs/lora
@@ -29,8 +30,8 @@ def main():
     template, name = templates.choose(given.template, *setup.directories)
     s, tokenizer = replace(setup.settings, template=name), setup.tokenizer
 
-    # Read: rows of what is asked and answered.
-    data = pairs.read_pairs(s, tokenizer)
+    # Read: conversations, or rows of what is asked and answered.
+    data = pairs.read_pairs(s, tokenizer, template)
 
     # Divide: what is held out is not trained on.
     near = overlap.finder(s.near_duplicates, s.seed)

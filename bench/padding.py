@@ -37,7 +37,7 @@ def collate_counted(rows, context: int, pad: int):
         ids = torch.from_numpy(example.ids)
         n = len(ids) - 1
         idx[b, :n], targets[b, :n], real[b, :n] = ids[:-1], ids[1:], True
-        targets[b, : example.start - 1] = IGNORE
+        targets[b, : example.spans[0][0] - 1] = IGNORE
     return Batch(idx, targets, segments=real)
 
 

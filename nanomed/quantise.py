@@ -38,7 +38,7 @@ def main() -> None:
     with outputs.built(out, PROGRAM, held) as made:
         hub.save_model(model, made, source.tokenizer_directory)
         if template:
-            templates.save(template, tokenizer, made)
+            template.save(tokenizer, made)
         write_json(asked, made / outputs.RECORD)
     print(f"results in {out}: {(out / 'model.safetensors').stat().st_size / 1e6:,.1f} MB of weights")
 

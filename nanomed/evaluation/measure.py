@@ -183,10 +183,10 @@ def measure_answers(
     o: Opened, items, template: Template, sampling: Sampling, max_new_tokens=None, batch_size=16, seed=0
 ) -> dict:
     """metrics.answers() of what the model writes after the prompt of each question, against the responses of
-    all items (instructions.Instruction) that ask it; answer_ppl: the perplexity of all of these responses and
+    all items (Conversations) that ask it; answer_ppl: the perplexity of all of these responses and
     their ends; dropped: items whose prompt leaves no room; answers: all of the others."""
     positions, least = o.model.config.n_positions, max_new_tokens or 1
-    asked = [(template.ask(item.instruction, item.input), item) for item in items]
+    asked = [(template.ask(item.asked), item) for item in items]
     asked = [(p, item) for p, item in asked if len(o.tokenizer.prompt(p)) + least <= positions]
     if not asked:
         raise UserError(f"no prompt leaves room for {least} new tokens in the model's {positions} positions")
@@ -201,7 +201,7 @@ def measure_answers(
         answers.append({"prompt": d["prompt"], **texts, "stopped": d["stopped"]})
     columns = [a["completion"] for a in answers], list(questions.values()), [a["stopped"] for a in answers]
     result = metrics.answers(*columns, seed)
-    encoded = encode_instructions(answered, o.tokenizer, template, positions)
+    encoded = encode_instructions([i.last_only() for i in answered], o.tokenizer, template, positions)
     if encoded.examples:
         ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, seed)
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}

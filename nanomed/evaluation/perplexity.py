@@ -68,11 +68,13 @@ def perplexity(
 
 
 def answer_perplexity(model, examples: list, batch_size, device, dtype, seed=0) -> dict:
-    """The same for instruction examples (nanomed.text.examples.Example): only the response and its end
-    are scored, each after its own prompt. Returns loss, ppl, nll, tokens_scored, examples and ppl_ci95."""
-    windows = sorted(((k, 0, len(e.ids), e.start) for k, e in enumerate(examples)), key=lambda w: -w[2])
+    """The same for instruction examples (nanomed.text.examples.Example): only the answers and their ends are
+    scored, each after all that stands before it. Returns loss, ppl, nll, tokens_scored, examples and
+    ppl_ci95."""
+    windows = [(k, 0, e.spans[-1][1], e.spans) for k, e in enumerate(examples)]
+    windows.sort(key=lambda w: -w[2])
     nll = _score_all(model, lambda k: examples[k].ids, windows, len(examples), batch_size, device, dtype)
-    tokens = np.array([len(e.ids) - e.start for e in examples])
+    tokens = np.array([e.supervised for e in examples])
     return figures(nll, tokens, seed) | {"examples": len(examples)}
 
 
@@ -143,9 +145,10 @@ def windows_of(lengths: np.ndarray, context: int, stride: int) -> list[tuple[int
 
 
 def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarray:
-    """Summed nll, float64 (n,), of the scored tokens of each document; ids_of(k) gives the ids of the k-th.
-    Model in eval mode, and put back. Raises UserError for a non-finite loss."""
-    nll, total = np.zeros(n), sum(end - scored for _, _, end, scored in windows)
+    """Summed nll, float64 (n,), of the scored tokens of each document; ids_of(k) gives the ids of the k-th. A
+    window's last part is the first scored position, or the spans that are scored. Model in eval mode, and put
+    back. Raises UserError for a non-finite loss."""
+    nll, total = np.zeros(n), sum(map(_scored, windows))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     losses = ((batch, _score(model, ids_of, batch, device, dtype)) for batch in batches)
     bar = tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None)
@@ -153,7 +156,7 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
         # in pairs: a batch's losses are fetched when the next one has been sent off, so a GPU need not wait
         for (batch, values), _ in pairwise(chain(losses, [None])):
             values = values.double().cpu().numpy()
-            ends = np.cumsum([end - scored for _, _, end, scored in batch])
+            ends = np.cumsum([_scored(window) for window in batch])
             for (document, *_), part in zip(batch, np.split(values, ends[:-1]), strict=True):
                 nll[document] += part.sum()
             bar.update(len(values))
@@ -163,16 +166,27 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
     return nll
 
 
+def _spans(window) -> tuple[tuple[int, int], ...]:
+    _, _, end, scored = window
+    return scored if isinstance(scored, tuple) else ((scored, end),)
+
+
+def _scored(window) -> int:
+    return sum(end - start for start, end in _spans(window))
+
+
 @torch.no_grad()
 def _score(model, ids_of, batch, device, dtype):
     """Losses in fp32 of the newly scored tokens of each window of a batch, one window after the other."""
     T = max(end - start for _, start, end, _ in batch) - 1  # the last id is predicted, never an input
     idx, targets = torch.zeros(2, len(batch), T, dtype=torch.long)
     scored = torch.zeros(len(batch), T, dtype=torch.bool)
-    for row, (document, start, end, first) in enumerate(batch):
+    for row, window in enumerate(batch):
+        document, start, end, _ = window
         ids = torch.from_numpy(ids_of(document)[start:end].astype(np.int64))
         idx[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
-        scored[row, first - start - 1 : end - start - 1] = True
+        for first, last in _spans(window):
+            scored[row, first - start - 1 : last - start - 1] = True
     with autocast(device, dtype):  # padding on the right: no causal query looks at it
         x = model.backbone(to_device(idx, device))
     x = x.flatten(0, 1).index_select(0, to_device(scored.flatten().nonzero().squeeze(1), device))

@@ -120,11 +120,11 @@ def _of_phase(s: Settings, record: Record, directory: Path) -> Iterator[str | Wr
             yield from _documents(files, s, s.limit, held, record)
     elif isinstance(s, Instruct):
         fields = Fields(s.instruction_field, s.input_field, s.response_field, s.group_field)
-        items, _, sha = read_instructions(s.data, fields, s.limit, s.skip_bad_rows)
+        items, _, sha = read_instructions(s.data, fields, s.limit, s.skip_bad_rows, s.system)
         _check(sha, record)
         template = of_model(directory)
         for item in compress(items, ~held.has(heldout.Items.of_rows(items))):
-            yield template.ask(item.instruction, item.input) + template.answer(item.response)
+            yield template.whole(item.turns)
         if s.replay:
             yield from _documents(s.replay, s, None, held, record)
     else:

@@ -66,6 +66,16 @@ class ByteLevel:
         a text begins here, which changes nothing in this kind of vocabulary."""
         return self._id_of_rank[self._encode(text)]
 
+    def placed(self, text: str, begins: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text, and where each begins and ends, in characters: (T,) and (T, 2)."""
+        ranks = self._encode(text)
+        ends = np.cumsum(self._lengths[ranks])
+        places = np.stack([ends - self._lengths[ranks], ends], 1)
+        if not text.isascii():  # the number of characters that have begun by each byte
+            begun = np.cumsum((np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80)
+            places = begun[places - [0, 1]] - [1, 0]
+        return self._id_of_rank[ranks], places
+
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
         """The ids of `text` where it follows `before`: those that both together have behind the border, or of
         the text alone if a token lies across it."""

@@ -1,7 +1,7 @@
-"""Instructions to masked ids, and several of them to a row of a batch.
+"""Conversations to masked ids, and several of them to a row of a batch.
 
-Instruction -> Example -> rows packed to the context -> Batches -> fit
-                  \\-> answer_perplexity"""
+Conversation -> Example -> rows packed to the context -> Batches -> fit
+                   \\-> answer_perplexity"""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,17 +9,22 @@ import numpy as np
 import torch
 
 from nanomed.text.batch import IGNORE, Batch
-from nanomed.text.instructions import Instruction
+from nanomed.text.conversations import Conversation
 
 
 @dataclass(frozen=True)
 class Example:
-    """Ids (T,), of which those from `start` on are supervised: each is predicted from all before it;
-    replayed: a piece of plain text, and no answer."""
+    """Ids (T,), of which those in the spans (from, to) are supervised, an answer each: every one is predicted
+    from all before it; replayed: a piece of plain text, and no answer."""
 
     ids: np.ndarray
-    start: int
+    spans: tuple[tuple[int, int], ...]
     replayed: bool = False
+
+    @property
+    def supervised(self) -> int:
+        """How many ids are supervised."""
+        return sum(end - start for start, end in self.spans)
 
 
 @dataclass
@@ -30,40 +35,43 @@ class Encoded:
     truncated: int = 0  # cut, so without the end that teaches to stop
     dropped: int = 0  # the prompt alone fills the context
     empty: int = 0  # an empty response: only the end is supervised
+    late: int = 0  # answers of conversations, beyond the context
 
     def __str__(self):
         odd = {"truncated": self.truncated, "dropped (no room for an answer)": self.dropped}
-        odd["with an empty response"] = self.empty
+        odd |= {"with an empty response": self.empty, "later answers beyond the context": self.late}
         return "".join(f", {n:,} {what}" for what, n in odd.items() if n)
 
 
-def encode_instructions(items: list[Instruction], tokenizer, template, context: int) -> Encoded:
-    """Prompt ids + the response's as it follows the prompt (Tokenizer.continuation) + the end
-    (tokenizer.eos), put together as ids: no marker is ever searched for in encoded text. A response that
-    spells its own end, where that is read, gets no second.
+def encode_instructions(items: list[Conversation], tokenizer, template, context: int) -> Encoded:
+    """The template's examples of each conversation, with its answers supervised and the end of each, so that
+    the model learns to stop, and nothing else.
 
-    The prompt is not supervised; the end is, so that the model learns to stop. At most context + 1 ids, since
-    the last is predicted and never an input: a longer response is cut on the right and loses its end; a
-    prompt that leaves no room drops the row. Both are counted."""
-    out, ended = Encoded(), template.holds_end(tokenizer.name(tokenizer.eos))
+    At most context + 1 ids, since the last is predicted and never an input. A longer conversation is cut
+    behind the last answer that fits. If the first does not: it is cut on the right and loses its end; a
+    prompt that leaves no room drops the row. All are counted."""
+    out = Encoded()
     for item in items:
-        asked = template.ask(item.instruction, item.input)
-        prompt = tokenizer.prompt(asked)
-        response = tokenizer.continuation(asked, template.answer(item.response))
-        out.empty += not item.response
-        end = [] if ended or (len(response) and response[-1] == tokenizer.eos) else [tokenizer.eos]
-        ids = np.concatenate([prompt, response, end]).astype(np.int64)
-        if len(prompt) > context:
-            out.dropped += 1
-            continue
-        out.truncated += len(ids) > context + 1
-        out.examples.append(Example(ids[: context + 1], len(prompt)))
+        out.empty += sum(not item.turns[k].text for k in item.learned)
+        for n, (ids, spans) in enumerate(template.encode(item, tokenizer)):
+            if len(ids) <= context + 1:
+                out.examples.append(Example(ids, spans))
+                continue
+            fit = [span for span in spans if span[1] <= context + 1]
+            out.late += len(spans) - len(fit) - (not fit and not n)
+            if fit:
+                out.examples.append(Example(ids[: fit[-1][1]], tuple(fit)))
+            elif n == 0 and spans[0][0] <= context:
+                out.truncated += 1
+                out.examples.append(Example(ids[: context + 1], ((spans[0][0], context + 1),)))
+            elif n == 0:
+                out.dropped += 1
     return out
 
 
 def supervise_prompts(examples: list[Example]) -> list[Example]:
     """The same examples with every token supervised that has a predecessor: for comparison."""
-    return [replace(e, start=1) for e in examples]
+    return [replace(e, spans=((1, len(e.ids)),)) for e in examples]
 
 
 def text_examples(selection, context: int, limit: int, seed: int) -> list[Example]:
@@ -73,7 +81,8 @@ def text_examples(selection, context: int, limit: int, seed: int) -> list[Exampl
     out = []
     for k in sorted(chosen.tolist()):
         ids = selection.ids(k).astype(np.int64)
-        out += [Example(ids[i : i + context + 1], 1, True) for i in range(0, len(ids) - 1, context)]
+        pieces = (ids[i : i + context + 1] for i in range(0, len(ids) - 1, context))
+        out += [Example(piece, ((1, len(piece)),), True) for piece in pieces]
     return out
 
 
@@ -117,7 +126,8 @@ def collate(rows: list[list[Example]]) -> Batch:
             ids = torch.from_numpy(example.ids)
             n = len(ids) - 1
             idx[b, at : at + n], pos[b, at : at + n], segments[b, at : at + n] = ids[:-1], torch.arange(n), k
-            targets[b, at + example.start - 1 : at + n] = ids[example.start :]
+            for start, end in example.spans:
+                targets[b, at + start - 1 : at + end - 1] = ids[start:end]
             replayed[b, at : at + n] = example.replayed
             at += n
     if replayed.any():

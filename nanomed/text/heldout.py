@@ -6,6 +6,7 @@ run validates on, and of what held_out.json remembers of earlier phases. Who is 
 said in nanomed.text.divide."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,9 @@ import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
-from nanomed.text.instructions import Fields, Instruction
+from nanomed.text.conversation_rows import conversation, form_of
+from nanomed.text.conversations import Conversation
+from nanomed.text.instructions import Fields
 from nanomed.text.rows import NoField, field_of, fields_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
@@ -66,9 +69,11 @@ class Items:
         return cls(texts, {"documents": np.array([[digest(text)] for text in texts], "V16")})
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Instruction]) -> "Items":
-        known = [row_digests(row) for row in rows]
-        tables = {kind: np.array([of[kind] for of in known], "V16") for kind in (known[0] if known else ())}
+    def of_rows(cls, rows: Sequence[Conversation]) -> "Items":
+        known, tables = [row_digests(row) for row in rows], {}
+        for kind in known[0] if known else ():
+            most = max(len(of[kind]) for of in known)
+            tables[kind] = np.array([of[kind] + [NONE] * (most - len(of[kind])) for of in known], "V16")
         return cls([row.text() for row in rows], tables)
 
     def where(self, mask: np.ndarray) -> "Items":
@@ -79,14 +84,19 @@ class Items:
         return HeldOut(**{kind: {*map(bytes, table.flat)} - {NONE} for kind, table in self.known.items()})
 
 
-def row_digests(item: Instruction) -> dict[str, list[bytes]]:
-    """A row is known by its question, whatever the answer, by the texts that it quotes, and by its group."""
+def row_digests(item: Conversation) -> dict[str, list[bytes]]:
+    """A row is known by its question, a conversation by its first one, whatever the answer; by the texts that
+    it quotes, and by its group."""
 
     def known(*texts: str) -> list[bytes]:
         return [digest(text) if text else NONE for text in texts]
 
-    question = known(f"{item.instruction}\0{item.input}")
-    return {"questions": question, "quoted": known(item.input, item.response), "groups": known(item.group)}
+    first = item.asked[item.turns[0].role == "system" and len(item.asked) > 1]
+    quoted = [
+        turn.input if turn.role == "user" else turn.text for turn in item.turns if turn.role != "system"
+    ]
+    question = known(f"{first.text}\0{first.input}")
+    return {"questions": question, "quoted": known(*quoted), "groups": known(item.group)}
 
 
 @dataclass(frozen=True)
@@ -171,9 +181,9 @@ def read_excluded(s, fields: Fields | None = None) -> Excluded:
             if asked:
                 for kind, digests in row_digests(asked).items():
                     found[kind].update(d for d in digests if d != NONE)
-                said += [asked.instruction, asked.input, asked.response]
+                said += asked.parts()[:-1]
             if s.near_duplicates:
-                texts.append("\n".join(filter(None, said)))
+                texts.append("\n".join(filter(None, (document, asked and asked.text()))))
             sha.update("\0".join([*said, ""]).encode("utf-8", "surrogatepass") + b"\0")
     if bad:
         print(f"{bad} bad rows of --exclude left out: what they hold is not excluded")
@@ -181,21 +191,24 @@ def read_excluded(s, fields: Fields | None = None) -> Excluded:
     return Excluded(HeldOut(**found), texts, hashes)
 
 
-def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Instruction | None]:
+def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Conversation | None]:
     """The document and the instruction that a row is, either or both. What is no text in its other fields
     counts as empty."""
     asked, document = get_value(row, fields.instruction), get_value(row, text_field)
-    if asked is None and document is None:
+    form = form_of(row) if asked is None else None
+    if asked is None and document is None and not form:
         raise NoField(
             f"neither a text in the field {text_field!r} nor an instruction in {fields.instruction!r}"
             f" ({fields_of(row)}; --text-field a,b takes the first that a row has, --instruction-field too)"
         )
     document = None if document is None else get_text(row, text_field)
-    if not isinstance(asked, str):
+    if not isinstance(asked, str) and not form:
         return document, None
     group = get_value(row, fields.group) if fields.group else ""
     if group is None:
         raise NoField(f"no field {fields.group!r} (--group-field)")
+    if form:
+        return document, conversation(form[1](row), str(group), Counter())
     others = [get_value(row, name) for name in (fields.input, fields.response)]
     others = [value if isinstance(value, str) else "" for value in others]
-    return document, Instruction(asked, *others, group=str(group))
+    return document, Conversation.of(asked, *others, group=str(group))

@@ -1,26 +1,14 @@
-"""Rows of instructions and their answers, as files hold them."""
+"""Rows of instructions and their answers, or of conversations, as files hold them."""
 
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
 from nanomed.errors import UserError
+from nanomed.text.conversation_rows import conversation, form_of
+from nanomed.text.conversations import Conversation
+from nanomed.text.lines import good, say
 from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, read_rows
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One row: what is asked, on what, and what is answered; group: rows of one group stay on one side of a
-    split."""
-
-    instruction: str
-    input: str
-    response: str
-    group: str = ""
-
-    def text(self) -> str:
-        """All of it, a part a line."""
-        return "\n".join(filter(None, (self.instruction, self.input, self.response)))
 
 
 @dataclass
@@ -50,46 +38,76 @@ def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -
 
 
 def read_instructions(
-    names, fields: Fields, limit: int | None, skip_bad: bool
-) -> tuple[list[Instruction], int, str]:
-    """(instructions, rows left out, SHA-256 of the texts in order). Raises UserError with file and row for a
-    bad one."""
-    unread = Counter()
-    named = f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
+    names, fields: Fields, limit: int | None, skip_bad: bool, system: str | None = None, template=None
+) -> tuple[list[Conversation], int, str]:
+    """(conversations, rows left out, SHA-256 of the texts in order). A file's first row says whether its rows
+    are instructions with responses or conversations (nanomed.text.conversations). system: the first turn of
+    those that have no system's turn; template: has to have a place for all turns. Raises UserError with file
+    and row for a bad one."""
+    unread, taken = Counter(), []
+    for name in names:
+        form = ()  # of the file's rows, once its first has shown it
 
-    def take(row):
-        instruction = one_text(row, fields.instruction, Fields.instruction, "--instruction-field")
-        if not instruction.strip():
-            raise BadRow("an empty instruction")
-        has_input = get_value(row, fields.input) not in (None, "")
-        input = get_text(row, fields.input, "--input-field") if has_input else ""
-        group = get_value(row, fields.group) if fields.group else ""
-        if group is None:
-            raise NoField(f"no field {fields.group!r} (--group-field)")
-        response = one_text(row, fields.response, Fields.response, "--response-field", numbers=True)
-        unread.update(name for name in UNREAD if get_value(row, name) and name not in named)
-        return Instruction(instruction, input, response, str(group))
+        def take(row, name=name):
+            nonlocal form
+            if form == ():
+                form = form_of(row) if get_value(row, fields.instruction) is None else None
+                if form:
+                    say(f"{name}: {form[0]}")
+            if form:
+                found = conversation(form[1](row), _group(row, fields), unread)
+            else:
+                found = _instruction(row, fields, unread)
+            found = found.begun_by(system)
+            if template:
+                template.check(found)
+            return found
 
-    taken = [item for name in names for item in read_rows(name, take, limit, skip_bad)]
+        taken += read_rows(name, take, limit, skip_bad)
     kept = [item for item in taken if item is not None]
     if not kept:
         raise UserError(f"{', '.join(names)}: no instructions there")
-    for name, n in unread.items():
-        mend = f"--input-field {name} takes it for the input"
-        print(f"{', '.join(names)}: the field {name} of {n:,} rows is not read ({mend})")
+    for what, n in (+unread).items():
+        print(f"{', '.join(names)}: {what.replace('{n}', f'{n:,}')}")
     sha = hashlib.sha256()
     for item in kept:
-        for part in (item.instruction, item.input, item.response, item.group):
+        for part in item.parts():
             sha.update(part.encode() + b"\0")
     return kept, len(taken) - len(kept), sha.hexdigest()
 
 
+def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
+    """Of a row of an instruction, its input and its response."""
+    instruction = one_text(row, fields.instruction, Fields.instruction, "--instruction-field")
+    if not instruction.strip():
+        raise BadRow("an empty instruction")
+    has_input = get_value(row, fields.input) not in (None, "")
+    input = get_text(row, fields.input, "--input-field") if has_input else ""
+    group = _group(row, fields)
+    response = one_text(row, fields.response, Fields.response, "--response-field", numbers=True)
+    named = f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
+    mend = "--input-field {} takes it for the input"
+    unread.update(
+        f"the field {name} of {{n}} rows is not read ({mend.format(name)})"
+        for name in UNREAD
+        if get_value(row, name) and name not in named
+    )
+    return Conversation.of(instruction, input, response, group)
+
+
+def _group(row, fields: Fields) -> str:
+    group = get_value(row, fields.group) if fields.group else ""
+    if group is None:
+        raise NoField(f"no field {fields.group!r} (--group-field)")
+    return str(group)
+
+
 def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
-    """Whether the first good row of a file has an instruction; else its rows are plain documents. Raises
-    UserError if it has neither."""
-    for row in read_rows(name, lambda row: row, None, skip_bad):
+    """Whether the first good row of a file has an instruction, or is a conversation; else its rows are plain
+    documents. Raises UserError if it is none of these."""
+    for row in read_rows(name, good, None, skip_bad):
         if row is not None:
-            asked = get_value(row, fields.instruction) is not None
+            asked = get_value(row, fields.instruction) is not None or form_of(row) is not None
             if not asked and get_value(row, field_of(name, text_field)) is None:
                 raise UserError(
                     f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "

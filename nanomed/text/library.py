@@ -47,6 +47,11 @@ class Library:
         """The ids of a text, uint32 (T,). Raises Unencodable for a lone surrogate."""
         return np.array(self._encoded(text, begins).ids, dtype=np.uint32)
 
+    def placed(self, text: str, begins: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """As ByteLevel.placed()."""
+        found = self._encoded(text, begins)
+        return np.array(found.ids, np.uint32), np.array(found.offsets, np.int64).reshape(-1, 2)
+
     def _encoded(self, text: str, begins: bool):
         return _encoded(self._whole if begins else self._behind_special, text)
 

@@ -6,12 +6,13 @@ from itertools import chain, compress
 import numpy as np
 
 from nanomed.errors import UserError
-from nanomed.text import corpus, heldout, instructions, special, templates
+from nanomed.text import corpus, heldout, instructions, special
+from nanomed.text.conversations import Conversation
 from nanomed.text.corpus import Selection
 from nanomed.text.divide import Divided, draw
 from nanomed.text.examples import Encoded, Example, text_examples
 from nanomed.text.heldout import Excluded, HeldOut, Items
-from nanomed.text.instructions import Fields, Instruction
+from nanomed.text.instructions import Fields
 from nanomed.text.rows import named_sets
 
 
@@ -23,15 +24,15 @@ class Pairs:
     settings: object
     tokenizer: object
     excluded: Excluded
-    rows: list[Instruction] = field(default_factory=list)
-    answers: dict[str, list[Instruction]] = field(default_factory=dict)
+    rows: list[Conversation] = field(default_factory=list)
+    answers: dict[str, list[Conversation]] = field(default_factory=dict)
     texts: dict[str, Selection] = field(default_factory=dict)
     replay: Selection | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
     def hashes(self, template) -> dict[str, str]:
         """All that decides the examples, for run.json."""
-        return self.digests | {"template": templates.identity(template, self.tokenizer)}
+        return self.digests | {"template": template.identity(self.tokenizer)}
 
     def items(self) -> Items:
         return Items.of_rows(self.rows)
@@ -47,7 +48,7 @@ class Pairs:
         s = self.settings
         return draw(np.array(groups, object), s.val_fraction, s.seed, ", ".join(s.data))
 
-    def sides(self, divided: Divided) -> tuple[list[Instruction], dict[str, list[Instruction]]]:
+    def sides(self, divided: Divided) -> tuple[list[Conversation], dict[str, list[Conversation]]]:
         """The rows to train on, and those to validate on, by the names of the sets. Raises UserError if there
         are none to train on."""
         training, drawn = (list(compress(self.rows, m)) for m in (divided.training, divided.validation))
@@ -82,13 +83,14 @@ class Pairs:
             "val_examples": sum(len(found.examples) for found in sets.values()),
             "truncated": training.truncated,
             "dropped": training.dropped,
+            "later_answers_dropped": training.late,
             "empty_responses": training.empty,
             "rows": len(rows),
             "filled": sum(len(e.ids) - 1 for e in chain(*rows)) / (len(rows) * self.settings.context),
         }
 
     def in_words(self, facts: dict, rows, training: Encoded, sets: dict[str, Encoded]) -> str:
-        answers = sum(len(e.ids) - e.start for e in training.examples)
+        answers = sum(e.supervised for e in training.examples)
         sizes = [(len(e.ids), e.replayed) for e in chain(*rows)]
         replayed = [size for size, again in sizes if again]
         said = [f"{facts['examples']:,} examples{training}, {answers:,} tokens of answers"]
@@ -110,18 +112,21 @@ def check_fit(context: int, *sides: Encoded) -> None:
             raise UserError(f"no example fits --context {context}{found}")
 
 
-def read_pairs(s, tokenizer) -> Pairs:
-    """The files that settings name; says how many bad rows were left out."""
+def read_pairs(s, tokenizer, template) -> Pairs:
+    """The files that settings name, of rows for which the template has a place; says how many bad rows were
+    left out."""
     fields = Fields(s.instruction_field, s.input_field, s.response_field, s.group_field)
     excluded = heldout.read_excluded(s, fields)
     found = Pairs(s, tokenizer, excluded, digests=dict(excluded.hashes))
 
-    def read_rows(side: str, names: list[str], limit: int | None = None) -> list[Instruction]:
-        rows, bad, sha = instructions.read_instructions(names, fields, limit, s.skip_bad_rows)
+    def read_rows(side: str, names: list[str], limit: int | None = None) -> list[Conversation]:
+        rows, bad, sha = instructions.read_instructions(
+            names, fields, limit, s.skip_bad_rows, s.system, template
+        )
         if bad:
             print(f"{' + '.join(names)}: {bad} bad rows left out")
         found.digests[f"{side}: {' + '.join(names)}"] = sha
-        return rows
+        return [row.last_only() for row in rows] if s.last_turn_only else rows
 
     def read_side(side: str, names: list[str]) -> Selection:
         texts = corpus.read_corpus(names, s, tokenizer)

@@ -33,20 +33,26 @@ class Added:
 @dataclass(frozen=True)
 class Written:
     """A text and its spans (start, end) that a template wrote: there, special tokens are real whatever the
-    reading."""
+    reading. complete: the template wrote what it begins with, too, so nothing is put before it."""
 
     text: str
     own: tuple[tuple[int, int], ...] = ()
+    complete: bool = False
 
     def __add__(self, other: "Written") -> "Written":
         moved = tuple((start + len(self.text), end + len(self.text)) for start, end in other.own)
-        return Written(self.text + other.text, self.own + moved)
+        return Written(self.text + other.text, self.own + moved, self.complete)
 
     def rstrip(self) -> tuple["Written", str]:
         """(the text without the blanks at its end, these)."""
         text = self.text.rstrip()
         own = tuple((start, min(end, len(text))) for start, end in self.own if start < len(text))
-        return Written(text, own), self.text[len(text) :]
+        return Written(text, own, self.complete), self.text[len(text) :]
+
+
+def template_text(text: str) -> Written:
+    """A text that a template wrote."""
+    return Written(text, ((0, len(text)),) if text else ())
 
 
 def written(text: "str | Written") -> Written:

@@ -1,23 +1,31 @@
 """Prompt templates as data: the one place that says how an instruction looks, in training, evaluation and
-generation.
+generation. A chat model has a template of its own (nanomed.text.chat), which is asked in the same way.
 
 A template is plain text with `{instruction}`, `{input}` and `{response}` in it. The model sees the prompt's
 ids, which are the same when there is no response yet, then those of the response as it follows the prompt,
-then its end. Special tokens that a template spells are the tokens; in what is put into it they are what
---special-tokens says (nanomed.text.special)."""
+then its end; of a conversation, one question and answer after the other. Special tokens that a template
+spells are the tokens; in what is put into it they are what --special-tokens says (nanomed.text.special)."""
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, read_toml, typed, write_json, write_text
-from nanomed.text.special import Written
+from nanomed.text.conversations import Conversation, Turn, turns_of
+from nanomed.text.lines import BadRow
+from nanomed.text.special import Written, template_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nanomed.text.chat import ChatTemplate
 
 # How a model that was instructed is asked: for us, for transformers.
 FILES = ("template.json", "chat_template.jinja")
@@ -37,14 +45,102 @@ class Template:
     # A generated answer that begins one of these has run on into the next example.
     markers: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
 
-    def ask(self, instruction: str, input: str = "") -> Written:
-        """The prompt's text."""
-        prompt = self.prompt_with_input if input else self.prompt
-        return _fill(prompt, {"instruction": instruction, "input": input})
+    shows_reasoning: ClassVar[bool] = False  # there is no place for it
+
+    def ask(self, said: str | Sequence[Turn], input: str = "") -> Written:
+        """What the model is given to answer: a question, or turns (without the tokens that end the answers
+        among them)."""
+        return sum((piece for _, piece in self._pieces(turns_of(said, input))), Written(""))
 
     def answer(self, response: str) -> Written:
         """The response's text, which follows the prompt's."""
         return _fill(self.response, {"response": response})
+
+    def whole(self, turns: Sequence[Turn]) -> Written:
+        """Turns when all is said."""
+        return self.ask(turns)
+
+    def check(self, conversation: Conversation) -> None:
+        """Raises BadRow for turns that have no place: questions and answers take turns here; a system's text
+        stands before the first question, what a tool says is a question."""
+        roles = [turn.role for turn in conversation.turns if turn.role != "system"]
+        if any((role == "assistant") != (k % 2 == 1) for k, role in enumerate(roles)):
+            raise BadRow(
+                f"questions and answers must alternate in this template; they are {', '.join(roles)}"
+            )
+
+    def prompt_ids(self, said: str | Sequence[Turn], tokenizer) -> "np.ndarray":
+        """The ids of what the model is given to answer, with the tokens that end the answers among them."""
+        return tokenizer.joined([ids for _, ids in self._encoded(turns_of(said), tokenizer)])
+
+    def encode(self, conversation: Conversation, tokenizer) -> list[tuple]:
+        """One example's ids, and the spans of them that are supervised: the answers, and their ends.
+
+        Prompt ids + the response's as it follows the prompt (Tokenizer.continuation) + the end
+        (tokenizer.eos), and so on, put together as ids: no marker is ever searched for in encoded text. A
+        response that spells its own end, where that is read, gets no second."""
+        learned, parts, spans, at = conversation.learned, [], [], 0
+        for k, ids in self._encoded(conversation.turns, tokenizer):
+            parts.append(ids)
+            spans += [(at, at + len(ids))] if k in learned else []
+            at += len(ids)
+        return [(tokenizer.joined(parts), tuple(spans))]
+
+    def _encoded(self, turns: Sequence[Turn], tokenizer) -> Iterator[tuple[int, "np.ndarray"]]:
+        """The number of each turn that stands for itself, and its ids."""
+        before, end = Written(""), template_text(tokenizer.name(tokenizer.eos))
+        for k, piece in self._pieces(turns):
+            ids = tokenizer.continuation(before, piece) if before.text else tokenizer.prompt(piece)
+            before += piece
+            if turns[k].role == "assistant" and not self._ended(ids, tokenizer):
+                ids, before = tokenizer.joined([ids, [tokenizer.eos]]), before + end
+            yield k, ids
+
+    def _ended(self, ids, tokenizer) -> bool:
+        by_itself = len(ids) and ids[-1] == tokenizer.eos
+        return by_itself or self.holds_end(tokenizer.name(tokenizer.eos))
+
+    def _pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[int, Written]]:
+        """Each turn's number and text; a system's is a part of the question behind it."""
+        system = ""
+        for k, turn in enumerate(turns):
+            if turn.role == "system":
+                system += turn.text and f"{turn.text}\n\n"
+            elif turn.role == "assistant":
+                yield k, self.answer(turn.text)
+            else:
+                prompt = self.prompt_with_input if turn.input else self.prompt
+                yield k, _fill(prompt, {"instruction": system + turn.text, "input": turn.input})
+                system = ""
+
+    def identity(self, tokenizer) -> str:
+        """All that decides how rows are asked and answered, for run.json."""
+        return repr(self) + (" and continuations" if tokenizer.codec.puts_blank else "")
+
+    def save(self, tokenizer, directory: Path) -> None:
+        """Write it beside the model: as template.json, and as the chat template that transformers'
+        apply_chat_template uses (what a user says is the instruction, what the assistant says the response
+        and its end)."""
+        eos, content = tokenizer.name(tokenizer.eos), "message['content']"
+        end = "" if self.holds_end(eos) else f" + {json.dumps(eos)}"
+        bos = json.dumps(_beginning(self, tokenizer))
+        write_json(asdict(self), directory / FILES[0])
+        write_text(
+            (f"{{{{- {bos} -}}}}" if bos != '""' else "")
+            + "{%- set said = namespace(before='') -%}{%- for message in messages -%}"
+            "{%- if message['role'] == 'system' -%}"
+            f"{{%- if {content} -%}}"
+            f"{{%- set said.before = said.before + {content} + '\\n\\n' -%}}"
+            "{%- endif -%}"
+            "{%- elif message['role'] in ['user', 'tool'] -%}"
+            f"{{{{- {_jinja(self.prompt, 'instruction', f'said.before + {content}')} -}}}}"
+            "{%- set said.before = '' -%}"
+            "{%- elif message['role'] == 'assistant' -%}"
+            f"{{{{- {_jinja(self.response, 'response', content)}{end} -}}}}"
+            "{%- else -%}{{- raise_exception('no such role has a place in this template') -}}"
+            "{%- endif -%}{%- endfor -%}",
+            directory / FILES[1],
+        )
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -115,46 +211,30 @@ def load_template(name: str) -> Template:
     return _checked(keys, path)
 
 
-def of_model(*directories: Path | None) -> Template | None:
-    """The template that a model was instructed with, from the first of the directories that has one; None if
-    none does."""
-    files = (directory / FILES[0] for directory in directories if directory)
-    file = next((file for file in files if file.exists()), None)
-    return file and _checked(read_object(file), file)
+def of_model(*directories: Path | None) -> "Template | ChatTemplate | None":
+    """How a model is asked, by the first of the directories that says so: the template that nanomed
+    instructed it with, else its own chat template; None if none does."""
+    return next((t for d in directories if d and (t := _of_directory(d))), None)
 
 
-def choose(asked: str | None, *directories: Path | None) -> tuple[Template, str]:
-    """The template to instruct a model with, and what it is called: the one that is asked for, else the
-    model's own, else `response`."""
+def _of_directory(directory: Path, name: str | None = None) -> "Template | ChatTemplate | None":
+    from nanomed.text import chat  # here, so that --help need not wait for Jinja
+
+    if not name and (file := directory / FILES[0]).exists():
+        return _checked(read_object(file), file)
+    return chat.load(directory, name)
+
+
+def choose(asked: str | None, *directories: Path | None) -> "tuple[Template | ChatTemplate, str]":
+    """The template to instruct a model with, and what it is called: the one that is asked for (by its name,
+    or that of one of the model's chat templates), else the model's own, else `response`."""
+    if asked and asked not in TEMPLATES and not asked.endswith(".toml"):
+        named = next((t for d in directories if d and (t := _of_directory(d, asked))), None)
+        return named or load_template(asked), asked
     if asked:
         return load_template(asked), asked
     own = of_model(*directories)
     return (own, "the model's own") if own else (TEMPLATES["response"], "response")
-
-
-def identity(template: Template, tokenizer) -> str:
-    """All that decides how rows are asked and answered, for run.json."""
-    return repr(template) + (" and continuations" if tokenizer.codec.puts_blank else "")
-
-
-def save(template: Template, tokenizer, directory: Path) -> None:
-    """Write it beside the model: as template.json, and as the chat template that transformers'
-    apply_chat_template uses (what a user says is the instruction, what the assistant says the response and
-    its end)."""
-    eos = tokenizer.name(tokenizer.eos)
-    end = "" if template.holds_end(eos) else f" + {json.dumps(eos)}"
-    bos = json.dumps(_beginning(template, tokenizer))
-    write_json(asdict(template), directory / FILES[0])
-    write_text(
-        (f"{{{{- {bos} -}}}}" if bos != '""' else "") + "{%- for message in messages -%}"
-        "{%- if message['role'] == 'user' -%}"
-        f"{{{{- {_jinja(template.prompt, 'instruction')} -}}}}"
-        "{%- elif message['role'] == 'assistant' -%}"
-        f"{{{{- {_jinja(template.response, 'response')}{end} -}}}}"
-        "{%- else -%}{{- raise_exception('only user and assistant have a place in this template') -}}"
-        "{%- endif -%}{%- endfor -%}",
-        directory / FILES[1],
-    )
 
 
 def _beginning(template: Template, tokenizer) -> str:
@@ -164,17 +244,17 @@ def _beginning(template: Template, tokenizer) -> str:
     if not tokenizer.adds_bos or template.prompt.startswith(tokenizer.name(tokenizer.bos)):
         return ""
     name = tokenizer.name(tokenizer.bos)
-    prompt = Written(template.prompt, ((0, len(template.prompt)),))
-    begins = {blank: Written(name + blank, ((0, len(name)),)) + prompt for blank in ("", " ")}
+    prompt = template_text(template.prompt)
+    begins = {blank: template_text(name) + Written(blank) + prompt for blank in ("", " ")}
     ids = tokenizer.prompt(prompt).tolist()
     same = (name + blank for blank, text in begins.items() if tokenizer.encode(text).tolist() == ids)
     return next(same, name)
 
 
-def _jinja(text: str, placeholder: str) -> str:
-    """A Jinja expression for a template's text with the message in the place of `placeholder`."""
+def _jinja(text: str, placeholder: str, value: str) -> str:
+    """A Jinja expression for a template's text with a value in the place of `placeholder`."""
     parts = text.replace("{input}", "").split(f"{{{placeholder}}}")
-    return " + message['content'] + ".join(json.dumps(part, ensure_ascii=False) for part in parts)
+    return f" + {value} + ".join(json.dumps(part, ensure_ascii=False) for part in parts)
 
 
 def _checked(keys: dict, path: Path) -> Template:

@@ -66,6 +66,24 @@ class Tokenizer:
             at = end
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self.codec.encode("")
 
+    def placed(self, text: Written) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text, as encode() gives them, and where in the text each begins and ends: (T,) and
+        (T, 2), in characters; one that a token holds a part of counts as a whole."""
+        at, ids, places = 0, [np.zeros(0, np.uint32)], [np.zeros((0, 2), np.int64)]
+        for start, end, i in self._real(text):
+            if start > at:
+                found, where = self.codec.placed(text.text[at:start], at == 0)
+                ids, places = [*ids, found], [*places, where + at]
+            if i is not None:
+                ids, places = [*ids, np.array([i], np.uint32)], [*places, np.array([[start, end]])]
+            at = end
+        return np.concatenate(ids), np.concatenate(places)
+
+    @staticmethod
+    def joined(parts: list) -> np.ndarray:
+        """The ids of several parts one after the other, int64 (T,)."""
+        return np.concatenate(parts).astype(np.int64)
+
     def document(self, text: str | Written) -> np.ndarray:
         """The ids of a text after the token that a document begins with; one that spells it itself gets no
         second."""
@@ -80,7 +98,7 @@ class Tokenizer:
         """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts
         that there."""
         ids = self.encode(text)
-        if not self.adds_bos or (len(ids) and ids[0] == self.bos):
+        if not self.adds_bos or written(text).complete or (len(ids) and ids[0] == self.bos):
             return ids
         return np.concatenate([np.array([self.bos], ids.dtype), ids])
 

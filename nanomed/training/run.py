@@ -140,7 +140,7 @@ def train(setup: Setup, job: Job) -> dict | None:
     facts |= leave_model(model, base, s, source, job.classifier) | result
     if distributed.rank() == 0:
         if job.template:
-            templates.save(job.template, setup.tokenizer, s.out)
+            job.template.save(setup.tokenizer, s.out)
         write_json(facts | peak_memory(), s.out / "summary.json")  # the last file: the run is complete
         directory.finish(s, job.data.unit)
         say_kept(s, result)

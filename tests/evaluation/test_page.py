@@ -380,7 +380,7 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(
 
     monkeypatch.setattr(measure, "complete", complete)
     shutil.copytree(model_dir, tmp_path / "instructed")
-    templates.save(templates.TEMPLATES["response"], load_tokenizer(model_dir), tmp_path / "instructed")
+    templates.TEMPLATES["response"].save(load_tokenizer(model_dir), tmp_path / "instructed")
     write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1)), (tmp_path / "p.txt").write_text("the cells\n")
 
     def written(*flags):

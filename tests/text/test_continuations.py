@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from nanomed.evaluation import measure
 from nanomed.evaluation.choices import encode, loglikelihoods
 from nanomed.evaluation.questions import Item
+from nanomed.text.conversations import Conversation
 from nanomed.text.examples import encode_instructions
-from nanomed.text.instructions import Instruction
 from nanomed.text.library import Library
 from nanomed.text.special import Written
-from nanomed.text.templates import TEMPLATES, Template, load_template, of_model, save
+from nanomed.text.templates import TEMPLATES, Template, load_template, of_model
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import WORDS, lm_eval, make_hf_model
 from tests.text.test_other_tokenizers import KINDS, PARTS, TEXTS
@@ -108,19 +108,19 @@ def test_training_generation_and_transformers_chat_give_the_same_ids(made, name,
     t, template = load_tokenizer(made[name]), OWN[template]
     for file in made[name].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    save(template, t, tmp_path)
+    template.save(t, tmp_path)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert of_model(tmp_path) == template
     for asked, said in zip(MESSAGES, ANSWERS, strict=True):
         chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-        (example,) = encode_instructions([Instruction(asked, "", said)], t, template, 500).examples
+        (example,) = encode_instructions([Conversation.of(asked, "", said)], t, template, 500).examples
         rendered = theirs.apply_chat_template(chat, tokenize=True, return_dict=False)
         prompt = theirs.apply_chat_template(
             chat[:1], tokenize=True, add_generation_prompt=True, return_dict=False
         )
         assert example.ids.tolist() == rendered
-        assert example.ids[: example.start].tolist() == t.prompt(template.ask(asked)).tolist() == prompt
-        assert t.eos in example.ids[example.start :]
+        assert example.ids[: example.spans[0][0]].tolist() == t.prompt(template.ask(asked)).tolist() == prompt
+        assert t.eos in example.ids[example.spans[0][0] :]
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def test_choices_in_a_template_are_scored_as_responses_were_trained(made, name, 
     for (ids, n), choice in zip(
         encode(Item("Why?", (" yes", "no"), 0), t, 500, template), ("yes", "no"), strict=True
     ):
-        (example,) = encode_instructions([Instruction("Why?", "", choice)], t, template, 500).examples
-        assert ids.tolist() == example.ids[:-1].tolist() and n == len(example.ids) - 1 - example.start
+        (example,) = encode_instructions([Conversation.of("Why?", "", choice)], t, template, 500).examples
+        assert ids.tolist() == example.ids[:-1].tolist() and n == len(example.ids) - 1 - example.spans[0][0]
 
 
 def test_a_template_of_a_file_may_spell_special_tokens(made, tmp_path):

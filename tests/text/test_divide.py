@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from nanomed.errors import UserError
 from nanomed.systems.overlap import finder
 from nanomed.text import corpus, heldout
+from nanomed.text.conversations import Conversation
 from nanomed.text.divide import divide, draw
 from nanomed.text.heldout import Excluded, HeldOut, Items
-from nanomed.text.instructions import Instruction
 from nanomed.text.pairs import Pairs
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import make_texts, write_jsonl
@@ -66,12 +66,12 @@ def test_exact_duplicates_leave_the_training_side_only(tmp_path, bpe_dir):
 
 
 def test_rows_go_with_their_question_their_group_and_what_they_quote():
-    held = rows([Instruction("q", "", "one", "g"), Instruction("r", "quoted", "said")]).held_out()
+    held = rows([Conversation.of("q", "", "one", "g"), Conversation.of("r", "quoted", "said")]).held_out()
     asked = [
-        Instruction("q", "", "other"),
-        Instruction("q", "but of", "other"),
-        Instruction("s", "", "one", "g"),
-        Instruction("s", "quoted", "two rows may quote the same"),
+        Conversation.of("q", "", "other"),
+        Conversation.of("q", "but of", "other"),
+        Conversation.of("s", "", "one", "g"),
+        Conversation.of("s", "quoted", "two rows may quote the same"),
     ]
     assert held.has(rows(asked)).tolist() == [True, False, True, False]
     assert held.has(documents(["said", "quoted", "g", "q"])).tolist() == [True, True, False, False]
@@ -83,13 +83,13 @@ def test_what_nearly_repeats_a_held_text_is_held_out_too_with_the_rows_of_its_gr
     near, far, other = make_texts(3, 5, 40, 60)
     items = rows(
         [
-            Instruction("1", "", near + " so", "g"),
-            Instruction("2", "", far, "g"),
-            Instruction("3", "", other),
-            Instruction("4", "", other + " so"),
+            Conversation.of("1", "", near + " so", "g"),
+            Conversation.of("2", "", far, "g"),
+            Conversation.of("3", "", other),
+            Conversation.of("4", "", other + " so"),
         ]
     )
-    sides = {"v": rows([Instruction("5", "", near)])}
+    sides = {"v": rows([Conversation.of("5", "", near)])}
     d = divide(items, Excluded(), sides, None, finder(0.7, 0))
     assert d.training.tolist() == [False, False, True, False]
     assert d.facts() == {"duplicates_removed": 0, "near_duplicates_removed": 3}
@@ -123,7 +123,7 @@ def test_groups_stay_on_one_side():
     class Settings:
         val_fraction, seed, data = 0.2, 0, ["x.jsonl"]
 
-    items = [Instruction(f"q{i}", "", "a", group=f"g{i % 10}") for i in range(100)]
+    items = [Conversation.of(f"q{i}", "", "a", group=f"g{i % 10}") for i in range(100)]
     drawn = Pairs(Settings, None, Excluded(), items).draw(np.ones(100, bool))
     groups = np.array([item.group for item in items])
     assert drawn.sum() == 20 and not {*groups[drawn]} & {*groups[~drawn]}

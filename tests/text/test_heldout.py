@@ -7,7 +7,8 @@ import pytest
 from nanomed.evaluation import measure
 from nanomed.evaluation.training_texts import training_sides
 from nanomed.text import heldout
-from nanomed.text.instructions import Fields, Instruction
+from nanomed.text.conversations import Conversation
+from nanomed.text.instructions import Fields
 from nanomed.training import run
 from nanomed.training.settings import Adapt
 from tests.conftest import assert_refused, make_texts, write_jsonl
@@ -190,9 +191,12 @@ def has(held, *rows):
 
 
 def test_a_question_is_held_out_whatever_its_answer():
-    held = heldout.Items.of_rows([Instruction("q", "x", "two", group="g")]).held_out()
-    assert has(held, Instruction("q", "x", "one"), Instruction("q", "y", "one")) == [True, False]
-    assert has(held, Instruction("other", "", "one", "g"), Instruction("other", "", "two")) == [True, False]
+    held = heldout.Items.of_rows([Conversation.of("q", "x", "two", group="g")]).held_out()
+    assert has(held, Conversation.of("q", "x", "one"), Conversation.of("q", "y", "one")) == [True, False]
+    assert has(held, Conversation.of("other", "", "one", "g"), Conversation.of("other", "", "two")) == [
+        True,
+        False,
+    ]
 
 
 def test_a_classifiers_training_texts_are_found_again_with_named_sets(script, model_dir, tmp_path):
@@ -236,7 +240,9 @@ def test_fields_of_ones_own(tmp_path):
     fields = Fields(instruction="q", response="a")
     settings = Adapt(model="m", exclude=[str(path)], near_duplicates=0.8)
     excluded = heldout.read_excluded(settings, fields)
-    assert has(excluded.held, Instruction("Why?", "", "else")) == [True] and excluded.texts == ["Why?\nso"]
+    assert has(excluded.held, Conversation.of("Why?", "", "else")) == [True] and excluded.texts == [
+        "Why?\nso"
+    ]
 
 
 @pytest.mark.parametrize("name", ["train_cls.py", "train_sft.py"])

@@ -11,6 +11,7 @@ from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.models.loss import clm_loss
 from nanomed.text.batch import IGNORE, Batches
+from nanomed.text.conversations import Conversation
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.examples import (
     Encoded,
@@ -21,7 +22,7 @@ from nanomed.text.examples import (
     supervise_prompts,
     text_examples,
 )
-from nanomed.text.instructions import Fields, Instruction, read_instructions
+from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.templates import TEMPLATES, load_template
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, every_family, make_texts, write_jsonl
@@ -83,9 +84,9 @@ def encode(tok, items, template="response", context=1000):
 @pytest.mark.parametrize(("template", "input"), EXPECTED)
 def test_the_response_and_its_end_are_supervised_and_nothing_else(tok, template, input):
     prompt, response = EXPECTED[template, input]
-    (example,) = encode(tok, [Instruction("What is flu?", input, "A viral disease.")], template).examples
+    (example,) = encode(tok, [Conversation.of("What is flu?", input, "A viral disease.")], template).examples
     assert supervised(tok, example) == [*tok.encode(response).tolist(), tok.eos]
-    assert tok.decode(example.ids[: example.start]) == prompt
+    assert tok.decode(example.ids[: example.spans[0][0]]) == prompt
     batch = collate([[example]])
     idx, targets = batch.idx, batch.targets
     assert tok.decode(idx[0]) == prompt + response  # the end is predicted and never an input
@@ -97,14 +98,16 @@ def test_the_response_and_its_end_are_supervised_and_nothing_else(tok, template,
 
 def test_a_marker_or_a_brace_in_the_answer_is_text_like_any_other(tok):
     answer = "Write ### Response:\nand {instruction} <|endoftext|> ### Instruction:\nAgain"
-    (example,) = encode(tok, [Instruction("How {response}?", "", answer)]).examples
+    (example,) = encode(tok, [Conversation.of("How {response}?", "", answer)]).examples
     assert supervised(tok, example) == [*tok.encode(answer).tolist(), tok.eos]
-    assert tok.decode(example.ids[: example.start]) == "### Instruction:\nHow {response}?\n### Response:\n"
+    assert (
+        tok.decode(example.ids[: example.spans[0][0]]) == "### Instruction:\nHow {response}?\n### Response:\n"
+    )
     assert example.ids.tolist().count(tok.eos) == 1  # the one that was put there
 
 
 def test_truncated_dropped_and_empty_examples_are_counted(tok):
-    item = Instruction("What is flu?", "", "A viral disease of the lungs.")
+    item = Conversation.of("What is flu?", "", "A viral disease of the lungs.")
     n_prompt = len(tok.encode(TEMPLATES["response"].ask(item.instruction)))
     response = tok.encode(item.response).tolist()
     whole = n_prompt + len(response) + 1
@@ -116,7 +119,7 @@ def test_truncated_dropped_and_empty_examples_are_counted(tok):
     assert supervised(tok, cut.examples[0]) == response[:1]
     none = encode(tok, [item, item], context=n_prompt - 1)
     assert (none.dropped, none.examples) == (2, [])
-    empty = encode(tok, [Instruction("What is flu?", "", "")])
+    empty = encode(tok, [Conversation.of("What is flu?", "", "")])
     assert empty.empty == 1 and supervised(tok, empty.examples[0]) == [tok.eos]
     assert (
         str(Encoded([], 3, 2, 1))
@@ -125,7 +128,7 @@ def test_truncated_dropped_and_empty_examples_are_counted(tok):
 
 
 def test_prompts_are_supervised_if_asked_for(tok):
-    (example,) = supervise_prompts(encode(tok, [Instruction("What is flu?", "", "A disease.")]).examples)
+    (example,) = supervise_prompts(encode(tok, [Conversation.of("What is flu?", "", "A disease.")]).examples)
     assert supervised(tok, example) == example.ids[1:].tolist()
 
 
@@ -134,14 +137,14 @@ def many(n=23, seed=0, longest=20):
     out = []
     for _ in range(n):
         ids = rng.integers(1, 400, rng.integers(3, longest))
-        out.append(Example(ids, int(rng.integers(1, len(ids)))))
+        out.append(Example(ids, ((int(rng.integers(1, len(ids))), len(ids)),)))
     return out
 
 
 def test_packing_loses_nothing_and_fills_rows():
     examples = many(200)
     rows = pack(examples, 40)
-    key = lambda e: (e.ids.tolist(), e.start)  # noqa: E731
+    key = lambda e: (e.ids.tolist(), e.spans)  # noqa: E731
     assert sorted(map(key, (e for row in rows for e in row))) == sorted(map(key, examples))
     sizes = [sum(len(e.ids) - 1 for e in row) for row in rows]
     assert max(sizes) <= 40
@@ -149,7 +152,7 @@ def test_packing_loses_nothing_and_fills_rows():
 
 
 def test_layout_of_a_packed_row():
-    a, b = Example(np.array([11, 12, 13]), 2), Example(np.array([21, 22]), 1)
+    a, b = Example(np.array([11, 12, 13]), ((2, 3),)), Example(np.array([21, 22]), ((1, 2),))
     batch = collate([[a, b], [b]])
     assert batch.idx.tolist() == [[11, 12, 21], [21, 0, 0]]
     assert batch.pos.tolist() == [[0, 1, 0], [0, 0, 0]]
@@ -175,9 +178,9 @@ def test_packed_examples_have_the_loss_and_gradients_that_they_have_alone(model_
     for e in examples:
         ids = torch.from_numpy(e.ids)[None]
         total = total + F.cross_entropy(
-            model(ids[:, :-1])[0, e.start - 1 :], ids[0, e.start :], reduction="sum"
+            model(ids[:, :-1])[0, e.spans[0][0] - 1 :], ids[0, e.spans[0][0] :], reduction="sum"
         )
-    count = sum(len(e.ids) - e.start for e in examples)
+    count = sum(len(e.ids) - e.spans[0][0] for e in examples)
     (total / count).backward()
     results.append((count, total / count, {k: p.grad.clone() for k, p in model.named_parameters()}))
     for other in results[:2]:
@@ -191,7 +194,7 @@ def test_text_is_replayed_whole_and_in_pieces(tok, tmp_path):
     texts = make_texts(6, seed=5, low=30, high=50)
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", texts)), tok)
     pieces = text_examples(corpus.all(), 16, limit=6, seed=0)
-    ids = np.concatenate([e.ids[e.start :] for e in pieces])
+    ids = np.concatenate([e.ids[e.spans[0][0] :] for e in pieces])
     assert (
         ids.tolist() == np.concatenate([tok.encode(t) for t in texts]).tolist()
     )  # each token predicted once
@@ -231,17 +234,17 @@ def test_rows_of_the_usual_kinds(tmp_path):
     )
     items, bad, sha = read_instructions([file], Fields(), None, False)
     assert items == [
-        Instruction("I", "", "O"),
-        Instruction("I", "X", "R"),
-        Instruction("Q", "", "A"),
-        Instruction("Q", "", "A"),
+        Conversation.of("I", "", "O"),
+        Conversation.of("I", "X", "R"),
+        Conversation.of("Q", "", "A"),
+        Conversation.of("Q", "", "A"),
     ]
     assert bad == 0 and len(sha) == 64
     nested = rows_file(
         tmp_path / "b.jsonl", [{"q": {"text": "Q"}, "contexts": ["one", "two"], "long": "A", "topic": 7}]
     )
     fields = Fields("q.text", "contexts", "long", "topic")
-    assert read_instructions([nested], fields, None, False)[0] == [Instruction("Q", "one\ntwo", "A", "7")]
+    assert read_instructions([nested], fields, None, False)[0] == [Conversation.of("Q", "one\ntwo", "A", "7")]
 
 
 @pytest.mark.parametrize(

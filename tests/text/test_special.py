@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from nanomed.errors import UserError
+from nanomed.text.conversations import Conversation
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.examples import encode_instructions
-from nanomed.text.instructions import Instruction
 from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import EOT, load_tokenizer
@@ -119,7 +119,7 @@ def test_what_begins_and_ends_itself_gets_no_second_token(made, name, tmp_path):
     assert t.document(f"{lead}acute").tolist().count(t.lead) == 1
     if t.adds_bos:
         assert t.prompt(f"{t.name(t.bos)}acute").tolist().count(t.bos) == 1
-    items = [Instruction("Why?", "", "So."), Instruction("Why?", "", f"So.{eos}")]
+    items = [Conversation.of("Why?", "", "So."), Conversation.of("Why?", "", f"So.{eos}")]
     plain, spelled = encode_instructions(items, t, TEMPLATES["response"], 200).examples
     assert plain.ids.tolist() == spelled.ids.tolist()
     letters = encode_instructions(items, load_tokenizer(made[name]), TEMPLATES["response"], 200).examples

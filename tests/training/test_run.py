@@ -19,9 +19,9 @@ from nanomed.evaluation import measure
 from nanomed.models.loss import clm_loss, token_nll
 from nanomed.text import heldout, show
 from nanomed.text.batch import Batch
+from nanomed.text.conversations import Conversation
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.examples import collate, encode_instructions, pack, text_examples
-from nanomed.text.instructions import Instruction
 from nanomed.text.templates import TEMPLATES
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import checkpoint, directory, estimate
@@ -477,7 +477,7 @@ def test_a_dry_runs_memory_is_within_reach_of_what_torch_counts(model_dir, capsy
 
 def test_show_marks_exactly_what_is_supervised_and_tells_packed_examples_apart(bpe_dir, tmp_path, capsys):
     tokenizer = load_tokenizer(bpe_dir)
-    items = [Instruction("Why?", "", "So."), Instruction("How?", "fox", "Like this.")]
+    items = [Conversation.of("Why?", "", "So."), Conversation.of("How?", "fox", "Like this.")]
     sft = encode_instructions(items, tokenizer, TEMPLATES["flashcards"], 60).examples
     corpus = encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", ["fever and cough"])), tokenizer)
     batch = collate(pack(sft + text_examples(corpus.all(), 60, 1, 0), 200))
@@ -514,7 +514,7 @@ def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path
     time."""
     tokenizer, model = load_tokenizer(bpe_dir), a_model(model_dir).eval()
     answers = encode_instructions(
-        [Instruction("Why?", "", "So it is."), Instruction("Who?", "", "He.")],
+        [Conversation.of("Why?", "", "So it is."), Conversation.of("Who?", "", "He.")],
         tokenizer,
         TEMPLATES["response"],
         60,
@@ -528,10 +528,10 @@ def test_answers_and_replayed_text_are_logged_apart(model_dir, bpe_dir, tmp_path
         expected = 0.0
         for e in examples:
             ids = torch.from_numpy(e.ids)
-            x = model.backbone(ids[None, :-1])[0, e.start - 1 :]
-            expected += float(token_nll(x, model.lm_head.weight, ids[e.start :]).sum())
+            x = model.backbone(ids[None, :-1])[0, e.spans[0][0] - 1 :]
+            expected += float(token_nll(x, model.lm_head.weight, ids[e.spans[0][0] :]).sum())
         assert float(parts[name][0]) == pytest.approx(expected, rel=1e-4)
-        assert parts[name][1] == sum(len(e.ids) - e.start for e in examples)
+        assert parts[name][1] == sum(len(e.ids) - e.spans[0][0] for e in examples)
     assert float(total) == pytest.approx(sum(float(p) for p, _ in parts.values()), rel=1e-5)
     assert batch.supervised == sum(n for _, n in parts.values())
 

@@ -111,10 +111,10 @@ def test_validation_is_the_answers_perplexity_by_transformers(script, model_dir,
     for e in encode_instructions(items, load_tokenizer(model_dir), TEMPLATES["response"], 64).examples:
         ids = torch.from_numpy(e.ids)[None]
         labels = ids.clone()
-        labels[0, : e.start] = -100
+        labels[0, : e.spans[0][0]] = -100
         with torch.no_grad():
-            nll += theirs(ids, labels=labels).loss.item() * (len(e.ids) - e.start)
-        n += len(e.ids) - e.start
+            nll += theirs(ids, labels=labels).loss.item() * (len(e.ids) - e.spans[0][0])
+        n += len(e.ids) - e.spans[0][0]
     assert summary(tmp_path / "out")["first_val"]["loss"] == pytest.approx(nll / n, rel=1e-5)
 
 

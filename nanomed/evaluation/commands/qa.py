@@ -1,7 +1,5 @@
 """eval.py qa: a model's own answers against the references of their rows."""
 
-from dataclasses import replace
-
 from nanomed import flags
 from nanomed.text import reading
 from nanomed.training.settings import Questions
@@ -26,13 +24,15 @@ def main(args, look_up) -> dict:
     from nanomed.text import instructions, special
 
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
-    items, bad, sha = instructions.read_instructions(args.data, fields, args.limit, args.skip_bad_rows)
+    items, bad, sha = instructions.read_instructions(
+        args.data, fields, args.limit, args.skip_bad_rows, args.system
+    )
     o = measure.open_asked(args, writes=True)
     texts = [item.text() for item in items]
     found = look_up(args, o, [f"{item.instruction} {item.input}" for item in items], [None] * len(items))
     if found:
         items = [
-            replace(item, input="\n".join(filter(None, [*passages, item.input])))
+            item.with_input("\n".join(filter(None, [*passages, item.input])))
             for item, passages in zip(items, found.passages, strict=True)
         ]
     template, named = measure.choose_template(args.template, o, "response")
@@ -50,7 +50,7 @@ def main(args, look_up) -> dict:
             " positions"
         )
     special.say(r["special_tokens"])
-    questions = {template.ask(i.instruction, i.input).text: i.input or i.instruction for i in items}
+    questions = {template.ask(i.asked).text: i.input or i.instruction for i in items}
     show_answers(r["answers"], questions)
     how = {"data": args.data, "data_sha256": sha, "template": named, "bad_rows": bad, "seed": args.seed}
     how |= {"retrieval": found and found.report, "sampling": vars(sampling), "max_new_tokens": most}

@@ -1,0 +1,270 @@
+"""A model's own chat template: what its makers had conversations written as, in Jinja.
+
+It is rendered as transformers 5.23's apply_chat_template renders it, and what is to be learned is found by
+rendering it a second time: the same conversation with every letter of what is said turned into another one.
+Where the two texts differ, somebody speaks; where they are the same, the template does."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from nanomed.errors import UserError
+from nanomed.files import read_object, write_text
+from nanomed.text import jinja
+from nanomed.text.conversations import Conversation, Turn, turns_of, user
+from nanomed.text.lines import BadRow
+from nanomed.text.special import Written
+
+FILE, MORE, KEY = "chat_template.jinja", "additional_chat_templates", "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """source: as its file has it; where: which file that is; tokens: the names of bos_token and its like."""
+
+    source: str
+    where: str = field(compare=False)
+    tokens: tuple[tuple[str, str], ...] = ()
+    directory: Path | None = field(default=None, compare=False)
+
+    # --- what is asked ---
+
+    def ask(self, said: str | Sequence[Turn], input: str = "") -> Written:
+        """What the model is given to answer: turns, or a text that a user says."""
+        text, whose = self._followed(turns_of(said, input), prompt=True)
+        return Written(text, _runs(whose == 0), complete=True)
+
+    def prompt_ids(self, said: str | Sequence[Turn], tokenizer) -> np.ndarray:
+        """Its ids."""
+        return tokenizer.prompt(self.ask(said))
+
+    def whole(self, turns: Sequence[Turn]) -> Written:
+        """Turns as the model sees them when all is said."""
+        text, whose = self._followed(turns)
+        return Written(text, _runs(whose == 0), complete=True)
+
+    @cached_property
+    def ends(self) -> tuple[str, ...]:
+        """What the template writes behind an answer, up to the line's end: there, a generated one is over."""
+        text, whose = self._followed((user("a"), Turn("assistant", "b")), [1])
+        behind = text[_words(whose)[-1][1] :].strip() if (whose > 1).any() else ""
+        return (behind.splitlines()[0],) if behind else ()
+
+    @cached_property
+    def shows_reasoning(self) -> bool:
+        """Whether the template has a place for what was thought before an answer."""
+        return "b7351" in self.render((user("a"), Turn("assistant", "c", reasoning="b7351")))
+
+    # --- what is learned ---
+
+    def check(self, conversation: Conversation) -> None:
+        """Raises BadRow for one that the template refuses."""
+        try:
+            self.render(conversation.turns)
+        except UserError as e:
+            raise BadRow(str(e)) from e
+        if not all(conversation.turns[k].text.strip() for k in conversation.learned):
+            raise BadRow("an empty answer, of which a chat template shows no place")
+
+    def encode(self, conversation: Conversation, tokenizer) -> list[tuple]:
+        """The ids, and the spans of them that are supervised: of each answer from its first word (of the
+        reasoning, where it is shown) to the token that ends the turn. One example; but where later turns
+        change what the template writes of earlier ones, each answer is one of its own, after what the model
+        would see before it. Raises UserError if the words cannot be told from the template."""
+        turns, learned = conversation.turns, conversation.learned
+        whole = self._together(turns, learned, tokenizer)
+        return [whole] if whole else [self._together(turns[: k + 1], [k], tokenizer) for k in learned]
+
+    def _together(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
+        """Of turns up to the last that is learned; None if an answer stands otherwise in it than where it is
+        the last."""
+        text, whose = self._followed(turns, learned)
+        words, spans = _words(whose), []
+        if len(words) != len(learned):
+            if len(learned) > 1:
+                return None
+            raise UserError(f"{self.where}: does not show an answer that begins {turns[-1].text[:40]!r}")
+        for k, (start, stop) in zip(learned, words, strict=True):
+            alone = text if k + 1 == len(turns) else self.render(turns[: k + 1])
+            stop += _ending(alone[stop:], tokenizer)
+            if alone[:stop] != text[:stop]:
+                return None
+            spans.append((start, stop))
+        ids, places = tokenizer.placed(Written(text, _runs(whose == 0), complete=True))
+        first = np.searchsorted(places[:, 1], [start for start, _ in spans], "right")
+        last = np.searchsorted(places[:, 0], [stop for _, stop in spans], "left")
+        return tokenizer.joined([ids]), tuple(zip(first.tolist(), last.tolist(), strict=True))
+
+    # --- rendering ---
+
+    def render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
+        """The text of turns; prompt: and what an answer follows. Raises UserError where the template does."""
+        given = dict(self.tokens) | {"tools": None, "documents": None, "add_generation_prompt": prompt}
+        try:
+            return jinja.compiled(self.source).render(messages=[_message(turn) for turn in turns], **given)
+        except Exception as e:  # a template is a program: it can fail in any way
+            raise UserError(f"{self.where}: {e or type(e).__name__}; --template NAME takes another") from e
+
+    def _followed(self, turns, learned: Sequence[int] = (), prompt: bool = False) -> tuple[str, np.ndarray]:
+        """The text, and for each of its characters whose it is, (T,): 0 the template's, 1 said, 2 and 3 by
+        turns said and learned. Raises UserError where a template does not let itself be followed."""
+        text = self.render(turns, prompt)
+        number = {k: 2 + n % 2 for n, k in enumerate(learned)}
+        for looked_at in ((), ("assistant",), ("system", "user", "assistant", "tool")):
+            try:
+                disguised = [
+                    self._disguised(turn, number.get(k, 1), turn.role in looked_at)
+                    for k, turn in enumerate(turns)
+                ]
+                whose = _whose(text, self.render(disguised, prompt))
+            except UserError:
+                continue
+            if whose is not None:
+                return text, whose
+        raise UserError(
+            f"{self.where}: what it writes cannot be told from what is said in the conversation that begins"
+            f" {turns[0].text[:40]!r}; --template NAME takes another"
+        )
+
+    def _disguised(self, turn: Turn, number: int, looked_at: bool) -> Turn:
+        """A turn in other letters; looked_at: but for blanks, quotes, and what the template looks for in
+        texts (`</think>`)."""
+
+        def disguise(text):
+            parts = jinja.looked_for(self.source).split(text) if looked_at else [text]
+            return "".join(p if k % 2 else p.translate(OTHER[number]) for k, p in enumerate(parts))
+
+        reasoning = turn.reasoning and disguise(turn.reasoning)
+        return replace(turn, text=disguise(turn.text), input=disguise(turn.input), reasoning=reasoning)
+
+    # --- its files ---
+
+    def identity(self, tokenizer) -> str:
+        """All that decides how rows are asked and answered, for run.json."""
+        return f"chat template {sha256(repr((self.source, self.tokens)).encode()).hexdigest()}"
+
+    def save(self, tokenizer, directory: Path) -> None:
+        """As it is, beside a model; and the model's others beside it."""
+        write_text(self.source, directory / FILE)
+        more = self.directory and self.directory / MORE
+        if more and more.is_dir() and self.directory.resolve() != directory.resolve():
+            shutil.copytree(more, directory / MORE, dirs_exist_ok=True)
+
+
+def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
+    """A directory's chat template of this name, or its default one; None if it has none. Raises UserError if
+    it has several and none is the default."""
+    config = read_object(directory / KEY, {})
+    files = {"default": directory / FILE} if (directory / FILE).exists() else {}
+    files |= {path.stem: path for path in sorted((directory / MORE).glob("*.jinja"))}
+    where = {name: str(path) for name, path in files.items()}
+    try:
+        found = {name: path.read_bytes().decode("utf-8") for name, path in files.items()}
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{directory}: its chat template cannot be read ({e})") from e
+    if not found:
+        given = config.get("chat_template") or {}
+        if isinstance(given, list):
+            given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+        found = {"default": given} if isinstance(given, str) else given
+        where = dict.fromkeys(found, f"{directory / KEY}: chat_template")
+    chosen = found.get(name or "default")
+    if found and not name and chosen is None:
+        raise UserError(
+            f"{directory}: chat templates {', '.join(map(str, found))}; --template NAME takes one"
+        )
+    if not isinstance(chosen, str):
+        return None
+    tokens = ((key, _name(value)) for key, value in config.items() if key.endswith("_token"))
+    tokens = tuple((key, value) for key, value in tokens if value is not None)
+    return ChatTemplate(chosen, where[name or "default"], tokens, directory)
+
+
+def _name(token) -> str | None:
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _message(turn: Turn) -> dict[str, str]:
+    """What a template is given of a turn; of what was thought under all names that templates look for, as
+    transformers does it."""
+    message = {"role": turn.role, "content": turn.said}
+    if turn.name:
+        message["name"] = turn.name
+    if turn.reasoning is not None:
+        message |= {"thinking": turn.reasoning, "reasoning_content": turn.reasoning}
+    return message
+
+
+# --- whose a character is -----------------------------------------------------------------------------------
+
+
+class _Other(dict):
+    """str.translate's table to the n-th other character of the same kind: blank, digit, small or capital
+    letter, or sign."""
+
+    def __init__(self, n: int):
+        kinds = (" \t\n\r", "0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        signs = "".join(c for c in map(chr, range(33, 127)) if not c.isalnum())
+        super().__init__(
+            {ord(a): kind[(i + n) % len(kind)] for kind in (*kinds, signs) for i, a in enumerate(kind)}
+        )
+        self.n = n
+
+    def __missing__(self, code: int) -> str:
+        if code < 128:
+            return chr(code)
+        blank, private = (0x2000 if code != 0x2000 + self.n else 0x2004), 0xF0000
+        private = 0x100000 if code >= private else private
+        self[code] = chr((blank if chr(code).isspace() else private) + self.n)
+        return self[code]
+
+
+OTHER = {n: _Other(n) for n in (1, 2, 3)}
+
+
+def _whose(text: str, other: str) -> np.ndarray | None:
+    """Of a text and the same in other letters, which table made each of its characters another, (T,), 0:
+    none. None if one is no disguise of the other."""
+    if len(text) != len(other):
+        return None
+    there, now = (np.frombuffer(t.encode("utf-32-le", "surrogatepass"), np.uint32) for t in (text, other))
+    whose = np.where(there == now, 0, -1)
+    for n, table in OTHER.items():
+        letters = np.frombuffer(text.translate(table).encode("utf-32-le", "surrogatepass"), np.uint32)
+        whose[(whose < 0) & (letters == now)] = n
+    return None if (whose < 0).any() else whose
+
+
+def _runs(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The spans (start, end) in which a mask (T,) is true."""
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _words(whose: np.ndarray) -> list[tuple[int, int]]:
+    """From the first character of each learned turn to behind its last."""
+    at = np.flatnonzero(whose > 1)
+    if not len(at):
+        return []
+    parts = np.split(at, np.flatnonzero(np.diff(whose[at])) + 1)
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def _ending(behind: str, tokenizer) -> int:
+    """How much of what a template writes behind an answer ends it: all up to the first special token, and
+    those that follow at once."""
+    found = tokenizer.spellings.matches(behind)
+    if not found:
+        return len(behind.rstrip())
+    end = found[0].end()
+    for match in found[1:]:
+        if match.start() != end:
+            break
+        end = match.end()
+    return end

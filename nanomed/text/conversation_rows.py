@@ -1,0 +1,97 @@
+"""Rows that hold conversations, as others write them: `messages` (OpenAI, Hugging Face), `conversations` of
+`from` and `value` (ShareGPT), `prompt` and `completion` (trl), or a list of turns."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from nanomed.text.conversations import Conversation, Turn
+from nanomed.text.rows import BadRow, get_text, get_value
+
+# What files call who speaks.
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+}
+REASONING = ("reasoning_content", "thinking", "reasoning")  # as transformers 5.23 looks for it
+READ = {"role", "from", "content", "value", "weight", "name", *REASONING}
+
+
+def form_of(row) -> tuple[str, Callable] | None:
+    """What a row is called that holds a conversation, and a function that gives its list of turns; None for
+    any other row."""
+    for key in ("messages", "conversations", "conversation"):
+        if isinstance(get_value(row, key), list):
+            return f"conversations in the field `{key}`", partial(_listed, key=key)
+    asked, answered = get_value(row, "prompt"), get_value(row, "completion")
+    if isinstance(asked, list | str) and isinstance(answered, list | str):
+        return "conversations in the fields `prompt` and `completion`", _prompt_and_completion
+    if isinstance(row, list) and row and isinstance(row[0], dict):
+        return "conversations, each a list of turns", _listed
+    return None
+
+
+def _listed(row, key: str | None = None) -> list:
+    turns = get_value(row, key) if key else row
+    if not isinstance(turns, list):
+        raise BadRow(f"no list of turns{f' in the field {key!r}' if key else ''}")
+    system = get_value(row, "system") if key else None
+    return [{"role": "system", "content": system}, *turns] if system and isinstance(system, str) else turns
+
+
+def _prompt_and_completion(row) -> list:
+    turns = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = get_value(row, key)
+        turns += value if isinstance(value, list) else [{"role": role, "content": get_text(row, key)}]
+    return turns
+
+
+def conversation(turns: list, group: str, unread: Counter) -> Conversation:
+    """Of a row's list of turns, without those behind the last answer that is to be learned. unread: counts
+    what is there and not read. Raises BadRow for one that teaches nothing, or holds what is no text."""
+    found = Conversation(tuple(_turn(turn, number, unread) for number, turn in enumerate(turns, 1)), group)
+    if not found.learned:
+        weights = any(turn.role == "assistant" for turn in found.turns)
+        raise BadRow("no assistant's turn" + (" with a weight other than 0" if weights else ""))
+    last = found.learned[-1]
+    if last == 0:
+        raise BadRow("nothing is said before the only assistant's turn")
+    unread["{n} turns behind the last answer to be learned are left out"] += len(turns) - last - 1
+    return replace(found, turns=found.turns[: last + 1])
+
+
+def _turn(turn, number: int, unread: Counter) -> Turn:
+    where = f"turn {number}"
+    said_by = get_value(turn, "role,from")
+    if not isinstance(said_by, str) or said_by.lower() not in ROLES:
+        raise BadRow(f"{where}: `role` or `from` must be one of {', '.join(ROLES)}, not {said_by!r}")
+    role, weight = ROLES[said_by.lower()], get_value(turn, "weight")
+    if get_value(turn, "tool_calls,function_call"):
+        raise BadRow(f"{where}: a call of a tool, which is not read")
+    if weight not in (None, 0, 1):
+        raise BadRow(f"{where}: weight {weight!r}; only 0 (not to be learned) and 1 are read")
+    text = _text(turn, "content,value", where)
+    if not text.strip() and role != "system":
+        raise BadRow(f"{where}: an empty turn of the {role}'s")
+    thought = next((key for key in REASONING if get_value(turn, key) is not None), None)
+    reasoning = _text(turn, thought, where) if thought and role == "assistant" else None
+    name = get_value(turn, "name")
+    unread.update(
+        f"the field {key} of {{n}} turns is not read" for key in turn.keys() - READ if turn[key] is not None
+    )
+    return Turn(role, text, "", reasoning, weight != 0, name if isinstance(name, str) else None)
+
+
+def _text(turn: dict, fields: str, where: str) -> str:
+    """A turn's text; of a list of parts that are all text (OpenAI's), theirs."""
+    parts = get_value(turn, fields)
+    if isinstance(parts, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in parts):
+        return "".join(_text(part, "text", where) for part in parts)
+    try:
+        return get_text({"content": parts}, "content", "its row must have it")
+    except BadRow as e:
+        raise BadRow(f"{where}: {e}") from e

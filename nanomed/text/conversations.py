@@ -1,0 +1,98 @@
+"""Conversations: what was said by whom. A row of an instruction and its response is one of two turns."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one of them says. role: system, user, assistant or tool; input: what a question is about, if its
+    row has a field for that; reasoning: what an assistant thought before, None if its row has no field for
+    it; supervised: whether an answer is to be learned (`weight: 0`: it is not); name: the speaker's."""
+
+    role: str
+    text: str
+    input: str = ""
+    reasoning: str | None = None
+    supervised: bool = True
+    name: str | None = None
+
+    @property
+    def said(self) -> str:
+        """All that is said."""
+        return "\n".join(filter(None, (self.text, self.input)))
+
+
+def user(text: str, input: str = "") -> Turn:
+    return Turn("user", text, input)
+
+
+def turns_of(said: "str | Iterable[Turn]", input: str = "") -> tuple[Turn, ...]:
+    """Turns as they are; of a text, that of a user who says it."""
+    return (user(said, input),) if isinstance(said, str) else tuple(said)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, of which the last is an assistant's answer that is to be learned; group: rows of one group stay
+    on one side of a split."""
+
+    turns: tuple[Turn, ...]
+    group: str = ""
+
+    @classmethod
+    def of(cls, instruction: str, input: str, response: str, group: str = "") -> "Conversation":
+        """A question, what it is about, and its answer."""
+        return cls((user(instruction, input), Turn("assistant", response)), group)
+
+    @property
+    def asked(self) -> tuple[Turn, ...]:
+        """What comes before the last answer."""
+        return self.turns[:-1]
+
+    @property
+    def response(self) -> str:
+        """The last answer."""
+        return self.turns[-1].text
+
+    @property
+    def instruction(self) -> str:
+        """The last question."""
+        return self.asked[-1].text
+
+    @property
+    def input(self) -> str:
+        return self.asked[-1].input
+
+    @property
+    def learned(self) -> list[int]:
+        """Which turns are supervised."""
+        return [k for k, turn in enumerate(self.turns) if turn.role == "assistant" and turn.supervised]
+
+    def with_input(self, text: str) -> "Conversation":
+        """The conversation in which the last question is about this text."""
+        return replace(self, turns=(*self.turns[:-2], replace(self.turns[-2], input=text), self.turns[-1]))
+
+    def last_only(self) -> "Conversation":
+        """The conversation with the last answer alone to be learned."""
+        return replace(self, turns=(*(replace(t, supervised=False) for t in self.asked), self.turns[-1]))
+
+    def begun_by(self, system: str | None) -> "Conversation":
+        """The conversation after a system's turn, if it has none of its own."""
+        if not system or any(turn.role == "system" for turn in self.turns):
+            return self
+        return replace(self, turns=(Turn("system", system), *self.turns))
+
+    def text(self) -> str:
+        """All of it, a part a line."""
+        parts = ((turn.reasoning, turn.text, turn.input) for turn in self.turns)
+        return "\n".join(part for of_turn in parts for part in of_turn if part)
+
+    def parts(self) -> list[str]:
+        """All that makes it this one, for a hash."""
+        if [turn.role for turn in self.turns] == ["user", "assistant"] and not self.turns[1].reasoning:
+            return [self.instruction, self.input, self.response, self.group]
+        turns = [
+            [t.role, t.text, t.input, t.reasoning or "", t.name or "", str(t.supervised)] for t in self.turns
+        ]
+        return [part for turn in turns for part in turn] + [self.group]
