@@ -234,14 +234,12 @@ class Questions:
 
     template: str | None = setting(
         "response",
-        f"how a prompt looks: {', '.join(TEMPLATES)}, a TOML file, or one of several chat templates of the"
-        " model's (default: the model's own, or response)",
+        f"how a prompt looks: {', '.join(TEMPLATES)}, a TOML file, or a name among the model's chat templates"
+        " (default: the model's own, or response)",
         flag=None,
         metavar="NAME",
     )
-    system: str | None = setting(
-        None, "a system's turn before every conversation that has none of its own", metavar="TEXT"
-    )
+    system: str | None = setting(None, "a system's turn before conversations that have none", metavar="TEXT")
     instruction_field: str = setting("instruction,question", "of what is asked")
     input_field: str = setting("input", "of what it is asked about, if anything")
     response_field: str = setting("response,output,answer", "of the answer")
@@ -254,13 +252,9 @@ class Instruct(Questions, Settings):
     phase = "instruct"
     items = "rows"
 
-    data: Files | None = setting(
-        None, "rows of an instruction and its response, or of conversations: " + DATA_HELP, required=True
-    )
+    data: Files | None = setting(None, "rows of a conversation, or of fields: " + DATA_HELP, required=True)
     group_field: str | None = setting(
-        None,
-        "rows that share this field's value (a disease, say) stay on one side, be the other one the"
-        " validation or --exclude",
+        None, "rows that share its value (a disease, say) stay together, on one side of a split"
     )
     last_turn_only: bool = setting(False, "of a conversation, supervise the last answer alone")
     train_on_prompt: bool = setting(False, "supervise the prompt too, for comparison")
