@@ -5,6 +5,7 @@ python eval.py generate --model runs/instructed --template response --prompt "Wh
 python eval.py generate --model runs/instructed --template response            (a small chat)
 python eval.py qa       --model runs/instructed --template response --data questions.jsonl
 python eval.py choices  --model runs/adapted --data pubmedqa.jsonl --format pubmedqa
+python eval.py benchmarks --model runs/adapted --from benchmarks --limit 200 --json scores.json
 python eval.py overlap  --data abstracts.jsonl --against pubmedqa.jsonl --against-field context
 python eval.py drift    --model runs/instructed --reference questions.jsonl --incoming log.jsonl
 python eval.py tasks    --model runs/medtuned --tasks runs/tasks
@@ -15,13 +16,13 @@ import sys
 
 from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.evaluation.commands import choices, cls, compare, generate, ppl, qa
+from nanomed.evaluation.commands import benchmarks, choices, cls, compare, generate, ppl, qa
 from nanomed.systems.commands import drift, overlap, retrieval, tasks
 from nanomed.text import reading
 
 # Each has add_flags(parser) and main(args), which loads libraries, measures, and gives what --json writes.
-COMMANDS = {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "tasks": tasks, "cls": cls,
-            "overlap": overlap, "drift": drift, "compare": compare}  # fmt: skip
+COMMANDS = {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "benchmarks": benchmarks,
+            "tasks": tasks, "cls": cls, "overlap": overlap, "drift": drift, "compare": compare}  # fmt: skip
 # What main() is handed of the systems: passages for questions, figures of tasks, a finder of duplicates.
 HANDED = dict(qa=retrieval.look_up, choices=retrieval.look_up, compare=tasks.for_page, cls=overlap.finder)
 

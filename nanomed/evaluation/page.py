@@ -13,6 +13,7 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
     curves     [{"name", "light", "dark"}], pictures as data: addresses
     classifier what read_classifier() gives, or None
     tasks      what nanomed.systems.tasks.measure.for_page() gives; may be left out
+    benchmarks what nanomed.evaluation.suite.for_page() gives; may be left out
     models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json
     measured   [(what, how)], of how all this was measured"""
 
@@ -180,7 +181,7 @@ def write_page(content: dict, out: Path) -> Path:
     held = open_out(out)
     jinja2 = need("jinja2")
     made = {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
-    content = {"tasks": None} | content | made
+    content = {"tasks": None, "benchmarks": None} | content | made
     how = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     env = jinja2.Environment(autoescape=True, **how)
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))

@@ -10,7 +10,16 @@ def add_flags(p) -> None:
     flags.add_flags(p, flags.Rows, "rows", "separator", "document_per", "skip_bad_rows")
 
 
-FILES = ("data", "positives", "negatives", "corpus", "against", "reference", "incoming")  # flags of eval.py
+FILES = (
+    "data",
+    "shots_from",
+    "positives",
+    "negatives",
+    "corpus",
+    "against",
+    "reference",
+    "incoming",
+)  # flags of eval.py
 ABOUT = {
     "rows": ("--rows", ".json", ("json", "saved")),
     "separator": ("--separator", ".csv or .tsv", ("csv",)),

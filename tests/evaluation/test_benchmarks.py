@@ -14,8 +14,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from nanomed.errors import UserError
 from nanomed.evaluation.benchmarks import HEADING, reader, with_shots
-from nanomed.evaluation.questions import read_questions
-from tests.conftest import assert_refused, make_texts  # fmt: skip
+from nanomed.evaluation.commands.choices import BENCHMARKS, FORMATS
+from nanomed.evaluation.questions import official_ids, read_questions
+from nanomed.evaluation.suite import named_in
+from nanomed.evaluation.tables import against_chance
+from tests.conftest import ROOT, assert_refused, make_texts
 from tests.conftest import lm_eval as ask
 
 TASKS = Path(lm_eval.tasks.__file__).parent
@@ -241,3 +244,141 @@ def test_examples_come_from_a_file(script, model_dir, tmp_path):
     for in_order in (True, False):
         for item, out in zip(items, with_shots(items, items, 3, in_order), strict=True):
             assert out.prompt.count(item.prompt) == 1
+
+
+# --- all that lie in a directory ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path):
+    """As their authors' archives unpack, and as the Hub's repositories do."""
+    place, release = tmp_path / "place", [*OTHERS.values()]
+    hidden = [{k: v for k, v in row.items() if k != "cop"} for row in medmcqa(1)]
+    for name, rows in {
+        "medmcqa/test.json": hidden,
+        "medmcqa/dev.json": medmcqa(1),
+        "medmcqa/train.json": medmcqa(1),
+        "US/4_options/phrases_no_exclude_test.jsonl": release[0][1],
+        "data/test/anatomy_test.csv": release[2][1],
+        "data/dev/anatomy_dev.csv": release[2][1],
+        "HEAD/train_HEAD_EN.json": release[3][1],
+        "HEAD/test_HEAD_EN.json": release[3][1],
+        "only/train.jsonl": DOCS["medqa"],
+        "notes.jsonl": [{"text": "no benchmark"}],
+    }.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        write(place / name, rows)
+    (place / "virology").mkdir()
+    for part in (0, 1):
+        some = datasets.Dataset.from_list(DOCS["mmlu"][part::2])
+        some.to_parquet(place / "virology" / f"test-0000{part}-of-00002.parquet")
+    ids = sorted(official_ids())[:4]
+    rows = [
+        {"pubid": int(i), "question": "Q?", "context": {"contexts": ["c"]}, "final_decision": "no"}
+        for i in ids
+    ]
+    write(place / "pubmedqa-train.jsonl", rows)
+    return place
+
+
+MEASURED = {
+    "medmcqa": "dev",
+    "medqa US/4_options/phrases_no_exclude": "test",
+    "mmlu anatomy": "test",
+    "headqa HEAD/HEAD_EN": "test",
+    "mmlu virology": "test",
+    "pubmedqa": "train",
+}
+
+
+def test_all_that_lie_there_are_measured_as_each_alone(script, model_dir, tmp_path, place):
+    flags = ("--model", model_dir, "--dtype", "fp32", "--json", "r.json")
+    out = script("eval.py", "benchmarks", *flags, "--from", place)
+    assert out.returncode == 0, out.stderr
+    said = ("notes.jsonl", "medmcqa: the 9 answers of its test split are not published", "only: not measured")
+    for note in said:
+        assert note in out.stderr
+    r = json.loads((tmp_path / "r.json").read_text())["benchmarks"]
+    assert {name: of_one["split"] for name, of_one in r.items()} == MEASURED
+    assert [r[name]["questions"] for name in MEASURED] == [N, N, N, N, N, 4]
+    assert "not above chance" in out.stdout
+    for name, of_one in r.items():
+        alone = script("eval.py", "choices", *flags, "--data", *of_one["data"], "--format", of_one["format"])
+        assert alone.returncode == 0, alone.stderr
+        expected = json.loads((tmp_path / "r.json").read_text())
+        keys = ("loglikelihoods", "accuracy", "per_character", "majority", "chance", "data_sha256")
+        assert {key: of_one[key] for key in keys} == {key: expected[key] for key in keys}, name
+
+
+def test_above_chance_is_the_whole_interval():
+    for interval, said in (
+        ([0.26, 0.5], ""),
+        ([0.2, 0.5], "not above chance"),
+        ([0.1, 0.2], "not above chance"),
+    ):
+        assert against_chance({"accuracy_ci95": interval, "chance": 0.25}) == said
+
+
+def test_the_page_shows_them(script, model_dir, tmp_path, place):
+    flags = ("--model", model_dir, "--dtype", "fp32", "--json", "a.json", "--from", place)
+    assert script("eval.py", "benchmarks", *flags).returncode == 0
+    r = json.loads((tmp_path / "a.json").read_text())
+    other = r["benchmarks"] | {"medmcqa": r["benchmarks"]["medmcqa"] | {"data_sha256": "0"}}
+    for name, change in (("b", {"benchmarks": other}), ("c", {"model": "c"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(r | {"model": name} | change))
+    write(tmp_path / "d.jsonl", [{"text": t} for t in make_texts(3, 1)])
+    page = (
+        "--models",
+        model_dir,
+        "--data",
+        "d.jsonl",
+        "--out",
+        "page",
+        "--dtype",
+        "fp32",
+        "--max-new-tokens",
+        2,
+    )
+    page += ("--prompts", tmp_path / "p.txt")
+    (tmp_path / "p.txt").write_text("the patient")
+    out = script("eval.py", "compare", *page, "--benchmarks", "a.json", "c.json")
+    assert out.returncode == 0, out.stderr
+    held = json.loads((tmp_path / "page" / "report.json").read_text())["benchmarks"]
+    assert held["head"][-2:] == [str(model_dir), "c"] and [row[0] for row in held["rows"]] == sorted(MEASURED)
+    html = (tmp_path / "page" / "report.html").read_text()
+    assert "Medical benchmarks" in html and "mmlu virology" in html and "not above chance" in html
+    out = script("eval.py", "compare", *page, "--benchmarks", "a.json", "b.json")
+    assert_refused(out, "b.json", "--limit")
+    assert_refused(script("eval.py", "compare", *page, "--benchmarks", "a.json", "a.json"), "twice")
+    write(tmp_path / "x.json", {"model": "m", "ppl": 1})
+    assert_refused(
+        script("eval.py", "compare", *page, "--benchmarks", "x.json"), "x.json", "benchmarks --json"
+    )
+
+
+def test_the_recipe_names_what_lm_eval_asks():
+    found = named_in(ROOT / "recipes" / "benchmarks.toml", [*FORMATS, *BENCHMARKS])
+    named = {b.data[""][0] for b in found.values() if b.format != "pubmedqa"}
+    medical = load_yaml(TASKS / "benchmarks" / "multimedqa" / "multimedqa.yaml")["task"]
+    subjects = [task["task"] for task in medical if isinstance(task, dict)]
+    files = [YAML["medqa"], YAML["medmcqa"], YAML["headqa"], *(f"mmlu/default/{s}.yaml" for s in subjects)]
+    configs = [load_yaml(TASKS / file) for file in files]
+    assert named == {
+        f"hub:{c['dataset_path']}:{c.get('dataset_name', 'default')}:{c['test_split']}" for c in configs
+    }
+
+
+def test_what_cannot_be_measured_is_refused(script, model_dir, tmp_path, place):
+    flags = ("eval.py", "benchmarks", "--model", model_dir, "--from")
+    assert_refused(script(*flags, "nowhere"), "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert_refused(script(*flags, "empty"), "empty", "no benchmark", "medmcqa")
+    (tmp_path / "t.toml").write_text('[x]\nformat = "rows"\ndata = ["d.jsonl"]\n')
+    assert_refused(script(*flags, "t.toml"), "t.toml [x]", "'rows'", "headqa")
+    (place / "medmcqa" / "test.jsonl").write_text((place / "medmcqa" / "test.json").read_text())
+    out = script(*flags, place)
+    assert out.returncode == 2 and "medmcqa test; leave one" in out.stderr
+    before = (place / "medmcqa" / "dev.json").read_text()
+    out = script(*flags, place, "--json", place / "medmcqa" / "dev.json")
+    assert_refused(out, "dev.json")
+    assert (place / "medmcqa" / "dev.json").read_text() == before

@@ -291,6 +291,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
         models=[str(model_dir), str(d / "adapted")],
         classifier=str(d / "classifier"),
         tasks=None,
+        benchmarks=None,
         quantize=None,
         special_tokens="text",
         out=str(d / "report"),

@@ -16,6 +16,8 @@ def add_flags(p) -> None:
                    help="directory of the third phase, measured on its validation texts")
     p.add_argument("--tasks", nargs="+", metavar="FILE",
                    help="what eval.py tasks --json wrote, of one or several models")
+    p.add_argument("--benchmarks", nargs="+", metavar="FILE",
+                   help="what eval.py benchmarks --json wrote, of one or several models")
     p.add_argument("--prompts", metavar="FILE",
                    help=f"{flags.PROMPTS_HELP}; right answers are marked, where rows hold one (default: six)")
     p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
@@ -30,7 +32,7 @@ def main(args, read_tasks) -> None:
     """Measure, print the table, then write report.html and report.json into --out. read_tasks(files): what
     the page shows of eval.py tasks' results. Raises UserError for whatever cannot be measured, before
     anything is: a model that is not there, a prompt that does not fit one."""
-    from nanomed.evaluation import compare, measure, page
+    from nanomed.evaluation import compare, measure, page, suite
     from nanomed.evaluation.tables import table, text_table
     from nanomed.optional import need
     from nanomed.text.templates import load_template
@@ -42,6 +44,7 @@ def main(args, read_tasks) -> None:
     columns, names = compare.columns_of(args.data), compare.short_names(args.models)
     classifier = page.read_classifier(args.classifier) if args.classifier else None
     tasks = read_tasks(args.tasks) if args.tasks else None
+    benchmarks = suite.for_page(args.benchmarks) if args.benchmarks else None
     templates, context, stride = compare.check_models(args, prompts, template)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
@@ -65,6 +68,7 @@ def main(args, read_tasks) -> None:
         "curves": curves,
         "classifier": classifier,
         "tasks": tasks,
+        "benchmarks": benchmarks,
         "models": models,
         "columns": list(columns),
         "measured": compare.how_measured(models, columns, o, args, any(templates)),

@@ -40,6 +40,8 @@ def files_read(args) -> list[Path]:
         data += [getattr(trained, name) for name in trained.of_files()] if trained else []
     names = [split_how(split_name(name)[1])[0] for files in data if files for name in files]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]
+    names += given.get("benchmarks") or ()
+    names += [args.home, *Path(args.home).rglob("*")] if given.get("home") else ()
     if given.get("tasks"):
         names += args.tasks if args.command == "compare" else Path(args.tasks).glob("*.json*")
     return directories + [Path(name) for name in names if name and Path(name).exists()]

@@ -1,0 +1,192 @@
+"""All benchmarks that lie in a directory, or that a recipe names, in one table.
+
+    lying_in(directory), or named_in(recipe) -> {name: Benchmark} -> read -> choices.measure_choices -> table
+
+Of each the test split is measured, and where its answers are not published the validation split; what is
+there to train on never is."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanomed.errors import UserError
+from nanomed.evaluation.benchmarks import headless
+from nanomed.evaluation.questions import Questions
+from nanomed.evaluation.tables import against_chance, headed, measure_cell
+from nanomed.files import read_object, typed
+from nanomed.sections import read_section, read_sections
+from nanomed.text.formats import KINDS, PACKED
+from nanomed.text.lines import say
+from nanomed.text.rows import get_value, read_rows
+
+SPLITS = ("test", "", "validation", "valid", "val", "dev")  # the first that has answers is measured
+# The fields by which a benchmark's rows are known; of MMLU's CSV files, their form.
+KNOWN_BY = {
+    "medmcqa": ("opa", "opb"),
+    "medqa": ("ending0",),
+    "headqa": ("qtext", "answers"),
+    "pubmedqa": ("final_decision",),
+    "mmlu": ("question", "choices", "answer"),
+}
+
+
+@dataclass
+class Benchmark:
+    format: str
+    data: dict[str, list[str]]  # files or data sets of the Hub, by split
+
+
+@dataclass(frozen=True)
+class Section:
+    """Of a recipe."""
+
+    format: str
+    data: list[str]
+
+
+def named_in(path: Path, formats: list[str]) -> dict[str, Benchmark]:
+    """Of a TOML file, a section a benchmark."""
+    found = {}
+    for name, section in read_sections(path).items():
+        s = read_section(Section, section, f"{path} [{name}]")
+        if s.format not in formats:
+            raise UserError(f"{path} [{name}]: format must be one of {', '.join(formats)}, not {s.format!r}")
+        found[name] = Benchmark(s.format, {"": s.data})
+    return found
+
+
+def lying_in(directory: Path) -> dict[str, Benchmark]:
+    """What lies in a directory and those in it; a note says which data files are none. A file's split is in
+    its name, or its folder's. Raises UserError if there is none, and for two files of one split that are not
+    parts of one."""
+    found, others = {}, []
+    kinds = {kind for kind in KINDS if KINDS[kind] in ("lines", "json", "csv", "parquet")}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        within = path.relative_to(directory)
+        suffix = (within.with_suffix("") if within.suffix in PACKED else within).suffix.lower()
+        if suffix not in kinds or any(part.startswith(".") for part in within.parts):
+            continue
+        format = format_of(str(path))
+        if format is None:
+            others.append(str(within))
+            continue
+        name, split = name_and_split(within, format)
+        files = found.setdefault(name, Benchmark(format, {})).data.setdefault(split, [])
+        if files and not re.search(r"-\d+-of-\d+\.", path.name):
+            raise UserError(
+                f"{path} and {files[0]} would both be {name} {split}".rstrip() + "; leave one there"
+            )
+        files.append(str(path))
+    if others:
+        more = f" and {len(others) - 5:,} more" if len(others) > 5 else ""
+        say(f"no benchmark's rows, left out: {', '.join(others[:5])}{more}")
+    if not found:
+        raise UserError(f"--from {directory}: no benchmark there ({', '.join(sorted(KNOWN_BY))})")
+    return dict(sorted(found.items()))
+
+
+def format_of(name: str) -> str | None:
+    """By the fields of a file's first row; None for a file of other rows, and one that cannot be read."""
+    try:
+        if headless(name):
+            return "mmlu"
+        row = next(read_rows(name, lambda row: row, 1, False), None)
+    except UserError:
+        return None
+    if get_value(row, "question") is not None and isinstance(get_value(row, "options"), dict):
+        return "medqa"
+    keys = row.keys() if isinstance(row, dict) else ()
+    return next((format for format, fields in KNOWN_BY.items() if all(f in keys for f in fields)), None)
+
+
+def name_and_split(within: Path, format: str) -> tuple[str, str]:
+    """(`mmlu anatomy`, `test`) of anatomy_test.csv, test/anatomy_test.csv or
+    anatomy/test-00000-of-00001.parquet."""
+    stem = (within.with_suffix("") if within.suffix in PACKED else within).stem
+    words = re.split(r"[-_.]", re.sub(r"-\d+-of-\d+$", "", stem))
+    known = {*SPLITS, "train"} - {""}
+    split = next((word for word in (*words, *within.parent.parts) if word in known), "")
+    folders = [part for part in within.parent.parts if part not in known | {"data"}]
+    rest = "_".join(word for word in words if word != split)
+    name = "/".join(part for part in (*folders, rest) if part)
+    return (name if name.lower().startswith(format) else f"{format} {name}".strip()), split
+
+
+def read(name: str, benchmark: Benchmark, read_split) -> tuple[str, Questions] | None:
+    """(split, questions) of the first split that has answers; None, said, if there is none.
+    read_split(files): nanomed.evaluation.questions.read_questions(). PubMedQA's official test questions stand
+    in files called train."""
+    splits = [*SPLITS, "train"] if benchmark.format == "pubmedqa" else SPLITS
+    hidden = 0
+    for split in (split for split in splits if split in benchmark.data):
+        questions = read_split(benchmark.data[split])
+        if questions.items:
+            if hidden:
+                say(
+                    f"{name}: the {hidden:,} answers of its test split are not published; measured on {split}"
+                )
+            return split, questions
+        hidden += questions.hidden
+    why = f"its {hidden:,} answers are not published" if hidden else "nothing to test on there"
+    say(f"{name}: not measured: {why}")
+    return None
+
+
+# --- what was measured --------------------------------------------------------------------------------------
+
+HEAD = ["", "questions", "chance", "always the commonest"]
+
+
+def table(results: dict[str, dict]) -> list[list[str]]:
+    """A row a benchmark: its accuracy by likelihood, per character and per byte, and whether the first is
+    above chance."""
+    rows = []
+    for name, r in results.items():
+        ways = (r, r["per_character"], r["per_byte"])
+        rows.append([*_about(name, r), *(measure_cell(way, "accuracy") for way in ways), against_chance(r)])
+    ways = ["likeliest [95 %]", "per character (acc_norm)", "per byte (acc_bytes)", "the likeliest is"]
+    return headed([*HEAD, *ways], rows)
+
+
+def _about(name: str, r: dict) -> list[str]:
+    return [name, f"{r['questions']:,}", f"{r['chance']:.3f}", measure_cell(r["majority"], "accuracy")]
+
+
+@dataclass
+class Way:
+    accuracy: float
+    accuracy_ci95: tuple[float, float] | None
+
+
+@dataclass
+class Shown(Way):
+    """Of a benchmark's result, what the page shows."""
+
+    questions: int
+    chance: float
+    majority: Way
+    data_sha256: str
+
+
+def for_page(files: list[str]) -> dict:
+    """What `eval.py benchmarks --json` wrote of one or several models, for report.html: head and rows. Raises
+    UserError for another file, and for models that were not asked the same questions."""
+    results, asked = {}, None
+    for file in files:
+        found, wrong = read_object(Path(file)), f"{file}: not what eval.py benchmarks --json writes"
+        if not typed(dict[str, Shown], found.get("benchmarks"), wrong) or "model" not in found:
+            raise UserError(wrong)
+        these = {name: r["data_sha256"] for name, r in found["benchmarks"].items()}
+        asked = asked or these
+        if these != asked:
+            what = "were not measured on the same questions (--from, --limit, --seed)"
+            raise UserError(f"{file} and {files[0]} {what}")
+        if found["model"] in results:
+            raise UserError(f"{file}: {found['model']} is there twice")
+        results[str(found["model"])] = found["benchmarks"]
+    first = next(iter(results.values()))
+    rows = [_about(name, r) for name, r in first.items()]
+    for of_one in results.values():
+        for row, r in zip(rows, of_one.values(), strict=True):
+            row.append(" ".join(filter(None, (measure_cell(r, "accuracy"), against_chance(r)))))
+    return {"head": [*HEAD, *results], "rows": rows}
