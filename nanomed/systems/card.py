@@ -1,13 +1,16 @@
 """The card of a trained model, README.md in its directory, as the Hub shows it: what it is, of what, how, and
-how well it does. card.md is the template."""
+how well it does. card.md is the template. Of files and local models it has the names, and no paths."""
 
 import json
+import re
 from pathlib import Path
 
+from nanomed import hub
 from nanomed.files import read_object
 from nanomed.optional import need
 from nanomed.systems.figures import cell, look_up, stand_in_note
-from nanomed.systems.recipe import PHASES, Recipe
+from nanomed.systems.recipe import NEEDED, PHASES, Recipe
+from nanomed.text.templates import of_model
 
 # What decides the weights, in the order in which a reader asks for it.
 SETTINGS = """epochs max_steps batch_size grad_accum context lr warmup_ratio weight_decay grad_clip
@@ -20,29 +23,65 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path) -> st
     """The card of the model that a phase left in a directory, from its run.json and what was measured
     (`results`)."""
     run, summary = read_object(directory / "run.json"), results["phases"][phase]
-    adapter, machine = directory / "adapter_config.json", run.get("machine", {})
-    sources = [source for data in recipe.data.values() for source in data.source]
+    machine = run.get("machine", {})
     counts = COUNTS + ([] if phase == "classify" else ["tokens"])
     about = {"recipe": recipe, "phase": phase, "name": PHASES[phase], "path": directory.name, "run": run}
-    about |= {"base": read_object(adapter)["base_model_name_or_path"] if adapter.exists() else None}
-    about |= {"datasets": list(dict.fromkeys(s.split(":")[1] for s in sources if s.startswith("hub:")))}
+    front, start = _of_base(recipe), run["settings"]["model"]
+    about |= {"adapter": (directory / "adapter_config.json").exists(), "front": front}
+    about |= {
+        "base": Path(recipe.model).name,
+        "start": start if start in front.values() else Path(start).name,
+    }
+    about |= {"template": of_model(directory) if phase == "instruct" else None}
+    about |= {"datasets": _datasets(recipe, phase)}
     about |= {
         "counts": [
             f"{k.replace('_', ' ')}: {summary[k]:,}" for k in counts if isinstance(summary.get(k), int)
         ]
     }
-    about |= {"note": stand_in_note(results), "settings": _settings(run["settings"])}
+    stands_in = {name: _names(files) for name, files in results["stand_in"].items()}
+    about |= {"note": stand_in_note(results | {"stand_in": stands_in})}
+    about |= {"settings": _settings(run["settings"])}
     about |= {"labels": summary.get("labels"), "versions": [f"{k} {v}" for k, v in run["versions"].items()]}
     about |= {"machine": machine.get("cuda" if run["settings"]["device"] == "cuda" else "cpu")}
     about |= _of_classifier(results) if phase == "classify" else _of_model(recipe, results, PHASES[phase])
     jinja2 = need("jinja2")
     env = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    env.filters["json"] = json.dumps
+    env.filters |= {"json": json.dumps, "names": _names}
     return env.from_string((Path(__file__).parent / "card.md").read_text(encoding="utf-8")).render(about)
+
+
+def _names(sources: str) -> str:
+    """`data: A + B`, say, in which local files have their names alone."""
+    kind, colon, files = sources.rpartition(": ")
+    names = (s if s.startswith("hub:") else Path(s).name for s in files.split(" + "))
+    return kind + colon + " + ".join(names)
+
+
+def _of_base(recipe: Recipe) -> dict[str, str]:
+    """What the Hub's front matter can say of the base: where it is on the Hub (base_model), and its licence,
+    from the recipe, or of a local model from its own card; what is not known is left out."""
+    source = hub.find(recipe.model, weights=False)
+    if not Path(source.name).exists():
+        known = recipe.license and "model" not in recipe.instead
+        return {"base_model": source.name} | ({"license": recipe.license} if known else {})
+    card = source.directory / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = text.split("\n---\n")[0] if text.startswith("---\n") else ""
+    return dict(re.findall(r"(?m)^(base_model|license): *([\w./-]+)$", front))
+
+
+def _datasets(recipe: Recipe, phase: str) -> list[str]:
+    """On the Hub, that the model read in this phase and, if it was adapted before, then."""
+    read = {name for p in {"adapt", phase} & recipe.phases.keys() for name in NEEDED[p]}
+    read |= {name for name, data in recipe.data.items() if data.ratio and phase == "instruct"}
+    sources = [s for name, data in recipe.data.items() if name in read for s in data.source]
+    return list(dict.fromkeys(s.split(":")[1] for s in sources if s.startswith("hub:")))
 
 
 def _settings(s: dict) -> dict:
     """Those that are on, and to the point."""
+    s = s | {"template": Path(s.get("template") or "").name}
     beside = {"epochs"} if s["max_steps"] else set()
     beside |= set() if s["lora_r"] else {"lora_targets"}
     beside |= set() if s["lora_r"] and s.get("lora_scale") == "rslora" else {"lora_scale"}

@@ -83,6 +83,7 @@ class System:
     measured: str
     prompts: Annotated[list[Annotated[str, Meta(pattern=r"^.*\S.*\Z")]], Meta(min_length=1)]  # a line each
     context: Context = None
+    license: str | None = None  # of the model, by the Hub's name for it
     choices: Literal["pubmedqa", "pubmedqa-closed"] | None = None
 
 

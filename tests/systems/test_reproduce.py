@@ -7,16 +7,21 @@ import re
 import shlex
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import metadata_load
 
 from nanomed import reproduce as program
 from nanomed.errors import UserError
+from nanomed.hub import Source
 from nanomed.outputs import release
+from nanomed.systems import card as card_module
 from nanomed.systems import reproduction
 from nanomed.systems.figures import beside_published
 from nanomed.systems.recipe import PHASES, SCRIPTS, prepare, read_recipe, stand_in
+from nanomed.text.templates import of_model as template_of
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 NAMES = (
@@ -209,10 +214,31 @@ def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
             and "A stand-in" in card
             and json.loads((out / name / "run.json").read_text())["model"] in card
         )
-        code = card.split("```python\n")[1].split("```")[0]
+        code = "".join(block.split("```")[0] for block in card.split("```python\n")[1:])
         place = {}
-        exec(code.replace(f'"{name}"', repr(str(out / name))), place)
+        exec(code.replace(f'"{name}"', repr(str(out / name))).replace("=64", "=2"), place)
+        front = metadata_load(out / name / "README.md")
+        assert str(tmp_path.parent) not in card and "base_model" not in front and "license" not in front
+        assert f"# {model_dir.name}: {name}" in card and ("answer" in place) == (name == "instructed")
         assert place["model"].config.vocab_size == 400 and place["tokenizer"]("the")["input_ids"]
+    # Of a base that is on the Hub, or has a card of its own, the front matter says what others need.
+    asked = template_of(out / "instructed").ask("{question}").text
+    assert f"```\n{asked}\n```" in (out / "instructed" / "README.md").read_text()
+    whole = replace(read_recipe("gpt2-biomedical"), model="openai-community/gpt2")
+
+    def carded(source: Source) -> dict:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(card_module.hub, "find", lambda name, weights: source)
+            text = card_module.model_card(whole, results | {"stand_in": {}}, "adapt", out / "adapted")
+        (tmp_path / "card.md").write_text(text)
+        return metadata_load(tmp_path / "card.md")
+
+    front = carded(Source(whole.model, tmp_path))
+    assert (front["base_model"], front["license"]) == ("openai-community/gpt2", "mit")
+    assert front["datasets"] == ["qiaojin/PubMedQA"]  # ag_news is not what it read
+    (tmp_path / "README.md").write_text("---\nlicense: other\nbase_model: a/b\n---\n")
+    front = carded(Source(str(tmp_path), tmp_path))
+    assert (front["base_model"], front["license"]) == ("a/b", "other")
     # Again: nothing is measured or trained a second time, and what is lost is made again, to the same.
     figures = (out / "results.json").read_text()
     stamp = (out / "adapted" / "model.safetensors").stat().st_mtime_ns
