@@ -43,8 +43,9 @@ def reader(
         case "medmcqa":
             return partial(from_medmcqa, first=counted_from(name, cop_from)), None
         case "mmlu":
-            subject = re.fullmatch(r"(.+)_(?:test|val|dev)", Path(name).name.split(".")[0])
-            return partial(from_mmlu, subject=subject and subject[1]), headless(name)
+            rows = headless(name)
+            subject = rows and re.fullmatch(r"(.+)_(?:test|val|dev)", Path(name).name.split(".")[0])
+            return partial(from_mmlu, subject=subject and subject[1]), rows
         case "headqa":
             return from_headqa, None
     return partial(from_pubmedqa, prompt=prompt, only=official), None

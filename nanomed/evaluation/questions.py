@@ -9,6 +9,14 @@ from importlib import resources
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
 DECISIONS = (" yes", " no", " maybe")
+# The fields by which a benchmark's rows are known, the first that a row has all of.
+KNOWN_BY = {
+    "medmcqa": ("opa", "opb"),
+    "medqa": ("question,sent1", "options.A,ending0"),
+    "headqa": ("qtext", "answers"),
+    "pubmedqa": ("final_decision",),
+    "mmlu": ("question", "choices", "answer"),
+}
 GOLD = "context.contexts,context,contexts,CONTEXTS"  # where PubMedQA's rows keep their passage
 
 
@@ -78,6 +86,12 @@ def read_questions(names: list[str], reader, limit: int | None, skip_bad: bool, 
     return Questions(items, bad, hidden)
 
 
+def format_of_row(row) -> str | None:
+    """The benchmark that a row is of, as --format calls it."""
+    known = (f for f, fields in KNOWN_BY.items() if all(get_value(row, name) is not None for name in fields))
+    return next(known, None)
+
+
 def with_passages(item: Item, passages: list[str], prompt: str | None) -> Item:
     """The item with passages in the abstract's place, or before the prompt of rows of our own form."""
     text = "\n".join(passages)
@@ -91,8 +105,8 @@ def with_passages(item: Item, passages: list[str], prompt: str | None) -> Item:
 def from_row(row) -> Item:
     """An item of a row {prompt, choices, answer}: the answer is the number of a choice, counted from 0, or
     its text. Raises BadRow."""
-    if get_value(row, "prompt") is None and get_value(row, "final_decision") is not None:
-        raise NoField("no `prompt`, but PubMedQA's fields: --format pubmedqa reads them")
+    if get_value(row, "prompt") is None and (format := format_of_row(row)):
+        raise NoField(f"no `prompt`, but a benchmark's fields: --format {format} reads them")
     prompt, choices = get_text(row, "prompt", "the file must have it"), get_value(row, "choices")
     several = isinstance(choices, list) and len(choices) > 1
     if not several or not all(isinstance(c, str) and c for c in choices):

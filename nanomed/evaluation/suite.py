@@ -11,23 +11,15 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.evaluation.benchmarks import headless
-from nanomed.evaluation.questions import Questions
+from nanomed.evaluation.questions import KNOWN_BY, Questions, format_of_row
 from nanomed.evaluation.tables import against_chance, headed, measure_cell
 from nanomed.files import read_object, typed
 from nanomed.sections import read_section, read_sections
 from nanomed.text.formats import KINDS, PACKED
 from nanomed.text.lines import say
-from nanomed.text.rows import get_value, read_rows
+from nanomed.text.rows import read_rows
 
 SPLITS = ("test", "", "validation", "valid", "val", "dev")  # the first that has answers is measured
-# The fields by which a benchmark's rows are known; of MMLU's CSV files, their form.
-KNOWN_BY = {
-    "medmcqa": ("opa", "opb"),
-    "medqa": ("ending0",),
-    "headqa": ("qtext", "answers"),
-    "pubmedqa": ("final_decision",),
-    "mmlu": ("question", "choices", "answer"),
-}
 
 
 @dataclass
@@ -86,17 +78,13 @@ def lying_in(directory: Path) -> dict[str, Benchmark]:
 
 
 def format_of(name: str) -> str | None:
-    """By the fields of a file's first row; None for a file of other rows, and one that cannot be read."""
+    """By the fields of a file's first row; None for a file of other rows, and, said, for one that cannot be
+    read."""
     try:
-        if headless(name):
-            return "mmlu"
-        row = next(read_rows(name, lambda row: row, 1, False), None)
-    except UserError:
+        return "mmlu" if headless(name) else next(read_rows(name, format_of_row, 1, False), None)
+    except UserError as e:
+        say(f"left out: {e}")
         return None
-    if get_value(row, "question") is not None and isinstance(get_value(row, "options"), dict):
-        return "medqa"
-    keys = row.keys() if isinstance(row, dict) else ()
-    return next((format for format, fields in KNOWN_BY.items() if all(f in keys for f in fields)), None)
 
 
 def name_and_split(within: Path, format: str) -> tuple[str, str]:

@@ -137,7 +137,10 @@ def test_asked_as_lm_eval_asks_whoever_published_it(tmp_path, name):
     assert [item.answer for item in items] == GOLD == [task.doc_to_target(doc) for doc in DOCS[format]]
 
 
-def test_each_subject_of_mmlu_has_its_heading():
+def test_each_subject_of_mmlu_has_its_heading(tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "subject"} for row in DOCS["mmlu"]]
+    for item in read(write(tmp_path / "mmlu_test.jsonl", rows), "mmlu").items:  # that is no subject
+        assert item.heading == ""
     files = sorted((TASKS / "mmlu" / "default").glob("mmlu_*.yaml"))
     found = {c["dataset_name"]: c["description"] for c in map(load_yaml, files)}
     assert len(found) == 57
@@ -268,6 +271,7 @@ def place(tmp_path):
     }.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         write(place / name, rows)
+    (place / "cut.parquet").write_text("PAR1")
     (place / "virology").mkdir()
     for part in (0, 1):
         some = datasets.Dataset.from_list(DOCS["mmlu"][part::2])
@@ -295,7 +299,12 @@ def test_all_that_lie_there_are_measured_as_each_alone(script, model_dir, tmp_pa
     flags = ("--model", model_dir, "--dtype", "fp32", "--json", "r.json")
     out = script("eval.py", "benchmarks", *flags, "--from", place)
     assert out.returncode == 0, out.stderr
-    said = ("notes.jsonl", "medmcqa: the 9 answers of its test split are not published", "only: not measured")
+    said = (
+        "notes.jsonl",
+        "cut.parquet: truncated",
+        "medmcqa: the 9 answers of its test split are not published",
+        "only: not measured",
+    )
     for note in said:
         assert note in out.stderr
     r = json.loads((tmp_path / "r.json").read_text())["benchmarks"]

@@ -97,6 +97,11 @@ WRITE = {
     "data.json": lambda p: p.write_text(json.dumps({"version": 1, "data": ROWS})),
     "several.json": lambda p: p.write_text(json.dumps({"train": ROWS, "test": ROWS[:1]})),
     "by-id.json": lambda p: p.write_text(json.dumps({f"1{k}": row for k, row in enumerate(ROWS)}, indent=2)),
+    "exams.json": lambda p: p.write_text(
+        json.dumps(
+            {"version": "1.0", "exams": {"a": {"data": ROWS[:1]}, "b": {"name": "b", "data": ROWS[1:]}}}
+        )
+    ),
     "columns.json": lambda p: FRAME.to_json(p),
     "split.json": lambda p: FRAME.to_json(p, orient="split"),
     "lists.json": lambda p: p.write_text(json.dumps(DATA.to_dict())),

@@ -99,6 +99,8 @@ def check_flags(args) -> None:
         raise UserError(
             "--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place"
         )
+    if args.cop_from is not None and args.format != "medmcqa":
+        raise UserError("--cop-from is about MedMCQA (--format medmcqa)")
     if bool(args.shots) != bool(args.shots_from):
         raise UserError("--shots and --shots-from go together: how many examples, and of what")
     if args.shots and args.retrieve:
