@@ -10,13 +10,15 @@ are 2^30 bytes, and so are all figures."""
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nanomed import hub
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.flags import count
-from nanomed.models import gpt2, llama
+from nanomed.models import gemma, gpt2, llama
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.precision import autocast, store_frozen
@@ -38,6 +40,18 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv: int | None = No
     }
 
 
+def _gemma(hidden: int, inner: int, layers: int, heads: int, kv: int, **more):
+    return gemma, {
+        "vocab_size": 262144,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "sliding_window": 512,
+    } | more
+
+
 SHAPES = {
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
@@ -46,6 +60,10 @@ SHAPES = {
     "tinyllama": _llama(2048, 5632, 22, 32, 4),
     "llama2-7b": _llama(4096, 11008, 32, 32),
     "llama2-13b": _llama(5120, 13824, 40, 40),
+    "gemma3-270m": _gemma(640, 2048, 18, 4, 1),
+    "gemma3-1b": _gemma(1152, 6912, 26, 4, 1),
+    "gemma3-4b": _gemma(2560, 10240, 34, 8, 4, sliding_window=1024),
+    "gemma3-27b": _gemma(5376, 21504, 62, 32, 16, sliding_window=1024, head_dim=128),
 }
 CARDS = (24, 40, 80)  # GiB
 # CUDA and its libraries, a chunk's logits with their gradient, what the allocator cannot use
@@ -73,6 +91,16 @@ def model_of(family, sizes: dict, r: int = 0) -> LanguageModel:
         inject(model, LoRAConfig(r, 2.0 * r, 0.0, family.LORA_TARGETS))
         store_frozen(model, "bf16", torch.device("cuda"))
     return model
+
+
+def write_random(shape: str, out: Path, tokenizer_from: Path) -> None:
+    """A model of one of these shapes with random weights, and any tokenizer whose ids it has."""
+    family, sizes = SHAPES[shape]
+    torch.manual_seed(0)
+    model = LanguageModel(family, family.Config(**sizes))
+    model.init_weights()
+    model.hf_config = sizes | {"model_type": model.config.model_type}
+    hub.save_model(model, out, tokenizer_from)
 
 
 def linears_of(model) -> dict[str, torch.nn.Linear]:

@@ -91,9 +91,13 @@ def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float,
         return
     with tempfile.TemporaryDirectory() as directory:
         if args.model is None:
-            from bench.random_gpt2 import write_random_gpt2
+            from bench import fits, random_gpt2
 
-            write_random_gpt2(Path(directory), ROOT / "nanomed" / "demo" / "nano")
+            shape, nano = getattr(args, "shape", None), ROOT / "nanomed" / "demo" / "nano"
+            if shape:
+                fits.write_random(shape, Path(directory), nano)
+            else:
+                random_gpt2.write_random_gpt2(Path(directory), nano)
             args.model = directory
         results = {side: [] for side in args.sides}
         for round_ in range(args.rounds):

@@ -2,6 +2,7 @@
 
     python bench/train.py                          GPT-2 small's shape, 8 x 512 random tokens an update
     python bench/train.py --model runs/models/smollm2-135m
+    python bench/train.py --shape gemma3-270m --batch-size 4       a shape of fits.py, with random weights
 
 The Trainer runs as it comes (with the dropout of the model's config) and without dropout, as nanomed does;
 nanomed eager and with --compile. Both sides: the same weights, tokens and dtype, AdamW, clipping. An update
@@ -25,6 +26,7 @@ WARM_UP = 2
 
 def main():
     p = sides.parser(__doc__, SIDES)
+    p.add_argument("--shape", help="in place of GPT-2 small's: one of bench/fits.py")
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--context", type=int, default=512)
     args = p.parse_args()

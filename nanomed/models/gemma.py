@@ -12,6 +12,7 @@ Letters in the shape comments: B batch, T time, C channels (hidden_size), nh hea
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -98,6 +99,8 @@ class Config:
         scaling = dict((self.rope_parameters or {}).get(kind) or {})
         theta = self.rope_theta if kind == GLOBAL else self.rope_local_base_freq
         scaling |= (self.rope_scaling or {}) if kind == GLOBAL else {}
+        if "type" in scaling:  # of Llama's older files; here transformers passes over it
+            raise UserError(f"rope scaling of {kind}: its kind must be called rope_type, not type")
         theta = scaling.pop("rope_theta", None) or theta or BASES[kind]
         return rope_frequencies(self.head_dim, theta, scaling, self.max_position_embeddings)
 
@@ -121,9 +124,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (y * (1 + self.weight.float())).to(x.dtype)  # Llama's rounds before it multiplies
+        gain = 1 + self.weight.float()  # whose product Llama's rounds before, and this one after
+        return F.rms_norm(x.float(), gain.shape, gain, self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):

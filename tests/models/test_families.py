@@ -248,6 +248,11 @@ def test_both_ways_of_writing_rope_down_are_read(tmp_path):
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
             "'dynamic' is not supported",
         ),
+        (
+            "gemma3_text",
+            {"rope_scaling": {"type": "linear", "factor": 8.0}},
+            "must be called rope_type, not type",
+        ),
         ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 must be less"),
         (
             "llama",
