@@ -6,7 +6,7 @@ Of each the test split is measured, and where its answers are not published the 
 there to train on never is."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -101,7 +101,8 @@ def name_and_split(within: Path, format: str) -> tuple[str, str]:
 
 
 def read(name: str, benchmark: Benchmark, read_split) -> tuple[str, Questions] | None:
-    """(split, questions) of the first split that has answers; None, said, if there is none.
+    """(split, questions) of the first split that has answers, in which `hidden` counts those of the splits
+    before it too; None, said, if there is none.
     read_split(files): nanomed.evaluation.questions.read_questions(). PubMedQA's official test questions stand
     in files called train."""
     splits = [*SPLITS, "train"] if benchmark.format == "pubmedqa" else SPLITS
@@ -110,10 +111,8 @@ def read(name: str, benchmark: Benchmark, read_split) -> tuple[str, Questions] |
         questions = read_split(benchmark.data[split])
         if questions.items:
             if hidden:
-                say(
-                    f"{name}: the {hidden:,} answers of its test split are not published; measured on {split}"
-                )
-            return split, questions
+                say(f"{name}: its test split's {hidden:,} answers are not published; measured on {split}")
+            return split, replace(questions, hidden=hidden + questions.hidden)
         hidden += questions.hidden
     why = f"its {hidden:,} answers are not published" if hidden else "nothing to test on there"
     say(f"{name}: not measured: {why}")
@@ -122,22 +121,19 @@ def read(name: str, benchmark: Benchmark, read_split) -> tuple[str, Questions] |
 
 # --- what was measured --------------------------------------------------------------------------------------
 
-HEAD = ["", "questions", "chance", "always the commonest"]
-
 
 def table(results: dict[str, dict]) -> list[list[str]]:
     """A row a benchmark: its accuracy by likelihood, per character and per byte, and whether the first is
     above chance."""
+    ways = ["likeliest [95 %]", "per character (acc_norm)", "per byte (acc_bytes)", "the likeliest is"]
     rows = []
     for name, r in results.items():
-        ways = (r, r["per_character"], r["per_byte"])
-        rows.append([*_about(name, r), *(measure_cell(way, "accuracy") for way in ways), against_chance(r)])
-    ways = ["likeliest [95 %]", "per character (acc_norm)", "per byte (acc_bytes)", "the likeliest is"]
-    return headed([*HEAD, *ways], rows)
-
-
-def _about(name: str, r: dict) -> list[str]:
-    return [name, f"{r['questions']:,}", f"{r['chance']:.3f}", measure_cell(r["majority"], "accuracy")]
+        about = name, f"{r['questions']:,}", f"{r['chance']:.3f}"
+        figures = [
+            measure_cell(r[k] if k else r, "accuracy") for k in ("majority", "", "per_character", "per_byte")
+        ]
+        rows.append([*about, *figures, against_chance(r)])
+    return headed(["", "questions", "chance", "always the commonest", *ways], rows)
 
 
 @dataclass
@@ -172,9 +168,15 @@ def for_page(files: list[str]) -> dict:
         if found["model"] in results:
             raise UserError(f"{file}: {found['model']} is there twice")
         results[str(found["model"])] = found["benchmarks"]
-    first = next(iter(results.values()))
-    rows = [_about(name, r) for name, r in first.items()]
-    for of_one in results.values():
-        for row, r in zip(rows, of_one.values(), strict=True):
-            row.append(" ".join(filter(None, (measure_cell(r, "accuracy"), against_chance(r)))))
-    return {"head": [*HEAD, *results], "rows": rows}
+    head = ["", *results, "always the commonest", "chance", "questions"]
+    rows = []
+    for name, first in next(iter(results.values())).items():
+        measured = [_cell(r[name], against_chance(r[name])) for r in results.values()]
+        about = _cell(first["majority"]), f"{first['chance']:.3f}", f"{first['questions']:,}"
+        rows.append([name, *measured, *about])
+    return {"head": head, "rows": rows}
+
+
+def _cell(r: dict, bad: str = "") -> dict:
+    text, _, interval = measure_cell(r, "accuracy").partition(" ")
+    return {"text": text, "note": interval, "bad": bad}
