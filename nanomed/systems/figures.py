@@ -64,7 +64,21 @@ def beside_published(recipe: Recipe, results: dict) -> list[dict]:
         mistaken, _ = look_up(results, f"{p.ours.rpartition('.')[0]}.also.{p.mistake}")
         row = {"figure": p.figure, "published": p.value, "where": p.ours, "ours": ours, "ours_ci95": bounds}
         rows.append(row | {"why": p.why, "mistake": p.mistake, "with_mistake": mistaken})
+    for row in rows:
+        row["reproduced"] = _moves_alike(row, rows)
     return rows
+
+
+def _moves_alike(after: dict, rows: list[dict]) -> bool | None:
+    """Whether a figure that is explained by a mistake moved from the base's as it does here with the mistake:
+    the same way, by half to twice as much in the logarithm. None where there is nothing to compare."""
+    of_base = "base." + after["where"].partition(".")[2]
+    before = next((r for r in rows if r["where"] == of_base and r["mistake"] == after["mistake"]), None)
+    keys = ("published", "with_mistake")
+    if before in (None, after) or not all((r[key] or 0) > 0 for r in (before, after) for key in keys):
+        return None
+    published, ours = (np.log(after[key] / before[key]) for key in keys)
+    return bool(published * ours > 0 and 1 / 2 <= ours / published <= 2)
 
 
 def number(value: float | None) -> str:
@@ -81,7 +95,8 @@ def _published_rows(results: dict) -> list[list[str]]:
     for r in results["published"]:
         mistaken = f"{number(r['with_mistake'])} ({r['mistake']})" if r["with_mistake"] is not None else ""
         ours = cell(r["ours"], r["ours_ci95"])
-        rows.append([r["figure"], number(r["published"]), ours, mistaken, r["why"]])
+        why = "; ".join(["not reproduced here"] * (r["reproduced"] is False) + [r["why"]] * bool(r["why"]))
+        rows.append([r["figure"], number(r["published"]), ours, mistaken, why])
     return rows
 
 

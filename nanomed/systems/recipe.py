@@ -37,14 +37,15 @@ ROWS = "pairs"  # the data whose rows are questions and answers; all others are 
 @dataclass(frozen=True)
 class Data:
     """Where texts come from, which field holds them, and how many there are on each side after shuffling.
-    test: how many, or a share; kept: as it stands, all of it measured on; ratio: of what is replayed,
-    documents an example."""
+    group: the field of rows whose values stay on one side each (a disease, say); test: how many, or a share;
+    kept: as it stands, all of it measured on; ratio: of what is replayed, documents an example."""
 
     source: Annotated[list[str], Meta(min_length=1)]
     field: str = "text"
     instruction: str = Fields.instruction
     input: str = Fields.input
     response: str = Fields.response
+    group: str | None = None
     train: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
     test: Annotated[float, Meta(ge=0, lt=2**31)] = 0
     kept: bool = False
@@ -150,10 +151,15 @@ def _check_data(recipe: Recipe) -> None:
         check_name(name, f"{path} [data.{name}]")
         if d.kept != (name == LABELLED):
             raise UserError(f"{path} [data.{name}]: kept = true is for [data.{LABELLED}], which needs it")
+        if d.group and name != ROWS:
+            raise UserError(f"{path} [data.{name}]: group is for [data.{ROWS}]")
         if d.ratio and name in (LABELLED, ROWS):
             raise UserError(f"{path} [data.{name}]: ratio is for documents")
     if recipe.measured not in recipe.texts:
         raise UserError(f"{path} [system]: measured = {recipe.measured!r} is no [data.NAME] with a `test`")
+    if named := phases.get("instruct", {}).keys() & {"group-field", "group_field"}:
+        mend = f'group = "..." in [data.{ROWS}] keeps groups together'
+        raise UserError(f"{path} [instruct]: {named.pop()} is of files as they are; {mend}")
     for phase in phases:
         if odd := [name for name in NEEDED[phase] if name not in data or not data[name].test]:
             raise UserError(f"{path}: [{phase}] needs [data.{odd[0]}], with a `test`")
@@ -177,9 +183,9 @@ def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], fie
 
 def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
     """Write out/NAME.train.jsonl and NAME.test.jsonl of every data of the recipe: duplicates once, in an
-    order drawn by a fixed seed, whole questions on one side. Of rows also NAME.test.texts.jsonl, question and
-    answer as one text. limit: at most so many texts on each side. Raises UserError for a source that cannot
-    be read, or that has too few texts."""
+    order drawn by a fixed seed, whole questions, or groups of them, on one side. Of rows also
+    NAME.test.texts.jsonl, question and answer as one text. limit: at most so many texts on each side. Raises
+    UserError for a source that cannot be read, or that has too few texts."""
     out.mkdir(parents=True, exist_ok=True)
     for name, data in recipe.data.items():
         if (out / f"{name}.test.jsonl").exists():
@@ -211,10 +217,10 @@ def _rows(data: Data, name: str) -> tuple[list[dict], int]:
         rows = [row for file in files for row in read_rows(file, lambda row: row, None, True)]
         return [row for row in rows if row is not None], rows.count(None)
     if name == ROWS:
-        fields = Fields(data.instruction, data.input, data.response)
+        fields = Fields(data.instruction, data.input, data.response, data.group)
         items, bad, _ = read_instructions(files, fields, None, True)
-        parts = [(item.instruction, item.input, item.response) for item in dict.fromkeys(items)]
-        return [dict(zip(("instruction", "input", "response"), p, strict=True)) for p in parts], bad
+        names = ("instruction", "input", "response", *(["group"] if data.group else []))
+        return [{name: getattr(item, name) for name in names} for item in dict.fromkeys(items)], bad
     field = Field(data.field, "--field")
     texts = [text for file in files for text in read_texts(file, field, None, True)]
     good = [text for text in texts if text and text.strip()]
@@ -226,7 +232,7 @@ def _sides(rows: list[dict], data: Data, seed: str, limit: int | None) -> tuple[
     groups = {}
     for row in rows:
         asked = row["text"] if "text" in row else row["instruction"] + row["input"]
-        groups.setdefault(asked, []).append(row)
+        groups.setdefault(row.get("group", asked), []).append(row)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     n = round(data.test * len(rows)) if data.test < 1 else int(data.test)

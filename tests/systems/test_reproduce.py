@@ -19,7 +19,7 @@ from nanomed.hub import Source
 from nanomed.outputs import release
 from nanomed.systems import card as card_module
 from nanomed.systems import reproduction
-from nanomed.systems.figures import beside_published
+from nanomed.systems.figures import beside_published, published_text
 from nanomed.systems.recipe import PHASES, SCRIPTS, prepare, read_recipe, stand_in
 from nanomed.text.templates import of_model as template_of
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
@@ -316,6 +316,24 @@ def test_questions_stay_on_one_side(tmp_path):
     )
 
 
+def test_groups_stay_on_one_side(tmp_path):
+    rows = [{"question": f"q{k}", "answer": "a", "focus": f"disease {k // 5}"} for k in range(50)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    path = ROOT / "recipes" / "gpt-neo-flashcards.toml"
+    text = path.read_text().replace("[data.pairs]", '[data.pairs]\ngroup = "focus"')
+    (tmp_path / "r.toml").write_text(text)
+    recipe = stand_in(read_recipe(str(tmp_path / "r.toml")), None, {"pairs": [str(tmp_path / "p.jsonl")]})
+    prepare(recipe, tmp_path / "out", None)
+    sides = [
+        [json.loads(line) for line in (tmp_path / "out" / f"pairs.{s}.jsonl").read_text().splitlines()]
+        for s in ("train", "test")
+    ]
+    focus = {row["question"]: row["focus"] for row in rows}
+    assert all(row["group"] == focus[row["instruction"]] for side in sides for row in side)
+    train, test = ({row["group"] for row in side} for side in sides)
+    assert len(test) == 1 and len(train) == 9 and not train & test
+
+
 def test_a_line_separator_in_a_text_parts_no_row(tmp_path):
     data = {}
     for k, name in enumerate(("corpus", "negatives")):
@@ -374,6 +392,22 @@ def test_a_figure_that_is_not_there_is_none():
     assert rows[1]["ours"] is None and rows[2]["ours"] is None
 
 
+@pytest.mark.parametrize(
+    "after, reproduced", [(3.0, True), (40.0, False), (2000.0, False), (1e-9, False), (None, None)]
+)
+def test_a_mistake_that_does_not_move_the_figure_as_published_is_said(after, reproduced):
+    recipe = read_recipe("gpt-neo-flashcards")  # 115.51 to 2.37
+
+    def stage(ppl, mistaken):
+        return {"pairs": {"ppl": ppl, "ppl_ci95": None, "also": {"padding-counted": mistaken}}}
+
+    stages = {"base": stage(30.0, 150.0), "instructed": stage(20.0, after)}
+    rows = beside_published(recipe, {"stages": stages})
+    assert [r["reproduced"] for r in rows] == [None, reproduced]
+    said = published_text({"stand_in": {}, "shortened": {}, "title": "t", "published": rows})
+    assert ("not reproduced" in said) == (reproduced is False) and "conjecture" in said
+
+
 def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, files, tmp_path):
     make_hf_model(tmp_path / "m", bpe_dir, n_positions=512)
     flags = "--recipe gpt-neo-flashcards --model m --out r --max-steps 1 --answers 2 --max-new-tokens 3"
@@ -405,6 +439,8 @@ def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, file
         ('template = "flashcards"', 'template = "typo"', "typo"),
         ("[instruct]", "[instruct]\ndry-run = true", "dry-run leaves no model"),
         ("[data.pairs]", "[data.pairs]\nkept = true", "kept = true is for [data.labelled]"),
+        ("[data.pairs]", '[data.x]\nsource = ["a"]\ngroup = "b"\n[data.pairs]', "group is for [data.pairs]"),
+        ("[instruct]", '[instruct]\ngroup-field = "focus"', 'group = "..." in [data.pairs]'),
         ("[instruct]", '[data."a\\u0000b"]\nsource = ["x"]\n[instruct]', "a name becomes a file's"),
         ('prompts = ["', 'prompts = ["two\\nlines", "', "prompts[0]"),
         ('prompts = ["', 'prompts = [" ", "', "prompts[0]"),

@@ -108,6 +108,30 @@ def test_the_same_seed_makes_the_same_files_and_another_one_others(home):
     assert (home / "a" / "train.jsonl").read_bytes() != (home / "c" / "train.jsonl").read_bytes()
 
 
+def test_a_training_text_of_a_test_texts_group_is_taken_out_and_rows_keep_their_groups(home):
+    rows = [row | {"pmid": k // 4} for k, row in enumerate(rows_of(home / "topics.jsonl"))]
+    test = {row["pmid"] for row in rows if row["side"] == "test"}
+    both = [row for row in rows if row["side"] == "train" and row["pmid"] in test]
+    assert both
+    write_rows(home / "topics.jsonl", rows)
+    (home / "sources.toml").write_text(TOML.replace("split_field", 'group_field = "pmid"\nsplit_field'))
+    said = build(home)
+    repeats = 1 - any(row["text"].endswith(" ") for row in both)
+    assert f"{len(both)} are of a test text's group" in said
+    assert json.loads((home / "set" / "tasks.json").read_text())["tasks"]["topics"]["of_groups"] == len(both)
+    train = rows_of(home / "set" / "topics.train.jsonl")
+    assert len(train) == 31 - len(both) - repeats
+    assert {row["group"] for row in train}.isdisjoint(f"topics: {k}" for k in test)
+    fields = Fields(group="group,input")  # as train_sft.py --group-field reads them: of others their text
+    items, _, _ = read_instructions([str(home / "set" / "train.jsonl")], fields, None, False)
+    diseases = [item for item in items if not item.group.startswith("topics: ")]
+    assert 0 < len(diseases) < len(items) and all(item.group == item.input for item in diseases)
+    (home / "sources.toml").write_text(TOML.replace("split_field", 'group_field = "pmed"\nsplit_field'))
+    out = home / "other"
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", out)
+    assert_refused(done, "topics.jsonl, row 1", "no field 'pmed'", "pmid", "group_field")
+
+
 def test_no_test_text_of_any_source_is_trained_on(home):
     said = build(home)
     held = {

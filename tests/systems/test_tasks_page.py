@@ -1,18 +1,21 @@
-"""docs/tasks.md says every key, form and field that there is, and no other."""
+"""docs/tasks.md and docs/published-systems.md say every key, form and field that there is, and no other."""
 
 import re
 from dataclasses import fields
 
+import pytest
+
+from nanomed.systems import recipe
 from nanomed.systems.tasks import sources
 from nanomed.systems.tasks.forms import FIELDS, FORMS
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGE, RECIPES = (ROOT.joinpath("docs", f"{n}.md").read_text("utf-8") for n in ("tasks", "published-systems"))
 
 
-def table(heading: str) -> dict[str, list[str]]:
+def table(heading: str, page: str = PAGE) -> dict[str, list[str]]:
     """{each name in the first cell of a row: the other cells} of the table below a line that begins so."""
-    lines = PAGE[PAGE.index("\n" + heading) :].strip().split("\n")
+    lines = page[page.index("\n" + heading) :].strip().split("\n")
     start = next(k for k, line in enumerate(lines) if line.startswith("| ---"))
     rows = []
     for line in lines[start + 1 :]:
@@ -25,6 +28,14 @@ def table(heading: str) -> dict[str, list[str]]:
 def test_every_key_of_a_section():
     known = {f.name for f in fields(sources.Source)} - {"name"}
     assert table("## The keys").keys() == known
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("[system]", recipe.System), ("[data.NAME]", recipe.Data), ("[[published]]", recipe.Published)],
+)
+def test_every_key_of_a_recipe(heading, kind):
+    assert table(f"| `{heading}`", RECIPES).keys() == {f.name for f in fields(kind)}
 
 
 def test_every_form_and_its_fields():

@@ -16,8 +16,8 @@ class Malformed(Exception):
 class Case:
     """input: what a model is shown; gold: a tag a word of it (IOB2), or its label, or its labels (until they
     are settled, what the row says); cut: whether the text was longer than what is shown; orphans: the row's
-    I- tags that continued nothing, and are B- in gold; the others: mentions that its file has otherwise than
-    gold (offsets.COUNTED)."""
+    I- tags that continued nothing, and are B- in gold; the next ones: mentions that its file has otherwise
+    than gold (offsets.COUNTED); group: cases of one group stay on one side."""
 
     input: str
     gold: tuple[str, ...]
@@ -27,6 +27,7 @@ class Case:
     overlapping: int = 0
     unplaced: int = 0
     parted: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True)

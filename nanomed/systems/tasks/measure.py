@@ -20,7 +20,7 @@ from nanomed.systems.tasks.sources import MEASURES, OF_MENTIONS, say_counts
 from nanomed.text.templates import Template
 
 # Of tasks.json, what stands beside each figure.
-SAID = ("train", "test", "words", "removed", "bad_rows", "cut", "repeated", *OF_MENTIONS)
+SAID = ("train", "test", "words", "removed", "of_groups", "bad_rows", "cut", "repeated", *OF_MENTIONS)
 SLACK = 16  # tokens of an answer beyond what its form needs
 WRONG = ("malformed", "cut_off", "no_room", "not_in_text")  # of an answer
 

@@ -26,6 +26,7 @@ class Made:
     test: int = 0
     words: int | None = None
     removed: int = 0
+    of_groups: int = 0
     bad_rows: int = 0
     cut: Sides = field(default_factory=dict)
     repeated: Sides = field(default_factory=dict)

@@ -25,7 +25,7 @@ from nanomed.systems.tasks.corpora import corpus_rows
 from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
 from nanomed.systems.tasks.offsets import COUNTED
 from nanomed.text.labels import Spelling, class_names
-from nanomed.text.rows import get_value, read_rows
+from nanomed.text.rows import NoField, fields_of, get_value, read_rows
 
 Texts = Annotated[list[str], Meta(min_length=1)]
 
@@ -39,6 +39,7 @@ class Section:
     test: Texts
     instructions: Texts
     split_field: str | None = None
+    group_field: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     label_names: list[str] = field(default_factory=list)
     label_separator: str | None = None
@@ -115,6 +116,7 @@ class Task:
     train: list[Case]
     test: list[Case]
     removed: int = 0  # of train, because they repeat a test text of any source
+    of_groups: int = 0  # of train, because a test text is of their group
     bad: int = 0  # rows that were left out, because they cannot be used, or do not read back
 
     @property
@@ -185,6 +187,10 @@ def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_
         if source.split_field and get_value(row, source.split_field) != side:
             return ()
         case = form.take(row, where, source.labels, source.words, how, names)
+        group = get_value(row, source.group_field) if source.group_field else ""
+        if group is None:
+            raise NoField(f"no field {source.group_field!r} ({fields_of(row)}; group_field names another)")
+        case = replace(case, group=f"{source.name}: {group}" if source.group_field else "")
         return replace(case, **row["counts"]) if corpus else case
 
     cases = read_rows(name, take, limit, skip_bad, corpus)
@@ -204,20 +210,24 @@ def _labels(source: Source, found: Settled) -> list[str]:
 
 
 def keep_apart(tasks: list[Task], threshold: float, seed: int) -> None:
-    """Take out of every training side, in place, what repeats a test text of any of the tasks: the same words
-    in the same order, or nearly (Jaccard similarity of `threshold` or more of their sequences of five words;
-    0: the same only)."""
+    """Take out of every training side, in place, what is of a test text's group, and what repeats a test text
+    of any of the tasks: the same words in the same order, or nearly (Jaccard similarity of `threshold` or
+    more of their sequences of five words; 0: the same only)."""
     held = {_same(case) for task in tasks for case in task.test}
     tests = {task.source.name: [case.input for case in task.test] for task in tasks}
     for task in tasks:
-        kept = [case for case in task.train if _same(case) not in held]
+        groups = {case.group for case in task.test if case.group}
+        others = [case for case in task.train if case.group not in groups]
+        kept = [case for case in others if _same(case) not in held]
         if threshold and kept:
             texts = [case.input for case in kept]
             near = near_duplicates(texts, tests, threshold, seed=seed).near_removed_held
             kept = [case for case, out in zip(kept, near, strict=True) if not out]
         if not kept:
-            raise UserError(f"{task.source.name}: all of its training texts are test texts")
-        task.removed, task.train = len(task.train) - len(kept), kept
+            of_groups = f", or of their groups ({task.source.group_field})" if groups else ""
+            raise UserError(f"{task.source.name}: all of its training texts are test texts{of_groups}")
+        task.of_groups, task.removed = len(task.train) - len(others), len(others) - len(kept)
+        task.train = kept
 
 
 def _same(case: Case) -> str:
@@ -230,6 +240,7 @@ def row(task: Task, case: Case, seed, gold: bool = True) -> dict:
     asked = random.Random(str(seed)).choice(task.source.instructions)
     out = {"instruction": asked.replace("{labels}", joined(task.labels, task.labels)), "input": case.input}
     out |= {"output": task.form.write(case, task.labels), "source": task.source.name}
+    out |= {"group": case.group} if case.group else {}
     return out | ({"gold": list(case.gold)} if gold else {})
 
 
@@ -264,7 +275,8 @@ def describe(task: Task, seed: int) -> dict:
 
     keys = ("form", "instructions", "rows", "words", "measure", "published")
     out = {key: getattr(task.source, key) for key in keys} | {"labels": task.labels} | of_sides(len)
-    out |= {"in_mixture": len(drawn(task, seed)), "removed": task.removed, "bad_rows": task.bad}
+    out |= {"in_mixture": len(drawn(task, seed)), "removed": task.removed, "of_groups": task.of_groups}
+    out["bad_rows"] = task.bad
     out["cut"] = of_sides(lambda cases: sum(case.cut for case in cases))
     out["repeated"] = of_sides(lambda cases: len(cases) - len({_same(case) for case in cases}))
     for key in OF_MENTIONS:
@@ -275,6 +287,7 @@ def describe(task: Task, seed: int) -> dict:
 def say_counts(made: dict) -> list[str]:
     """Of a task in tasks.json, in words, what is not there, or not as its rows have it."""
     said = [f"{made['removed']:,} repeat a test text and were taken out"] if made["removed"] else []
+    said += [f"{made['of_groups']:,} are of a test text's group, out too"] if made["of_groups"] else []
     said += [f"{made['bad_rows']:,} bad rows left out"] if made["bad_rows"] else []
     for key, what in (("cut", f"cut at {made['words']} words"), ("repeated", "repeat an earlier one")):
         found = {side: n for side, n in made[key].items() if n}
