@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanomed.errors import UserError
 from nanomed.systems.tasks.cases import Case, Malformed
 from nanomed.systems.tasks.entities import begun, read_entities, read_tags, write_entities
 from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
@@ -259,6 +260,19 @@ def test_what_an_answer_is_all_rows_together_show():
     assert "can be A or B" in settled_options(asked(["x", "x"], "x"))[0]
 
 
+def test_what_cop_counts_from_is_the_rows_to_show():
+    def row(cop):
+        return {"question": "q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": cop}
+
+    assert settled_options(row(0), row(3), row(1)) == [("A",), ("D",), ("B",)]
+    assert settled_options(row(4), row(3), row(1)) == [("D",), ("C",), ("A",)]
+    with pytest.raises(UserError, match="row: `cop`.*labels = "):
+        settled_options(row(1), row(3))
+    renamed = {str(k): "ABCD"[k - 1] for k in range(1, 5)}
+    taken = [FORMS["options"].take(row(k), FIELDS, renamed, None) for k in (1, 3)]
+    assert [c.gold for c in FORMS["options"].settle([("row", c) for c in taken]).cases] == [("A",), ("C",)]
+
+
 def test_options_as_sets_publish_them():
     assert settled_options(asked({"A": "x", "B": "y", "C": None}, "B")) == [("B",)]
     assert settled_options(asked({"1": "x", "2": "y"}, "1")) == [
@@ -266,7 +280,8 @@ def test_options_as_sets_publish_them():
     ]  # a key, not the option with the number 1 from 0
     assert settled_options(asked({"A": "x", "B": "y"}, "y", answer_idx="B")) == [("B",)]  # MedQA
     medmcqa = {"question": "q?", "opa": "x", "opb": "y", "opc": "z", "opd": "1", "cop": 3}
-    assert settled_options(medmcqa) == [("D",)] and settled_options(medmcqa | {"cop": 3.0}) == [("D",)]
+    for cop in (3, 3.0):
+        assert settled_options(medmcqa | {"cop": cop}, medmcqa | {"cop": 0}) == [("D",), ("A",)]
     with pytest.raises(NoField, match="fields: question, choice"):
         settled_options({"question": "q?", "choice": ["x", "y"]})
 

@@ -3,12 +3,15 @@ means."""
 
 from dataclasses import replace
 
+from nanomed.errors import UserError
 from nanomed.systems.tasks.cases import Case, Malformed, Settled, missing, text_of
 from nanomed.systems.tasks.classes import bare, plain
 from nanomed.text.options import LETTERS, lettered, medmcqa
 from nanomed.text.rows import BadRow, get_value
 
-ANSWERS = ("text", "letter", "number")  # what an answer can be; the first that all rows of a file allow is it
+# What an answer can be; the first that all rows of a source allow is it. A number counts from 0; MedMCQA's
+# `cop` from 0 on the Hub, and from 1 in the authors' release.
+ANSWERS = ("text", "letter", "number", "from 1")
 
 
 def take_options(row, fields: dict, rename: dict, most: int | None, how=None, names=None) -> Case:
@@ -28,6 +31,8 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
     named["number"] = list(map(str, range(len(options))))
     if all(name.isdecimal() for name in named["letter"]):  # options called 1, 2, 3 are not counted from 0
         named["number"] = []
+    is_cop = medmcqa(row) is not None and value == get_value(row, "cop")
+    named["from 1"] = list(map(str, range(1, len(options) + 1))) if is_cop else []
     found = []
     for kind in ANSWERS:
         said = answer.upper() if kind == "letter" else answer
@@ -49,11 +54,17 @@ def _options(row, fields: dict) -> tuple[list[str], list[str]]:
 
 def settle_options(placed: list[tuple[str, Case]], how=None, rename=None, order=()) -> Settled:
     """Of each case the one whose gold is a letter, or why there is none: an answer `2` is an option's text
-    where all answers are texts of options, and its number where all of them can be that alone."""
-    kind = next((kind for kind in ANSWERS if all(kind in dict(case.gold) for _, case in placed)), None)
+    where all answers are texts of options, and its number where all of them can be that alone. Raises
+    UserError where nothing shows what MedMCQA's numbers count from."""
+    kinds = [kind for kind in ANSWERS if all(kind in dict(case.gold) for _, case in placed)]
+    if kinds == ["number", "from 1"]:
+        why = (
+            "`cop` is never 0 and never the number of the last option, so that it may count from 0 or from 1"
+        )
+        raise UserError(f'{placed[0][0]}: {why}; labels = {{ 1 = "A", ... }} says which')
     cases = []
     for _, case in placed:
-        letters = sorted({letter for k, letter in case.gold if kind in (None, k)})
+        letters = sorted({letter for k, letter in case.gold if k in (kinds[:1] or ANSWERS)})
         known = f"its answer can be {' or '.join(letters)}"
         why = f'{known}; fields = {{ label = "..." }} names a field with the letter'
         cases.append(replace(case, gold=tuple(letters)) if len(letters) == 1 else why)
