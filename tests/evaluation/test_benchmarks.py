@@ -27,6 +27,7 @@ YAML = {
     "medmcqa": "medmcqa/medmcqa.yaml",
     "mmlu": "mmlu/default/mmlu_us_foreign_policy.yaml",
     "headqa": "headqa/headqa_en.yaml",
+    "pubmedqa": "pubmedqa/pubmedqa.yaml",
 }
 N = 9
 QUESTIONS, TEXTS = [" " + q + "\n" for q in make_texts(N, 1, 3, 9)], make_texts(4 * N, 2, 1, 3)
@@ -135,6 +136,18 @@ def test_asked_as_lm_eval_asks_whoever_published_it(tmp_path, name):
         ours = with_shots(items[5:], items[:5], shots, in_order=format == "mmlu")
         assert [(item.prompt, list(item.choices)) for item in ours] == asked(task, shots)
     assert [item.answer for item in items] == GOLD == [task.doc_to_target(doc) for doc in DOCS[format]]
+
+
+def test_pubmedqa_too_with_examples(tmp_path):
+    rows = [
+        {"QUESTION": q.strip(), "CONTEXTS": o, "final_decision": ("yes", "no", "maybe", "no")[g]}
+        for q, o, g in ROWS
+    ]
+    items = read(write(tmp_path / "p.jsonl", rows), "pubmedqa", prompt=FORMATS["pubmedqa"]).items
+    task = theirs("pubmedqa", rows[5:], rows[:5])
+    for shots in (0, 2):
+        ours = with_shots(items[5:], items[:5], shots, in_order=False)
+        assert [(item.prompt, list(item.choices)) for item in ours] == asked(task, shots)
 
 
 def test_each_subject_of_mmlu_has_its_heading(tmp_path):
