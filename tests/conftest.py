@@ -230,7 +230,7 @@ def script(tmp_path, request):
     return run
 
 
-def lm_eval(model_dir, kind: str, arguments: list[tuple]) -> list:
+def lm_eval(model_dir, kind: str, arguments: list[tuple], **how) -> list:
     """What lm-eval answers to requests of a kind (`loglikelihood`, ...) about a tiny model of 64
     positions."""
     from lm_eval.api.instance import Instance
@@ -243,6 +243,7 @@ def lm_eval(model_dir, kind: str, arguments: list[tuple]) -> list:
         tokenizer=transformers.AutoTokenizer.from_pretrained(model_dir),
         batch_size=1,
         max_length=64,
+        **how,
     )
     return getattr(lm, kind)([Instance(kind, {}, a, i) for i, a in enumerate(arguments)], disable_tqdm=True)
 

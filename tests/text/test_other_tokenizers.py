@@ -4,16 +4,18 @@ on any valid Unicode, and which tokens stand for beginning, end and padding."""
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nanomed.errors import Unencodable, UserError
+from nanomed.evaluation import measure
 from nanomed.text.byte_level import BYTE_OF, LLAMA3_REGEX
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.library import Library
 from nanomed.text.tokenizer import EOT, load_tokenizer
-from tests.conftest import WORDS, assert_refused, make_hf_model, make_texts, write_jsonl
+from tests.conftest import WORDS, assert_refused, lm_eval, make_hf_model, make_texts, write_jsonl
 from tests.text.test_tokenizer import EDGES
 
 PARTS = [
@@ -303,3 +305,22 @@ def test_tokenizer_model_alone_and_a_missing_library_are_explained(made, tmp_pat
     with pytest.raises(UserError, match=r"pip install 'nanomed\[sentencepiece\]'"):
         load_tokenizer(made["llama2"])
     load_tokenizer(made["llama3"])  # needs none
+
+
+def test_a_document_begins_once_where_lm_eval_begins_twice(tmp_path):
+    """Its add_bos_token=False leaves one beginning; the rest of what it says of the same model is ours."""
+    model = make_hf_model(tmp_path / "m", family="llama", vocab_size=700)
+    llama2(tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "</s>"}))
+    text = "a dose of the blood"
+    o = measure.open_model(str(tmp_path / "m"), dtype="fp32")
+    r = measure.measure_ppl(o, measure.encode(o, [str(write_jsonl(tmp_path / "t.jsonl", [text]))]))
+    plain, once = (
+        -lm_eval(tmp_path / "m", "loglikelihood_rolling", [(text,)], **how)[0]
+        for how in ({}, {"add_bos_token": False})
+    )
+    assert r["nll"] == pytest.approx(once, rel=1e-5) and r["begins_with"] == "<s>"
+    ids = torch.tensor([[1, 1, *o.tokenizer.encode(text).tolist()]])
+    log = model(ids).logits[0, :-1].log_softmax(-1)
+    assert plain == pytest.approx(-log[range(ids.shape[1] - 1), ids[0, 1:]].sum().item(), rel=1e-5)
