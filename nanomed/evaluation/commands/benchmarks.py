@@ -10,7 +10,7 @@ HELP = "all medical benchmarks of a directory, in one table"
 FROM_HELP = (
     "where MedQA, MedMCQA, MMLU, HEAD-QA and PubMedQA lie, as published (known by their fields; of each its"
     " test split, or the validation split where the test's answers are hidden), or a recipe that names them"
-    " (recipes/benchmarks.toml: on the Hub)"
+    " (recipes/benchmarks.toml: on the Hub); --limit N: N questions of each file, drawn by --seed"
 )
 
 
