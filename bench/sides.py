@@ -150,9 +150,9 @@ def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float,
 
 def _process(side: str, args) -> dict:
     flags = [
-        f"--{k.replace('_', '-')}={v}"
+        f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}")
         for k, v in vars(args).items()
-        if k not in ("one", "sides", "json") and v is not None
+        if k not in ("one", "sides", "json") and v is not None and v is not False
     ]
     out = subprocess.run(
         [sys.executable, sys.argv[0], "--one", side, *flags], capture_output=True, text=True, cwd=os.getcwd()
