@@ -14,14 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanomed.text.conversations import Turn, user
-
 from nanomed.evaluation import tables
 from nanomed.evaluation.chat import Chat
 from nanomed.evaluation.generate import Sampling, stream
 from nanomed.evaluation.measure import open_model
 from nanomed.models.cache import Kept
 from nanomed.precision import DTYPES
+from nanomed.text.conversations import Turn, user
 
 WHAT = "anthrax botulism cholera diphtheria influenza malaria measles rabies tetanus typhus".split()
 HEAD = ["turn", "prompt (tokens)", "of these new", "kept (ms)", "anew (ms)"]

@@ -67,7 +67,6 @@ def read(args, chat: bool):
     """(rows, the template that they are written in)."""
     from nanomed.text.chat import ChatTemplate
     from nanomed.text.conversations import Conversation
-
     from nanomed.text.instructions import Fields, read_instructions
     from nanomed.text.templates import TEMPLATES
     from nanomed.text.tokenizer import load_tokenizer

@@ -100,10 +100,13 @@ DATA_HELP = (
     " what Dataset.save_to_disk wrote, or hub:REPO[:CONFIG[:SPLIT]]; several may be given (docs/files.md)"
 )
 OWN_TEMPLATE_HELP = (
-    "put a prompt into this template as its instruction (default: the model's own, if it was instructed;"
-    " none: the bare prompt)"
+    "put a prompt into this template as its instruction (default: the one that the model was instructed with,"
+    " or its own chat template; none: the bare prompt)"
 )
-PROMPTS_HELP = "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl)"
+PROMPTS_HELP = (
+    "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl), or"
+    " conversations (`messages`), each without its last answer"
+)
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "\\t": "tab", "|": "bar"}
 

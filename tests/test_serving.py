@@ -7,6 +7,7 @@ import re
 import pytest
 import transformers
 
+from nanomed.text.conversations import Turn, user
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script
 
@@ -86,14 +87,12 @@ def test_the_pages_code_gives_our_answers(home):
         assert whole["ask"](QUESTION) != adapted
 
 
-def test_a_system_message_is_refused_in_the_words_that_the_page_quotes(home):
+def test_a_system_message_stands_in_front_of_the_question(home):
     tokenizer = transformers.AutoTokenizer.from_pretrained(home / "runs" / "instructed")
-    quoted = "only user and assistant have a place in this template"
-    assert quoted in PAGE
-    with pytest.raises(Exception, match=quoted):
-        tokenizer.apply_chat_template(
-            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
-        )
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert rendered == TEMPLATES["alpaca"].ask((Turn("system", "Be brief."), user(QUESTION))).text
+    assert rendered == TEMPLATES["alpaca"].ask(f"Be brief.\n\n{QUESTION}").text
 
 
 def test_prompts_with_an_input(home):

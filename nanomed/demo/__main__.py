@@ -16,6 +16,7 @@ from nanomed import cli, flags, hub, outputs
 from nanomed.demo import page, render, table, texts
 from nanomed.evaluation import baselines, measure
 from nanomed.evaluation.generate import Sampling
+from nanomed.evaluation.prompts import ask
 from nanomed.files import read_json, write_json, write_text
 from nanomed.models.classifier import predict
 from nanomed.scripts import ROOT, run, shown
@@ -156,11 +157,13 @@ def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
     if quick:
         asked = {group: facts[:8] for group, facts in asked.items()}
     longest = max(len(o.tokenizer.encode(f" {f.told()}")) for f in render.facts_of(list(render.facts())))
-    template = TEMPLATES[TEMPLATE]
 
-    def write(prompts):  # one sentence counts; what would come after its full stop need not be written
-        markers = [*template.markers, "."]
-        done = measure.complete(o, prompts, Sampling(), markers, longest + 4, batch_size=64)
+    # one sentence counts; what would come after its full stop need not be written
+    markers = [*TEMPLATES[TEMPLATE].markers, "."]
+
+    def write(texts, template=None):
+        asked = [ask(o.tokenizer, text, template) for text in texts]
+        done = measure.complete(o, asked, Sampling(), markers, longest + 4, batch_size=64)
         return [d["completion"] for d in done]
 
     clozes = [fact.cloze() for fact in asked["read"]]
@@ -168,7 +171,7 @@ def measure_row(o: measure.Opened, out: Path, seed: int, quick: bool) -> dict:
     row = {f"{name}_ppl": r["ppl"] for name, r in ppl.items()}
     row["cloze_read"] = share_right(asked["read"], completed)
     for group, facts in asked.items():
-        row[f"em_{group}"] = share_right(facts, write([template.ask(fact.asked()) for fact in facts]))
+        row[f"em_{group}"] = share_right(facts, write([fact.asked() for fact in facts], TEMPLATES[TEMPLATE]))
     return row | {"_ppl": ppl}
 
 

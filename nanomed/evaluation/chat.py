@@ -4,25 +4,31 @@ what is forgotten once its positions are full."""
 from collections.abc import Callable
 
 from nanomed.errors import UserError
-from nanomed.evaluation.generate import Sampling
+from nanomed.evaluation.generate import Sampling, room
 from nanomed.evaluation.measure import Opened, write_on
+from nanomed.evaluation.prompts import Asked, ask
 from nanomed.models.cache import Kept
 from nanomed.precision import DTYPES
 from nanomed.text.conversations import Turn, user
 
-COMMANDS = "/new forgets what was said, /system TEXT says how to answer (without TEXT: nothing), Ctrl-D ends."
-ANSWER = 256  # tokens that an answer has room for, unless it is said
+COMMANDS = "/new forgets what was said, /system TEXT says how to answer, Ctrl-D ends."
+ANSWER = 256  # tokens that an answer has room for, where --max-new-tokens does not say it
 
 
 class Chat:
     """What was said. Each question is asked with all of it, as the template writes that; the cache goes on
-    where it was, so that only what is new is read."""
+    where it was, so only what is new is read."""
 
-    def __init__(self, o: Opened, template, sampling: Sampling, max_new_tokens: int | None, seed: int):
+    def __init__(
+        self, o: Opened, template, sampling: Sampling, max_new_tokens: int | None, seed=0, system=None
+    ):
         self.o, self.template, self.sampling = o, template, sampling
         self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.turns: list[Turn] = []
+        self.turns = [Turn("system", system)] if system else []
         self.kept = Kept(o.model.config, 1, o.device, DTYPES[o.dtype])
+
+    def asked(self, turns: list[Turn]) -> Asked:
+        return ask(self.o.tokenizer, tuple(turns), self.template)
 
     def command(self, line: str) -> None:
         """/new or /system; what else begins with a slash is answered with what there is."""
@@ -31,27 +37,22 @@ class Chat:
             self.turns = self.turns[: begins(self.turns)]
         elif name == "/system":
             system = [Turn("system", text.strip())] if text.strip() else []
-            self.ids([*system, user("?")])  # raises where the template has no place for it
+            self.asked([*system, user("?")])  # raises where the template has no place for it
             self.turns = [*system, *self.turns[begins(self.turns) :]]
         else:
             print(f"no command: {name}. {COMMANDS}")
 
-    def ids(self, turns: list[Turn]) -> list[int]:
-        """The prompt that asks for the next answer."""
-        asked = self.template.ask(turns) if self.template else "\n".join(turn.text for turn in turns)
-        return self.o.tokenizer.prompt(asked).tolist()
-
     def answer(self, question: str) -> None:
-        """Write the answer to a question. What was said is as before where there is none: raises UserError
-        for a question that is longer than the model's positions."""
-        positions = self.o.model.config.n_positions
+        """Write the answer to a question. Raises UserError for a question that leaves no room for one; what
+        was said before it stays."""
+        positions, markers = self.o.model.config.n_positions, self.template.ends if self.template else ()
         most = positions - (self.max_new_tokens or min(ANSWER, positions // 2))
-        turns, ids, forgotten = fitting([*self.turns, user(question)], self.ids, most)
+        turns, asked, forgotten = fitting([*self.turns, user(question)], self.asked, most)
+        room(self.o.model.config, asked.ids, self.max_new_tokens)
         if forgotten:
-            turns_of = "turn is" if forgotten == 1 else f"{forgotten} turns are"
-            print(f"({positions:,} positions are full: the oldest {turns_of} forgotten)")
-        markers = self.template.ends if self.template else ()
-        done = write_on(self.o, ids, self.sampling, markers, self.max_new_tokens, self.seed, self.kept)
+            oldest = f"{forgotten} oldest questions" if forgotten > 1 else "oldest question"
+            print(f"({positions:,} positions are full: the {oldest} and what was answered are forgotten)")
+        done = write_on(self.o, asked, self.sampling, markers, self.max_new_tokens, self.seed, self.kept)
         self.turns, self.seed = [*turns, Turn("assistant", done.text)], self.seed + 1
 
 
@@ -60,18 +61,16 @@ def begins(turns: list[Turn]) -> int:
     return int(bool(turns) and turns[0].role == "system")
 
 
-def fitting(turns: list[Turn], ids_of: Callable, most: int) -> tuple[list[Turn], list[int], int]:
-    """(turns, their ids, how many questions and answers were forgotten): the oldest are, until at most `most`
-    ids are left, or the last question alone. A system's turn stays."""
-    forgotten, first = 0, begins(turns)
-    ids = ids_of(turns)
-    while len(ids) > most:
-        asked = [k for k, turn in enumerate(turns) if turn.role == "user"]
-        if len(asked) < 2:
+def fitting(turns: list[Turn], asked_of: Callable, most: int) -> tuple[list[Turn], Asked, int]:
+    """(turns, how they are asked, how many questions were forgotten with their answers): the oldest are,
+    until at most `most` ids are left, or the last question alone. A system's turn stays."""
+    first, questions = begins(turns), [k for k, turn in enumerate(turns) if turn.role == "user"]
+    for start in questions:
+        left = turns[:first] + turns[start:]
+        asked = asked_of(left)
+        if len(asked.ids) <= most:
             break
-        turns, forgotten = turns[:first] + turns[asked[1] :], forgotten + 1
-        ids = ids_of(turns)
-    return turns, ids, forgotten
+    return left, asked, questions.index(start)
 
 
 def talk(chat: Chat) -> None:

@@ -8,13 +8,13 @@ from nanomed.evaluation import measure
 from nanomed.evaluation.generate import Sampling
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import answers_of, mark_best, moved, ppl_page_cell, protocol
+from nanomed.evaluation.prompts import Said, ask, shown
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell
 from nanomed.evaluation.training_texts import overlap_with_training, say_overlap
 from nanomed.text import special
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
-from nanomed.text.special import Written
-from nanomed.text.templates import Template, of_model
+from nanomed.text.templates import of_model
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training.curves import read_metrics
 
@@ -59,7 +59,7 @@ def short_names(models: list[str]) -> list[str]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def check_models(args, prompts: list[str], template) -> tuple[list, int, int]:
+def check_models(args, prompts: list[Said], template) -> tuple[list, int, int]:
     """(each model's template, context, stride). What is wrong with the last model should not wait until the
     others have been measured: so here, before any is opened, a prompt must fit all, and so must the context.
     """
@@ -75,10 +75,13 @@ def check_models(args, prompts: list[str], template) -> tuple[list, int, int]:
         positions[model] = hub.read_config(source.directory)[1].n_positions
         templates.append(template or of_model(source.adapter, source.directory))
         tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
-        for prompt, text in zip(prompts, asked(prompts, templates[-1]), strict=True):
-            if len(tokenizer.prompt(text)) + args.max_new_tokens > positions[model]:
+        for prompt in prompts:
+            ids = ask(tokenizer, prompt, templates[-1]).ids
+            if len(ids) + args.max_new_tokens > positions[model]:
                 room = f"{model}'s {positions[model]} positions; lower --max-new-tokens"
-                raise UserError(f"{prompt[:60]!r} and {args.max_new_tokens} new tokens do not fit {room}")
+                raise UserError(
+                    f"{shown(prompt)[:60]!r} and {args.max_new_tokens} new tokens do not fit {room}"
+                )
     least = min(positions, key=positions.get)
     if (args.context or 0) > positions[least]:
         raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
@@ -86,13 +89,13 @@ def check_models(args, prompts: list[str], template) -> tuple[list, int, int]:
     return templates, context, args.stride or max(1, context // 2)
 
 
-def measure_columns(o, columns: dict[str, str], prompts: list[str], context: int, stride: int, args) -> dict:
+def measure_columns(o, columns: dict[str, str], prompts: list[Said], context: int, stride: int, args) -> dict:
     """{"ppl": {column: result of measure_ppl}}, and how far the texts overlap with those that the model was
     trained on. All texts are read, and so found to be fit, before any is measured."""
     how = (args.text_field, args.limit, args.skip_bad_rows)
     corpora = {column: measure.encode(o, [file], *how) for column, file in columns.items()}
     rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
-    special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, prompts)))
+    special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, map(shown, prompts))))
     how = (context, stride, args.batch_size, args.seed)
     ppl = {column: measure.measure_ppl(o, corpus, *how) for column, corpus in corpora.items()}
     return {"ppl": ppl} | overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
@@ -101,23 +104,22 @@ def measure_columns(o, columns: dict[str, str], prompts: list[str], context: int
 # --- questions ----------------------------------------------------------------------------------------------
 
 
-def asked(prompts: list[str], template: Template | None) -> list[str | Written]:
-    return [template.ask(prompt) if template else prompt for prompt in prompts]
-
-
-def samples(o: measure.Opened, prompts: list[str], template, max_new_tokens: int, seed: int, penalty=PENALTY):
+def samples(
+    o: measure.Opened, prompts: list[Said], template, max_new_tokens: int, seed: int, penalty=PENALTY
+):
     """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on
     repetition."""
     sampling, markers = Sampling(repetition_penalty=penalty), template.ends if template else ()
-    return measure.complete(o, asked(prompts, template), sampling, markers, max_new_tokens, seed=seed)
+    asked = [ask(o.tokenizer, prompt, template) for prompt in prompts]
+    return measure.complete(o, asked, sampling, markers, max_new_tokens, seed=seed)
 
 
-def questions(prompts: list[str], expected: list[str | None] | None, written: dict[str, list[dict]]):
+def questions(prompts: list[Said], expected: list[str | None] | None, written: dict[str, list[dict]]):
     """Of the page, each prompt with every model's answer; written: {model's name: its samples()}."""
     out = []
     for k, (prompt, answer) in enumerate(zip(prompts, expected or [None] * len(prompts), strict=True)):
         answers = answers_of(k, written, lambda text, answer=answer: stands_in(answer, text))
-        out.append({"prompt": prompt, "expected": answer, "group": "", "answers": answers})
+        out.append({"prompt": shown(prompt), "expected": answer, "group": "", "answers": answers})
     return out
 
 

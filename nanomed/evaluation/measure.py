@@ -9,17 +9,15 @@ import torch
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation import generation_config, metrics, mistakes
-from nanomed.evaluation.generate import Ending, Sampling, generate, room, row_seed, stream
+from nanomed.evaluation.generate import Completion, Ending, Sampling, generate, room, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
+from nanomed.evaluation.prompts import Asked, ask
 from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
-from nanomed.text import instructions, special
+from nanomed.text import special
 from nanomed.text.corpus import Corpus, encode_corpus
 from nanomed.text.examples import encode_instructions
-from nanomed.text.formats import is_plain
-from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
-from nanomed.text.special import Written, written
 from nanomed.text.templates import Template, load_template, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training.directory import quantized
@@ -132,48 +130,33 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
 # --- generation ---------------------------------------------------------------------------------------------
 
 
-def read_prompts(file: str, limit: int | None = None) -> tuple[list[str], list[str | None]]:
-    """The prompts of a .txt file (one a line) or of rows with a `prompt` or a question, and what their rows
-    say the answer is (`response`, `output` or `answer`), or None."""
-    fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
-
-    def take(row):
-        answer = number_as_text(get_value(row, instructions.Fields.response))
-        known = isinstance(answer, str) and bool(answer.strip())
-        return get_text(row, fields, "the file must have it"), answer if known else None
-
-    rows = list(read_rows(file, take, limit, False))
-    if not rows:
-        raise UserError(f"{file}: no prompts there")
-    for k, (prompt, _) in enumerate(rows, 1):
-        if not prompt.strip():
-            raise UserError(f"{file}, row {k}: an empty prompt: there is nothing to write on from")
-    return [prompt for prompt, _ in rows], [answer for _, answer in rows]
-
-
-def complete(o: Opened, texts, sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0):
-    """[{prompt, completion, stopped}] of prompts (texts, or what a template wrote) as they stand, in their
-    order."""
-    prompts = [o.tokenizer.prompt(text).tolist() for text in texts]
+def complete(
+    o: Opened, asked, sampling: Sampling, markers=(), max_new_tokens=None, batch_size=16, seed=0
+) -> list[dict]:
+    """[{prompt, completion, stopped}] of what is Asked, in its order."""
+    prompts = [list(a.ids) for a in asked]
     how = (Ending(o.tokenizer, markers), o.device, o.dtype, seed, batch_size)
     done = generate(o.model, prompts, max_new_tokens, sampling, *how)
-    pairs = zip((written(text).text for text in texts), done, strict=True)
-    return [{"prompt": text, "completion": c.text, "stopped": c.stopped} for text, c in pairs]
+    pairs = zip(asked, done, strict=True)
+    return [{"prompt": a.text, "completion": c.text, "stopped": c.stopped} for a, c in pairs]
 
 
-def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_new_tokens, seed: int) -> None:
-    """Write a completion to the terminal as it comes. Raises UserError as room() does."""
-    prompt, ending, ids, shown = o.tokenizer.prompt(text).tolist(), Ending(o.tokenizer, markers), [], 0
+def write_on(
+    o: Opened, asked: Asked, sampling: Sampling, markers, max_new_tokens, seed: int, kept=None
+) -> Completion:
+    """Write a completion to the terminal as it comes; kept: what a conversation keeps of earlier ones. Raises
+    UserError as room() does."""
+    prompt, ending, ids, printed = list(asked.ids), Ending(o.tokenizer, markers), [], 0
     steps = room(o.model.config, prompt, max_new_tokens)
-    for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype):
+    for (token,) in stream(o.model, [prompt], steps, sampling, [row_seed(seed, 0)], o.device, o.dtype, kept):
         ids.append(token)
         done = ending.completion(ids, last=len(ids) == steps)
         new = done.text if done else ending.printable(ids)
-        print(new[shown:], end="", flush=True)
-        shown = max(shown, len(new))
+        print(new[printed:], end="", flush=True)
+        printed = max(printed, len(new))
         if done:
             print()
-            return
+            return done
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -182,12 +165,13 @@ def write_on(o: Opened, text: str | Written, sampling: Sampling, markers, max_ne
 def measure_answers(
     o: Opened, items, template: Template, sampling: Sampling, max_new_tokens=None, batch_size=16, seed=0
 ) -> dict:
-    """metrics.answers() of what the model writes after the prompt of each question, against the responses of
-    all items (Conversations) that ask it; answer_ppl: the perplexity of all of these responses and
-    their ends; dropped: items whose prompt leaves no room; answers: all of the others."""
+    """metrics.answers() of what the model writes after the prompt of each question, which is a whole
+    conversation but for its last answer, against the last answers of all items (Conversation) that ask it;
+    answer_ppl: the perplexity of all of these answers and their ends; dropped: items whose prompt leaves no
+    room; answers: all of the others."""
     positions, least = o.model.config.n_positions, max_new_tokens or 1
-    asked = [(template.ask(item.asked), item) for item in items]
-    asked = [(p, item) for p, item in asked if len(o.tokenizer.prompt(p)) + least <= positions]
+    asked = [(ask(o.tokenizer, item.asked, template), item) for item in items]
+    asked = [(prompt, item) for prompt, item in asked if len(prompt.ids) + least <= positions]
     if not asked:
         raise UserError(f"no prompt leaves room for {least} new tokens in the model's {positions} positions")
     answered, questions = [item for _, item in asked], {}

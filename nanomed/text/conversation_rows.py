@@ -64,6 +64,16 @@ def conversation(turns: list, group: str, unread: Counter) -> Conversation:
     return replace(found, turns=found.turns[: last + 1])
 
 
+def asked_and_answered(turns: list) -> tuple[tuple[Turn, ...], str | None]:
+    """(the turns that wait for an answer, the answer if the last turn of a row's list is one). Raises BadRow
+    where nobody waits for one."""
+    taken = [_turn(turn, number, Counter()) for number, turn in enumerate(turns, 1)]
+    answer = taken.pop().text if taken and taken[-1].role == "assistant" else None
+    if not taken or taken[-1].role not in ("user", "tool"):
+        raise BadRow("no turn of a user's that waits for an answer")
+    return tuple(taken), answer
+
+
 def _turn(turn, number: int, unread: Counter) -> Turn:
     where = f"turn {number}"
     said_by = get_value(turn, "role,from")

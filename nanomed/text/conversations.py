@@ -32,6 +32,13 @@ def turns_of(said: "str | Iterable[Turn]", input: str = "") -> tuple[Turn, ...]:
     return (user(said, input),) if isinstance(said, str) else tuple(said)
 
 
+def begun(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...]:
+    """Turns after a system's, if they have none of their own."""
+    if not system or any(turn.role == "system" for turn in turns):
+        return turns
+    return (Turn("system", system), *turns)
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Turns, of which the last is an assistant's answer that is to be learned; group: rows of one group stay
@@ -79,9 +86,7 @@ class Conversation:
 
     def begun_by(self, system: str | None) -> "Conversation":
         """The conversation after a system's turn, if it has none of its own."""
-        if not system or any(turn.role == "system" for turn in self.turns):
-            return self
-        return replace(self, turns=(Turn("system", system), *self.turns))
+        return replace(self, turns=begun(self.turns, system))
 
     def text(self) -> str:
         """All of it, a part a line."""

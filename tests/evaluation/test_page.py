@@ -17,8 +17,9 @@ from nanomed.demo import page as demo_page
 from nanomed.evaluation import compare, measure, metrics
 from nanomed.evaluation import page as pages
 from nanomed.evaluation.commands import compare as command
+from nanomed.evaluation.prompts import read_prompts
 from nanomed.evaluation.tables import ppl_cell
-from nanomed.text import special, templates
+from nanomed.text import templates
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
 
@@ -170,10 +171,10 @@ def test_an_answer_is_right_if_the_expected_words_stand_in_it():
 def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
     rows = [{"prompt": "a", "response": "b"}, {"question": "c", "answer": " "}, {"instruction": "d"}]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert measure.read_prompts(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
-    assert measure.read_prompts(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
+    assert read_prompts(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
+    assert read_prompts(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
     (tmp_path / "q.txt").write_text("one\n\ntwo\n")
-    assert measure.read_prompts(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
+    assert read_prompts(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -375,9 +376,8 @@ def test_equal_weights_have_equal_perplexities_however_many_their_positions(scri
 def test_a_model_is_asked_in_its_own_template_unless_another_is_given(
     script, tmp_path, model_dir, monkeypatch
 ):
-    def complete(o, texts, *_, **__):  # the model that writes what it was asked
-        asked = [special.written(text).text for text in texts]
-        return [{"prompt": text, "completion": text, "stopped": True} for text in asked]
+    def complete(o, asked, *_, **__):  # the model that writes what it was asked
+        return [{"prompt": a.text, "completion": a.text, "stopped": True} for a in asked]
 
     monkeypatch.setattr(measure, "complete", complete)
     shutil.copytree(model_dir, tmp_path / "instructed")

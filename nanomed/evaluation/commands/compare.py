@@ -33,12 +33,13 @@ def main(args, read_tasks) -> None:
     the page shows of eval.py tasks' results. Raises UserError for whatever cannot be measured, before
     anything is: a model that is not there, a prompt that does not fit one."""
     from nanomed.evaluation import compare, measure, page, suite
+    from nanomed.evaluation.prompts import read_prompts
     from nanomed.evaluation.tables import table, text_table
     from nanomed.optional import need
     from nanomed.text.templates import load_template
 
     need("jinja2"), need("matplotlib")
-    prompts, expected = measure.read_prompts(args.prompts) if args.prompts else (compare.PROMPTS, None)
+    prompts, expected = read_prompts(args.prompts) if args.prompts else (compare.PROMPTS, None)
     template = load_template(args.template) if args.template else None
     page.open_out(Path(args.out))
     columns, names = compare.columns_of(args.data), compare.short_names(args.models)

@@ -1,0 +1,61 @@
+"""What a model is asked: prompts and conversations, from files or typed, put into a template."""
+
+from dataclasses import dataclass
+
+from nanomed.errors import UserError
+from nanomed.text import instructions
+from nanomed.text.conversation_rows import asked_and_answered, form_of
+from nanomed.text.conversations import Turn, turns_of
+from nanomed.text.formats import is_plain
+from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
+from nanomed.text.tokenizer import Tokenizer
+
+Said = str | tuple[Turn, ...]  # a prompt's text, or the turns of a conversation that wait for an answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is given to write on from."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def ask(tokenizer: Tokenizer, said: Said, template=None) -> Asked:
+    """What is said, put into the template; without one as it stands, a turn a line."""
+    if template:
+        return Asked(template.ask(said).text, tuple(template.prompt_ids(said, tokenizer).tolist()))
+    text = "\n".join(turn.said for turn in turns_of(said))
+    return Asked(text, tuple(tokenizer.prompt(text).tolist()))
+
+
+def shown(said: Said) -> str:
+    """What is said, for people: of a conversation, a turn a line."""
+    return said if isinstance(said, str) else "\n".join(f"{turn.role}: {turn.said}" for turn in said)
+
+
+def as_messages(said: Said) -> str | list[dict]:
+    """What is said, for a file."""
+    return said if isinstance(said, str) else [{"role": turn.role, "content": turn.said} for turn in said]
+
+
+def read_prompts(file: str, limit: int | None = None) -> tuple[list[Said], list[str | None]]:
+    """The prompts of a .txt file (one a line), or of rows with a `prompt`, a question or a conversation, and
+    what their rows say the answer is (`response`, `output`, `answer`, or the last turn), or None."""
+    fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
+
+    def take(row):
+        form = None if isinstance(get_value(row, fields), str) else form_of(row)
+        if form:
+            return asked_and_answered(form[1](row))
+        answer = number_as_text(get_value(row, instructions.Fields.response))
+        known = isinstance(answer, str) and bool(answer.strip())
+        return get_text(row, fields, "the file must have it"), answer if known else None
+
+    rows = list(read_rows(file, take, limit, False))
+    if not rows:
+        raise UserError(f"{file}: no prompts there")
+    for k, (prompt, _) in enumerate(rows, 1):
+        if not shown(prompt).strip():
+            raise UserError(f"{file}, row {k}: an empty prompt: there is nothing to write on from")
+    return [prompt for prompt, _ in rows], [answer for _, answer in rows]
