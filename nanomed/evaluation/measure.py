@@ -174,9 +174,9 @@ def measure_answers(
     asked = [(prompt, item) for prompt, item in asked if len(prompt.ids) + least <= positions]
     if not asked:
         raise UserError(f"no prompt leaves room for {least} new tokens in the model's {positions} positions")
-    answered, questions = [item for _, item in asked], {}
+    answered, questions = [one for _, item in asked for one in item.each_answer()], {}
     for prompt, item in asked:
-        questions.setdefault(prompt, []).append(item.response.strip())
+        questions.setdefault(prompt, []).extend(one.response.strip() for one in item.each_answer())
     done = complete(o, questions, sampling, template.ends, max_new_tokens, batch_size, seed)
     answers = []
     for d, references in zip(done, questions.values(), strict=True):
@@ -193,7 +193,7 @@ def measure_answers(
         "special_tokens": special.report_of(o.tokenizer, (item.text() for item in answered)),
         "ends_with": sorted(map(o.tokenizer.name, o.tokenizer.ends)),
         "truncated": encoded.truncated,
-        "dropped": len(items) - len(answered),
+        "dropped": len(items) - len(asked),
         **o.named(),
         "answers": answers,
     }

@@ -42,10 +42,12 @@ def begun(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...]:
 @dataclass(frozen=True)
 class Conversation:
     """Turns, of which the last is an assistant's answer that is to be learned; group: rows of one group stay
-    on one side of a split."""
+    on one side of a split; references: where a row has a list of right answers, each of them (the answer to
+    be learned is all of them, a line each)."""
 
     turns: tuple[Turn, ...]
     group: str = ""
+    references: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, instruction: str, input: str, response: str, group: str = "") -> "Conversation":
@@ -61,6 +63,11 @@ class Conversation:
     def response(self) -> str:
         """The last answer."""
         return self.turns[-1].text
+
+    def each_answer(self) -> list["Conversation"]:
+        """A conversation for each of the right answers."""
+        answers = (replace(self.turns[-1], text=text) for text in self.references or (self.response,))
+        return [replace(self, turns=(*self.asked, answer), references=()) for answer in answers]
 
     @property
     def instruction(self) -> str:

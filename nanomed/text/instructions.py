@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanomed.errors import UserError
 from nanomed.text.conversation_rows import conversation, form_of
@@ -92,7 +92,9 @@ def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
         for name in UNREAD
         if get_value(row, name) and name not in named
     )
-    return Conversation.of(instruction, input, response, group)
+    listed = get_value(row, fields.response)
+    references = tuple(listed) if isinstance(listed, list) else ()
+    return replace(Conversation.of(instruction, input, response, group), references=references)
 
 
 def _group(row, fields: Fields) -> str:

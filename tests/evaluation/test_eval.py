@@ -228,6 +228,22 @@ def test_rows_that_ask_the_same_are_one_question(script, model_dir, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["exact_match"] == 0.5
 
 
+def test_a_list_is_several_references(script, model_dir, tmp_path):
+    """As rows that ask the same with each of them."""
+    flags = ("eval.py", "qa", "--model", model_dir, "--template", "none", "--max-new-tokens", 2)
+    found = []
+    for rows in ([{"a": ["the blood", "a dose"]}], [{"a": "the blood"}, {"a": "a dose"}]):
+        lines = [json.dumps({"question": "a cell"} | row) + "\n" for row in rows]
+        (tmp_path / "q.jsonl").write_text("".join(lines))
+        how = ("--data", "q.jsonl", "--response-field", "a", "--dtype", "fp32", "--json", "r.json")
+        assert script(*flags, *how).returncode == 0
+        found.append(json.loads((tmp_path / "r.json").read_text()))
+    one, two = found
+    assert one["questions"] == two["questions"] == 1 and one["answers"] == two["answers"]
+    assert one["answers"][0]["references"] == ["the blood", "a dose"]
+    assert one["answer_ppl"] == pytest.approx(two["answer_ppl"])
+
+
 def test_known_pairs():
     got = metrics.answers(
         ["The cat sat.", "a dog", ""], ["the cat sat", "two dogs here", "x"], [True, False, True]
