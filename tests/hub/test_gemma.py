@@ -4,6 +4,7 @@ on it; old and new config.json; the token that has no embedding. (The network: t
 
 import json
 import warnings
+from pathlib import Path
 
 import peft
 import pytest
@@ -17,8 +18,11 @@ from nanomed.errors import UserError
 from nanomed.models import gemma
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject, lora_layers
+from nanomed.text import chat
+from nanomed.text.conversations import Conversation, Turn
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import FAMILIES, assert_near, assert_refused, make_texts, randomise, write_jsonl
+from tests.text.test_other_tokenizers import gemma as gemma_tokenizer
 
 X = torch.arange(60).reshape(2, 30)
 LINEAR = {"rope_type": "linear", "factor": 8.0}
@@ -274,3 +278,29 @@ def test_a_pictures_token_without_an_embedding_is_never_fed(script, tmp_path, bp
     assert tok.spellings.names_in("<image_soft_token>")
     hub.check_vocabulary(tok, hub.read_config(model)[1], source)
     assert not tok.spellings.names_in("<image_soft_token>") and tok.spellings.names_in("<|endoftext|>")
+
+
+def test_a_conversation_is_written_and_ends_as_its_makers_had_it(tmp_path):
+    """Roles user and model, one <bos>, the system's text before the first question; an answer ends with
+    <end_of_turn>, which generation_config.json names beside <eos>."""
+    trl = pytest.importorskip("trl")
+    template = Path(trl.__file__).parent / "chat_templates" / "gemma3.jinja"
+    (gemma_tokenizer(tmp_path) / "chat_template.jinja").write_bytes(template.read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": "GemmaTokenizer"})
+    )
+    theirs, tok = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    turns = [("system", "Be  brief.\n\nNow"), ("user", "who é?"), ("assistant", " the  patients\n\n漢 ")]
+    turns += [("user", "and a dose?"), ("assistant", "dose 12")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    turns = tuple(Turn(*turn) for turn in turns)
+    ((ids, spans),) = chat.load(tmp_path).encode(Conversation(turns), tok)
+    assert ids.tolist() == theirs.apply_chat_template(messages)["input_ids"]
+    said = [tok.decode(ids[start:end]) for start, end in spans]
+    assert said == ["the  patients\n\n漢<end_of_turn>", "dose 12<end_of_turn>"]
+    asked = theirs.apply_chat_template(messages[:4], add_generation_prompt=True)["input_ids"]
+    assert chat.load(tmp_path).prompt_ids(turns[:4], tok).tolist() == asked
+    assert tok.decode(asked).endswith("<start_of_turn>model\n") and asked.count(tok.bos) == 1
+    assert sorted(map(tok.name, tok.ends)) == ["<end_of_turn>", "<eos>"]

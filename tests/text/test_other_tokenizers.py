@@ -175,13 +175,12 @@ def gemma(out):
     bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
 
-    def as_published(spec):
-        added = [t | {"special": t["content"] in special} for t in spec["added_tokens"]]
-        spec["added_tokens"] = [t for t in added if t["content"] in special + plain]
-
+    added = [t for t in json.loads(bpe.to_str())["added_tokens"] if t["content"] in special + plain]
+    added = [t | {"special": t["content"] in special} for t in added]
+    decoder = {str(t["id"]): {key: value for key, value in t.items() if key != "id"} for t in added}
     names = {f"{part}_token": f"<{part}>" for part in ("bos", "eos", "pad", "unk")}
-    decoder = {str(i): {"content": t, "special": t in special} for i, t in enumerate(special + plain)}
-    return write(bpe, out, as_published, **names, add_bos_token=True, added_tokens_decoder=decoder)
+    names |= {"add_bos_token": True, "added_tokens_decoder": decoder}
+    return write(bpe, out, lambda spec: spec.update(added_tokens=added), **names)
 
 
 KINDS = {f.__name__: f for f in (smollm2, llama3, llama2, mistral, tinyllama, qwen, gemma)}
