@@ -181,7 +181,7 @@ def load_adapter(model, directory: Path) -> None:
 
 def _choose(model, config: AdapterConfig, there) -> LoRAConfig:
     """The adapter's rank, and which layers have it: as the file names them, or by their full names where
-    other keys leave some out, or where the layers have other names there."""
+    other keys leave some out, or where it names them otherwise (there: _inside)."""
     targets = config.target_modules
     targets = targets if isinstance(targets, str) else tuple(targets)
     lora = LoRAConfig(config.r, config.lora_alpha, config.lora_dropout, targets, config.use_rslora)
@@ -192,7 +192,7 @@ def _choose(model, config: AdapterConfig, there) -> LoRAConfig:
         keys = "exclude_modules, layers_to_transform and modules_to_save"
         raise UserError(f"{keys} leave no layer that has an adapter")
     unused = not isinstance(targets, str) and any(not any(fits((t,), n) for n in named) for t in lora.targets)
-    differs = unused or len(chosen) < len(named) or any(there(n) != n for n in chosen)
+    differs = unused or chosen != tuple(n for n, _ in model.named_modules() if fits(lora.targets, n))
     return replace(lora, targets=chosen) if chosen and differs else lora
 
 

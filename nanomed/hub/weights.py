@@ -41,8 +41,8 @@ def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
     resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
     size, where = resized or config.vocab_size, source.tokenizer_directory
     beyond = {token.id for token in tok.spellings.tokens.values() if token.id >= size}
-    never = beyond and not beyond & {tok.bos, tok.eos, tok.lead} and tok.reading != "read"
-    if tok.vocab_size > size and not (never and len(beyond) == tok.vocab_size - size):
+    harmless = tok.reading != "read" and not beyond & {tok.bos, tok.eos, tok.lead}
+    if tok.vocab_size > size and not (harmless and len(beyond) == tok.vocab_size - size):
         largest = tok.vocab_size - 1
         raise UserError(f"{where}: the tokenizer has ids up to {largest}, but vocab_size is {size}")
     for i in sorted(beyond):
