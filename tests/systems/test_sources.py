@@ -129,7 +129,7 @@ def test_a_training_text_of_a_test_texts_group_is_taken_out_and_rows_keep_their_
     (home / "sources.toml").write_text(TOML.replace("split_field", 'group_field = "pmed"\nsplit_field'))
     out = home / "other"
     done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", out)
-    assert_refused(done, "topics.jsonl, row 1", "no field 'pmed'", "pmid", "group_field")
+    assert_refused(done, "topics.jsonl, row 1", "no 'pmed' in it", "pmid", "group_field")
 
 
 def test_no_test_text_of_any_source_is_trained_on(home):
@@ -214,6 +214,11 @@ def test_the_linear_baselines_learn_what_is_plain(home):
         (
             'split_field = "side"',
             'split_field = "sides"',
+            ["topics.jsonl, row 1", "no 'sides' in it", "text, label, side", "split_field"],
+        ),
+        (
+            'split_field = "side"',
+            'split_field = "text"',
             ["topics.jsonl", "no rows there for the train side of topics"],
         ),
         ('split_field = "side"', "split_field =", ["not valid TOML"]),

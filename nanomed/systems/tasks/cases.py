@@ -3,7 +3,7 @@ it."""
 
 from dataclasses import dataclass
 
-from nanomed.text.rows import NoField, fields_of, get_text
+from nanomed.text.rows import NoField, fields_of, get_text, get_value
 
 NONE = "none"  # the answer where nothing is to be found
 
@@ -43,6 +43,13 @@ class Settled:
 def missing(row, fields: dict, key: str, what: str = "text") -> NoField:
     """The error of a row that has not the field which `fields` names for `key`."""
     return NoField(f'no {what} in {fields[key]!r} ({fields_of(row)}; fields.{key} = "..." names another)')
+
+
+def value_in(row, field: str, key: str):
+    """What stands in the field that `key` of the TOML file names. Raises NoField."""
+    if (value := get_value(row, field)) is None:
+        raise NoField(f"no {field!r} in it ({fields_of(row)}; {key} names another field)")
+    return value
 
 
 def text_of(row, fields: dict, key: str) -> str:

@@ -19,13 +19,13 @@ from nanomed.files import check_name
 from nanomed.limits import Count
 from nanomed.sections import read_section, read_sections
 from nanomed.systems.overlap import near_duplicates, words
-from nanomed.systems.tasks.cases import Case, Settled
+from nanomed.systems.tasks.cases import Case, Settled, value_in
 from nanomed.systems.tasks.classes import joined, notes_on
 from nanomed.systems.tasks.corpora import corpus_rows
 from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
 from nanomed.systems.tasks.offsets import COUNTED
 from nanomed.text.labels import Spelling, class_names
-from nanomed.text.rows import NoField, fields_of, get_value, read_rows
+from nanomed.text.rows import read_rows
 
 Texts = Annotated[list[str], Meta(min_length=1)]
 
@@ -184,12 +184,10 @@ def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_
         where = {"tokens": "tokens", "tags": "tags"}  # as corpus_rows calls them
 
     def take(row):
-        if source.split_field and get_value(row, source.split_field) != side:
+        if source.split_field and value_in(row, source.split_field, "split_field") != side:
             return ()
         case = form.take(row, where, source.labels, source.words, how, names)
-        group = get_value(row, source.group_field) if source.group_field else ""
-        if group is None:
-            raise NoField(f"no field {source.group_field!r} ({fields_of(row)}; group_field names another)")
+        group = value_in(row, source.group_field, "group_field") if source.group_field else ""
         case = replace(case, group=f"{source.name}: {group}" if source.group_field else "")
         return replace(case, **row["counts"]) if corpus else case
 
