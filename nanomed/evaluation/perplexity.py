@@ -151,7 +151,7 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
     nll, total = np.zeros(n), sum(map(_scored, windows))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     losses = ((batch, _score(model, ids_of, batch, device, dtype)) for batch in batches)
-    bar = tqdm(total=total, desc="perplexity", unit=" tokens", leave=False, disable=None)
+    bar = tqdm(total=total, desc="perplexity", unit=" scored tokens", leave=False, disable=None)
     with evaluating(model), bar:
         # in pairs: a batch's losses are fetched when the next one has been sent off, so a GPU need not wait
         for (batch, values), _ in pairwise(chain(losses, [None])):
