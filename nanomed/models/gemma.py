@@ -61,7 +61,7 @@ class Config:
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False  # of q, k, v and o
     layer_types: list | None = None  # GLOBAL or LOCAL of each layer
-    sliding_window_pattern: int = 6  # without them: every so-manieth layer is global
+    sliding_window_pattern: int = 6  # without them: of so many layers, the last is global
     sliding_window: int | None = 4096  # of local layers
     rope_theta: float | None = None  # of global layers
     rope_scaling: dict | None = None  # of global layers (nanomed.models.rope)
@@ -76,8 +76,8 @@ class Config:
         if C % heads or heads % n_kv or hs % 2:
             what = f"width {C}, {heads} heads of size {hs} over {n_kv} of keys"
             raise UserError(f"{what}: do not divide evenly")
-        kinds = self.kinds()
-        if len(kinds) != self.num_hidden_layers or not set(kinds) <= BASES.keys():
+        kinds, n_layer = self.layer_types or list(BASES), self.num_hidden_layers
+        if len(self.layer_types or []) not in (0, n_layer) or not set(kinds) <= BASES.keys():
             raise UserError(f"layer_types must say {' or '.join(BASES)} of each layer, not {kinds}")
         if LOCAL in kinds and self.sliding_window is None:
             raise UserError(f"layer_types has {LOCAL}, but sliding_window gives no window")
@@ -88,10 +88,8 @@ class Config:
 
     def kinds(self) -> list[str]:
         """Which layers are local and which global."""
-        every = self.sliding_window_pattern
-        return self.layer_types or [
-            LOCAL if i % every else GLOBAL for i in range(1, self.num_hidden_layers + 1)
-        ]
+        numbers, every = range(1, self.num_hidden_layers + 1), self.sliding_window_pattern
+        return self.layer_types or [LOCAL if n % every else GLOBAL for n in numbers]
 
     def rope(self, kind: str) -> tuple[torch.Tensor, float]:
         """How fast each pair of channels turns in such a layer: rope_frequencies() of both ways of writing it

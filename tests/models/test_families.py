@@ -240,6 +240,7 @@ def test_both_ways_of_writing_rope_down_are_read(tmp_path):
         ("gemma3_text", {"hidden_activation": "mish"}, "hidden_activation = 'mish' is not supported"),
         ("gemma3_text", {"attn_temperature_tuning": True}, "'attn_temperature_tuning' is not supported"),
         ("gemma3_text", {"layer_types": ["full_attention", "chunked_attention"] * 2}, "of each layer, not"),
+        ("gemma3_text", {"num_hidden_layers": 10**9, "layer_types": None}, "are no model for a machine"),
         ("gemma3_text", {"sliding_window": None}, "but sliding_window gives no window"),
         ("gemma3_text", {"num_key_value_heads": 3}, "do not divide evenly"),
         ("gemma3_text", rope(), "full_attention and sliding_attention, not rope_theta"),
