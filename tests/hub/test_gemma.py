@@ -16,6 +16,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.models import gemma
+from nanomed.models.classifier import Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject, lora_layers
 from nanomed.text import chat
@@ -161,6 +162,31 @@ def test_a_classifier_with_eyes_is_read_and_its_language_model_written(tmp_path,
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     assert type(again) is transformers.Gemma3TextForSequenceClassification
     assert_near(again(X).logits, theirs(X).logits)
+
+
+@pytest.mark.parametrize("written_here", [True, False])
+def test_classifiers_adapters_on_it(both, tmp_path, written_here):
+    make = transformers.AutoModelForSequenceClassification.from_pretrained
+    theirs, lengths = make(both[1], num_labels=3, attn_implementation="eager"), torch.tensor([30, 30])
+    torch.manual_seed(4)
+    if written_here:
+        lm = load(both[1])
+        inject(lm, LoRAConfig(4, 8.0, 0.0, ("q_proj", "up_proj")))
+        ours = Classifier(lm, ["no", "maybe", "yes"], False, 399).eval()
+        for layer in lora_layers(ours).values():
+            torch.nn.init.normal_(layer.lora_B.weight)
+        hub.save_adapter(ours, tmp_path, str(both[1]), both[1])
+        theirs = peft.PeftModel.from_pretrained(theirs, tmp_path)
+    else:
+        config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="SEQ_CLS")
+        theirs = peft.get_peft_model(theirs, config)
+        for p in (p for p in theirs.parameters() if p.requires_grad):
+            torch.nn.init.normal_(p, std=0.2)
+        theirs.save_pretrained(tmp_path)
+    theirs.config.get_text_config().pad_token_id = 399
+    ours = hub.load_classifier(hub.find(str(tmp_path))).eval()
+    assert ours.labels == (["no", "maybe", "yes"] if written_here else ["LABEL_0", "LABEL_1", "LABEL_2"])
+    assert_near(ours(X, lengths), theirs.eval()(X).logits)
 
 
 # --- config.json --------------------------------------------------------------------------------------------
