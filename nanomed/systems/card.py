@@ -34,11 +34,9 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path) -> st
     }
     about |= {"template": of_model(directory) if phase == "instruct" else None}
     about |= {"datasets": _datasets(recipe, phase)}
-    about |= {
-        "counts": [
-            f"{k.replace('_', ' ')}: {summary[k]:,}" for k in counts if isinstance(summary.get(k), int)
-        ]
-    }
+    said = {k: summary[k] for k in counts if isinstance(summary.get(k), int)}
+    said = {("supervised tokens" if k == "tokens" else k.replace("_", " ")): n for k, n in said.items()}
+    about |= {"counts": [f"{k}: {n:,}" for k, n in said.items()]}
     stands_in = {name: _names(files) for name, files in results["stand_in"].items()}
     about |= {"note": stand_in_note(results | {"stand_in": stands_in})}
     about |= {"settings": _settings(run["settings"])}

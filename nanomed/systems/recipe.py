@@ -219,6 +219,9 @@ def _rows(data: Data, name: str) -> tuple[list[dict], int]:
     if name == ROWS:
         fields = Fields(data.instruction, data.input, data.response, data.group)
         items, bad, _ = read_instructions(files, fields, None, True)
+        if any(len(item.turns) != 2 for item in items):
+            one = f"[data.{ROWS}] of a recipe takes rows of one question and its answer"
+            raise UserError(f"{', '.join(files)}: conversations of several turns; {one}")
         names = ("instruction", "input", "response", *(["group"] if data.group else []))
         return [{name: getattr(item, name) for name in names} for item in dict.fromkeys(items)], bad
     field = Field(data.field, "--field")

@@ -334,6 +334,14 @@ def test_groups_stay_on_one_side(tmp_path):
     assert len(test) == 1 and len(train) == 9 and not train & test
 
 
+def test_turns_of_a_conversation_are_not_lost_in_silence(tmp_path):
+    said = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    recipe = stand_in(read_recipe("gpt-neo-flashcards"), None, {"pairs": [str(tmp_path / "p.jsonl")]})
+    with pytest.raises(UserError, match=r"p.jsonl: conversations of several turns; \[data.pairs\]"):
+        prepare(recipe, tmp_path / "out", None)
+
+
 def test_a_line_separator_in_a_text_parts_no_row(tmp_path):
     data = {}
     for k, name in enumerate(("corpus", "negatives")):
