@@ -5,8 +5,9 @@ found through `base_model_name_or_path`, or `nano`, the bundled one."""
 
 import hashlib
 import os.path
+import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import huggingface_hub as hf
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
@@ -38,10 +40,12 @@ class Source:
     directory: Path
     adapter: Path | None = None
 
-    @property
+    @cached_property
     def tokenizer_directory(self) -> Path:
-        own = self.adapter is not None and any((self.adapter / f).exists() for f in tokenizer.FILES[:2])
-        return self.adapter if own else self.directory
+        """The adapter's, if it has one, else its base's, or of what that was made of."""
+        if self.adapter and tokenizer.has_tokenizer(self.adapter):
+            return self.adapter
+        return self.directory if tokenizer.has_tokenizer(self.directory) else _made_of(self.directory)
 
 
 def find(name: str, weights: bool = True) -> Source:
@@ -67,10 +71,35 @@ def find(name: str, weights: bool = True) -> Source:
         return Source(str(path.resolve()), path)
     if path.is_file():
         raise UserError(f"{path}: a file; a model is named by the directory that it lies in")
-    if path.exists() or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+    if path.exists() or not _is_hub_id(name):
         bundled = f"; the bundled model is {path}" if str(path) in BUNDLED else ""
         raise UserError(f"{name}: no such model directory{bundled}")
     return _download(name, weights)
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name could be one (`gpt2`, `owner/name`). All else, as C:\\models\\gpt2, is never sent."""
+    try:
+        validate_repo_id(name)
+        return True
+    except HFValidationError:
+        return False
+
+
+def _made_of(directory: Path) -> Path:
+    """Where the tokenizer of a model lies that was saved without: with the model that config.json says it was
+    made of, if it says so; else there. Raises UserError if that cannot be had."""
+    name = read_object(directory / "config.json").get("_name_or_path")
+    if not isinstance(name, str) or not name or Path(name).resolve() == directory.resolve():
+        return directory
+    try:
+        found = find(name, weights=False).tokenizer_directory
+    except UserError as e:
+        where = f"{directory}: no tokenizer there, nor at {name} (_name_or_path in its config.json)"
+        raise UserError(f"{where}: {e}; copy it from the model that this one was made of") from e
+    if tokenizer.has_tokenizer(found):
+        print(f"note: {directory}: no tokenizer; that of {name} is taken (_name_or_path)", file=sys.stderr)
+    return found
 
 
 def _find_adapter(path: Path, weights: bool) -> Source:
@@ -85,7 +114,8 @@ def _find_adapter(path: Path, weights: bool) -> Source:
     try:
         source = find(base, weights)
     except UserError as e:
-        raise UserError(f"{path}: the adapter's base cannot be had: {e}") from e
+        mend = f"where it is now belongs into base_model_name_or_path in {path / ADAPTER_CONFIG}"
+        raise UserError(f"{path}: the adapter's base cannot be had: {e}; {mend}") from e
     known = read_object(path / SUMMARY, {}).get("base_sha256") if weights else None
     if known and known != fingerprint(source):
         why = f"its base {source.name} is not what it was when the adapter was trained on it"

@@ -20,7 +20,6 @@ from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
 from nanomed.tensors import safetensors_shapes, tensors, write_safetensors
-from nanomed.text.special import Spellings
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
 # What torch.compile, DataParallel and the wrappers of sharding and of gradient checkpointing put into names,
@@ -35,23 +34,24 @@ def note(text: str) -> None:
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
-    """Raises UserError if the tokenizer gives ids that the model has no embedding for. Special tokens that
-    begin and end nothing do no harm: a padding token that somebody added (LLaMA's [PAD]), in whose place
-    tok.eos fills rows then; the place of a picture (Gemma 3's). A note says so."""
+    """Limit the tokenizer to the ids that the model has an embedding for, and say so. Somebody may have added
+    tokens (LLaMA's [PAD], words) without a row for them: no harm, as long as no text needs one. Raises
+    UserError if the others of its ids are too many."""
     resized = vocabulary(source.adapter, FAMILIES[config.model_type].EMBEDDING) if source.adapter else None
     size, where = resized or config.vocab_size, source.tokenizer_directory
-    beyond = {token.id for token in tok.spellings.tokens.values() if token.id >= size}
-    harmless = tok.reading != "read" and not beyond & {tok.bos, tok.eos, tok.lead}
-    if tok.vocab_size > size and not (harmless and len(beyond) == tok.vocab_size - size):
+    if tok.vocab_size <= size:
+        return
+    beyond = tok.ids_from(size)
+    if not beyond <= tok.added or beyond & {tok.bos, tok.eos, tok.lead}:
         largest = tok.vocab_size - 1
         raise UserError(f"{where}: the tokenizer has ids up to {largest}, but vocab_size is {size}")
-    for i in sorted(beyond):
-        what, then = "token", "a text that spells it has its letters"
-        if i == tok.pad:
-            what, tok.pad = "padding token", tok.eos
-            then = f"rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)"
-        note(f"{where}: its {what} {tok.name(i)} has the id {i}, which has no embedding; {then}")
-    tok.spellings = Spellings(t for t in tok.spellings.tokens.values() if t.id not in beyond)
+    named = ", ".join(f"{tok.name(i)} ({i})" for i in sorted(beyond)[:3]) + ", ..." * (len(beyond) > 3)
+    what = f"added tokens without an embedding (vocab_size {size}): {named}; a text that needs one is refused"
+    if tok.pad in beyond:
+        tok.pad = tok.eos
+        what += f"; rows are filled with {tok.name(tok.eos)} here (transformers fails on filled rows)"
+    note(f"{where}: {what}")
+    tok.limit(size)
 
 
 # --- reading ------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ ranks are made from the order of the merges, and a table turns ranks into the mo
 order."""
 
 import itertools
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 
 from nanomed.errors import Unencodable, UserError
+from nanomed.text.special import in_pieces
 
 # Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off
 # `\s++$` change no result; they keep long runs of blanks linear. GPT-2's (encoder.py of its release):
@@ -38,19 +40,22 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF = _byte_characters()
+NUL = "\0"  # begins and ends the mark that stands for an added token in a text
 
 
 class ByteLevel:
-    """Text to ids and back, without special tokens. `vocab`: {token: id}; `merges`: pairs in order;
-    `pattern`: of the pieces."""
+    """Text to ids and back. `vocab`: {token: id}; `merges`: pairs in order; `pattern`: of the pieces;
+    `added`: the ids of tokens that are no text's pieces."""
 
     puts_blank = False  # before a text of its own, as Llama 2's kind does
 
-    def __init__(self, vocab: dict[str, int], merges: list, pattern: str, all_splits: bool, where: Path):
+    def __init__(self, vocab, merges: list, pattern: str, all_splits: bool, where: Path, added: list[int]):
         ranks, ids = _ranks(vocab, merges, all_splits, where)
-        how = {"pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": {}}
-        self.encoding = tiktoken.Encoding(where.name, **how)
-        self._id_of_rank = np.array(ids, dtype=np.uint32)
+        self._mark_of = {i: f"{NUL}{i}{NUL}" for i in added}
+        marks = {mark.encode(): len(ranks) + k for k, mark in enumerate(self._mark_of.values())}
+        self._encode_marked = _encoder(where.name, _with_marks(pattern), ranks | marks)
+        self._encode_any = cache(lambda: _encoder(where.name, pattern, ranks))  # few texts need it
+        self._id_of_rank = np.array([*ids, *added], dtype=np.uint32)
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
         self._lengths = np.array([len(token) for token in ranks], dtype=np.int64)  # of each rank, in bytes
@@ -65,6 +70,18 @@ class ByteLevel:
         no token, and for a million blanks in a row, which overflow the pre-tokeniser's stack. begins: whether
         a text begins here, which changes nothing in this kind of vocabulary."""
         return self._id_of_rank[self._encode(text)]
+
+    def encode_around(self, text: str, tokens: list[tuple[int, int, int]]) -> np.ndarray:
+        """The ids of a text in which tokens stand, (start, end, id) from left to right. Piece by piece would
+        take long, so the marks of the tokens are put into the text, each of which is a piece and a token."""
+        if NUL in text:
+            return np.concatenate(in_pieces(self, text, tokens))
+        parts, at = [], 0
+        for start, end, i in tokens:
+            parts += text[at:start], self._mark_of[i]
+            at = end
+        self._check(text)
+        return self._id_of_rank[self._encode_marked("".join(parts) + text[at:])]
 
     def placed(self, text: str, begins: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text, and where each begins and ends, in characters: (T,) and (T, 2)."""
@@ -89,14 +106,37 @@ class ByteLevel:
 
     def _encode(self, text: str) -> np.ndarray:
         """Ranks."""
+        self._check(text)
+        try:
+            return (self._encode_any() if NUL in text else self._encode_marked)(text)
+        except ValueError as e:
+            raise _unencodable(text, e) from e
+
+    def _check(self, text: str) -> None:
         try:
             raw = text.encode("utf-8")
-            if len(raw.translate(None, self._without_token)) < len(raw):
-                byte = next(b for b in raw if b in self._without_token)
-                raise ValueError(f"its byte 0x{byte:02x} has no token")
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError as e:
-            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+            raise _unencodable(text, e) from e
+        if len(raw.translate(None, self._without_token)) < len(raw):
+            byte = next(b for b in raw if b in self._without_token)
+            raise _unencodable(text, f"its byte 0x{byte:02x} has no token")
+
+
+def _unencodable(text: str, why) -> Unencodable:
+    return Unencodable(f"a text cannot be encoded ({why}); it begins {text[:40]!r}")
+
+
+def _encoder(name: str, pattern: str, ranks: dict[bytes, int]):
+    """A function that gives the ranks of a text."""
+    # Where there is no special token at all, tiktoken 0.14 takes twice as long.
+    how = {"pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": {f"{NUL}never{NUL}": len(ranks)}}
+    return partial(tiktoken.Encoding(name, **how).encode_to_numpy, disallowed_special=())
+
+
+def _with_marks(pattern: str) -> str:
+    """A pattern by which a mark is a piece, and what is before it ends there, as a text ends."""
+    pattern = pattern.replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{N}\x00]").replace(r"(?!\S)", r"(?![^\s\x00])")
+    return rf"\x00[0-9]+\x00|{pattern}"
 
 
 def _last_piece(text: str) -> int:

@@ -259,12 +259,12 @@ def _words(whose: np.ndarray) -> list[tuple[int, int]]:
 def _ending(behind: str, tokenizer) -> int:
     """How much of what a template writes behind an answer ends it: all up to the first special token, and
     those that follow at once."""
-    found = tokenizer.spellings.matches(behind)
+    found = tokenizer.spellings.special.find(behind)
     if not found:
         return len(behind.rstrip())
-    end = found[0].end()
-    for match in found[1:]:
-        if match.start() != end:
+    end = found[0][1]
+    for start, stop, _ in found[1:]:
+        if start != end:
             break
-        end = match.end()
+        end = stop
     return end

@@ -11,21 +11,32 @@ import numpy as np
 
 from nanomed.errors import Unencodable, UserError
 from nanomed.optional import need
+from nanomed.text.special import Added, in_pieces
 
 
 class Library:
-    """Text to ids and back by the `tokenizers` library, special tokens being text like any other. `begins`:
-    the text begins here, and not behind a special token, where some of these vocabularies put no blank."""
+    """Text to ids and back by the `tokenizers` library, which finds added words that are `normalized`; all
+    other added tokens are text like any other. `begins`: the text begins here, and not behind such a token,
+    where some of these vocabularies put no blank."""
 
-    def __init__(self, where: Path):
+    def __init__(self, where: Path, added: list[dict]):
         self._file = where.read_bytes()
         spec = json.loads(self._file)
-        self._whole = self._build(self._file.decode("utf-8"), where)
+        if added != spec.get("added_tokens"):  # files beside it know more
+            self._file = json.dumps(spec | {"added_tokens": added}).encode()
+        # What is special to the library is text here (_build).
+        spec["added_tokens"] = [t | {"special": t.get("special") or not t.get("normalized")} for t in added]
+        self._whole = self._build(json.dumps(spec), where)
         behind_special, inside = _without_blank(spec, {"first"}), _without_blank(spec, {"first", "always"})
         texts = (None if changed == spec else json.dumps(changed) for changed in (behind_special, inside))
         self._behind_special, self._inside = (self._build(t, where) if t else self._whole for t in texts)
         self.puts_blank = inside != spec
         self.pattern = "tokenizers"
+
+    @staticmethod
+    def finds(token: Added) -> bool:
+        """Whether an added token is found in encode()."""
+        return token.normalized and not token.special
 
     @staticmethod
     def _build(spec: str, where: Path):
@@ -46,6 +57,10 @@ class Library:
     def encode(self, text: str, begins: bool = True) -> np.ndarray:
         """The ids of a text, uint32 (T,). Raises Unencodable for a lone surrogate."""
         return np.array(self._encoded(text, begins).ids, dtype=np.uint32)
+
+    def encode_around(self, text: str, tokens: list[tuple[int, int, int]]) -> np.ndarray:
+        """The ids of a text in which tokens stand, (start, end, id) from left to right."""
+        return np.concatenate(in_pieces(self, text, tokens))
 
     def placed(self, text: str, begins: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """As ByteLevel.placed()."""

@@ -60,7 +60,7 @@ def _text(batch: Batch, b: int, tokenizer) -> tuple[list[str], int]:
 def _spelled_out(ids: list[int], tokenizer, inside: bool = False) -> str:
     """The text of ids, in which a special token that is only spelled has a backslash in front:
     \\<|endoftext|>."""
-    real = {token.id for token in tokenizer.spellings.tokens.values()}
+    real = {token.id for token in tokenizer.spellings.tokens.values() if token.special}
     text = ""
     for is_special, run in groupby(ids, key=real.__contains__):
         if is_special:

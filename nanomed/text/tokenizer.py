@@ -5,12 +5,14 @@ GPT-2's, SmolLM2's and Llama 3's kinds are run by tiktoken (byte_level.py). Llam
 left to the `tokenizers` library, an extra; all else is refused by name."""
 
 import hashlib
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from nanomed.errors import UserError
+from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, read_object, typed
 from nanomed.text import vocabulary
 from nanomed.text.byte_level import GPT2, ByteLevel
@@ -20,14 +22,16 @@ from nanomed.text.vocabulary import EOT, Spec, Special
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 FILES += ("added_tokens.json",)
+NAMES = "tokenizer.json, or vocab.json and merges.txt"
+CONVERTERS = "pip install transformers sentencepiece protobuf"  # which read a tokenizer.model
 # Not read here, but others ask the model by them: they go where the tokenizer goes.
 BESIDE = ("chat_template.jinja", "generation_config.json")
 
 
 class Tokenizer:
-    """Special tokens are read out of a text only where a template wrote them, or `reading` says so
-    (nanomed.text.special): by default `encode("<|endoftext|>")` gives the pieces of that string. The program
-    itself puts them where they belong:
+    """Words that were added to a vocabulary are found in texts; special tokens are read out of one only where
+    a template wrote them, or `reading` says so (nanomed.text.special): by default `encode("<|endoftext|>")`
+    gives the pieces of that string. The program itself puts them where they belong:
 
     bos         what a text begins with, or None; adds_bos: its own tokenizer puts it before every text
     eos         what a text ends with; ends: all ids after which nothing more is to be read
@@ -35,10 +39,12 @@ class Tokenizer:
     lead        what a document of running text begins with, in training and in every measurement:
                 <|endoftext|> where the vocabulary has it, as GPT-2, GPT-Neo, SmolLM2 and Qwen read theirs;
                 else bos (Llama), else eos
-    vocab_size  largest id + 1; hash: of everything that decides the ids of a text"""
+    added       ids of tokens that are looked for in texts, and made of no others
+    vocab_size  largest id + 1; size: how many of these the model knows (limit())
+    hash        of everything that decides the ids of a text"""
 
-    def __init__(self, codec, ids: dict[str, int], special: Special, spellings: Spellings, reading="text"):
-        self.codec, self.spellings, self.reading = codec, spellings, reading
+    def __init__(self, codec, ids, special: Special, spellings: Spellings, added: set[int], reading="text"):
+        self.codec, self.spellings, self.added, self.reading = codec, spellings, added, reading
         self.bos, self.eos, self.pad, self.adds_bos = special.bos, special.eos, special.pad, special.adds_bos
         self.lead = ids.get(EOT, self.eos if self.bos is None else self.bos)
         self.ends = special.ends | {self.eos} | ({self.lead} if self.lead == ids.get(EOT) else set())
@@ -46,25 +52,24 @@ class Tokenizer:
         self._bytes_of_id = {i: token.encode() for token, i in ids.items()}
         if isinstance(codec, ByteLevel):
             self._bytes_of_id |= codec.tokens
-        self.vocab_size = max(self._bytes_of_id) + 1
+        self.size = self.vocab_size = max(self._bytes_of_id) + 1
         parts = f"{codec.pattern} {self.lead}"
         if self.eos != self.lead or self.adds_bos:
             parts += f" {self.eos} {self.bos if self.adds_bos else None}"
+        known = sorted((token.content, token) for token in spellings.tokens.values())
         if reading != "text":
-            parts += f" {reading} {sorted(spellings.tokens.items())}"
+            parts += f" {reading} {[(name, token) for name, token in known if token.special]}"
+        if words := [(token, token.normalized) for _, token in known if not token.special]:
+            parts += f" {words}"
         self.hash = hashlib.sha256(parts.encode() + codec.content()).hexdigest()
 
     def encode(self, text: str | Written) -> np.ndarray:
         """The ids of a text, uint32 (T,), with no token put before or behind it. Raises Unencodable for a
         text that has none, or one that is refused."""
-        if isinstance(text, str) and not self.spellings.matches(text):
-            return self.codec.encode(text)
-        text, at, parts = written(text), 0, []
-        for start, end, i in self._real(text):
-            parts += [self.codec.encode(text.text[at:start], at == 0)] if start > at else []
-            parts += [] if i is None else [np.array([i], np.uint32)]
-            at = end
-        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self.codec.encode("")
+        text = written(text)
+        tokens = self.spellings.real(text, self.reading)
+        found = self.codec.encode_around(text.text, tokens) if tokens else self.codec.encode(text.text)
+        return self._known(found)
 
     def placed(self, text: Written) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text, as encode() gives them, and where in the text each begins and ends: (T,) and
@@ -77,7 +82,7 @@ class Tokenizer:
             if i is not None:
                 ids, places = [*ids, np.array([i], np.uint32)], [*places, np.array([[start, end]])]
             at = end
-        return np.concatenate(ids), np.concatenate(places)
+        return self._known(np.concatenate(ids)), np.concatenate(places)
 
     @staticmethod
     def joined(parts: list) -> np.ndarray:
@@ -117,12 +122,26 @@ class Tokenizer:
                 parts.append(self.codec.encode(piece, at == 0))
             parts += [np.array([i], np.uint32)] if i is not None and start >= border else []
             at = end
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+        return self._known(np.concatenate(parts) if parts else np.zeros(0, np.uint32))
 
     def _real(self, text: Written, border: int = 0) -> list[tuple[int, int, int | None]]:
         """Spellings.real(), and the text's end as one more place."""
         end = len(text.text)
         return [*self.spellings.real(text, self.reading, border), (end, end, None)]
+
+    def ids_from(self, size: int) -> set[int]:
+        return {i for i in self._bytes_of_id if i >= size}
+
+    def limit(self, size: int) -> None:
+        """Refuse texts that need ids from `size` on, which the model has no embedding for."""
+        self.size = size
+        self.hash = hashlib.sha256(f"{self.hash} {size}".encode()).hexdigest()
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        if self.size < self.vocab_size and len(ids) and (largest := ids.max()) >= self.size:
+            what = f"needs the token {self.name(largest)!r} ({largest})"
+            raise Unencodable(f"a text {what}, and the model knows {self.size} tokens, from 0 on")
+        return ids
 
     def decode(self, ids, inside: bool = False) -> str:
         """The text of ids; bytes that are not UTF-8 (half a character, say) become U+FFFD, as in
@@ -147,42 +166,52 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
     if not where.exists():
         where = directory / "vocab.json"
         if not where.exists() or not merges_file.exists():
-            old = "; tokenizer.model alone is not read: let transformers write tokenizer.json from it"
-            hint = old if (directory / "tokenizer.model").exists() else ""
-            names = "tokenizer.json, or vocab.json and merges.txt"
-            raise UserError(f"{directory}: no tokenizer there ({names}){hint}")
+            raise UserError(f"{directory}: no tokenizer there ({NAMES}); {_mend(directory)}")
     spec = read_object(where) if where.name == "tokenizer.json" else None
     try:
         if spec is None:
-            pattern, vocab, added, all_splits = GPT2, read_json(where), {}, False
+            pattern, vocab, all_splits = GPT2, read_json(where), False
             lines = merges_file.read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
-            ids = vocab | vocabulary.side_ids(directory)
         else:
             pattern = vocabulary.check_spec(spec, where)
             vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
             all_splits = bool(spec["model"].get("ignore_merges"))
-            added = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
-            plain = [t["content"] for t in spec.get("added_tokens") or [] if not t.get("special")]
-            if pattern and plain:
-                raise UserError(f"{where}: the added token {plain[0]!r} is not a special one; not supported")
-            ids = vocab | added
+        added = vocabulary.added_tokens(spec or {}, vocab, directory)
+        ids = vocab | {token["content"]: token["id"] for token in added}
         vocabulary.check_ids(ids, where)
-        if spec:
-            vocabulary.check_added(spec, where)
+        vocabulary.check_added(vocab, added, where)
+        looked_for = vocabulary.looked_for(added)
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-            codec = ByteLevel(vocab, merges, pattern, all_splits, where)
+            codec = ByteLevel(vocab, merges, pattern, all_splits, where, [token.id for token in looked_for])
         else:
-            codec = Library(where)
-        vocabulary.check_side_files(directory, added, not pattern, codec.puts_blank)
+            codec = Library(where, added)
+            looked_for = [replace(token, normalized=False) for token in looked_for if not codec.finds(token)]
+        vocabulary.check_prefix_space(directory, codec.puts_blank)
         special = vocabulary.find_special(ids, spec or {}, directory, Path(model or directory))
-        spellings = Spellings(vocabulary.spelled(ids, spec or {}, directory))
-        return Tokenizer(codec, ids, special, spellings, reading)
+        return Tokenizer(
+            codec, ids, special, Spellings(looked_for), {token["id"] for token in added}, reading
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         if spec:
             typed(Spec, spec, where)  # names the place
         raise UserError(f"{where}: not a byte-level BPE vocabulary ({type(e).__name__}: {e})") from e
+
+
+def _mend(directory: Path) -> str:
+    if not (directory / "tokenizer.model").exists():
+        return "copy it from the model that this one was made of"
+    # transformers 5.23 forgets the blank before a text, and <s>, unless it is told the class.
+    told = "tokenizer_class" in read_object(directory / vocabulary.CONFIG, {})
+    name, more = ("AutoTokenizer", "") if told else ("LlamaTokenizer", ", add_bos_token=True")
+    call = f"from transformers import {name}; {name}.from_pretrained('.'{more}).save_pretrained('.')"
+    command = f'cd {shlex.quote(str(directory))} && python -c "{call}"'
+    return f"tokenizer.model alone is not read; to convert it: {CONVERTERS} && {command}"
+
+
+def has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).exists() for name in FILES[:2])
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -15,6 +15,7 @@ from nanomed.text.byte_level import pattern_of, pre_tokenizers
 from nanomed.text.special import Added
 
 EOT = "<|endoftext|>"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
@@ -71,12 +72,11 @@ def check_ids(ids: dict[str, int], where: Path) -> None:
         raise UserError(f"{where}: {n} tokens have the id {i}")
 
 
-def check_added(spec: dict, where: Path) -> None:
+def check_added(vocab: dict[str, int], added: list[dict], where: Path) -> None:
     """Raises UserError for an added token under another id than the `tokenizers` library gives it: that of
     the vocabulary, or the next free one, whatever the file says."""
-    vocab = spec["model"]["vocab"]
     following = len(vocab)
-    for token in spec.get("added_tokens") or []:
+    for token in added:
         name, theirs = token["content"], vocab.get(token["content"], following)
         if token["id"] != theirs:
             why = f"which the tokenizers library takes for {theirs} (its ids have no gap)"
@@ -85,41 +85,45 @@ def check_added(spec: dict, where: Path) -> None:
         following += name not in vocab
 
 
-def check_side_files(directory: Path, added: dict[str, int], finds_added: bool, puts_blank: bool) -> None:
-    """Refuse what makes other ids of a text from beside the vocabulary: a blank put before it, tokens that
-    are looked for in it. As transformers reads them (`PreTrainedTokenizerBase._from_pretrained`), beside a
-    tokenizer.json too: the decoder in tokenizer_config.json stands in place of added_tokens.json, and what a
-    file names pad, eos and so on is special. added: the vocabulary's own added tokens; finds_added: whether
-    it looks for them in texts; puts_blank: whether it puts a blank before a text."""
-    config, where = read_object(directory / CONFIG, {}), directory / CONFIG
-    asked = config.get("add_prefix_space")
+def added_tokens(spec: dict, vocab: dict[str, int], directory: Path) -> list[dict]:
+    """The tokens that are looked for in texts before anything else, as tokenizer.json has them under
+    added_tokens, with those of the files beside it, as transformers puts them together
+    (`PreTrainedTokenizerBase._from_pretrained`): the decoder in tokenizer_config.json stands in place of
+    added_tokens.json, and what a file names pad, eos and so on is special, as <|endoftext|> always is."""
+    config = read_object(directory / CONFIG, {})
+    named, tokens = _special_names(config), {t["content"]: dict(t) for t in spec.get("added_tokens") or []}
+    if "added_tokens_decoder" in config:
+        beside = _decoder(config, directory / CONFIG)
+    else:
+        named |= _special_names(read_object(directory / MAP, {}))
+        ids = read_object(directory / "added_tokens.json", {})
+        beside = [{"content": name, "id": i} for name, i in ids.items() if name not in tokens]
+    named.add(EOT)
+    beside += [{"content": n, "id": vocab[n]} for n in vocab.keys() & named if n not in tokens]
+    for token in sorted(beside, key=lambda token: token["id"]):
+        special = bool(token.get("special")) or token["content"] in named
+        given = {"special": special, "normalized": not special} | token
+        given |= {flag: bool(given.get(flag)) for flag in FLAGS}
+        tokens[token["content"]] = {key: given[key] for key in ("id", "content", *FLAGS)}
+    for name in tokens.keys() & named:
+        tokens[name]["special"] = True
+    return list(tokens.values())
+
+
+def check_prefix_space(directory: Path, puts_blank: bool) -> None:
+    """Refuse an add_prefix_space that says otherwise than the vocabulary itself, which puts a blank before a
+    text or puts none."""
+    asked = read_object(directory / CONFIG, {}).get("add_prefix_space")
     if isinstance(asked, bool) and asked != puts_blank:
         does = f"a vocabulary that puts {'a' if puts_blank else 'no'} blank before a text"
-        raise UserError(f"{where}: add_prefix_space: {str(asked).lower()} is not supported beside {does}")
-    names = {EOT, *_special_names(config), *(added if finds_added else ())}
-    if "added_tokens_decoder" in config:
-        of = " (added_tokens_decoder)"
-        tokens = [token for token, (_, special) in _decoder(where).items() if not special]
-    else:
-        where, of = directory / "added_tokens.json", ""
-        tokens = read_object(where, {})
-        names |= {*added, *_special_names(read_object(directory / MAP, {}))}
-    for token in tokens:
-        if token not in names:
-            raise UserError(f"{where}: the added token {token!r}{of} is not a special one; not supported")
+        what = f"add_prefix_space: {str(asked).lower()} is not supported beside {does}"
+        raise UserError(f"{directory / CONFIG}: {what}")
 
 
-def side_ids(directory: Path) -> dict[str, int]:
-    """{token: id} of tokens that stand beside vocab.json and merges.txt, which have no place for them."""
-    decoder = _decoder(directory / CONFIG)
-    return {token: i for token, (i, _) in decoder.items()} or read_object(directory / "added_tokens.json", {})
-
-
-def _decoder(where: Path) -> dict[str, tuple[int, bool]]:
-    """{token: (id, whether it is special)} of a tokenizer_config.json's added_tokens_decoder."""
+def _decoder(config: dict, where: Path) -> list[dict]:
     try:
-        decoder = read_object(where, {}).get("added_tokens_decoder") or {}
-        return {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
+        decoder = config["added_tokens_decoder"] or {}
+        return [{"content": t["content"], "id": int(i)} | t for i, t in decoder.items()]
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         what = f"added_tokens_decoder must map ids to tokens ({type(e).__name__}: {e})"
         raise UserError(f"{where}: {what}") from e
@@ -201,15 +205,5 @@ def _put_around(spec: dict) -> tuple[str | None, str | None]:
     return None, None
 
 
-def spelled(ids: dict[str, int], spec: dict, directory: Path) -> list[Added]:
-    """The special tokens that a text may spell: those of tokenizer.json that say so, and whatever a file
-    gives a part."""
-    added = {t["content"]: t for t in spec.get("added_tokens") or []}
-    names = {name for name, t in added.items() if t.get("special")} | ({EOT} & ids.keys())
-    for file in (CONFIG, MAP):
-        names |= _special_names(read_object(directory / file, {})) & ids.keys()
-
-    def flags(name: str) -> dict[str, bool]:
-        return {f: bool(added.get(name, {}).get(f)) for f in ("lstrip", "rstrip", "single_word")}
-
-    return [Added(name, ids[name], **flags(name)) for name in sorted(names)]
+def looked_for(added: list[dict]) -> list[Added]:
+    return [Added(t["content"], t["id"], **{flag: bool(t.get(flag)) for flag in FLAGS}) for t in added]

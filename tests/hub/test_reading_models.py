@@ -12,8 +12,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.hub import quantised
-from nanomed.text.tokenizer import load_tokenizer
+from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.conftest import MEMBERS, assert_near, assert_refused, make_hf_model, write_jsonl
+from tests.text.test_other_tokenizers import llama2
 
 X = torch.arange(42).reshape(2, 21)
 WEIGHTS = "model.safetensors"
@@ -182,34 +183,83 @@ def with_padding(directory, bpe_dir, **tokens):
     return theirs, write_jsonl(directory / "docs.jsonl", ["the acute patient", "a [PAD] in a text"])
 
 
-def test_a_padding_token_beyond_the_vocabulary_is_never_fed(tmp_path, bpe_dir, script):
+def test_a_token_beyond_the_vocabulary_harms_no_text_that_does_not_need_it(tmp_path, bpe_dir, script):
     theirs, docs = with_padding(tmp_path, bpe_dir)
     assert theirs.pad_token_id == 400
-    done = script(
-        "eval.py", "ppl", "--model", tmp_path, "--data", docs, "--dtype", "fp32", "--json", "r.json"
-    )
-    assert done.returncode == 0 and "note: " in done.stderr and "[PAD] has the id 400" in done.stderr, (
-        done.stderr
-    )
+    ppl = ("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--dtype", "fp32", "--json", "r.json")
+    done = script(*ppl)
+    assert done.returncode == 0, done.stderr
+    note = f"note: {tmp_path}: added tokens without an embedding (vocab_size 400): [PAD] (400); a text that"
+    assert note in done.stderr and "rows are filled with <|endoftext|> here" in done.stderr
     ids = torch.tensor([[0] + theirs("the acute patient")["input_ids"]])
     loss = theirs_of(tmp_path)(ids, labels=ids).loss.item()
-    done = script(
-        "eval.py",
-        "ppl",
-        "--model",
-        tmp_path,
-        "--data",
-        docs,
-        "--limit",
-        1,
-        "--dtype",
-        "fp32",
-        "--json",
-        "r.json",
+    for more in ((), ("--special-tokens", "read")):
+        assert script(*ppl, "--limit", 1, *more).returncode == 0
+        assert json.loads((tmp_path / "r.json").read_text())["loss"] == pytest.approx(loss, rel=1e-5)
+    read = ("--special-tokens", "read")
+    needs = ("docs.jsonl, row 2: a text needs the token '[PAD]' (400)", "knows 400 tokens", "--skip-bad-rows")
+    done = script(*ppl, *read)
+    assert done.returncode == 2 and all(words in done.stderr for words in needs), done.stderr
+    done = script(*ppl, *read, "--skip-bad-rows")
+    assert done.returncode == 0 and json.loads((tmp_path / "r.json").read_text())["bad_rows"] == 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama2"])
+def test_words_without_an_embedding(tmp_path, bpe_dir, family, script):
+    """add_tokens without resize_token_embeddings: of both kinds, tiktoken's and the library's."""
+    if family == "gpt2":
+        make_hf_model(tmp_path, bpe_dir)
+    else:
+        make_hf_model(tmp_path, family="llama", vocab_size=len(json.loads(llama2_vocabulary(tmp_path))))
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token=EOT if family == "gpt2" else "</s>"
     )
-    assert json.loads((tmp_path / "r.json").read_text())["loss"] == pytest.approx(loss, rel=1e-5)
-    done = script("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--special-tokens", "read")
-    assert_refused(done, "the tokenizer has ids up to 400")
+    theirs.add_tokens(["hepatosplenomegaly", "sepsis"])
+    theirs.save_pretrained(tmp_path)
+    docs = write_jsonl(tmp_path / "docs.jsonl", ["the acute patient", "the patient with sepsis"])
+    ppl = ("eval.py", "ppl", "--model", tmp_path, "--data", docs, "--dtype", "fp32")
+    done = script(*ppl, "--limit", 1)
+    assert done.returncode == 0 and "hepatosplenomegaly (" in done.stderr, done.stderr
+    done, why = script(*ppl), "docs.jsonl, row 2: a text needs the token 'sepsis'"
+    assert done.returncode == 2 and why in done.stderr, done.stderr
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    model.resize_token_embeddings(len(theirs))
+    model.save_pretrained(tmp_path)
+    done = script(*ppl, "--json", "r.json")
+    assert done.returncode == 0 and "note: " not in done.stderr
+    rows = [
+        theirs(t, add_special_tokens=False)["input_ids"]
+        for t in ("the acute patient", "the patient with sepsis")
+    ]
+    lead = 0 if family == "gpt2" else 1
+    batch = [torch.tensor([[lead, *row]]) for row in rows]
+    nll = sum(theirs_of(tmp_path)(x, labels=x).loss.item() * (x.shape[1] - 1) for x in batch)
+    assert json.loads((tmp_path / "r.json").read_text())["nll"] == pytest.approx(nll, rel=1e-5)
+
+
+def llama2_vocabulary(directory) -> str:
+    llama2(directory)
+    return json.dumps(json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"])
+
+
+def test_a_missing_tokenizer_is_looked_for_where_the_model_came_from(tmp_path, bpe_dir, script):
+    """As transformers' Trainer leaves checkpoints that were given no tokenizer (config.json of transformers 4
+    says what they were made of)."""
+    make_hf_model(tmp_path / "base", bpe_dir)
+    make_hf_model(tmp_path / "checkpoint-5")
+    docs = write_jsonl(tmp_path / "docs.jsonl", ["the acute patient"])
+    ppl = ("eval.py", "ppl", "--model", "checkpoint-5", "--data", docs, "--dtype", "fp32")
+    assert_refused(script(*ppl), "checkpoint-5: no tokenizer there", "copy it from the model")
+    change_config(tmp_path / "checkpoint-5", _name_or_path=str(tmp_path / "base"))
+    done = script(*ppl)
+    said = f"note: checkpoint-5: no tokenizer; that of {tmp_path / 'base'} is taken (_name_or_path)"
+    assert done.returncode == 0 and done.stderr.count(said) == 1, done.stderr
+    train = ("train_clm.py", "--model", "checkpoint-5", "--data", docs, "--out", "out", "--val-fraction", 0)
+    done = script(*train, "--context", 8, "--max-steps", 1)
+    assert done.returncode == 0 and (tmp_path / "out" / "tokenizer.json").exists(), done.stderr
+    for gone in ("C:\\models\\base", "nobody/has-this", str(tmp_path / "gone")):
+        change_config(tmp_path / "checkpoint-5", _name_or_path=gone)
+        assert_refused(script(*ppl), "checkpoint-5: no tokenizer there", f"nor at {gone} (_name_or_path")
 
 
 def test_any_other_token_beyond_the_vocabulary_is_refused(tmp_path, bpe_dir, script):

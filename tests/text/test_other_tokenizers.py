@@ -2,6 +2,8 @@
 on any valid Unicode, and which tokens stand for beginning, end and padding."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -261,6 +263,31 @@ def test_documents_begin_as_the_kind_does(made, name, tmp_path):
     assert corpus.all().ids(0).tolist() == [t.lead, *t.encode("acute renal disease")]
 
 
+@pytest.mark.parametrize("config", [None, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}])
+def test_what_the_command_makes_of_tokenizer_model_gives_sentencepieces_ids(tmp_path, config):
+    pytest.importorskip("google.protobuf", reason="the command needs protobuf")
+    sentencepiece = pytest.importorskip("sentencepiece", reason="the command needs sentencepiece")
+    (tmp_path / "t.txt").write_text("\n".join(texts()))
+    how = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "character_coverage": 0.999}
+    how |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "minloglevel": 2}
+    where = {"input": str(tmp_path / "t.txt"), "model_prefix": str(tmp_path / "tokenizer")}
+    sentencepiece.SentencePieceTrainer.train(**where, **how)
+    make_hf_model(tmp_path, family="llama")
+    if config:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as e:
+        load_tokenizer(tmp_path)
+    command = str(e.value).partition(" && ")[2].replace("python", sys.executable)
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    ours, theirs = (
+        load_tokenizer(tmp_path),
+        sentencepiece.SentencePieceProcessor(where["model_prefix"] + ".model"),
+    )
+    for text in [*texts()[:40], "a  b ", "5 mg\n\nx", "北京 é"]:
+        assert ours.encode(text).tolist() == theirs.encode(text)
+    assert ours.adds_bos and ours.bos == theirs.bos_id()
+
+
 def test_a_text_without_ids_is_a_bad_row(script, made, tmp_path):
     model = tmp_path / "model"
     make_hf_model(model, family="llama", vocab_size=450)
@@ -298,7 +325,12 @@ def test_what_is_none_of_these_is_refused_by_name(made, tmp_path, name, change, 
 
 def test_tokenizer_model_alone_and_a_missing_library_are_explained(made, tmp_path, monkeypatch):
     (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(UserError, match="tokenizer.model alone is not read"):
+    with pytest.raises(
+        UserError, match=r"tokenizer.model alone is not read; to convert it: .*save_pretrained"
+    ):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(UserError, match=r"import AutoTokenizer; AutoTokenizer.from_pretrained\('.'\).save"):
         load_tokenizer(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install 'nanomed\[sentencepiece\]'"):

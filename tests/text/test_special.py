@@ -329,14 +329,7 @@ def test_files_that_contradict_the_vocabulary_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"add_prefix_space": False}, "add_prefix_space: false is not supported"),
-        (
-            {"added_tokens_decoder": {"700": {"content": "[INST]", "special": False}}},
-            r"the added token '\[INST\]'",
-        ),
-    ],
+    ("config", "message"), [({"add_prefix_space": False}, "add_prefix_space: false is not supported")]
 )
 def test_side_files_of_the_librarys_kinds_are_looked_at_too(tmp_path, config, message):
     llama2(tmp_path)
@@ -344,6 +337,12 @@ def test_side_files_of_the_librarys_kinds_are_looked_at_too(tmp_path, config, me
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(plain | config))
     with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    config |= {"added_tokens_decoder": {"700": {"content": "[INST]", "special": False}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    ids = theirs("acute [INST] renal").input_ids
+    assert ours.prompt("acute [INST] renal").tolist() == ids and 700 in ids
 
 
 def test_tokens_beside_vocab_json_have_their_ids(tmp_path, bpe_dir):
