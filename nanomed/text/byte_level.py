@@ -14,7 +14,7 @@ import numpy as np
 import tiktoken
 
 from nanomed.errors import Unencodable, UserError
-from nanomed.text.special import in_pieces
+from nanomed.text.added import in_pieces
 
 # Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off
 # `\s++$` change no result; they keep long runs of blanks linear. GPT-2's (encoder.py of its release):

@@ -11,7 +11,7 @@ import numpy as np
 
 from nanomed.errors import Unencodable, UserError
 from nanomed.optional import need
-from nanomed.text.special import Added, in_pieces
+from nanomed.text.added import Added, in_pieces
 
 
 class Library:

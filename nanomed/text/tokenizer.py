@@ -15,9 +15,10 @@ import numpy as np
 from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, read_object, typed
 from nanomed.text import vocabulary
+from nanomed.text.added import Spellings
 from nanomed.text.byte_level import GPT2, ByteLevel
 from nanomed.text.library import Library
-from nanomed.text.special import Spellings, Written, written
+from nanomed.text.special import Written, written
 from nanomed.text.vocabulary import EOT, Spec, Special
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")

@@ -11,8 +11,8 @@ from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object
+from nanomed.text.added import Added
 from nanomed.text.byte_level import pattern_of, pre_tokenizers
-from nanomed.text.special import Added
 
 EOT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token

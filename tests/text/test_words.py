@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from nanomed.text.special import Added, Finder, Written
+from nanomed.text.added import Added, Finder
+from nanomed.text.special import Written
 from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.text.test_other_tokenizers import KINDS
 
