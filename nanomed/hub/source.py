@@ -18,7 +18,6 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
@@ -71,19 +70,21 @@ def find(name: str, weights: bool = True) -> Source:
         return Source(str(path.resolve()), path)
     if path.is_file():
         raise UserError(f"{path}: a file; a model is named by the directory that it lies in")
-    if path.exists() or not _is_hub_id(name):
+    if path.exists() or _is_path(name):
         bundled = f"; the bundled model is {path}" if str(path) in BUNDLED else ""
         raise UserError(f"{name}: no such model directory{bundled}")
     return _download(name, weights)
 
 
-def _is_hub_id(name: str) -> bool:
-    """Whether a name could be one (`gpt2`, `owner/name`). All else, as C:\\models\\gpt2, is never sent."""
-    try:
-        validate_repo_id(name)
-        return True
-    except HFValidationError:
-        return False
+def _is_path(name: str) -> bool:
+    """Whether a name that nothing is found under can be nothing but a path, also one of Windows
+    (C:\\models\\gpt2): it is not sent to the Hub."""
+    return (
+        name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or name.count("/") > 1
+        or bool({*":\\"} & {*name})
+    )
 
 
 def _made_of(directory: Path) -> Path:
