@@ -71,13 +71,14 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, [*before, *values])
 
 
-def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
-    """Parse the command line; a recipe given with --config presets flags through its section `[phase]`.
+def parse(parser: argparse.ArgumentParser, phase: str, words=None) -> argparse.Namespace:
+    """Parse the command line, or other words; a recipe given with --config presets flags through its section
+    `[phase]`.
 
     Raises UserError for an unknown key of that section, or a value that the flag would not take."""
     pre = Parser(add_help=False)
     pre.add_argument("--config")
-    path = pre.parse_known_args()[0].config
+    path = pre.parse_known_args(words)[0].config
     if path is not None:
         try:
             recipe = read_toml(Path(path))
@@ -86,7 +87,7 @@ def parse(parser: argparse.ArgumentParser, phase: str) -> argparse.Namespace:
         if not isinstance(recipe.get(phase), dict):
             raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
         preset(parser, recipe[phase], f"{path} [{phase}]")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     args.__dict__.pop("_given", None)
     return args
 

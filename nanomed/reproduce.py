@@ -51,7 +51,6 @@ def recipe_of(args) -> Recipe:
     for name, file in map(split_name, args.data):
         given.setdefault(name or recipe.measured, []).append(file)
     recipe = stand_in(recipe, args.model, given, args.field)
-    figures.check_published(recipe)
     return recipe
 
 
@@ -60,7 +59,6 @@ def main():
     recipe, out = recipe_of(args), Path(args.out)
     r = Reproduction(recipe, out, args)
     r.begin()
-    r.prepare()
     results = {
         "recipe": recipe.name,
         "title": recipe.title,
@@ -78,7 +76,7 @@ def main():
     models = {phase: out / PHASES[phase] for phase in recipe.phases}
     results["phases"] = {phase: read_json(model / "summary.json") for phase, model in models.items()}
     results["published"] = figures.beside_published(recipe, results)
-    results["generations"] = figures.generations(out, r.stages)
+    results["generations"] = figures.generations(out, [*r.stages()])
     figures.write_tables(results, out)
     figures.draw_loss(recipe, out, out / "loss.png")
     figures.draw_perplexity(recipe, results, out / "perplexity.png")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nanomed.errors import UserError
 from nanomed.evaluation.commands.ppl import MISTAKES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
@@ -36,24 +35,12 @@ def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]
     return place.get(key), place.get(f"{key}_ci95")
 
 
-def check_published(recipe: Recipe) -> None:
-    """Refuse, before anything is computed, a published figure beside which none of ours will stand. Raises
-    UserError."""
-    keys = ("ppl", "bits_per_byte", *(f"also.{m}" for m in MISTAKES))
-    found = {f"{name}.{key}" for name in recipe.texts for key in keys}
-    found |= {f"answers.{key}" for key in (*ANSWERS.values(), "exact_match") if ROWS in recipe.data}
-    found |= {f"choices.{key}" for key in CLASSES if recipe.choices}
-    stages = {"base": found} | {PHASES[p]: found if p != "classify" else set(CLASSES) for p in recipe.phases}
-    for p in recipe.published:
-        where = f"{recipe.path} [[published]]"
-        stage, _, key = p.ours.partition(".")
-        if stage not in stages:
-            raise UserError(f"{where}: ours = {p.ours!r} is no figure; begin with {' or '.join(stages)}")
-        if key not in stages[stage]:
-            there = f"{stage} has {', '.join(sorted(stages[stage]))}"
-            raise UserError(f"{where}: ours = {p.ours!r} is no figure; {there}")
-        if p.mistake is not None and p.mistake not in MISTAKES:
-            raise UserError(f"{where}: mistake = {p.mistake!r}: there are {', '.join(MISTAKES)}")
+def mistakes_of(recipe: Recipe, stage: str, name: str) -> list[str]:
+    """Those that are measured of a stage's perplexity on some of the data: the texts and the losses of a
+    training are of what was trained on."""
+    trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)
+    mistakes = MISTAKES if name == recipe.measured else ()
+    return [m for m in mistakes if m not in ("train-set", "last-loss") or trained_on == name]
 
 
 def beside_published(recipe: Recipe, results: dict) -> list[dict]:
@@ -114,7 +101,7 @@ def published_text(results: dict) -> str:
     return f"{head}\n{text_table(_published_rows(results), 110)}\n"
 
 
-def generations(out: Path, stages: dict[str, str]) -> list[dict]:
+def generations(out: Path, stages: list[str]) -> list[dict]:
     """[{prompt, base, adapted, ...}]: what each model wrote after each of the recipe's prompts."""
     written = {stage: read_json(out / "measured" / f"{stage}.generations.json") for stage in stages}
     prompts = [{"prompt": row["prompt"]} for row in written["base"]]

@@ -8,13 +8,13 @@ settings; data, models and directories are wired here."""
 
 import json
 import random
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from nanomed import cli, flags
 from nanomed.errors import UserError
 from nanomed.files import check_name, json_lines, typed, write_text
 from nanomed.scripts import ROOT
@@ -31,6 +31,7 @@ SETTINGS = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
 NEEDED = {"adapt": ("corpus",), "classify": ("corpus", "negatives"), "instruct": ("pairs",)}
 LABELLED = "labelled"  # questions with given answers
 CLASSIFIED = "classify.test.jsonl"  # the labelled texts of phase 3's measurement
+TAKEN = {"classify", "answers", "choices", "generations"}  # what else is called NAME.test.jsonl, or measured
 ROWS = "pairs"  # the data whose rows are questions and answers; all others are documents
 
 
@@ -50,6 +51,11 @@ class Data:
     test: Annotated[float, Meta(ge=0, lt=2**31)] = 0
     kept: bool = False
     ratio: Annotated[float, Meta(ge=0, lt=2**31)] = 0.0
+
+    @property
+    def files(self) -> list[str]:
+        """The source; what is not there may be one of the project's own."""
+        return [f if f.startswith("hub:") or Path(f).exists() else str(ROOT / f) for f in self.source]
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,6 @@ def read_recipe(name: str) -> Recipe:
     _check_data(recipe)
     for phase, section in phases.items():
         typed(Wired, section, f"{path} [{phase}]")
-        parser = cli.Parser()
-        flags.add_flags(parser, SETTINGS[phase])
-        cli.preset(parser, section, f"{path} [{phase}]")
         if section.get("dry-run") or section.get("dry_run"):
             raise UserError(f"{path} [{phase}]: dry-run leaves no model; take it out")
     load_template(recipe.template)
@@ -145,10 +148,11 @@ def _check_data(recipe: Recipe) -> None:
         raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in PHASES)}")
     if recipe.choices and LABELLED not in data:
         raise UserError(f"{path}: choices needs [data.{LABELLED}]")
-    if taken := data.keys() & {"answers", "choices", "generations"}:
-        raise UserError(f"{path}: [data.{taken.pop()}] has the name of a measurement; choose another")
     for name, d in data.items():
         check_name(name, f"{path} [data.{name}]")
+        if name in TAKEN or not re.fullmatch(r"[\w -]+", name):
+            what = f"letters, digits, _ and -, and none of {', '.join(sorted(TAKEN))}"
+            raise UserError(f"{path} [data.{name}]: a name consists of {what}")
         if d.kept != (name == LABELLED):
             raise UserError(f"{path} [data.{name}]: kept = true is for [data.{LABELLED}], which needs it")
         if d.group and name != ROWS:
@@ -169,6 +173,8 @@ def stand_in(recipe: Recipe, model: str | None, given: dict[str, list[str]], fie
     """The recipe with another model, and other files for some of its data (field: of their documents). Raises
     UserError for a name that it has not."""
     data = dict(recipe.data)
+    if field and not given:
+        raise UserError(f"--field {field}: goes with --data")
     for name, files in given.items():
         if name not in data:
             there = f"the recipe {recipe.name} has the data {', '.join(data)}"
@@ -212,7 +218,7 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
 
 def _rows(data: Data, name: str) -> tuple[list[dict], int]:
     """The texts or rows, each once, and how many were left out, empty texts among them."""
-    files = [f if f.startswith("hub:") or Path(f).exists() else str(ROOT / f) for f in data.source]  # our own
+    files = data.files
     if data.kept:
         rows = [row for file in files for row in read_rows(file, lambda row: row, None, True)]
         return [row for row in rows if row is not None], rows.count(None)

@@ -3,16 +3,17 @@ everyone else uses, printed before it runs. What is there already is not made ag
 
 import shutil
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from nanomed import hub, outputs
 from nanomed.errors import UserError
-from nanomed.evaluation.commands.ppl import MISTAKES
 from nanomed.evaluation.page import is_there
-from nanomed.files import make_temporary, read_json, write_json, write_text
+from nanomed.files import make_temporary, read_json, typed, write_json, write_text
 from nanomed.scripts import run, shown
+from nanomed.systems import trial
+from nanomed.systems.figures import mistakes_of
 from nanomed.systems.recipe import CLASSIFIED, LABELLED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare
 
 PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # a directory is one run of one recipe
@@ -21,6 +22,7 @@ ASKED = "field limit max_steps context batch_size answers max_new_tokens dtype d
 SHORTER = ("limit", "max_steps", "context", "batch_size")
 TEXT, WEIGHTS = "the recipe", "content of the model"  # beside the flags
 PROMPTS = "prompts.txt"
+OURS = {"measured": (".json",), "data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl")}
 
 
 def flags_of(args: Namespace, *names: str) -> list:
@@ -31,20 +33,32 @@ def flags_of(args: Namespace, *names: str) -> list:
 
 @dataclass
 class Reproduction:
-    """args: of reproduce.py; stages: {base, adapted, ...: the model, as commands take it}."""
+    """args: of reproduce.py."""
 
     recipe: Recipe
     out: Path
     args: Namespace
-    stages: dict[str, str] = field(default_factory=dict)
+
+    def stages(self, before: str | None = None) -> dict[str, str]:
+        """{base, adapted, ...: the language model, as commands take it}, of all phases or of those before
+        one."""
+        names = [*self.recipe.phases]
+        names = [n for n in names[: names.index(before) if before else None] if n != "classify"]
+        model = self.recipe.model
+        base = {"base": shown(Path(model)) if Path(model).exists() else model}
+        return base | {PHASES[name]: shown(self.out / PHASES[name]) for name in names}
 
     def begin(self) -> None:
-        """Make DIR this run's, or go on with it; what was begun and has trained nothing yet is begun anew.
-        Raises UserError if DIR is another run's, or holds anything else, and for a context that the model has
-        not."""
+        """Make DIR this run's, with its texts in data/, or go on with it; what was begun and has trained
+        nothing yet is begun anew. Raises UserError, with nothing touched, if DIR is another run's, or holds
+        anything else, and for whatever can be known to fail later."""
+        recipe = self.recipe
+        trial.published(recipe)
+        trained = {phase: trial.parsed(recipe, phase, self.training(phase)[1:]) for phase in recipe.phases}
         held = outputs.take(self.out, PROGRAM, RECORD, older=of_earlier)
         asked = self._asked()
-        was = {WEIGHTS: asked[WEIGHTS]} | held.get("asked", {})  # which an earlier version did not write down
+        # An earlier version did not write down the weights.
+        was = {WEIGHTS: asked[WEIGHTS]} | typed(dict, held.get("asked", {}), self.out / RECORD)
         changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
         if changed and any((self.out / name / "run.json").exists() for name in PHASES.values()):
             k = changed[0]
@@ -52,35 +66,33 @@ class Reproduction:
             mend = "choose another directory (make: RUNS=...)"
             raise UserError(f"--out {self.out}: was made with another {k}{values}; {mend}")
         if changed:
-            begin_anew(self.out)
-        write_json(outputs.stamp(PROGRAM) | {"asked": asked}, self.out / RECORD)
-        model = self.recipe.model
-        self.stages = {"base": shown(Path(model)) if Path(model).exists() else model}
-
-    def _asked(self) -> dict:
-        source, recipe, args = hub.find(self.recipe.model), self.recipe, self.args
-        positions = hub.read_config(source.directory)[1].n_positions
-        contexts = [recipe.context, *(section.get("context") for section in recipe.phases.values())]
-        largest = args.context or max(n or 0 for n in contexts)
-        if largest > positions:
-            there = f"the {positions} positions of {recipe.model}"
-            raise UserError(f"a context of {largest} is more than {there}; give --context {positions}")
-        asked = {TEXT: recipe.path.read_text(encoding="utf-8")}
-        for name, value in recipe.instead.items():
-            asked["--model" if name == "model" else f"--data {name}"] = value
-        asked |= {f"--{k.replace('_', '-')}": getattr(args, k) for k in ASKED}
-        return asked | {WEIGHTS: hub.fingerprint(source)}
-
-    def prepare(self) -> None:
-        """The texts, of one moment, all of them or none."""
-        if not self.data().exists():
-            texts = make_temporary(self.out) / "data"
-            prepare(self.recipe, texts, self.args.limit)
-            texts.rename(self.data())
-        prepare(self.recipe, self.data(), self.args.limit)  # what an earlier version left half made
+            check_ours(self.out)
+        trial.contexts(recipe, self.args.context)
+        trial.prompts(recipe, self.longest)
+        trial.labelled(recipe)
+        for phase, s in trained.items():
+            trial.training(recipe, phase, s, self.stages()["base"])
+        made = make_temporary(self.out)
+        try:
+            texts = self.data() if self.data().exists() and not changed else made / "data"
+            prepare(recipe, texts, self.args.limit)
+            if changed:
+                clear(self.out)
+            write_json(outputs.stamp(PROGRAM) | {"asked": asked}, self.out / RECORD)
+            if not self.data().exists():  # texts of one moment, all of them or none
+                texts.rename(self.data())
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
         prompts = self.out / PROMPTS
         if not prompts.exists():
-            write_text("".join(prompt + "\n" for prompt in self.recipe.prompts), prompts)
+            write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
+
+    def _asked(self) -> dict:
+        asked = {TEXT: self.recipe.path.read_text(encoding="utf-8")}
+        for name, value in self.recipe.instead.items():
+            asked["--model" if name == "model" else f"--data {name}"] = value
+        asked |= {f"--{k.replace('_', '-')}": getattr(self.args, k) for k in ASKED}
+        return asked | {WEIGHTS: hub.fingerprint(hub.find(self.recipe.model))}
 
     def data(self, name: str = "") -> Path:
         return self.out / "data" / name
@@ -99,12 +111,11 @@ class Reproduction:
         context = self.args.context or self.recipe.context
         return ["--context", context] if context else []
 
-    def train(self, phase: str) -> None:
-        """One phase, from the model that the phase before left; what is measured on is held out of it. A
-        language model is a stage of its own then."""
-        recipe, file, out = self.recipe, self.file, shown(self.out / PHASES[phase])
-        command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", [*self.stages.values()][-1]]
-        command.append("--resume")
+    def training(self, phase: str) -> list[str]:
+        """The command of a phase, from the model that the phases before left; what is measured on is held out
+        of it."""
+        recipe, file, before = self.recipe, self.file, [*self.stages(phase).values()]
+        command = [SCRIPTS[phase], "--config", shown(recipe.path), "--model", before[-1], "--resume"]
         if phase == "adapt":
             command += ["--data", file("corpus", "train"), "--val-data", f"corpus={file('corpus')}"]
         elif phase == "instruct":
@@ -116,12 +127,13 @@ class Reproduction:
             command += ["--positive-name", "biomedical", "--negative-name", "general"]
             command += ["--val-data", shown(self.data(CLASSIFIED))]
         others = [name for name in recipe.data if name not in NEEDED[phase]]  # those are validated on
-        held = [file(name) for name in others if self.data(f"{name}.test.jsonl").stat().st_size]
+        held = [file(name) for name in others if recipe.data[name].test or recipe.data[name].kept]
         command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
         sizes = flags_of(self.args, "device", "dtype", "max_steps", "context", "batch_size")
-        run([*command, "--out", out, *sizes])
-        if phase != "classify":
-            self.stages[PHASES[phase]] = out
+        return [str(word) for word in (*command, "--out", shown(self.out / PHASES[phase]), *sizes)]
+
+    def train(self, phase: str) -> None:
+        run(self.training(phase))
 
     def measured(self, stage: str, name: str, *command) -> dict:
         """What a command of eval.py says of a stage's model, kept in a file."""
@@ -129,7 +141,7 @@ class Reproduction:
         file.parent.mkdir(exist_ok=True)
         if not file.exists():
             common = flags_of(self.args, "device", "dtype", "batch_size")
-            run(["eval.py", *command, "--model", self.stages[stage], "--json", shown(file), *common])
+            run(["eval.py", *command, "--model", self.stages()[stage], "--json", shown(file), *common])
         return read_json(file)
 
     def measure(self, stage: str) -> dict:
@@ -137,10 +149,9 @@ class Reproduction:
         "choices": of choices}."""
         recipe, args, found = self.recipe, self.args, {}
         measured = partial(self.measured, stage)
-        trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)  # the last losses are of these
         for name, file in self.texts().items():
-            mistakes = [m for m in MISTAKES if m not in ("train-set", "last-loss") or trained_on == name]
-            also = ["--also", ",".join(mistakes)] if name == recipe.measured else []
+            mistakes = mistakes_of(recipe, stage, name)
+            also = ["--also", ",".join(mistakes)] if mistakes else []
             found[name] = measured(name, "ppl", "--data", file, *self.windows(), *also)
         if ROWS in recipe.data:
             asked = ["--data", self.file(ROWS), "--template", recipe.template, "--limit", args.answers]
@@ -154,9 +165,13 @@ class Reproduction:
         measured("generations", "generate", *self.prompts(), *greedy)
         return found
 
+    @property
+    def longest(self) -> int:
+        """Tokens of what is written after a prompt."""
+        return min(60, self.args.max_new_tokens)
+
     def prompts(self) -> list:
-        longest = min(60, self.args.max_new_tokens)
-        return ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", longest]
+        return ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", self.longest]
 
     def classified(self) -> dict:
         """The third phase on the held-out texts of both sides, beside the baselines."""
@@ -170,7 +185,7 @@ class Reproduction:
         if is_there(self.out):
             return
         columns = [f"{name}={file}" for name, file in self.texts().items()]
-        command = ["eval.py", "compare", "--models", *self.stages.values(), "--data", *columns]
+        command = ["eval.py", "compare", "--models", *self.stages().values(), "--data", *columns]
         command += [*self.prompts(), "--out", shown(self.out), *self.windows()]
         command += flags_of(self.args, "device", "dtype", "batch_size")
         if "classify" in self.recipe.phases:
@@ -186,14 +201,16 @@ def of_earlier(held: dict) -> dict | None:
     return {"asked": held} if held.keys() >= {TEXT, "--limit", "--max-steps"} else None
 
 
-def begin_anew(out: Path) -> None:
-    """Remove the texts and what was measured. Raises UserError, with nothing touched, if there is any other
-    file among them."""
-    ours = {"data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl"), "measured": (".json",)}
-    for name, ends in ours.items():
+def check_ours(out: Path) -> None:
+    """Raises UserError if among the texts and what was measured there is any other file."""
+    for name, ends in OURS.items():
         if odd := [n for n in outputs.names_in(out / name) if not n.endswith(ends)]:
             mend = "is no part of a run; move it away, or choose another directory"
             raise UserError(f"--out {out}: {name}/{min(odd)} {mend}")
-    for name in ours:
-        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def clear(out: Path) -> None:
+    """Remove what was measured, then the texts: nothing outlives the texts that it was measured on."""
     (out / PROMPTS).unlink(missing_ok=True)
+    for name in OURS:
+        shutil.rmtree(out / name, ignore_errors=True)

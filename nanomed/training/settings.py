@@ -266,11 +266,11 @@ class Instruct(Questions, Settings):
 PHASES = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
 
 
-def parse(kind: type[Settings], doc: str | None) -> Settings:
-    """The settings that the command line gives. doc: the script's docstring."""
+def parse(kind: type[Settings], doc: str | None, words: list[str] | None = None) -> Settings:
+    """The settings that the command line gives, or other words. doc: the script's docstring."""
     p = cli.Parser(description=cli.summary(doc))
     flags.add_flags(p, kind)
-    args = reading.read_as(cli.parse(p, kind.phase), kind.of_files())
+    args = reading.read_as(cli.parse(p, kind.phase, words), kind.of_files())
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
 

@@ -453,6 +453,14 @@ def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, file
         ('prompts = ["', 'prompts = ["two\\nlines", "', "prompts[0]"),
         ('prompts = ["', 'prompts = [" ", "', "prompts[0]"),
         ('measured = "pairs"', 'measured = "pairs"\nchoices = "typo"', "choices"),
+        ('mistake = "padding-counted"', 'mistake = "last-loss"', "of base.pairs there are batch-mean"),
+        ('ours = "base.pairs.ppl"', 'ours = "base.pairs.also.train-set"', "is no figure"),
+        ("[instruct]", '[data."a.b"]\nsource = ["x"]\n[instruct]', "a name consists of letters"),
+        ("[instruct]", '[data.classify]\nsource = ["x"]\n[instruct]', "none of answers, choices, classify"),
+        ("[instruct]", '[instruct]\ngroup-field = "disease"', "[instruct]: group-field is about texts"),
+        ("lora-r = 16", 'quantize = "nf4"', "[instruct]: --quantize nf4 needs --lora-r"),
+        ("[instruct]", '[instruct]\nexclude = ["none.jsonl"]', "[instruct]: none.jsonl: no such file"),
+        ("[instruct]", '[instruct]\nval-data = ["x.jsonl"]', "[instruct]: val-data is about texts"),
     ],
 )
 def test_what_a_recipe_says_is_tried_before_the_first_phase(reproduce, tmp_path, old, new, said):
@@ -462,6 +470,50 @@ def test_what_a_recipe_says_is_tried_before_the_first_phase(reproduce, tmp_path,
     with pytest.raises(UserError, match=re.escape(said)):
         reproduce("--recipe", "r.toml", "--out", "x")
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        (
+            "lora-r = 16",
+            'lora-r = 16\nlora-targets = "nope"',
+            "[instruct]: LoRA targets nope: match no module",
+        ),
+        ("lora-r = 16", "lora-r = 1000000000", "[instruct]: LoRA of rank 1000000000"),
+        (
+            "lora-r = 16\nlora-alpha = 32\nlora-dropout = 0.1\nmerge = true",
+            'l2-sp = 0.1\npull-on = "no"',
+            "[instruct]: --pull-on no",
+        ),
+        ("[instruct]", '[instruct]\ndevice = "cuda"', "[instruct]: --device cuda"),
+        ('prompts = ["', f'prompts = ["{"a " * 60}", "', "[system]: prompts: 'a a"),
+        (
+            "[data.pairs]",
+            'choices = "pubmedqa"\n[data.labelled]\nsource = ["DOCS"]\nkept = true\n[data.pairs]',
+            "1.jsonl: no questions there of the 500",
+        ),
+        ("test = 0.1", "test = 0.999", "cannot be split"),
+    ],
+)
+def test_what_a_model_cannot_do_is_tried_before_the_first_phase(
+    reproduce, model_dir, files, tmp_path, old, new, said
+):
+    """And costs nothing: what was made of the recipe before is still there."""
+    text = (ROOT / "recipes" / "gpt-neo-flashcards.toml").read_text()
+    text = re.sub("prompts = .*", 'prompts = ["What?"]', text)
+    assert old in text
+    (tmp_path / "r.toml").write_text(text.replace(old, new).replace("DOCS", str(files["corpus"])))
+    flags = f"--recipe r.toml --model {model_dir} --context 32 --max-new-tokens 3 --out o"
+    before = {"program": "nanomed.reproduce", "format": 1, "asked": {}}
+    for name, content in (("reproduce.json", json.dumps(before)), ("data/pairs.test.jsonl", "{}")):
+        (tmp_path / "o" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "o" / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(said)):
+        reproduce(flags, "--data", f"pairs={files['pairs']}")
+    release()
+    left = {p.name: p.read_text() for p in (tmp_path / "o").rglob("*.json*")}
+    assert left == {"reproduce.json": json.dumps(before), "pairs.test.jsonl": "{}"}
 
 
 def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_with(
