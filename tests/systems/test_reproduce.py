@@ -457,7 +457,7 @@ def test_what_was_begun_with_a_wrong_name_is_begun_anew(reproduce, bpe_dir, file
         ('ours = "base.pairs.ppl"', 'ours = "base.pairs.also.train-set"', "is no figure"),
         ("[instruct]", '[data."a.b"]\nsource = ["x"]\n[instruct]', "a name consists of letters"),
         ("[instruct]", '[data.classify]\nsource = ["x"]\n[instruct]', "none of answers, choices, classify"),
-        ("[instruct]", '[instruct]\ngroup-field = "disease"', "[instruct]: group-field is about texts"),
+        ("[instruct]", '[instruct]\ninstruction-field = "q"', "[instruct]: instruction-field is about texts"),
         ("lora-r = 16", 'quantize = "nf4"', "[instruct]: --quantize nf4 needs --lora-r"),
         ("[instruct]", '[instruct]\nexclude = ["none.jsonl"]', "[instruct]: none.jsonl: no such file"),
         ("[instruct]", '[instruct]\nval-data = ["x.jsonl"]', "[instruct]: val-data is about texts"),
