@@ -24,6 +24,8 @@ def main() -> None:
     if source.adapter:
         mend = f"merge it first (--merge), or quantise its base {source.name}"
         raise UserError(f"{args.model}: an adapter; {mend}")
+    if "quantization_config" in hub.read_config(source.directory)[0]:
+        raise UserError(f"{args.model}: its weights are quantised already")
     held, asked = outputs.take(out, PROGRAM), {"model": hub.fingerprint(source), "quantize": args.quantize}
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory)
     template = templates.of_model(source.directory)

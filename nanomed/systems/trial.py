@@ -11,8 +11,8 @@ import torch
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation.commands import choices
-from nanomed.evaluation.compare import asked
 from nanomed.evaluation.generate import room
+from nanomed.evaluation.prompts import ask
 from nanomed.evaluation.questions import official_ids
 from nanomed.hub.checks import check_size
 from nanomed.models import FAMILIES
@@ -115,9 +115,9 @@ def prompts(recipe: Recipe, new_tokens: int) -> None:
     own = templates.of_model(source.adapter, source.directory)
     instructed = templates.load_template(recipe.template) if "instruct" in recipe.phases else None
     for template in (None, own, instructed):
-        for prompt, text in zip(recipe.prompts, asked(recipe.prompts, template), strict=True):
+        for prompt in recipe.prompts:
             with naming(f"{recipe.path} [system]: prompts: {prompt[:60]!r}"):
-                room(config, tokenizer.prompt(text).tolist(), new_tokens)
+                room(config, ask(tokenizer, prompt, template).ids, new_tokens)
 
 
 def labelled(recipe: Recipe) -> None:

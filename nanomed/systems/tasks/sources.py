@@ -27,7 +27,8 @@ from nanomed.systems.tasks.offsets import COUNTED
 from nanomed.text.labels import Spelling, class_names
 from nanomed.text.rows import read_rows
 
-Texts = Annotated[list[str], Meta(min_length=1)]
+Name = Annotated[str, Meta(pattern=r"\S")]
+Texts = Annotated[list[Name], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Section:
     train: Texts
     test: Texts
     instructions: Texts
-    split_field: str | None = None
+    split_field: Name | None = None
     group_field: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Name] = field(default_factory=dict)
     label_names: list[str] = field(default_factory=list)
     label_separator: str | None = None
     label_columns: list[str] = field(default_factory=list)
