@@ -374,6 +374,11 @@ def test_a_quantised_model_is_written_where_nothing_of_others_lies(place, model_
         run_script(tmp_path, command[0], "--model", "m", "--quantize", "nf4", "--out", "p"), "tokenizer.json"
     )
     assert not (tmp_path / "p").exists()
+    (tmp_path / "o" / "model.safetensors").rename(tmp_path / "moved")
+    assert run_script(tmp_path, *command).returncode == 0
+    assert (tmp_path / "o" / "model.safetensors").read_bytes() == (tmp_path / "moved").read_bytes()
+    again = run_script(tmp_path, command[0], "--model", "o", "--quantize", "nf4", "--out", "p")
+    assert_refused(again, "quantised already")
 
 
 def test_a_set_made_of_less_leaves_nothing_of_more(place, tmp_path):

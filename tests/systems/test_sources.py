@@ -194,6 +194,7 @@ def test_the_linear_baselines_learn_what_is_plain(home):
             ["[topics]", "label_lists must be names or vectors"],
         ),
         ("rows = 20", "row = 20", ["[diseases]", "unknown key 'row'"]),
+        ("rows = 20", "labels = { a = ' ' }", ["[diseases]", "labels[...]"]),
         ("rows = 20", "measure = 'bleu'", ["[diseases]", "measure", "entity_f1"]),
         (
             "rows = 20",
