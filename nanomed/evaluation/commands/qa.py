@@ -37,16 +37,16 @@ def main(args, look_up) -> dict:
         ]
     template, named = measure.choose_template(args.template, o, "response")
     left_out = f"; {bad} bad rows left out" if bad else ""
-    print(f"{o}; {len(items):,} questions{left_out}; template {named}")
+    asked, references = len({item.asked for item in items}), sum(len(i.each_answer()) for i in items)
+    several = f" with {references:,} references, of which the best counts" if references > asked else ""
+    print(f"{o}; {asked:,} questions{several}{left_out}; template {named}")
     sampling, most = measure.sampling_of(args), args.max_new_tokens
     r = measure.measure_answers(o, items, template, sampling, most, args.batch_size, args.seed)
     print(text_table(answers_table({args.model: r})))
     print(f"BLEU: {r['settings']['bleu']}\nROUGE: {r['settings']['rouge']}")
-    if repeated := len(items) - r["dropped"] - r["questions"]:
-        print(f"rows that ask a question again: {repeated:,}; of its references the best counts")
     if r["dropped"]:
         print(
-            f"{r['dropped']} questions left out: their prompts fill the model's {o.model.config.n_positions}"
+            f"{r['dropped']} rows left out: their prompts fill the model's {o.model.config.n_positions}"
             " positions"
         )
     special.say(r["special_tokens"])
