@@ -59,6 +59,8 @@ class ByteLevel:
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
         self._lengths = np.array([len(token) for token in ranks], dtype=np.int64)  # of each rank, in bytes
+        self._size_of_id = np.zeros(self._id_of_rank.max() + 1, np.int64)  # 0 of those that are added
+        self._size_of_id[self._id_of_rank[: len(ranks)]] = self._lengths
         self.pattern = pattern
 
     def content(self) -> bytes:
@@ -83,15 +85,16 @@ class ByteLevel:
         self._check(text)
         return self._id_of_rank[self._encode_marked("".join(parts) + text[at:])]
 
-    def placed(self, text: str, begins: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text, and where each begins and ends, in characters: (T,) and (T, 2)."""
-        ranks = self._encode(text)
-        ends = np.cumsum(self._lengths[ranks])
-        places = np.stack([ends - self._lengths[ranks], ends], 1)
-        if not text.isascii():  # the number of characters that have begun by each byte
-            begun = np.cumsum((np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80)
-            places = begun[places - [0, 1]] - [1, 0]
-        return self._id_of_rank[ranks], places
+    def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text in which tokens stand, as encode_around() gives them, and the number of characters
+        that have begun where each id ends: both (T,)."""
+        ids = self.encode_around(text, tokens) if tokens else self.encode(text)
+        sizes = self._size_of_id[ids]
+        sizes[sizes == 0] = [len(text[start:end].encode()) for start, end, _ in tokens]
+        ends = np.cumsum(sizes)
+        if not text.isascii():
+            ends = np.cumsum((np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80)[ends - 1]
+        return ids, ends
 
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
         """The ids of `text` where it follows `before`: those that both together have behind the border, or of

@@ -4,9 +4,10 @@ It is rendered as transformers 5.23's apply_chat_template renders it, and what i
 rendering it a second time: the same conversation with every letter of what is said turned into another one.
 Where the two texts differ, somebody speaks; where they are the same, the template does."""
 
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ from nanomed.files import read_object, write_text
 from nanomed.text import jinja
 from nanomed.text.conversations import Conversation, Turn, turns_of, user
 from nanomed.text.lines import BadRow
-from nanomed.text.special import Written
+from nanomed.text.special import Written, template_text
 
 FILE, MORE, KEY = "chat_template.jinja", "additional_chat_templates", "tokenizer_config.json"
 
@@ -88,40 +89,48 @@ class ChatTemplate:
         if len(words) != len(learned):
             if len(learned) > 1:
                 return None
-            raise UserError(f"{self.where}: does not show an answer that begins {turns[-1].text[:40]!r}")
+            what = f"does not show an answer that begins {turns[-1].text[:40]!r}"
+            raise UserError(f"{self.where}: {what}; --template NAME takes another")
         for k, (start, stop) in zip(learned, words, strict=True):
             alone = text if k + 1 == len(turns) else self.render(turns[: k + 1])
-            stop += _ending(alone[stop:], tokenizer)
-            if alone[:stop] != text[:stop]:
+            end = _ending(alone[stop:], tokenizer)
+            if alone[: stop + end] != text[: stop + end]:
                 return None
-            spans.append((start, stop))
-        ids, places = tokenizer.placed(Written(text, _runs(whose == 0), complete=True))
-        first = np.searchsorted(places[:, 1], [start for start, _ in spans], "right")
-        last = np.searchsorted(places[:, 0], [stop for _, stop in spans], "left")
-        return tokenizer.joined([ids]), tuple(zip(first.tolist(), last.tolist(), strict=True))
+            spans.append((start, stop + (end or _next(text[stop:], tokenizer))))
+        ids, ends = tokenizer.encode_ends(Written(text, _runs(whose == 0), complete=True))
+        places = np.searchsorted(ends, spans, "right").tolist()
+        return tokenizer.joined([ids]), tuple((first, last) for first, last in places)
 
     # --- rendering ---
 
     def render(self, turns: Sequence[Turn], prompt: bool = False) -> str:
         """The text of turns; prompt: and what an answer follows. Raises UserError where the template does."""
+        return self._render([_message(turn) for turn in turns], prompt)
+
+    def _render(self, messages: list[dict[str, str]], prompt: bool) -> str:
         given = dict(self.tokens) | {"tools": None, "documents": None, "add_generation_prompt": prompt}
         try:
-            return jinja.compiled(self.source).render(messages=[_message(turn) for turn in turns], **given)
+            return jinja.compiled(self.source).render(messages=messages, **given)
         except Exception as e:  # a template is a program: it can fail in any way
             raise UserError(f"{self.where}: {e or type(e).__name__}; --template NAME takes another") from e
 
     def _followed(self, turns, learned: Sequence[int] = (), prompt: bool = False) -> tuple[str, np.ndarray]:
         """The text, and for each of its characters whose it is, (T,): 0 the template's, 1 said, 2 and 3 by
         turns said and learned. Raises UserError where a template does not let itself be followed."""
-        text = self.render(turns, prompt)
+        messages = [_message(turn) for turn in turns]
+        text = self._render(messages, prompt)
         number = {k: 2 + n % 2 for n, k in enumerate(learned)}
         for looked_at in ((), ("assistant",), ("system", "user", "assistant", "tool")):
+            kept = {role: jinja.looked_for(self.source) for role in looked_at}
+            disguised = [
+                {
+                    key: _disguised(key, value, OTHER[number.get(k, 1)], kept.get(m["role"]))
+                    for key, value in m.items()
+                }
+                for k, m in enumerate(messages)
+            ]
             try:
-                disguised = [
-                    self._disguised(turn, number.get(k, 1), turn.role in looked_at)
-                    for k, turn in enumerate(turns)
-                ]
-                whose = _whose(text, self.render(disguised, prompt))
+                whose = _whose(text, self._render(disguised, prompt))
             except UserError:
                 continue
             if whose is not None:
@@ -130,17 +139,6 @@ class ChatTemplate:
             f"{self.where}: what it writes cannot be told from what is said in the conversation that begins"
             f" {turns[0].text[:40]!r}; --template NAME takes another"
         )
-
-    def _disguised(self, turn: Turn, number: int, looked_at: bool) -> Turn:
-        """A turn in other letters; looked_at: but for blanks, quotes, and what the template looks for in
-        texts (`</think>`)."""
-
-        def disguise(text):
-            parts = jinja.looked_for(self.source).split(text) if looked_at else [text]
-            return "".join(p if k % 2 else p.translate(OTHER[number]) for k, p in enumerate(parts))
-
-        reasoning = turn.reasoning and disguise(turn.reasoning)
-        return replace(turn, text=disguise(turn.text), input=disguise(turn.input), reasoning=reasoning)
 
     # --- its files ---
 
@@ -204,6 +202,18 @@ def _message(turn: Turn) -> dict[str, str]:
 # --- whose a character is -----------------------------------------------------------------------------------
 
 
+def _disguised(key: str, text: str, other: dict, looked_for: re.Pattern | None) -> str:
+    """A text of a message in other letters. looked_for: what stays, where a template treats it apart
+    (`</think>`), and blanks, quotes and the like."""
+    if key in ("role", "name"):
+        return text
+    parts = looked_for.split(text) if looked_for else [text]
+    return "".join(part if k % 2 else part.translate(other) for k, part in enumerate(parts))
+
+
+BLANK, PRIVATE = 0x2000, (0xF0000, 0x100000)  # where other characters for those beyond ASCII are
+
+
 class _Other(dict):
     """str.translate's table to the n-th other character of the same kind: blank, digit, small or capital
     letter, or sign."""
@@ -211,21 +221,26 @@ class _Other(dict):
     def __init__(self, n: int):
         kinds = (" \t\n\r", "0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
         signs = "".join(c for c in map(chr, range(33, 127)) if not c.isalnum())
-        super().__init__(
-            {ord(a): kind[(i + n) % len(kind)] for kind in (*kinds, signs) for i, a in enumerate(kind)}
-        )
+        for kind in (*kinds, signs):
+            self |= {ord(a): kind[(i + n) % len(kind)] for i, a in enumerate(kind)}
         self.n = n
 
     def __missing__(self, code: int) -> str:
         if code < 128:
             return chr(code)
-        blank, private = (0x2000 if code != 0x2000 + self.n else 0x2004), 0xF0000
-        private = 0x100000 if code >= private else private
-        self[code] = chr((blank if chr(code).isspace() else private) + self.n)
+        other = BLANK if chr(code).isspace() else PRIVATE[0]
+        if code & ~7 == other:  # it is one of these itself
+            other = BLANK + 4 if other == BLANK else PRIVATE[1]
+        self[code] = chr(other + self.n)
         return self[code]
 
 
 OTHER = {n: _Other(n) for n in (1, 2, 3)}
+# Of a character and another in its place: which table made it, 0 if it is the same, -1 if none did.
+WHOSE = np.full((129, 129), -1, np.int8)
+np.fill_diagonal(WHOSE, 0)
+for n, table in OTHER.items():
+    WHOSE[list(table), [ord(other) for other in table.values()]] = n
 
 
 def _whose(text: str, other: str) -> np.ndarray | None:
@@ -233,17 +248,23 @@ def _whose(text: str, other: str) -> np.ndarray | None:
     none. None if one is no disguise of the other."""
     if len(text) != len(other):
         return None
-    there, now = (np.frombuffer(t.encode("utf-32-le", "surrogatepass"), np.uint32) for t in (text, other))
-    whose = np.where(there == now, 0, -1)
-    for n, table in OTHER.items():
-        letters = np.frombuffer(text.translate(table).encode("utf-32-le", "surrogatepass"), np.uint32)
-        whose[(whose < 0) & (letters == now)] = n
+    there, now = _codes(text), _codes(other)
+    whose = WHOSE[np.minimum(there, 128), np.minimum(now, 128)]
+    if (far := np.flatnonzero(there > 127)).size:
+        other, at = now[far], now[far] // 8 * 8
+        known = (at == BLANK) | (at == PRIVATE[0]) | (at == PRIVATE[1])
+        whose[far] = np.where(other == there[far], 0, np.where(known, other & 3, -1))
     return None if (whose < 0).any() else whose
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _runs(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     """The spans (start, end) in which a mask (T,) is true."""
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
+    edges = (np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist()
+    edges = [0] * bool(len(mask) and mask[0]) + edges + [len(mask)] * bool(len(mask) and mask[-1])
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
@@ -252,19 +273,33 @@ def _words(whose: np.ndarray) -> list[tuple[int, int]]:
     at = np.flatnonzero(whose > 1)
     if not len(at):
         return []
-    parts = np.split(at, np.flatnonzero(np.diff(whose[at])) + 1)
-    return [(int(part[0]), int(part[-1]) + 1) for part in parts]
+    behind = np.flatnonzero(whose[at][1:] != whose[at][:-1])
+    return list(zip(at[[0, *(behind + 1)]].tolist(), (at[[*behind, -1]] + 1).tolist(), strict=True))
 
 
 def _ending(behind: str, tokenizer) -> int:
     """How much of what a template writes behind an answer ends it: all up to the first special token, and
     those that follow at once."""
-    found = tokenizer.spellings.special.find(behind)
+    found = _special(behind, tokenizer)
     if not found:
         return len(behind.rstrip())
     end = found[0][1]
-    for start, stop, _ in found[1:]:
+    for start, stop in found[1:]:
         if start != end:
             break
         end = stop
     return end
+
+
+def _next(behind: str, tokenizer) -> int:
+    """The same where nothing is written behind a last answer (GLM 4): up to the token that the next turn
+    begins with."""
+    found = _special(behind, tokenizer)
+    return found[0][1] if found and not behind[: found[0][0]].strip() else 0
+
+
+def _special(text: str, tokenizer) -> list[tuple[int, int]]:
+    """Where a template's text has special tokens."""
+    spellings = tokenizer.spellings
+    found = spellings.real(template_text(text), "text")
+    return [(start, end) for start, end, i in found if spellings.tokens[i].special]

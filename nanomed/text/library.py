@@ -62,10 +62,15 @@ class Library:
         """The ids of a text in which tokens stand, (start, end, id) from left to right."""
         return np.concatenate(in_pieces(self, text, tokens))
 
-    def placed(self, text: str, begins: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """As ByteLevel.placed()."""
-        found = self._encoded(text, begins)
-        return np.array(found.ids, np.uint32), np.array(found.offsets, np.int64).reshape(-1, 2)
+    def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """As ByteLevel.encode_ends()."""
+        at, ids, ends = 0, [], []
+        for start, end, i in [*tokens, (len(text), len(text), None)]:
+            piece = self._encoded(text[at:start], at == 0) if start > at else None
+            ids += piece.ids if piece else []
+            ends += [at + stop for _, stop in piece.offsets] if piece else []
+            ids, ends, at = ids + [i] * (end > start), ends + [end] * (end > start), end
+        return np.array(ids, np.uint32), np.array(ends, np.int64)
 
     def _encoded(self, text: str, begins: bool):
         return _encoded(self._whole if begins else self._behind_special, text)

@@ -72,18 +72,11 @@ class Tokenizer:
         found = self.codec.encode_around(text.text, tokens) if tokens else self.codec.encode(text.text)
         return self._known(found)
 
-    def placed(self, text: Written) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text, as encode() gives them, and where in the text each begins and ends: (T,) and
-        (T, 2), in characters; one that a token holds a part of counts as a whole."""
-        at, ids, places = 0, [np.zeros(0, np.uint32)], [np.zeros((0, 2), np.int64)]
-        for start, end, i in self._real(text):
-            if start > at:
-                found, where = self.codec.placed(text.text[at:start], at == 0)
-                ids, places = [*ids, found], [*places, where + at]
-            if i is not None:
-                ids, places = [*ids, np.array([i], np.uint32)], [*places, np.array([[start, end]])]
-            at = end
-        return self._known(np.concatenate(ids)), np.concatenate(places)
+    def encode_ends(self, text: Written) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text, as encode() gives them, and the number of its characters that have begun where
+        each of them ends: both (T,)."""
+        ids, ends = self.codec.encode_ends(text.text, self.spellings.real(text, self.reading))
+        return self._known(ids), ends
 
     @staticmethod
     def joined(parts: list) -> np.ndarray:
