@@ -86,8 +86,8 @@ class ByteLevel:
         return self._id_of_rank[self._encode_marked("".join(parts) + text[at:])]
 
     def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text in which tokens stand, as encode_around() gives them, and the number of characters
-        that have begun where each id ends: both (T,)."""
+        """The ids of a text in which tokens stand, as encode_around() gives them, and the number of
+        characters that have begun where each id ends: both (T,)."""
         ids = self.encode_around(text, tokens) if tokens else self.encode(text)
         sizes = self._size_of_id[ids]
         sizes[sizes == 0] = [len(text[start:end].encode()) for start, end, _ in tokens]

@@ -4,7 +4,6 @@ It is rendered as transformers 5.23's apply_chat_template renders it, and what i
 rendering it a second time: the same conversation with every letter of what is said turned into another one.
 Where the two texts differ, somebody speaks; where they are the same, the template does."""
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, write_text
 from nanomed.text import jinja
 from nanomed.text.conversations import Conversation, Turn, turns_of, user
+from nanomed.text.disguise import OTHER, disguised, whose_characters
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
 
@@ -122,15 +122,15 @@ class ChatTemplate:
         number = {k: 2 + n % 2 for n, k in enumerate(learned)}
         for looked_at in ((), ("assistant",), ("system", "user", "assistant", "tool")):
             kept = {role: jinja.looked_for(self.source) for role in looked_at}
-            disguised = [
+            others = [
                 {
-                    key: _disguised(key, value, OTHER[number.get(k, 1)], kept.get(m["role"]))
+                    key: disguised(key, value, OTHER[number.get(k, 1)], kept.get(m["role"]))
                     for key, value in m.items()
                 }
                 for k, m in enumerate(messages)
             ]
             try:
-                whose = _whose(text, self._render(disguised, prompt))
+                whose = whose_characters(text, self._render(others, prompt))
             except UserError:
                 continue
             if whose is not None:
@@ -199,66 +199,7 @@ def _message(turn: Turn) -> dict[str, str]:
     return message
 
 
-# --- whose a character is -----------------------------------------------------------------------------------
-
-
-def _disguised(key: str, text: str, other: dict, looked_for: re.Pattern | None) -> str:
-    """A text of a message in other letters. looked_for: what stays, where a template treats it apart
-    (`</think>`), and blanks, quotes and the like."""
-    if key in ("role", "name"):
-        return text
-    parts = looked_for.split(text) if looked_for else [text]
-    return "".join(part if k % 2 else part.translate(other) for k, part in enumerate(parts))
-
-
-BLANK, PRIVATE = 0x2000, (0xF0000, 0x100000)  # where other characters for those beyond ASCII are
-
-
-class _Other(dict):
-    """str.translate's table to the n-th other character of the same kind: blank, digit, small or capital
-    letter, or sign."""
-
-    def __init__(self, n: int):
-        kinds = (" \t\n\r", "0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        signs = "".join(c for c in map(chr, range(33, 127)) if not c.isalnum())
-        for kind in (*kinds, signs):
-            self |= {ord(a): kind[(i + n) % len(kind)] for i, a in enumerate(kind)}
-        self.n = n
-
-    def __missing__(self, code: int) -> str:
-        if code < 128:
-            return chr(code)
-        other = BLANK if chr(code).isspace() else PRIVATE[0]
-        if code & ~7 == other:  # it is one of these itself
-            other = BLANK + 4 if other == BLANK else PRIVATE[1]
-        self[code] = chr(other + self.n)
-        return self[code]
-
-
-OTHER = {n: _Other(n) for n in (1, 2, 3)}
-# Of a character and another in its place: which table made it, 0 if it is the same, -1 if none did.
-WHOSE = np.full((129, 129), -1, np.int8)
-np.fill_diagonal(WHOSE, 0)
-for n, table in OTHER.items():
-    WHOSE[list(table), [ord(other) for other in table.values()]] = n
-
-
-def _whose(text: str, other: str) -> np.ndarray | None:
-    """Of a text and the same in other letters, which table made each of its characters another, (T,), 0:
-    none. None if one is no disguise of the other."""
-    if len(text) != len(other):
-        return None
-    there, now = _codes(text), _codes(other)
-    whose = WHOSE[np.minimum(there, 128), np.minimum(now, 128)]
-    if (far := np.flatnonzero(there > 127)).size:
-        other, at = now[far], now[far] // 8 * 8
-        known = (at == BLANK) | (at == PRIVATE[0]) | (at == PRIVATE[1])
-        whose[far] = np.where(other == there[far], 0, np.where(known, other & 3, -1))
-    return None if (whose < 0).any() else whose
-
-
-def _codes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+# --- where who speaks --------------------------------------------------------------------------------------
 
 
 def _runs(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
