@@ -2,6 +2,7 @@
 # transformers 5.23.0. Trainer.evaluate()'s eval_loss is the mean over the predicted tokens, one would expect, as the model's own loss
 # is. Of LlamaForCausalLM it is. Of GPT2LMHeadModel the summed loss is divided by all labels, each row's first included, which nothing
 # predicts: so exp(eval_loss) is too good, the more the shorter the rows.
+# 4.57.1 and 5.0.0 do so with LlamaForCausalLM too.
 # Seen: rows of 3 and 9 tokens: GPT-2's eval_loss is 10/12 of the mean over the 10 predicted tokens, Llama's is the mean
 set -euo pipefail
 d=$(mktemp -d)
