@@ -122,16 +122,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shrink = 1 / 256 if dtype == torch.float16 else 1.0
         start = 0
         for xs, ts in _chunks(x, targets, vocab):
-            logits, here = _logits(xs, w, vocab), slice(start, start + len(ts))
+            here = slice(start, start + len(ts))
             if need_x or need_w:
-                nll[here], d = _nll_and_gradient(logits, ts, dtype)
+                nll[here], d = _nll_and_gradient(_logits(xs, w, vocab), ts, dtype)
             else:
-                nll[here] = _nll(logits, ts)
+                nll[here] = _nll(_logits(xs, w, vocab), ts)
             if need_x:
                 grad_x[here] = d @ w
             if need_w:
                 grad_w.add_(d.t() @ (xs * shrink).to(dtype), alpha=1 / shrink)
             start += len(ts)
+            d = None  # before the next chunk's logits are made
         grad_w = grad_w[:vocab] if need_w else None
         ctx.grads = (grad_x, grad_w)
         ctx.mark_non_differentiable(nll)
