@@ -95,6 +95,8 @@ def model_of(family, sizes: dict, r: int = 0) -> LanguageModel:
 
 def write_random(shape: str, out: Path, tokenizer_from: Path) -> None:
     """A model of one of these shapes with random weights, and any tokenizer whose ids it has."""
+    if shape not in SHAPES:
+        raise SystemExit(f"--shape {shape}: there are {', '.join(SHAPES)}")
     family, sizes = SHAPES[shape]
     torch.manual_seed(0)
     model = LanguageModel(family, family.Config(**sizes))

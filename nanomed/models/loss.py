@@ -133,7 +133,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_w.add_(d.t() @ (xs * shrink).to(dtype), alpha=1 / shrink)
             start += len(ts)
             d = None  # before the next chunk's logits are made
-        grad_w = grad_w[:vocab] if need_w else None
+        # no view, so that autograd adds a tied embedding's gradient to it in place
+        grad_w = grad_w[:vocab].detach() if need_w else None
         ctx.grads = (grad_x, grad_w)
         ctx.mark_non_differentiable(nll)
         return nll.sum(), nll
