@@ -6,7 +6,8 @@ import signal
 STOPS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     STOPS.append(signal.SIGHUP)
-PASSED_ON = "NANOMED_PASSED_ON"  # in the environment of a process whose parent passes its signals on to it
+# In the environment of a command that a program runs: that program, which passes its signals on.
+RUN_BY = "NANOMED_RUN_BY"
 
 
 class UserError(Exception):

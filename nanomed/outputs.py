@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nanomed.errors import UserError
+from nanomed.errors import RUN_BY, UserError
 from nanomed.files import PASSING, make_temporary, read_object, sync, write_json
 
 FORMAT = 1
@@ -86,7 +86,7 @@ def lock(directory: Path, flag: str = "--out") -> None:
             _locks[path] = locked(path)
         except BlockingIOError as e:
             pid = path.read_text(errors="replace") if path.exists() else ""
-            if pid == str(os.getppid()):
+            if pid == os.environ.get(RUN_BY):
                 return
             who, mend = f"another process ({pid or 'unknown'})", "let it end, or choose another directory"
             raise UserError(f"{flag} {directory}: {who} is at work there; {mend}") from e

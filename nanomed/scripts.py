@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from nanomed.errors import PASSED_ON, Interrupted, UserError
+from nanomed.errors import RUN_BY, Interrupted, UserError
 from nanomed.outputs import locked_files
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def run(command: list) -> None:
     Raises Interrupted then, and UserError if it does not end well."""
     command, came = [str(word) for word in command], None
     print(f"$ python {shlex.join(command)}", flush=True)
-    how = {"cwd": ROOT, "env": os.environ | {PASSED_ON: "1"}, "pass_fds": locked_files()}
+    how = {"cwd": ROOT, "env": os.environ | {RUN_BY: str(os.getpid())}, "pass_fds": locked_files()}
     process = subprocess.Popen([sys.executable, *command], preexec_fn=partial(_die_with, os.getpid()), **how)
     while process.returncode is None:
         try:

@@ -4,6 +4,7 @@ program ends."""
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -222,6 +223,9 @@ def place(tmp_path_factory, model_dir):
     return d
 
 
+SMALL = ["--max-new-tokens", 4, "--dtype", "fp32", "--device", "cpu"]
+
+
 def commands(model_dir):
     ppl = ["--model", model_dir, "--dtype", "fp32", "--device", "cpu", "--context", 32]
     return {
@@ -239,123 +243,87 @@ def commands(model_dir):
             "--out",
             "o",
         ],
+        "reproduce": ["nanomed/reproduce.py", "--recipe", "recipe.toml", *SMALL, "--out", "o"],
         "cache": ["eval.py", "ppl", *ppl, "--data", "docs.jsonl", "--json", "o/ppl.json"],
     }
 
 
-def without_times(value):
-    """Of JSON, what two runs share."""
+# Of JSON, what no two runs share.
+MOVES = {"tokens_per_s", "seconds", "made", "measured", "started", "command", "peak_rss_bytes"}
+
+
+def without_moves(value):
     if isinstance(value, dict):
-        return {
-            k: without_times(v)
-            for k, v in value.items()
-            if k not in ("tokens_per_s", "seconds", "made", "measured")
-        }
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+        return {k: without_moves(v) for k, v in value.items() if k not in MOVES}
+    return [without_moves(v) for v in value] if isinstance(value, list) else value
 
 
 def left(directory):
     """{file: content}, without what no two runs share."""
     found = {}
-    for file in (
-        p
-        for p in directory.rglob("*")
-        if p.is_file() and p.name not in ("report.html", "loss.png", "perplexity.png")
-    ):
-        text = file.read_bytes()
-        found[str(file.relative_to(directory))] = (
-            without_times(json.loads(text)) if file.suffix == ".json" else text
-        )
+    for file in (p for p in directory.rglob("*") if p.is_file()):
+        name, content = str(file.relative_to(directory)), file.read_bytes()
+        if file.suffix == ".json":
+            content = without_moves(json.loads(content))
+        elif file.name == "metrics.jsonl":
+            content = [without_moves(json.loads(line)) for line in content.splitlines()]
+        found[name] = content if file.suffix not in (".html", ".png") else None
     return found
 
 
 def killed_and_run_again(python, place, model_dir, name, kills):
     script, *flags = map(str, commands(model_dir)[name])
+    (place / "python").write_text(f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n')
+    (place / "python").chmod(0o755)
+    where, whole = place / name, place / f"{name} whole"
 
-    def start(after, where):
+    def start(after):
         (where / "o").mkdir(parents=True, exist_ok=True)
         for file in place.iterdir():
             if file.is_file() and not (where / file.name).exists():
                 (where / file.name).symlink_to(file)
-        environment = os.environ | {
-            "NANOMED_CACHE": str(where / "o" / "cache" if name == "cache" else place / "cache")
-        }
+        cache = where / "o" / "cache" if name == "cache" else place / "cache"
+        environment = os.environ | {"NANOMED_CACHE": str(cache), "PYTHON_OF_COMMANDS": str(place / "python")}
         words = [str(after), str(int(signal.SIGKILL)), str(ROOT / script), *flags]
         command = [*python, "-c", KILLED, *words]
         return subprocess.run(
             command, cwd=where, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
 
-    whole = place / f"{name} whole"
-    done = start(PATIENCE, whole)
+    done = start(PATIENCE)
     assert done.returncode == 0, done.stderr
     lasts = float(done.stdout.split("LASTED")[1])
-    moments, again = random.Random(0), place / f"{name} killed"
-    for _ in range(kills):
-        done = start(moments.uniform(0, lasts), again)
+    shutil.rmtree(whole, ignore_errors=True)
+    where.rename(whole)
+    moments, killed = random.Random(0), 0
+    for _ in range(20 * kills):
+        if killed == kills:
+            break
+        done = start(moments.uniform(0, lasts))
         if done.returncode == 0:  # it was faster than that: from the start again
-            assert left(again / "o") == left(whole / "o")
-            shutil.rmtree(again)
+            assert left(where / "o") == left(whole / "o")
+            shutil.rmtree(where)
         else:
             assert done.returncode == -signal.SIGKILL, done.stderr
-    done = start(PATIENCE, again)
+            killed += 1
+    done = start(PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert left(again / "o") == left(whole / "o")
+    assert left(where / "o") == left(whole / "o") and killed == kills
+    shutil.rmtree(where)
 
 
-@pytest.mark.parametrize("name", ["tasks", "quantise", "compare", "cache"])
+PROGRAMS = ["tasks", "quantise", "compare", "cache", "reproduce"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_killed(python, place, model_dir, name):
-    killed_and_run_again(python, place, model_dir, name, 3)
+    killed_and_run_again(python, place, model_dir, name, 5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tasks", "quantise", "compare", "cache"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_killed_again_and_again(python, place, model_dir, name):
     killed_and_run_again(python, place, model_dir, name, 30)
-
-
-@pytest.mark.slow
-def test_a_reproduction_that_is_killed_again_and_again(place):
-    """Its commands with it, as a machine that is switched off."""
-    moments = random.Random(1)
-
-    def start(out, after):
-        words = [
-            "-m",
-            "nanomed.reproduce",
-            "--recipe",
-            "recipe.toml",
-            "--out",
-            out,
-            "--max-new-tokens",
-            "4",
-            "--dtype",
-            "fp32",
-        ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            [sys.executable, *words], cwd=place, env=environment, start_new_session=True
-        ) as process:
-            try:
-                return process.wait(after)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return None
-
-    began = os.times().elapsed
-    assert start("whole", PATIENCE) == 0
-    lasts = os.times().elapsed - began
-    for _ in range(5):
-        start("killed", moments.uniform(0, lasts))
-    assert start("killed", PATIENCE) == 0
-    names = [set(left(place / out)) for out in ("whole", "killed")]
-    assert names[0] == names[1]
-    for name in ("adapted/model.safetensors", "data/corpus.test.jsonl", "measured/adapted.generations.json"):
-        assert (place / "whole" / name).read_bytes() == (place / "killed" / name).read_bytes()
-    a, b = (
-        json.loads((place / out / "results.json").read_text())["published"] for out in ("whole", "killed")
-    )
-    assert a == b
 
 
 def test_a_quantised_model_is_written_where_nothing_of_others_lies(place, model_dir, tmp_path):

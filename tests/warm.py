@@ -8,6 +8,7 @@ each command.
 Nothing that reads the environment at its import (huggingface_hub, datasets, nanomed) is imported beforehand,
 so a command finds them as new as it would in a process of its own."""
 
+import contextlib
 import gc
 import json
 import os
@@ -30,20 +31,32 @@ def serve(path: str) -> None:
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
     server.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     while server in select.select([server, sys.stdin], [], [])[0]:  # until whoever started it is gone
         connection, _ = server.accept()
-        request, streams, *_ = socket.recv_fds(connection, 2**20, 3)
-        pid = os.fork()
-        if not pid:
+        if not os.fork():
             server.close()
-            connection.close()
-            return become(json.loads(request), streams)
-        for fd in streams:
-            os.close(fd)
-        connection.sendall(b"%d\n" % pid)
-        _, status = os.waitpid(pid, 0)
-        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return answer(connection)
         connection.close()
+
+
+def answer(connection) -> None:
+    """One command, which may ask for others; it is killed if whoever asked for it is."""
+    request, streams, *_ = socket.recv_fds(connection, 2**20, 3)
+    pid = os.fork()
+    if not pid:
+        connection.close()
+        return become(json.loads(request), streams)
+    for fd in streams:
+        os.close(fd)
+    connection.sendall(b"%d\n" % pid)
+    if connection in select.select([connection, os.pidfd_open(pid)], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(BrokenPipeError):
+        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
 
 
 def become(request: dict, streams: list[int]) -> None:

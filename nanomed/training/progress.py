@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanomed.errors import PASSED_ON, STOPS, Interrupted, UserError
+from nanomed.errors import RUN_BY, STOPS, Interrupted, UserError
 from nanomed.files import finite, parse_json, typed, write_text
 from nanomed.limits import Whole
 from nanomed.training import distributed
@@ -180,7 +180,7 @@ def stopping():
         # The shell and the system may both send a hang-up; torchrun, and a program that runs the scripts,
         # pass on what the terminal sent to all.
         hang_up = signum == getattr(signal, "SIGHUP", None)
-        twice = distributed.world() > 1 or PASSED_ON in os.environ
+        twice = distributed.world() > 1 or RUN_BY in os.environ
         passed_on = twice and came and time.monotonic() - came[0][1] < SAME_SIGNAL
         if came and not (hang_up or passed_on):
             raise Interrupted(signum, "stopped at once")

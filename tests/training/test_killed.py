@@ -20,6 +20,7 @@ KILLED = """
 import os, runpy, sys, threading, time
 after, sig, script = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 sys.argv = sys.argv[3:]
+sys.executable = os.environ.get("PYTHON_OF_COMMANDS", sys.executable)
 from nanomed.training import run
 def kill():
     time.sleep(after)
