@@ -349,6 +349,19 @@ def test_a_quantised_model_is_written_where_nothing_of_others_lies(place, model_
     assert_refused(again, "quantised already")
 
 
+def test_a_tokenizer_is_whole_or_not_there(place, tmp_path):
+    (tmp_path / "bad.jsonl").write_text((place / "docs.jsonl").read_text() + '{"text": 5}\n')
+    command = ["nanomed/text/bpe.py", "--vocab-size", 300, "--out", "o", "--data"]
+    assert_refused(run_script(tmp_path, *command, "bad.jsonl"), "bad.jsonl, row 61")
+    assert not (tmp_path / "o").exists()
+    assert run_script(tmp_path, *command, place / "docs.jsonl").returncode == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()}
+    assert_refused(run_script(tmp_path, *command, "bad.jsonl"), "bad.jsonl, row 61")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()} and len(before) == 4
+    (tmp_path / "o" / "model.safetensors").write_text("mine")
+    assert_refused(run_script(tmp_path, *command, place / "docs.jsonl"), "did not write")
+
+
 def test_a_set_made_of_less_leaves_nothing_of_more(place, tmp_path):
     (tmp_path / "s.toml").write_text(SET + SET.replace("[a]", "[b]"))
     for name in ("train", "test"):

@@ -253,17 +253,19 @@ def vocabulary(o: measure.Opened) -> int:
 def main():
     args = parse_args()
     out = Path(args.out)
-    outputs.check_directory(args.out)
     if not args.full:
         one_seed(args, out, args.seed)
         return
-    if not any(out.glob("seed-*/settings.json")):
-        texts.refuse_foreign(out, ["demo.json", "table.md"])
+
+    def of_earlier(held):
+        return held if held.keys() == {"seconds", "seeds"} else None
+
+    outputs.take(out, texts.PROGRAM, "demo.json", writes=["table.md"], beside=True, older=of_earlier)
     results = [one_seed(args, out / f"seed-{seed}", seed) for seed in range(args.seed, args.seed + 3)]
     seconds, size = sum(r["seconds"] for r in results), results[0]["vocabulary"]
     tables = [r["rows"] for r in results]
-    write_json({"seconds": seconds, "seeds": results}, out / "demo.json")
     write_text(table.over_seeds(tables, size) + "\n", out / "table.md")
+    write_json(outputs.stamp(texts.PROGRAM) | {"seconds": seconds, "seeds": results}, out / "demo.json")
     print(f"\nThree seeds\n\n{table.summary(tables, size)}\n\n{seconds / 60:.0f} minutes;", end=" ")
     print(f"results in {out}: demo.json, table.md (mean [lowest, highest])")
 

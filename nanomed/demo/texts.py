@@ -78,10 +78,3 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
     write_json(outputs.stamp(PROGRAM) | settings, out / RECORD)
     for name, text in texts.items():
         write_text(text, out / name)
-
-
-def refuse_foreign(out: Path, names: list[str]) -> None:
-    """Raise UserError if something of these names is in `out`, where no demo has been."""
-    for name in names:
-        if os.path.lexists(out / name):
-            raise UserError(f"{out / name}: is there already, and no demo wrote it; {ANOTHER}")

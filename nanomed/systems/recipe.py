@@ -3,8 +3,8 @@
     recipes/NAME.toml   [system] [data.NAME] [adapt] [classify] [instruct] [[published]]     -> Recipe
     data.NAME           rows of a file or of the Hub -> NAME.train.jsonl, NAME.test.jsonl    (prepare)
 
-The phases' sections preset the scripts' flags, also for a user of --config, and are tried here by the same
-settings; data, models and directories are wired here."""
+The phases' sections preset the scripts' flags, also for a user of --config, and are tried before all else
+(trial.py); data, models and directories are wired here."""
 
 import json
 import random

@@ -5,18 +5,21 @@
 The training itself is the `tokenizers` library's (the [sentencepiece] extra); nanomed.text.tokenizer reads
 what it writes: tokenizer.json, vocab.json and merges.txt."""
 
+import os
+import shutil
 from pathlib import Path
 
 from nanomed import cli, flags
 from nanomed.errors import UserError
-from nanomed.files import read_json, write_json
+from nanomed.files import make_temporary, read_json, write_json
 from nanomed.optional import need
-from nanomed.outputs import check_directory, names_in
+from nanomed.outputs import check_directory, lock, names_in
 from nanomed.text import reading, rows
 from nanomed.text.tokenizer import EOT
 
 CONFIG = {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOT, "eos_token": EOT}
-WRITTEN = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
+# The first says who wrote the others.
+WRITTEN = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
 def train_bpe(texts, vocab_size: int, out: Path) -> int:
@@ -32,7 +35,7 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **how)
     bpe.train_from_iterator(texts, trainer)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(CONFIG, out / "tokenizer_config.json")  # first: check_out knows by it who wrote the rest
+    write_json(CONFIG, out / "tokenizer_config.json")
     bpe.save(str(out / "tokenizer.json"))
     bpe.model.save(str(out))
     return bpe.get_vocab_size()
@@ -44,7 +47,7 @@ def check_out(out: str) -> None:
     model, may have come to it."""
     check_directory(out)
     names, config = names_in(Path(out)), Path(out) / "tokenizer_config.json"
-    ours = names <= WRITTEN | {"config.json"} and config.exists() and read_json(config) == CONFIG
+    ours = names <= {*WRITTEN, "config.json"} and config.exists() and read_json(config) == CONFIG
     if names and not ours:
         raise UserError(f"--out {out}: holds what nanomed.text.bpe did not write; choose another directory")
 
@@ -58,10 +61,20 @@ def main():
     p.add_argument("--limit", type=flags.count, metavar="N", help="only the first N documents of each --data")
     flags.add_data_flags(p)
     args = reading.read_as(p.parse_args())
+    out = Path(args.out)
     check_out(args.out)
+    lock(out)
+    check_out(args.out)  # again, now that no other process changes it any more
     how = (args.text_field, args.limit, args.skip_bad_rows)
     texts = (text for name in args.data for text in rows.read_texts(name, *how) if text)
-    print(f"{args.out}: {train_bpe(texts, args.vocab_size, Path(args.out)):,} tokens")
+    made = make_temporary(out)
+    try:
+        size = train_bpe(texts, args.vocab_size, made)
+        for name in WRITTEN:
+            os.replace(made / name, out / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    print(f"{args.out}: {size:,} tokens")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def main(args) -> dict:
     if unknown := [name for name in names if name not in made]:
         raise UserError(f"--only {unknown[0]}: {directory} has {', '.join(made)}")
     sets = {name: chosen(directory, name, made[name], args.limit, args.seed) for name in names}
+    if read_set(directory) != made:
+        raise UserError(f"{directory}: was built anew while it was read; start again")
     o = open_asked(args, writes=True)
     template, named = choose_template(args.template, o, TEMPLATE)
     predictions = Predictions(args, o, template) if args.predictions else None
