@@ -6,7 +6,7 @@ Where the two texts differ, somebody speaks; where they are the same, the templa
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_object, write_text
 from nanomed.text import jinja
 from nanomed.text.conversations import Conversation, Turn, turns_of, user
-from nanomed.text.disguise import OTHER, disguised, whose_characters
+from nanomed.text.disguise import OTHER, Frame, disguised, whose_characters
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
 
@@ -48,6 +48,10 @@ class ChatTemplate:
         """Turns as the model sees them when all is said."""
         text, whose = self._followed(turns)
         return Written(text, _runs(whose == 0), complete=True)
+
+    @cached_property
+    def _frames(self) -> dict:
+        return {}
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
@@ -82,8 +86,50 @@ class ChatTemplate:
         return [whole] if whole else [self._together(turns[: k + 1], [k], tokenizer) for k in learned]
 
     def _together(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
-        """Of turns up to the last that is learned; None if an answer stands otherwise in it than where it is
-        the last."""
+        """The example of turns up to the last that is learned; None if an answer stands otherwise in it than
+        where it is the last."""
+        marked = self._marked(turns, learned, tokenizer)
+        if not marked:
+            return None
+        text, own, spans = marked
+        ids, ends = tokenizer.encode_ends(Written(text, own, complete=True))
+        places = np.searchsorted(ends, spans, "right").tolist()
+        return tokenizer.joined([ids]), tuple((first, last) for first, last in places)
+
+    def _marked(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
+        """_found(), where it can be by what the template wrote around other turns of the same kinds: if that,
+        filled with these, is the text that it writes, and none of them holds what it may look for."""
+        kinds = [(t.role, t.name, bool(t.text), t.reasoning and "some") for t in turns]
+        key = (tokenizer.hash, *learned, *kinds)
+        if key not in self._frames:
+            self._frames[key] = self._frame(turns, learned, tokenizer)
+        frame = self._frames[key]
+        if frame is None:
+            return None
+        if frame and all(map(self._is_plain, turns)):
+            found = frame.filled(turns)
+            if found[0] == self.render(turns):
+                return found
+        return self._found(turns, learned, tokenizer)
+
+    def _is_plain(self, turn: Turn) -> bool:
+        looked_for = jinja.looked_for(self.source, words=False)
+        return all(p == p.strip() and not looked_for.search(p) for p in (turn.said, turn.reasoning or ""))
+
+    def _frame(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> "Frame | bool | None":
+        """What the template writes around turns of these kinds: False if that does not show, None if they are
+        no one example."""
+        shown = [replace(t, text=t.text and f"b7351t{k}e", input="") for k, t in enumerate(turns)]
+        shown = [replace(t, reasoning=t.reasoning and f"b7351r{k}e") for k, t in enumerate(shown)]
+        try:
+            found = self._found(shown, learned, tokenizer)
+        except UserError:
+            return False
+        return found and Frame.of(shown, learned, *found)
+
+    def _found(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
+        """(text, the spans in it that the template wrote, those that are learned). None if an answer stands
+        otherwise in it than where it is the last."""
         text, whose = self._followed(turns, learned)
         words, spans = _words(whose), []
         if len(words) != len(learned):
@@ -97,9 +143,7 @@ class ChatTemplate:
             if alone[: stop + end] != text[: stop + end]:
                 return None
             spans.append((start, stop + (end or _next(text[stop:], tokenizer))))
-        ids, ends = tokenizer.encode_ends(Written(text, _runs(whose == 0), complete=True))
-        places = np.searchsorted(ends, spans, "right").tolist()
-        return tokenizer.joined([ids]), tuple((first, last) for first, last in places)
+        return text, _runs(whose == 0), spans
 
     # --- rendering ---
 

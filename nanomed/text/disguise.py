@@ -2,6 +2,7 @@
 writes itself."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,3 +64,40 @@ def whose_characters(text: str, other: str) -> np.ndarray | None:
 
 def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around turns. pieces: its own strings, and (number of a turn, its field) for
+    what is said; ends: how much of a template's string ends each learned turn, by its number."""
+
+    pieces: list
+    ends: dict[int, int]
+
+    @classmethod
+    def of(cls, turns, learned: list[int], text: str, own, spans) -> "Frame | bool":
+        """By a text of turns in which no two say the same; False if something else is said there."""
+        said = {getattr(t, name): (k, name) for k, t in enumerate(turns) for name in ("reasoning", "text")}
+        pieces, at = [], 0
+        for start, end in (*own, (len(text), len(text))):
+            pieces += [said.get(text[at:start])] if start > at else []
+            pieces.append(text[start:end])
+            at = end
+        stops = {k: text.index(turns[k].text) + len(turns[k].text) for k in learned}
+        ends = {k: stop - stops[k] for k, (_, stop) in zip(learned, spans, strict=True)}
+        return None not in pieces and cls(pieces, ends)
+
+    def filled(self, turns) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
+        """(the text of other turns, the spans in it that are the template's, those that are learned)."""
+        parts, own, starts, stops, at = [], [], {}, {}, 0
+        for piece in self.pieces:
+            if isinstance(piece, str):
+                own.append((at, at + len(piece)))
+                parts.append(piece)
+            else:
+                k, name = piece
+                parts.append(turns[k].said if name == "text" else turns[k].reasoning)
+                starts.setdefault(k, at)
+                stops[k] = at + len(parts[-1])
+            at += len(parts[-1])
+        return "".join(parts), own, [(starts[k], stops[k] + end) for k, end in self.ends.items()]

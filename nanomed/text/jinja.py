@@ -86,11 +86,12 @@ def compiled(source: str) -> jinja2.Template:
 
 
 @cache
-def looked_for(source: str) -> re.Pattern:
+def looked_for(source: str, words: bool = True) -> re.Pattern:
     """What a template may look for in texts: the strings that it compares, or hands to a method, a filter or
-    a test; and blanks, quotes and signs that such a step treats apart."""
+    a test; words: those without a sign among them, and blanks, quotes and signs that it may treat apart."""
     places = environment().parse(source).find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test))
     places = (p for p in places if not isinstance(p, nodes.Call) or isinstance(p.node, nodes.Getattr))
     strings = {const.value for place in places for const in place.find_all(nodes.Const)}
     found = sorted((s for s in strings if isinstance(s, str) and len(s.strip()) > 1), key=len, reverse=True)
-    return re.compile("(" + "|".join([*map(re.escape, found), r"[\s\"'\\&<>]"]) + ")")
+    found = [re.escape(s) for s in found if words or not re.fullmatch(r"[\w ]+", s)]
+    return re.compile("(" + "|".join(found + [r"[\s\"'\\&<>]"] * words or ["(?!)"]) + ")")
