@@ -71,6 +71,9 @@ FILES = {
     "foo.toml": 'prompt = "{instruction} {foo}"\n',
     "template.toml": 'prompt = "Q: {question}"\nresponse = "{response}"\n',
     "extra.toml": 'prompt = "{instruction}"\nresponse = "{response}"\ncolour = "red"\n',
+    "silent.jsonl": '{"messages": [{"role": "user", "content": "a"}]}\n',
+    "twice.jsonl": '[{"from": "human", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}]\n',
+    "narrator.jsonl": '{"messages": [{"role": "narrator", "content": "a"}]}\n',
     "a-file": "x",
 }
 

@@ -52,8 +52,6 @@ def read_instructions(
             nonlocal form
             if form == ():
                 form = form_of(row) if get_value(row, fields.instruction) is None else None
-                if form:
-                    say(f"{name}: {form[0]}")
             if form:
                 found = conversation(form[1](row), _group(row, fields), unread)
             else:
@@ -61,6 +59,8 @@ def read_instructions(
             found = found.begun_by(system)
             if template:
                 template.check(found)
+            if form:
+                say(f"{name}: {form[0]}")
             return found
 
         taken += read_rows(name, take, limit, skip_bad)

@@ -126,6 +126,9 @@ def read_pairs(s, tokenizer, template) -> Pairs:
         if bad:
             print(f"{' + '.join(names)}: {bad} bad rows left out")
         found.digests[f"{side}: {' + '.join(names)}"] = sha
+        thought = sum(bool(turn.reasoning) for row in rows for turn in row.turns)
+        if thought and not template.shows_reasoning:
+            print(f"{' + '.join(names)}: reasoning of {thought:,} turns, for which the template has no place")
         return [row.last_only() for row in rows] if s.last_turn_only else rows
 
     def read_side(side: str, names: list[str]) -> Selection:
