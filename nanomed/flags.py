@@ -155,6 +155,20 @@ class Rows:
 
 
 QUANTIZATIONS = ("nf4", "int8")  # nanomed.models.quant
+SAVED = ("fp32", "bf16", "fp16")
+
+
+@declared
+class Written:
+    """Of everything that writes a whole model."""
+
+    title = "what is written"
+
+    save_dtype: Literal[SAVED] | None = of_call(
+        None,
+        "what the weights of a full or merged model are written in at the end (default: what those of M are"
+        " stored in; of a new model fp32); training, checkpoints, validation and adapters are fp32",
+    )
 
 
 @declared

@@ -7,6 +7,7 @@ from pathlib import Path
 from nanomed import cli, flags, hub, outputs
 from nanomed.errors import UserError
 from nanomed.files import write_json
+from nanomed.precision import DTYPES
 from nanomed.text import templates
 from nanomed.text.tokenizer import load_tokenizer
 
@@ -18,6 +19,8 @@ def main() -> None:
     p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     p.add_argument("--quantize", required=True, choices=flags.QUANTIZATIONS, help=KINDS)
+    dtypes = "of what is not quantised (default: as it is stored)"
+    p.add_argument("--save-dtype", choices=flags.SAVED, help=dtypes)
     p.add_argument("--out", required=True, metavar="DIR", help="where the model goes")
     args = p.parse_args()
     out, source = Path(args.out), hub.find(args.model)
@@ -26,11 +29,13 @@ def main() -> None:
         raise UserError(f"{args.model}: an adapter; {mend}")
     if "quantization_config" in hub.read_config(source.directory)[0]:
         raise UserError(f"{args.model}: its weights are quantised already")
+    dtype = args.save_dtype or hub.stored_dtype(source.directory)
     held, asked = outputs.take(out, PROGRAM), {"model": hub.fingerprint(source), "quantize": args.quantize}
+    asked["save_dtype"] = dtype
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory)
     template = templates.of_model(source.directory)
     if held and not outputs.unfinished(held):
-        if {k: held.get(k) for k in asked} != asked:
+        if {k: ({"save_dtype": "fp32"} | held).get(k) for k in asked} != asked:  # as it was without the key
             other = "another model, or quantised otherwise, lies there"
             raise UserError(f"--out {out}: {other}; choose another directory")
         if outputs.is_whole(out, held):
@@ -38,7 +43,7 @@ def main() -> None:
             return
     model = hub.load_model(source, quantize=args.quantize)
     with outputs.built(out, PROGRAM, held) as made:
-        hub.save_model(model, made, source.tokenizer_directory)
+        hub.save_model(model, made, source.tokenizer_directory, DTYPES[dtype])
         if template:
             template.save(tokenizer, made)
         write_json(asked, made / outputs.RECORD)

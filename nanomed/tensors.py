@@ -1,6 +1,8 @@
 """Tensors in safetensors files, read with a clear error and written whole or not at all."""
 
 import contextlib
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,18 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     tensors() does."""
     with _safetensors(path) as f:
         return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118 (not a dict)
+
+
+def safetensors_dtypes(path: Path) -> Counter[str]:
+    """How many numbers of a file's weights and biases are stored as F32, BF16, F16 and so on. Raises
+    UserError as tensors() does."""
+    found = Counter()
+    with _safetensors(path) as f:
+        for key in f.keys():  # noqa: SIM118 (not a dict)
+            if key.endswith((".weight", ".bias")):
+                stored = f.get_slice(key)
+                found[stored.get_dtype()] += math.prod(stored.get_shape())
+    return found
 
 
 @contextlib.contextmanager

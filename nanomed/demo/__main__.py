@@ -106,6 +106,7 @@ def train(out: Path, name: str, script: str, flags: list, seed: int, dtype: str,
     text's file."""
     flags = [re.sub(r"\{(.+?)\}", lambda m: shown(out / f"{m[1]}.jsonl"), str(flag)) for flag in flags]
     flags += ["--out", shown(out / name), "--seed", seed, "--dtype", dtype, "--resume", "--save-every", 0]
+    flags += ["--save-dtype", "fp32"]  # nano is stored in fp16; nothing is rounded between two phases
     run([script, *flags, *(["--max-steps", 1] if quick else [])])
 
 

@@ -5,4 +5,11 @@ and written in Hugging Face's layout (weights), and peft's (adapters, merging)."
 from nanomed.hub.adapters import save_adapter
 from nanomed.hub.config import read_config
 from nanomed.hub.source import BUNDLED, Source, find, fingerprint
-from nanomed.hub.weights import check_vocabulary, is_classifier, load_classifier, load_model, save_model
+from nanomed.hub.weights import (
+    check_vocabulary,
+    is_classifier,
+    load_classifier,
+    load_model,
+    save_model,
+    stored_dtype,
+)

@@ -4,6 +4,7 @@ A model is named by a Hub id (`gpt2`), a directory with config.json, a peft adap
 found through `base_model_name_or_path`, or `nano`, the bundled one."""
 
 import hashlib
+import json
 import os.path
 import sys
 from dataclasses import dataclass
@@ -196,7 +197,10 @@ def fingerprint(source: Source, weights: bool = True) -> str:
     files = [directory / "config.json", *sorted(shards | {*directory.glob("model*.safetensors")})]
     files += sorted(source.adapter.glob("adapter*")) if source.adapter else []
     for file in files:
-        if file.exists() and (weights or file.suffix == ".json"):
+        if file.name == ADAPTER_CONFIG:  # where the base lies may change
+            config = {k: v for k, v in read_object(file).items() if k != "base_model_name_or_path"}
+            digest.update(json.dumps(config, sort_keys=True).encode())
+        elif file.exists() and (weights or file.suffix == ".json"):
             s = file.stat()
             digest.update(file.name.encode() + _digest(file.resolve(), s.st_ino, s.st_mtime_ns, s.st_size))
     return digest.hexdigest()

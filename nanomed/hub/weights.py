@@ -2,6 +2,7 @@
 family."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
-from nanomed.tensors import safetensors_shapes, tensors, write_safetensors
+from nanomed.tensors import safetensors_dtypes, safetensors_shapes, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
 # What torch.compile, DataParallel and the wrappers of sharding and of gradient checkpointing put into names,
@@ -227,20 +228,31 @@ def _read_weights(directory: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
         yield from ((file, key, tensor) for key, tensor in tensors(file))
 
 
+def stored_dtype(directory: Path) -> str:
+    """fp32, bf16 or fp16: what most of a model's weights are stored in, those that are quantised aside."""
+    shards = weight_map(directory / INDEX).values() if (directory / INDEX).exists() else ()
+    files = [WEIGHTS] if (directory / WEIGHTS).exists() else sorted(set(shards))
+    found = sum((safetensors_dtypes(directory / file) for file in files), Counter())
+    wide = {"fp32": found["F32"] + found["F64"], "bf16": found["BF16"], "fp16": found["F16"]}
+    return max(wide, key=wide.get)
+
+
 # --- writing ------------------------------------------------------------------------------------------------
 
 
 def save_model(model, directory: Path, tokenizer_from: Path, dtype=torch.float32, state=None) -> None:
     """Write a full model in Hugging Face's layout: config.json, model.safetensors, and the tokenizer's files.
     What is quantised is written as it is, and `dtype` is that of the rest. state: in place of the model's
-    own, where that is a part of the whole."""
+    own, where that is a part of the whole. Raises UserError for a number that is too large for `dtype`."""
     directory.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach() for k, v in (state or model.state_dict()).items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)  # a classifier has none
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTISED)}
     kept = {f"{n}.{buffer}" for n, m in layers.items() for buffer, _ in m.named_buffers()}
-    state = {k: v if k in kept or not v.is_floating_point() else v.to(dtype) for k, v in state.items()}
+    state = {
+        k: v if k in kept or not v.is_floating_point() else _rounded(k, v, dtype) for k, v in state.items()
+    }
     state = quantised.to_file(model, state)
     state = {k: _turned(model.family, k, v).contiguous() for k, v in state.items()}
     odd = ("torch_dtype", "quantization_config", "auto_map")
@@ -251,3 +263,11 @@ def save_model(model, directory: Path, tokenizer_from: Path, dtype=torch.float32
     write_safetensors(state, directory / WEIGHTS)
     write_json(config, directory / "config.json")
     copy_tokenizer(tokenizer_from, directory)
+
+
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    found = tensor.to(dtype)
+    if dtype == torch.float16 and found.isinf().any() and not tensor.isinf().any():
+        what = f"{name} holds numbers beyond 65,504, the largest in fp16"
+        raise UserError(f"{what}; --save-dtype bf16 or fp32 (after a training with --resume)")
+    return found

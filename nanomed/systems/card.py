@@ -38,6 +38,8 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path) -> st
     said = {("supervised tokens" if k == "tokens" else k.replace("_", " ")): n for k, n in said.items()}
     about |= {"counts": [f"{k}: {n:,}" for k, n in said.items()]}
     stands_in = {name: _names(files) for name, files in results["stand_in"].items()}
+    stored = {} if about["adapter"] else read_object(directory / "config.json")
+    about |= {"stored": stored.get("dtype", "float32")}
     about |= {"note": stand_in_note(results | {"stand_in": stands_in})}
     about |= {"settings": _settings(run["settings"])}
     about |= {"labels": summary.get("labels"), "versions": [f"{k} {v}" for k, v in run["versions"].items()]}

@@ -27,6 +27,7 @@ from nanomed.flags import QUANTIZATIONS
 from nanomed.memory import in_words
 from nanomed.outputs import check_directory, names_in, read_record, stamp
 from nanomed.tensors import safetensors_shapes
+from nanomed.text.rows import split_name, split_weight
 from nanomed.training import checkpoint, curves
 from nanomed.training.settings import Settings
 
@@ -104,21 +105,41 @@ def is_complete(s: Settings, identity: dict) -> bool:
 
 def check_same(s: Settings, identity: dict) -> None:
     """A run may be resumed if every setting that decides its weights, and everything that goes into it, is
-    what it was. Raises UserError, naming what changed."""
+    what it was. Files and models are what they hold, wherever they lie. Raises UserError, naming what
+    changed."""
     path = s.out / RECORD
     record = read_object(path)
     if record.get("phase", s.phase) != s.phase:
         raise UserError(f"{path}: the run is of another phase ([{record['phase']}]); choose another --out")
-    before = typed(dict[str, Any], record.get("settings"), f"{path}: settings")
-    changes = s.changes(type(s).read(before, path))
-    if changes:
+    before = type(s).read(typed(dict[str, Any], record.get("settings"), f"{path}: settings"), path)
+    other = [key for key, value in identity.items() if _held(value) != _held(record.get(key, value))]
+    moved = not other and _without_places(s) == _without_places(before)
+    if (changes := s.changes(before)) and not moved:
         raise UserError(
             f"{path}: the run was started with {changes[0]}, now it is {changes[1]}; resume with the same"
             " settings, or choose another --out (make: RUNS=...)"
         )
-    for key, value in identity.items():
-        if value != record.get(key, value):
-            raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
+    for key in other:
+        raise UserError(f"{path}: the {key} changed since the run was started; choose another --out")
+
+
+def _held(value):
+    """Of the hashes of files, which are called by their names, the hashes alone."""
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def _without_places(s: Settings) -> dict:
+    """The settings that are recorded, of files and models only what is not where they lie."""
+
+    def kept(name: str) -> tuple:
+        label, file = split_name(name)
+        path, weight = split_weight(file)
+        return label, weight, path if path.startswith("hub:") else path.partition("#")[2]
+
+    found = s.recorded()
+    for name in s.of_files():
+        found[name] = [kept(file) for file in found.get(name) or ()]
+    return {name: value for name, value in found.items() if name not in ("model", "template")}
 
 
 def began_compiled(out: Path) -> bool | None:

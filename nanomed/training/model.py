@@ -22,7 +22,7 @@ from nanomed.models.lora import (
     resolve,
 )
 from nanomed.models.quant import QUANTISED
-from nanomed.precision import store_frozen
+from nanomed.precision import DTYPES, store_frozen
 from nanomed.text.labels import in_line, to_model
 from nanomed.training import distributed
 from nanomed.training.settings import Settings
@@ -157,9 +157,10 @@ def leave_model(model, base: str, s: Settings, source: hub.Source, classifier=No
     head = distributed.gathered({HEAD: model.score.weight}) if model.lora and classifier else {}
     if distributed.rank():
         return {}
+    written = {"save_dtype": s.save_dtype} if s.save_dtype != "fp32" else {}
     if not model.lora:
-        hub.save_model(model, s.out, source.tokenizer_directory, state=state)
-        return {}
+        hub.save_model(model, s.out, source.tokenizer_directory, DTYPES[s.save_dtype], state)
+        return written
     if not s.merge:
         hub.save_adapter(model, s.out, base, source.tokenizer_directory, state | head)
         return {"base_sha256": hub.fingerprint(hub.find(base))}
@@ -169,5 +170,5 @@ def leave_model(model, base: str, s: Settings, source: hub.Source, classifier=No
         merged = classifier(merged)
     merged.load_state_dict({k: v.detach().cpu() for k, v in (state | head).items()}, strict=False)
     merge_and_unwrap(merged)
-    hub.save_model(merged, s.out, source.tokenizer_directory)
-    return {}
+    hub.save_model(merged, s.out, source.tokenizer_directory, DTYPES[s.save_dtype])
+    return written

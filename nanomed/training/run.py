@@ -88,6 +88,9 @@ def setup(s: Settings) -> Setup:
             f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}"
         )
     quantize = s.quantize or directory.quantized(source.adapter)
+    adapter = bool(s.lora_r) and not s.merge
+    if adapter and s.save_dtype not in (None, "fp32"):
+        raise UserError(f"--save-dtype {s.save_dtype}: an adapter stays fp32; --merge writes a whole model")
     decided = replace(
         s,
         device=str(device),
@@ -95,6 +98,8 @@ def setup(s: Settings) -> Setup:
         context=context,
         quantize=None if quantize == "none" else quantize,
         lr=s.lr or s.usual_lr,
+        save_dtype=s.save_dtype
+        or ("fp32" if adapter or s.from_scratch else hub.stored_dtype(source.directory)),
         keep=s.keep or ("best" if s.patience else "last"),
         lora_alpha=s.lora_alpha or 2.0 * s.lora_r,
         lora_scale=s.lora_scale or "lora",
@@ -144,6 +149,7 @@ def train(setup: Setup, job: Job) -> dict | None:
         write_json(facts | peak_memory(), s.out / "summary.json")  # the last file: the run is complete
         directory.finish(s, job.data.unit)
         say_kept(s, result)
+        say_written(s, source)
     return result
 
 
@@ -240,6 +246,19 @@ def check_processes(s: Settings) -> None:
     if s.batch_size < n:
         dealt = f"its rows are dealt to {n} processes (torchrun); give at least {n}"
         raise UserError(f"--batch-size {s.batch_size}: {dealt}")
+
+
+def say_written(s: Settings, source: hub.Source) -> None:
+    """What the weights of a whole model are stored in."""
+    if s.lora_r and not s.merge:
+        return
+    own = not s.from_scratch and s.save_dtype == hub.stored_dtype(source.directory)
+    rounded = (
+        ""
+        if s.save_dtype == "fp32"
+        else " (rounded from the fp32 that was trained and validated: --save-dtype fp32)"
+    )
+    print(f"weights written in {s.save_dtype}{f', as those of {source.name}' if own else ''}{rounded}")
 
 
 def say_kept(s: Settings, result: dict) -> None:

@@ -130,7 +130,7 @@ class Course:
 
 
 @declared
-class Settings(Course, Forgetting, Lora, Optimization, flags.Rows, flags.Running):
+class Settings(Course, Forgetting, Lora, Optimization, flags.Rows, flags.Running, flags.Written):
     """What all three phases have."""
 
     phase: ClassVar[str] = ""
