@@ -124,8 +124,16 @@ def check_same(s: Settings, identity: dict) -> None:
 
 
 def _held(value):
-    """Of the hashes of files, which are called by their names, the hashes alone."""
-    return list(value.values()) if isinstance(value, dict) else value
+    """Of hashes by the names of files (`val-data NAME: FILE`, `FILE`) only of what they are, and in which
+    order."""
+    if not isinstance(value, dict):
+        return value
+    hashes = {}
+    for name, sha in value.items():
+        kind, parted, _ = name.partition(": ")
+        kind = kind if parted or name == "template" or name.startswith("val-data ") else ""
+        hashes.setdefault(kind, []).append(sha)
+    return hashes
 
 
 def _without_places(s: Settings) -> dict:

@@ -152,3 +152,16 @@ def test_a_run_on_an_adapter_goes_on_when_its_base_has_been_moved(script, base, 
     assert "this run is complete" in done.stdout, done.stderr
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 99}))
     assert_refused(script(*train, "elsewhere/a", "--out", "r", "--resume"), "started with")
+
+
+def test_sides_that_have_changed_places_are_another_run(script, base, tmp_path):
+    write_jsonl(tmp_path / "v.jsonl", make_texts(12, 5))
+    flags = ("--model", "base", *SHORT[:6], *SHORT[8:], "--out", "r")
+    assert script("train_clm.py", *flags, "--data", "d.jsonl", "--val-data", "v.jsonl").returncode == 0
+    swapped = script("train_clm.py", *flags, "--data", "v.jsonl", "--val-data", "d.jsonl", "--resume")
+    assert_refused(swapped, "started with data")
+    again = json.loads((tmp_path / "r" / "run.json").read_text())
+    again["data"] = dict(reversed(again["data"].items()))  # as versions before wrote it
+    (tmp_path / "r" / "run.json").write_text(json.dumps(again))
+    resumed = script("train_clm.py", *flags, "--data", "d.jsonl", "--val-data", "v.jsonl", "--resume")
+    assert "this run is complete" in resumed.stdout, resumed.stderr
