@@ -44,6 +44,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}{self._nearest(message)} (--help lists the flags)")
 
+    def _print_message(self, message, file=None):
+        print(message, end="", file=file or sys.stderr)  # argparse would not say that it cannot
+
     def _nearest(self, message: str) -> str:
         """For a flag that nobody knows: the known one that is most like it. argparse complains of what is
         missing first."""
@@ -131,16 +134,21 @@ def execute(main, name: str | None = None) -> None:
     share_cores()
     name = name or Path(sys.argv[0]).name
     try:
-        code = main() or 0
-    except SystemExit:  # --help, or a wrong flag
-        raise
+        code = _ended(main) or 0
+        sys.stdout.flush()  # now, while it can still be said that it cannot be written
     except BaseException as e:
         _ignore_signals()
         code = _explain(e, name)
     _ignore_signals()  # what comes now would interrupt nothing but the end
     release()
-    sys.stdout.flush()  # now, while a reader that is gone can still be coped with
     sys.exit(code)
+
+
+def _ended(main):
+    try:
+        return main()
+    except SystemExit as e:  # --help
+        return e.code
 
 
 def _find_home() -> None:

@@ -25,9 +25,18 @@ PARTS = """*.safetensors *.safetensors.index.json *.bin config.json generation_c
 _pipes = {}  # path: the open end of a named pipe for a result; without it its reader would see the end
 
 
+def no_pipe(path: Path) -> Path:
+    """The path. Raises UserError for a named pipe, in which nothing may ever come; what a shell makes of
+    <(command) has no name."""
+    if path.is_fifo() and os.path.exists(os.path.realpath(path)):
+        raise UserError(f"{path}: a named pipe; give a file")
+    return path
+
+
 def read_json(path: Path):
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"), path)  # Windows puts a mark before it
+        # Windows puts a mark before it
+        return parse_json(no_pipe(path).read_text(encoding="utf-8-sig"), path)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
@@ -45,7 +54,7 @@ def parse_json(text: str, where):
 def read_toml(path: Path) -> dict:
     """Raises UserError for a file that is no TOML, OSError for one that cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(no_pipe(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid TOML ({e})") from e
 

@@ -24,7 +24,7 @@ def limited(kind):
     """A function that reads a number of one of these types from the command line."""
     base, meta = get_args(kind)
     bounds = {"at least": meta.ge, "more than": meta.gt, "at most": meta.le, "less than": meta.lt}
-    limits = " and ".join(f"{words} {n}" for words, n in bounds.items() if n is not None and n < 2**62)
+    limits = " and ".join(f"{words} {n:g}" for words, n in bounds.items() if n is not None and n != 2**63 - 1)
 
     def read(text: str):
         with contextlib.suppress(msgspec.ValidationError):

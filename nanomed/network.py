@@ -1,12 +1,14 @@
 """Whether the Hub can be reached, patience with it, and one line for whatever went wrong there."""
 
 import contextlib
+import math
 import os
 import threading
 import time
 import warnings
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -29,10 +31,22 @@ if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
     constants.HF_HUB_DOWNLOAD_TIMEOUT = 4  # seconds of silence, after which it asks for the rest of a file
 
 
+def _check_endpoint() -> None:
+    try:
+        parts = urlsplit(constants.ENDPOINT)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        what = "no address of a Hub, as https://huggingface.co is"
+        raise UserError(f"HF_ENDPOINT {constants.ENDPOINT}: {what}")
+
+
 @cache
 def online() -> bool:
     """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it
     gives up."""
+    _check_endpoint()
     if OFFLINE:
         return False
     answers = []
@@ -55,14 +69,25 @@ def busy(error: HfHubHTTPError) -> bool:
 
 
 def patiently(call):
-    """call(), and twice again after a pause where the Hub says that it is busy, or broken for the moment."""
-    for pause in (*PAUSES, None):
+    """call(), and twice again after a pause where the Hub says that it is busy, or broken for the moment: as
+    long a pause as it asks for, if that is no longer than SILENCE_SECONDS in all."""
+    end = time.monotonic() + SILENCE_SECONDS
+    for pause in (*PAUSES, math.inf):
         try:
             return call()
         except HfHubHTTPError as e:
-            if pause is None or not busy(e):
+            if not busy(e):
+                raise
+            pause = max(pause, _asked_pause(e.response))
+            if time.monotonic() + pause > end:
                 raise
             time.sleep(pause)
+
+
+def _asked_pause(answer) -> int:
+    """Seconds."""
+    said = answer.headers.get("Retry-After", "")
+    return int(said) if said.isdecimal() else 0
 
 
 def folder_of(kind: str, repo: str) -> Path:
@@ -72,11 +97,19 @@ def folder_of(kind: str, repo: str) -> Path:
 
 def watched(call, folder: Path, all_the_time: bool = True):
     """call(), which downloads into `folder`, in a thread of its own: huggingface_hub goes on trying for
-    minutes. Raises TimeoutError once nothing has come for SILENCE_SECONDS.
+    minutes. Raises TimeoutError once nothing has come for SILENCE_SECONDS, or nothing but answers that the
+    Hub is busy.
 
     all_the_time: False if the call does other work too, which may take its time; then those seconds count
     only while a file that it has begun is not complete, and it is IDLE_SECONDS otherwise."""
     ended, left = [], _incomplete(folder)  # by earlier ones
+    refused = []  # (when, answer) of each time that the Hub was busy, since it last gave a file
+
+    def heard(answer) -> None:
+        if answer.status_code in BUSY:
+            refused.append((time.monotonic(), answer))
+        elif answer.status_code < 400 and "/resolve/" in answer.url.path:
+            refused.clear()
 
     def run():
         try:
@@ -88,11 +121,17 @@ def watched(call, folder: Path, all_the_time: bool = True):
         if time.time() - changed / 1e9 > OLD_SECONDS:
             with contextlib.suppress(OSError):
                 file.unlink()
+    if online():
+        session = huggingface_hub.get_session()
+        session.event_hooks = session.event_hooks | {"response": [heard]}
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     before, since = None, time.monotonic()
     while not ended:
         thread.join(0.2)
+        if refused and time.monotonic() - refused[0][0] > SILENCE_SECONDS:
+            code = f"{refused[-1][1].status_code} {refused[-1][1].reason_phrase}"
+            raise TimeoutError(f"for {SILENCE_SECONDS} seconds it has answered {code}")
         now = _incomplete(folder)
         limit = SILENCE_SECONDS if all_the_time or now.items() - left.items() else IDLE_SECONDS
         if now != before:

@@ -8,6 +8,8 @@ import sys
 
 # All control characters but line ends and tabs, and but for the green of --show and its end.
 CONTROLS = re.compile(r"\x1b(?!\[(?:32|0)m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+# The same, but for what bars on standard error move the cursor with: to the line's beginning, and a line up.
+BUT_BARS = re.compile(r"\x1b(?!\[A)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
 
 
 class Stream:
@@ -18,7 +20,7 @@ class Stream:
 
     def __init__(self, stream, results: bool):
         self.stream = stream
-        self.plain = results and stream.isatty()  # a bar on standard error moves the cursor
+        self.controls = stream.isatty() and (CONTROLS if results else BUT_BARS)
         # A reader or a terminal that is gone; and a full disk, if it holds only what accompanies the work.
         self.bearable = (errno.EPIPE, errno.EIO) if results else (errno.EPIPE, errno.EIO, errno.ENOSPC)
 
@@ -26,7 +28,7 @@ class Stream:
         return getattr(self.stream, name)
 
     def write(self, text):
-        text = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text) if self.plain else text
+        text = self.controls.sub("\N{REPLACEMENT CHARACTER}", text) if self.controls else text
         return self._patiently(self.stream.write, text)
 
     def flush(self):
@@ -36,11 +38,11 @@ class Stream:
         try:
             return call(*args)
         except OSError as e:
-            if e.errno not in self.bearable:
-                raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # where the rest goes, what is buffered too
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
+            if e.errno not in self.bearable:
+                raise OSError(e.errno, e.strerror, "standard output") from e
             return call(*args)
 
 

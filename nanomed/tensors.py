@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nanomed.errors import UserError
-from nanomed.files import replace_file
+from nanomed.files import no_pipe, replace_file
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -47,8 +47,8 @@ def safetensors_dtypes(path: Path) -> Counter[str]:
 
 @contextlib.contextmanager
 def _safetensors(path: Path):
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a file")  # of a named pipe, nothing would ever come
+    if no_pipe(path).exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")
     try:
         with safe_open(path, "pt") as f:
             yield f

@@ -7,7 +7,7 @@ from nanomed.text import instructions
 from nanomed.text.conversation_rows import asked_and_answered, form_of
 from nanomed.text.conversations import Turn, turns_of
 from nanomed.text.formats import is_plain
-from nanomed.text.rows import get_text, get_value, number_as_text, read_rows
+from nanomed.text.rows import BadRow, get_text, get_value, number_as_text, read_rows
 from nanomed.text.tokenizer import Tokenizer
 
 Said = str | tuple[Turn, ...]  # a prompt's text, or the turns of a conversation that wait for an answer
@@ -39,23 +39,32 @@ def as_messages(said: Said) -> str | list[dict]:
     return said if isinstance(said, str) else [{"role": turn.role, "content": turn.said} for turn in said]
 
 
-def read_prompts(file: str, limit: int | None = None) -> tuple[list[Said], list[str | None]]:
+def read_prompts(
+    file: str, limit: int | None = None, skip_bad: bool = False
+) -> tuple[list[Said], list[str | None]]:
     """The prompts of a .txt file (one a line), or of rows with a `prompt`, a question or a conversation, and
-    what their rows say the answer is (`response`, `output`, `answer`, or the last turn), or None."""
+    what their rows say the answer is (`response`, `output`, `answer`, or the last turn), or None; says how many bad
+    rows were left out."""
     fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
 
     def take(row):
         form = None if isinstance(get_value(row, fields), str) else form_of(row)
         if form:
-            return asked_and_answered(form[1](row))
+            return _filled(*asked_and_answered(form[1](row)))
         answer = number_as_text(get_value(row, instructions.Fields.response))
         known = isinstance(answer, str) and bool(answer.strip())
-        return get_text(row, fields, "the file must have it"), answer if known else None
+        return _filled(get_text(row, fields, "the file must have it"), answer if known else None)
 
-    rows = list(read_rows(file, take, limit, False))
+    found = list(read_rows(file, take, limit, skip_bad))
+    rows = [row for row in found if row is not None]
     if not rows:
         raise UserError(f"{file}: no prompts there")
-    for k, (prompt, _) in enumerate(rows, 1):
-        if not shown(prompt).strip():
-            raise UserError(f"{file}, row {k}: an empty prompt: there is nothing to write on from")
+    if bad := len(found) - len(rows):
+        print(f"{file}: {bad} bad rows left out")
     return [prompt for prompt, _ in rows], [answer for _, answer in rows]
+
+
+def _filled(prompt: Said, answer: str | None) -> tuple[Said, str | None]:
+    if not shown(prompt).strip():
+        raise BadRow("an empty prompt: there is nothing to write on from")
+    return prompt, answer

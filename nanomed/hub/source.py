@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, typed
+from nanomed.files import no_pipe, read_object, typed
 from nanomed.network import CONNECT_SECONDS, busy, explain, folder_of, online, patiently, watched
 from nanomed.text import tokenizer
 
@@ -210,5 +210,5 @@ def fingerprint(source: Source, weights: bool = True) -> str:
 def _digest(file: Path, *state: int) -> bytes:
     """SHA-256 of a file, read once as long as its state, which tells one version from another, is the
     same."""
-    with open(file, "rb") as f:
+    with open(no_pipe(file), "rb") as f:
         return hashlib.file_digest(f, "sha256").digest()

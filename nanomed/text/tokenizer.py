@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nanomed.errors import Unencodable, UserError
-from nanomed.files import read_json, read_object, typed
+from nanomed.files import no_pipe, read_json, read_object, typed
 from nanomed.text import vocabulary
 from nanomed.text.added import Spellings
 from nanomed.text.byte_level import GPT2, ByteLevel
@@ -165,7 +165,7 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
     try:
         if spec is None:
             pattern, vocab, all_splits = GPT2, read_json(where), False
-            lines = merges_file.read_text(encoding="utf-8").split("\n")
+            lines = no_pipe(merges_file).read_text(encoding="utf-8").split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         else:
             pattern = vocabulary.check_spec(spec, where)

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanomed.files import parse_json, replace_file, typed
+from nanomed.files import no_pipe, parse_json, replace_file, typed
 
 # Pictures here go into files. What a notebook left in the environment for its own pictures would fail
 # matplotlib's import where that notebook's package is not installed.
@@ -56,7 +56,8 @@ class Record:
 def read_metrics(directory: Path) -> list[dict]:
     """The records of metrics.jsonl. Raises UserError for a line that is none."""
     path, records = directory / "metrics.jsonl", []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    lines = no_pipe(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         record = parse_json(line, f"{path}, line {number}")
         typed(Record, record, f"{path}, line {number}: not what a training writes there")
         records.append(record)

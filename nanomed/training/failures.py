@@ -20,10 +20,13 @@ def check_finite(done, progress: Progress, scaler, s: Settings) -> None:
             raise UserError(
                 f"the loss is {loss} {where}, micro-batch {i}); lower --lr, or try --dtype bf16 or fp32"
             )
-    if not math.isfinite(done.penalty or 0.0):
-        raise UserError(f"what --l2-sp or --ewc adds to the loss is {done.penalty} {where}); lower it")
+    pull = " and ".join(flag for flag, value in {"--l2-sp": s.l2_sp, "--ewc": s.ewc}.items() if value)
+    penalty = done.penalty or 0.0
+    if not math.isfinite(penalty):
+        raise UserError(f"what {pull} adds to the loss is {penalty} {where}); lower it")
     if not math.isfinite(done.grad_norm) and s.dtype != "fp16":  # whose scaler skips the step
-        raise UserError(f"the gradient's norm is {done.grad_norm} {where}); lower --lr")
+        lower = pull if penalty > sum(done.losses) / done.count else "--lr"
+        raise UserError(f"the gradient's norm is {done.grad_norm} {where}); lower {lower}")
     if not done.stepped and scaler.get_scale() < SMALLEST_SCALE:
         what = f"no gradient is finite in fp16 at update {progress.step + 1}, however small its scale"
         raise UserError(f"{what}; try --dtype bf16 or fp32")

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanomed.errors import RUN_BY, STOPS, Interrupted, UserError
-from nanomed.files import finite, parse_json, typed, write_text
+from nanomed.files import finite, no_pipe, parse_json, typed, write_text
 from nanomed.limits import Whole
 from nanomed.training import distributed
 

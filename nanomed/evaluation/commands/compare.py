@@ -39,7 +39,9 @@ def main(args, read_tasks) -> None:
     from nanomed.text.templates import load_template
 
     need("jinja2"), need("matplotlib")
-    prompts, expected = read_prompts(args.prompts) if args.prompts else (compare.PROMPTS, None)
+    prompts, expected = compare.PROMPTS, None
+    if args.prompts:
+        prompts, expected = read_prompts(args.prompts, None, args.skip_bad_rows)
     template = load_template(args.template) if args.template else None
     page.open_out(Path(args.out))
     columns, names = compare.columns_of(args.data), compare.short_names(args.models)

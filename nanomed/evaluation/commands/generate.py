@@ -14,6 +14,7 @@ def add_flags(p) -> None:
     p.add_argument("--prompts", metavar="FILE", help=flags.PROMPTS_HELP)
     p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
     p.add_argument("--system", metavar="TEXT", help="how to answer: a system's turn where there is none")
+    flags.add_flags(p, flags.Rows, "skip_bad_rows")
     flags.add_sampling_flags(p, temperature=0.8, top_p=0.95)
 
 
@@ -31,7 +32,9 @@ def main(args) -> list[dict] | None:
     from nanomed.text import special
 
     sampling, n = measure.sampling_of(args), args.max_new_tokens
-    prompts = read_prompts(args.prompts, args.limit)[0] if args.prompts else [args.prompt]
+    prompts = [args.prompt]
+    if args.prompts:
+        prompts, _ = read_prompts(args.prompts, args.limit, args.skip_bad_rows)
     o = measure.open_asked(args, writes=True)
     template, named = measure.choose_template(args.template, o)
     print(f"{o}; {sampling}" + (f"; template: {named}" if template else ""))
@@ -63,5 +66,6 @@ def put(args, o, said, template, row: int):
         asked = ask(o.tokenizer, begun(turns_of(said), args.system) if args.system else said, template)
         room(o.model.config, asked.ids, args.max_new_tokens)
     except UserError as e:
-        raise UserError(f"{args.prompts}, row {row}: {e}" if args.prompts else str(e)) from e
+        place = f"{args.prompts}, {'prompt' if args.skip_bad_rows else 'row'} {row}: " if args.prompts else ""
+        raise UserError(f"{place}{e}") from e
     return asked

@@ -163,6 +163,14 @@ class Against(TypedDict):
     verdict: Literal["better", "worse", score.CHANCE]
 
 
+@dataclass
+class Result:
+    model: str
+    tasks: dict[str, "Shown"]
+    limit: int | None
+    seed: int
+
+
 @dataclass(kw_only=True)
 class Shown(Figures):
     measure: Literal[MEASURES]
@@ -180,14 +188,17 @@ def for_page(files: list[str]) -> dict:
     for name in files:
         found = read_object(Path(name))
         wrong = f"{name}: not what eval.py tasks --json writes"
-        if not typed(dict[str, Shown], found.get("tasks"), wrong) or "model" not in found:
+        result = typed(Result, found, wrong)
+        if not result.tasks:
             raise UserError(wrong)
-        this = found.get("limit"), found.get("seed"), found["tasks"].keys()
+        if result.model in results:
+            raise UserError(f"{name}: of {result.model}, as an earlier file is; give each model once")
+        this = result.limit, result.seed, result.tasks.keys()
         asked = asked or this
         if this != asked:
             what = "were not measured on the same texts (tasks, --limit, --seed)"
             raise UserError(f"{name} and {files[0]} {what}")
-        results[str(found["model"])] = found
+        results[result.model] = found
     head, _, *rows = table(results)
     said = [f"{model}: {line}." for model, r in results.items() for line in say_linear(r["tasks"])]
     tasks = next(iter(results.values()))["tasks"].items()

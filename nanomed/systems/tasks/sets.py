@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.evaluation.questions import draw_rows
-from nanomed.files import parse_json, read_json, read_object, typed
+from nanomed.files import no_pipe, parse_json, read_json, read_object, typed
 from nanomed.outputs import unfinished
 from nanomed.systems.tasks.forms import FORMS
 from nanomed.systems.tasks.sources import measures_of
@@ -88,7 +88,7 @@ def read_lines(path: Path, kind) -> list:
     """A `kind` of each line of a .jsonl file that this program wrote. Raises UserError, naming file and
     row."""
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = no_pipe(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
