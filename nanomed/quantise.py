@@ -25,7 +25,7 @@ def main() -> None:
     args = p.parse_args()
     out, source = Path(args.out), hub.find(args.model)
     if source.adapter:
-        mend = f"merge it first (--merge), or quantise its base {source.name}"
+        mend = f"merge it first (docs/adapters.md), or quantise its base {source.name}"
         raise UserError(f"{args.model}: an adapter; {mend}")
     if "quantization_config" in hub.read_config(source.directory)[0]:
         raise UserError(f"{args.model}: its weights are quantised already")

@@ -23,6 +23,7 @@ class StandinHub:
 
     def __init__(self, root):
         self.root, self.requests = Path(root), []
+        self.retry_after = "0"  # seconds that it asks for then
         self.broken = None  # a file name: its download breaks off
         self.failing = {}  # {file name: [status, how often it is still given]}
         self.stuck = None  # a file name: half of it comes, and then nothing, and the connection stays
@@ -80,7 +81,7 @@ class StandinHub:
             status, left = self.failing.get(file.name, (0, 0))
             if left:
                 self.failing[file.name][1] -= 1
-                return self._send(request, status, b"", {"Retry-After": "0"})
+                return self._send(request, status, b"", {"Retry-After": self.retry_after})
             if file.name == self.stuck and request.command == "GET" and self.stuck_often != 0:
                 self.stuck_often = self.stuck_often and self.stuck_often - 1
                 self._send(

@@ -6,10 +6,11 @@ A word `m/config.json:n_layer="x"` stands for the directory `m` while that key o
 
 import gzip
 import json
+import os
 import re
 import shutil
 from contextlib import ExitStack, contextmanager
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.conftest import make_hf_model, make_texts, run_script, write_jsonl
 
 TABLE = Path(__file__).with_name("messages.txt")
 CHANGED = re.compile(r"^([\w.-]+)/([\w.-]+):(?:([\w.]+)=)?(.*)$", re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 TINY = "--batch-size 2 --max-steps 2 --log-every 1 --dtype fp32"
 
 
@@ -61,6 +63,9 @@ FILES = {
     "half.jsonl": '{"text": "a fever", "label": "\\ud800"}\n{"text": "cough", "label": "b"}\n',
     "zz.jsonl": '{"text": "a fever", "label": "zz"}\n',
     "cop.jsonl": '{"question": "a", "opa": "b", "opb": "c", "opc": "d", "opd": "e", "cop": 2}\n',
+    "choices.jsonl": '{"prompt": "the", "choices": [" a", " b"], "answer": 0}\n' * 3,
+    "equal.jsonl": '{"prompt": "the", "choices": [" a", "a"], "answer": 0}\n',
+    "odd.jsonl": '{"prompt": "the", "choices": [" a", "\\ud800"], "answer": 0}\n',
     "prompts.jsonl": '{"prompt": "the fever"}\n{"prompt": ""}\n',
     "wrong.toml": "[adapt]\nlearning-rate = 1e-4\n",
     "type.toml": '[adapt]\nlr = "fast"\n',
@@ -88,6 +93,7 @@ def place(tmp_path_factory, model_dir):
         (d / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (d / "a-directory").mkdir()
     (d / "a-link").symlink_to("nowhere")
+    os.mkfifo(d / "a-pipe.toml")
     for name in ("m", "pickled", "bare", "mute", "shards"):
         shutil.copytree(model_dir, d / name)
     (d / "pickled" / "model.safetensors").rename(d / "pickled" / "pytorch_model.bin")
@@ -96,6 +102,7 @@ def place(tmp_path_factory, model_dir):
     (d / "mute" / "vocab.json").unlink(missing_ok=True)
     (d / "shards" / "model.safetensors").unlink()
     make_hf_model(d / "other").save_pretrained(d / "shards", max_shard_size="40KB")
+    os.mkfifo(d / "shards" / "a-pipe")
     clm = "train_clm.py --model m --data docs.jsonl --out"
     cls = "train_cls.py --model m --positives docs.jsonl --negatives others.jsonl --val-fraction 0.3 --out"
     for command in (f"{clm} run", f"{clm} adapter --lora-r 2", f"{cls} cls"):
@@ -143,5 +150,24 @@ def said(place: Path, command: str) -> tuple[int, list[str]]:
 def test_message(place, command, words):
     status, lines = said(place, command)
     assert (status, len(lines)) == (2, 1), lines
-    assert lines[0].startswith(f"{command.split()[0]}: ") and len(lines[0]) < 420
+    name = command.split()[0]
+    shown = name.removesuffix(".py").replace("/", ".") if "/" in name else name  # python -m nanomed.tasks
+    assert lines[0].startswith(f"{shown}: ") and len(lines[0]) < 420
     assert all(word in lines[0] for word in words), lines[0]
+    advised = re.sub(
+        r"(train_\w+\.py|eval\.py \w+) [^:;,)]*", "", lines[0].replace("(--help lists the flags)", "")
+    )
+    unknown = {*FLAG.findall(advised)} - {*FLAG.findall(command)} - flags_of(place, command)
+    assert not unknown, lines[0]
+
+
+@cache
+def _help(place: Path, *command: str) -> set[str]:
+    lines = run_script(place, *command, "--help").stdout.splitlines()
+    return {flag for line in lines if line.strip().startswith("-") for flag in FLAG.findall(line)}
+
+
+def flags_of(place: Path, command: str) -> set[str]:
+    """That the program, or its command, has."""
+    name, first, *_ = command.split()
+    return _help(place, name, first) if name == "eval.py" and first != "nothing" else _help(place, name)

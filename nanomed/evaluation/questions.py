@@ -114,7 +114,7 @@ def from_row(row) -> Item:
         raise kind(f"`choices` must be a list of two texts or more, not {choices!r}")
     for choice in choices:
         get_text({"choices": choice}, "choices")  # which may be no valid Unicode
-    if len(set(choices)) < len(choices):
+    if len({choice.strip() for choice in choices}) < len(choices):  # as a template takes them
         raise BadRow(f"two of `choices` are the same: {choices!r}")
     answer, given = which(choices, get_value(row, "answer"))
     return Item(prompt, tuple(choices), answer, given, _optional(row, "question"), _optional(row, GOLD))

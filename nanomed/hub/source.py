@@ -112,7 +112,7 @@ def _find_adapter(path: Path, weights: bool) -> Source:
     if Path(base).name == "base" and (path / "base" / "config.json").exists():
         base = str(path / "base")  # its own, wherever the two of them have been moved to
     if Path(os.path.expanduser(base), ADAPTER_CONFIG).exists():  # perhaps this very one
-        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (--merge)")
+        raise UserError(f"{path}: its base {base} is an adapter too; merge that one first (docs/adapters.md)")
     try:
         source = find(base, weights)
     except UserError as e:

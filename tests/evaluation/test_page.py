@@ -173,6 +173,8 @@ def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert read_prompts(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
     assert read_prompts(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 7}\n{"prompt": " "}\n{"prompt": "a"}\n')
+    assert read_prompts(str(tmp_path / "bad.jsonl"), skip_bad=True) == (["a"], [None])
     (tmp_path / "q.txt").write_text("one\n\ntwo\n")
     assert read_prompts(str(tmp_path / "q.txt")) == (["one", "two"], [None, None])
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -525,6 +526,37 @@ def test_a_hub_that_stays_busy_is_said_in_one_line(online, monkeypatch, capfd, s
     )
     standin.failing = {name: [status, 99] for name in everything}
     assert hub.find("gpt2").directory.exists()  # of the cache, where not all of these are
+
+
+def test_a_busy_hub_is_waited_for_as_it_asks_if_that_is_not_long(online, monkeypatch, capfd):
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    pauses = []
+    monkeypatch.setattr(network.time, "sleep", pauses.append)
+    for asked, waited in (("4", [4, 4]), ("11", []), ("Mon, 30 Nov 2026 05:00:00 GMT", [0.01, 0.02])):
+        pauses.clear()
+        standin.retry_after, standin.failing = asked, {"config.json": [429, 99]}
+        with pytest.raises(UserError, match="429"):
+            hub.find("gpt2")
+        assert pauses == waited
+
+
+def test_a_hub_that_says_nothing_but_that_it_is_busy_is_given_up(online, monkeypatch, tmp_path):
+    """However long huggingface_hub, which datasets uses, would go on asking."""
+    standin, _ = online
+    ask_here(monkeypatch, standin)
+    monkeypatch.setattr(network, "SILENCE_SECONDS", 0.5)
+    standin.failing, url = {"config.json": [429, 99]}, f"{standin.url}/gpt2/resolve/main/config.json"
+    with pytest.raises(TimeoutError, match="for 0.5 seconds it has answered 429 Too Many Requests"):
+        network.watched(lambda: huggingface_hub.utils.http_backoff("GET", url), tmp_path, all_the_time=False)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://127.0.0.1:x", "nowhere", "ftp://a"])
+def test_an_address_that_is_none_is_named(script, texts, model_dir, tmp_path, endpoint):
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    for model, data in (("gpt2", texts), (model_dir, "hub:owner/texts")):
+        out = script("eval.py", "ppl", "--model", model, "--data", data, env=env)
+        assert_refused(out, f"HF_ENDPOINT {endpoint}")
 
 
 def test_an_adapter_whose_base_is_an_adapter_is_refused_however_it_is_written(tiny, tmp_path, monkeypatch):
