@@ -31,7 +31,8 @@ if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
     constants.HF_HUB_DOWNLOAD_TIMEOUT = 4  # seconds of silence, after which it asks for the rest of a file
 
 
-def _check_endpoint() -> None:
+def check_endpoint() -> None:
+    """Raises UserError for what huggingface_hub could not even load with."""
     try:
         parts = urlsplit(constants.ENDPOINT)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -46,7 +47,7 @@ def _check_endpoint() -> None:
 def online() -> bool:
     """Whether the Hub answers at all, asked once: huggingface_hub itself retries for half a minute before it
     gives up."""
-    _check_endpoint()
+    check_endpoint()
     if OFFLINE:
         return False
     answers = []

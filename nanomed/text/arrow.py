@@ -41,6 +41,7 @@ def saved_rows(path: Path, split: str | None):
 
 
 def _datasets():
+    network.check_endpoint()
     import datasets
 
     datasets.disable_progress_bars()
