@@ -50,11 +50,11 @@ def online() -> bool:
     check_endpoint()
     if OFFLINE:
         return False
-    answers = []
+    answers, session = [], huggingface_hub.get_session()  # whose loading is no part of those seconds
 
     def ask():
         with contextlib.suppress(Exception):
-            answers.append(huggingface_hub.get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS))
+            answers.append(session.head(constants.ENDPOINT, timeout=CONNECT_SECONDS))
 
     # In a thread: a dead name server, or a host of many addresses, would outlast the request's timeout.
     thread = threading.Thread(target=ask, daemon=True)

@@ -118,7 +118,9 @@ def _read_state_of(layer, tensor: torch.Tensor, where: str) -> dict[str, torch.T
         shape, dtype = state["shape"], getattr(torch, state["dtype"])
         offset = torch.tensor(float(state["nested_offset"])) if layer.double else None
         kind = (state.get("quant_type"), state["blocksize"], state.get("nested_blocksize", SCALES))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        if offset is not None and not offset.isfinite():
+            raise ValueError(f"nested_offset is {offset}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{where} is not what bitsandbytes writes there ({type(e).__name__}: {e})") from e
     if shape != wanted:
         raise UserError(f"{where} says the shape {shape}, but config.json asks for {wanted}")
