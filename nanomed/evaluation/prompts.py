@@ -43,8 +43,8 @@ def read_prompts(
     file: str, limit: int | None = None, skip_bad: bool = False
 ) -> tuple[list[Said], list[str | None]]:
     """The prompts of a .txt file (one a line), or of rows with a `prompt`, a question or a conversation, and
-    what their rows say the answer is (`response`, `output`, `answer`, or the last turn), or None; says how many bad
-    rows were left out."""
+    what their rows say the answer is (`response`, `output`, `answer`, or the last turn), or None; says how
+    many bad rows were left out."""
     fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
 
     def take(row):
