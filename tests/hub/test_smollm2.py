@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanomed import hub
+from nanomed.errors import UserError
 from nanomed.hub import smollm2
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, assert_refused, make_hf_model, run_script
