@@ -134,7 +134,7 @@ def execute(main, name: str | None = None) -> None:
     share_cores()
     name = name or Path(sys.argv[0]).name
     try:
-        code = _ended(main) or 0
+        code = main() or 0
         sys.stdout.flush()  # now, while it can still be said that it cannot be written
     except BaseException as e:
         _ignore_signals()
@@ -142,13 +142,6 @@ def execute(main, name: str | None = None) -> None:
     _ignore_signals()  # what comes now would interrupt nothing but the end
     release()
     sys.exit(code)
-
-
-def _ended(main):
-    try:
-        return main()
-    except SystemExit as e:  # --help
-        return e.code
 
 
 def _find_home() -> None:
@@ -205,6 +198,8 @@ def _one_line(text: str) -> str:
 def _explain(error: BaseException, name: str) -> int:
     """Say on standard error how it ended; the exit status."""
     match error:
+        case SystemExit():  # --help
+            return error.code
         case UserError():
             print(f"{name}: {_one_line(str(error))}", file=sys.stderr)
             return 2

@@ -79,16 +79,11 @@ def patiently(call):
         except HfHubHTTPError as e:
             if not busy(e):
                 raise
-            pause = max(pause, _asked_pause(e.response))
+            asked = e.response.headers.get("Retry-After", "")
+            pause = max(pause, int(asked) if asked.isdecimal() else 0)
             if time.monotonic() + pause > end:
                 raise
             time.sleep(pause)
-
-
-def _asked_pause(answer) -> int:
-    """Seconds."""
-    said = answer.headers.get("Retry-After", "")
-    return int(said) if said.isdecimal() else 0
 
 
 def folder_of(kind: str, repo: str) -> Path:

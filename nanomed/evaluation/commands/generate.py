@@ -32,9 +32,7 @@ def main(args) -> list[dict] | None:
     from nanomed.text import special
 
     sampling, n = measure.sampling_of(args), args.max_new_tokens
-    prompts = [args.prompt]
-    if args.prompts:
-        prompts, _ = read_prompts(args.prompts, args.limit, args.skip_bad_rows)
+    prompts = read_prompts(args.prompts, args.limit, args.skip_bad_rows)[0] if args.prompts else [args.prompt]
     o = measure.open_asked(args, writes=True)
     template, named = measure.choose_template(args.template, o)
     print(f"{o}; {sampling}" + (f"; template: {named}" if template else ""))
