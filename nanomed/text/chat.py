@@ -20,8 +20,9 @@ from nanomed.text.conversations import Conversation, Turn, turns_of, user
 from nanomed.text.disguise import OTHER, Frame, disguised, whose_characters
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
+from nanomed.text.vocabulary import CONFIG, MAP
 
-FILE, MORE, KEY = "chat_template.jinja", "additional_chat_templates", "tokenizer_config.json"
+FILE, MORE = "chat_template.jinja", "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class ChatTemplate:
     def _marked(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
         """_found(), where it can be by what the template wrote around other turns of the same kinds: if that,
         filled with these, is the text that it writes, and none of them holds what it may look for."""
-        kinds = [(t.role, t.name, bool(t.text), t.reasoning and "some") for t in turns]
+        kinds = [(t.role, bool(t.name), bool(t.text), t.reasoning and "some") for t in turns]
         key = (tokenizer.hash, *learned, *kinds)
         if key not in self._frames:
             self._frames[key] = self._frame(turns, learned, tokenizer)
@@ -114,7 +115,8 @@ class ChatTemplate:
 
     def _is_plain(self, turn: Turn) -> bool:
         looked_for = jinja.looked_for(self.source, words=False)
-        return all(p == p.strip() and not looked_for.search(p) for p in (turn.said, turn.reasoning or ""))
+        texts = (turn.said, turn.reasoning or "")
+        return not turn.name and all(t == t.strip() and not looked_for.search(t) for t in texts)
 
     def _frame(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> "Frame | bool | None":
         """What the template writes around turns of these kinds: False if that does not show, None if they are
@@ -201,7 +203,7 @@ class ChatTemplate:
 def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
     """A directory's chat template of this name, or its default one; None if it has none. Raises UserError if
     it has several and none is the default."""
-    config = read_object(directory / KEY, {})
+    config = read_object(directory / CONFIG, {})
     files = {"default": directory / FILE} if (directory / FILE).exists() else {}
     files |= {path.stem: path for path in sorted((directory / MORE).glob("*.jinja"))}
     where = {name: str(path) for name, path in files.items()}
@@ -214,7 +216,7 @@ def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
         if isinstance(given, list):
             given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
         found = {"default": given} if isinstance(given, str) else given
-        where = dict.fromkeys(found, f"{directory / KEY}: chat_template")
+        where = dict.fromkeys(found, f"{directory / CONFIG}: chat_template")
     chosen = found.get(name or "default")
     if found and not name and chosen is None:
         raise UserError(
@@ -222,7 +224,8 @@ def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
         )
     if not isinstance(chosen, str):
         return None
-    tokens = ((key, _name(value)) for key, value in config.items() if key.endswith("_token"))
+    named = config | read_object(directory / MAP, {})
+    tokens = ((key, _name(value)) for key, value in named.items() if key.endswith("_token"))
     tokens = tuple((key, value) for key, value in tokens if value is not None)
     return ChatTemplate(chosen, where[name or "default"], tokens, directory)
 

@@ -5,19 +5,25 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from bench import chat_templates as bench
+from nanomed import hub
 from nanomed.errors import UserError
+from nanomed.evaluation.perplexity import answer_perplexity
+from nanomed.models.loss import clm_loss
 from nanomed.text import chat
 from nanomed.text.chat import ChatTemplate
 from nanomed.text.conversations import Conversation, Turn, user
-from nanomed.text.examples import encode_instructions
+from nanomed.text.examples import collate, encode_instructions, pack
+from nanomed.text.heldout import Items, read_excluded
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES, choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
-from tests.conftest import make_texts
+from nanomed.training.settings import Instruct
+from tests.conftest import make_hf_model, make_texts
 from tests.text.test_other_tokenizers import KINDS
 
 SOURCES = bench.published()
@@ -204,6 +210,44 @@ def test_a_long_conversation_is_cut_behind_an_answer_and_the_rest_is_counted(pai
                 assert not cut or any(np.array_equal(e.ids, w.ids) for w in whole)
                 assert not any("q" in ours.decode(e.ids[a:b]) for a, b in e.spans)
             assert found.truncated == (n == 1 and found.examples[0].spans[0] != whole[0].spans[0])
+
+
+def test_packed_conversations_have_the_loss_that_each_has_alone(pair, tmp_path):
+    theirs = make_hf_model(tmp_path, vocab_size=pair[1].vocab_size, n_positions=200)
+    model = hub.load_model(hub.find(str(tmp_path)), dropout=0.0)
+    items = [bench.conversation(n, n % 2 > 0, None) for n in (1, 2, 3, 2, 1)]
+    examples = encode_instructions(items, pair[1], template(CHATML), 200).examples
+    assert [len(e.spans) for e in examples] == [1, 2, 3, 2, 1]
+    rows = pack(examples, 200)
+    assert len(rows) < len(examples)
+    packed, n = clm_loss(model, collate(rows))[0], collate(rows).supervised
+    alone = answer_perplexity(model, examples, 2, torch.device("cpu"), "fp32")
+    assert n == alone["tokens_scored"] == sum(e.supervised for e in examples)
+    expected = 0.0
+    for e in examples:  # transformers', with labels by hand
+        ids = torch.from_numpy(e.ids)[None]
+        labels = torch.full_like(ids, -100)
+        for start, stop in e.spans:
+            labels[0, start:stop] = ids[0, start:stop]
+        logits = theirs(ids).logits[0, :-1]
+        expected += torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum").item()
+    assert packed.item() == pytest.approx(expected, rel=1e-5) and alone["nll"] == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_a_conversation_is_held_out_by_its_first_question(tmp_path):
+    chats = [bench.conversation(n, False, None) for n in (1, 3)]
+    rows = [{"messages": bench.messages(c.turns)} for c in chats]
+    other = {"messages": [{"role": "user", "content": "Why?"}, *rows[1]["messages"][1:]]}
+    settings = Instruct(exclude=[str(write_rows(tmp_path, rows))])
+    excluded = read_excluded(settings).held
+    asked = [Conversation.of("What is q0q?", "", "x"), Conversation.of("What is q1q?", "", "x")]
+    items, _, _ = read_instructions(
+        [str(write_rows(tmp_path, [other, rows[0], rows[1]]))], Fields(), None, False
+    )
+    assert excluded.has(Items.of_rows(asked)).tolist() == [True, False]
+    assert excluded.has(Items.of_rows(items)).tolist() == [False, True, True]
 
 
 # --- rows ---------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ def test_adapt_instruct_classify_and_compare(script, tmp_path, bpe_dir, files, f
         pairs,
         "--out",
         "instructed",
+        "--template",
+        "response",
         "--lora-r",
         4,
         "--merge",
