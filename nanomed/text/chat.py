@@ -38,16 +38,15 @@ class ChatTemplate:
 
     def ask(self, said: str | Sequence[Turn], input: str = "") -> Written:
         """What the model is given to answer: turns, or a text that a user says."""
-        text, whose = self._followed(turns_of(said, input), prompt=True)
-        return Written(text, _runs(whose == 0), complete=True)
+        return self.whole(turns_of(said, input), prompt=True)
 
     def prompt_ids(self, said: str | Sequence[Turn], tokenizer) -> np.ndarray:
         """Its ids."""
         return tokenizer.prompt(self.ask(said))
 
-    def whole(self, turns: Sequence[Turn]) -> Written:
-        """Turns as the model sees them when all is said."""
-        text, whose = self._followed(turns)
+    def whole(self, turns: Sequence[Turn], prompt: bool = False) -> Written:
+        """Turns as the model sees them when all is said; prompt: and what an answer follows."""
+        text, whose = self._followed(turns, prompt=prompt)
         return Written(text, _runs(whose == 0), complete=True)
 
     @cached_property

@@ -18,7 +18,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.text.conversation_rows import conversation, form_of
 from nanomed.text.conversations import Conversation
-from nanomed.text.instructions import Fields
+from nanomed.text.instructions import Fields, group_of
 from nanomed.text.rows import NoField, field_of, fields_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
@@ -204,11 +204,9 @@ def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Convers
     document = None if document is None else get_text(row, text_field)
     if not isinstance(asked, str) and not form:
         return document, None
-    group = get_value(row, fields.group) if fields.group else ""
-    if group is None:
-        raise NoField(f"no field {fields.group!r} (--group-field)")
+    group = group_of(row, fields)
     if form:
-        return document, conversation(form[1](row), str(group), Counter())
+        return document, conversation(form[1](row), group, Counter())
     others = [get_value(row, name) for name in (fields.input, fields.response)]
     others = [value if isinstance(value, str) else "" for value in others]
-    return document, Conversation.of(asked, *others, group=str(group))
+    return document, Conversation.of(asked, *others, group=group)

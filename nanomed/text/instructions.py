@@ -53,7 +53,7 @@ def read_instructions(
             if form == ():
                 form = form_of(row) if get_value(row, fields.instruction) is None else None
             if form:
-                found = conversation(form[1](row), _group(row, fields), unread)
+                found = conversation(form[1](row), group_of(row, fields), unread)
             else:
                 found = _instruction(row, fields, unread)
             found = found.begun_by(system)
@@ -83,7 +83,7 @@ def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
         raise BadRow("an empty instruction")
     has_input = get_value(row, fields.input) not in (None, "")
     input = get_text(row, fields.input, "--input-field") if has_input else ""
-    group = _group(row, fields)
+    group = group_of(row, fields)
     response = one_text(row, fields.response, Fields.response, "--response-field", numbers=True)
     named = f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
     mend = "--input-field {} takes it for the input"
