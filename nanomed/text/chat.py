@@ -224,14 +224,9 @@ def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
     if not isinstance(chosen, str):
         return None
     named = config | read_object(directory / MAP, {})
-    tokens = ((key, _name(value)) for key, value in named.items() if key.endswith("_token"))
-    tokens = tuple((key, value) for key, value in tokens if value is not None)
+    given = ((k, v.get("content") if isinstance(v, dict) else v) for k, v in named.items())
+    tokens = tuple((k, v) for k, v in given if k.endswith("_token") and isinstance(v, str))
     return ChatTemplate(chosen, where[name or "default"], tokens, directory)
-
-
-def _name(token) -> str | None:
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else None
 
 
 def _message(turn: Turn) -> dict[str, str]:

@@ -97,7 +97,8 @@ def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
     return replace(Conversation.of(instruction, input, response, group), references=references)
 
 
-def _group(row, fields: Fields) -> str:
+def group_of(row, fields: Fields) -> str:
+    """What --group-field names. Raises NoField for a row without it."""
     group = get_value(row, fields.group) if fields.group else ""
     if group is None:
         raise NoField(f"no field {fields.group!r} (--group-field)")
