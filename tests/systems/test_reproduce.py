@@ -220,6 +220,8 @@ def test_all_phases_end_to_end(reproduce, model_dir, files, tmp_path):
         front = metadata_load(out / name / "README.md")
         assert str(tmp_path.parent) not in card and "base_model" not in front and "license" not in front
         assert f"# {model_dir.name}: {name}" in card and ("answer" in place) == (name == "instructed")
+        stored = json.loads((out / name / "config.json").read_text())["dtype"]
+        assert f"weights stored in {stored}" in card and str(place["model"].dtype) == f"torch.{stored}"
         assert place["model"].config.vocab_size == 400 and place["tokenizer"]("the")["input_ids"]
     # Of a base that is on the Hub, or has a card of its own, the front matter says what others need.
     asked = template_of(out / "instructed").ask("{question}").text
