@@ -248,7 +248,7 @@ class InProcess:
 
     commands: typing.ClassVar = []
 
-    def __init__(self, command, cwd):
+    def __init__(self, command, cwd, **how):
         self.commands.append(command[1:])
         before, handler = sys.argv, signal.getsignal(signal.SIGTERM)
         sys.argv = command[1:]
