@@ -68,6 +68,8 @@ class Several(argparse.Action):
     """A flag that takes several values, may be given several times, and once given replaces a recipe's."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        if not all(map(str.strip, values)):
+            raise argparse.ArgumentError(self, "an empty name; name a file, or what else it takes")
         given = namespace.__dict__.setdefault("_given", set())
         before = getattr(namespace, self.dest) if self.dest in given else []
         given.add(self.dest)

@@ -35,7 +35,7 @@ def saved_rows(path: Path, split: str | None):
         return found
     split, there = split or (next(iter(found)) if len(found) == 1 else "train"), ", ".join(found)
     if split not in found:
-        raise UserError(f"{path}: no split {split!r}; --rows names one: {there}")
+        raise UserError(f"{path}#{split}: no such split; there is: {there}")
     say(f"{path}: its split {split!r} (of {there})")
     return found[split]
 

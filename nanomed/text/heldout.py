@@ -199,7 +199,7 @@ def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Convers
     if asked is None and document is None and not form:
         raise NoField(
             f"neither a text in the field {text_field!r} nor an instruction in {fields.instruction!r}"
-            f" ({fields_of(row)}; --text-field a,b takes the first that a row has, --instruction-field too)"
+            f" ({fields_of(row)}; --text-field a,b takes the first that a row has)"
         )
     document = None if document is None else get_text(row, text_field)
     if not isinstance(asked, str) and not form:

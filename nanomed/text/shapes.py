@@ -16,7 +16,7 @@ def shaped(value, path: Path, how: str | None) -> list:
     for key in how.split(".") if how else ():
         if not isinstance(value, dict) or key not in value:
             there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise UserError(f"{path}: no key {how!r} there (--rows); there is: {there}")
+            raise UserError(f"{path}#{how}: no such key there; there is: {there}")
         value = value[key]
     if isinstance(value, list) or value == {}:
         return list(value)
@@ -37,7 +37,7 @@ def shaped(value, path: Path, how: str | None) -> list:
         return value[listed[0]]
     if listed:
         what = f"an object with rows under {', '.join(listed)}"
-        raise UserError(f"{path}: {what}: --rows {listed[0]} reads these")
+        raise UserError(f"{path}: {what}: {path}#{listed[0]} reads these")
     if all(isinstance(v, dict) and v for v in values):
         keys = list(values[0])
         if all(key.isdigit() for key in keys) and all(v.keys() == values[0].keys() for v in values):

@@ -235,12 +235,9 @@ def test_shapes_of_json(tmp_path, content, expected):
 
 
 REFUSED = {
-    "d.json": (
-        '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
-        "under train, test: --rows train reads these",
-    ),
-    "e.json": ('{"text": "a", "entities": [{"text": "b"}]}', "--rows entities"),
-    "f.json#a.b": ('{"a": {"c": [1]}}', "no key 'a.b' there"),
+    "d.json": ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "d.json#train reads these"),
+    "e.json": ('{"text": "a", "entities": [{"text": "b"}]}', "e.json#entities"),
+    "f.json#a.b": ('{"a": {"c": [1]}}', "a.b: no such key there"),
     "g.json": ('"text"', "must hold a list of objects"),
     "h.json": (b'[{"text": "f\xe8vre"}]', "iconv -f WINDOWS-1252 -t UTF-8"),
     "i.csv": (b"id,text\n1,f\xe8vre\n", "iconv -f WINDOWS-1252 -t UTF-8"),
@@ -275,7 +272,7 @@ def test_directories_that_are_no_data(tmp_path):
             texts_of(tmp_path / name)
     WRITE["splits"](tmp_path / "splits")
     assert texts_of(tmp_path / "splits") == TEXTS[3:]
-    with pytest.raises(UserError, match="no split 'dev'; --rows names one: train, test"):
+    with pytest.raises(UserError, match="#dev: no such split; there is: train, test"):
         texts_of(f"{tmp_path / 'splits'}#dev")
 
 
