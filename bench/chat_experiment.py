@@ -42,6 +42,7 @@ def main():
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--rows", type=int, default=240)
     p.add_argument("--held-out", type=int, default=60)
+    p.add_argument("--general", type=int, default=200, help="general conversations that are measured")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--lr", default="5e-4")
     p.add_argument("--jobs", type=int, default=1, help="runs at once")
@@ -51,15 +52,15 @@ def main():
     write_rows(args, out)
     jobs, named = {}, {"base": [out / "base.own"], f"base, {OTHER}": [out / "base.response"]}
     for template in (OWN, OTHER):
-        named[f"instructed, {template}"] = of_template = []
-        for seed in range(args.seeds):
-            directory = out / f"{template.split()[-1]}.{seed}"
-            of_template.append(directory)
+        named[f"instructed, {template}"] = [out / f"{template.split()[-1]}.{k}" for k in range(args.seeds)]
+        for seed, directory in enumerate(named[f"instructed, {template}"]):
+            measured = measurements(args, out, directory, directory, None)
             jobs[Path(f"{directory}.choices.json")] = [
-                training(args, out, template, seed, directory), *measurements(out, directory, directory, None)
-            ]  # fmt: skip
+                training(args, out, template, seed, directory),
+                *measured,
+            ]
     for directory, template in ((out / "base.own", None), (out / "base.response", OTHER)):
-        jobs[Path(f"{directory}.choices.json")] = measurements(out, args.model, directory, template)
+        jobs[Path(f"{directory}.choices.json")] = measurements(args, out, args.model, directory, template)
     run_all(jobs, args.jobs)
     found = {name: [results(directory) for directory in several] for name, several in named.items()}
     table = tables.markdown(as_table(found))
@@ -101,7 +102,7 @@ def training(args, out: Path, template: str, seed: int, directory: Path) -> list
     return [ROOT / "train_sft.py", *data, *how, *size, *lora]
 
 
-def measurements(out: Path, model, name: Path, template: str | None) -> list[list]:
+def measurements(args, out: Path, model, name: Path, template: str | None) -> list[list]:
     how = ["--template", template] if template else []
     command = lambda *words: [ROOT / "eval.py", *words]  # noqa: E731
     written = {
@@ -109,8 +110,18 @@ def measurements(out: Path, model, name: Path, template: str | None) -> list[lis
         for kind in ("medical", "general", "choices")
     }
     return [
-        command("qa", *written["medical"], *how, "--max-new-tokens", 64),
-        command("qa", *written["general"], *how, "--max-new-tokens", 24),
+        command("qa", *written["medical"], *how, "--max-new-tokens", 48, "--batch-size", 32),
+        command(
+            "qa",
+            *written["general"],
+            *how,
+            "--max-new-tokens",
+            16,
+            "--batch-size",
+            32,
+            "--limit",
+            args.general,
+        ),
         command("choices", *written["choices"]),
     ]
 
