@@ -58,7 +58,7 @@ def turns(chat: Chat, answer: int) -> list[dict]:
         said.append(
             user(f"What are the symptoms of {what}, and how do they differ from those of a common cold?")
         )
-        ids = chat.ids(said)
+        ids = list(chat.asked(said).ids)
         anew, seconds_anew = written(chat.o, ids, answer, fresh(chat.o))
         new = len(ids) - kept.rewind(ids, len(ids))
         tokens, seconds = written(chat.o, ids, answer, kept)

@@ -66,6 +66,8 @@ FILES = {
     "choices.jsonl": '{"prompt": "the", "choices": [" a", " b"], "answer": 0}\n' * 3,
     "equal.jsonl": '{"prompt": "the", "choices": [" a", "a"], "answer": 0}\n',
     "odd.jsonl": '{"prompt": "the", "choices": [" a", "\\ud800"], "answer": 0}\n',
+    "chats.jsonl": '{"messages": [{"role": "user", "content": "a"}]}\n'
+    '{"messages": [{"role": "system", "content": "b"}]}\n',
     "prompts.jsonl": '{"prompt": "the fever"}\n{"prompt": ""}\n',
     "wrong.toml": "[adapt]\nlearning-rate = 1e-4\n",
     "type.toml": '[adapt]\nlr = "fast"\n',

@@ -173,6 +173,26 @@ def test_a_kept_cache_changes_no_token_and_only_the_new_ones_are_read(models, na
         known, read[:] = prompt + anew, []
 
 
+@every_kind
+def test_a_cache_of_recorded_steps_is_kept_too(models, name):
+    """As after a turn on a GPU: what was written while all shapes stayed, the next turn finds."""
+    model, kept = models[name][0], Kept(models[name][0].config, 1, CPU, torch.float32)
+    first, written = [5, 6, 7, 8], torch.tensor([[9], [10], [11]])
+    next(stream(model, [first], 4, GREEDY, [7], CPU, "fp32", kept))
+    real, pos = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[4]])
+    read = lambda idx, pos, mask: model.backbone(idx, pos, mask, kept.cache)  # noqa: E731
+    step = RecordedStep(read, kept.cache, real, pos, 63)
+    with torch.no_grad():
+        for token in written:
+            step.idx.copy_(token[None])
+            step._step()
+    kept.ids += written.flatten().tolist()
+    prompt = [*kept.ids, 12, 13]
+    how = (4, GREEDY, [7], CPU, "fp32")
+    assert list(stream(model, [prompt], *how, kept)) == list(stream(model, [prompt], *how))
+    assert kept.ids[:9] == prompt
+
+
 def test_a_cache_survives_a_turn_that_is_broken_off(models):
     model = models["llama"][0]
     kept, first = Kept(model.config, 1, CPU, torch.float32), [5, 6, 7, 8]
