@@ -52,9 +52,7 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock = locked(folder / FILLING)
         except BlockingIOError:
-            print(
-                f"{folder}: waiting for another process, which is at work there", file=sys.stderr, flush=True
-            )
+            print(f"{folder}: waiting for another process, which is at work there", file=sys.stderr)
             with contextlib.suppress(FileNotFoundError):  # its holder renamed it
                 lock = locked(folder / FILLING, wait=True)
                 break

@@ -132,9 +132,8 @@ def unfinished(held: dict) -> bool:
 
 def is_whole(out: Path, held: dict) -> bool:
     """Whether all that a record names is in its directory."""
-    return (
-        bool(held) and not unfinished(held) and all((out / name).exists() for name in held.get("files", ()))
-    )
+    there = all((out / name).exists() for name in held.get("files", ()))
+    return bool(held) and not unfinished(held) and there
 
 
 def take(

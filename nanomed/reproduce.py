@@ -17,7 +17,7 @@ from nanomed.systems.recipe import PHASES, Recipe, read_recipe, stand_in
 from nanomed.systems.reproduction import PROGRAM, SHORTER, Reproduction
 from nanomed.text.rows import split_name
 
-LIBRARIES = ("matplotlib", "jinja2", "sacrebleu", "rouge_score", "sklearn", "datasketch")
+LIBRARIES = ("matplotlib", "sacrebleu", "rouge_score", "sklearn", "datasketch")
 DATA = "in place of the recipe's data of that name; without a name, of what it is measured on"
 
 
@@ -34,9 +34,7 @@ def parse_args():
     flag("--max-steps", type=flags.count, metavar="N", help="N updates a phase, in place of the epochs")
     flag("--context", type=flags.count, metavar="N", help="in place of the recipe's")
     flag("--batch-size", type=flags.count, metavar="N", help="in place of the recipe's, and in measuring")
-    flag(
-        "--answers", type=flags.count, default=100, metavar="N", help="questions that are answered and scored"
-    )
+    flag("--answers", type=flags.count, default=100, metavar="N", help="questions that are asked and scored")
     flag("--max-new-tokens", type=flags.count, default=128, metavar="N", help="of an answer")
     flag("--dtype", choices=dtypes, default="auto", help="in place of the recipe's, unless auto")
     flag("--device", choices=devices, default="auto", help="auto: CUDA if there is one")
@@ -50,8 +48,7 @@ def recipe_of(args) -> Recipe:
     recipe, given = read_recipe(args.recipe), {}
     for name, file in map(split_name, args.data):
         given.setdefault(name or recipe.measured, []).append(file)
-    recipe = stand_in(recipe, args.model, given, args.field)
-    return recipe
+    return stand_in(recipe, args.model, given, args.field)
 
 
 def main():
@@ -59,12 +56,8 @@ def main():
     recipe, out = recipe_of(args), Path(args.out)
     r = Reproduction(recipe, out, args)
     r.begin()
-    results = {
-        "recipe": recipe.name,
-        "title": recipe.title,
-        "model": recipe.model,
-        "stand_in": recipe.instead,
-    }
+    results = {"recipe": recipe.name, "title": recipe.title, "model": recipe.model}
+    results["stand_in"] = recipe.instead
     results["shortened"] = {key: value for key in SHORTER if (value := getattr(args, key))}
     results["stages"] = {"base": r.measure("base")}
     for phase in recipe.phases:

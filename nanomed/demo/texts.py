@@ -54,7 +54,7 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
     """Write the texts into `out`, where `results` will be made. Raises UserError, before anything is touched,
     if a demo with other settings lives there, if something there is not the demo's, or if something is
     missing that would be missed only at the end."""
-    for module in ("matplotlib", "jinja2", "sklearn"):
+    for module in ("matplotlib", "sklearn"):
         need(module)
     hub.find(args.model)
     texts = make_texts(seed, QUICK if args.quick else None)

@@ -26,11 +26,7 @@ SHOTS_SEED = 1234  # lm-eval's
 
 
 def reader(
-    name: str,
-    format: str,
-    prompt: str | None = None,
-    official: set[str] | None = None,
-    cop_from: int | None = None,
+    name: str, format: str, prompt=None, official: set[str] | None = None, cop_from: int | None = None
 ) -> tuple[Callable, Iterator | None]:
     """What read_questions() asks for, of a file in one of the formats of `eval.py choices`. prompt, official:
     as for from_pubmedqa(). cop_from: what MedMCQA's `cop` calls the first option, where the file does not
@@ -74,9 +70,8 @@ def _named(row, texts: list[str], keys: list[str]) -> int | None:
     pairs = enumerate(zip(keys, texts, strict=True))
     found = [k for k, (key, option) in pairs if letter in (None, key) and text in (None, option)]
     if len(found) != 1:
-        raise BadRow(
-            f"`answer_idx` {letter!r} and `answer` {text!r} together are {len(found)} of the options"
-        )
+        both = f"`answer_idx` {letter!r} and `answer` {text!r}"
+        raise BadRow(f"{both} together are {len(found)} of the options")
     return found[0]
 
 
@@ -84,31 +79,25 @@ def from_medmcqa(row, first: int) -> Item:
     """MedMCQA (Pal et al. 2022): `opa` to `opd` and `cop`, which calls the first of them `first`."""
     question = get_text(row, "question", MUST)
     texts, _ = lettered(medmcqa(row) or _there(row, "opa"), "opa, opb, ...")
-    return _by_letter(
-        f"Question: {question}\nChoices:\n", texts, _number(row, "cop", len(texts), first), question
-    )
+    place = _number(row, "cop", len(texts), first)
+    return _by_letter(f"Question: {question}\nChoices:\n", texts, place, question)
 
 
 def counted_from(name: str, asked: int | None) -> int:
     """What `cop` calls the first option in a file: 1 in the authors' release, 0 on the Hub. A 0 or a 4
     anywhere in the file shows it. Raises UserError where both occur, or neither and it is not asked for."""
-    seen = {
-        str(cop).removesuffix(".0") for cop in read_rows(name, lambda row: get_value(row, "cop"), None, True)
-    }
+    cops = read_rows(name, lambda row: get_value(row, "cop"), None, True)
+    seen = {str(cop).removesuffix(".0") for cop in cops}
     shown = [first for first, cop in ((0, "0"), (1, "4")) if cop in seen]
     if len(shown) == 2:
-        raise UserError(
-            f"{name}: `cop` is 0 in one row and 4 in another; four options are called 0 to 3, or 1 to 4"
-        )
+        what = "`cop` is 0 in one row and 4 in another"
+        raise UserError(f"{name}: {what}; four options are called 0 to 3, or 1 to 4")
     if asked is not None and shown not in ([], [asked]):
-        raise UserError(
-            f"{name}: `cop` counts from {shown[0]} (a row has {4 * shown[0]}), not from {asked} (--cop-from)"
-        )
+        there = f"`cop` counts from {shown[0]} (a row has {4 * shown[0]})"
+        raise UserError(f"{name}: {there}, not from {asked} (--cop-from)")
     if asked is None and not shown and seen & {"1", "2", "3"}:
-        what = (
-            "`cop` is never 0 and never 4, so that it may count from 0, as on the Hub, or from 1, as in the"
-        )
-        raise UserError(f"{name}: {what} authors' release; --cop-from 0 or 1 says which")
+        what = "`cop` is never 0 and never 4, so that it may count from 0, as on the Hub, or from 1"
+        raise UserError(f"{name}: {what}, as in the authors' release; --cop-from 0 or 1 says which")
     return shown[0] if shown else asked or 0
 
 
@@ -211,7 +200,6 @@ def with_shots(items: list[Item], pool: list[Item], shots: int, in_order: bool) 
 def _drawn(pool: list[Item], shots: int, rng: random.Random | None, item: Item) -> list[Item]:
     if len(pool) < shots:
         under = f" under {item.heading.strip()!r}" if item.heading else ""
-        raise UserError(
-            f"--shots {shots}: --shots-from has {len(pool)} other questions with an answer{under}"
-        )
+        there = f"{len(pool)} other questions with an answer{under}"
+        raise UserError(f"--shots {shots}: --shots-from has {there}")
     return rng.sample(pool, shots) if rng else pool[:shots]

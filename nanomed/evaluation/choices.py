@@ -37,9 +37,8 @@ def encode(item: Item, tokenizer, positions: int, template=None) -> list[tuple[n
         answer = template.answer(choice.strip()) if template else written(choice)
         ids = tokenizer.continuation(asked, written(blanks) + answer)
         if not 0 < len(ids) <= positions:
-            raise UserError(
-                f"the choice {choice[:60]!r} has {len(ids):,} tokens; the model has {positions:,} positions"
-            )
+            what = f"the choice {choice[:60]!r} has {len(ids):,} tokens"
+            raise UserError(f"{what}; the model has {positions:,} positions")
         out.append((np.concatenate([prompt, ids]).astype(np.int64), len(ids)))
     return out
 
@@ -70,9 +69,8 @@ def _loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: 
             bar.update(len(batch))
     for k, values in enumerate(out):
         if not np.isfinite(values).all():
-            raise UserError(
-                f"question {k + 1} has a choice of non-finite likelihood in {o.dtype}; {mend(o.dtype)}"
-            )
+            what = f"question {k + 1} has a choice of non-finite likelihood"
+            raise UserError(f"{what} in {o.dtype}; {mend(o.dtype)}")
     return out
 
 
@@ -110,6 +108,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
     labels = [c.strip() for c in items[0].choices] if alike else [str(k) for k in range(most)]
     targets = np.array([item.answer for item in items])
     pairs = zip(items, summed, strict=True)
+    read = ("\n".join((item.prompt, *item.choices)) for item in items)
     return _figures(summed, targets, labels, seed) | {
         "predictions": [_as_given(item, int(values.argmax())) for item, values in pairs],
         "per_byte": _figures(per_byte, targets, labels, seed) | {"bytes": BYTES},
@@ -117,9 +116,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
         "chance": float(np.mean([1 / len(item.choices) for item in items])),
         "majority": _majority(targets, labels, seed),
         "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
-        "special_tokens": special.report_of(
-            o.tokenizer, ("\n".join((item.prompt, *item.choices)) for item in items)
-        ),
+        "special_tokens": special.report_of(o.tokenizer, read),
         "labels": labels,
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],

@@ -32,7 +32,6 @@ from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.tables import WORSE, ppl_cell, worse_than_guessing
 from nanomed.files import read_object, typed, write_json, write_text
-from nanomed.optional import need
 from nanomed.training.curves import draw_curves
 
 PROGRAM, RECORD = "nanomed.evaluation.page", "report.json"
@@ -178,8 +177,9 @@ def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
 
 def write_page(content: dict, out: Path) -> Path:
     """Write report.html, then report.json, from the dict that is described above."""
+    import jinja2
+
     held = open_out(out)
-    jinja2 = need("jinja2")
     made = {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
     content = {"tasks": None, "benchmarks": None} | content | made
     how = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}

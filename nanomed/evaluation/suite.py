@@ -65,9 +65,8 @@ def lying_in(directory: Path) -> dict[str, Benchmark]:
         name, split = name_and_split(within, format)
         files = found.setdefault(name, Benchmark(format, {})).data.setdefault(split, [])
         if files and not re.search(r"-\d+-of-\d+\.", path.name):
-            raise UserError(
-                f"{path} and {files[0]} would both be {name} {split}".rstrip() + "; leave one there"
-            )
+            both = f"{path} and {files[0]} would both be {name} {split}".rstrip()
+            raise UserError(f"{both}; leave one there")
         files.append(str(path))
     if others:
         more = f" and {len(others) - 5:,} more" if len(others) > 5 else ""
@@ -129,9 +128,8 @@ def table(results: dict[str, dict]) -> list[list[str]]:
     rows = []
     for name, r in results.items():
         about = name, f"{r['questions']:,}", f"{r['chance']:.3f}"
-        figures = [
-            measure_cell(r[k] if k else r, "accuracy") for k in ("majority", "", "per_character", "per_byte")
-        ]
+        measured = (r["majority"], r, r["per_character"], r["per_byte"])
+        figures = [measure_cell(of, "accuracy") for of in measured]
         rows.append([*about, *figures, against_chance(r)])
     return headed(["", "questions", "chance", "always the commonest", *ways], rows)
 

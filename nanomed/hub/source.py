@@ -80,12 +80,8 @@ def find(name: str, weights: bool = True) -> Source:
 def _is_path(name: str) -> bool:
     """Whether a name that nothing is found under can be nothing but a path, also one of Windows
     (C:\\models\\gpt2): it is not sent to the Hub."""
-    return (
-        name.startswith((".", "/", "~"))
-        or name.endswith("/")
-        or name.count("/") > 1
-        or bool({*":\\"} & {*name})
-    )
+    outside = name.startswith((".", "/", "~")) or name.endswith("/")
+    return outside or name.count("/") > 1 or bool({*":\\"} & {*name})
 
 
 def _made_of(directory: Path) -> Path:

@@ -250,9 +250,8 @@ def save_model(model, directory: Path, tokenizer_from: Path, dtype=torch.float32
         state.pop("lm_head.weight", None)  # a classifier has none
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTISED)}
     kept = {f"{n}.{buffer}" for n, m in layers.items() for buffer, _ in m.named_buffers()}
-    state = {
-        k: v if k in kept or not v.is_floating_point() else _rounded(k, v, dtype) for k, v in state.items()
-    }
+    rounded = {k for k, v in state.items() if k not in kept and v.is_floating_point()}
+    state = {k: _rounded(k, v, dtype) if k in rounded else v for k, v in state.items()}
     state = quantised.to_file(model, state)
     state = {k: _turned(model.family, k, v).contiguous() for k, v in state.items()}
     odd = ("torch_dtype", "quantization_config", "auto_map")

@@ -18,9 +18,8 @@ class KVCache:
     def append(self, k, v):
         """Keys and values of T more tokens; returns all so far, or after fix() those of the whole room."""
         if self.at is not None:
-            return self.k.index_copy_(2, self.at, k.to(self.k.dtype)), self.v.index_copy_(
-                2, self.at, v.to(self.v.dtype)
-            )
+            new = ((self.k, k.to(self.k.dtype)), (self.v, v.to(self.v.dtype)))
+            return tuple(t.index_copy_(2, self.at, more) for t, more in new)
         start, self.n = self.n, self.n + k.size(2)
         self.k[:, :, start : self.n], self.v[:, :, start : self.n] = k, v
         return self.k[:, :, : self.n], self.v[:, :, : self.n]

@@ -154,9 +154,8 @@ class Block(nn.Module):
         C, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(C, eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(
-            C, eps
-        )  # not Llama's, which has the name but stands after x +
+        # Llama's of this name stands behind `x +`.
+        self.post_attention_layernorm = RMSNorm(C, eps)
         self.pre_feedforward_layernorm = RMSNorm(C, eps)
         self.mlp = MLP(C, config.intermediate_size, config.hidden_activation, bias=False)
         self.post_feedforward_layernorm = RMSNorm(C, eps)

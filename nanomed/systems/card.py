@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nanomed import hub
 from nanomed.files import read_object
-from nanomed.optional import need
 from nanomed.systems.figures import cell, look_up, stand_in_note
 from nanomed.systems.recipe import NEEDED, PHASES, Recipe
 from nanomed.text.templates import of_model
@@ -22,16 +21,16 @@ COUNTS = "documents examples texts duplicates_removed near_duplicates_removed tr
 def model_card(recipe: Recipe, results: dict, phase: str, directory: Path) -> str:
     """The card of the model that a phase left in a directory, from its run.json and what was measured
     (`results`)."""
+    import jinja2
+
     run, summary = read_object(directory / "run.json"), results["phases"][phase]
     machine = run.get("machine", {})
     counts = COUNTS + ([] if phase == "classify" else ["tokens"])
     about = {"recipe": recipe, "phase": phase, "name": PHASES[phase], "path": directory.name, "run": run}
     front, start = _of_base(recipe), run["settings"]["model"]
     about |= {"adapter": (directory / "adapter_config.json").exists(), "front": front}
-    about |= {
-        "base": Path(recipe.model).name,
-        "start": start if start in front.values() else Path(start).name,
-    }
+    about["base"] = Path(recipe.model).name
+    about["start"] = start if start in front.values() else Path(start).name
     about |= {"template": of_model(directory) if phase == "instruct" else None}
     about |= {"datasets": _datasets(recipe, phase)}
     said = {k: summary[k] for k in counts if isinstance(summary.get(k), int)}
@@ -45,7 +44,6 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path) -> st
     about |= {"labels": summary.get("labels"), "versions": [f"{k} {v}" for k, v in run["versions"].items()]}
     about |= {"machine": machine.get("cuda" if run["settings"]["device"] == "cuda" else "cpu")}
     about |= _of_classifier(results) if phase == "classify" else _of_model(recipe, results, PHASES[phase])
-    jinja2 = need("jinja2")
     env = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     env.filters |= {"json": json.dumps, "names": _names}
     return env.from_string((Path(__file__).parent / "card.md").read_text(encoding="utf-8")).render(about)

@@ -46,9 +46,8 @@ def published(recipe: Recipe) -> None:
             raise UserError(f"{where}: ours = {p.ours!r} is no figure; begin with {' or '.join(stages)}")
         found = set(CLASSES) if stage == PHASES["classify"] else _measured(recipe, stage)
         if key not in found:
-            raise UserError(
-                f"{where}: ours = {p.ours!r} is no figure; {stage} has {', '.join(sorted(found))}"
-            )
+            there = f"{stage} has {', '.join(sorted(found))}"
+            raise UserError(f"{where}: ours = {p.ours!r} is no figure; {there}")
         of, name = key.rpartition(".")[0], p.mistake
         if name is not None and f"{of}.also.{name}" not in found:
             there = mistakes_of(recipe, stage, of) or "none"

@@ -167,13 +167,10 @@ class ChatTemplate:
         number = {k: 2 + n % 2 for n, k in enumerate(learned)}
         for looked_at in ((), ("assistant",), ("system", "user", "assistant", "tool")):
             kept = {role: jinja.looked_for(self.source) for role in looked_at}
-            others = [
-                {
-                    key: disguised(key, value, OTHER[number.get(k, 1)], kept.get(m["role"]))
-                    for key, value in m.items()
-                }
-                for k, m in enumerate(messages)
-            ]
+            others = []
+            for k, message in enumerate(messages):
+                how = OTHER[number.get(k, 1)], kept.get(message["role"])
+                others.append({key: disguised(key, value, *how) for key, value in message.items()})
             try:
                 whose = whose_characters(text, self._render(others, prompt))
             except UserError:
@@ -218,9 +215,8 @@ def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
         where = dict.fromkeys(found, f"{directory / CONFIG}: chat_template")
     chosen = found.get(name or "default")
     if found and not name and chosen is None:
-        raise UserError(
-            f"{directory}: chat templates {', '.join(map(str, found))}; --template NAME takes one"
-        )
+        there = f"chat templates {', '.join(map(str, found))}"
+        raise UserError(f"{directory}: {there}; --template NAME takes one")
     if not isinstance(chosen, str):
         return None
     named = config | read_object(directory / MAP, {})

@@ -90,9 +90,8 @@ def _turn(turn, number: int, unread: Counter) -> Turn:
     thought = next((key for key in REASONING if get_value(turn, key) is not None), None)
     reasoning = _text(turn, thought, where) if thought and role == "assistant" else None
     name = get_value(turn, "name")
-    unread.update(
-        f"the field {key} of {{n}} turns is not read" for key in turn.keys() - READ if turn[key] is not None
-    )
+    others = (key for key in turn.keys() - READ if turn[key] is not None)
+    unread.update(f"the field {key} of {{n}} turns is not read" for key in others)
     return Turn(role, text, "", reasoning, weight != 0, name if isinstance(name, str) else None)
 
 

@@ -104,7 +104,7 @@ class Conversation:
         """All that makes it this one, for a hash."""
         if [turn.role for turn in self.turns] == ["user", "assistant"] and not self.turns[1].reasoning:
             return [self.instruction, self.input, self.response, self.group]
-        turns = [
-            [t.role, t.text, t.input, t.reasoning or "", t.name or "", str(t.supervised)] for t in self.turns
-        ]
-        return [part for turn in turns for part in turn] + [self.group]
+        parts = []
+        for t in self.turns:
+            parts += [t.role, t.text, t.input, t.reasoning or "", t.name or "", str(t.supervised)]
+        return [*parts, self.group]

@@ -92,9 +92,8 @@ def row_digests(item: Conversation) -> dict[str, list[bytes]]:
         return [digest(text) if text else NONE for text in texts]
 
     first = item.asked[item.turns[0].role == "system" and len(item.asked) > 1]
-    quoted = [
-        turn.input if turn.role == "user" else turn.text for turn in item.turns if turn.role != "system"
-    ]
+    said = (turn for turn in item.turns if turn.role != "system")
+    quoted = [turn.input if turn.role == "user" else turn.text for turn in said]
     question = known(f"{first.text}\0{first.input}")
     return {"questions": question, "quoted": known(*quoted), "groups": known(item.group)}
 

@@ -120,9 +120,8 @@ def read_pairs(s, tokenizer, template) -> Pairs:
     found = Pairs(s, tokenizer, excluded, digests=dict(excluded.hashes))
 
     def read_rows(side: str, names: list[str], limit: int | None = None) -> list[Conversation]:
-        rows, bad, sha = instructions.read_instructions(
-            names, fields, limit, s.skip_bad_rows, s.system, template
-        )
+        how = (fields, limit, s.skip_bad_rows, s.system, template)
+        rows, bad, sha = instructions.read_instructions(names, *how)
         if bad:
             print(f"{' + '.join(names)}: {bad} bad rows left out")
         found.digests[f"{side}: {' + '.join(names)}"] = sha

@@ -10,16 +10,8 @@ def add_flags(p) -> None:
     flags.add_flags(p, flags.Rows, "rows", "separator", "document_per", "skip_bad_rows")
 
 
-FILES = (
-    "data",
-    "shots_from",
-    "positives",
-    "negatives",
-    "corpus",
-    "against",
-    "reference",
-    "incoming",
-)  # flags of eval.py
+# Flags of eval.py.
+FILES = tuple("data shots_from positives negatives corpus against reference incoming".split())
 ABOUT = {
     "rows": ("--rows", ".json", ("json", "saved")),
     "separator": ("--separator", ".csv or .tsv", ("csv",)),

@@ -65,9 +65,8 @@ class Template:
         stands before the first question, what a tool says is a question."""
         roles = [turn.role for turn in conversation.turns if turn.role != "system"]
         if any((role == "assistant") != (k % 2 == 1) for k, role in enumerate(roles)):
-            raise BadRow(
-                f"questions and answers must alternate in this template; they are {', '.join(roles)}"
-            )
+            there = ", ".join(roles)
+            raise BadRow(f"questions and answers must alternate in this template; they are {there}")
 
     def prompt_ids(self, said: str | Sequence[Turn], tokenizer) -> "np.ndarray":
         """The ids of what the model is given to answer, with the tokens that end the answers among them."""

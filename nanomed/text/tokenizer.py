@@ -184,9 +184,8 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
             looked_for = [replace(token, normalized=False) for token in looked_for if not codec.finds(token)]
         vocabulary.check_prefix_space(directory, codec.puts_blank)
         special = vocabulary.find_special(ids, spec or {}, directory, Path(model or directory))
-        return Tokenizer(
-            codec, ids, special, Spellings(looked_for), {token["id"] for token in added}, reading
-        )
+        added_ids = {token["id"] for token in added}
+        return Tokenizer(codec, ids, special, Spellings(looked_for), added_ids, reading)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         if spec:
             typed(Spec, spec, where)  # names the place

@@ -91,6 +91,7 @@ def setup(s: Settings) -> Setup:
     adapter = bool(s.lora_r) and not s.merge
     if adapter and s.save_dtype not in (None, "fp32"):
         raise UserError(f"--save-dtype {s.save_dtype}: an adapter stays fp32; --merge writes a whole model")
+    stored = "fp32" if adapter or s.from_scratch else hub.stored_dtype(source.directory)
     decided = replace(
         s,
         device=str(device),
@@ -98,8 +99,7 @@ def setup(s: Settings) -> Setup:
         context=context,
         quantize=None if quantize == "none" else quantize,
         lr=s.lr or s.usual_lr,
-        save_dtype=s.save_dtype
-        or ("fp32" if adapter or s.from_scratch else hub.stored_dtype(source.directory)),
+        save_dtype=s.save_dtype or stored,
         keep=s.keep or ("best" if s.patience else "last"),
         lora_alpha=s.lora_alpha or 2.0 * s.lora_r,
         lora_scale=s.lora_scale or "lora",
@@ -253,12 +253,10 @@ def say_written(s: Settings, source: hub.Source) -> None:
     if s.lora_r and not s.merge:
         return
     own = not s.from_scratch and s.save_dtype == hub.stored_dtype(source.directory)
-    rounded = (
-        ""
-        if s.save_dtype == "fp32"
-        else " (rounded from the fp32 that was trained and validated: --save-dtype fp32)"
-    )
-    print(f"weights written in {s.save_dtype}{f', as those of {source.name}' if own else ''}{rounded}")
+    said = f", as those of {source.name}" if own else ""
+    if s.save_dtype != "fp32":
+        said += " (rounded from the fp32 that was trained and validated: --save-dtype fp32)"
+    print(f"weights written in {s.save_dtype}{said}")
 
 
 def say_kept(s: Settings, result: dict) -> None:

@@ -96,9 +96,8 @@ def check_flags(args) -> None:
     if args.all_rows and args.format == "rows":
         raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
     if args.retrieve and args.format == "pubmedqa-closed":
-        raise UserError(
-            "--format pubmedqa-closed shows no passage; --format pubmedqa does, in the abstract's place"
-        )
+        mend = "--format pubmedqa does, in the abstract's place"
+        raise UserError(f"--format pubmedqa-closed shows no passage; {mend}")
     if args.cop_from is not None and args.format != "medmcqa":
         raise UserError("--cop-from is about MedMCQA (--format medmcqa)")
     if bool(args.shots) != bool(args.shots_from):

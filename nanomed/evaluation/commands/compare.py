@@ -38,7 +38,7 @@ def main(args, read_tasks) -> None:
     from nanomed.optional import need
     from nanomed.text.templates import load_template
 
-    need("jinja2"), need("matplotlib")
+    need("matplotlib")
     prompts, expected = compare.PROMPTS, None
     if args.prompts:
         prompts, expected = read_prompts(args.prompts, None, args.skip_bad_rows)

@@ -24,17 +24,14 @@ def main(args, look_up) -> dict:
     from nanomed.text import instructions, special
 
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
-    items, bad, sha = instructions.read_instructions(
-        args.data, fields, args.limit, args.skip_bad_rows, args.system
-    )
+    how = (fields, args.limit, args.skip_bad_rows, args.system)
+    items, bad, sha = instructions.read_instructions(args.data, *how)
     o = measure.open_asked(args, writes=True)
     texts = [item.text() for item in items]
     found = look_up(args, o, [f"{item.instruction} {item.input}" for item in items], [None] * len(items))
     if found:
-        items = [
-            item.with_input("\n".join(filter(None, [*passages, item.input])))
-            for item, passages in zip(items, found.passages, strict=True)
-        ]
+        pairs = zip(items, found.passages, strict=True)
+        items = [item.with_input("\n".join(filter(None, [*texts, item.input]))) for item, texts in pairs]
     template, named = measure.choose_template(args.template, o, "response")
     left_out = f"; {bad} bad rows left out" if bad else ""
     asked, references = len({item.asked for item in items}), sum(len(i.each_answer()) for i in items)
@@ -45,10 +42,8 @@ def main(args, look_up) -> dict:
     print(text_table(answers_table({args.model: r})))
     print(f"BLEU: {r['settings']['bleu']}\nROUGE: {r['settings']['rouge']}")
     if r["dropped"]:
-        print(
-            f"{r['dropped']} rows left out: their prompts fill the model's {o.model.config.n_positions}"
-            " positions"
-        )
+        full = f"their prompts fill the model's {o.model.config.n_positions} positions"
+        print(f"{r['dropped']} rows left out: {full}")
     special.say(r["special_tokens"])
     questions = {template.ask(i.asked).text: i.input or i.instruction for i in items}
     show_answers(r["answers"], questions)

@@ -58,10 +58,9 @@ def settle_options(placed: list[tuple[str, Case]], how=None, rename=None, order=
     UserError where nothing shows what MedMCQA's numbers count from."""
     kinds = [kind for kind in ANSWERS if all(kind in dict(case.gold) for _, case in placed)]
     if kinds == ["number", "from 1"]:
-        why = (
-            "`cop` is never 0 and never the number of the last option, so that it may count from 0 or from 1"
-        )
-        raise UserError(f'{placed[0][0]}: {why}; labels = {{ 1 = "A", ... }} says which')
+        what = "`cop` is never 0 and never the number of the last option"
+        mend = 'labels = { 1 = "A", ... } says which'
+        raise UserError(f"{placed[0][0]}: {what}, so that it may count from 0 or from 1; {mend}")
     cases = []
     for _, case in placed:
         letters = sorted({letter for k, letter in case.gold if k in (kinds[:1] or ANSWERS)})
