@@ -115,9 +115,8 @@ def separator(text: str) -> str:
     """Its name, or the character."""
     name = SEPARATORS.get(text, text)
     if name not in SEPARATORS.values():
-        raise argparse.ArgumentTypeError(
-            f"must be one of {', '.join(dict.fromkeys(SEPARATORS.values()))}, not {text!r}"
-        )
+        known = ", ".join(dict.fromkeys(SEPARATORS.values()))
+        raise argparse.ArgumentTypeError(f"must be one of {known}, not {text!r}")
     return name
 
 

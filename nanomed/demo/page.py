@@ -88,11 +88,8 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
 def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, template: str) -> Path:
     """report.html and report.json of one seed; rows: those of demo.json, with `_ppl`, what was measured;
     opened: {name: measure.Opened}."""
-    names, base, probe = (
-        {key: full for key, (full, _) in NAMES.items()},
-        opened["base"],
-        out / "probe_adapted",
-    )
+    names, base = {key: full for key, (full, _) in NAMES.items()}, opened["base"]
+    probe = out / "probe_adapted"
     trained = {names[name]: o.directory for name, o in opened.items() if name != "base"}
     curves = [curve for name, directory in trained.items() for curve in page.curves_of(name, directory)]
     models = [{"name": names[r["name"]], "model": opened[r["name"]].name, "ppl": r["_ppl"]} for r in rows]

@@ -79,9 +79,8 @@ def check_models(args, prompts: list[Said], template) -> tuple[list, int, int]:
             ids = ask(tokenizer, prompt, templates[-1]).ids
             if len(ids) + args.max_new_tokens > positions[model]:
                 room = f"{model}'s {positions[model]} positions; lower --max-new-tokens"
-                raise UserError(
-                    f"{shown(prompt)[:60]!r} and {args.max_new_tokens} new tokens do not fit {room}"
-                )
+                both = f"{shown(prompt)[:60]!r} and {args.max_new_tokens} new tokens"
+                raise UserError(f"{both} do not fit {room}")
     least = min(positions, key=positions.get)
     if (args.context or 0) > positions[least]:
         raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")

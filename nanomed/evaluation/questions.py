@@ -121,13 +121,13 @@ def from_row(row) -> Item:
 
 
 def which(choices: list[str], answer) -> tuple[int, str]:
-    """(number of the choice, how it is given) of a row's answer. Raises BadRow."""
+    """(number of the choice, how it is given) of a row's answer; choices are not the same but for blanks.
+    Raises BadRow."""
     if isinstance(answer, str):
         exact = [k for k, c in enumerate(choices) if c == answer]
         found = exact or [k for k, c in enumerate(choices) if c.strip() == answer.strip()]
-        if len(found) != 1:
-            many = "more than one" if found else "none"
-            raise BadRow(f"`answer` {answer!r} is {many} of the choices {choices!r}")
+        if not found:
+            raise BadRow(f"`answer` {answer!r} is none of the choices {choices!r}")
         return found[0], "text" if exact else "stripped"
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         kind, last = NoField if answer is None else BadRow, len(choices) - 1

@@ -44,9 +44,8 @@ def rope_frequencies(hs: int, theta: float, scaling: dict, n_positions: int) -> 
         fast, slow = _number(rope, "beta_fast", 32), _number(rope, "beta_slow", 1)
         sharpened = _number(rope, "attention_factor", 0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
         # the pairs that make `fast` and `slow` turns within the original length
-        low, high = (
-            hs * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta)) for turns in (fast, slow)
-        )
+        lengths = (original / (turns * 2 * math.pi) for turns in (fast, slow))  # of a wave
+        low, high = (hs * math.log(length) / (2 * math.log(theta)) for length in lengths)
         if rope.pop("truncate", True):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, hs - 1)

@@ -91,10 +91,6 @@ class Conversation:
         """The conversation with the last answer alone to be learned."""
         return replace(self, turns=(*(replace(t, supervised=False) for t in self.asked), self.turns[-1]))
 
-    def begun_by(self, system: str | None) -> "Conversation":
-        """The conversation after a system's turn, if it has none of its own."""
-        return replace(self, turns=begun(self.turns, system))
-
     def text(self) -> str:
         """All of it, a part a line."""
         parts = ((turn.reasoning, turn.text, turn.input) for turn in self.turns)

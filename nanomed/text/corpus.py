@@ -33,9 +33,8 @@ FILES = ("tokens.bin", "documents.bin")
 
 # One row a document: where its tokens start, how many there are (the leading one counted), and of its text
 # the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
-DOCUMENT = np.dtype(
-    [("start", "<i8"), ("length", "<i8"), ("n_bytes", "<i8"), ("n_words", "<i8"), ("digest", "V16")]
-)
+SIZES = ("start", "length", "n_bytes", "n_words")
+DOCUMENT = np.dtype([*((name, "<i8") for name in SIZES), ("digest", "V16")])
 
 
 # --- encoding -----------------------------------------------------------------------------------------------
@@ -102,9 +101,8 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
         _encode_into(unfinished, names, tokenizer, *how)
         for name, before, after in zip(names, contents, hashes(), strict=True):
             if before != after:
-                raise UserError(
-                    f"{name}: changed while it was being encoded; start again once it is complete"
-                )
+                mend = "start again once it is complete"
+                raise UserError(f"{name}: changed while it was being encoded; {mend}")
 
     contents = hashes()
     key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, *map(str, how)]).encode())

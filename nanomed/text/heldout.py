@@ -141,9 +141,8 @@ def earlier(*directories: Path | None, own: bool = False) -> HeldOut:
                 saved = saved.get("own", saved) if own else saved
                 held |= HeldOut(*({*map(bytes.fromhex, saved[kind])} for kind in KINDS))
             except (AttributeError, KeyError, TypeError, ValueError) as e:
-                raise UserError(
-                    f"{path}: not what a training writes ({type(e).__name__}: {e}); delete it to do without"
-                ) from e
+                what = f"not what a training writes ({type(e).__name__}: {e})"
+                raise UserError(f"{path}: {what}; delete it to do without") from e
     return held
 
 

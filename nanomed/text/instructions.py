@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from nanomed.errors import UserError
 from nanomed.text.conversation_rows import conversation, form_of
-from nanomed.text.conversations import Conversation
+from nanomed.text.conversations import Conversation, begun
 from nanomed.text.lines import good, say
 from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, read_rows
 
@@ -55,7 +55,7 @@ def read_instructions(
                 found = conversation(form[1](row), group_of(row, fields), unread)
             else:
                 found = _instruction(row, fields, unread)
-            found = found.begun_by(system)
+            found = replace(found, turns=begun(found.turns, system))
             if template:
                 template.check(found)
             if form:

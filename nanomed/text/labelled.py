@@ -153,9 +153,8 @@ def read_sides(s, near=None, earlier: HeldOut | None = None, say=print) -> Sides
     for name, files in named_sets(s.val_data or []).items():
         found = read(f"val-data {name}", [(file, None) for file in files], how)
         if found.multi_label != data.multi_label:
-            raise UserError(
-                f"{files[0]}: one label a text here and a list of labels there cannot be compared"
-            )
+            both = "one label a text here and a list of labels there"
+            raise UserError(f"{files[0]}: {both} cannot be compared")
         given[name] = found.items
     items = data.items
     if s.stratify and not given:  # equal texts one after another, which runs have always been trained on so

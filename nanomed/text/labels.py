@@ -161,9 +161,8 @@ def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: 
         calls = _by_number(there, how.names)
         if calls is None:
             odd = f"the label {min(there.difference(how.names))!r}"
-            raise UserError(
-                f"{where}: {odd} is none of {how.flag}names ({in_line(how.names)}), nor one's number"
-            )
+            known = f"{how.flag}names ({in_line(how.names)})"
+            raise UserError(f"{where}: {odd} is none of {known}, nor one's number")
         labels = [tuple(calls[label] for label in row) for row in labels]
     labels = [tuple(dict.fromkeys(row)) for row in labels]
     return Named(labels, multi, how.names or tuple(order), "names" if multi else None, notes)
@@ -248,9 +247,8 @@ def to_model(there: set[str], labels: list[str]) -> tuple[dict[str, str], str | 
     if there <= {*labels, *found} or any(name.isdigit() for name in alike):
         return found, None
     calls = _by_number(there, labels) or {}
-    said = ", ".join(
-        f"{a} is {b}" for a, b in sorted(calls.items(), key=lambda pair: labels.index(pair[1]))[:SHOWN]
-    )
+    in_order = sorted(calls.items(), key=lambda pair: labels.index(pair[1]))
+    said = ", ".join(f"{a} is {b}" for a, b in in_order[:SHOWN])
     return calls, None if unnamed(labels) or not calls else f"labels are the model's by their numbers: {said}"
 
 

@@ -77,9 +77,8 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
     for k in sorted(range(len(shares)), key=lambda k: -shares[k])[:3]:
         if shares[k]:
             at = int(np.isin(grams(evaluated[k]), shared).argmax())
-            most.append(
-                {"document": k, "share": shares[k], "text": " ".join(words(evaluated[k])[at : at + n])}
-            )
+            text = " ".join(words(evaluated[k])[at : at + n])
+            most.append({"document": k, "share": shares[k], "text": text})
     return {
         "n": n,
         "documents": sum(share > 0 for share in shares),

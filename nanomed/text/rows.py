@@ -71,10 +71,8 @@ def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterato
 def _placed_rows(name, take, limit, skip_bad, found=None) -> Iterator[tuple[str, object]]:
     number, good, first_bad = 0, False, None
     for number, (where, make) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
-        line = (
-            "" if where in (None, number) else f", line {where}" if isinstance(where, int) else f", {where}"
-        )
-        place = f"row {number}{line}"
+        line = f"line {where}" if isinstance(where, int) else where
+        place = f"row {number}" + (f", {line}" if where not in (None, number) else "")
         try:
             value, good = take(make()), True
         except BadRow as e:

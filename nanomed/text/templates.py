@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -87,17 +86,14 @@ class Template:
 
     def _encoded(self, turns: Sequence[Turn], tokenizer) -> Iterator[tuple[int, "np.ndarray"]]:
         """The number of each turn that stands for itself, and its ids."""
-        before, end = Written(""), template_text(tokenizer.name(tokenizer.eos))
+        before, eos = Written(""), tokenizer.name(tokenizer.eos)
         for k, piece in self._pieces(turns):
             ids = tokenizer.continuation(before, piece) if before.text else tokenizer.prompt(piece)
             before += piece
-            if turns[k].role == "assistant" and not self._ended(ids, tokenizer):
-                ids, before = tokenizer.joined([ids, [tokenizer.eos]]), before + end
+            ended = self.holds_end(eos) or (len(ids) and ids[-1] == tokenizer.eos)
+            if turns[k].role == "assistant" and not ended:
+                ids, before = tokenizer.joined([ids, [tokenizer.eos]]), before + template_text(eos)
             yield k, ids
-
-    def _ended(self, ids, tokenizer) -> bool:
-        by_itself = len(ids) and ids[-1] == tokenizer.eos
-        return by_itself or self.holds_end(tokenizer.name(tokenizer.eos))
 
     def _pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[int, Written]]:
         """Each turn's number and text; a system's is a part of the question behind it."""
@@ -277,7 +273,7 @@ def _checked(keys: dict, path: Path) -> Template:
 def _fill(text: str, values: dict[str, str]) -> Written:
     """Put the values in, all at once, so that braces in a value stay what they are."""
     out, own, at = [], [], 0
-    for k, part in enumerate(_parts(text)):
+    for k, part in enumerate(re.split(r"\{(instruction|input|response)\}", text)):
         if k % 2:
             part = values.get(part, f"{{{part}}}")
         elif part:
@@ -285,9 +281,3 @@ def _fill(text: str, values: dict[str, str]) -> Written:
         out.append(part)
         at += len(part)
     return Written("".join(out), tuple(own))
-
-
-@cache
-def _parts(text: str) -> list[str]:
-    """Text, placeholder, text, placeholder, ..., text."""
-    return re.split(r"\{(instruction|input|response)\}", text)

@@ -109,9 +109,8 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         lines = []
         for (name, points), colour in zip(series["training"].items(), TRAINING, strict=False):
-            lines += losses.plot(
-                *zip(*points, strict=True), color=colour, lw=1.3, marker=_dot(points), label=name
-            )
+            how = {"color": colour, "lw": 1.3, "marker": _dot(points)}
+            lines += losses.plot(*zip(*points, strict=True), label=name, **how)
         for k, (name, points) in enumerate(series["validation"].items()):
             marker = {
                 "marker": "osD^v"[k % 5],
@@ -122,9 +121,8 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
             lines += losses.plot(*zip(*points, strict=True), **marker, zorder=3, label=name)
         if lines:
             labels = [line.get_label() for line in lines]
-            legend = figure.legend(
-                lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize="small"
-            )
+            how = {"loc": "outside upper center", "ncols": 2, "frameon": False, "fontsize": "small"}
+            legend = figure.legend(lines, labels, **how)
             for text in legend.get_texts():
                 text.set_parse_math(False)
         losses.set_ylabel("loss")
@@ -133,9 +131,8 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
             for name, points in series[kind].items():
                 ax.plot(*zip(*points, strict=True), color=colour, lw=1, marker=_dot(points))
                 ax.set_ylabel(name.replace(" ", "\n"), color=colour, fontsize="small")
-            ax.set_ylim(
-                0, 1.1 * max((y for points in series[kind].values() for _, y in points), default=0) or 1
-            )
+            largest = max((y for points in series[kind].values() for _, y in points), default=0)
+            ax.set_ylim(0, 1.1 * largest or 1)
             ax.tick_params("y", labelsize="small", labelcolor=colour)
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_visible(bool(series[kind]))
@@ -146,9 +143,8 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
         out = io.BytesIO()
         # a directory's name in letters that the font has not got
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(
-            out, format=format, dpi=144, transparent=small, metadata={"Date": None} if small else None
-        )
+        undated = {"Date": None} if small else None
+        figure.savefig(out, format=format, dpi=144, transparent=small, metadata=undated)
     return out.getvalue()
 
 

@@ -26,9 +26,8 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, anchor=None) -> 
     sizes = memory(model, batch, loss_fn, s.dtype, anchor)
     parts = ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items())
     most = in_words(at_most(sizes, len(widest)))
-    print(
-        f"memory    {parts} ({rows} x {length} tokens at once): {most} at most, and what the libraries take"
-    )
+    most += " at most, and what the libraries take"
+    print(f"memory    {parts} ({rows} x {length} tokens at once): {most}")
     optimizer = make_optimizer(model, s)
     scaler = make_scaler(model, s)
     for _ in range(2):  # the first also pays for compiling, and for memory that is taken for the first time
@@ -64,9 +63,8 @@ def memory(model, batch, loss_fn, dtype: str, anchor=None) -> dict[str, int]:
 def at_most(sizes: dict[str, int], micro_batches: int) -> int:
     """Of memory()'s: gradients come as activations go, but for those of earlier micro-batches, and what the
     loss holds goes before either."""
-    at_the_loss = (
-        sizes["activations"] + sizes.get("the loss", 0) + (sizes["gradients"] if micro_batches > 1 else 0)
-    )
+    earlier = sizes["gradients"] if micro_batches > 1 else 0
+    at_the_loss = sizes["activations"] + sizes.get("the loss", 0) + earlier
     lasting = sum(n for name, n in sizes.items() if name in ("weights", "optimizer", "where they started"))
     return lasting + max(at_the_loss, sizes["gradients"])
 

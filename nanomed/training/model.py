@@ -82,9 +82,8 @@ def _check_quantised(model, s: Settings, source: hub.Source, lora: bool, goes_on
     quantised = any(isinstance(m, QUANTISED) for m in model.modules())
     if quantised and not lora:
         otherwise = ", or --quantize none" if s.quantize else ""
-        raise UserError(
-            f"{source.name}: its quantised weights stay frozen: train an adapter (--lora-r){otherwise}"
-        )
+        why = "its quantised weights stay frozen"
+        raise UserError(f"{source.name}: {why}: train an adapter (--lora-r){otherwise}")
     if quantised and model.lora and not goes_on:
         raise UserError(
             f"{source.adapter}: an adapter of other settings ({model.lora}) on quantised weights; merge it"

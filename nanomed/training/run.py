@@ -84,9 +84,8 @@ def setup(s: Settings) -> Setup:
     hub.check_vocabulary(tokenizer, config, source)
     context = s.context or min(config.n_positions, 1024)
     if not 2 <= context <= config.n_positions:
-        raise UserError(
-            f"--context {context}: must be from 2 to the {config.n_positions} positions of {source.name}"
-        )
+        most = f"the {config.n_positions} positions of {source.name}"
+        raise UserError(f"--context {context}: must be from 2 to {most}")
     quantize = s.quantize or directory.quantized(source.adapter)
     adapter = bool(s.lora_r) and not s.merge
     if adapter and s.save_dtype not in (None, "fp32"):
@@ -228,9 +227,7 @@ def decide_compile(setup: Setup, job: Job) -> Settings:
     updates = total_steps(job.data, s)
     s = replace(s, compile=compiling.pays(s, setup.config.model_type, setup.config, updates))
     if s.compile:
-        print(
-            "compiling, which takes a while at first and then saves more than that (--no-compile: as it is)"
-        )
+        print("compiling, which takes a while and then saves more than that (--no-compile: as it is)")
     return s
 
 

@@ -182,9 +182,8 @@ class Settings(Course, Forgetting, Lora, Optimization, flags.Rows, flags.Running
         known = flags_of(cls)
         odd = sorted(settings.keys() - known.keys())
         if odd:
-            raise UserError(
-                f"{where}: not a run of this phase, or of this version of nanomed (the setting {odd[0]!r})"
-            )
+            what = "not a run of this phase, or of this version of nanomed"
+            raise UserError(f"{where}: {what} (the setting {odd[0]!r})")
         lasting = {name: value for name, value in settings.items() if not known[name].of_call}
         return typed(cls, lasting, f"{where}: settings")
 

@@ -232,7 +232,7 @@ def test_passages_stand_before_the_prompt(script, model_dir, tmp_path):
         ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, ["answer", "0 to 1"]),
         ({"prompt": "a", "choices": ["x", "y"], "answer": True}, ["answer"]),
         ({"prompt": "a", "choices": ["x", "y"], "answer": "z"}, ["'z'", "none"]),
-        ({"prompt": "a", "choices": [" x", "x "], "answer": "x"}, ["more than one"]),
+        ({"prompt": "a", "choices": [" x", "x "], "answer": "x"}, ["two of", "same"]),
         ({"prompt": "a", "choices": ["x"], "answer": 0}, ["choices"]),
         ({"prompt": "a", "choices": ["x", ""], "answer": 0}, ["choices"]),
         ({"prompt": "a", "choices": "xy", "answer": 0}, ["choices"]),

@@ -1,5 +1,6 @@
 """eval.py benchmarks: every medical benchmark that lies in a directory."""
 
+from functools import partial
 from pathlib import Path
 
 from nanomed import flags
@@ -36,16 +37,14 @@ def main(args) -> dict:
         raise UserError(f"--from {home}: no such directory, and no recipe")
     there = suite.lying_in(home) if home.is_dir() else suite.named_in(home, [*FORMATS, *BENCHMARKS])
 
-    def read_split(files, format):
-        def reader(name):
-            return benchmarks.reader(name, format, FORMATS.get(format), official, args.cop_from)
+    def read_one(name, b):
+        how = {"format": b.format, "prompt": FORMATS.get(b.format), "official": official}
+        reader = partial(benchmarks.reader, **how, cop_from=args.cop_from)
+        more = {"limit": args.limit, "skip_bad": args.skip_bad_rows, "seed": args.seed}
+        return suite.read(name, b, partial(questions.read_questions, reader=reader, **more))
 
-        return questions.read_questions(files, reader, args.limit, args.skip_bad_rows, args.seed)
-
-    read = {}  # all, and so found to be fit, before any is measured
-    for name, b in there.items():
-        read[name] = suite.read(name, b, lambda files, b=b: read_split(files, b.format))
-    read = {name: found for name, found in read.items() if found}
+    # All, and so found to be fit, before any is measured.
+    read = {name: found for name, b in there.items() if (found := read_one(name, b))}
     if not read:
         raise UserError(f"--from {home}: nothing there can be measured")
     o = measure.open_asked(args)

@@ -55,6 +55,5 @@ def label_names(labels: list[str], given: tuple[str, str], trained) -> tuple[str
         return trained.negative_name, trained.positive_name
     if given == ("negative", "positive") and len(labels) == 2 and unnamed(labels):
         return labels[0], labels[1]
-    raise UserError(
-        f"--negative-name and --positive-name must be two of the model's labels: {', '.join(labels)}"
-    )
+    must = "--negative-name and --positive-name must be two of the model's labels"
+    raise UserError(f"{must}: {', '.join(labels)}")
