@@ -46,17 +46,14 @@ def perplexity(
 
     nll = _score_all(model, ids_of, windows, len(table), batch_size, device, dtype)
     seconds = time.perf_counter() - start
-    result, words, n_bytes = (
-        figures(nll, table["length"] - 1, seed),
-        table["n_words"].sum(),
-        table["n_bytes"].sum(),
-    )
+    result = figures(nll, table["length"] - 1, seed)
+    words, n_bytes = (int(table[name].sum()) for name in ("n_words", "n_bytes"))
     return result | {
-        "bits_per_byte": result["nll"] / math.log(2) / int(n_bytes),
-        "word_ppl": exp(result["nll"] / int(words)) if words else None,
+        "bits_per_byte": result["nll"] / math.log(2) / n_bytes,
+        "word_ppl": exp(result["nll"] / words) if words else None,
         "documents": len(table),
-        "words": int(words),
-        "bytes": int(n_bytes),
+        "words": words,
+        "bytes": n_bytes,
         "context": context,
         "stride": stride,
         "dtype": dtype,

@@ -55,14 +55,14 @@ def lying_in(directory: Path) -> dict[str, Benchmark]:
     kinds = {kind for kind in KINDS if KINDS[kind] in ("lines", "json", "csv", "parquet")}
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         within = path.relative_to(directory)
-        suffix = (within.with_suffix("") if within.suffix in PACKED else within).suffix.lower()
-        if suffix not in kinds or any(part.startswith(".") for part in within.parts):
+        plain = within.with_suffix("") if within.suffix in PACKED else within
+        if plain.suffix.lower() not in kinds or any(part.startswith(".") for part in within.parts):
             continue
         format = format_of(str(path))
         if format is None:
             others.append(str(within))
             continue
-        name, split = name_and_split(within, format)
+        name, split = name_and_split(plain, format)
         files = found.setdefault(name, Benchmark(format, {})).data.setdefault(split, [])
         if files and not re.search(r"-\d+-of-\d+\.", path.name):
             both = f"{path} and {files[0]} would both be {name} {split}".rstrip()
@@ -89,8 +89,7 @@ def format_of(name: str) -> str | None:
 def name_and_split(within: Path, format: str) -> tuple[str, str]:
     """(`mmlu anatomy`, `test`) of anatomy_test.csv, test/anatomy_test.csv or
     anatomy/test-00000-of-00001.parquet."""
-    stem = (within.with_suffix("") if within.suffix in PACKED else within).stem
-    words = re.split(r"[-_.]", re.sub(r"-\d+-of-\d+$", "", stem))
+    words = re.split(r"[-_.]", re.sub(r"-\d+-of-\d+$", "", within.stem))
     known = {*SPLITS, "train"} - {""}
     split = next((word for word in (*words, *within.parent.parts) if word in known), "")
     folders = [part for part in within.parent.parts if part not in known | {"data"}]

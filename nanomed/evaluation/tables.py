@@ -135,14 +135,10 @@ def table(results: dict[tuple[str, str], dict]) -> list[list[str]]:
 
 def check_alike(r: dict, first: dict, wrong: str) -> None:
     """Raises UserError, which begins with `wrong`, for results between which a change says nothing."""
-    differ = [
-        f"{key} {str(r.get(key))[:12]} and {str(first.get(key))[:12]}"
-        for key in ("context", "stride", "data_sha256")
-        if r.get(key) != first.get(key)
-    ]
-    if differ:
+    if differ := [key for key in ("context", "stride", "data_sha256") if r.get(key) != first.get(key)]:
+        what = ", ".join(f"{key} {str(r.get(key))[:12]} and {str(first.get(key))[:12]}" for key in differ)
         mend = "so a change says nothing; give both the same --context, --stride, --data and --limit"
-        raise UserError(f"{wrong} ({', '.join(differ)}), {mend}")
+        raise UserError(f"{wrong} ({what}), {mend}")
 
 
 # Shares, ROUGE and BLEU are all printed from 0 to 100, as BLEU is published: (factor, digits, name).
@@ -187,12 +183,9 @@ def classification_table(results: dict[str, dict]) -> list[list[str]]:
 def choices_table(r: dict) -> list[list[str]]:
     """The table of choices.measure_choices' result: the likeliest choice, the likeliest per byte, always the
     commonest answer."""
-    ways = {
-        "likeliest (lm-eval's acc)": r,
-        "likeliest per character (acc_norm)": r["per_character"],
-        "likeliest per byte (acc_bytes)": r["per_byte"],
-    }
-    ways[f"always {r['majority']['answer']!r}"] = r["majority"]
+    ways = {"likeliest (lm-eval's acc)": r, "likeliest per character (acc_norm)": r["per_character"]}
+    ways |= {"likeliest per byte (acc_bytes)": r["per_byte"]}
+    ways |= {f"always {r['majority']['answer']!r}": r["majority"]}
     rows = [[name, measure_cell(of, "accuracy"), measure_cell(of, "macro_f1")] for name, of in ways.items()]
     return headed(["", "accuracy [95 %]", "macro-F1 [95 %]"], rows)
 

@@ -99,12 +99,8 @@ def _of_model(recipe: Recipe, results: dict, name: str) -> dict:
     """Held-out figures with 95 % intervals, before and after."""
     after, figures = results["stages"][name], []
     paths = {f"perplexity of {d}": f"{d}.ppl" for d in after if d not in ("answers", "choices")}
-    for title, key in (
-        ("perplexity", "answer_ppl"),
-        ("BLEU, 0 to 100", "bleu"),
-        ("ROUGE-L, 0 to 1", "rouge_l"),
-    ):
-        paths[f"answers: {title}"] = f"answers.{key}"
+    of_answers = {"perplexity": "answer_ppl", "BLEU, 0 to 100": "bleu", "ROUGE-L, 0 to 1": "rouge_l"}
+    paths |= {f"answers: {title}": f"answers.{key}" for title, key in of_answers.items()}
     paths |= {"yes/no/maybe: accuracy": "choices.accuracy", "yes/no/maybe: macro-F1": "choices.macro_f1"}
     for title, path in paths.items():
         (x, a), (y, b) = (look_up(results, f"{stage}.{path}") for stage in ("base", name))

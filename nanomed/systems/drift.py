@@ -158,14 +158,11 @@ def most_moving(o: measure.Opened, loss: float, incoming: Side, top: int, up: bo
     nll, tokens = incoming.totals()
     excess = nll - loss * tokens
     toward = excess if up else -excess
-    return [
-        {
-            "text": " ".join(o.tokenizer.decode(incoming.texts.ids(k)[1:]).split())[:SHOWN],
-            "ppl": exp(incoming.nll[k] / incoming.tokens[k]),
-            "tokens": int(incoming.tokens[k]),
-            "times": int(incoming.times[k]),
-            "excess": float(excess[k]),
-        }
-        for k in np.argsort(-toward, kind="stable")[:top].tolist()
-        if toward[k] > 0
-    ]
+    found = []
+    for k in np.argsort(-toward, kind="stable")[:top].tolist():
+        if toward[k] > 0:
+            text = " ".join(o.tokenizer.decode(incoming.texts.ids(k)[1:]).split())[:SHOWN]
+            moves = {"text": text, "ppl": exp(incoming.nll[k] / incoming.tokens[k])}
+            moves |= {"tokens": int(incoming.tokens[k]), "times": int(incoming.times[k])}
+            found.append(moves | {"excess": float(excess[k])})
+    return found

@@ -58,11 +58,7 @@ def finder(threshold: float, seed: int) -> Callable | None:
 
 
 def near_duplicates(
-    training: Sequence[str],
-    held: Mapping[str, Sequence[str]],
-    threshold: float = 0.8,
-    width: int = 5,
-    seed: int = 0,
+    training: Sequence[str], held: Mapping[str, Sequence[str]], threshold=0.8, width=5, seed=0
 ) -> Duplicates:
     """The training texts that repeat a held text or an earlier training text that stays, exactly or nearly.
 
@@ -108,15 +104,9 @@ def near_duplicates(
     removed[list(of_held)], near_removed_held[list(of_held)] = True, list(of_held.values())
     shown = sorted(near, key=lambda pair: (-pair[0], pair[1]))[: EXAMPLES - bool(exact)] + exact[:1]
     exact_held, near_held = (sum(other < n_held for _, _, other in pairs) for pairs in (exact, near))
-    return Duplicates(
-        exact_held,
-        near_held,
-        len(exact) - exact_held,
-        len(near) - near_held,
-        removed,
-        near_removed_held,
-        [(alike, index.text(k), index.text(other), sources[other][0]) for alike, k, other in shown],
-    )
+    counts = (exact_held, near_held, len(exact) - exact_held, len(near) - near_held)
+    examples = [(alike, index.text(k), index.text(other), sources[other][0]) for alike, k, other in shown]
+    return Duplicates(*counts, removed, near_removed_held, examples)
 
 
 class Index:

@@ -91,11 +91,8 @@ def divide(
     training &= ~drawn & ~held.has(items)
     removed = int((~training & ~drawn).sum())
 
-    along, texts, found = (
-        0,
-        {name: side.texts for name, side in sides.items()} | {"--exclude": excluded.texts},
-        None,
-    )
+    along, found = 0, None
+    texts = {name: side.texts for name, side in sides.items()} | {"--exclude": excluded.texts}
     if near:
         found = near(items.where(training).texts, texts)
         repeats = np.zeros_like(training)

@@ -86,11 +86,8 @@ def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
     response = one_text(row, fields.response, Fields.response, "--response-field", numbers=True)
     named = f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
     mend = "--input-field {} takes it for the input"
-    unread.update(
-        f"the field {name} of {{n}} rows is not read ({mend.format(name)})"
-        for name in UNREAD
-        if get_value(row, name) and name not in named
-    )
+    others = [name for name in UNREAD if name not in named and get_value(row, name)]
+    unread.update(f"the field {name} of {{n}} rows is not read ({mend.format(name)})" for name in others)
     listed = get_value(row, fields.response)
     references = tuple(listed) if isinstance(listed, list) else ()
     return replace(Conversation.of(instruction, input, response, group), references=references)

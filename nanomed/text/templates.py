@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 # How a model that was instructed is asked: for us, for transformers.
 FILES = ("template.json", "chat_template.jinja")
 # What each text of a template must hold.
-PLACEHOLDERS = {
-    "prompt": ("instruction",),
-    "prompt_with_input": ("instruction", "input"),
-    "response": ("response",),
-}
+PLACEHOLDERS = {"prompt": ["instruction"], "prompt_with_input": ["instruction", "input"]}
+PLACEHOLDERS |= {"response": ["response"]}
 
 
 @dataclass(frozen=True)

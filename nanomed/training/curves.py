@@ -76,17 +76,13 @@ def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]
         found = [(r["tokens"], value_of(r)) for r in records]
         return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
 
+    def of_set(name: str) -> list[tuple[int, float]]:
+        return points(lambda r: ((r.get("val") or {}).get(name) or {}).get("loss"))
+
+    validation = {f"validation: {name}": of_set(name) for name in named}
     series = {
         "training": {name: points(lambda r, key=key: r.get(key)) for key, name in training.items()},
-        "validation": (
-            {
-                f"validation: {name}": points(
-                    lambda r, name=name: ((r.get("val") or {}).get(name) or {}).get("loss")
-                )
-                for name in named
-            }
-            or {"validation": points(lambda r: r.get("val_loss"))}
-        ),
+        "validation": validation or {"validation": points(lambda r: r.get("val_loss"))},
         "lr": {"learning rate": points(lambda r: r.get("lr"))},
         "grad_norm": {"gradient norm": points(lambda r: r.get("grad_norm"))},
     }
@@ -112,13 +108,8 @@ def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -
             how = {"color": colour, "lw": 1.3, "marker": _dot(points)}
             lines += losses.plot(*zip(*points, strict=True), label=name, **how)
         for k, (name, points) in enumerate(series["validation"].items()):
-            marker = {
-                "marker": "osD^v"[k % 5],
-                "ms": 5,
-                "ls": "none",
-                "color": VALIDATION[k % len(VALIDATION)],
-            }
-            lines += losses.plot(*zip(*points, strict=True), **marker, zorder=3, label=name)
+            how = {"color": VALIDATION[k % len(VALIDATION)], "marker": "osD^v"[k % 5], "ms": 5, "ls": "none"}
+            lines += losses.plot(*zip(*points, strict=True), label=name, zorder=3, **how)
         if lines:
             labels = [line.get_label() for line in lines]
             how = {"loc": "outside upper center", "ncols": 2, "frameon": False, "fontsize": "small"}

@@ -61,9 +61,8 @@ def check_out(out: Path, resume: bool) -> None:
         why = "its run.json is another program's" if RECORD in names else "no run.json"
         refuse(f"not a run's directory ({why}), so there is nothing to resume; choose another directory")
     if names and not resume and (started or not ours or names - LEFTOVERS):
-        refuse(
-            f"not empty; {'--resume goes on with the run there, or ' if ours else ''}choose another directory"
-        )
+        resume = "--resume goes on with the run there, or " if ours else ""
+        refuse(f"not empty; {resume}choose another directory")
     if complete and not any(n.endswith(".safetensors") for n in names):
         refuse("the run is complete (summary.json), but its weights are gone; choose another directory")
     for name in (n for n in model if complete and n.endswith(".safetensors")):
@@ -169,6 +168,7 @@ def record_start(s: Settings, identity: dict) -> None:
     if s.resume and checkpoint.latest(s.out):
         check_same(s, identity)
         return
+    versions = {"nanomed": nanomed.__version__, "python": platform.python_version()}
     packages = ["torch", "numpy", "tiktoken", "safetensors", "datasets"]
     machine = {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
     machine["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -177,10 +177,7 @@ def record_start(s: Settings, identity: dict) -> None:
         "directory": str(Path.cwd()),
         "phase": s.phase,
         "settings": s.recorded(),
-        "versions": (
-            {"nanomed": nanomed.__version__, "python": platform.python_version()}
-            | {p: version(p) for p in packages}
-        ),
+        "versions": versions | {p: version(p) for p in packages},
         "machine": machine,
         "seed": s.seed,
         **identity,
@@ -194,9 +191,8 @@ def check_space(model, s: Settings) -> None:
     """Raises UserError if the disk has not the room that the run will take in DIR, which must be there: while
     it saves, two states of what is trained, each the weights and two moments, perhaps those of the best
     validation; at the end the model."""
-    trained, whole = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True)
-    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters())
     state, best = 12 * trained, 2 * 4 * trained if s.keep == "best" else 0
     needed = state + max(state, 4 * (whole if s.merge or not s.lora_r else trained)) + best
     # of a run that goes on

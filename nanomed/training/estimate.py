@@ -39,10 +39,8 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, anchor=None) -> 
     print(f"          {held} were held at most in two updates" + ("" if cuda else ", libraries and all"))
     steps, speed = total_steps(data, s), done.count / seconds
     more = "; validations come on top" if validated else ""
-    print(
-        f"time      {seconds:.2f} s an update ({speed:,.0f} {data.unit}/s), {_time(steps * seconds)} for"
-        f" {steps:,}{more}"
-    )
+    time_of_all = f"{_time(steps * seconds)} for {steps:,}{more}"
+    print(f"time      {seconds:.2f} s an update ({speed:,.0f} {data.unit}/s), {time_of_all}")
     print(f"dry run: nothing was written to {s.out}")
 
 

@@ -98,10 +98,8 @@ def show_moving(moving: list[dict], vocab_size: int) -> None:
     from nanomed.evaluation.tables import ppl_cell
 
     if moving:
-        print(
-            "\nthe incoming texts that move it most (own perplexity; nats beside what the reference's loss"
-            " would give):"
-        )
+        how = "own perplexity; nats beside what the reference's loss would give"
+        print(f"\nthe incoming texts that move it most ({how}):")
     for s in moving:
         times = f", {s['times']} times" if s["times"] > 1 else ""
         text = s["text"] if len(s["text"]) <= 110 else s["text"][:107] + "..."

@@ -40,16 +40,9 @@ def main(args) -> dict:
     for m in shared["most"]:
         print(f"  {m['share']:.0%} of text {m['document'] + 1}: … {m['text']} …")
     examples = [dict(zip(("similarity", "text", "other", "where"), e, strict=True)) for e in found.examples]
-    return {
-        "data": args.data,
-        "against": args.against,
-        "texts": len(texts),
-        "against_texts": len(against),
-        "threshold": args.threshold,
-        **{name: getattr(found, name) for name in COUNTS},
-        "examples": examples,
-        "ngrams": shared,
-    }
+    about = {"data": args.data, "against": args.against, "texts": len(texts), "against_texts": len(against)}
+    about |= {"threshold": args.threshold} | {name: getattr(found, name) for name in COUNTS}
+    return about | {"examples": examples, "ngrams": shared}
 
 
 def finder(threshold: float, seed: int):

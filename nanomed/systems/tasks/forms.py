@@ -47,9 +47,9 @@ def _short(value, most: int = 80) -> str:
     return text if len(text := repr(value)) <= most else text[:most] + "..."
 
 
-def _labelled(take) -> Form:
+def _labelled(take, read=classes.read_label, settle=classes.settle_label) -> Form:
     """One label a text."""
-    return Form(take, classes.write_label, classes.read_label, settle=classes.settle_label)
+    return Form(take, classes.write_label, read, settle=settle)
 
 
 FORMS = {
@@ -62,9 +62,7 @@ FORMS = {
         classes.take_texts, classes.write_labels, classes.read_labels, settle=classes.settle_labels
     ),
     "decision": _labelled(classes.take_question),
-    "options": Form(
-        options.take_options, classes.write_label, options.read_option, settle=options.settle_options
-    ),
+    "options": _labelled(options.take_options, options.read_option, options.settle_options),
 }
 # Which field of a row is what, where a source does not say otherwise: dotted paths, the first of several that
 # a row has.
