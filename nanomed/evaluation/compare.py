@@ -14,7 +14,7 @@ from nanomed.evaluation.training_texts import overlap_with_training, say_overlap
 from nanomed.text import special
 from nanomed.text.corpus import Texts
 from nanomed.text.rows import split_name
-from nanomed.text.templates import of_model
+from nanomed.text.templates import choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training.curves import read_metrics
 
@@ -59,7 +59,7 @@ def short_names(models: list[str]) -> list[str]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def check_models(args, prompts: list[Said], template) -> tuple[list, int, int]:
+def check_models(args, prompts: list[Said]) -> tuple[list, int, int]:
     """(each model's template, context, stride). What is wrong with the last model should not wait until the
     others have been measured: so here, before any is opened, a prompt must fit all, and so must the context.
     """
@@ -73,7 +73,8 @@ def check_models(args, prompts: list[Said], template) -> tuple[list, int, int]:
     positions, templates = {}, []
     for model, source in zip(args.models, sources, strict=True):
         positions[model] = hub.read_config(source.directory)[1].n_positions
-        templates.append(template or of_model(source.adapter, source.directory))
+        home = (source.adapter, source.directory)
+        templates.append(choose(args.template, *home)[0] if args.template else of_model(*home))
         tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
         for prompt in prompts:
             ids = ask(tokenizer, prompt, templates[-1]).ids

@@ -1,7 +1,9 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,25 +20,33 @@ from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import special
 from nanomed.text.corpus import Corpus, encode_corpus
 from nanomed.text.examples import encode_instructions
-from nanomed.text.templates import Template, load_template, of_model
+from nanomed.text.templates import Template, choose, of_model
 from nanomed.text.tokenizer import Tokenizer, load_tokenizer
 from nanomed.training.directory import quantized
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to be measured: frozen, on its device, with its tokenizer, and the template that it was
-    instructed with, if it was."""
+    """A model ready to be measured: frozen, on its device, with its tokenizer. places: the directories of its
+    adapter, if it has one, and of the model."""
 
     name: str
     model: torch.nn.Module
     tokenizer: Tokenizer
     device: torch.device
     dtype: str
-    directory: Path
-    template: Template | None
+    places: tuple[Path | None, Path]
     quantize: str | None = None
     asked_for: dict = field(default_factory=dict)  # by its generation_config.json
+
+    @property
+    def directory(self) -> Path:
+        return self.places[0] or self.places[1]
+
+    @cached_property
+    def template(self):
+        """That it was instructed with, or its own; None if it has none. Raises UserError as of_model()."""
+        return of_model(*self.places)
 
     def named(self) -> dict:
         """What every result says of the model that it is about."""
@@ -69,10 +79,9 @@ def open_model(
     model = model.to(device).eval()
     if not plain:
         prepack(model)
-    template = of_model(source.adapter, source.directory)
-    asked_for = generation_config.asked_for(source.adapter, source.directory)
-    directory = source.adapter or source.directory
-    return Opened(name, model, tokenizer, device, dtype, directory, template, quantize, asked_for)
+    places = (source.adapter, source.directory)
+    asked_for = generation_config.asked_for(*places)
+    return Opened(name, model, tokenizer, device, dtype, places, quantize, asked_for)
 
 
 def open_asked(args, model: str | None = None, classifier=False, writes=False) -> Opened:
@@ -86,14 +95,16 @@ def open_asked(args, model: str | None = None, classifier=False, writes=False) -
 
 
 def choose_template(asked: str | None, o: Opened, otherwise: str | None = None):
-    """(template or None, what it is called): the one that is asked for, else the one that the model was
-    instructed with, else `otherwise`. Says if that is another than the model's own."""
+    """(template or None, what it is called): the one that is asked for, which may be one of several of the
+    model's, else the one that the model was instructed with, else `otherwise`. Says if that is another than
+    the model's own."""
     if asked is None and o.template:
         return o.template, "the model's own"
     name = asked or otherwise
-    template = load_template(name) if name else None
-    if o.template and template != o.template:
-        print(f"note: {o.name} was instructed with another template, which is the default", file=sys.stderr)
+    template = choose(name, *o.places)[0] if name else None
+    with suppress(UserError):  # of several, none is the default
+        if o.template and template != o.template:
+            print(f"note: {o.name} was instructed with another template, the default", file=sys.stderr)
     return template, name
 
 

@@ -36,19 +36,17 @@ def main(args, read_tasks) -> None:
     from nanomed.evaluation.prompts import read_prompts
     from nanomed.evaluation.tables import table, text_table
     from nanomed.optional import need
-    from nanomed.text.templates import load_template
 
     need("matplotlib")
     prompts, expected = compare.PROMPTS, None
     if args.prompts:
         prompts, expected = read_prompts(args.prompts, None, args.skip_bad_rows)
-    template = load_template(args.template) if args.template else None
     page.open_out(Path(args.out))
     columns, names = compare.columns_of(args.data), compare.short_names(args.models)
     classifier = page.read_classifier(args.classifier) if args.classifier else None
     tasks = read_tasks(args.tasks) if args.tasks else None
     benchmarks = suite.for_page(args.benchmarks) if args.benchmarks else None
-    templates, context, stride = compare.check_models(args, prompts, template)
+    templates, context, stride = compare.check_models(args, prompts)
     models, written, curves = [], {}, []
     for name, model, asked in zip(names, args.models, templates, strict=True):
         o = measure.open_asked(args, model, writes=True)

@@ -2,6 +2,7 @@
 transformers' apply_chat_template is the oracle of text and ids, trl's published templates are the bench."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES, choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training.settings import Instruct
-from tests.conftest import make_hf_model, make_texts
+from tests.conftest import assert_refused, make_hf_model, make_texts
 from tests.text.test_other_tokenizers import KINDS
 
 SOURCES = bench.published()
@@ -363,6 +364,22 @@ def test_a_models_template_is_found_where_transformers_finds_it(tmp_path, pair):
     )
     with pytest.raises(UserError, match="chat templates rag; --template NAME takes one"):
         of_model(tmp_path)
+
+
+def test_of_several_templates_without_a_default_one_is_named(script, model_dir, tmp_path):
+    config = shutil.copytree(model_dir, tmp_path / "m") / "tokenizer_config.json"
+    held = json.loads(config.read_text()) if config.exists() else {}
+    several = [{"name": "rag", "template": CHATML.replace("im_start", "rag")}]
+    config.write_text(json.dumps(held | {"chat_template": several}))
+    (tmp_path / "d.jsonl").write_text('{"text": "the dose"}\n')
+    flags = ("--model", "m", "--dtype", "fp32")
+    assert script("eval.py", "ppl", *flags, "--data", "d.jsonl").returncode == 0  # which asks for no answer
+    flags = ("eval.py", "generate", *flags, "--prompts", "p.txt", "--max-new-tokens", 2, "--json", "r.json")
+    (tmp_path / "p.txt").write_text("Why?\n")
+    assert_refused(script(*flags), "chat templates rag", "--template NAME")
+    assert_refused(script(*flags, "--template", "rage"), "--template rage")
+    asked = script(*flags, "--template", "rag")
+    assert asked.returncode == 0 and "<|rag|>user" in asked.stdout, asked.stderr
 
 
 def test_a_chat_model_is_instructed_in_its_own_template_which_stays_as_it_is(script, model_dir, tmp_path):
