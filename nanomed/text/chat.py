@@ -20,7 +20,7 @@ from nanomed.text.conversations import Conversation, Turn, turns_of, user
 from nanomed.text.disguise import OTHER, Frame, disguised, whose_characters
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
-from nanomed.text.vocabulary import CONFIG, MAP
+from nanomed.text.vocabulary import CONFIG, naming
 
 FILE, MORE = "chat_template.jinja", "additional_chat_templates"
 
@@ -219,8 +219,8 @@ def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
         raise UserError(f"{directory}: {there}; --template NAME takes one")
     if not isinstance(chosen, str):
         return None
-    named = config | read_object(directory / MAP, {})
-    given = ((k, v.get("content") if isinstance(v, dict) else v) for k, v in named.items())
+    named = naming(directory).items()
+    given = ((k, v.get("content") if isinstance(v, dict) else v) for k, v in named)
     tokens = tuple((k, v) for k, v in given if k.endswith("_token") and isinstance(v, str))
     return ChatTemplate(chosen, where[name or "default"], tokens, directory)
 

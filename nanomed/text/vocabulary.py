@@ -85,6 +85,13 @@ def check_added(vocab: dict[str, int], added: list[dict], where: Path) -> None:
         following += name not in vocab
 
 
+def naming(directory: Path) -> dict:
+    """tokenizer_config.json, with the names of the tokens for eos and so on from the older file where
+    transformers takes them from there: where the newer has no added_tokens_decoder."""
+    config = read_object(directory / CONFIG, {})
+    return config if "added_tokens_decoder" in config else config | read_object(directory / MAP, {})
+
+
 def added_tokens(spec: dict, vocab: dict[str, int], directory: Path) -> list[dict]:
     """The tokens that are looked for in texts before anything else, as tokenizer.json has them under
     added_tokens, with those of the files beside it, as transformers puts them together
@@ -156,8 +163,7 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     """What the directories' files say. A generation ends at every id that config.json or
     generation_config.json names, here or beside the model (transformers 5.23 forgets config.json's where
     there is a generation_config.json). Raises UserError if none says what ends a text."""
-    # transformers lets special_tokens_map.json win, where one is there.
-    config = read_object(directory / CONFIG, {}) | read_object(directory / MAP, {})
+    config = naming(directory)
     places = dict.fromkeys((directory, model_directory))
     models = [read_object(d / "config.json", {}) for d in places]
     generations = [read_object(d / "generation_config.json", {}) for d in places]

@@ -15,7 +15,7 @@ from nanomed.text.conversations import Conversation
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.examples import encode_instructions
 from nanomed.text.special import Written
-from nanomed.text.templates import TEMPLATES
+from nanomed.text.templates import TEMPLATES, of_model
 from nanomed.text.tokenizer import EOT, load_tokenizer
 from tests.conftest import assert_refused, make_hf_model, write_jsonl
 from tests.text.test_other_tokenizers import KINDS, llama2, llama3, smollm2
@@ -247,6 +247,10 @@ def test_an_end_in_generation_config_alone_ends_an_answer(script, tmp_path, bpe_
             {"bos_token": "<unk>", "eos_token": "<unk>"},
             {"bos_token": "<s>", "eos_token": "</s>"},
         ),  # the older file wins
+        (
+            {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": {"0": {"content": "<unk>"}}},
+            {"bos_token": "<unk>", "eos_token": "<unk>"},
+        ),  # unless the newer has all that was added
     ],
 )
 def test_special_tokens_map_names_the_tokens(tmp_path, config, named):
@@ -257,6 +261,8 @@ def test_special_tokens_map_names_the_tokens(tmp_path, config, named):
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}")
+    assert of_model(tmp_path).render(()) == theirs.eos_token
     assert ours.prompt("acute").tolist() == theirs("acute").input_ids
 
 
