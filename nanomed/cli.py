@@ -151,9 +151,8 @@ def _find_home() -> None:
     try:
         Path.home()
     except RuntimeError:
-        os.environ.setdefault(
-            "HF_HOME", str(Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}" / "huggingface")
-        )
+        home = Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}" / "huggingface"
+        os.environ.setdefault("HF_HOME", str(home))
 
 
 def _said(kind, error, trace):

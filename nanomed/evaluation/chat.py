@@ -19,9 +19,7 @@ class Chat:
     """What was said. Each question is asked with all of it, as the template writes that; the cache goes on
     where it was, so only what is new is read."""
 
-    def __init__(
-        self, o: Opened, template, sampling: Sampling, max_new_tokens: int | None, seed=0, system=None
-    ):
+    def __init__(self, o: Opened, template, sampling: Sampling, max_new_tokens=None, seed=0, system=None):
         self.o, self.template, self.sampling = o, template, sampling
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.turns = [Turn("system", system)] if system else []

@@ -104,9 +104,7 @@ def measure_columns(o, columns: dict[str, str], prompts: list[Said], context: in
 # --- questions ----------------------------------------------------------------------------------------------
 
 
-def samples(
-    o: measure.Opened, prompts: list[Said], template, max_new_tokens: int, seed: int, penalty=PENALTY
-):
+def samples(o, prompts: list[Said], template, max_new_tokens: int, seed: int, penalty=PENALTY):
     """[{prompt, completion, stopped}], what a model writes after each prompt: greedily, with a penalty on
     repetition."""
     sampling, markers = Sampling(repetition_penalty=penalty), template.ends if template else ()

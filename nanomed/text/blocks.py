@@ -68,9 +68,7 @@ class Mixture:
 
     unit = "supervised tokens"  # what a target is, for people
 
-    def __init__(
-        self, selections: list[Selection], weights: list[float], context, batch_size, grad_accum, seed
-    ):
+    def __init__(self, selections: list[Selection], weights, context, batch_size, grad_accum, seed):
         self.streams = [Stream(s, context, (seed, k)) for k, s in enumerate(selections)]
         for stream in self.streams:
             if stream.n_blocks < 1:

@@ -26,12 +26,8 @@ NONE = bytes(16)  # in a table of digests, where an item has no such part
 KINDS = ("documents", "questions", "quoted", "groups")
 # An item is held out if its digest of a kind is among the held-out ones of these kinds: a document that a row
 # quotes, a row that quotes a document. Two rows may quote the same text.
-MEETS = {
-    "documents": ("documents", "quoted"),
-    "questions": ("questions",),
-    "quoted": ("documents",),
-    "groups": ("groups",),
-}
+MEETS = {"documents": ("documents", "quoted"), "quoted": ("documents",)}
+MEETS |= {"questions": ("questions",), "groups": ("groups",)}
 
 
 def digest(text: str) -> bytes:

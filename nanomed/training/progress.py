@@ -165,9 +165,8 @@ def make_bar(done: int, steps: int) -> tqdm:
     """Of updates, on stderr; a log file gets a line now and then."""
     form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     every = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(
-        total=steps, initial=done, desc="training", dynamic_ncols=True, bar_format=form, mininterval=every
-    )
+    how = {"dynamic_ncols": True, "bar_format": form, "mininterval": every}
+    return tqdm(total=steps, initial=done, desc="training", **how)
 
 
 @contextmanager

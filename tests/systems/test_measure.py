@@ -347,6 +347,9 @@ def test_the_page_shows_the_tasks(made, model_dir, script, tmp_path):
     html = (tmp_path / "page" / "report.html").read_text()
     assert 'id="tasks"' in html and "&lt;tuned&gt;" in html and "topics accuracy 0.9 (someone)" in html
     assert measure.table({"m": result})[2][2] in html  # the figure with its interval
+    (tmp_path / "b.json").write_text(json.dumps(result))
+    same = ("--tasks", tmp_path / "a.json", tmp_path / "b.json")
+    assert_refused(script("eval.py", *page, *same), "b.json", "each model once")
     (tmp_path / "b.json").write_text(json.dumps(result | {"limit": 3}))
     assert_refused(
         script("eval.py", *page, "--tasks", tmp_path / "a.json", tmp_path / "b.json"), "b.json", "same texts"

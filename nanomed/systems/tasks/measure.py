@@ -191,13 +191,13 @@ def for_page(files: list[str]) -> dict:
         result = typed(Result, found, wrong)
         if not result.tasks:
             raise UserError(wrong)
-        if result.model in results:
-            raise UserError(f"{name}: of {result.model}, as an earlier file is; give each model once")
         this = result.limit, result.seed, result.tasks.keys()
         asked = asked or this
         if this != asked:
             what = "were not measured on the same texts (tasks, --limit, --seed)"
             raise UserError(f"{name} and {files[0]} {what}")
+        if result.model in results:
+            raise UserError(f"{name}: of {result.model}, as an earlier file is; give each model once")
         results[result.model] = found
     head, _, *rows = table(results)
     said = [f"{model}: {line}." for model, r in results.items() for line in say_linear(r["tasks"])]
