@@ -82,8 +82,7 @@ class ByteLevel:
         for start, end, i in tokens:
             parts += text[at:start], self._mark_of[i]
             at = end
-        self._check(text)
-        return self._id_of_rank[self._encode_marked("".join(parts) + text[at:])]
+        return self._id_of_rank[self._encode(text, "".join(parts) + text[at:])]
 
     def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text in which tokens stand, as encode_around() gives them, and the number of
@@ -107,26 +106,18 @@ class ByteLevel:
         across = border != (ends[first - 1] if first else 0)
         return self.encode(text) if across else self._id_of_rank[whole[first:]]
 
-    def _encode(self, text: str) -> np.ndarray:
-        """Ranks."""
-        self._check(text)
-        try:
-            return (self._encode_any() if NUL in text else self._encode_marked)(text)
-        except ValueError as e:
-            raise _unencodable(text, e) from e
-
-    def _check(self, text: str) -> None:
+    def _encode(self, text: str, marked: str | None = None) -> np.ndarray:
+        """Ranks; marked: the text with the marks of tokens in it."""
         try:
             raw = text.encode("utf-8")
+            if len(raw.translate(None, self._without_token)) < len(raw):
+                byte = next(b for b in raw if b in self._without_token)
+                raise ValueError(f"its byte 0x{byte:02x} has no token")
+            if marked is None and NUL in text:
+                return self._encode_any()(text)
+            return self._encode_marked(text if marked is None else marked)
         except ValueError as e:
-            raise _unencodable(text, e) from e
-        if len(raw.translate(None, self._without_token)) < len(raw):
-            byte = next(b for b in raw if b in self._without_token)
-            raise _unencodable(text, f"its byte 0x{byte:02x} has no token")
-
-
-def _unencodable(text: str, why) -> Unencodable:
-    return Unencodable(f"a text cannot be encoded ({why}); it begins {text[:40]!r}")
+            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
 
 
 def _encoder(name: str, pattern: str, ranks: dict[bytes, int]):

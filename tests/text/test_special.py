@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from nanomed.errors import UserError
+from nanomed.errors import Unencodable, UserError
 from nanomed.text.conversations import Conversation
 from nanomed.text.corpus import encode_corpus
 from nanomed.text.examples import encode_instructions
@@ -234,6 +234,17 @@ def test_an_end_in_generation_config_alone_ends_an_answer(script, tmp_path, bpe_
     expected = written[0, len(ids) : len(ids) + 2].tolist()
     expected = expected[: expected.index(end)] if end in expected else expected
     assert done["stopped"] and done["completion"] == load_tokenizer(bpe_dir).decode(expected)
+
+
+def test_what_the_library_cannot_encode_is_a_bad_row_beside_a_token_too(bpe_dir, monkeypatch):
+    def fails(text):
+        raise ValueError("too long")
+
+    ours = load_tokenizer(bpe_dir, reading="read")
+    monkeypatch.setattr(ours.codec, "_encode_marked", fails)
+    for text in ("acute", f"acute{EOT}"):
+        with pytest.raises(Unencodable, match="too long.*'acute"):
+            ours.encode(text)
 
 
 @pytest.mark.parametrize(
