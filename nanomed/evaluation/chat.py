@@ -9,9 +9,9 @@ from nanomed.evaluation.measure import Opened, write_on
 from nanomed.evaluation.prompts import Asked, ask
 from nanomed.models.cache import Kept
 from nanomed.precision import DTYPES
-from nanomed.text.conversations import Turn, user
+from nanomed.text.conversations import Turn, unplaced, user
 
-COMMANDS = "/new forgets what was said, /system TEXT says how to answer, Ctrl-D ends."
+COMMANDS = "/new forgets what was said, /system TEXT says how to answer, Ctrl-C stops an answer, Ctrl-D ends."
 ANSWER = 256  # tokens that an answer has room for, where --max-new-tokens does not say it
 
 
@@ -22,11 +22,21 @@ class Chat:
     def __init__(self, o: Opened, template, sampling: Sampling, max_new_tokens=None, seed=0, system=None):
         self.o, self.template, self.sampling = o, template, sampling
         self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.turns = [Turn("system", system)] if system else []
-        self.kept = Kept(o.model.config, 1, o.device, DTYPES[o.dtype])
+        self.kept, self.turns = Kept(o.model.config, 1, o.device, DTYPES[o.dtype]), []
+        if system:
+            self.begin(system)
 
     def asked(self, turns: list[Turn]) -> Asked:
         return ask(self.o.tokenizer, tuple(turns), self.template)
+
+    def begin(self, system: str) -> None:
+        """Say how to answer, in place of what was said of it; nothing: as the template has it. Raises
+        UserError where the template refuses that; says if it leaves it out."""
+        first = [Turn("system", system)] if system else []
+        self.asked([*first, user("?")])
+        for line in unplaced([first], self.template):
+            print(line)
+        self.turns = [*first, *self.turns[begins(self.turns) :]]
 
     def command(self, line: str) -> None:
         """/new or /system; what else begins with a slash is answered with what there is."""
@@ -34,9 +44,7 @@ class Chat:
         if name == "/new":
             self.turns = self.turns[: begins(self.turns)]
         elif name == "/system":
-            system = [Turn("system", text.strip())] if text.strip() else []
-            self.asked([*system, user("?")])  # raises where the template has no place for it
-            self.turns = [*system, *self.turns[begins(self.turns) :]]
+            self.begin(text.strip())
         else:
             print(f"no command: {name}. {COMMANDS}")
 
@@ -85,3 +93,5 @@ def talk(chat: Chat) -> None:
                 chat.command(line) if line.startswith("/") else chat.answer(line)
         except UserError as e:  # too long a question is no reason to leave
             print(e)
+        except KeyboardInterrupt:  # nor is a long answer
+            print("\n(stopped; the question is forgotten)")

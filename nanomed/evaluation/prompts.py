@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nanomed.errors import UserError
 from nanomed.text import instructions
-from nanomed.text.conversation_rows import asked_and_answered, form_of
+from nanomed.text.conversation_rows import LISTED, asked_and_answered, form_of
 from nanomed.text.conversations import Turn, turns_of
 from nanomed.text.formats import is_plain
 from nanomed.text.rows import BadRow, get_text, get_value, number_as_text, read_rows
@@ -48,10 +48,12 @@ def read_prompts(
     fields = "text" if is_plain(file) else f"prompt,{instructions.Fields.instruction}"
 
     def take(row):
-        form = None if isinstance(get_value(row, fields), str) else form_of(row)
+        listed = any(isinstance(get_value(row, key), list) for key in LISTED)  # `prompt` is its beginning
+        text = get_value(row, instructions.Fields.instruction if listed else fields)
+        form = None if isinstance(text, str) else form_of(row)
         if form:
             return _filled(*asked_and_answered(form[1](row)))
-        answer = number_as_text(get_value(row, instructions.Fields.response))
+        answer = number_as_text(get_value(row, f"{instructions.Fields.response},completion"))
         known = isinstance(answer, str) and bool(answer.strip())
         return _filled(get_text(row, fields, "the file must have it"), answer if known else None)
 

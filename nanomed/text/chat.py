@@ -4,6 +4,7 @@ It is rendered as transformers 5.23's apply_chat_template renders it, and what i
 rendering it a second time: the same conversation with every letter of what is said turned into another one.
 Where the two texts differ, somebody speaks; where they are the same, the template does."""
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,15 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.files import read_object, write_text
 from nanomed.text import jinja
-from nanomed.text.conversations import Conversation, Turn, turns_of, user
+from nanomed.text.conversations import MARK, PROBES, Conversation, Turn, turns_of, user
 from nanomed.text.disguise import OTHER, Frame, disguised, whose_characters
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
 from nanomed.text.vocabulary import CONFIG, naming
 
 FILE, MORE = "chat_template.jinja", "additional_chat_templates"
+# Whose texts keep what a template may look for in them.
+ANSWERS, ALL = ("assistant",), ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -61,20 +64,30 @@ class ChatTemplate:
         return (behind.splitlines()[0],) if behind else ()
 
     @cached_property
-    def shows_reasoning(self) -> bool:
-        """Whether the template has a place for what was thought before an answer."""
-        return "b7351" in self.render((user("a"), Turn("assistant", "c", reasoning="b7351")))
+    def unseen(self) -> frozenset[str]:
+        """Which of PROBES the template leaves out without a word; rows of those that it refuses are bad."""
+        unseen = set()
+        for what, turns in PROBES.items():
+            with contextlib.suppress(UserError):
+                unseen |= set() if MARK in self.render(turns) else {what}
+        return frozenset(unseen)
 
     # --- what is learned ---
 
     def check(self, conversation: Conversation) -> None:
         """Raises BadRow for one that the template refuses."""
+        turns, special = conversation.turns, jinja.looked_for(self.source, words=False)
         try:
-            self.render(conversation.turns)
+            self.render(turns)
+            looked_at = [k for k in conversation.learned if special.search(turns[k].text)]
+            unseen = [k for k in looked_at if not (self._followed(turns[: k + 1], [k])[1] > 1).any()]
         except UserError as e:
             raise BadRow(str(e)) from e
-        if not all(conversation.turns[k].text.strip() for k in conversation.learned):
+        if not all(turns[k].text.strip() for k in conversation.learned):
             raise BadRow("an empty answer, of which a chat template shows no place")
+        if unseen:
+            said = turns[unseen[0]].text[:40]
+            raise BadRow(f"turn {unseen[0] + 1}: the template shows nothing of the answer {said!r}")
 
     def encode(self, conversation: Conversation, tokenizer) -> list[tuple]:
         """The ids, and the spans of them that are supervised: of each answer from its first word (of the
@@ -165,8 +178,8 @@ class ChatTemplate:
         messages = [_message(turn) for turn in turns]
         text = self._render(messages, prompt)
         number = {k: 2 + n % 2 for n, k in enumerate(learned)}
-        for looked_at in ((), ("assistant",), ("system", "user", "assistant", "tool")):
-            kept = {role: jinja.looked_for(self.source) for role in looked_at}
+        for looked_at, words in ((), False), (ANSWERS, False), (ANSWERS, True), (ALL, True):
+            kept = {role: jinja.looked_for(self.source, words) for role in looked_at}
             others = []
             for k, message in enumerate(messages):
                 how = OTHER[number.get(k, 1)], kept.get(message["role"])

@@ -16,14 +16,18 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
 }
+LISTED = ("messages", "conversations", "conversation")  # fields of lists of turns
 REASONING = ("reasoning_content", "thinking", "reasoning")  # as transformers 5.23 looks for it
 READ = {"role", "from", "content", "value", "weight", "name", *REASONING}
+NOTHING = (None, "", [], {})
+# Beside a conversation, what would change what is learned, and is not read: LLaMA-Factory's, trl's, KTO's.
+BESIDE = ("tools", "functions", "documents", "chat_template_kwargs", "system_prompt", "label")
 
 
 def form_of(row) -> tuple[str, Callable] | None:
     """What a row is called that holds a conversation, and a function that gives its list of turns; None for
     any other row."""
-    for key in ("messages", "conversations", "conversation"):
+    for key in LISTED:
         if isinstance(get_value(row, key), list):
             return f"conversations in the field `{key}`", partial(_listed, key=key)
     asked, answered = get_value(row, "prompt"), get_value(row, "completion")
@@ -38,7 +42,12 @@ def _listed(row, key: str | None = None) -> list:
     turns = get_value(row, key) if key else row
     if not isinstance(turns, list):
         raise BadRow(f"no list of turns{f' in the field {key!r}' if key else ''}")
-    system = get_value(row, "system") if key else None
+    return _begun(row, turns)
+
+
+def _begun(row, turns: list) -> list:
+    """Turns after the system's text that a row has in a field of its own."""
+    system = get_value(row, "system")
     return [{"role": "system", "content": system}, *turns] if system and isinstance(system, str) else turns
 
 
@@ -47,12 +56,14 @@ def _prompt_and_completion(row) -> list:
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = get_value(row, key)
         turns += value if isinstance(value, list) else [{"role": role, "content": get_text(row, key)}]
-    return turns
+    return _begun(row, turns)
 
 
-def conversation(turns: list, group: str, unread: Counter) -> Conversation:
-    """Of a row's list of turns, without those behind the last answer that is to be learned. unread: counts
-    what is there and not read. Raises BadRow for one that teaches nothing, or holds what is no text."""
+def conversation(row, turns_of: Callable, group: str, unread: Counter) -> Conversation:
+    """Of a row and the function that gives its list of turns, without those behind the last answer that is to
+    be learned. unread: counts what is there and not read. Raises BadRow for one that teaches nothing, or
+    holds what is no text."""
+    turns = turns_of(row)
     found = Conversation(tuple(_turn(turn, number, unread) for number, turn in enumerate(turns, 1)), group)
     if not found.learned:
         weights = any(turn.role == "assistant" for turn in found.turns)
@@ -61,6 +72,8 @@ def conversation(turns: list, group: str, unread: Counter) -> Conversation:
     if last == 0:
         raise BadRow("nothing is said before the only assistant's turn")
     unread["{n} turns behind the last answer to be learned are left out"] += len(turns) - last - 1
+    beside = (key for key in BESIDE if get_value(row, key) not in NOTHING)
+    unread.update(f"the field {key} of {{n}} rows is not read" for key in beside)
     return replace(found, turns=found.turns[: last + 1])
 
 
@@ -90,7 +103,7 @@ def _turn(turn, number: int, unread: Counter) -> Turn:
     thought = next((key for key in REASONING if get_value(turn, key) is not None), None)
     reasoning = _text(turn, thought, where) if thought and role == "assistant" else None
     name = get_value(turn, "name")
-    others = (key for key in turn.keys() - READ if turn[key] is not None)
+    others = (key for key in turn.keys() - READ if turn[key] not in NOTHING)
     unread.update(f"the field {key} of {{n}} turns is not read" for key in others)
     return Turn(role, text, "", reasoning, weight != 0, name if isinstance(name, str) else None)
 

@@ -1,5 +1,6 @@
 """Conversations: what was said by whom. A row of an instruction and its response is one of two turns."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -37,6 +38,27 @@ def begun(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...]:
     if not system or any(turn.role == "system" for turn in turns):
         return turns
     return (Turn("system", system), *turns)
+
+
+MARK, ANSWER = "b7351", Turn("assistant", "c")
+# What not every template has a place for, and conversations that show it by a word.
+PROBES = {
+    "reasoning": (user("a"), replace(ANSWER, reasoning=MARK)),
+    "names": (Turn("user", "a", name=MARK), ANSWER),
+    "texts of tools": (user("a"), Turn("tool", MARK), ANSWER),
+    "system texts": (Turn("system", MARK), user("a"), ANSWER),
+    "later system texts": (user("a"), ANSWER, Turn("system", MARK), user("a"), ANSWER),
+}
+
+
+def unplaced(conversations: Iterable[Iterable[Turn]], template) -> list[str]:
+    """What of conversations a template has no place for, in a line each."""
+    lost = Counter()
+    for k, turn in (place for turns in conversations for place in enumerate(turns) if template):
+        there = {"reasoning": turn.reasoning, "names": turn.name, "texts of tools": turn.role == "tool"}
+        there["later system texts" if k else "system texts"] = turn.role == "system" and turn.text
+        lost.update(what for what in there if there[what] and what in template.unseen)
+    return [f"{what} of {n:,} turns, for which the template has no place" for what, n in lost.items()]
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Convers
         return document, None
     group = group_of(row, fields)
     if form:
-        return document, conversation(form[1](row), group, Counter())
+        return document, conversation(row, form[1], group, Counter())
     others = [get_value(row, name) for name in (fields.input, fields.response)]
     others = [value if isinstance(value, str) else "" for value in others]
     return document, Conversation.of(asked, *others, group=group)

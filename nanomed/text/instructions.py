@@ -39,27 +39,29 @@ def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -
 def read_instructions(
     names, fields: Fields, limit: int | None, skip_bad: bool, system: str | None = None, template=None
 ) -> tuple[list[Conversation], int, str]:
-    """(conversations, rows left out, SHA-256 of the texts in order). A file's first row says whether its rows
-    are instructions with responses or conversations (nanomed.text.conversations). system: the first turn of
-    those that have no system's turn; template: has to have a place for all turns. Raises UserError with file
-    and row for a bad one."""
+    """(conversations, rows left out, SHA-256 of the texts in order). A file's first good row says whether its
+    rows are instructions with responses or conversations (nanomed.text.conversations). system: the first turn
+    of those that have no system's turn; template: has to have a place for all turns. Raises UserError with
+    file and row for a bad one."""
     unread, taken = Counter(), []
     for name in names:
-        form = ()  # of the file's rows, once its first has shown it
+        form = ()  # of the file's rows, once its first good one has shown it
 
         def take(row, name=name):
             nonlocal form
-            if form == ():
-                form = form_of(row) if get_value(row, fields.instruction) is None else None
-            if form:
-                found = conversation(form[1](row), group_of(row, fields), unread)
+            known = form
+            if known == ():
+                known = form_of(row) if get_value(row, fields.instruction) is None else None
+            if known:
+                found = conversation(row, known[1], group_of(row, fields), unread)
             else:
                 found = _instruction(row, fields, unread)
             found = replace(found, turns=begun(found.turns, system))
             if template:
                 template.check(found)
-            if form:
-                say(f"{name}: {form[0]}")
+            if known:
+                say(f"{name}: {known[0]}")
+            form = known
             return found
 
         taken += read_rows(name, take, limit, skip_bad)
@@ -77,6 +79,9 @@ def read_instructions(
 
 def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
     """Of a row of an instruction, its input and its response."""
+    if get_value(row, fields.instruction) is None and get_value(row, "rejected") is not None:
+        mend = "`chosen` has to be called `completion`, or `messages` where it holds the question too"
+        raise NoField(f"preferences (`chosen`, `rejected`), which are not learned from; {mend}")
     instruction = one_text(row, fields.instruction, Fields.instruction, "--instruction-field")
     if not instruction.strip():
         raise BadRow("an empty instruction")

@@ -7,7 +7,7 @@ import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.text import corpus, heldout, instructions, special
-from nanomed.text.conversations import Conversation
+from nanomed.text.conversations import Conversation, unplaced
 from nanomed.text.corpus import Selection
 from nanomed.text.divide import Divided, draw
 from nanomed.text.examples import Encoded, Example, text_examples
@@ -125,9 +125,8 @@ def read_pairs(s, tokenizer, template) -> Pairs:
         if bad:
             print(f"{' + '.join(names)}: {bad} bad rows left out")
         found.digests[f"{side}: {' + '.join(names)}"] = sha
-        thought = sum(bool(turn.reasoning) for row in rows for turn in row.turns)
-        if thought and not template.shows_reasoning:
-            print(f"{' + '.join(names)}: reasoning of {thought:,} turns, for which the template has no place")
+        for line in unplaced((row.turns for row in rows), template):
+            print(f"{' + '.join(names)}: {line}")
         return [row.last_only() for row in rows] if s.last_turn_only else rows
 
     def read_side(side: str, names: list[str]) -> Selection:

@@ -41,7 +41,7 @@ class Template:
     # A generated answer that begins one of these has run on into the next example.
     markers: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
 
-    shows_reasoning: ClassVar[bool] = False  # there is no place for it
+    unseen: ClassVar[tuple[str, ...]] = ("reasoning", "names")  # there is no place for them
 
     def ask(self, said: str | Sequence[Turn], input: str = "") -> Written:
         """What the model is given to answer: a question, or turns (without the tokens that end the answers

@@ -12,7 +12,7 @@ import transformers
 from nanomed.evaluation.chat import Chat, talk
 from nanomed.evaluation.generate import Ending, Sampling, generate
 from nanomed.evaluation.measure import open_model
-from nanomed.evaluation.prompts import ask
+from nanomed.evaluation.prompts import ask, read_prompts
 from nanomed.text.chat import ChatTemplate
 from nanomed.text.conversations import Turn
 from nanomed.text.templates import TEMPLATES
@@ -143,6 +143,33 @@ def test_the_commands_of_a_chat(opened, monkeypatch, capsys):
     assert [turn.role for turn in chat.turns] == ["user", "assistant"]
 
 
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(opened, monkeypatch, capsys):
+    o, written = opened["llama"], []
+    chat = Chat(o, TEMPLATE["own"], Sampling(), 6)
+    typed(monkeypatch, capsys, chat, "the dose")
+    before, forward = list(chat.turns), o.model.backbone.forward
+
+    def interrupted(*a):
+        out = forward(*a)
+        written.append(1)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return out
+
+    monkeypatch.setattr(o.model.backbone, "forward", interrupted)
+    assert "stopped; the question is forgotten" in typed(monkeypatch, capsys, chat, "of blood")
+    assert chat.turns == before
+    typed(monkeypatch, capsys, chat, "we saw")
+    assert chat.turns[-1].text == anew(o, chat.template, chat.turns[:-1], 6) and len(chat.turns) == 4
+
+
+def test_a_system_text_that_the_template_leaves_out_is_said(opened, monkeypatch, capsys):
+    silent = chat_template(CHATML.replace("in messages", "in messages if m.role != 'system'"))
+    chat = Chat(opened["gpt2"], silent, Sampling(), 4, system="be kind")
+    shown = typed(monkeypatch, capsys, chat, "/system be brief", "/system")
+    assert shown.count("system texts of 1 turns, for which the template has no place") == 2
+
+
 def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(opened, monkeypatch, capsys):
     chat = Chat(opened["gpt2"], chat_template(REFUSING), Sampling(), 4)
     typed(monkeypatch, capsys, chat, "the dose")
@@ -159,6 +186,27 @@ def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(opened, monkeypa
 
 
 # --- conversations out of files ---
+
+
+@pytest.mark.parametrize(
+    ("row", "said", "answer"),
+    [
+        # UltraChat's: the prompt is the first question
+        (
+            {
+                "prompt": "a",
+                "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            },
+            (Turn("user", "a"),),
+            "b",
+        ),
+        ({"prompt": "a", "completion": "b"}, "a", "b"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a", None),
+        ({"question": "q", "messages": [{"role": "user", "content": "a"}]}, "q", None),
+    ],
+)
+def test_a_prompt_beside_a_conversation_is_its_beginning(tmp_path, row, said, answer):
+    assert read_prompts(str(write(tmp_path / "p.jsonl", [row]))) == ([said], [answer])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from nanomed.evaluation.perplexity import answer_perplexity
 from nanomed.models.loss import clm_loss
 from nanomed.text import chat
 from nanomed.text.chat import ChatTemplate
-from nanomed.text.conversations import Conversation, Turn, user
+from nanomed.text.conversations import Conversation, Turn, unplaced, user
 from nanomed.text.examples import collate, encode_instructions, pack
 from nanomed.text.heldout import Items, read_excluded
 from nanomed.text.instructions import Fields, read_instructions
@@ -160,6 +160,32 @@ def test_a_template_that_cannot_be_followed_is_refused_by_name(pair):
         with pytest.raises(UserError, match=reason) as e:
             template(source).encode(item, pair[1])
         assert "chat_template.jinja" in str(e.value) and "--template NAME takes another" in str(e.value)
+
+
+def test_an_answer_that_begins_as_it_quotes_is_found_from_its_first_sign(pair):
+    item = Conversation((user("Q"), Turn("assistant", "<think>why</think>So.")))
+    ((ids, where),) = template(SOURCES["lfm2_2_5"]).encode(item, pair[1])
+    assert spans(pair[1], (ids, where)) == ["<think>why</think>So.<|im_end|>"]
+
+
+def test_an_answer_of_which_a_template_shows_nothing_is_a_bad_row(pair, tmp_path):
+    thought = [MESSAGES[0], MESSAGES[1] | {"content": "<think>why</think>"}]
+    path, how = write_rows(tmp_path, [MESSAGES, thought]), (None, template(SOURCES["deepseekv3"]))
+    with pytest.raises(UserError, match="row 2: turn 2: the template shows nothing of the answer '<think>"):
+        read_instructions([str(path)], Fields(), None, False, *how)
+    assert read_instructions([str(path)], Fields(), None, True, *how)[1] == 1
+
+
+def test_what_a_template_leaves_out_is_said():
+    silent = "{% for m in messages if m.role in ['user', 'assistant'] %}[{{ m.content }}]{% endfor %}"
+    turns = (Turn("system", "S"), Turn("user", "Q", name="Ann"), Turn("tool", "T"), Turn("assistant", "A"))
+    lost = ["system texts", "names", "texts of tools"]
+    expected = [f"{what} of 1 turns, for which the template has no place" for what in lost]
+    assert unplaced([turns], template(silent)) == expected
+    assert unplaced([turns], template(CHATML)) == expected[1:2] == unplaced([turns], TEMPLATES["response"])
+    assert unplaced([turns], None) == unplaced([turns[1:2]], template("{{ raise_exception('no') }}")) == []
+    assert {"system texts", "names"} <= template(SOURCES["phi3"].replace("'system'", "'x'")).unseen
+    assert "later system texts" in template(SOURCES["gptoss"]).unseen
 
 
 def test_a_weight_of_0_is_read_and_not_learned(pair):
@@ -330,6 +356,7 @@ def write_rows(tmp_path, rows):
         ([MESSAGES[0], MESSAGES[0], MESSAGES[1]], "questions and answers must alternate"),
         ("Q", "no list of turns"),
         ([3], "turn 1: `role` or `from` must be"),
+        (["Q", "A"], "turn 1: `role` or `from` must be"),
     ],
 )
 def test_rows_that_teach_nothing_are_refused_with_the_reason(tmp_path, turns, reason):
@@ -339,6 +366,32 @@ def test_rows_that_teach_nothing_are_refused_with_the_reason(tmp_path, turns, re
         read_instructions([str(path)], Fields(), None, False, **how)
     assert reason in str(e.value)
     assert read_instructions([str(path)], Fields(), None, True, **how)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "Q", "chosen": "A", "rejected": "B"}, {"chosen": MESSAGES, "rejected": MESSAGES}]
+)
+def test_preferences_are_refused_with_what_makes_conversations_of_them(tmp_path, row):
+    with pytest.raises(UserError, match="row 1: preferences .* called `completion`, or `messages`"):
+        read_instructions([str(write_rows(tmp_path, [row]))], Fields(), None, False)
+
+
+def test_fields_beside_a_conversation_are_obeyed_or_said(tmp_path, capsys):
+    beside = {"tools": [{}], "label": False, "system_prompt": None, "id": 3}
+    rows = [{"messages": [MESSAGES[0], MESSAGES[1] | {"tool_calls": []}]} | beside]
+    read_instructions([str(write_rows(tmp_path, rows))], Fields(), None, False)
+    said = capsys.readouterr().out
+    assert "the field tools of 1 rows is not read" in said and "the field label of 1 rows" in said
+    assert "system_prompt" not in said and "tool_calls" not in said and " id " not in said
+    rows = [{"prompt": "Q", "completion": "A", "system": "Be short."}]
+    ((item,), _, _) = read_instructions([str(write_rows(tmp_path, rows))], Fields(), None, False)
+    assert item.turns[0] == Turn("system", "Be short.")
+
+
+def test_a_bad_first_row_does_not_say_which_form_the_others_have(tmp_path):
+    path = write_rows(tmp_path, [{"messages": None}, {"messages": []}, {"messages": MESSAGES}])
+    items, bad, _ = read_instructions([str(path)], Fields(), None, True)
+    assert items == [Conversation.of("Q", "", "A")] and bad == 2
 
 
 # --- a model's files ----------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ def main(args) -> list[dict] | None:
     from nanomed.evaluation.chat import Chat, talk
     from nanomed.evaluation.prompts import as_messages, read_prompts, shown
     from nanomed.text import special
+    from nanomed.text.conversations import begun, turns_of, unplaced
 
     sampling, n = measure.sampling_of(args), args.max_new_tokens
     prompts = read_prompts(args.prompts, args.limit, args.skip_bad_rows)[0] if args.prompts else [args.prompt]
@@ -39,6 +40,8 @@ def main(args) -> list[dict] | None:
     if chats:
         return talk(Chat(o, template, sampling, n, args.seed, args.system))
     special.say(special.report_of(o.tokenizer, map(shown, prompts)))
+    for line in unplaced((begun(turns_of(said), args.system) for said in prompts), template):
+        print(line)
     asked = [put(args, o, said, template, k) for k, said in enumerate(prompts, 1)]
     markers = template.ends if template else ()
     if args.prompt is not None and not args.json:

@@ -22,6 +22,7 @@ def main(args, look_up) -> dict:
     from nanomed.evaluation.tables import answers_table, text_table
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import instructions, special
+    from nanomed.text.conversations import unplaced
 
     fields = instructions.Fields(args.instruction_field, args.input_field, args.response_field)
     how = (fields, args.limit, args.skip_bad_rows, args.system)
@@ -45,6 +46,8 @@ def main(args, look_up) -> dict:
         full = f"their prompts fill the model's {o.model.config.n_positions} positions"
         print(f"{r['dropped']} rows left out: {full}")
     special.say(r["special_tokens"])
+    for line in unplaced((item.turns for item in items), template):
+        print(line)
     questions = {template.ask(i.asked).text: i.input or i.instruction for i in items}
     show_answers(r["answers"], questions)
     how = {"data": args.data, "data_sha256": sha, "template": named, "bad_rows": bad, "seed": args.seed}
