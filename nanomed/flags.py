@@ -132,7 +132,7 @@ class Rows:
         "field of the text: a name, a path like context.contexts, or several (a,b), of which the first that a"
         " row has counts; a list is joined with newlines; of a list by number: messages.1.content",
     )
-    limit: Count | None = setting(None, "take only the first N documents of each D, or draw N if said above")
+    limit: Count | None = setting(None, "take only N documents of each D: the first, unless said otherwise")
     rows: str | None = setting(
         None,
         "of .json files: the key that the rows stand under (data, a.b), where it is not plain; of a"

@@ -40,9 +40,10 @@ def main(args) -> list[dict] | None:
     if chats:
         return talk(Chat(o, template, sampling, n, args.seed, args.system))
     special.say(special.report_of(o.tokenizer, map(shown, prompts)))
-    for line in unplaced((begun(turns_of(said), args.system) for said in prompts), template):
+    conversations = [begun(turns_of(said), args.system) for said in prompts]
+    for line in unplaced(conversations, template):
         print(line)
-    asked = [put(args, o, said, template, k) for k, said in enumerate(prompts, 1)]
+    asked = [put(args, o, turns, template, k) for k, turns in enumerate(conversations, 1)]
     markers = template.ends if template else ()
     if args.prompt is not None and not args.json:
         measure.write_on(o, asked[0], sampling, markers, n, args.seed)
@@ -56,15 +57,14 @@ def main(args) -> list[dict] | None:
     return [d | {"prompt": as_messages(said)} for d, said in zip(done, prompts, strict=True)]
 
 
-def put(args, o, said, template, row: int):
-    """What the model is asked: one of the prompts, after --system, in the template. Raises UserError, with
-    the row of --prompts, for one that leaves no room for an answer."""
+def put(args, o, turns, template, row: int):
+    """What the model is asked: turns in the template. Raises UserError, with the row of --prompts, for those
+    that leave no room for an answer."""
     from nanomed.evaluation.generate import room
     from nanomed.evaluation.prompts import ask
-    from nanomed.text.conversations import begun, turns_of
 
     try:
-        asked = ask(o.tokenizer, begun(turns_of(said), args.system) if args.system else said, template)
+        asked = ask(o.tokenizer, turns, template)
         room(o.model.config, asked.ids, args.max_new_tokens)
     except UserError as e:
         place = f"{args.prompts}, {'prompt' if args.skip_bad_rows else 'row'} {row}: " if args.prompts else ""
