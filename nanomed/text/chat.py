@@ -24,8 +24,9 @@ from nanomed.text.special import Written, template_text
 from nanomed.text.vocabulary import CONFIG, naming
 
 FILE, MORE = "chat_template.jinja", "additional_chat_templates"
-# Whose texts keep what a template may look for in them.
-ANSWERS, ALL = ("assistant",), ("system", "user", "assistant", "tool")
+# Whose texts keep what a template may look for in them, and which characters that it may treat apart.
+A, ALL = ("assistant",), ("system", "user", "assistant", "tool")
+KEPT = ((), ""), (A, ""), (A, jinja.BLANKS), (A, jinja.SIGNS), (ALL, jinja.SIGNS)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class ChatTemplate:
 
     def check(self, conversation: Conversation) -> None:
         """Raises BadRow for one that the template refuses."""
-        turns, special = conversation.turns, jinja.looked_for(self.source, words=False)
+        turns = conversation.turns
         try:
             self.render(turns)
+            special = jinja.looked_for(self.source)
             looked_at = [k for k in conversation.learned if special.search(turns[k].text)]
             unseen = [k for k in looked_at if not (self._followed(turns[: k + 1], [k])[1] > 1).any()]
         except UserError as e:
@@ -126,7 +128,7 @@ class ChatTemplate:
         return self._found(turns, learned, tokenizer)
 
     def _is_plain(self, turn: Turn) -> bool:
-        looked_for = jinja.looked_for(self.source, words=False)
+        looked_for = jinja.looked_for(self.source)
         texts = (turn.said, turn.reasoning or "")
         return not turn.name and all(t == t.strip() and not looked_for.search(t) for t in texts)
 
@@ -146,10 +148,10 @@ class ChatTemplate:
         otherwise in it than where it is the last."""
         text, whose = self._followed(turns, learned)
         words, spans = _words(whose), []
-        if len(words) != len(learned):
+        if len(words) != len(learned) or any((whose[start:stop] == 1).any() for start, stop in words):
             if len(learned) > 1:
                 return None
-            what = f"does not show an answer that begins {turns[-1].text[:40]!r}"
+            what = f"does not show an answer in one piece that begins {turns[-1].text[:40]!r}"
             raise UserError(f"{self.where}: {what}; --template NAME takes another")
         for k, (start, stop) in zip(learned, words, strict=True):
             alone = text if k + 1 == len(turns) else self.render(turns[: k + 1])
@@ -178,8 +180,8 @@ class ChatTemplate:
         messages = [_message(turn) for turn in turns]
         text = self._render(messages, prompt)
         number = {k: 2 + n % 2 for n, k in enumerate(learned)}
-        for looked_at, words in ((), False), (ANSWERS, False), (ANSWERS, True), (ALL, True):
-            kept = {role: jinja.looked_for(self.source, words) for role in looked_at}
+        for looked_at, apart in KEPT:
+            kept = {role: jinja.looked_for(self.source, apart) for role in looked_at}
             others = []
             for k, message in enumerate(messages):
                 how = OTHER[number.get(k, 1)], kept.get(message["role"])

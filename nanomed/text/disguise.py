@@ -78,14 +78,17 @@ class Frame:
     def of(cls, turns, learned: list[int], text: str, own, spans) -> "Frame | bool":
         """By a text of turns in which no two say the same; False if something else is said there."""
         said = {getattr(t, name): (k, name) for k, t in enumerate(turns) for name in ("reasoning", "text")}
-        pieces, at = [], 0
+        pieces, stops, at = [], {}, 0
         for start, end in (*own, (len(text), len(text))):
-            pieces += [said.get(text[at:start])] if start > at else []
+            if start > at:
+                pieces.append(said.get(text[at:start]))
+                if not pieces[-1]:
+                    return False
+                stops[pieces[-1][0]] = start
             pieces.append(text[start:end])
             at = end
-        stops = {k: text.index(turns[k].text) + len(turns[k].text) for k in learned}
         ends = {k: stop - stops[k] for k, (_, stop) in zip(learned, spans, strict=True)}
-        return None not in pieces and cls(pieces, ends)
+        return cls(pieces, ends)
 
     def filled(self, turns) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
         """(the text of other turns, the spans in it that are the template's, those that are learned)."""

@@ -11,6 +11,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+BLANKS, SIGNS = r"\s", r"\s\"'\\&<>"  # what a template may strip; and what it may write otherwise
+
 
 class Generation(Extension):
     """{% generation %} ... {% endgeneration %}, around what an assistant says: what is in it, as it is."""
@@ -85,12 +87,12 @@ def compiled(source: str) -> jinja2.Template:
 
 
 @cache
-def looked_for(source: str, words: bool = True) -> re.Pattern:
+def looked_for(source: str, apart: str = "") -> re.Pattern:
     """What a template may look for in texts: the strings that it compares, or hands to a method, a filter or
-    a test; words: those without a sign among them, and blanks, quotes and signs that it may treat apart."""
+    a test; apart: and characters that it may treat apart. Of all SIGNS: and words without a sign."""
     places = environment().parse(source).find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test))
     places = (p for p in places if not isinstance(p, nodes.Call) or isinstance(p.node, nodes.Getattr))
     strings = {const.value for place in places for const in place.find_all(nodes.Const)}
     found = sorted((s for s in strings if isinstance(s, str) and len(s.strip()) > 1), key=len, reverse=True)
-    found = [re.escape(s) for s in found if words or not re.fullmatch(r"[\w ]+", s)]
-    return re.compile("(" + "|".join(found + [r"[\s\"'\\&<>]"] * words or ["(?!)"]) + ")")
+    found = [re.escape(s) for s in found if apart == SIGNS or not re.fullmatch(r"[\w ]+", s)]
+    return re.compile("(" + "|".join(found + [f"[{apart}]"] * bool(apart) or ["(?!)"]) + ")")

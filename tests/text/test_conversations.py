@@ -20,6 +20,7 @@ from nanomed.text.conversations import Conversation, Turn, unplaced, user
 from nanomed.text.examples import collate, encode_instructions, pack
 from nanomed.text.heldout import Items, read_excluded
 from nanomed.text.instructions import Fields, read_instructions
+from nanomed.text.lines import BadRow
 from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES, choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
@@ -186,6 +187,41 @@ def test_what_a_template_leaves_out_is_said():
     assert unplaced([turns], None) == unplaced([turns[1:2]], template("{{ raise_exception('no') }}")) == []
     assert {"system texts", "names"} <= template(SOURCES["phi3"].replace("'system'", "'x'")).unseen
     assert "later system texts" in template(SOURCES["gptoss"]).unseen
+
+
+@pytest.mark.parametrize("answer", ['\n"So" it is.', '"So" it is.\n', "<b>So</b>\n"])
+def test_a_quote_at_the_beginning_is_learned_where_blanks_are_stripped(pair, answer):
+    item = Conversation((user("Q"), Turn("assistant", answer, reasoning="why")))
+    ((ids, where),) = template(SOURCES["qwen3"]).encode(item, pair[1])
+    shown = answer.lstrip("\n")
+    assert spans(pair[1], (ids, where)) == [f"why\n</think>\n\n{shown}<|im_end|>"]
+    stripping = template(CHATML.replace("message['content']", "message['content'].strip('\n')"))
+    found = spans(pair[1], stripping.encode(item, pair[1])[0])
+    assert found == [answer.strip("\n") + "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{ m.content }}|{{ m.content }}<|im_end|>", ["A.|A.<|im_end|>", "B.|B.<|im_end|>"]),
+        ("{{ m.content | upper }}<|im_end|>", ["A.<|im_end|>", "B.<|im_end|>"]),
+    ],
+)
+def test_a_template_that_says_it_twice_or_otherwise_is_masked_all_the_same(pair, written, expected):
+    turns = (user("a?"), Turn("assistant", "A."), user("b?"), Turn("assistant", "B."))
+    made = template("{% for m in messages %}" + written + "{% endfor %}")
+    assert spans(pair[1], made.encode(Conversation(turns), pair[1])[0]) == expected
+
+
+def test_others_words_between_an_answers_are_never_learned(pair):
+    twice = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}" * 2
+    with pytest.raises(UserError, match="does not show an answer in one piece"):
+        template(twice).encode(Conversation((user("a?"), Turn("assistant", "A."))), pair[1])
+
+
+def test_a_template_with_a_wrong_syntax_is_refused_with_its_file(pair):
+    with pytest.raises(BadRow, match="chat_template.jinja: .*--template NAME takes another"):
+        template("{% for m in messages %}{{ m }").check(Conversation.of("Q", "", "A"))
 
 
 def test_a_weight_of_0_is_read_and_not_learned(pair):
