@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from nanomed.text.conversations import Conversation, Turn
-from nanomed.text.rows import BadRow, get_text, get_value
+from nanomed.text.rows import BadRow, NoField, get_text, get_value
 
 # What files call who speaks.
 ROLES = {
@@ -36,6 +36,16 @@ def form_of(row) -> tuple[str, Callable] | None:
     if isinstance(row, list) and row and isinstance(row[0], dict):
         return "conversations, each a list of turns", _listed
     return None
+
+
+def refuse_nearly(row) -> None:
+    """Raises NoField for a row that is no conversation, but could be made one."""
+    if get_value(row, "rejected") is not None:
+        mend = "`chosen` has to be called `completion`, or `messages` where it holds the question too"
+        raise NoField(f"preferences (`chosen`, `rejected`), which are not learned from; {mend}")
+    for key in LISTED:
+        if (value := get_value(row, key)) is not None:
+            raise NoField(f"no list of turns in the field {key!r}, but {type(value).__name__}")
 
 
 def _listed(row, key: str | None = None) -> list:

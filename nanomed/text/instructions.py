@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from nanomed.errors import UserError
-from nanomed.text.conversation_rows import conversation, form_of
+from nanomed.text.conversation_rows import conversation, form_of, refuse_nearly
 from nanomed.text.conversations import Conversation, begun
 from nanomed.text.lines import good, say
 from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, read_rows
@@ -79,9 +79,8 @@ def read_instructions(
 
 def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
     """Of a row of an instruction, its input and its response."""
-    if get_value(row, fields.instruction) is None and get_value(row, "rejected") is not None:
-        mend = "`chosen` has to be called `completion`, or `messages` where it holds the question too"
-        raise NoField(f"preferences (`chosen`, `rejected`), which are not learned from; {mend}")
+    if get_value(row, fields.instruction) is None:
+        refuse_nearly(row)
     instruction = one_text(row, fields.instruction, Fields.instruction, "--instruction-field")
     if not instruction.strip():
         raise BadRow("an empty instruction")

@@ -405,10 +405,22 @@ def test_rows_that_teach_nothing_are_refused_with_the_reason(tmp_path, turns, re
 
 
 @pytest.mark.parametrize(
-    "row", [{"prompt": "Q", "chosen": "A", "rejected": "B"}, {"chosen": MESSAGES, "rejected": MESSAGES}]
+    ("row", "words"),
+    [
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            "preferences .* called `completion`, or `messages`",
+        ),
+        ({"chosen": MESSAGES, "rejected": MESSAGES}, "preferences .* called `completion`, or `messages`"),
+        ({"messages": json.dumps(MESSAGES)}, "no list of turns in the field 'messages', but str"),
+        (
+            {"conversations": {"from": ["human"], "value": ["Q"]}},
+            "no list of turns in the field 'conversations', but dict",
+        ),
+    ],
 )
-def test_preferences_are_refused_with_what_makes_conversations_of_them(tmp_path, row):
-    with pytest.raises(UserError, match="row 1: preferences .* called `completion`, or `messages`"):
+def test_what_is_nearly_a_conversation_is_refused_with_the_mend(tmp_path, row, words):
+    with pytest.raises(UserError, match=f"row 1: {words}"):
         read_instructions([str(write_rows(tmp_path, [row]))], Fields(), None, False)
 
 
