@@ -11,11 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nanomed.errors import UserError
 from nanomed.files import sync
 from nanomed.outputs import is_at, locked
 
 FILLING = "lock"  # the lock of a folder that is being filled
 OLD = 24 * 3600  # seconds; a leftover without a lock could be one whose owner is about to make it
+
+
+class Watched:
+    """A file of the cache that is read little by little: such a file is never changed once it is whole, and
+    mapped memory behind its end would kill the process."""
+
+    def __init__(self, path: Path):
+        self.path, self.file = path, open(path, "rb")
+        self.was = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        now = os.fstat(self.file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+    def check(self) -> None:
+        """Raises UserError if somebody changed it since."""
+        if self._now() != self.was:
+            what = "changed while it was read, which nothing here does; start again, and it is made anew"
+            raise UserError(f"{self.path}: {what}")
 
 
 def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):

@@ -46,8 +46,8 @@ def retrieve(
         raise UserError(f"--retrieve {k}: the corpus has {len(passages)} passages")
     if how == "bm25":
         return bm25(passages, queries, k)
-    matrix = passage_embeddings(o, passages, context, batch_size)
-    return nearest(matrix, embed(o, queries, context, batch_size), k)
+    asked = embed(o, queries, context, batch_size)  # first: the mapped file is read as soon as it is checked
+    return nearest(passage_embeddings(o, passages, context, batch_size), asked, k)
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanomed.caches import filled
+from nanomed.caches import Watched, filled
 from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, write_json
 from nanomed.text import special
@@ -52,6 +52,7 @@ class Corpus:
     sha256: str
     bad_rows: int
     special_tokens: dict
+    file: Watched  # of the tokens
 
     def all(self) -> "Selection":
         return Selection(self, np.arange(len(self.documents)))
@@ -68,7 +69,9 @@ class Selection:
         return self.corpus.documents[self.indices]
 
     def ids(self, k: int) -> np.ndarray:
-        """The leading token and the tokens of the k-th selected document."""
+        """The leading token and the tokens of the k-th selected document. Raises UserError if their file
+        was changed meanwhile."""
+        self.corpus.file.check()
         d = self.corpus.documents[self.indices[k]]
         return self.corpus.tokens[d["start"] : d["start"] + d["length"]]
 
@@ -118,15 +121,15 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
 def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
     """The corpus in a directory of the cache; None if there is none, or one that is not as it was written."""
     try:
-        meta = read_json(directory / "meta.json")
+        meta, file = read_json(directory / "meta.json"), Watched(directory / "tokens.bin")
         if meta.pop("check") != _checksum(directory, meta):
             return None
         documents = np.fromfile(directory / "documents.bin", DOCUMENT)
-        tokens = np.memmap(directory / "tokens.bin", meta["dtype"], mode="r")
+        tokens = np.memmap(file.file, meta["dtype"], mode="r")
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
     name, said = " + ".join(names), (meta["sha256"], meta["bad_rows"], meta["special_tokens"])
-    return Corpus(name, tokens, documents, *said)
+    return Corpus(name, tokens, documents, *said, file)
 
 
 def _checksum(directory: Path, meta: dict) -> str:

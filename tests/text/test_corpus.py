@@ -349,6 +349,20 @@ def test_a_damaged_cache_is_encoded_again(tmp_path, tokenizer, cache, damage, mo
     assert [p.name for p in cache.iterdir()] == [cached.name]
 
 
+@pytest.mark.parametrize("damage", [lambda f: f.truncate(10), lambda f: f.write(b"xx")])
+def test_a_cache_that_is_damaged_while_it_is_read_is_said(tmp_path, tokenizer, cache, damage):
+    """Mapped memory behind the end of a file would end the process, and other bytes would be other tokens."""
+    path = write_jsonl(tmp_path / "d.jsonl", TEXTS)
+    reading = encode_corpus(str(path), tokenizer).all()
+    ids = reading.ids(1).tolist()
+    (cached,) = cache.iterdir()
+    with open(cached / "tokens.bin", "r+b") as f:
+        damage(f)
+    with pytest.raises(UserError, match="tokens.bin: changed while it was read"):
+        reading.ids(1)
+    assert encode_corpus(str(path), tokenizer).all().ids(1).tolist() == ids
+
+
 def test_several_at_once_encode_a_corpus_once(tmp_path, tokenizer, cache, monkeypatch):
     """All have seen that there is nothing before one begins; the others wait for what it makes."""
     path = write_jsonl(tmp_path / "d.jsonl", TEXTS)

@@ -37,14 +37,14 @@ TRAINING = (
     "--dtype",
     "fp32",
 )
-# train_sft.py, but the second process cannot go on in its ninth micro-batch, which is of the fifth update
-FAILING = f"""
-import os, runpy, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-from nanomed.models import loss
+# A training script, but its second process cannot go on in the ninth micro-batch, which is of the fifth update
+FAILING = """
+import importlib, os, runpy, signal, sys
+sys.path.insert(0, {root!r})
 from nanomed.errors import UserError
 from nanomed.training import distributed
-real, calls = loss.clm_loss, []
+module = importlib.import_module({module!r})
+real, calls = module.{loss}, []
 
 def failing(*args):
     calls.append(1)
@@ -54,9 +54,17 @@ def failing(*args):
         raise UserError("no room\\nin here")
     return real(*args)
 
-loss.clm_loss = failing
-runpy.run_path({str(ROOT / "train_sft.py")!r}, run_name="__main__")
+module.{loss} = failing
+runpy.run_path({script!r}, run_name="__main__")
 """
+
+
+def failing(script: str, module: str, loss: str) -> str:
+    return FAILING.format(root=str(ROOT), module=module, loss=loss, script=str(ROOT / script))
+
+
+SFT = failing("train_sft.py", "nanomed.models.loss", "clm_loss")
+CLS = failing("train_cls.py", "nanomed.models.classifier", "classification_loss")
 
 
 def torchrun(directory: Path, script, *args) -> subprocess.CompletedProcess:
@@ -134,7 +142,7 @@ def test_two_processes_are_one(instructed):
 
 def test_one_that_fails_ends_all_and_another_number_goes_on(instructed):
     d, args, _, _ = instructed
-    (d / "failing.py").write_text(FAILING)
+    (d / "failing.py").write_text(SFT)
     failed = torchrun(d, "failing.py", *args, "--out", "again")
     assert failed.returncode != 0
     assert (
@@ -152,7 +160,7 @@ def test_one_that_fails_ends_all_and_another_number_goes_on(instructed):
 def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed):
     """What it cannot say any more, another process says for it."""
     d, args, _, _ = instructed
-    (d / "failing.py").write_text(FAILING)
+    (d / "failing.py").write_text(SFT)
     killed = torchrun(d, "failing.py", *args, "--out=killed")
     assert killed.returncode == 1
     (line,) = (line for line in killed.stderr.splitlines() if line.startswith("train_sft.py: "))
@@ -161,6 +169,25 @@ def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed):
     again = torchrun(d, ROOT / "train_sft.py", *args, "--out=killed", "--resume")
     assert again.returncode == 0, again.stderr
     assert_same_run(d / "killed", d / "two", exactly=True)
+
+
+@pytest.mark.slow
+def test_a_classifiers_that_is_killed_ends_all_and_as_many_go_on(tmp_path, bpe_dir):
+    make_hf_model(tmp_path / "gpt2", bpe_dir)
+    rows = [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(20, 17))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "failing.py").write_text(CLS)
+    args = ("--model", "gpt2", "--data", "rows.jsonl", "--val-fraction", 0.3, "--context", 48, *TRAINING)
+    args += ("--save-every", 4)
+    two = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out=two")
+    assert two.returncode == 0, two.stderr
+    killed = torchrun(tmp_path, "failing.py", *args, "--out=killed")
+    assert killed.returncode == 1 and "exitcode  : -9" in killed.stderr
+    (line,) = (line for line in killed.stderr.splitlines() if line.startswith("train_cls.py: "))
+    assert line.startswith("train_cls.py: another of the 2 processes is gone") and "--resume" in line
+    again = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out=killed", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "killed", tmp_path / "two", exactly=True)
 
 
 @pytest.mark.slow
