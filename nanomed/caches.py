@@ -24,7 +24,7 @@ class Watched:
     mapped memory behind its end would kill the process."""
 
     def __init__(self, path: Path):
-        self.path, self.file = path, open(path, "rb")
+        self.path, self.file = path, open(path, "rb")  # noqa: SIM115
         self.was = self._now()
 
     def _now(self) -> tuple[int, int]:

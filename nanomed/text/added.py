@@ -68,6 +68,7 @@ class Spellings:
         passes = [[token for token in known if token.normalized is n] for n in (False, True)]
         self._passes = [Finder(tokens) for tokens in passes if tokens]
         self.special = Finder(token for token in known if token.special)
+        self._of_templates: dict[str, bool] = {}  # which of a template's strings spell one
 
     def names_in(self, text: str) -> set[str]:
         """The special tokens that a text spells."""
@@ -85,7 +86,7 @@ class Spellings:
         texts. Raises Unencodable under `refuse` if there are others."""
         found = []
         for finder in self._passes:  # each in what the one before has left
-            if finder.only_special and reading == "text" and not text.own:
+            if finder.only_special and reading == "text" and not self._spelled_by_template(text):
                 continue
             if finder.plain and not border and not found:
                 found = finder.find(text.text)
@@ -95,6 +96,13 @@ class Spellings:
                 found = found + self._in_part(finder, text.text[a:b], a, text, reading, border)
             found.sort()
         return found
+
+    def _spelled_by_template(self, text: Written) -> bool:
+        """Whether a template's own strings, which are few and come again, spell special tokens."""
+        strings = {text.text[start:end] for start, end in text.own}
+        for string in strings - self._of_templates.keys():
+            self._of_templates[string] = bool(self.special.find(string))
+        return any(map(self._of_templates.get, strings))
 
     def _in_part(self, finder, part: str, at: int, text, reading, border) -> list[tuple[int, int, int]]:
         """real() in a part of the text, which begins at `at`."""

@@ -66,7 +66,7 @@ class Template:
 
     def prompt_ids(self, said: str | Sequence[Turn], tokenizer) -> "np.ndarray":
         """The ids of what the model is given to answer, with the tokens that end the answers among them."""
-        return tokenizer.joined([ids for _, ids in self._encoded(turns_of(said), tokenizer)])
+        return tokenizer.joined([part for _, ids in self._encoded(turns_of(said), tokenizer) for part in ids])
 
     def encode(self, conversation: Conversation, tokenizer) -> list[tuple]:
         """One example's ids, and the spans of them that are supervised: the answers, and their ends.
@@ -76,21 +76,24 @@ class Template:
         response that spells its own end, where that is read, gets no second."""
         learned, parts, spans, at = conversation.learned, [], [], 0
         for k, ids in self._encoded(conversation.turns, tokenizer):
-            parts.append(ids)
-            spans += [(at, at + len(ids))] if k in learned else []
-            at += len(ids)
+            parts += ids
+            end = at + sum(map(len, ids))
+            spans += [(at, end)] if k in learned else []
+            at = end
         return [(tokenizer.joined(parts), tuple(spans))]
 
-    def _encoded(self, turns: Sequence[Turn], tokenizer) -> Iterator[tuple[int, "np.ndarray"]]:
-        """The number of each turn that stands for itself, and its ids."""
+    def _encoded(self, turns: Sequence[Turn], tokenizer) -> Iterator[tuple[int, list]]:
+        """The number of each turn that stands for itself, and its ids, in parts."""
         before, eos = Written(""), tokenizer.name(tokenizer.eos)
         for k, piece in self._pieces(turns):
             ids = tokenizer.continuation(before, piece) if before.text else tokenizer.prompt(piece)
-            before += piece
             ended = self.holds_end(eos) or (len(ids) and ids[-1] == tokenizer.eos)
             if turns[k].role == "assistant" and not ended:
-                ids, before = tokenizer.joined([ids, [tokenizer.eos]]), before + template_text(eos)
-            yield k, ids
+                yield k, [ids, [tokenizer.eos]]
+                piece += template_text(eos)
+            else:
+                yield k, [ids]
+            before += piece
 
     def _pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[int, Written]]:
         """Each turn's number and text; a system's is a part of the question behind it."""

@@ -46,13 +46,13 @@ from nanomed.training import distributed
 module = importlib.import_module({module!r})
 real, calls = module.{loss}, []
 
-def failing(*args):
+def failing(*args, **kwargs):
     calls.append(1)
     if distributed.rank() == 1 and len(calls) == 9:
         if "--out=killed" in sys.argv:
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("no room\\nin here")
-    return real(*args)
+    return real(*args, **kwargs)
 
 module.{loss} = failing
 runpy.run_path({script!r}, run_name="__main__")
@@ -182,7 +182,7 @@ def test_a_classifiers_that_is_killed_ends_all_and_as_many_go_on(tmp_path, bpe_d
     two = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out=two")
     assert two.returncode == 0, two.stderr
     killed = torchrun(tmp_path, "failing.py", *args, "--out=killed")
-    assert killed.returncode == 1 and "exitcode  : -9" in killed.stderr
+    assert killed.returncode == 1 and "exitcode  : -9" in killed.stderr, killed.stderr
     (line,) = (line for line in killed.stderr.splitlines() if line.startswith("train_cls.py: "))
     assert line.startswith("train_cls.py: another of the 2 processes is gone") and "--resume" in line
     again = torchrun(tmp_path, ROOT / "train_cls.py", *args, "--out=killed", "--resume")
