@@ -244,7 +244,7 @@ def table(result: dict) -> list[list[str]]:
         "cache: MB, computed",
         "perplexity [95 %]",
         "zeros",
-        "tokens/s, scored or written",
+        "tokens/s",  # scored or written, as the row says
         "times",
     ]
     rows, dtype = [head, ["---", *["---:"] * (len(head) - 1)]], result["dtype"]
