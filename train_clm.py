@@ -44,7 +44,7 @@ def main():
     facts = data.facts(training, validation) | divided.facts()
     what = f"{facts['documents']:,} documents, {blocks}; {facts['val_documents']:,} validation documents"
     job = run.Job(blocks, clm_loss, measures, divided.held, data.hashes, facts, what)
-    job.template = templates.of_model(*setup.directories)  # a model that was instructed stays one
+    job.template = templates.instructed_with(*setup.directories)  # such a model stays one
     job.sample = sampler(setup)
     if run.train(setup, job):
         ask = f"--model {shlex.quote(str(s.out))} --prompt 'The patients were'"

@@ -211,6 +211,8 @@ def built(out: Path, program: str, held: dict, record: str = RECORD) -> Iterator
         for name in old - new:
             (out / name).unlink(missing_ok=True)
         for name in sorted(new):
+            if (out / name).is_dir():  # which nothing replaces as long as it holds something
+                shutil.rmtree(out / name)
             os.replace(made / name, out / name)
         sync(out)
         write_json(stamp(program) | {"files": sorted(new)} | content, out / record)

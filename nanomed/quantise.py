@@ -33,7 +33,7 @@ def main() -> None:
     held, asked = outputs.take(out, PROGRAM), {"model": hub.fingerprint(source), "quantize": args.quantize}
     asked["save_dtype"] = dtype
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory)
-    template = templates.of_model(source.directory)
+    template = templates.instructed_with(source.directory)
     if held and not outputs.unfinished(held):
         if {k: ({"save_dtype": "fp32"} | held).get(k) for k in asked} != asked:  # as it was without the key
             other = "another model, or quantised otherwise, lies there"

@@ -212,12 +212,17 @@ def of_model(*directories: Path | None) -> "Template | ChatTemplate | None":
     return next((t for d in directories if d and (t := _of_directory(d))), None)
 
 
+def instructed_with(*directories: Path | None) -> Template | None:
+    """The template that nanomed instructed a model with, if it did."""
+    files = (directory / FILES[0] for directory in directories if directory)
+    file = next((file for file in files if file.exists()), None)
+    return file and _checked(read_object(file), file)
+
+
 def _of_directory(directory: Path, name: str | None = None) -> "Template | ChatTemplate | None":
     from nanomed.text import chat  # here, so that --help need not wait for Jinja
 
-    if not name and (file := directory / FILES[0]).exists():
-        return _checked(read_object(file), file)
-    return chat.load(directory, name)
+    return (not name and instructed_with(directory)) or chat.load(directory, name)
 
 
 def choose(asked: str | None, *directories: Path | None) -> "tuple[Template | ChatTemplate, str]":

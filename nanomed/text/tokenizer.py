@@ -26,7 +26,7 @@ FILES += ("added_tokens.json",)
 NAMES = "tokenizer.json, or vocab.json and merges.txt"
 CONVERTERS = "pip install transformers sentencepiece protobuf"  # which read a tokenizer.model
 # Not read here, but others ask the model by them: they go where the tokenizer goes.
-BESIDE = ("chat_template.jinja", "generation_config.json")
+BESIDE, MORE = ("chat_template.jinja", "generation_config.json"), "additional_chat_templates"
 
 
 class Tokenizer:
@@ -209,6 +209,10 @@ def has_tokenizer(directory: Path) -> bool:
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Put a tokenizer's files, and how others ask the model, beside another model."""
+    if source.resolve() == directory.resolve():
+        return
     for name in FILES + BESIDE:
-        if (source / name).exists() and source.resolve() != directory.resolve():
+        if (source / name).exists():
             shutil.copyfile(source / name, directory / name)
+    if (source / MORE).is_dir():
+        shutil.copytree(source / MORE, directory / MORE, dirs_exist_ok=True)

@@ -15,7 +15,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.perplexity import answer_perplexity
 from nanomed.models.loss import clm_loss
 from nanomed.text import chat
-from nanomed.text.chat import ChatTemplate
+from nanomed.text.chat import MORE, ChatTemplate
 from nanomed.text.conversations import Conversation, Turn, unplaced, user
 from nanomed.text.examples import collate, encode_instructions, pack
 from nanomed.text.heldout import Items, read_excluded
@@ -25,7 +25,7 @@ from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES, choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training.settings import Instruct
-from tests.conftest import assert_refused, make_hf_model, make_texts
+from tests.conftest import assert_refused, make_hf_model, make_texts, run_script, write_jsonl
 from tests.text.test_other_tokenizers import KINDS
 
 SOURCES = bench.published()
@@ -522,3 +522,20 @@ def test_a_chat_model_is_instructed_in_its_own_template_which_stays_as_it_is(scr
     asked = [{"role": "user", "content": "Why?"}]
     ours = of_model(tmp_path / "o").prompt_ids("Why?", load_tokenizer(tmp_path / "o")).tolist()
     assert theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False) == ours
+
+
+def test_a_model_of_several_templates_without_a_default_is_adapted_and_quantised(tmp_path, bpe_dir):
+    """What it is asked with goes along, and nobody has to choose."""
+    make_hf_model(tmp_path / "m", bpe_dir)
+    (tmp_path / "m" / MORE).mkdir()
+    for name in "ab":
+        (tmp_path / "m" / MORE / f"{name}.jinja").write_text(f"{name}{{{{ messages[0].content }}}}")
+    docs = write_jsonl(tmp_path / "d.jsonl", make_texts(9, 3))
+    clm = run_script(tmp_path, "train_clm.py", "--model", "m", "--data", docs, "--max-steps", 1, "--out", "c")
+    assert clm.returncode == 0, clm.stderr
+    for _ in range(2):
+        done = run_script(tmp_path, "nanomed/quantise.py", "--model", "m", "--quantize", "int8", "--out", "q")
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "q" / "config.json").unlink()  # so that it is made anew
+    for made in "c", "q":
+        assert {p.name for p in (tmp_path / made / MORE).iterdir()} == {"a.jinja", "b.jinja"}
