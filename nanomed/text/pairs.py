@@ -135,6 +135,8 @@ def read_pairs(s, tokenizer, template) -> Pairs:
         return texts
 
     found.rows = read_rows("data", s.data, s.limit)
+    if not template.ends_answers:
+        print("the template writes nothing behind a last answer: the model does not learn to stop there")
     for name, files in named_sets(s.val_data or []).items():
         if instructions.holds_instructions(files[0], fields, s.text_field, s.skip_bad_rows):
             found.answers[name] = read_rows(f"val-data {name}", files)

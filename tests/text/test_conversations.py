@@ -21,6 +21,7 @@ from nanomed.text.examples import collate, encode_instructions, pack
 from nanomed.text.heldout import Items, read_excluded
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.lines import BadRow
+from nanomed.text.pairs import read_pairs
 from nanomed.text.special import Written
 from nanomed.text.templates import TEMPLATES, choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
@@ -539,3 +540,11 @@ def test_a_model_of_several_templates_without_a_default_is_adapted_and_quantised
         (tmp_path / "q" / "config.json").unlink()  # so that it is made anew
     for made in "c", "q":
         assert {p.name for p in (tmp_path / made / MORE).iterdir()} == {"a.jinja", "b.jinja"}
+
+
+@pytest.mark.parametrize(("behind", "said"), [("", True), ("{{ '<|im_end|>' }}", False)])
+def test_a_template_without_an_end_is_said(pair, tmp_path, capsys, behind, said):
+    ours, _ = pair
+    asked = template("{% for m in messages %}{{ m.role }}: {{ m.content }}" + behind + "\n{% endfor %}")
+    read_pairs(Instruct(data=[str(write_rows(tmp_path, [{"messages": MESSAGES}]))]), ours, asked)
+    assert ("writes nothing behind a last answer" in capsys.readouterr().out) == said
