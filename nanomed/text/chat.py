@@ -64,15 +64,6 @@ class ChatTemplate:
         behind = text[_words(whose)[-1][1] :].strip() if (whose > 1).any() else ""
         return (behind.splitlines()[0],) if behind else ()
 
-    @property
-    def ends_answers(self) -> bool:
-        """Whether a model can learn of it where an answer is over; of a template that wants other turns than
-        a question and its answer, that is not looked into."""
-        try:
-            return bool(self.ends)
-        except UserError:
-            return True
-
     @cached_property
     def unseen(self) -> frozenset[str]:
         """Which of PROBES the template leaves out without a word; rows of those that it refuses are bad."""

@@ -14,6 +14,7 @@ from nanomed.text.examples import Encoded, Example, text_examples
 from nanomed.text.heldout import Excluded, HeldOut, Items
 from nanomed.text.instructions import Fields
 from nanomed.text.rows import named_sets
+from nanomed.text.templates import Template
 
 
 @dataclass
@@ -135,7 +136,7 @@ def read_pairs(s, tokenizer, template) -> Pairs:
         return texts
 
     found.rows = read_rows("data", s.data, s.limit)
-    if not template.ends_answers:
+    if not (isinstance(template, Template) or template.ends):  # nanomed's own end with tokenizer.eos
         print("the template writes nothing behind a last answer: the model does not learn to stop there")
     for name, files in named_sets(s.val_data or []).items():
         if instructions.holds_instructions(files[0], fields, s.text_field, s.skip_bad_rows):

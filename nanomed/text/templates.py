@@ -41,7 +41,6 @@ class Template:
     # A generated answer that begins one of these has run on into the next example.
     markers: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
 
-    ends_answers: ClassVar[bool] = True  # with tokenizer.eos, where it writes no end itself
     unseen: ClassVar[tuple[str, ...]] = ("reasoning", "names")  # there is no place for them
 
     def ask(self, said: str | Sequence[Turn], input: str = "") -> Written:
