@@ -5,7 +5,6 @@ rendering it a second time: the same conversation with every letter of what is s
 Where the two texts differ, somebody speaks; where they are the same, the template does."""
 
 import contextlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,9 +20,8 @@ from nanomed.text.conversations import MARK, PROBES, Conversation, Turn, turns_o
 from nanomed.text.disguise import OTHER, Frame, disguised, whose_characters
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
-from nanomed.text.vocabulary import CONFIG, naming
+from nanomed.text.vocabulary import CHAT, CONFIG, MORE, copy_more_templates, naming
 
-FILE, MORE = "chat_template.jinja", "additional_chat_templates"
 # Whose texts keep what a template may look for in them, and which characters that it may treat apart.
 A, ALL = ("assistant",), ("system", "user", "assistant", "tool")
 KEPT = ((), ""), (A, ""), (A, jinja.BLANKS), (A, jinja.SIGNS), (ALL, jinja.SIGNS)
@@ -205,17 +203,16 @@ class ChatTemplate:
 
     def save(self, tokenizer, directory: Path) -> None:
         """As it is, beside a model; and the model's others beside it."""
-        write_text(self.source, directory / FILE)
-        more = self.directory and self.directory / MORE
-        if more and more.is_dir() and self.directory.resolve() != directory.resolve():
-            shutil.copytree(more, directory / MORE, dirs_exist_ok=True)
+        write_text(self.source, directory / CHAT)
+        if self.directory:
+            copy_more_templates(self.directory, directory)
 
 
 def load(directory: Path, name: str | None = None) -> ChatTemplate | None:
     """A directory's chat template of this name, or its default one; None if it has none. Raises UserError if
     it has several and none is the default."""
     config = read_object(directory / CONFIG, {})
-    files = {"default": directory / FILE} if (directory / FILE).exists() else {}
+    files = {"default": directory / CHAT} if (directory / CHAT).exists() else {}
     files |= {path.stem: path for path in sorted((directory / MORE).glob("*.jinja"))}
     where = {name: str(path) for name, path in files.items()}
     try:

@@ -26,7 +26,7 @@ FILES += ("added_tokens.json",)
 NAMES = "tokenizer.json, or vocab.json and merges.txt"
 CONVERTERS = "pip install transformers sentencepiece protobuf"  # which read a tokenizer.model
 # Not read here, but others ask the model by them: they go where the tokenizer goes.
-BESIDE, MORE = ("chat_template.jinja", "generation_config.json"), "additional_chat_templates"
+BESIDE = (vocabulary.CHAT, "generation_config.json")
 
 
 class Tokenizer:
@@ -214,5 +214,4 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
     for name in FILES + BESIDE:
         if (source / name).exists():
             shutil.copyfile(source / name, directory / name)
-    if (source / MORE).is_dir():
-        shutil.copytree(source / MORE, directory / MORE, dirs_exist_ok=True)
+    vocabulary.copy_more_templates(source, directory)

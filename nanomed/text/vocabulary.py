@@ -1,6 +1,7 @@
 """What the files of a model directory say of its vocabulary: whether it is of a kind that is known here,
 which tokens stand for no text, and which of them a text may spell."""
 
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from nanomed.text.byte_level import pattern_of, pre_tokenizers
 EOT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+CHAT, MORE = "chat_template.jinja", "additional_chat_templates"  # a model's default one, and its others
 Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
@@ -213,3 +215,9 @@ def _put_around(spec: dict) -> tuple[str | None, str | None]:
 
 def looked_for(added: list[dict]) -> list[Added]:
     return [Added(t["content"], t["id"], **{flag: bool(t.get(flag)) for flag in FLAGS}) for t in added]
+
+
+def copy_more_templates(source: Path, directory: Path) -> None:
+    """Put a model's other chat templates beside another model."""
+    if (source / MORE).is_dir() and source.resolve() != directory.resolve():
+        shutil.copytree(source / MORE, directory / MORE, dirs_exist_ok=True)

@@ -490,7 +490,7 @@ def test_a_chat_model_is_instructed_in_its_own_template_which_stays_as_it_is(scr
     for file in model_dir.iterdir():
         (base / file.name).write_bytes(file.read_bytes())
     source = CHATML.replace("<|im_start|>", "<|").replace("<|im_end|>", "<|endoftext|>") + "{# \r\n #}"
-    (base / chat.FILE).write_bytes(source.encode())
+    (base / chat.CHAT).write_bytes(source.encode())
     (base / chat.MORE).mkdir()
     (base / chat.MORE / "rag.jinja").write_text("other")
     rows = [
@@ -515,7 +515,7 @@ def test_a_chat_model_is_instructed_in_its_own_template_which_stays_as_it_is(scr
     assert done.returncode == 0, done.stderr
     assert "template the model's own" in done.stdout and "in the field `messages`" in done.stderr
     assert "<|system\\nShort.<|endoftext|>" in done.stdout and "[[So.<|endoftext|>]]" in done.stdout
-    assert (tmp_path / "o" / chat.FILE).read_bytes() == source.encode()
+    assert (tmp_path / "o" / chat.CHAT).read_bytes() == source.encode()
     assert (tmp_path / "o" / chat.MORE / "rag.jinja").exists() and not (
         tmp_path / "o" / "template.json"
     ).exists()
