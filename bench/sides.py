@@ -9,7 +9,10 @@ of them and returns
 
 Processes take turns, every other round backwards, so that a machine that slows down slows both. Peak memory
 is that of the process (Linux's VmHWM, which an earlier, larger process does not lift). Nothing is reported
-unless both sides compute the same loss."""
+unless both sides compute the same loss.
+
+With --earlier DIR a side of `nanomed full` is run by another checkout of this repository too, as `earlier
+full`: by its own script of the same name, with the same flags."""
 
 import argparse
 import json
@@ -68,6 +71,11 @@ def parser(doc: str, sides: list[str]) -> argparse.ArgumentParser:
     p.add_argument(
         "--sides", nargs="+", default=sides, choices=sides, metavar="SIDE", help=f"of: {', '.join(sides)}"
     )
+    p.add_argument(
+        "--earlier",
+        metavar="DIR",
+        help="another checkout of this repository: its own script of this name runs nanomed's sides too",
+    )
     p.add_argument("--rounds", type=int, default=3, help="processes a side, taken in turn (default: 3)")
     p.add_argument("--repeats", type=int, default=3, help="that count, a process (default: 3)")
     p.add_argument(
@@ -107,6 +115,7 @@ def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float,
             else:
                 random_gpt2.write_random_gpt2(Path(directory), nano)
             args.model = directory
+        pairs = pairs | _with_earlier(args)
         results = {side: [] for side in args.sides}
         for round_ in range(args.rounds):
             for side in reversed(args.sides) if round_ % 2 else args.sides:
@@ -156,14 +165,27 @@ def execute(bench: str, unit: str, args, measure, pairs: dict, same_loss: float,
     print(text)
 
 
+def _with_earlier(args) -> dict:
+    """The pairs of each side of nanomed and what the earlier checkout does plainly; adds its sides to those
+    that are run."""
+    ours = [side for side in args.sides if side.startswith("nanomed")] if args.earlier else []
+    earlier = {side: " ".join(["earlier", *side.split()[1:]]) for side in ours}
+    args.sides = [*args.sides, *dict.fromkeys(earlier.values())]
+    return {f"{side} against {before}": (side, before) for side, before in earlier.items()}
+
+
 def _process(side: str, args) -> dict:
     flags = [
         f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}")
         for k, v in vars(args).items()
-        if k not in ("one", "sides", "json") and v is not None and v is not False
+        if k not in ("one", "sides", "json", "earlier") and v is not None and v is not False
     ]
+    script = Path(sys.argv[0])
+    if side.startswith("earlier"):
+        script = Path(args.earlier) / "bench" / script.name
+    one = side.replace("earlier", "nanomed", 1)
     out = subprocess.run(
-        [sys.executable, sys.argv[0], "--one", side, *flags], capture_output=True, text=True, cwd=os.getcwd()
+        [sys.executable, script, "--one", one, *flags], capture_output=True, text=True, cwd=os.getcwd()
     )
     if out.returncode:
         sys.exit(f"{side}: {out.stderr[-3000:]}")

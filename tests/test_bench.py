@@ -76,6 +76,18 @@ def test_sides_that_compute_something_else_give_no_result(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_earlier_checkout_runs_its_own_script(tmp_path):
+    (tmp_path / "before" / "bench").mkdir(parents=True)
+    before = BENCH.format(bench=str(ROOT / "bench"), loss=2.0).replace("30.0, 20.0", "8.0, 8.0")
+    (tmp_path / "before" / "bench" / "b.py").write_text(before)
+    done = run(tmp_path, 2.0, "--earlier", "before")
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["theirs"]["earlier a"]["per_s"] == 8 and line["ours"]["nanomed a"]["per_s"] == 20
+    assert line["ratio"]["nanomed a against earlier a"]["speed"] == pytest.approx(20 / 8)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, sides",
     [
