@@ -10,8 +10,9 @@ import transformers
 from nanomed import hub
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
-from nanomed.evaluation.generate import Ending, Sampling, choose, distribution, generate, stream
+from nanomed.evaluation.generate import Ending, Sampling, generate, stream
 from nanomed.evaluation.generation_config import NEUTRAL, NEUTRAL_DRAWN
+from nanomed.evaluation.next_token import choose, distribution
 from nanomed.models.attention import Mask
 from nanomed.models.cache import Kept, make_cache
 from nanomed.text.tokenizer import load_tokenizer

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nanomed.evaluation.generate import EXACT, next_logits
 from nanomed.evaluation.measure import open_model
+from nanomed.evaluation.next_token import EXACT, next_logits
 from nanomed.models.lora import LoRAConfig, inject, lora_layers
 from nanomed.models.loss import head_logits, token_nll
 from nanomed.models.prepacked import PrepackedLinear, available, head_of, in_blocks, prepack, product
