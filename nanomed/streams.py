@@ -57,3 +57,20 @@ def open_streams() -> None:
         elif mode == "w" and stream is getattr(sys, f"__{name}__"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
             setattr(sys, name, Stream(stream, results=name == "stdout"))
+
+
+def in_notebook() -> bool:
+    """Whether this process computes a notebook's cells."""
+    return "ipykernel" in sys.modules
+
+
+def progress_bar(iterable=None, **how):
+    """tqdm's, on a terminal or in a notebook; elsewhere none, unless `how` says otherwise. It goes at its
+    end."""
+    if in_notebook():  # whose standard error is no terminal
+        from tqdm.auto import tqdm
+
+        return tqdm(iterable, **{"leave": False} | how)
+    from tqdm import tqdm
+
+    return tqdm(iterable, **{"leave": False, "disable": None} | how)

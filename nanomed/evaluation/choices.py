@@ -9,7 +9,6 @@ and is not counted."""
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
@@ -18,6 +17,7 @@ from nanomed.evaluation.questions import Item
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
+from nanomed.streams import progress_bar
 from nanomed.text import special
 from nanomed.text.special import written
 
@@ -60,7 +60,7 @@ def _loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: 
             asked.setdefault(ids[-longest:-1].tobytes(), []).append((k, c, ids[-n:]))
     order = sorted(asked, key=lambda key: -len(key))  # longest first, so that batches pad little
     out = [np.zeros(len(choices)) for choices in encoded]
-    bar = tqdm(total=len(order), desc="choosing", unit=" prompts", leave=False, disable=None)
+    bar = progress_bar(total=len(order), desc="choosing", unit=" prompts")
     with evaluating(o.model), bar:
         for i in range(0, len(order), batch_size):
             batch = order[i : i + batch_size]

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
@@ -16,6 +15,7 @@ from nanomed.evaluation.next_token import Sampling, choose, next_logits
 from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.cache import Kept
 from nanomed.precision import DTYPES, autocast, evaluating, mend
+from nanomed.streams import progress_bar
 
 WORTH_RECORDING = 8  # steps: to record one takes as long as a few
 
@@ -59,7 +59,7 @@ def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, se
     rooms = [room(model.config, prompt, n) for prompt, n in zip(prompts, most, strict=True)]
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     done: list[Completion | None] = [None] * len(prompts)
-    bar = tqdm(total=len(prompts), desc="writing", unit=" answers", leave=False, disable=None)
+    bar = progress_bar(total=len(prompts), desc="writing", unit=" answers")
     with evaluating(model), bar:
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]

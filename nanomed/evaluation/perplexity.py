@@ -13,13 +13,13 @@ from itertools import chain, pairwise
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend, to_device
+from nanomed.streams import progress_bar
 from nanomed.text.corpus import Selection
 
 
@@ -148,7 +148,7 @@ def _score_all(model, ids_of, windows, n, batch_size, device, dtype) -> np.ndarr
     nll, total = np.zeros(n), sum(map(_scored, windows))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     losses = ((batch, _score(model, ids_of, batch, device, dtype)) for batch in batches)
-    bar = tqdm(total=total, desc="perplexity", unit=" scored tokens", leave=False, disable=None)
+    bar = progress_bar(total=total, desc="perplexity", unit=" scored tokens")
     with evaluating(model), bar:
         # in pairs: a batch's losses are fetched when the next one has been sent off, so a GPU need not wait
         for (batch, values), _ in pairwise(chain(losses, [None])):

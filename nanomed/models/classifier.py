@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.precision import autocast, evaluating, mend, to_device
+from nanomed.streams import progress_bar
 from nanomed.text.batch import IGNORE, Batch
 
 HEAD = "score.weight"
@@ -92,7 +92,7 @@ def predict(model, ids: list[np.ndarray], pad: int, batch_size: int, device, dty
     Raises UserError if one is not finite."""
     out = torch.zeros(len(ids), len(model.labels))
     order = sorted(range(len(ids)), key=lambda k: -len(ids[k]))
-    bar = tqdm(total=len(ids), desc="classifying", unit=" texts", leave=False, disable=None)
+    bar = progress_bar(total=len(ids), desc="classifying", unit=" texts")
     with evaluating(model), bar:
         for i in range(0, len(ids), batch_size):
             rows = order[i : i + batch_size]

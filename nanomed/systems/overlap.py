@@ -8,10 +8,10 @@ from functools import partial
 from itertools import count
 
 import numpy as np
-from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.optional import need
+from nanomed.streams import progress_bar
 from nanomed.text.heldout import digest
 from nanomed.text.ngrams import hashes, words
 
@@ -87,7 +87,7 @@ def near_duplicates(
     index = Index(sources, n_held, threshold, width, seed)
     first: dict[bytes, int] = {}  # where a text was met first, of those that are held or stay
     exact, near = [], []  # (similarity, place, place of the other)
-    for place in tqdm(range(len(sources)), desc="comparing", unit=" texts", leave=False, disable=None):
+    for place in progress_bar(range(len(sources)), desc="comparing", unit=" texts"):
         text = index.text(place)
         same = first.get(key := digest(text))
         if same is None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from nanomed import hub
 from nanomed.caches import filled
@@ -26,6 +25,7 @@ from nanomed.evaluation.measure import Opened
 from nanomed.files import read_object, write_json
 from nanomed.optional import need
 from nanomed.precision import autocast, evaluating, mend
+from nanomed.streams import progress_bar
 from nanomed.text.corpus import cache_directory
 from nanomed.text.nfkc import nfkc
 from nanomed.text.rows import Field, read_texts
@@ -136,7 +136,7 @@ def embed(
     if out is None:
         out = np.empty((len(texts), o.model.config.n_embd), np.float32)
     longest_first = sorted(rows, key=len, reverse=True)  # so that batches pad little
-    bar = tqdm(total=len(texts), desc="embedding", unit=" texts", leave=False, disable=None)
+    bar = progress_bar(total=len(texts), desc="embedding", unit=" texts")
     with evaluating(o.model), bar:
         for start in range(0, len(longest_first), batch_size):
             batch = longest_first[start : start + batch_size]

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nanomed.caches import Watched, filled
 from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, write_json
+from nanomed.streams import progress_bar
 from nanomed.text import special
 from nanomed.text.formats import content_hash
 from nanomed.text.heldout import Items
@@ -159,7 +159,7 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
         open(directory / "tokens.bin", "wb") as tokens,
         open(directory / "documents.bin", "wb") as documents,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc="encoding", unit=" documents", leave=False, disable=None) as bar,
+        progress_bar(desc="encoding", unit=" documents") as bar,
     ):
         encode = partial(_encode_rows, tokenizer=tokenizer, dtype=dtype)
         for name in names:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 import numpy as np
-from tqdm import tqdm
 
 from nanomed.errors import UserError
+from nanomed.streams import progress_bar
 from nanomed.text.nfkc import nfkc
 
 WORD = re.compile(r"[^\W_]+")
@@ -64,7 +64,7 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
         per_text.append(np.unique(grams(text)))
     known = np.unique(np.concatenate([*per_text, np.zeros(0, np.uint64)]))
     found, n_training = np.zeros(len(known), bool), 0
-    for text in tqdm(training, desc="looking for n-grams", unit=" texts", leave=False, disable=None):
+    for text in progress_bar(training, desc="looking for n-grams", unit=" texts"):
         n_training += 1
         if len(known):
             own = grams(text)

@@ -5,11 +5,11 @@ The other ways need no code of their own: a lower rate, an adapter (nanomed.mode
 what is learnt (nanomed.text.blocks.Mixture)."""
 
 import torch
-from tqdm import tqdm
 
 from nanomed.errors import UserError
 from nanomed.models.loss import clm_loss
 from nanomed.precision import autocast
+from nanomed.streams import progress_bar
 from nanomed.text import corpus, heldout
 from nanomed.text.blocks import Stream, batch_of
 from nanomed.training.settings import Settings
@@ -57,7 +57,7 @@ def fisher(model, batches, device) -> dict[str, torch.Tensor]:
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     training = model.training
     model.eval()
-    for batch in tqdm(batches, desc="fisher", unit=" blocks", leave=False, disable=None):
+    for batch in progress_bar(batches, desc="fisher", unit=" blocks"):
         with autocast(device, "fp32"):
             nll, _ = clm_loss(model, batch)
         nll.backward()

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from nanomed.errors import RUN_BY, STOPS, Interrupted, UserError
 from nanomed.files import finite, no_pipe, parse_json, typed, write_text
 from nanomed.limits import Whole
+from nanomed.streams import in_notebook, progress_bar
 from nanomed.training import distributed
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
@@ -161,12 +163,14 @@ class Metrics:
             raise UserError(f"{self.path}: could not be written ({e.strerror})") from e
 
 
-def make_bar(done: int, steps: int) -> tqdm:
+def make_bar(done: int, steps: int):
     """Of updates, on stderr; a log file gets a line now and then."""
-    form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    every = 0.5 if sys.stderr.isatty() else 30
-    how = {"dynamic_ncols": True, "bar_format": form, "mininterval": every}
-    return tqdm(total=steps, initial=done, desc="training", **how)
+    how = {"total": steps, "initial": done, "desc": "training", "leave": True}
+    if not in_notebook():
+        form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        how |= {"disable": False, "dynamic_ncols": True, "bar_format": form}
+        how["mininterval"] = 0.5 if sys.stderr.isatty() else 30
+    return progress_bar(**how)
 
 
 @contextmanager
@@ -187,7 +191,8 @@ def stopping():
             came.append((signum, time.monotonic()))
             tqdm.write("stopping after this update (again: at once, without saving)")
 
-    before = {sig: signal.signal(sig, handler) for sig in STOPS}
+    main = threading.current_thread() is threading.main_thread()  # which alone hears of signals
+    before = {sig: signal.signal(sig, handler) for sig in STOPS} if main else {}
     try:
         yield lambda: distributed.most(came[0][0] if came else 0)  # all stop after the same update
     finally:
