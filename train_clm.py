@@ -11,8 +11,15 @@ from nanomed.training.settings import Adapt, parse
 
 
 def main():
-    given = parse(Adapt, __doc__)
-    # From here on, so that --help and a wrong flag need not wait for PyTorch:
+    s = parse(Adapt, __doc__)
+    if adapt(s):
+        ask = f"--model {shlex.quote(str(s.out))} --prompt 'The patients were'"
+        print(f"results in {s.out}; next: python eval.py generate {ask}")
+
+
+def adapt(given: Adapt) -> dict | None:
+    """The whole run (nanomed.training.run.train says what is returned)."""
+    # Here, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import perplexity
     from nanomed.evaluation.sample import sampler
     from nanomed.models.loss import clm_loss
@@ -46,9 +53,7 @@ def main():
     job = run.Job(blocks, clm_loss, measures, divided.held, data.hashes, facts, what)
     job.template = templates.instructed_with(*setup.directories)  # such a model stays one
     job.sample = sampler(setup)
-    if run.train(setup, job):
-        ask = f"--model {shlex.quote(str(s.out))} --prompt 'The patients were'"
-        print(f"results in {s.out}; next: python eval.py generate {ask}")
+    return run.train(setup, job)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,15 @@ from nanomed.training.settings import Classify, parse
 
 
 def main():
-    given = parse(Classify, __doc__)
-    # From here on, so that --help and a wrong flag need not wait for PyTorch:
+    s = parse(Classify, __doc__)
+    if classify(s):
+        asked = f"--model {shlex.quote(str(s.out))} --data LABELLED.jsonl"
+        print(f"results in {s.out}; next: python eval.py cls {asked}")
+
+
+def classify(given: Classify) -> bool:
+    """The whole run; whether its results are there, for this process to speak of."""
+    # Here, so that --help and a wrong flag need not wait for PyTorch:
     import torch
 
     from nanomed.models.classifier import Classifier, classification_loss, collate_labelled
@@ -52,10 +59,10 @@ def main():
     job = run.Job(batches, loss, measures, held, sides.hashes, facts, said, classifier=put_head_on)
     with shapes_vary():  # a batch is as long as its longest text
         trained = run.train(setup, job)
-    if (trained or not s.dry_run) and not distributed.rank():
+    done = bool(trained or not s.dry_run) and not distributed.rank()
+    if done:
         compare_with_baselines(setup, sides, sets)
-        asked = f"--model {shlex.quote(str(s.out))} --data LABELLED.jsonl"
-        print(f"results in {s.out}; next: python eval.py cls {asked}")
+    return done
 
 
 def measure(model, side, weights, setup) -> dict[str, float]:

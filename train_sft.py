@@ -14,8 +14,14 @@ from nanomed.training.settings import Instruct, parse
 
 
 def main():
-    given = parse(Instruct, __doc__)
-    # From here on, so that --help and a wrong flag need not wait for PyTorch:
+    s = parse(Instruct, __doc__)
+    if instruct(s):
+        print(f"results in {s.out}; next: python eval.py generate --model {shlex.quote(str(s.out))}")
+
+
+def instruct(given: Instruct) -> dict | None:
+    """The whole run (nanomed.training.run.train says what is returned)."""
+    # Here, so that --help and a wrong flag need not wait for PyTorch:
     from nanomed.evaluation.perplexity import answer_perplexity, perplexity
     from nanomed.evaluation.sample import sampler
     from nanomed.models.loss import clm_loss
@@ -56,8 +62,7 @@ def main():
     hashes, what = data.hashes(template), data.in_words(facts, rows, encoded, sets)
     job = run.Job(batches, clm_loss, measures, divided.held, hashes, facts, what, template)
     job.sample = sampler(setup, template)
-    if run.train(replace(setup, settings=s), job):
-        print(f"results in {s.out}; next: python eval.py generate --model {shlex.quote(str(s.out))}")
+    return run.train(replace(setup, settings=s), job)
 
 
 if __name__ == "__main__":

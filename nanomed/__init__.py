@@ -1,4 +1,18 @@
 """nanomed: GPT-2, GPT-Neo, Llama and Gemma 3, LoRA, a training loop and a perplexity evaluator,
-hand-written in plain PyTorch."""
+hand-written in plain PyTorch.
+
+m = nanomed.load("gpt2")                             m.perplexity, generate, chat, choose, classify
+nanomed.adapt("gpt2", data, "runs/adapted")          and nanomed.classify, nanomed.instruct: train
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+__all__ = ["UserError", "adapt", "classify", "instruct", "load"]
+
+
+def __getattr__(name: str):
+    """Of nanomed.python, which is imported when it is asked for: who runs a script need not wait for it."""
+    if name in __all__:
+        return getattr(importlib.import_module("nanomed.python"), name)
+    raise AttributeError(f"module 'nanomed' has no attribute {name!r}")

@@ -76,9 +76,9 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, [*before, *values])
 
 
-def parse(parser: argparse.ArgumentParser, phase: str, words=None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, phase: str, words=None, given=None) -> argparse.Namespace:
     """Parse the command line, or other words; a recipe given with --config presets flags through its section
-    `[phase]`.
+    `[phase]`. given: {setting: value}, from Python, which win over the recipe's.
 
     Raises UserError for an unknown key of that section, or a value that the flag would not take."""
     pre = Parser(add_help=False)
@@ -92,18 +92,21 @@ def parse(parser: argparse.ArgumentParser, phase: str, words=None) -> argparse.N
         if not isinstance(recipe.get(phase), dict):
             raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
         preset(parser, recipe[phase], f"{path} [{phase}]")
+    if given:
+        preset(parser, given, f"nanomed.{phase}", "_")
     args = parser.parse_args(words)
     args.__dict__.pop("_given", None)
     return args
 
 
-def preset(parser, section: dict, where: str) -> None:
-    """A recipe's section as a parser's defaults."""
+def preset(parser, section: dict, where: str, between: str = "-") -> None:
+    """A recipe's section as a parser's defaults, or settings given from Python, whose names have `_` between
+    words."""
     flags = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in ("help", "config")}
     for key, value in section.items():
         action = flags.get(key.replace("-", "_"))
         if action is None:
-            near = difflib.get_close_matches(key, [f.replace("_", "-") for f in flags], 1)
+            near = difflib.get_close_matches(key, [f.replace("_", between) for f in flags], 1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{where}: unknown key {key!r}{meant}")
         if action.nargs == 0:
@@ -131,9 +134,7 @@ def execute(main, name: str | None = None) -> None:
     for sig in STOPS:
         signal.signal(sig, _interrupt)
     open_streams()
-    _find_home()
-    reuse_memory()
-    share_cores()
+    prepare()
     name = name or Path(sys.argv[0]).name
     try:
         code = main() or 0
@@ -144,6 +145,13 @@ def execute(main, name: str | None = None) -> None:
     _ignore_signals()  # what comes now would interrupt nothing but the end
     release()
     sys.exit(code)
+
+
+def prepare() -> None:
+    """This process, before PyTorch is loaded."""
+    _find_home()
+    reuse_memory()
+    share_cores()
 
 
 def _find_home() -> None:

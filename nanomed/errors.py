@@ -14,6 +14,10 @@ class UserError(Exception):
     """Something the user can mend: one line that names the file, the row or the setting, and the mend. Exit
     status 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it: where it was raised mends nothing."""
+        return [f"UserError: {self}"]
+
 
 class Unencodable(UserError):
     """A text that has no ids."""

@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_clm", "train_cls", "train_sft", "eval")
 WALK = ("base", "text", "models", "hub", "training", "evaluation", "systems", "demo", "commands")
-COMMANDS = ("nanomed.tasks", "nanomed.reproduce", "nanomed.quantise", *SCRIPTS)
+COMMANDS = ("nanomed.tasks", "nanomed.reproduce", "nanomed.quantise", "nanomed.python", "nanomed.calling")
+COMMANDS += SCRIPTS
 
 
 def modules() -> dict[str, Path]:

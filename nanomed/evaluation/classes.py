@@ -38,15 +38,20 @@ def read_test_texts(o: Opened, sources, text_field, label_field, limit, skip_bad
     return replace(found, items=items)
 
 
+def context_of(o: Opened) -> int:
+    """How many ids of a text a classifier is shown: beyond those of its training nothing was trained."""
+    trained = trained_with(o.directory)
+    return trained.context if trained else o.model.config.n_positions
+
+
 def measure_classes(
     o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, near_finder=None
 ) -> dict:
     """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's
     run.json still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or
     None}. near_finder: as training_sides() has it."""
-    m, trained = o.model, trained_with(o.directory)
-    context = trained.context if trained else m.config.n_positions  # beyond it nothing was trained
-    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context)
+    m = o.model
+    ids, truncated = labelled.encode_texts([item.text for item in items], o.tokenizer, context_of(o))
     targets = labelled.targets_of(items, m.labels, m.multi_label)
     logits = predict(m, ids, o.tokenizer.pad, batch_size, o.device, o.dtype)
     sides, why = training_sides(o.directory, near_finder)

@@ -61,9 +61,10 @@ class Opened:
 def open_model(
     name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False, reading="text"
 ) -> Opened:
-    """Find and load a language model, or a classifier; quantize: nf4, int8, none, or None for what an adapter
-    was trained over; plain: linear layers stay as they are, and are not laid out for the matrix library;
-    reading: of special tokens in texts (nanomed.text.special). Raises UserError as hub does."""
+    """Find and load a language model, or a classifier (None: whichever it is); quantize: nf4, int8, none, or
+    None for what an adapter was trained over; plain: linear layers stay as they are, and are not laid out for
+    the matrix library; reading: of special tokens in texts (nanomed.text.special). Raises UserError as hub
+    does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
@@ -73,6 +74,7 @@ def open_model(
     if quantize is None:  # an adapter was fitted to the weights that these codes stand for
         quantize = quantized(source.adapter)
     quantize = None if quantize == "none" else quantize
+    classifier = hub.is_classifier(source) if classifier is None else classifier
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize).requires_grad_(False)
     store_frozen(model, dtype, device)

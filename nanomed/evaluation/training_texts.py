@@ -153,15 +153,16 @@ def _check(sha: str, record: Record) -> None:
 # --- is what is measured among them? ------------------------------------------------------------------------
 
 
-def overlap_with_training(o, texts) -> dict:
+def overlap_with_training(o, texts, say=print) -> dict:
     """{"overlap": ngram_overlap() of what is measured with what the model (measure.Opened) was trained on, or
-    None, "no_overlap": why}; said in a line. It belongs to every figure: a model can have read the test."""
+    None, "no_overlap": why}; say() is called with a line. It belongs to every figure: a model can
+    have read the test."""
     try:
         found = ngram_overlap(texts, training_texts(o.directory))
     except UserError as e:
-        print(f"overlap with its training texts: unknown ({e})")
+        say(f"overlap with its training texts: unknown ({e})")
         return {"overlap": None, "no_overlap": str(e)}
-    print(f"overlap with its {found['training_documents']:,} training texts: {say_overlap(found)}")
+    say(f"overlap with its {found['training_documents']:,} training texts: {say_overlap(found)}")
     return {"overlap": found, "no_overlap": None}
 
 

@@ -173,7 +173,7 @@ def record_start(s: Settings, identity: dict) -> None:
     machine = {"platform": platform.platform(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
     machine["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     record = stamp(PROGRAM) | {
-        "command": shlex.join(sys.argv),
+        "command": s.command or shlex.join(sys.argv),
         "directory": str(Path.cwd()),
         "phase": s.phase,
         "settings": s.recorded(),

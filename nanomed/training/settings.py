@@ -135,6 +135,7 @@ class Settings(Course, Forgetting, Lora, Optimization, flags.Rows, flags.Running
 
     phase: ClassVar[str] = ""
     items: ClassVar[str] = "documents"  # what the data consists of, for --help
+    command: str | None = None  # what began it, if that was no command line
 
     model: str = setting("", MODEL_HELP, flag=None, required=True, metavar="M")
     data: Files | None = setting(None, DATA_HELP, required=True)
@@ -265,11 +266,11 @@ class Instruct(Questions, Settings):
 PHASES = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
 
 
-def parse(kind: type[Settings], doc: str | None, words: list[str] | None = None) -> Settings:
-    """The settings that the command line gives, or other words. doc: the script's docstring."""
+def parse(kind: type[Settings], doc: str | None = None, words=None, given: dict | None = None) -> Settings:
+    """The settings on the command line, or in other words and as given (cli.parse). doc: the script's."""
     p = cli.Parser(description=cli.summary(doc))
     flags.add_flags(p, kind)
-    args = reading.read_as(cli.parse(p, kind.phase, words), kind.of_files())
+    args = reading.read_as(cli.parse(p, kind.phase, words, given), kind.of_files())
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
 

@@ -12,9 +12,14 @@ def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     p.add_argument("--prompt", metavar="TEXT", help="one prompt; the completion is shown as it is written")
     p.add_argument("--prompts", metavar="FILE", help=flags.PROMPTS_HELP)
+    flags.add_flags(p, flags.Rows, "skip_bad_rows")
+    add_writing_flags(p)
+
+
+def add_writing_flags(p) -> None:
+    """How it writes, whatever it is asked."""
     p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
     p.add_argument("--system", metavar="TEXT", help="how to answer: a system's turn where there is none")
-    flags.add_flags(p, flags.Rows, "skip_bad_rows")
     flags.add_sampling_flags(p, temperature=0.8, top_p=0.95)
 
 
@@ -28,9 +33,7 @@ def main(args) -> list[dict] | None:
 
     from nanomed.evaluation import measure
     from nanomed.evaluation.chat import Chat, talk
-    from nanomed.evaluation.prompts import as_messages, read_prompts, shown
-    from nanomed.text import special
-    from nanomed.text.conversations import begun, turns_of, unplaced
+    from nanomed.evaluation.prompts import as_messages, read_prompts
 
     sampling, n = measure.sampling_of(args), args.max_new_tokens
     prompts = read_prompts(args.prompts, args.limit, args.skip_bad_rows)[0] if args.prompts else [args.prompt]
@@ -39,11 +42,7 @@ def main(args) -> list[dict] | None:
     print(f"{o}; {sampling}" + (f"; template: {named}" if template else ""))
     if chats:
         return talk(Chat(o, template, sampling, n, args.seed, args.system))
-    special.say(special.report_of(o.tokenizer, map(shown, prompts)))
-    conversations = [begun(turns_of(said), args.system) for said in prompts]
-    for line in unplaced(conversations, template):
-        print(line)
-    asked = [put(args, o, turns, template, k) for k, turns in enumerate(conversations, 1)]
+    asked = put_all(args, o, prompts, template)
     markers = template.ends if template else ()
     if args.prompt is not None and not args.json:
         measure.write_on(o, asked[0], sampling, markers, n, args.seed)
@@ -55,6 +54,19 @@ def main(args) -> list[dict] | None:
     else:
         print(done[0]["completion"])
     return [d | {"prompt": as_messages(said)} for d, said in zip(done, prompts, strict=True)]
+
+
+def put_all(args, o, prompts, template) -> list:
+    """What the model is asked, of texts and conversations; says what of them is not read as it may look."""
+    from nanomed.evaluation.prompts import shown
+    from nanomed.text import special
+    from nanomed.text.conversations import begun, turns_of, unplaced
+
+    special.say(special.report_of(o.tokenizer, map(shown, prompts)))
+    conversations = [begun(turns_of(said), args.system) for said in prompts]
+    for line in unplaced(conversations, template):
+        print(line)
+    return [put(args, o, turns, template, k) for k, turns in enumerate(conversations, 1)]
 
 
 def put(args, o, turns, template, row: int):

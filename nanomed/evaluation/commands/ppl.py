@@ -21,9 +21,14 @@ MISTAKES = {
 
 
 def add_flags(p) -> None:
-    also = f"what common mistakes would give beside it: {', '.join(MISTAKES)}, or all"
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, flags.DATA_HELP)
+    add_measuring_flags(p)
+
+
+def add_measuring_flags(p) -> None:
+    """How it is measured, whatever model and data."""
+    also = f"what common mistakes would give beside it: {', '.join(MISTAKES)}, or all"
     flags.add_window_flags(p)
     flags.add_data_flags(p)
     help = f"{also} (docs/measuring-perplexity.md)"

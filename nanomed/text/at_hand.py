@@ -1,0 +1,77 @@
+"""Data that a program of Python has at hand: a list of texts or of rows (dicts), a datasets.Dataset. It is
+kept in the cache under its contents, and goes by its name there: so there is one way to read data, and a
+later phase finds what an earlier one was trained on."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from nanomed.caches import filled
+from nanomed.errors import UserError
+from nanomed.text.corpus import cache_directory
+from nanomed.text.formats import KINDS, PACKED, split_how
+from nanomed.text.rows import split_name, split_weight
+
+
+def names(data, what: str, kept: dict[str, str]) -> list[str]:
+    """The names by which --data can read it. kept: gets {name: what} of what went into the cache."""
+    if isinstance(data, str | os.PathLike):
+        return [os.fspath(data)]
+    if isinstance(data, dict) and what == "val_data":
+        return [f"{name}={file}" for name, side in data.items() for file in names(side, what, kept)]
+    if type(data).__module__.startswith("datasets.") and hasattr(data, "save_to_disk"):
+        if isinstance(data, dict):
+            raise UserError(f"{what}: a data set of several splits ({', '.join(data)}); give one of them")
+        name = _keep(data._fingerprint, "rows", lambda path: data.save_to_disk(path))
+    elif not isinstance(data, list | tuple) or not data:
+        kinds = "a file's name, a list of texts or of rows (dicts), or a datasets.Dataset"
+        raise UserError(f"{what}: must be {kinds}, not {in_short(data)}")
+    elif named := [d for d in data if isinstance(d, os.PathLike) or (isinstance(d, str) and is_name(d))]:
+        if len(named) < len(data):
+            mend = "give files alone, or texts as rows, {'text': ...}"
+            raise UserError(f"{what}: {os.fspath(named[0])!r} is a file's name among others; {mend}")
+        return [os.fspath(file) for file in named]
+    else:
+        lines = "".join(_line(row, f"{what}[{k}]") for k, row in enumerate(data))
+        key = hashlib.sha256(lines.encode()).hexdigest()
+        name = _keep(key, "rows.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    kept[name] = what
+    return [name]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is one of those that name a file or a data set."""
+    try:
+        path = split_how(split_weight(split_name(text)[1])[0])[0]
+    except (OSError, ValueError, UserError):  # too long for one, say
+        return False
+    known = Path(path).suffix.lower() in (*KINDS, *PACKED) and not re.search(r"\s", path)
+    return text.startswith("hub:") or known or os.path.exists(path)
+
+
+def _line(row, where: str) -> str:
+    """A text or a row as a line of JSON."""
+    if not isinstance(row, str | dict | list):
+        raise UserError(f"{where}: must be a text or a row (a dict), not {in_short(row)}")
+    try:
+        return json.dumps({"text": row} if isinstance(row, str) else row) + "\n"
+    except (TypeError, ValueError, RecursionError) as e:
+        raise UserError(f"{where}: {e}") from None
+
+
+def _keep(key: str, name: str, write) -> str:
+    """The path of what write(path) writes, in a folder of the cache that is known by `key`."""
+    folder = cache_directory() / f"{key[:32]}-given"
+    look = lambda there: there / name if (there / name).exists() else None  # noqa: E731
+    try:
+        return str(filled(folder, "keeping", ("rows",), look, lambda unfinished: write(unfinished / name)))
+    except OSError as e:
+        raise UserError(f"{folder}: could not be written ({e}); NANOMED_CACHE names another place") from e
+
+
+def in_short(value) -> str:
+    """For a line."""
+    said = repr(value)
+    return said if len(said) <= 60 else f"a {type(value).__name__}"

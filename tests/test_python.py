@@ -1,0 +1,302 @@
+"""From Python the same comes out as from the scripts, to the bit, whatever form the data has; and errors, stops
+and settings are Python's."""
+
+import inspect
+import json
+import signal
+import threading
+
+import datasets
+import pandas
+import pytest
+import torch
+
+import nanomed
+from nanomed import python
+from nanomed.errors import STOPS
+from nanomed.text import at_hand
+from nanomed.training import loop
+from tests.conftest import make_texts, write_jsonl
+
+TEXTS = make_texts(24, 31)
+LABELLED = [{"text": t, "label": ("renal", "heart")[k % 2]} for k, t in enumerate(make_texts(24, 5, 5, 20))]
+PAIRS = [{"question": f"acute {k}?", "answer": "renal disease"} for k in range(24)]
+TINY = {"batch_size": 2, "lr": 1e-3, "log_every": 1, "dtype": "fp32", "max_steps": 3}
+# function: (script, data, settings)
+PHASES = {
+    "adapt": ("train_clm.py", TEXTS, {"lora_r": 2, "lora_targets": ["c_attn", "c_fc"]}),
+    "classify": ("train_cls.py", LABELLED, {"label_names": ["renal", "heart"], "stratify": True}),
+    "instruct": ("train_sft.py", PAIRS, {"template": "flashcards", "no_packing": True}),
+}
+
+
+def words(settings: dict) -> list[str]:
+    """Settings as flags."""
+    found = []
+    for name, value in settings.items():
+        value = [] if value is True else [",".join(value) if isinstance(value, list) else value]
+        found += ["--" + name.replace("_", "-"), *value]
+    return found
+
+
+def weights(directory) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in directory.glob("*.safetensors")}
+
+
+def records(directory) -> list[dict]:
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in lines]
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_training_is_the_script_s_to_the_bit(phase, script, model_dir, tmp_path, capsys):
+    name, data, own = PHASES[phase]
+    rows = [{"text": row} if isinstance(row, str) else row for row in data]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = TINY | own
+    done = script(name, "--model", model_dir, "--data", file, "--out", "script", *words(settings))
+    assert done.returncode == 0, done.stderr
+    run = getattr(nanomed, phase)(model_dir, data, tmp_path / "list", **settings)
+    of_set = getattr(nanomed, phase)(
+        str(model_dir), datasets.Dataset.from_list(rows), str(tmp_path / "set"), **settings
+    )
+    by_name = getattr(nanomed, phase)(model_dir, file, tmp_path / "name", **settings)
+    script_s = json.loads((tmp_path / "script" / "run.json").read_text())
+    for each in (run, of_set, by_name):
+        assert weights(each.out) == weights(tmp_path / "script") != {}
+        assert records(each.out) == records(tmp_path / "script")
+        assert (each.out / "held_out.json").read_bytes() == (
+            tmp_path / "script" / "held_out.json"
+        ).read_bytes()
+        told = json.loads((each.out / "run.json").read_text())
+        assert told["settings"] | {"data": 0} == script_s["settings"] | {"data": 0}
+        assert [*told["data"].values()] == [*script_s["data"].values()]
+        assert told["command"].startswith(f"nanomed.{phase}(model=")
+        assert each.summary["step"] == 3 and each.metrics[-1]["step"] == 3
+        assert each._repr_png_() == (each.out / "loss.png").read_bytes()
+    assert "%|" in capsys.readouterr().err and not list(
+        (tmp_path / "list").glob(".nanomed*")
+    )  # no lock is left
+    with pytest.raises(nanomed.UserError, match=r"^out .*list: not empty; resume=True goes on"):
+        getattr(nanomed, phase)(model_dir, data, tmp_path / "list", **settings)
+    again = getattr(nanomed, phase)(model_dir, data, tmp_path / "list", resume=True, **settings)
+    assert again == python.Run(tmp_path / "list") and "nothing to do" in capsys.readouterr().out
+    assert getattr(nanomed, phase)(run, data, tmp_path / "dry", dry_run=True, **settings) is None
+    assert not (tmp_path / "dry").exists()
+
+
+def test_data_by_names_and_weights_and_a_recipe(model_dir, tmp_path):
+    a, b, c = (write_jsonl(tmp_path / f"{n}.jsonl", make_texts(8, n)) for n in (1, 2, 3))
+    (tmp_path / "r.toml").write_text("[adapt]\nbatch-size = 4\nmax-steps = 1\n")
+    sets = {"own": make_texts(3, 4), "other": str(c)}
+    data = [f"{a}:0.7", f"{b}:0.3"]
+    how = {"config": tmp_path / "r.toml", "val_data": sets, "batch_size": 2, "exclude": None}
+    run = nanomed.adapt(model_dir, data, tmp_path / "out", **how)
+    told = json.loads((run.out / "run.json").read_text())["settings"]
+    assert told["data"] == data and (told["batch_size"], told["max_steps"]) == (2, 1)
+    assert told["val_data"][1] == f"other={c}" and told["val_data"][0].startswith("own=/")
+    assert [*run.summary["last_val"]["sets"]] == ["own", "other"]
+
+
+def test_positives_and_negatives(model_dir, tmp_path):
+    sides = {"positives": make_texts(8, 1), "negatives": make_texts(8, 2)}
+    run = nanomed.classify(model_dir, out=tmp_path / "out", val_fraction=0.3, **sides, **TINY)
+    m = run.load()
+    assert m.labels == ["negative", "positive"] and repr(m).endswith("family gpt2; 2 labels)")
+    one, several = m.classify("acute renal disease"), m.classify(["acute renal disease", "fever"])
+    assert several[0]["probabilities"] == pytest.approx(one["probabilities"]) and len(several) == 2
+    assert one["label"] == max(one["probabilities"], key=one["probabilities"].get)
+    assert sum(one["probabilities"].values()) == pytest.approx(1)
+    with pytest.raises(nanomed.UserError, match="a classifier"):
+        m.generate("acute")
+
+
+def test_an_interrupt_saves_and_resume_goes_on_to_the_same_bits(model_dir, tmp_path, monkeypatch):
+    whole = nanomed.adapt(model_dir, TEXTS, tmp_path / "whole", **TINY)
+    real, calls = loop.one_update, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    before = {sig: signal.getsignal(sig) for sig in STOPS}
+    monkeypatch.setattr(loop, "one_update", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped after update 2 of 3"):
+        nanomed.adapt(model_dir, TEXTS, tmp_path / "out", **TINY)
+    assert {sig: signal.getsignal(sig) for sig in STOPS} == before
+    assert not list((tmp_path / "out").glob(".nanomed*"))
+    run = nanomed.adapt(model_dir, TEXTS, tmp_path / "out", resume=True, **TINY)
+    assert len(calls) == 3 and weights(run.out) == weights(whole.out)
+    monkeypatch.undo()
+    threads = []  # where no signal comes
+    thread = threading.Thread(
+        target=lambda: threads.append(nanomed.adapt(model_dir, TEXTS, tmp_path / "thread", **TINY))
+    )
+    thread.start()
+    thread.join()
+    assert weights(threads[0].out) == weights(whole.out)
+
+
+# --- a model ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def m(model_dir):
+    return nanomed.load(model_dir)
+
+
+def evaluated(script, tmp_path, command, *args):
+    done = script("eval.py", command, *args, "--json", "r.json")
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "r.json").read_text())
+
+
+def test_perplexity_is_eval_s_to_the_bit(script, m, model_dir, tmp_path):
+    file = write_jsonl(tmp_path / "docs.jsonl", TEXTS)
+    flags = ("--model", model_dir, "--data", file, "--context", 16, "--stride", 5, "--also", "document-mean")
+    theirs = evaluated(script, tmp_path, "ppl", *flags)
+    how = {"context": 16, "stride": 5, "also": "document-mean"}
+    rows = [{"text": text} for text in TEXTS]
+    for texts in (TEXTS, tuple(rows), datasets.Dataset.from_list(rows), file, str(file), [file]):
+        ours = json.loads(json.dumps(m.perplexity(texts, **how)))
+        timing = {k for k in ours if "seconds" in k or k == "tokens_per_s"} | {"data"}
+        assert {k: v for k, v in ours.items() if k not in timing} == {
+            k: v for k, v in theirs.items() if k not in timing
+        }
+    assert m.perplexity(TEXTS[0])["ppl"] == m.perplexity(TEXTS[:1])["ppl"]
+    assert m.perplexity(TEXTS, limit=2)["documents"] == 2
+
+
+def test_what_is_written_is_eval_s(script, m, model_dir, tmp_path):
+    prompts = ["The patients", "acute renal"]
+    (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n")
+    flags = ("--model", model_dir, "--prompts", "p.txt", "--max-new-tokens", 6, "--seed", 3, "--top-k", 20)
+    theirs = [d["completion"] for d in evaluated(script, tmp_path, "generate", *flags)]
+    how = {"max_new_tokens": 6, "seed": 3, "top_k": 20}
+    assert m.generate(prompts, **how) == theirs
+    assert m.generate(prompts[0], **how) == theirs[0]
+    turns = [{"role": "user", "content": "renal?"}, {"role": "assistant", "content": "acute"}]
+    turns += [{"role": "user", "content": "heart?"}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    flags = ("--model", model_dir, "--prompts", "c.jsonl", "--max-new-tokens", 6)
+    (theirs,) = evaluated(script, tmp_path, "generate", *flags, "--system", "Be brief.")
+    how = {"max_new_tokens": 6, "system": "Be brief."}
+    assert m.chat(turns, **how) == theirs["completion"]
+    assert m.chat("heart?", **how) == m.chat(turns[-1:], **how) == m.generate("heart?", **how)
+
+
+def test_what_is_chosen_is_eval_s(script, m, model_dir, tmp_path):
+    row = {"prompt": "Is it acute?", "choices": [" yes", " no, never"], "answer": 0}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    theirs = evaluated(script, tmp_path, "choices", "--model", model_dir, "--data", "q.jsonl")
+    ours = m.choose(row["prompt"], row["choices"])
+    assert ours["choice"] == row["choices"][theirs["predictions"][0]]
+    for kind in ("loglikelihoods", "loglikelihoods_per_byte"):
+        assert ours[kind] == dict(zip(row["choices"], theirs[kind][0], strict=True))
+
+
+def test_a_model_is_at_hand(m, model_dir, tmp_path):
+    assert repr(m).startswith(f"Model({model_dir}: ") and repr(m).endswith(
+        "parameters, none trainable; cpu, fp32; family gpt2)"
+    )
+    idx = torch.from_numpy(m.tokenizer.encode(TEXTS[0]).astype("int64"))[None, :20]
+    assert m.model(idx).shape == (1, idx.size(1), 400) and (m.device.type, m.dtype) == ("cpu", "fp32")
+    adapter = nanomed.adapt(model_dir, TEXTS, tmp_path / "out", lora_r=2, **TINY)
+    assert adapter.load(dtype="fp32").perplexity(TEXTS[:3])["overlap"]["of"] == 3  # its texts are found again
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+class Frame:
+    pass
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", lora_rank=3), "nanomed.adapt: unknown key 'lora_rank'; did you mean 'lora_r'?"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", lora_r="x"), "nanomed.adapt: lora_r: must be a whole number"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", lora_alpha=3), "lora_alpha needs lora_r"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", merge=True), "merge=True needs lora_r"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", merge=1), "merge must be true or false"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", context=4000), "context 4000: must be from 2 to the 64"),
+        (lambda m, d: nanomed.adapt(d, [{"txt": "a"}], d / "o"), "data, row 1: no text in the field 'text'"),
+        (lambda m, d: nanomed.adapt(d, [], d / "o"), "data: must be a file's name, a list"),
+        (lambda m, d: nanomed.adapt(d, pandas.DataFrame({"text": TEXTS}), d / "o"), "data: must be a file's name, a list of texts or of rows (dicts)"),
+        (lambda m, d: nanomed.adapt(d, datasets.DatasetDict(a=datasets.Dataset.from_list([{"text": "x"}])), d / "o"), "data: a data set of several splits (a); give one of them"),
+        (lambda m, d: nanomed.adapt(d, ["a fever", d / "a.txt"], d / "o"), "is a file's name among others"),
+        (lambda m, d: nanomed.adapt(d, ["a fever", 3], d / "o"), "data[1]: must be a text or a row (a dict), not 3"),
+        (lambda m, d: nanomed.adapt(d, [{"text": {1, 2}}], d / "o"), "data[0]: Object of type set"),
+        (lambda m, d: nanomed.adapt(d, "missing.jsonl", d / "o"), "missing.jsonl: no such file"),
+        (lambda m, d: nanomed.adapt(m, TEXTS, d / "o"), "model: its name, its directory or a Run, not a Model"),
+        (lambda m, d: nanomed.instruct(d, ["a fever"], d / "o"), "data, row 1"),
+        (lambda m, d: nanomed.classify(d, out=d / "o"), "give positives and negatives, or data"),
+        (lambda m, d: m.generate("a", max_tokens=3), "generate: unknown key 'max_tokens'; did you mean 'max_new_tokens'?"),
+        (lambda m, d: m.generate("a", model="b"), "generate: unknown key 'model'"),
+        (lambda m, d: m.generate("a", max_new_tokens=100), "lower max_new_tokens"),
+        (lambda m, d: m.generate([{"role": "user", "content": "a"}]), "chat() takes messages"),
+        (lambda m, d: m.chat([{"role": "assistant", "content": "a"}]), "messages: no turn of a user's"),
+        (lambda m, d: m.perplexity(TEXTS, stride=80), "stride"),
+        (lambda m, d: m.perplexity("missing.jsonl"), "missing.jsonl: no such file"),
+        (lambda m, d: m.choose("a", ["b"]), "two texts or more"),
+        (lambda m, d: m.classify("a"), "not a classifier (nanomed.classify makes one)"),
+        (lambda m, d: nanomed.load(d, dtype="float16"), "nanomed.load: dtype: invalid choice: 'float16'"),
+        (lambda m, d: nanomed.load(d, device="cuda"), "device cuda: this PyTorch sees no CUDA device; use device cpu"),
+        (lambda m, d: nanomed.load(d / "nothing"), "nothing: no such model directory"),
+    ],
+)  # fmt: skip
+def test_errors_are_a_line_about_parameters(call, said, m, model_dir):
+    with pytest.raises(nanomed.UserError) as e:
+        call(m, model_dir)
+    assert said in str(e.value) and "\n" not in str(e.value) and "--" not in str(e.value)
+    assert e.value._render_traceback_() == [f"UserError: {e.value}"]
+    assert not (model_dir / "o").exists()
+
+
+def test_settings_are_in_the_signature_and_the_help():
+    for name in PHASES:
+        function = getattr(nanomed, name)
+        parameters = inspect.signature(function).parameters
+        assert [*parameters][:3] == ["model", "data", "out"] and parameters["lora_r"].default == 0
+        assert "    lora_r: rank; 0 trains all weights" in function.__doc__ and "--" not in function.__doc__
+    assert "freeze" not in inspect.signature(nanomed.adapt).parameters
+    with pytest.raises(AttributeError):
+        nanomed.train  # noqa: B018
+
+
+# --- data at hand -------------------------------------------------------------------------------------------
+
+
+def test_names_and_texts_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    for name in ("a.jsonl", "b.csv.gz", "hub:a/b", "val=a.jsonl", "a.jsonl:0.5", "n.json#data", "notes"):
+        assert at_hand.is_name(name), name
+    for text in (
+        "A fever.",
+        "See the data in supplement.csv",
+        "x" * 5000,
+        "a\0b",
+        "aspirin",
+        "p < 0.05: significant",
+    ):
+        assert not at_hand.is_name(text), text
+
+
+def test_class_names_of_a_data_set_are_kept(model_dir, tmp_path):
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"])
+    )
+    rows = [{"text": t, "label": k % 2} for k, t in enumerate(make_texts(12, 3))]
+    data = datasets.Dataset.from_list(rows, features=features)
+    run = nanomed.classify(model_dir, data, tmp_path / "out", **TINY)
+    assert run.summary["labels"] == ["no", "yes"]
+    kept = [at_hand.names(d, "data", {}) for d in (data, data.select(range(5)), data)]
+    assert kept[0] == kept[2] != kept[1]
