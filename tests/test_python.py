@@ -1,8 +1,10 @@
 """From Python the same comes out as from the scripts, to the bit, whatever form the data has; and errors, stops
 and settings are Python's."""
 
+import doctest
 import inspect
 import json
+import re
 import signal
 import threading
 
@@ -16,7 +18,7 @@ from nanomed import python
 from nanomed.errors import STOPS
 from nanomed.text import at_hand
 from nanomed.training import loop
-from tests.conftest import make_texts, write_jsonl
+from tests.conftest import ROOT, make_texts, write_jsonl
 
 TEXTS = make_texts(24, 31)
 LABELLED = [{"text": t, "label": ("renal", "heart")[k % 2]} for k, t in enumerate(make_texts(24, 5, 5, 20))]
@@ -60,13 +62,12 @@ def test_a_training_is_the_script_s_to_the_bit(phase, script, model_dir, tmp_pat
     settings = TINY | own
     done = script(name, "--model", model_dir, "--data", file, "--out", "script", *words(settings))
     assert done.returncode == 0, done.stderr
-    run = getattr(nanomed, phase)(model_dir, data, tmp_path / "list", **settings)
-    of_set = getattr(nanomed, phase)(
-        str(model_dir), datasets.Dataset.from_list(rows), str(tmp_path / "set"), **settings
-    )
-    by_name = getattr(nanomed, phase)(model_dir, file, tmp_path / "name", **settings)
+    train = getattr(nanomed, phase)
+    run = train(model_dir, data, tmp_path / "list", **settings)
+    of_other = {"adapt": file, "classify": datasets.Dataset.from_list(rows), "instruct": [file]}[phase]
+    other = train(str(model_dir), of_other, str(tmp_path / "other"), **settings)
     script_s = json.loads((tmp_path / "script" / "run.json").read_text())
-    for each in (run, of_set, by_name):
+    for each in (run, other):
         assert weights(each.out) == weights(tmp_path / "script") != {}
         assert records(each.out) == records(tmp_path / "script")
         assert (each.out / "held_out.json").read_bytes() == (
@@ -82,10 +83,10 @@ def test_a_training_is_the_script_s_to_the_bit(phase, script, model_dir, tmp_pat
         (tmp_path / "list").glob(".nanomed*")
     )  # no lock is left
     with pytest.raises(nanomed.UserError, match=r"^out .*list: not empty; resume=True goes on"):
-        getattr(nanomed, phase)(model_dir, data, tmp_path / "list", **settings)
-    again = getattr(nanomed, phase)(model_dir, data, tmp_path / "list", resume=True, **settings)
+        train(model_dir, data, tmp_path / "list", **settings)
+    again = train(model_dir, data, tmp_path / "list", resume=True, **settings)
     assert again == python.Run(tmp_path / "list") and "nothing to do" in capsys.readouterr().out
-    assert getattr(nanomed, phase)(run, data, tmp_path / "dry", dry_run=True, **settings) is None
+    assert train(run, data, tmp_path / "dry", dry_run=True, **settings) is None
     assert not (tmp_path / "dry").exists()
 
 
@@ -163,7 +164,7 @@ def test_perplexity_is_eval_s_to_the_bit(script, m, model_dir, tmp_path):
     theirs = evaluated(script, tmp_path, "ppl", *flags)
     how = {"context": 16, "stride": 5, "also": "document-mean"}
     rows = [{"text": text} for text in TEXTS]
-    for texts in (TEXTS, tuple(rows), datasets.Dataset.from_list(rows), file, str(file), [file]):
+    for texts in (TEXTS, datasets.Dataset.from_list(rows), str(file)):
         ours = json.loads(json.dumps(m.perplexity(texts, **how)))
         timing = {k for k in ours if "seconds" in k or k == "tokens_per_s"} | {"data"}
         assert {k: v for k, v in ours.items() if k not in timing} == {
@@ -300,3 +301,17 @@ def test_class_names_of_a_data_set_are_kept(model_dir, tmp_path):
     assert run.summary["labels"] == ["no", "yes"]
     kept = [at_hand.names(d, "data", {}) for d in (data, data.select(range(5)), data)]
     assert kept[0] == kept[2] != kept[1]
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def test_what_the_page_shows_comes_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    shown = "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", page))
+    test = doctest.DocTestParser().get_doctest(shown, {}, "docs/python.md", None, 0)
+    assert len(test.examples) > 20
+    said = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    assert not said, "".join(said)
