@@ -14,6 +14,7 @@ from nanomed.evaluation import generation_config, metrics, mistakes
 from nanomed.evaluation.generate import Completion, Ending, Sampling, generate, room, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
 from nanomed.evaluation.prompts import Asked, ask
+from nanomed.models.fused import fuse
 from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
@@ -80,6 +81,7 @@ def open_model(
     store_frozen(model, dtype, device)
     model = model.to(device).eval()
     if not plain:
+        fuse(model)
         prepack(model)
     places = (source.adapter, source.directory)
     asked_for = generation_config.asked_for(*places)
