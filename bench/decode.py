@@ -13,8 +13,9 @@ import time
 import sides
 import torch
 
+OURS = ("nanomed", "nanomed-fp16", "nanomed-int8")  # as the weights are stored, and --write-in
 PEERS = ("generate", "generate-fp32", "generate-static")
-SIDES = [f"{who} {B}" for B in (1, 8) for who in ("nanomed", *PEERS)]
+SIDES = [f"{who} {B}" for B in (1, 8) for who in (*OURS, *PEERS)]
 
 
 def main():
@@ -23,8 +24,9 @@ def main():
     p.add_argument("--new-tokens", type=int, default=96)
     args = p.parse_args()
     pairs = {
-        f"batch {B}: nanomed against {peer}": (f"nanomed {B}", f"{peer} {B}")
+        f"batch {B}: {who} against {peer}": (f"{who} {B}", f"{peer} {B}")
         for B in (1, 8)
+        for who in OURS
         for peer in PEERS
     }
     sides.execute("decode", "written tokens", args, measure, pairs, same_loss=1e-2, cost=cost)
@@ -36,21 +38,22 @@ def cost(side: str, args, result) -> dict:
     model = sides.on_meta(args.model)
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))  # the head too
     width = 4 if args.dtype == "fp32" or side.startswith("generate-fp32") else 2
-    return {"bytes": width * weights / int(side.split()[1])}
+    return {"bytes": (result.get("width") or width) * weights / int(side.split()[1])}
 
 
 @torch.no_grad()
 def measure(side: str, args) -> dict:
     who, B = side.split()[0], int(side.split()[1])
     prompts = torch.randint(0, sides.on_meta(args.model).config.vocab_size, (B, args.prompt_tokens))
-    write, loss = (ours if who == "nanomed" else theirs)(who, args, prompts)
+    write, loss, width = (ours if who in OURS else theirs)(who, args, prompts)
     seconds = []
     for _ in range(1 + args.repeats):
         start = time.perf_counter()
         written = write()
         seconds.append(time.perf_counter() - start)
         assert written == args.new_tokens, written
-    return {"per_s": [B * args.new_tokens / s for s in seconds[1:]], "warm_up_s": seconds[0], "loss": loss}
+    found = {"per_s": [B * args.new_tokens / s for s in seconds[1:]], "warm_up_s": seconds[0], "loss": loss}
+    return found | {"width": width}
 
 
 def ours(who, args, prompts):
@@ -60,10 +63,12 @@ def ours(who, args, prompts):
     from nanomed.models.prepacked import head_of
     from nanomed.precision import autocast
 
-    o = open_model(args.model, args.device, args.dtype)
+    asked = who.partition("-")[2]
+    o = open_model(args.model, args.device, args.dtype, write_in=asked or "stored")
     with autocast(o.device, o.dtype):
         x = o.model.backbone(prompts[:1].to(o.device))[0, :-1]
     loss = token_nll(x, head_of(o.model), prompts[0, 1:].to(o.device)).mean().item()
+    o.model.head_blocks.clear()  # which only scoring reads
 
     def write():
         return len(
@@ -80,7 +85,8 @@ def ours(who, args, prompts):
             )
         )
 
-    return write, loss
+    # rounded weights have another loss
+    return write, None if asked else loss, getattr(o.model.writing_head, "width", None)
 
 
 def theirs(who, args, prompts):
@@ -101,7 +107,7 @@ def theirs(who, args, prompts):
     }
     how |= {"cache_implementation": "static"} if who == "generate-static" else {}
     mask = torch.ones_like(prompts)
-    return lambda: model.generate(prompts, attention_mask=mask, **how).size(1) - prompts.size(1), loss
+    return lambda: model.generate(prompts, attention_mask=mask, **how).size(1) - prompts.size(1), loss, None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from nanomed.evaluation import generation_config, metrics, mistakes
 from nanomed.evaluation.generate import Completion, Ending, Sampling, generate, room, row_seed, stream
 from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_sizes
 from nanomed.evaluation.prompts import Asked, ask
+from nanomed.models import narrow
 from nanomed.models.fused import fuse
 from nanomed.models.prepacked import prepack
 from nanomed.models.quant import count_parameters
@@ -60,12 +61,20 @@ class Opened:
 
 
 def open_model(
-    name: str, device="auto", dtype="auto", classifier=False, quantize=None, plain=False, reading="text"
+    name: str,
+    device="auto",
+    dtype="auto",
+    classifier=False,
+    quantize=None,
+    plain=False,
+    reading="text",
+    write_in=None,
 ) -> Opened:
     """Find and load a language model, or a classifier (None: whichever it is); quantize: nf4, int8, none, or
     None for what an adapter was trained over; plain: linear layers stay as they are, and are not laid out for
-    the matrix library; reading: of special tokens in texts (nanomed.text.special). Raises UserError as hub
-    does."""
+    the matrix library; reading: of special tokens in texts (nanomed.text.special); write_in: the numbers that
+    weights are written with on a CPU (nanomed.models.narrow), None for a model that is not to write. Raises
+    UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
@@ -76,13 +85,15 @@ def open_model(
         quantize = quantized(source.adapter)
     quantize = None if quantize == "none" else quantize
     classifier = hub.is_classifier(source) if classifier is None else classifier
+    if write_in:
+        narrow.check(write_in, device, quantize)
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize).requires_grad_(False)
     store_frozen(model, dtype, device)
     model = model.to(device).eval()
     if not plain:
         fuse(model)
-        prepack(model)
+        prepack(model, partial(narrow.narrowed, write_in) if write_in else None)
     places = (source.adapter, source.directory)
     asked_for = generation_config.asked_for(*places)
     return Opened(name, model, tokenizer, device, dtype, places, quantize, asked_for)
@@ -92,6 +103,8 @@ def open_asked(args, model: str | None = None, classifier=False, writes=False) -
     """open_model() by the flags of eval.py; model: another than --model; writes: it will be asked to write,
     so what its generation_config.json asks for is said."""
     how = {"quantize": args.quantize, "reading": args.special_tokens}
+    if writes:
+        how["write_in"] = getattr(args, "write_in", narrow.STORED)
     o = open_model(model or args.model, args.device, args.dtype, classifier, **how)
     if writes:
         generation_config.say(o.asked_for)

@@ -30,6 +30,8 @@ def next_logits(model, x, dtype: torch.dtype):
     """Logits (B, V) in fp32 after hidden states x (B, C). On a CPU a head of bf16 gives logits of bf16, which
     knows steps of 0.25 around GPT-2's -35, and several likeliest words; reading it in fp32 takes as long as
     all layers. So: all in bf16, and those that can be the likeliest once more, exactly."""
+    if model.writing_head is not None:
+        return model.writing_head(x.float())
     weight = head_of(model, dtype)
     logits = head_logits(x, weight)
     if not weight.is_mkldnn or dtype == torch.float32:

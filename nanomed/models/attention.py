@@ -31,6 +31,9 @@ class Mask:
             return self
         if self.slots is not None:
             return replace(self, window=window)
+        if T == 1 and not isinstance(first, torch.Tensor):  # attend() leaves the keys before them out
+            recent = None if self.allowed is None else self.allowed[..., -window:]
+            return replace(self, window=window, allowed=recent)
         i = torch.arange(T, device=device)[:, None] + first
         j = torch.arange(S, device=device)
         near = ((j <= i) & (j > i - window))[None, None]  # (1, 1, T, S)
@@ -69,6 +72,10 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
         return mask.ends.average(q, k, v, mask.window, scale)
     if cache is not None:
         k, v = cache.append(k, v)  # all so far, (B, heads of keys, S, hs)
+        if T == 1 and mask.window is not None and cache.at is None:
+            k, v = k[:, :, -mask.window :], v[:, :, -mask.window :]
+        if T == 1 and q.device.type == "cpu" and not upcast:
+            return kernels.one_query(q, k, v, mask.allowed, scale).transpose(1, 2).reshape(B, T, -1)
     causal = mask.allowed is None and not (cache is not None and T == 1)  # one new token looks at everything
     if causal and k.size(2) > T:  # is_causal would align the first query with the first key
         raise ValueError("several tokens after others in a cache need a mask")
@@ -77,8 +84,6 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
-    elif cache is not None and T == 1 and kernels.fit(q):
-        y = kernels.one_query(q, k, v, mask.allowed, scale)
     elif cache is None and causal and not dropout and torch.is_grad_enabled() and kernels.fit(q):
         y = kernels.tiled(q, k, v, scale)
     else:

@@ -4,6 +4,7 @@ products softmax(q k' / sqrt(hs)) v: one query after cached keys, and causal att
 Letters: B batch, T time of the queries, S of the keys, nh heads, hs head size."""
 
 import torch
+import torch.nn.functional as F
 
 TILE = 128  # queries at once
 SCORES = 2**20  # about as many at once, of several heads and rows: 2 MB, which stay in the processor's cache
@@ -14,13 +15,16 @@ def fit(q: torch.Tensor) -> bool:
 
 
 def one_query(q, k, v, allowed, scale: float):
-    """Of a token that is being written, q (B, nh, 1, hs): softmax(q k' / sqrt(hs)) v as it stands. There is
-    one row of scores, so that nothing is gained by not holding it: the fused kernel takes two to six times as
-    long."""
+    """Of a token that is being written, q (B, nh, 1, hs): softmax(q k' / sqrt(hs)) v. The heads that share
+    keys are rows of one product, so that these are read once. In bf16 as it stands: there is one row of
+    scores, so that nothing is gained by not holding it, and the fused kernel takes two to six times as long.
+    """
     B, nh, _, hs = q.shape
-    q = (q * scale).reshape(B, k.size(1), -1, hs)  # the heads that share keys are rows of one product
+    q = q.reshape(B, k.size(1), -1, hs)
+    if not fit(q):
+        return F.scaled_dot_product_attention(q, k, v, allowed, scale=scale).view(B, nh, 1, hs)
     with torch.autocast("cpu", enabled=False):
-        scores = (q @ k.transpose(-1, -2)).float()  # (B, heads of keys, heads that share one, S)
+        scores = ((q * scale) @ k.transpose(-1, -2)).float()  # (B, heads of keys, heads that share one, S)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -torch.inf)
         return (torch.softmax(scores, dim=-1).to(v.dtype) @ v).view(B, nh, 1, hs)

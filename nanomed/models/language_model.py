@@ -21,6 +21,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.family, self.config = family, config
         self.head_blocks = None  # {dtype: the head}, once nanomed.models.prepacked lays it out
+        self.writing_head = None  # a layer in the head's place where the next token is chosen, if it has one
         self.lora = None  # the LoRAConfig once nanomed.models.lora has wrapped some of the linears
         setattr(self, family.BACKBONE, family.Transformer(config))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

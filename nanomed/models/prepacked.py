@@ -42,20 +42,29 @@ class PrepackedLinear(nn.Module):
     def __init__(self, plain: nn.Linear):
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.weight, self.bias = in_blocks(plain.weight), plain.bias
+        self.weight, self.bias = self.lay_out(plain.weight.detach()), plain.bias
+
+    def lay_out(self, weight):
+        return in_blocks(weight)
 
     def forward(self, x):
         return product(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-def prepack(model: nn.Module) -> None:
+def prepack(model: nn.Module, to_write=None) -> None:
     """Lay out the linear layers below the head, in place; the head, when it is first asked for (head_of).
-    Adapters stay plain. Where the library is missing, or weights are elsewhere or in another dtype, nothing
+    Adapters stay plain. to_write (nanomed.models.narrow): gives a layer of its own for a plain one, the head
+    too, or None. Where the library is missing, or weights are elsewhere or in another dtype, nothing
     changes."""
     for name, module in list(model.backbone.named_modules()):
-        if isinstance(module, nn.Linear) and ".lora_" not in name and available(module.weight):
-            model.backbone.set_submodule(name, PrepackedLinear(module))
+        if isinstance(module, nn.Linear) and ".lora_" not in name:
+            layer = to_write(module) if to_write else None
+            if layer is None and available(module.weight):
+                layer = PrepackedLinear(module)
+            if layer is not None:
+                model.backbone.set_submodule(name, layer)
     model.head_blocks = {}
+    model.writing_head = to_write(model.lm_head) if to_write else None
 
 
 def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -200,7 +200,7 @@ def replace_linears(model: nn.Module, kind: str, **how) -> None:
 def count_parameters(model: nn.Module) -> int:
     """How many weights a model has, the quantised and the prepacked among them: theirs are no parameters to
     PyTorch."""
-    frozen = [m for m in model.modules() if isinstance(m, (*QUANTISED, PrepackedLinear))]
+    frozen = [m for m in model.backbone.modules() if isinstance(m, (*QUANTISED, PrepackedLinear))]
     codes = sum(m.in_features * m.out_features + (0 if m.bias is None else m.out_features) for m in frozen)
     plain = sum(m.bias.numel() for m in frozen if isinstance(m.bias, nn.Parameter))
     return sum(p.numel() for p in model.parameters()) + codes - plain

@@ -40,8 +40,7 @@ def test_product_is_the_plain_one(dtype, rows, bias):
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 def test_a_prepacked_model_computes_the_same(model_dir, dtype):
     plain, laid_out = (open_model(str(model_dir), "cpu", dtype, plain=p).model for p in (True, False))
-    layers = [m for m in laid_out.modules() if isinstance(m, PrepackedLinear)]
-    assert len(layers) == sum(isinstance(m, nn.Linear) for m in plain.backbone.modules()) > 0
+    assert any(isinstance(m, PrepackedLinear) for m in laid_out.modules())
     assert not any(isinstance(m, nn.Linear) for m in laid_out.backbone.modules())
     assert count_parameters(laid_out) == count_parameters(plain)
     idx = torch.randint(0, plain.config.vocab_size, (2, 20))

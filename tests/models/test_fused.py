@@ -1,0 +1,161 @@
+"""The blocks that are only measured with, and layers of fewer bits, against the plain ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from nanomed.errors import UserError
+from nanomed.evaluation.generate import stream
+from nanomed.evaluation.measure import open_model
+from nanomed.evaluation.next_token import Sampling, next_logits
+from nanomed.models import FAMILIES, narrow
+from nanomed.models.cache import make_cache
+from nanomed.models.fused import Block, fuse
+from nanomed.models.language_model import LanguageModel
+from nanomed.models.lora import LoRAConfig, inject
+from nanomed.models.narrow import ByteLinear, HalfLinear
+from nanomed.models.prepacked import prepack
+from nanomed.models.quant import count_parameters
+from tests.conftest import every_family
+
+SIZES = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+GEMMA = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "sliding_window": 7}
+MODELS = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
+    "gemma3_text": GEMMA | {"query_pre_attn_scalar": 20, "attention_bias": True},
+}
+every_member = pytest.mark.parametrize("kind", MODELS)
+
+
+def random_model(kind):
+    torch.manual_seed(0)
+    config = FAMILIES[kind].Config(model_type=kind, **(SIZES | MODELS[kind]))
+    model = LanguageModel(FAMILIES[kind], config).requires_grad_(False).eval()
+    for p in model.parameters():  # also the biases and gains
+        nn.init.normal_(p, std=0.3)
+    return model
+
+
+@every_member
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_block_computes_the_same(kind, dtype):
+    plain, fused = random_model(kind), random_model(kind)
+    fuse(fused)
+    assert sum(isinstance(m, Block) for m in fused.modules()) == 3
+    assert count_parameters(fused) == count_parameters(plain)
+    idx = torch.randint(0, 90, (2, 20))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        a, b = plain.backbone(idx), fused.backbone(idx)
+    tolerance = 0.1 if dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@every_member
+def test_it_writes_as_the_plain_model_reads(kind):
+    """A token at a time after a cache, over the windows' edges, padded rows among them."""
+    plain, fused = random_model(kind), random_model(kind)
+    fuse(fused)
+    prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [10, 11, 12]]
+    tokens = list(stream(fused, prompts, 12, Sampling(), (0, 1), torch.device("cpu"), "fp32"))
+    for prompt, written in zip(prompts, zip(*tokens, strict=True), strict=True):
+        ids = torch.tensor([[*prompt, *written]])
+        with torch.no_grad():
+            likeliest = plain(ids)[0].argmax(-1)
+        assert likeliest[len(prompt) - 1 : -1].tolist() == list(written)
+
+
+@every_member
+def test_a_token_after_a_cache_looks_at_its_window(kind):
+    plain, fused = random_model(kind), random_model(kind)
+    fuse(fused)
+    idx = torch.randint(0, 90, (2, 16))
+    cache = make_cache(fused.config, 2, 16, "cpu", torch.float32)
+    with torch.no_grad():
+        whole = plain.backbone(idx)
+        steps = [fused.backbone(idx[:, :8], torch.arange(8)[None], cache=cache)]
+        for n in range(8, 16):
+            steps.append(fused.backbone(idx[:, n : n + 1], torch.tensor([[n]]), cache=cache))
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=2e-5, atol=2e-5)
+
+
+def test_what_holds_an_adapter_stays_plain():
+    model = random_model("llama")
+    inject(model, LoRAConfig(2, 4.0, 0.0, ("q_proj",)))
+    fuse(model)
+    assert not any(isinstance(m, Block) for m in model.modules())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_fewer_bits(rows, bias):
+    torch.manual_seed(0)
+    plain, x = nn.Linear(64, 48, bias=bias), torch.randn(2, rows, 64)
+    exact = plain(x).detach()
+    for kind, most in ((HalfLinear, 2**-11), (ByteLinear, 0.02)):
+        y = kind(plain)(x)
+        assert y.shape == exact.shape and (y - exact).norm() / exact.norm() < most
+    plain.weight.data = plain.weight.data.bfloat16().float()
+    torch.testing.assert_close(HalfLinear(plain)(x), plain(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_in_8_bits_does_not_depend_on_its_neighbours():
+    """But for the last step of a scale, since the largest of all may be negative or positive."""
+    layer, x = ByteLinear(nn.Linear(64, 48, bias=False)), torch.randn(3, 64)
+    loud = torch.cat([x, 1000 * torch.randn(1, 64)])
+    alone, beside = layer(x), layer(loud)[:3]
+    assert (alone - beside).norm() / alone.norm() < 0.01
+
+
+def test_weights_of_16_bits_are_written_in_16():
+    model = random_model("llama")
+    exact = next_logits(model, torch.ones(2, 32), torch.float32)
+    for p in model.parameters():
+        p.data = p.bfloat16().float()
+    idx = torch.randint(0, 90, (2, 12))
+    with torch.no_grad():
+        expected = model(idx)
+        fuse(model)
+        prepack(model, lambda layer: narrow.narrowed("stored", layer))
+        x = model.backbone(idx)
+    assert sum(isinstance(m, HalfLinear) for m in model.modules()) == 3 * 4 + 1
+    logits = next_logits(model, x[:, -1], torch.float32)
+    torch.testing.assert_close(logits, expected[:, -1], rtol=1e-5, atol=1e-5)
+    assert exact.shape == logits.shape
+
+
+@every_family
+@pytest.mark.parametrize("write_in", ["stored", "fp16", "int8"])
+def test_every_family_writes_in_fewer_bits(model_dir, write_in):
+    plain, o = (
+        open_model(str(model_dir), "cpu", "fp32"),
+        open_model(str(model_dir), "cpu", "fp32", write_in=write_in),
+    )
+    head = {"stored": type(None), "fp16": HalfLinear, "int8": ByteLinear}[write_in]
+    assert type(o.model.writing_head) is head
+    assert count_parameters(o.model) == count_parameters(plain.model)
+    x = torch.randn(3, o.model.config.n_embd)
+    a, b = (next_logits(m.model, x, torch.float32) for m in (plain, o))
+    assert (a - b).norm() / a.norm() < (0.03 if write_in == "int8" else 1e-3)
+
+
+def test_where_fewer_bits_cannot_be_had(model_dir, monkeypatch):
+    with pytest.raises(UserError, match="in nf4 already; --quantize none"):
+        open_model(str(model_dir), "cpu", "fp32", quantize="nf4", write_in="int8")
+    with pytest.raises(UserError, match="for a CPU, and the model is on cuda"):
+        narrow.check("fp16", torch.device("cuda"), None)
+    monkeypatch.setattr(narrow, "available", lambda: False)
+    with pytest.raises(UserError, match="no FBGEMM"):
+        narrow.check("int8", torch.device("cpu"), None)
+    narrow.check(narrow.STORED, torch.device("cuda"), "nf4")
