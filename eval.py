@@ -12,6 +12,7 @@ python eval.py tasks    --model runs/medtuned --tasks runs/tasks
 python eval.py cls      --model runs/classifier --data labelled.jsonl
 python eval.py compare  --models gpt2 runs/adapted runs/instructed --data abstracts.jsonl --out runs/report"""
 
+import re
 import sys
 
 from nanomed import cli, flags
@@ -31,7 +32,10 @@ def parse_args():
     p = cli.Parser(description=cli.summary(__doc__))
     parsers = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=cli.Parser)
     for name, command in COMMANDS.items():
-        parser = parsers.add_parser(name, help=command.HELP)
+        example = re.search(rf"^python eval.py {name} .*", __doc__ or "", re.M)
+        example = example and f"for example: {' '.join(example[0].split())}"
+        about = f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        parser = parsers.add_parser(name, help=command.HELP, description=about, epilog=example)
         command.add_flags(parser)
         if HANDED.get(name) is retrieval.look_up:
             retrieval.add_flags(parser)

@@ -27,12 +27,21 @@ def summary(doc: str | None) -> str:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Every default that is a value; where the help explains it in words, or there is none, nothing."""
+    """Every default that is a value; where the help explains it in words, or it is none, off or empty,
+    nothing."""
 
     def _get_help_string(self, action):
-        if action.default is None or "(default:" in (action.help or ""):
+        if action.default in (None, ()) or action.default is False or "(default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
+
+    def _format_usage(self, usage, actions, groups, prefix):
+        """What must be given; all else is listed below it."""
+        groups = [group for group in groups if group.required]
+        either = [action for group in groups for action in group._group_actions]
+        needed = [a for a in actions if a.required or a in either or not a.option_strings]
+        said = super()._format_usage(usage, needed, groups, prefix)
+        return said if len(actions) - len(needed) < 2 else f"{said.rstrip()} [flags]\n\n"
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def run(command: list) -> None:
     outlive this process; where it could, nobody else works in the meantime in what this one has locked.
     Raises Interrupted then, and UserError if it does not end well."""
     command, came = [str(word) for word in command], None
-    print(f"$ python {shlex.join(command)}", flush=True)
+    words = " ".join(shlex.quote(word).replace(" ", "\0") for word in command)  # a quoted blank is no end
+    lines = textwrap.wrap(words, 68, break_long_words=False, break_on_hyphens=False)
+    print("$ python", " \\\n    ".join(lines).replace("\0", " "), flush=True)
     how = {"cwd": ROOT, "env": os.environ | {RUN_BY: str(os.getpid())}, "pass_fds": locked_files()}
     process = subprocess.Popen([sys.executable, *command], preexec_fn=partial(_die_with, os.getpid()), **how)
     while process.returncode is None:

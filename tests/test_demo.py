@@ -320,7 +320,8 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
         "train_cls.py",
     ]
     for command in commands:  # each can be copied, and needs no path of this machine
-        assert f"$ python {' '.join(command)}" in out and str(tmp_path) not in " ".join(command)
+        command = " ".join(command)
+        assert f"$ python {command}" in out.replace(" \\\n    ", " ") and str(tmp_path) not in command
     adapt = " ".join(commands[1])
     assert (
         "demo/corpus.jsonl:" in adapt and "demo/prose.jsonl:" in adapt and "demo/general.mix.jsonl:" in adapt
@@ -357,7 +358,7 @@ def test_a_training_that_ends_otherwise_ends_the_demo_as_it_should(tmp_path, mon
         )
 
     run(0)
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().out.replace(" \\\n    ", " ")
     assert "$ python script.py --status 0 demo/corpus.jsonl:0.5 --out demo/x --seed 0" in printed
     with pytest.raises(UserError, match="ended with status 2"):
         run(2)

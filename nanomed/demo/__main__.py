@@ -40,7 +40,7 @@ PROBE = ["--context", 64, "--batch-size", 16, "--epochs", 10, "--lr", "2e-3", "-
 PROBE += ["--balance", "none", "--freeze"]
 INSTRUCT = [*ALIKE, "--template", TEMPLATE, "--batch-size", 16, "--epochs", 2, "--lr", "5e-4"]
 REPLAY_RATIO = 0.7
-QUICK = " --quick: one update of everything, so these figures mean nothing."
+QUICK = "--quick: one update of everything, so these figures mean nothing."
 
 # Validated on while reading: the first set is what is learnt, the others what is forgotten meanwhile. Recipes
 # are chosen by these; the table measures other texts, of other sources.
@@ -69,13 +69,20 @@ BANNERS = {
     "adapted_unmixed": ("Phase 2 again, without the other texts: what it forgets then", "2 minutes"),
     "adapted_instructed_no_replay": ("Phase 4 again, without replayed texts", "30 seconds"),
 }
-EXPLANATION = """Perplexity: how surprised the model is by facts that it read, told in other words than it
-read them in (own); by the same kind of paragraphs about *unknown* conditions; by real abstracts; and by
-general English, of other publishers and works than any that is read or that this recipe was chosen by. Probe:
-the model is frozen, and a head on it says what kind of disease a condition is, from sentences that only name
-it; learnt on *taught* conditions. Cloze: a fact of a *read* condition completed from its plain statement.
-Exact match: the right value in the answer to a question, for conditions that were in the corpus and in the
-training questions (*taught*), in the corpus only (*read*), and in neither (*unknown*).""".replace("\n", " ")
+EXPLANATION = """\
+Conditions: taught ones are in the corpus that is read and in the training questions, read ones in the corpus
+only, unknown ones in neither.
+
+Perplexity: how surprised the model is, lower is better; by facts that it read, told in other words than it
+read them in (own); by the same kind of paragraphs about unknown conditions; by real abstracts; by general
+English. No measured text is of a publisher or a work that is read or that this recipe was chosen by.
+
+Probe: the frozen model with a head on it says what kind of disease a condition is, from sentences that only
+name it; learnt on taught conditions.
+
+Cloze: a fact of a read condition is completed from its plain statement.
+
+Exact match: the right value stands in the answer to a question."""
 
 
 def parse_args():
@@ -224,9 +231,10 @@ def one_seed(args, out: Path, seed: int) -> dict:
     results = ["demo.json", "table.md", "report.html", "report.json", *MODELS, *(FULL if args.full else ())]
     texts.start(args, out, seed, results + [_probe(name) for name in table.NAMES])
     resumed = any(out.glob("*/run.json"))  # then `seconds` are not the whole
-    print(f"Texts in {out}. The commands below work as they stand in {ROOT}.")
+    print(textwrap.fill(f"Texts in {out}. The commands below work as they stand in {ROOT}.", 80))
+    print("After each phase comes the table so far; what it measures is said at the end.")
     rows, opened = phases(args, out, seed)
-    html = page.write(out, rows, opened, seed, EXPLANATION + quick, TEMPLATE)
+    html = page.write(out, rows, opened, seed, [quick, *paragraphs(EXPLANATION)], TEMPLATE)
     done_before, base = out / "demo.json", opened["base"]
     seconds = read_json(done_before)["seconds"] if done_before.exists() else time.perf_counter() - began
     result = {"seconds": seconds, "resumed": resumed}
@@ -239,12 +247,19 @@ def one_seed(args, out: Path, seed: int) -> dict:
     write_text(table.markdown(result["rows"], vocabulary(base)) + "\n", out / "table.md")
     read, unknown = (result["probe_baselines"][group] for group in ("read", "unknown"))
     plain = "; ".join(f"{kind} {read[kind]:.0%} on read, {unknown[kind]:.0%} on unknown" for kind in read)
-    notes = f"""{EXPLANATION} Without any model the probe's question is answered by {plain}. Always giving the
-        commonest value would be an exact match on {result["unknown_commonest_value"]:.0%} of them.{quick}"""
+    commonest = f"{result['unknown_commonest_value']:.0%} of the unknown"
+    without = f"Without any model the probe's question is answered by {plain}."
+    without += f" Always giving the commonest value would be an exact match on {commonest}."
+    notes = filter(None, [*paragraphs(EXPLANATION), without, quick])
     earlier = ", going on from an earlier call" if resumed else ""
-    print(f"\n{textwrap.fill(' '.join(notes.split()), 80)}\n\n{seconds / 60:.1f} minutes{earlier};", end=" ")
-    print(f"results in {out}: demo.json, table.md, {html.name} (open it in a browser)")
+    print("", *(textwrap.fill(note, 80) for note in notes), "", sep="\n")
+    print(f"{seconds / 60:.1f} minutes{earlier}; results in {out}: demo.json, table.md")
+    print(f"open in a browser: {html}")
     return result
+
+
+def paragraphs(text: str) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 def vocabulary(o: measure.Opened) -> int:

@@ -85,9 +85,9 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
     return out
 
 
-def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str, template: str) -> Path:
+def write(out: Path, rows: list[dict], opened: dict, seed: int, notes: list[str], template: str) -> Path:
     """report.html and report.json of one seed; rows: those of demo.json, with `_ppl`, what was measured;
-    opened: {name: measure.Opened}."""
+    opened: {name: measure.Opened}; notes: how to read them, the first, if any, before all else."""
     names, base = {key: full for key, (full, _) in NAMES.items()}, opened["base"]
     probe = out / "probe_adapted"
     trained = {names[name]: o.directory for name, o in opened.items() if name != "base"}
@@ -101,8 +101,8 @@ def write(out: Path, rows: list[dict], opened: dict, seed: int, explanation: str
     how = [("base", base.name), ("seed", str(seed)), ("answers", answers)]
     content = {
         "title": "nanomed's demo: read, then answer",
-        "claim": claims(rows, vocab_size),
-        "table": table(rows, names, vocab_size, explanation.replace("*", "")),
+        "claim": [*filter(None, notes[:1]), *claims(rows, vocab_size)],
+        "table": table(rows, names, vocab_size, "\n".join(notes[1:])),
         "questions": questions(opened, names, seed, template),
         "curves": curves + page.curves_of("the probe on adapted", probe, "texts"),
         "classifier": page.read_classifier(str(probe)),
