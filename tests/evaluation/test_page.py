@@ -382,29 +382,15 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(
         return [{"prompt": a.text, "completion": a.text, "stopped": True} for a in asked]
 
     monkeypatch.setattr(measure, "complete", complete)
-    shutil.copytree(model_dir, tmp_path / "instructed")
+    shutil.copytree(model_dir, tmp_path / "plain"), shutil.copytree(model_dir, tmp_path / "instructed")
     templates.TEMPLATES["response"].save(load_tokenizer(model_dir), tmp_path / "instructed")
     write_jsonl(tmp_path / "d.jsonl", make_texts(3, 1)), (tmp_path / "p.txt").write_text("the cells\n")
 
+    how = ("eval.py", "compare", "--models", "plain", "instructed", "--data", "d.jsonl", "--prompts", "p.txt")
+    how = (*how, "--max-new-tokens", 8, "--out", "r", "--dtype", "fp32")
+
     def written(*flags):
-        out = script(
-            "eval.py",
-            "compare",
-            "--models",
-            model_dir,
-            "instructed",
-            "--data",
-            "d.jsonl",
-            "--prompts",
-            "p.txt",
-            "--max-new-tokens",
-            8,
-            "--out",
-            "r",
-            "--dtype",
-            "fp32",
-            *flags,
-        )
+        out = script(*how, *flags)
         assert out.returncode == 0, out.stderr
         (question,) = json.loads((tmp_path / "r" / "report.json").read_text())["questions"]
         assert question["prompt"] == "the cells"
@@ -417,6 +403,14 @@ def test_a_model_is_asked_in_its_own_template_unless_another_is_given(
     assert written("--template", "none")[0] == [plain, plain]
     both, html = written("--template", "response")
     assert both == [own, own] and "each put into the template “response”" in html
+    for model, mark in (("plain", "M"), ("instructed", "I")):  # a name of each model's own
+        others = tmp_path / model / "additional_chat_templates"
+        others.mkdir()
+        (others / "brief.jinja").write_text(mark + " {{ messages[0].content }}:")
+    both, html = written("--template", "brief")
+    assert both == ["M the cells:", "I the cells:"] and "each put into the template “brief”" in html
+    shutil.rmtree(others)
+    assert_refused(script(*how, "--template", "brief"), "--template brief")
 
 
 def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(
