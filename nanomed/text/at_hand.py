@@ -21,6 +21,8 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
         return [os.fspath(data)]
     if isinstance(data, dict) and what == "val_data":
         return [f"{name}={file}" for name, side in data.items() for file in names(side, what, kept)]
+    if isinstance(data, list) and data and all(map(_is_weighted, data)):
+        return [f"{file}:{float(weight)}" for side, weight in data for file in names(side, what, kept)]
     if type(data).__module__.startswith("datasets.") and hasattr(data, "save_to_disk"):
         if isinstance(data, dict):
             raise UserError(f"{what}: a data set of several splits ({', '.join(data)}); give one of them")
@@ -39,6 +41,11 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
         name = _keep(key, "rows.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
     kept[name] = what
     return [name]
+
+
+def _is_weighted(value) -> bool:
+    """Whether it is data with its share of the blocks, which a name has behind it (general.jsonl:0.1)."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
 
 
 def is_name(text: str) -> bool:

@@ -4,6 +4,7 @@ token stands as its name; a text that only spells it has a backslash there."""
 import sys
 from itertools import groupby
 
+from nanomed.streams import in_notebook
 from nanomed.text.batch import IGNORE, Batch
 
 
@@ -40,8 +41,8 @@ def _text(batch: Batch, b: int, tokenizer) -> tuple[list[str], int]:
     else:
         used = int((segments >= 0).sum())
         spans = [(segments == k).nonzero().flatten() for k in range(int(segments.max()) + 1)]
-    on_tty = sys.stdout is not None and sys.stdout.isatty()
-    begin, end = ("\033[32m[[", "]]\033[0m") if on_tty else ("[[", "]]")
+    in_colour = in_notebook() or (sys.stdout is not None and sys.stdout.isatty())
+    begin, end = ("\033[32m[[", "]]\033[0m") if in_colour else ("[[", "]]")
     lines = []
     for k, span in enumerate(spans):
         ids, wanted = idx[span].tolist(), targets[span].tolist()
