@@ -187,7 +187,7 @@ def read_adapters_summary(d):
 
 def read_metrics(d):
     (d / "again.jsonl").write_bytes((d / "metrics.jsonl").read_bytes())
-    curves.draw_curves(d, "svg", "black", "tokens", "title")
+    curves.draw_curves({"d": d}, "svg", "black", "tokens", "title")
     done = Progress.new()
     done.consumed = done.step = 1
     Metrics(d / "again.jsonl", done)

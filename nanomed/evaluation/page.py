@@ -161,13 +161,15 @@ def read_classifier(name: str) -> dict:
 
 
 def curves_of(name: str, directory: Path, unit: str = "tokens") -> list[dict]:
-    """The curves of the run that made a directory, drawn for a light and a dark page; none for a model from
-    elsewhere."""
-    if not (directory / "metrics.jsonl").exists():
-        return []
+    """The curves of the run that made a directory; none for a model from elsewhere."""
+    return drawn(name, {name: directory}, unit) if (directory / "metrics.jsonl").exists() else []
+
+
+def drawn(name: str, runs: dict[str, Path], unit: str) -> list[dict]:
+    """The curves of runs, {name: directory}, over one another, for a light and a dark page."""
     images = {}
     for theme, ink in (("light", "#1c2733"), ("dark", "#dfe7ee")):
-        image = base64.b64encode(draw_curves(directory, "svg", ink, unit, title=""))
+        image = base64.b64encode(draw_curves(runs, "svg", ink, unit, title=""))
         images[theme] = f"data:image/svg+xml;base64,{image.decode()}"
     return [{"name": name, **images}]
 

@@ -17,8 +17,10 @@ os.environ.pop("MPLBACKEND", None)
 # where it keeps its fonts is no concern of who trains
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
+# Each is told from a white page and from a dark one (3 to 1).
 TRAINING = ("#3f8fbd", "#8f7fc4")
-VALIDATION = ("#d9622b", "#2f9e6e", "#c2458f", "#b8901f", "#5566c8")
+VALIDATION = ("#d9622b", "#2f9e6e", "#c2458f", "#a8801a", "#6878d8")
+RUNS = (TRAINING[0], *VALIDATION)
 
 
 def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
@@ -26,7 +28,7 @@ def plot_curves(directory: Path, unit: str = "tokens") -> Path | None:
     Raises UserError if it cannot be written."""
     try:
         title = directory.name.encode("utf-8", "replace").decode()  # an odd byte in it has no shape
-        image = draw_curves(directory, "png", "black", unit, title=title)
+        image = draw_curves({title: directory}, "png", "black", unit, title=title)
     except ImportError:
         print("no loss.png: matplotlib is not installed (pip install 'nanomed[report]')", file=sys.stderr)
         return None
@@ -44,6 +46,7 @@ class Record:
     """Of a line of metrics.jsonl, what is drawn."""
 
     tokens: int
+    step: int = 0
     loss: float | None = None
     answer_loss: float | None = None
     replay_loss: float | None = None
@@ -89,54 +92,67 @@ def curves(records: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]
     return {kind: {name: p for name, p in found.items() if p} for kind, found in series.items()}
 
 
-def draw_curves(directory: Path, format: str, ink: str, unit: str, title: str) -> bytes:
-    """A run as a picture: its losses over the tokens (`unit`) it saw, validation as points, and beneath them
-    the learning rate and the gradient's norm; ink: of text and axes. An SVG is transparent and small, for a
-    page of any colour."""
+def draw_curves(runs: dict[str, Path], format: str, ink: str, unit: str, title: str) -> bytes:
+    """Runs as a picture, {name: directory}: their losses over the tokens (`unit`) they saw, validation as
+    points, and beneath them the learning rate and the gradient's norm. A colour is a series of one run, or
+    one of several runs; ink: of text and axes. An SVG is transparent and small, for a page of any colour."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot, which would look for a window
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
-    series = curves(read_metrics(directory))
     small = format == "svg"
     colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     with rc_context(dict.fromkeys(colours, ink) | {"svg.hashsalt": "nanomed"}):
-        figure = Figure(figsize=(4.5, 3.6) if small else (7, 5), layout="constrained")
-        losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        lines = []
-        for (name, points), colour in zip(series["training"].items(), TRAINING, strict=False):
-            how = {"color": colour, "lw": 1.3, "marker": _dot(points)}
-            lines += losses.plot(*zip(*points, strict=True), label=name, **how)
-        for k, (name, points) in enumerate(series["validation"].items()):
-            how = {"color": VALIDATION[k % len(VALIDATION)], "marker": "osD^v"[k % 5], "ms": 5, "ls": "none"}
-            lines += losses.plot(*zip(*points, strict=True), label=name, zorder=3, **how)
-        if lines:
-            labels = [line.get_label() for line in lines]
-            how = {"loc": "outside upper center", "ncols": 2, "frameon": False, "fontsize": "small"}
-            legend = figure.legend(lines, labels, **how)
-            for text in legend.get_texts():
-                text.set_parse_math(False)
-        losses.set_ylabel("loss")
-        losses.set_title(title, parse_math=False)  # a name with $ is a name
-        for ax, kind, colour in ((below, "lr", "#2f9e6e"), (below.twinx(), "grad_norm", "#b07a2a")):
-            for name, points in series[kind].items():
-                ax.plot(*zip(*points, strict=True), color=colour, lw=1, marker=_dot(points))
-                ax.set_ylabel(name.replace(" ", "\n"), color=colour, fontsize="small")
-            largest = max((y for points in series[kind].values() for _, y in points), default=0)
-            ax.set_ylim(0, 1.1 * largest or 1)
-            ax.tick_params("y", labelsize="small", labelcolor=colour)
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            ax.yaxis.set_visible(bool(series[kind]))
-        below.set_xlabel(f"{unit} trained on")
-        below.xaxis.set_major_formatter(EngFormatter(sep=""))
-        for ax in (losses, below):
-            ax.grid(alpha=0.3)
+        figure = Figure(figsize=(4.5, 4.4) if small else (7, 6), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
+        lines, marks = {}, {}  # of the legend
+        for run, (name, directory) in enumerate(runs.items()):
+            series = curves(read_metrics(directory))
+            for k, (what, points) in enumerate(series["training"].items()):
+                how = {"color": _colour(runs, TRAINING, k, run), "lw": 1.3, "marker": _dot(points)}
+                (line,) = panels[0].plot(*zip(*points, strict=True), ls="-:"[k], **how)
+                lines[what if len(runs) == 1 else f"{name}, {what}" if k else name] = line
+            for k, (what, points) in enumerate(series["validation"].items()):
+                how = {"marker": "osD^v"[k % 5], "ms": 5, "ls": "none"}
+                colour = _colour(runs, VALIDATION, k, run)
+                panels[0].plot(*zip(*points, strict=True), color=colour, zorder=3, **how)
+                marks.setdefault(what, Line2D([], [], color=colour if len(runs) == 1 else ink, **how))
+            for ax, kind in zip(panels[1:], ("lr", "grad_norm"), strict=True):
+                for points in series[kind].values():
+                    colour = _colour(runs, TRAINING, 0, run)
+                    ax.plot(*zip(*points, strict=True), color=colour, lw=1, marker=_dot(points))
+        _label(figure, panels, lines | marks)
+        panels[0].set_title(title, parse_math=False)  # a name with $ is a name
+        panels[2].set_xlabel(f"{unit} trained on")
+        panels[2].xaxis.set_major_formatter(EngFormatter(sep=""))
         out = io.BytesIO()
         # a directory's name in letters that the font has not got
         warnings.filterwarnings("ignore", "Glyph .* missing")
         undated = {"Date": None} if small else None
         figure.savefig(out, format=format, dpi=144, transparent=small, metadata=undated)
     return out.getvalue()
+
+
+def _colour(runs: dict, palette: tuple, series: int, run: int) -> str:
+    return palette[series % len(palette)] if len(runs) == 1 else RUNS[run % len(RUNS)]
+
+
+def _label(figure, panels, legend: dict) -> None:
+    names = [name if len(name) < 40 else f"{name[:20]}…{name[-18:]}" for name in legend]
+    if names:
+        ncols = 2 if max(map(len, names)) < 28 else 1
+        how = {"loc": "outside upper center", "ncols": ncols, "frameon": False, "fontsize": "small"}
+        for text in figure.legend(legend.values(), names, **how).get_texts():
+            text.set_parse_math(False)
+    for ax, what in zip(panels, ("loss", "learning\nrate", "gradient\nnorm"), strict=True):
+        ax.set_ylabel(what)
+        ax.grid(alpha=0.3)
+    figure.align_ylabels(panels)
+    for ax in panels[1:]:
+        ax.set_ylim(0, 1.1 * max((y for line in ax.lines for y in line.get_ydata()), default=0) or 1)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_visible(bool(ax.lines))
 
 
 def _dot(points: list) -> str:

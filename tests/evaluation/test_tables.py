@@ -198,7 +198,7 @@ def test_no_name_breaks_the_picture_and_the_legend_names_every_series(tmp_path, 
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
-        svg = curves.draw_curves(directory, "svg", "black", "tokens", directory.name).decode()
+        svg = curves.draw_curves({"": directory}, "svg", "black", "tokens", directory.name).decode()
     for text in (
         r"cost $\foo",
         r"validation: $\bar{",
@@ -234,5 +234,5 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
 
 def test_a_run_without_a_logged_update_has_an_empty_picture(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    assert curves.draw_curves(tmp_path, "png", "black", "tokens", "").startswith(b"\x89PNG")
-    assert io.BytesIO(curves.draw_curves(tmp_path, "svg", "black", "tokens", "")).read(5) == b"<?xml"
+    assert curves.draw_curves({"": tmp_path}, "png", "black", "tokens", "").startswith(b"\x89PNG")
+    assert io.BytesIO(curves.draw_curves({"": tmp_path}, "svg", "black", "tokens", "")).read(5) == b"<?xml"
