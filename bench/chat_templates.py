@@ -72,7 +72,7 @@ def messages(turns) -> list[dict]:
 
 def supervised(template: ChatTemplate, item: Conversation, theirs, ours) -> list[tuple[list, list[str]]]:
     """(turns, the answers as they are supervised, each with its end) of each example, which is checked."""
-    examples, found = template.encode(item, ours), []
+    examples, found = list(template.encode(item, ours)), []
     learned = [item.learned] if len(examples) == 1 else [[k] for k in item.learned]
     for (ids, spans), numbers in zip(examples, learned, strict=True):
         turns, answers = item.turns[: numbers[-1] + 1], []

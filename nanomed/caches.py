@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -38,11 +39,30 @@ class Watched:
             raise UserError(f"{self.path}: {what}")
 
 
-def filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
-    """What read(directory) gives of a folder of the cache. Where that is None (it is not there, or damaged),
-    fill(folder) makes it anew under the name KIND-..., in one process while others wait, and it gets its own
-    name once it is whole. files: what is in it. Raises OSError if it cannot be written, and what `fill`
-    raises."""
+def cache_directory() -> Path:
+    """NANOMED_CACHE, or nanomed/ in the user's cache; for a user without a home (of a number only, in a
+    container) in the place for temporary files."""
+    if named := os.environ.get("NANOMED_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomed"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}"
+
+
+def filled(name: str, kind: str, files: tuple[str, ...], read, fill):
+    """What read(folder) gives of the folder of this name in the cache. Where that is None (it is not there,
+    or damaged), fill(folder) makes it anew under the name KIND-..., in one process while others wait, and it
+    gets its own name once it is whole. files: what is in it. Raises UserError if it cannot be written, and
+    what `fill` raises."""
+    directory = cache_directory() / name
+    try:
+        return _filled(directory, kind, files, read, fill)
+    except OSError as e:
+        raise UserError(f"{directory}: could not be written ({e}); NANOMED_CACHE names another place") from e
+
+
+def _filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
     if (found := read(directory)) is not None:
         return found
     for left in directory.parent.glob(f"{kind}-*"):

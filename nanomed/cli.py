@@ -94,10 +94,7 @@ def parse(parser: argparse.ArgumentParser, phase: str, words=None, given=None) -
     pre.add_argument("--config")
     path = pre.parse_known_args(words)[0].config
     if path is not None:
-        try:
-            recipe = read_toml(Path(path))
-        except OSError as e:
-            raise UserError(f"--config {path}: {e.strerror}") from e
+        recipe = read_toml(Path(path), "--config ")
         if not isinstance(recipe.get(phase), dict):
             raise UserError(f"{path}: no section [{phase}]; there are: {', '.join(recipe) or 'none'}")
         preset(parser, recipe[phase], f"{path} [{phase}]")

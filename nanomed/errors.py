@@ -1,6 +1,8 @@
 """How a run can end before its end, other than by a bug."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What ends a run in order. A hang-up does not where the program was told to outlive it (nohup).
 STOPS = [signal.SIGINT, signal.SIGTERM]
@@ -21,6 +23,16 @@ class UserError(Exception):
 
 class Unencodable(UserError):
     """A text that has no ids."""
+
+
+@contextmanager
+def naming(where, *kinds: type[Exception]) -> Iterator[None]:
+    """Put where something stands, if that is known, before a UserError that does not say it; an error of
+    `kinds` becomes one."""
+    try:
+        yield
+    except (UserError, *kinds) as e:
+        raise UserError(f"{where}: {e}" if where else str(e)) from e
 
 
 class Interrupted(Exception):

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import tomllib
+from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -51,10 +52,13 @@ def parse_json(text: str, where):
         raise UserError(f"{where}: not valid JSON ({e})") from e
 
 
-def read_toml(path: Path) -> dict:
-    """Raises UserError for a file that is no TOML, OSError for one that cannot be read."""
+def read_toml(path: Path, flag: str = "", mend: str = "") -> dict:
+    """Raises UserError for a file that is no TOML, or cannot be read, which is said after `flag` and before
+    `mend`."""
     try:
         return tomllib.loads(no_pipe(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{flag}{path}: {e.strerror}{mend}") from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid TOML ({e})") from e
 
@@ -83,6 +87,15 @@ def typed(kind, value, where):
         raise UserError(f"{where}: {key + ': ' if key else ''}{what[:1].lower()}{what[1:]}") from e
     except (RecursionError, UnicodeError) as e:
         raise UserError(f"{where}: {e}") from e
+
+
+def read_section(kind, section, where: str):
+    """A section's keys and values as the dataclass `kind`. Raises UserError, naming the key, for an unknown
+    one and for a value of another kind."""
+    known = [f.name for f in fields(kind)]
+    if unknown := typed(dict, section, where).keys() - set(known):
+        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(known)}")
+    return typed(kind, section, where)
 
 
 # --- writing ------------------------------------------------------------------------------------------------

@@ -111,6 +111,12 @@ PROMPTS_HELP = (
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "\\t": "tab", "|": "bar"}
 
 
+def directory(text: str) -> str:
+    if not text.strip():  # it would be the current one
+        raise argparse.ArgumentTypeError("name a directory")
+    return text
+
+
 def separator(text: str) -> str:
     """Its name, or the character."""
     name = SEPARATORS.get(text, text)

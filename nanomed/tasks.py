@@ -20,7 +20,8 @@ def parse_args():
     p = cli.Parser(prog=sets.PROGRAM, description=cli.summary(__doc__))
     flag = p.add_argument
     flag("sources", metavar="TOML", help="the annotated files, a section a source (docs/tasks.md explains)")
-    flag("--from", dest="home", default=".", metavar="DIR", help="where the files that it names lie")
+    home = "where the files that it names lie"
+    flag("--from", dest="home", type=flags.directory, default=".", metavar="DIR", help=home)
     flag("--out", required=True, metavar="DIR", help="where the instruction set goes")
     flag("--only", nargs="+", metavar="NAME", help="these sources alone")
     without = f"no task of these forms in the mixture (they are measured all the same): {', '.join(FORMS)}"

@@ -16,11 +16,11 @@ from nanomed.errors import UserError
 from nanomed.evaluation.questions import Item, from_pubmedqa, from_row
 from nanomed.text.csv_rows import csv_rows
 from nanomed.text.formats import find, open_unpacked
-from nanomed.text.options import LETTERS, lettered, medmcqa
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
 COLUMNS = ["question", "A", "B", "C", "D", "answer"]  # of MMLU's CSV files, which have no header
 HEADING = "The following are multiple choice questions (with answers) about {}.\n\n"
+LETTERS = "ABCDEFGHIJ"  # what options are called
 MUST = "the file must have it"
 SHOTS_SEED = 1234  # lm-eval's
 
@@ -31,20 +31,14 @@ def reader(
     """What read_questions() asks for, of a file in one of the formats of `eval.py choices`. prompt, official:
     as for from_pubmedqa(). cop_from: what MedMCQA's `cop` calls the first option, where the file does not
     show it. Raises UserError if nobody can know."""
-    match format:
-        case "rows":
-            return from_row, None
-        case "medqa":
-            return from_medqa, None
-        case "medmcqa":
-            return partial(from_medmcqa, first=counted_from(name, cop_from)), None
-        case "mmlu":
-            rows = headless(name)
-            subject = rows and re.fullmatch(r"(.+)_(?:test|val|dev)", Path(name).name.split(".")[0])
-            return partial(from_mmlu, subject=subject and subject[1]), rows
-        case "headqa":
-            return from_headqa, None
-    return partial(from_pubmedqa, prompt=prompt, only=official), None
+    plain = {"rows": from_row, "medqa": from_medqa, "headqa": from_headqa}
+    if format == "medmcqa":
+        return partial(from_medmcqa, first=counted_from(name, cop_from)), None
+    if format == "mmlu":
+        rows = headless(name)
+        subject = rows and re.fullmatch(r"(.+)_(?:test|val|dev)", Path(name).name.split(".")[0])
+        return partial(from_mmlu, subject=subject and subject[1]), rows
+    return plain.get(format) or partial(from_pubmedqa, prompt=prompt, only=official), None
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -78,7 +72,7 @@ def _named(row, texts: list[str], keys: list[str]) -> int | None:
 def from_medmcqa(row, first: int) -> Item:
     """MedMCQA (Pal et al. 2022): `opa` to `opd` and `cop`, which calls the first of them `first`."""
     question = get_text(row, "question", MUST)
-    texts, _ = lettered(medmcqa(row) or _there(row, "opa"), "opa, opb, ...")
+    texts, _ = lettered(medmcqa_options(row) or _there(row, "opa"), "opa, opb, ...")
     place = _number(row, "cop", len(texts), first)
     return _by_letter(f"Question: {question}\nChoices:\n", texts, place, question)
 
@@ -149,6 +143,26 @@ def from_headqa(row) -> Item:
         raise BadRow(f"`ra` is {place + 1}, and the answer at that place has another `aid`")
     choices = tuple(f" {text}" for text in texts)
     return Item(f"Question: {question}\nAnswer:", choices, place, "stripped", question)
+
+
+def lettered(options, field: str) -> tuple[list[str], list[str]]:
+    """(their texts, what they are called) of a row's options: a list, whose options are A, B, ..., or an
+    object by what they are called. Raises BadRow, which names the field."""
+    keys = list(LETTERS)
+    if isinstance(options, dict):  # which Parquet fills up with null
+        keys = sorted(key for key, option in options.items() if option is not None)
+        options = [options[key] for key in keys]
+    texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if not texts or not 2 <= len(options) <= len(LETTERS):
+        raise BadRow(f"{field!r} must hold 2 to {len(LETTERS)} texts")
+    return options, keys[: len(options)]
+
+
+def medmcqa_options(row) -> list[str] | None:
+    """Of a row in MedMCQA's columns."""
+    if not isinstance(row, dict) or not {"opa", "opb"} <= row.keys():
+        return None
+    return [row[name] for name in ("opa", "opb", "opc", "opd") if row.get(name) is not None]
 
 
 def _there(row, field: str):

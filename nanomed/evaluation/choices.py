@@ -12,7 +12,6 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
-from nanomed.evaluation.bootstrap import wilson
 from nanomed.evaluation.questions import Item
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
@@ -43,16 +42,11 @@ def encode(item: Item, tokenizer, positions: int, template=None) -> list[tuple[n
     return out
 
 
-def loglikelihoods(o, items: list[Item], batch_size: int = 16, template=None) -> list[np.ndarray]:
-    """Of each item the log-likelihood, in nats and float64, of each of its choices after its prompt, summed
-    over the choice's tokens. o: an open model (measure.Opened). batch_size: sequences at once, which changes
-    a result by rounding only. What is too long for the model loses the prompt's beginning. Raises UserError
-    as encode() does, and for a likelihood that is not finite."""
-    positions = o.model.config.n_positions
-    return _loglikelihoods(o, [encode(item, o.tokenizer, positions, template) for item in items], batch_size)
-
-
-def _loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: int) -> list[np.ndarray]:
+def loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: int) -> list[np.ndarray]:
+    """Of each item, as encode() gives it, the log-likelihood, in nats and float64, of each of its choices
+    after its prompt, summed over the choice's tokens. o: an open model (measure.Opened). batch_size:
+    sequences at once, which changes a result by rounding only. What is too long for the model loses the
+    prompt's beginning. Raises UserError for a likelihood that is not finite."""
     longest = o.model.config.n_positions + 1
     asked = {}  # inputs -> [(item, choice, its ids)]: choices of one token share their inputs
     for k, choices in enumerate(encoded):
@@ -96,7 +90,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
     Macro-F1 is over the texts of the choices where all rows have the same ones, else over their places."""
     positions = o.model.config.n_positions
     encoded = [encode(item, o.tokenizer, positions, template) for item in items]
-    summed = _loglikelihoods(o, encoded, batch_size)
+    summed = loglikelihoods(o, encoded, batch_size)
     said = [[template.answer(c.strip()).text if template else c for c in item.choices] for item in items]
     counted = [[text.removeprefix(" ") or text for text in choices] for choices in said]
     per_character, per_byte = (
@@ -110,7 +104,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
     pairs = zip(items, summed, strict=True)
     read = ("\n".join((item.prompt, *item.choices)) for item in items)
     return _figures(summed, targets, labels, seed) | {
-        "predictions": [_as_given(item, int(values.argmax())) for item, values in pairs],
+        "predictions": [item.as_given(int(values.argmax())) for item, values in pairs],
         "per_byte": _figures(per_byte, targets, labels, seed) | {"bytes": BYTES},
         "per_character": _figures(per_character, targets, labels, seed),
         "chance": float(np.mean([1 / len(item.choices) for item in items])),
@@ -136,16 +130,6 @@ def _figures(scores: list[np.ndarray], targets: np.ndarray, labels: list[str], s
 def _majority(targets: np.ndarray, labels: list[str], seed: int) -> dict:
     """What always giving the commonest answer reaches."""
     commonest = int(np.bincount(targets, minlength=len(labels)).argmax())
-    right = targets == commonest
     probs = np.eye(len(labels))[[commonest] * len(targets)]
-    return {
-        "answer": labels[commonest],
-        "accuracy": float(right.mean()),
-        "accuracy_ci95": wilson(right),
-        "macro_f1": metrics.classification(probs, targets, labels, seed)["macro_f1"],
-    }
-
-
-def _as_given(item: Item, choice: int) -> int | str:
-    text = item.choices[choice]
-    return {"number": choice, "text": text, "stripped": text.strip()}[item.given]
+    found = metrics.classification(probs, targets, labels, seed)
+    return {"answer": labels[commonest]} | {k: found[k] for k in ("accuracy", "accuracy_ci95", "macro_f1")}

@@ -1,11 +1,11 @@
 """Questions with given answers, from rows of our own form or of PubMedQA (Jin et al. 2019)."""
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 
+from nanomed.text.lines import sha256_of
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
 DECISIONS = (" yes", " no", " maybe")
@@ -34,6 +34,10 @@ class Item:
     heading: str = ""  # what stands before the first question of a prompt
     place: tuple[str, int] = field(default=("", 0), compare=False)  # its file, and its row there, from 1
 
+    def as_given(self, choice: int) -> int | str:
+        text = self.choices[choice]
+        return {"number": choice, "text": text, "stripped": text.strip()}[self.given]
+
 
 def draw_rows(n: int, limit: int | None, seed: int) -> list[int]:
     """Which of n rows --limit takes: so many, drawn by the seed, in their order; all, without a limit."""
@@ -61,11 +65,7 @@ class Questions:
 
     def sha256(self) -> str:
         """Of prompts, choices and answers."""
-        sha = hashlib.sha256()
-        for item in self.items:
-            for part in (item.prompt, *item.choices, str(item.answer)):
-                sha.update(part.encode() + b"\0")
-        return sha.hexdigest()
+        return sha256_of(p for i in self.items for p in (i.prompt, *i.choices, str(i.answer)))
 
 
 def read_questions(names: list[str], reader, limit: int | None, skip_bad: bool, seed: int = 0) -> Questions:

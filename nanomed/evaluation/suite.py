@@ -13,8 +13,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.benchmarks import headless
 from nanomed.evaluation.questions import KNOWN_BY, Questions, format_of_row
 from nanomed.evaluation.tables import against_chance, headed, measure_cell
-from nanomed.files import read_object, typed
-from nanomed.sections import read_section, read_sections
+from nanomed.files import read_object, read_section, read_toml, typed
 from nanomed.text.formats import KINDS, PACKED
 from nanomed.text.lines import say
 from nanomed.text.rows import read_rows
@@ -39,7 +38,7 @@ class Section:
 def named_in(path: Path, formats: list[str]) -> dict[str, Benchmark]:
     """Of a TOML file, a section a benchmark."""
     found = {}
-    for name, section in read_sections(path).items():
+    for name, section in read_toml(path).items():
         s = read_section(Section, section, f"{path} [{name}]")
         if s.format not in formats:
             raise UserError(f"{path} [{name}]: format must be one of {', '.join(formats)}, not {s.format!r}")
@@ -149,22 +148,40 @@ class Shown(Way):
     data_sha256: str
 
 
-def for_page(files: list[str]) -> dict:
-    """What `eval.py benchmarks --json` wrote of one or several models, for report.html: head and rows. Raises
-    UserError for another file, and for models that were not asked the same questions."""
+@dataclass
+class Result:
+    model: str
+    benchmarks: dict[str, Shown]
+
+
+def by_model(files: list[str], command: str, kind, asked_of, flags: str) -> dict[str, dict]:
+    """{model: what the command of eval.py wrote with --json}. asked_of(what a file holds, as the dataclass
+    `kind`): what it was asked, nothing if it is empty. Raises UserError for another file, for a model that
+    comes twice, and for models that were not asked the same (by these flags)."""
     results, asked = {}, None
     for file in files:
-        found, wrong = read_object(Path(file)), f"{file}: not what eval.py benchmarks --json writes"
-        if not typed(dict[str, Shown], found.get("benchmarks"), wrong) or "model" not in found:
+        found, wrong = read_object(Path(file)), f"{file}: not what eval.py {command} --json writes"
+        result = typed(kind, found, wrong)
+        if not (these := asked_of(result)):
             raise UserError(wrong)
-        these = {name: r["data_sha256"] for name, r in found["benchmarks"].items()}
         asked = asked or these
         if these != asked:
-            what = "were not measured on the same questions (--from, --limit, --seed)"
-            raise UserError(f"{file} and {files[0]} {what}")
-        if found["model"] in results:
-            raise UserError(f"{file}: {found['model']} is there twice")
-        results[str(found["model"])] = found["benchmarks"]
+            raise UserError(f"{file} and {files[0]} were not measured on the same {flags}")
+        if result.model in results:
+            raise UserError(f"{file}: of {result.model}, as an earlier file is; give each model once")
+        results[result.model] = found
+    return results
+
+
+def for_page(files: list[str]) -> dict:
+    """What `eval.py benchmarks --json` wrote of one or several models, for report.html: head and rows."""
+
+    def asked_of(result: Result) -> dict[str, str]:
+        return {name: r.data_sha256 for name, r in result.benchmarks.items()}
+
+    flags = "questions (--from, --limit, --seed)"
+    results = by_model(files, "benchmarks", Result, asked_of, flags)
+    results = {model: found["benchmarks"] for model, found in results.items()}
     head = ["", *results, "always the commonest", "chance", "questions"]
     rows = []
     for name, first in next(iter(results.values())).items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanomed.errors import UserError
 from nanomed.files import read_object, typed
+from nanomed.hub.source import is_path
 from nanomed.text import heldout, labelled
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.ngrams import ngram_overlap
@@ -105,8 +106,7 @@ def read_training(directory: Path) -> Iterator[str | Written]:
     if s.from_scratch:
         return texts
     before = Path(record.directory, s.model)
-    is_path = s.model.startswith(("/", ".", "~")) or s.model.count("/") > 1  # else a name on the Hub
-    if is_path and not before.exists():
+    if is_path(s.model) and not before.exists():  # else a name on the Hub
         gone = "which it was trained from, is not there any more, so its training texts are unknown"
         raise UserError(f"{before}, {gone}")
     return chain(texts, read_training(before)) if (before / "run.json").exists() else texts

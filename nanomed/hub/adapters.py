@@ -14,7 +14,7 @@ import regex
 from msgspec import Meta
 from torch import nn
 
-from nanomed.errors import UserError
+from nanomed.errors import UserError, naming
 from nanomed.files import read_object, typed, write_json
 from nanomed.hub import merging
 from nanomed.hub.checks import check_expressions, check_size
@@ -153,7 +153,7 @@ def load_adapter(model, directory: Path) -> None:
     if HEAD in keys and not isinstance(model, Classifier):
         raise UserError(f"{file}: unexpected tensor {HEAD} (a classifier, not a language model)")
     linear, ends = (nn.Linear, *QUANTISED), (".lora_A.weight", ".lora_B.weight")
-    try:
+    with naming(path):
         check_expressions(config.expressions(), [there(n) for n, _ in model.named_modules()])
         lora = _choose(model, config, there)
         layers = {n: m for n, m in model.named_modules() if fits(lora.targets, n)}
@@ -164,8 +164,6 @@ def load_adapter(model, directory: Path) -> None:
             inject(model, lora)
             layers = {}
         layers = {n: config.of(there(n)) for n in layers}
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
     tensors = {_name(k): v for k, v in read_safetensors(file).items()}
     if others := ", ".join(eye for eye in EYES if any(f"{eye}." in k for k in tensors)):
         print(f"note: {file}: {others}: beside the language model, left out", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated, Union, get_args, get_type_hints
 
 from msgspec import Meta
 
-from nanomed.errors import UserError
+from nanomed.errors import UserError, naming
 from nanomed.files import read_object, typed
 from nanomed.memory import in_words, physical
 from nanomed.models import FAMILIES
@@ -58,7 +58,7 @@ def read_config(directory: Path) -> tuple[dict, object]:
     hints, given = get_type_hints(family.Config), {k: v for k, v in raw.items() if k in known}
     for key, value in given.items():
         typed(_limited(key, hints[key], family), value, f"{path}: {key}")
-    try:
+    with naming(path, TypeError, ValueError, AttributeError, ArithmeticError):
         config = family.Config(**(family.DEFAULTS[model_type] | given | {"model_type": model_type}))
         layers, width, words = config.cache_shape[0], config.n_embd, config.vocab_size
         # Fewer weights than it has, at 4 bits: what is more than that is refused before anything is built.
@@ -66,8 +66,6 @@ def read_config(directory: Path) -> tuple[dict, object]:
             size = f"{layers:,} layers of width {width:,} over {words:,} words"
             raise UserError(f"{size} are no model for a machine of {in_words(physical())}")
         return raw, config
-    except (UserError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        raise UserError(f"{path}: {e}") from e
 
 
 def language_part(raw: dict, path: Path) -> dict:

@@ -71,13 +71,13 @@ def find(name: str, weights: bool = True) -> Source:
         return Source(str(path.resolve()), path)
     if path.is_file():
         raise UserError(f"{path}: a file; a model is named by the directory that it lies in")
-    if path.exists() or _is_path(name):
+    if path.exists() or is_path(name):
         bundled = f"; the bundled model is {path}" if str(path) in BUNDLED else ""
         raise UserError(f"{name}: no such model directory{bundled}")
     return _download(name, weights)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name that nothing is found under can be nothing but a path, also one of Windows
     (C:\\models\\gpt2): it is not sent to the Hub."""
     outside = name.startswith((".", "/", "~")) or name.endswith("/")

@@ -96,9 +96,8 @@ def stand_in_note(results: dict) -> str:
 
 
 def published_text(results: dict) -> str:
-    note = stand_in_note(results)
-    head = f"\n{results['title']}\n" + (f"{note}\n" if note else "")
-    return f"{head}\n{text_table(_published_rows(results), 110)}\n"
+    head = [results["title"], *filter(None, [stand_in_note(results)])]
+    return "\n".join(["", *head, "", text_table(_published_rows(results), 110), ""])
 
 
 def generations(out: Path, stages: list[str]) -> list[dict]:
@@ -142,9 +141,8 @@ def write_tables(results: dict, out: Path) -> None:
     """model_performance_comparison.csv, generation_comparison.csv and published.md."""
     write_text(_csv(measures(results)), out / "model_performance_comparison.csv")
     write_text(_csv(results["generations"]), out / "generation_comparison.csv")
-    note = stand_in_note(results)
-    head = f"# {results['title']}\n\n" + (f"{note}\n\n" if note else "")
-    write_text(head + markdown(_published_rows(results)) + "\n", out / "published.md")
+    parts = [f"# {results['title']}", stand_in_note(results), markdown(_published_rows(results))]
+    write_text("\n\n".join(filter(None, parts)) + "\n", out / "published.md")
 
 
 def _csv(rows: list[dict]) -> str:

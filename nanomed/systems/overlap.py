@@ -75,12 +75,10 @@ def near_duplicates(
 
     A text is read once, and again when it is compared with, unless its shingles are among the last that
     were (ROOM). Memory: about 10 KB a text for 0.8, whatever its length. Time: about 0.4 ms a text of
-    250 words, and 20 µs a pair that is verified. Raises UserError for a threshold or a width that cannot
-    be, or without datasketch."""
+    250 words, and 20 µs a pair that is verified. Raises UserError for a threshold that cannot be, or
+    without datasketch."""
     if not LOWEST <= threshold <= 1:
         raise UserError(f"a similarity threshold of {threshold:g}: give one between {LOWEST} and 1")
-    if width < 1:
-        raise UserError(f"shingles of {width} words: give 1 or more")
     sources = [(name, texts, k) for name, texts in held.items() for k in range(len(texts))]
     n_held = len(sources)
     sources += [("training", training, k) for k in range(len(training))]

@@ -6,6 +6,7 @@
 The phases' sections preset the scripts' flags, also for a user of --config, and are tried before all else
 (trial.py); data, models and directories are wired here."""
 
+import itertools
 import json
 import random
 import re
@@ -16,9 +17,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import check_name, json_lines, typed, write_text
+from nanomed.files import check_name, json_lines, read_section, read_toml, typed, write_text
 from nanomed.scripts import ROOT
-from nanomed.sections import read_section, read_sections
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.rows import Field, read_rows, read_texts
 from nanomed.text.templates import load_template
@@ -122,7 +122,7 @@ def read_recipe(name: str) -> Recipe:
     home = ROOT / "recipes"
     path = Path(name) if name.endswith(".toml") else home / f"{name}.toml"
     known = sorted(p.stem for p in home.glob("*.toml") if b"[system]" in p.read_bytes())
-    found = read_sections(path, f"; recipes: {', '.join(known)}, or a .toml file")
+    found = read_toml(path, mend=f"; recipes: {', '.join(known)}, or a .toml file")
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
     if unknown := found.keys() - {"system", "data", "published", *PHASES}:
@@ -196,7 +196,7 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
     for name, data in recipe.data.items():
         if (out / f"{name}.test.jsonl").exists():
             continue
-        rows, bad = _rows(data, name)
+        rows, bad = _rows(data, name, recipe.instead)
         if bad:
             print(f"{', '.join(data.source)}: {bad} bad rows left out")
         if not data.kept:
@@ -216,21 +216,27 @@ def prepare(recipe: Recipe, out: Path, limit: int | None) -> None:
         _write(labelled, out / CLASSIFIED)
 
 
-def _rows(data: Data, name: str) -> tuple[list[dict], int]:
-    """The texts or rows, each once, and how many were left out, empty texts among them."""
+def _rows(data: Data, name: str, instead: dict[str, str]) -> tuple[list[dict], int]:
+    """The texts or rows, each once, and how many were left out, empty texts among them. instead: what stands
+    in, whose field a flag names."""
     files = data.files
     if data.kept:
         rows = [row for file in files for row in read_rows(file, lambda row: row, None, True)]
         return [row for row in rows if row is not None], rows.count(None)
     if name == ROWS:
-        fields = Fields(data.instruction, data.input, data.response, data.group)
+        named = (
+            (getattr(data, key), f"[data.{ROWS}] {key} =") for key in ("instruction", "input", "response")
+        )
+        fields = Fields(*itertools.starmap(Field, named), data.group)
         items, bad, _ = read_instructions(files, fields, None, True)
         if any(len(item.turns) != 2 for item in items):
-            one = f"[data.{ROWS}] of a recipe takes rows of one question and its answer"
+            one = (
+                f"[data.{ROWS}] is asked and measured a question at a time; train_sft.py takes conversations"
+            )
             raise UserError(f"{', '.join(files)}: conversations of several turns; {one}")
         names = ("instruction", "input", "response", *(["group"] if data.group else []))
         return [{name: getattr(item, name) for name in names} for item in dict.fromkeys(items)], bad
-    field = Field(data.field, "--field")
+    field = Field(data.field, f"[data.{name}] field =" if name not in instead else "--field")
     texts = [text for file in files for text in read_texts(file, field, None, True)]
     good = [text for text in texts if text and text.strip()]
     return [{"text": text} for text in dict.fromkeys(good)], len(texts) - len(good)

@@ -171,7 +171,8 @@ class Reproduction:
         return min(60, self.args.max_new_tokens)
 
     def prompts(self) -> list:
-        return ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", self.longest]
+        template = ["--template", self.recipe.template] if trial.undecided(self.recipe) else []
+        return ["--prompts", shown(self.out / PROMPTS), "--max-new-tokens", self.longest, *template]
 
     def classified(self) -> dict:
         """The third phase on the held-out texts of both sides, beside the baselines."""

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,10 @@ from nanomed.files import read_object, write_json
 from nanomed.optional import need
 from nanomed.precision import autocast, evaluating, mend
 from nanomed.streams import progress_bar
-from nanomed.text.corpus import cache_directory
+from nanomed.text.lines import sha256_of
 from nanomed.text.nfkc import nfkc
 from nanomed.text.rows import Field, read_texts
 
-WAYS = ("bm25", "embeddings")
 FORMAT = "passages 2"  # of the cached embeddings; part of their key
 ROWS = "rows.npy"
 
@@ -38,10 +38,8 @@ ROWS = "rows.npy"
 def retrieve(
     how: str, o: Opened | None, passages: list[str], queries: list[str], k: int, context: int, batch_size: int
 ):
-    """Indices (Q, k) of the passages that fit each query best, best first, int64. how: one of WAYS; by "bm25"
-    no model is asked. Raises UserError for more passages than there are, and as the two ways do."""
-    if how not in WAYS:
-        raise UserError(f"no way to retrieve is called {how!r}; there are {', '.join(WAYS)}")
+    """Indices (Q, k) of the passages that fit each query best, best first, int64. how: "embeddings", or
+    "bm25", which asks no model. Raises UserError for more passages than there are, and as the two ways do."""
     if k > len(passages):
         raise UserError(f"--retrieve {k}: the corpus has {len(passages)} passages")
     if how == "bm25":
@@ -75,13 +73,11 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
     and for a bad row."""
     field = Field(args.corpus_field, "--corpus-field")
     texts = (t for name in args.corpus for t in read_texts(name, field, None, args.skip_bad_rows))
-    corpus, sha = [text for text in texts if text is not None and text.strip()], hashlib.sha256()
-    for text in corpus:
-        sha.update(text.encode() + b"\0")
+    corpus = [text for text in texts if text is not None and text.strip()]
     context = min(512, o.model.config.n_positions)
     found = retrieve(args.retriever, o, corpus, queries, args.retrieve, context, args.batch_size)
     report = {"k": args.retrieve, "retriever": args.retriever, "corpus": args.corpus, "passages": len(corpus)}
-    report |= {"corpus_sha256": sha.hexdigest(), "recall": recall(found, right_passages(corpus, golds))}
+    report |= {"corpus_sha256": sha256_of(corpus), "recall": recall(found, right_passages(corpus, golds))}
     return Retrieved([[corpus[k] for k in row[::-1]] for row in found], report)
 
 
@@ -124,10 +120,7 @@ def embed(
     final norm, over the first `context` ids of Tokenizer.prompt (Reimers & Gurevych 2019, Sentence-BERT,
     section 3: MEAN); a text without any has the leading token. out: where to write the rows, if not into
     memory. Neither batch_size nor the order of texts changes a row, rounding apart. Raises UserError for a
-    context that the model has not, for a text without ids, and for values that are not finite."""
-    positions = o.model.config.n_positions
-    if not 1 <= context <= positions:
-        raise UserError(f"context {context} must be from 1 to the model's {positions} positions")
+    text without ids, and for values that are not finite."""
     rows: dict[bytes, list[int]] = {}  # of equal ids: read once, so that equal passages are equally near
     for i, text in enumerate(texts):
         ids = o.tokenizer.prompt(text)[:context]
@@ -194,16 +187,8 @@ def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size:
     for text in passages:
         raw = text.encode("utf-8", "surrogatepass")  # that it has no ids is embed()'s to say
         key.update(b"%d %b" % (len(raw), raw))
-    directory = cache_directory() / key.hexdigest()[:32]
-
-    def fill(folder: Path) -> None:
-        _embed_into(folder, o, passages, context, batch_size)
-
-    try:
-        return filled(directory, "embedding", (ROWS, "meta.json"), _map_rows, fill)
-    except OSError as e:
-        why = f"the passages' embeddings could not be written ({e})"
-        raise UserError(f"{directory.parent}: {why}; NANOMED_CACHE names another place") from e
+    fill = partial(_embed_into, o=o, passages=passages, context=context, batch_size=batch_size)
+    return filled(key.hexdigest()[:32], "embedding", (ROWS, "meta.json"), _map_rows, fill)
 
 
 def _map_rows(directory: Path) -> np.memmap | None:

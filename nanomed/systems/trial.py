@@ -2,14 +2,13 @@
 tokenizer of the model that it begins with. So no run of hours ends at what could have been known."""
 
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from dataclasses import replace
 
 import torch
 
 from nanomed import hub
-from nanomed.errors import UserError
+from nanomed.errors import UserError, naming
 from nanomed.evaluation.commands import choices
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.prompts import ask
@@ -26,15 +25,6 @@ from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import run, settings
 from nanomed.training.anchor import make_anchor
 from nanomed.training.settings import Settings
-
-
-@contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Where it stands, before a UserError that does not say it."""
-    try:
-        yield
-    except UserError as e:
-        raise UserError(f"{where}: {e}") from e
 
 
 def published(recipe: Recipe) -> None:
@@ -111,12 +101,22 @@ def prompts(recipe: Recipe, new_tokens: int) -> None:
     source = hub.find(recipe.model)
     _, config = hub.read_config(source.directory)
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory)
-    own = templates.of_model(source.adapter, source.directory)
-    instructed = templates.load_template(recipe.template) if "instruct" in recipe.phases else None
-    for template in (None, own, instructed):
+    named = templates.load_template(recipe.template)
+    own = named if undecided(recipe) else templates.of_model(source.adapter, source.directory)
+    for template in (None, own, named if "instruct" in recipe.phases else None):
         for prompt in recipe.prompts:
             with naming(f"{recipe.path} [system]: prompts: {prompt[:60]!r}"):
                 room(config, ask(tokenizer, prompt, template).ids, new_tokens)
+
+
+def undecided(recipe: Recipe) -> bool:
+    """Whether the model has several chat templates, of which none is the default: the recipe's is taken."""
+    source = hub.find(recipe.model, weights=False)
+    try:
+        templates.of_model(source.adapter, source.directory)
+    except UserError:
+        return True
+    return False
 
 
 def labelled(recipe: Recipe) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from nanomed.caches import filled
 from nanomed.errors import UserError
-from nanomed.text.corpus import cache_directory
 from nanomed.text.formats import KINDS, PACKED, split_how
 from nanomed.text.rows import split_name, split_weight
 
@@ -70,12 +69,8 @@ def _line(row, where: str) -> str:
 
 def _keep(key: str, name: str, write) -> str:
     """The path of what write(path) writes, in a folder of the cache that is known by `key`."""
-    folder = cache_directory() / f"{key[:32]}-given"
     look = lambda there: there / name if (there / name).exists() else None  # noqa: E731
-    try:
-        return str(filled(folder, "keeping", ("rows",), look, lambda unfinished: write(unfinished / name)))
-    except OSError as e:
-        raise UserError(f"{folder}: could not be written ({e}); NANOMED_CACHE names another place") from e
+    return str(filled(f"{key[:32]}-given", "keeping", ("rows",), look, lambda folder: write(folder / name)))
 
 
 def in_short(value) -> str:

@@ -5,7 +5,7 @@ rendering it a second time: the same conversation with every letter of what is s
 Where the two texts differ, somebody speaks; where they are the same, the template does."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -25,6 +25,8 @@ from nanomed.text.vocabulary import CHAT, CONFIG, MORE, copy_more_templates, nam
 # Whose texts keep what a template may look for in them, and which characters that it may treat apart.
 A, ALL = ("assistant",), ("system", "user", "assistant", "tool")
 KEPT = ((), ""), (A, ""), (A, jinja.BLANKS), (A, jinja.SIGNS), (ALL, jinja.SIGNS)
+
+FRAMES = 1000  # of that many kinds of conversations a template's own text is kept
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,15 @@ class ChatTemplate:
             said = turns[unseen[0]].text[:40]
             raise BadRow(f"turn {unseen[0] + 1}: the template shows nothing of the answer {said!r}")
 
-    def encode(self, conversation: Conversation, tokenizer) -> list[tuple]:
+    def encode(self, conversation: Conversation, tokenizer) -> Iterable[tuple]:
         """The ids, and the spans of them that are supervised: of each answer from its first word (of the
         reasoning, where it is shown) to the token that ends the turn. One example; but where later turns
         change what the template writes of earlier ones, each answer is one of its own, after what the model
-        would see before it. Raises UserError if the words cannot be told from the template."""
+        would see before it, made when it is asked for. Raises UserError if the words cannot be told from the
+        template."""
         turns, learned = conversation.turns, conversation.learned
         whole = self._together(turns, learned, tokenizer)
-        return [whole] if whole else [self._together(turns[: k + 1], [k], tokenizer) for k in learned]
+        return [whole] if whole else (self._together(turns[: k + 1], [k], tokenizer) for k in learned)
 
     def _together(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
         """The example of turns up to the last that is learned; None if an answer stands otherwise in it than
@@ -115,6 +118,8 @@ class ChatTemplate:
         kinds = [(t.role, bool(t.name), bool(t.text), t.reasoning and "some") for t in turns]
         key = (tokenizer.hash, *learned, *kinds)
         if key not in self._frames:
+            if len(self._frames) == FRAMES:
+                self._frames.pop(next(iter(self._frames)))  # the oldest
             self._frames[key] = self._frame(turns, learned, tokenizer)
         frame = self._frames[key]
         if frame is None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ def unplaced(conversations: Iterable[Iterable[Turn]], template) -> list[str]:
 class Conversation:
     """Turns, of which the last is an assistant's answer that is to be learned; group: rows of one group stay
     on one side of a split; references: where a row has a list of right answers, each of them (the answer to
-    be learned is all of them, a line each)."""
+    be learned is all of them, a line each); place: its file and row, for a message."""
 
     turns: tuple[Turn, ...]
     group: str = ""
     references: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, instruction: str, input: str, response: str, group: str = "") -> "Conversation":

@@ -9,7 +9,6 @@ array."""
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,17 +75,6 @@ class Selection:
         return self.corpus.tokens[d["start"] : d["start"] + d["length"]]
 
 
-def cache_directory() -> Path:
-    """NANOMED_CACHE, or nanomed/ in the user's cache; for a user without a home (of a number only, in a
-    container) in the place for temporary files."""
-    if named := os.environ.get("NANOMED_CACHE"):
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomed"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}"
-
-
 def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows=False) -> Corpus:
     """Encode the documents of `names`, in order, into a token file in the cache, or map the one that is
     there.
@@ -110,12 +98,8 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
     contents = hashes()
     key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, *map(str, how)]).encode())
     key.update("".join(contents).encode())
-    directory = cache_directory() / key.hexdigest()[:32]
-    try:
-        return filled(directory, "encoding", (*FILES, "meta.json"), lambda d: _map_corpus(d, names), fill)
-    except OSError as e:
-        where = f"{directory.parent}: the encoded corpus could not be written ({e})"
-        raise UserError(f"{where}; NANOMED_CACHE names another place") from e
+    files = (*FILES, "meta.json")
+    return filled(key.hexdigest()[:32], "encoding", files, lambda folder: _map_corpus(folder, names), fill)
 
 
 def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
@@ -208,9 +192,7 @@ def _encode_rows(rows: list, tokenizer, dtype) -> list:
 
 def _encode(text: str, tokenizer, dtype) -> tuple[bytes, bytes, tuple, set[str]]:
     """Its bytes, its tokens', its row of the table but for `start`, and the special tokens it spells."""
-    raw, ids = text.encode("utf-8"), tokenizer.encode(text).astype(dtype)
-    if not tokenizer.is_led(ids):
-        ids = np.concatenate([np.array([tokenizer.lead], dtype), ids])
+    raw, ids = text.encode("utf-8"), tokenizer.document(text).astype(dtype)
     row = (len(ids), len(raw), len(text.split()), hashlib.sha256(raw).digest()[:16])
     return raw, ids.tobytes(), row, tokenizer.spellings.names_in(text)
 

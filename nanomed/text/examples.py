@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from nanomed.errors import naming
 from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.conversations import Conversation
 
@@ -52,20 +53,26 @@ def encode_instructions(items: list[Conversation], tokenizer, template, context:
     prompt that leaves no room drops the row. All are counted."""
     out = Encoded()
     for item in items:
-        out.empty += sum(not item.turns[k].text for k in item.learned)
-        for n, (ids, spans) in enumerate(template.encode(item, tokenizer)):
-            if len(ids) <= context + 1:
-                out.examples.append(Example(ids, spans))
-                continue
-            fit = [span for span in spans if span[1] <= context + 1]
-            out.late += len(spans) - len(fit) - (not fit and not n)
-            if fit:
-                out.examples.append(Example(ids[: fit[-1][1]], tuple(fit)))
-            elif n == 0 and spans[0][0] <= context:
-                out.truncated += 1
-                out.examples.append(Example(ids[: context + 1], ((spans[0][0], context + 1),)))
-            elif n == 0:
-                out.dropped += 1
+        with naming(item.place):
+            out.empty += sum(not item.turns[k].text for k in item.learned)
+            for n, (ids, spans) in enumerate(template.encode(item, tokenizer)):
+                if len(ids) <= context + 1:
+                    out.examples.append(Example(ids, spans))
+                    continue
+                fit = [span for span in spans if span[1] <= context + 1]
+                out.late += len(spans) - len(fit) - (not fit and not n)
+                if fit:
+                    out.examples.append(Example(ids[: fit[-1][1]], tuple(fit)))
+                elif n == 0 and spans[0][0] <= context:
+                    out.truncated += 1
+                    out.examples.append(Example(ids[: context + 1], ((spans[0][0], context + 1),)))
+                elif n == 0:
+                    out.dropped += 1
+                asked = item.turns[item.learned[n] - 1]
+                if len(spans) == 1 and spans[0][0] > context and asked.role == "user":
+                    # What was said before a question fills the context: so it does before all later answers.
+                    out.late += len(item.learned) - n - 1
+                    break
     return out
 
 

@@ -18,7 +18,7 @@ from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
 from nanomed.text.conversation_rows import conversation, form_of
 from nanomed.text.conversations import Conversation
-from nanomed.text.instructions import Fields, group_of
+from nanomed.text.instructions import Fields, asked_in, group_of
 from nanomed.text.rows import NoField, field_of, fields_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
@@ -188,7 +188,7 @@ def read_excluded(s, fields: Fields | None = None) -> Excluded:
 def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Conversation | None]:
     """The document and the instruction that a row is, either or both. What is no text in its other fields
     counts as empty."""
-    asked, document = get_value(row, fields.instruction), get_value(row, text_field)
+    asked, document = asked_in(row, fields), get_value(row, text_field)
     form = form_of(row) if asked is None else None
     if asked is None and document is None and not form:
         raise NoField(

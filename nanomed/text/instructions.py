@@ -1,14 +1,13 @@
 """Rows of instructions and their answers, or of conversations, as files hold them."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from nanomed.errors import UserError
-from nanomed.text.conversation_rows import conversation, form_of, refuse_nearly
+from nanomed.text.conversation_rows import LISTED, conversation, form_of, refuse_nearly
 from nanomed.text.conversations import Conversation, begun
-from nanomed.text.lines import good, say
-from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, read_rows
+from nanomed.text.lines import good, say, sha256_of
+from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, placed_rows
 
 
 @dataclass
@@ -29,6 +28,7 @@ UNREAD = ("context", "system", "history", "options")
 def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -> str:
     """get_text() of the first field that is filled. Raises BadRow where two of the default's names hold
     different texts, since nobody said which is meant."""
+    flag = getattr(fields, "flag", flag)
     filled = {name: get_value(row, name) for name in fields.split(",")}
     filled = {name: value for name, value in filled.items() if value not in (None, "", [])}
     if fields == default and len({str(value) for value in filled.values()}) > 1:
@@ -51,7 +51,7 @@ def read_instructions(
             nonlocal form
             known = form
             if known == ():
-                known = form_of(row) if get_value(row, fields.instruction) is None else None
+                known = form_of(row) if asked_in(row, fields) is None else None
             if known:
                 found = conversation(row, known[1], group_of(row, fields), unread)
             else:
@@ -64,17 +64,14 @@ def read_instructions(
             form = known
             return found
 
-        taken += read_rows(name, take, limit, skip_bad)
+        for place, item in placed_rows(name, take, limit, skip_bad):
+            taken.append(item and replace(item, place=f"{name}, {place}"))
     kept = [item for item in taken if item is not None]
     if not kept:
         raise UserError(f"{', '.join(names)}: no instructions there")
     for what, n in (+unread).items():
         print(f"{', '.join(names)}: {what.replace('{n}', f'{n:,}')}")
-    sha = hashlib.sha256()
-    for item in kept:
-        for part in item.parts():
-            sha.update(part.encode() + b"\0")
-    return kept, len(taken) - len(kept), sha.hexdigest()
+    return kept, len(taken) - len(kept), sha256_of(part for item in kept for part in item.parts())
 
 
 def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
@@ -92,9 +89,18 @@ def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
     mend = "--input-field {} takes it for the input"
     others = [name for name in UNREAD if name not in named and get_value(row, name)]
     unread.update(f"the field {name} of {{n}} rows is not read ({mend.format(name)})" for name in others)
+    others = [name for name in LISTED if name not in named and isinstance(get_value(row, name), list)]
+    mend = "--instruction-field {} takes the conversation"
+    unread.update(f"the field {name} of {{n}} rows is not read ({mend.format(name)})" for name in others)
     listed = get_value(row, fields.response)
     references = tuple(listed) if isinstance(listed, list) else ()
     return replace(Conversation.of(instruction, input, response, group), references=references)
+
+
+def asked_in(row, fields: Fields):
+    """What stands in the field of the instruction; None for a list of turns, which is a conversation."""
+    value = get_value(row, fields.instruction)
+    return None if isinstance(value, list) and any(isinstance(part, dict) for part in value) else value
 
 
 def group_of(row, fields: Fields) -> str:
@@ -108,9 +114,9 @@ def group_of(row, fields: Fields) -> str:
 def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
     """Whether the first good row of a file has an instruction, or is a conversation; else its rows are plain
     documents. Raises UserError if it is none of these."""
-    for row in read_rows(name, good, None, skip_bad):
+    for _, row in placed_rows(name, good, None, skip_bad):
         if row is not None:
-            asked = get_value(row, fields.instruction) is not None or form_of(row) is not None
+            asked = asked_in(row, fields) is not None or form_of(row) is not None
             if not asked and get_value(row, field_of(name, text_field)) is None:
                 raise UserError(
                     f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "

@@ -1,6 +1,5 @@
 """Labelled texts: rows to the two sides of a training, and to ids."""
 
-import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,11 @@ import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.text import heldout, special
-from nanomed.text.divide import Divided, divide, draw
+from nanomed.text.divide import Divided, by_text, divide, draw, draw_by_label
 from nanomed.text.heldout import HeldOut, Items
 from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
+from nanomed.text.lines import sha256_of
 from nanomed.text.rows import BadRow, field_of, get_text, named_sets, read_rows
-from nanomed.text.stratified import by_text, draw_by_label
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,8 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
     for note in found.notes:
         say(note)
     items = [Labelled(text, labels) for (_, text, _), labels in zip(good, found.labels, strict=True)]
-    sha = hashlib.sha256()
-    for item in items:
-        sha.update("\0".join([item.text, *item.labels, ""]).encode() + b"\0")
-    return LabelledSet(items, found.multi_label, n - len(items), sha.hexdigest(), found.order, found.lists)
+    sha = sha256_of(part for item in items for part in (item.text, *item.labels, ""))
+    return LabelledSet(items, found.multi_label, n - len(items), sha, found.order, found.lists)
 
 
 @dataclass(frozen=True)

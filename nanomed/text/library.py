@@ -73,27 +73,24 @@ class Library:
         return np.array(ids, np.uint32), np.array(ends, np.int64)
 
     def _encoded(self, text: str, begins: bool):
-        return _encoded(self._whole if begins else self._behind_special, text)
+        try:
+            text.encode("utf-8")
+        except ValueError as e:
+            raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
+        tokenizer = self._whole if begins else self._behind_special
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
         """As ByteLevel.behind(); a text that has to be encoded alone gets no blank."""
         whole, border = self._encoded(before + text, begins), len(before)
         if any(start < border < end for start, end in whole.offsets):
-            return np.array(_encoded(self._inside, text).ids, dtype=np.uint32)
+            return np.array(self._inside.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
         ids = [i for i, (start, _) in zip(whole.ids, whole.offsets, strict=True) if start >= border]
         return np.array(ids, dtype=np.uint32)
 
     def decode(self, ids: list[int], inside: bool = False) -> str:
         """inside: the ids are no text's beginning, so a blank at theirs is one."""
         return (self._inside if inside else self._whole).decode(ids, skip_special_tokens=False)
-
-
-def _encoded(tokenizer, text: str):
-    try:
-        text.encode("utf-8")
-    except ValueError as e:
-        raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
-    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _without_blank(spec: dict, schemes: set[str]) -> dict:

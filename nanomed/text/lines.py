@@ -1,6 +1,7 @@
 """What files of rows have in common: lines, decoded, each a row or a bad one; plain texts; and one line for
 what was recognised."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,14 @@ class BadRow(Exception):
 def say(line: str) -> None:
     """Once, however often a file is read."""
     print(f"note: {line}", file=sys.stderr)
+
+
+def sha256_of(texts: Iterable[str]) -> str:
+    """Of texts in order, each followed by a NUL byte."""
+    sha = hashlib.sha256()
+    for text in texts:
+        sha.update(text.encode() + b"\0")
+    return sha.hexdigest()
 
 
 def good(row):

@@ -6,7 +6,6 @@ from itertools import repeat
 
 import numpy as np
 
-from nanomed.errors import UserError
 from nanomed.streams import progress_bar
 from nanomed.text.nfkc import nfkc
 
@@ -49,8 +48,6 @@ def ngram_overlap(evaluated: Sequence[str], training: Iterable[str], n: int = 13
 
     `training` is read once, `evaluated` twice; what is kept is the evaluated n-grams' hashes (8 bytes each)
     and vocabulary."""
-    if n < 1:
-        raise UserError(f"n-grams of {n} words: give 1 or more")
     numbers: dict[str, int] = {}
 
     def grams(text: str) -> np.ndarray:

@@ -54,9 +54,8 @@ def read_texts(name: str, text_field: str, limit: int | None, skip_bad: bool) ->
 
 
 def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[tuple]:
-    """read_texts(), each after its place for a message: "row 2", or "row 2, line 4" where that is another
-    number."""
-    return _placed_rows(name, partial(get_text, fields=field_of(name, text_field)), limit, skip_bad)
+    """read_texts(), each after its place."""
+    return placed_rows(name, partial(get_text, fields=field_of(name, text_field)), limit, skip_bad)
 
 
 def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterator | None = None) -> Iterator:
@@ -65,10 +64,12 @@ def read_rows(name: str, take, limit: int | None, skip_bad: bool, found: Iterato
 
     `take` raises BadRow for a row that it cannot use. Raises UserError with file, row and line for the first,
     unless `skip_bad`; and if there are rows and all of them are bad."""
-    return (value for _, value in _placed_rows(name, take, limit, skip_bad, found))
+    return (value for _, value in placed_rows(name, take, limit, skip_bad, found))
 
 
-def _placed_rows(name, take, limit, skip_bad, found=None) -> Iterator[tuple[str, object]]:
+def placed_rows(name, take, limit, skip_bad, found=None) -> Iterator[tuple[str, object]]:
+    """read_rows(), each after its place for a message: "row 2", or "row 2, line 4" where that is another
+    number."""
     number, good, first_bad = 0, False, None
     for number, (where, make) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
         line = f"line {where}" if isinstance(where, int) else where
@@ -130,7 +131,7 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     if any(_has(row, field) for field in fields.split(",")):
         raise BadRow(f"no text in the field {fields!r}: null there")
-    several = f"; {flag} a,b takes the first that a row has" if flag.startswith("--") else ""
+    several = f"; {flag} a,b takes the first that a row has" if flag.startswith(("--", "[")) else ""
     raise NoField(f"no text in the field {fields!r} ({fields_of(row)}{several})")
 
 
@@ -158,13 +159,10 @@ def get_value(row, fields: str):
     for field in fields.split(","):
         value = row
         for key in field.split("."):
-            value = _at(value, key)
+            if isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", key):
+                value = value[int(key)] if -len(value) <= int(key) < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, dict) else None
         if value is not None and not (isinstance(value, float) and value != value):
             return value
     return None
-
-
-def _at(value, key: str):
-    if isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", key):
-        return value[int(key)] if -len(value) <= int(key) < len(value) else None
-    return value.get(key) if isinstance(value, dict) else None

@@ -199,17 +199,16 @@ def load_template(name: str) -> Template:
     if path.suffix != ".toml":
         known = f"{', '.join(TEMPLATES)}, or a TOML file of your own"
         raise UserError(f"--template {name}: unknown; known: {known}")
-    try:
-        keys = read_toml(path)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from e
-    return _checked(keys, path)
+    return _checked(read_toml(path), path)
 
 
-def of_model(*directories: Path | None) -> "Template | ChatTemplate | None":
+def of_model(*directories: Path | None, name: str | None = None) -> "Template | ChatTemplate | None":
     """How a model is asked, by the first of the directories that says so: the template that nanomed
-    instructed it with, else its own chat template; None if none does."""
-    return next((t for d in directories if d and (t := _of_directory(d))), None)
+    instructed it with, else its own chat template; or its chat template of this name. None if none does."""
+    from nanomed.text import chat  # here, so that --help need not wait for Jinja
+
+    found = ((not name and instructed_with(d)) or chat.load(d, name) for d in directories if d)
+    return next(filter(None, found), None)
 
 
 def instructed_with(*directories: Path | None) -> Template | None:
@@ -219,18 +218,11 @@ def instructed_with(*directories: Path | None) -> Template | None:
     return file and _checked(read_object(file), file)
 
 
-def _of_directory(directory: Path, name: str | None = None) -> "Template | ChatTemplate | None":
-    from nanomed.text import chat  # here, so that --help need not wait for Jinja
-
-    return (not name and instructed_with(directory)) or chat.load(directory, name)
-
-
 def choose(asked: str | None, *directories: Path | None) -> "tuple[Template | ChatTemplate, str]":
     """The template to instruct a model with, and what it is called: the one that is asked for (by its name,
     or that of one of the model's chat templates), else the model's own, else `response`."""
     if asked and asked not in TEMPLATES and not asked.endswith(".toml"):
-        named = next((t for d in directories if d and (t := _of_directory(d, asked))), None)
-        return named or load_template(asked), asked
+        return of_model(*directories, name=asked) or load_template(asked), asked
     if asked:
         return load_template(asked), asked
     own = of_model(*directories)

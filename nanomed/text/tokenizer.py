@@ -15,7 +15,7 @@ import numpy as np
 from nanomed.errors import Unencodable, UserError
 from nanomed.files import no_pipe, read_json, read_object, typed
 from nanomed.text import vocabulary
-from nanomed.text.added import Spellings
+from nanomed.text.added import Added, Spellings
 from nanomed.text.byte_level import GPT2, ByteLevel
 from nanomed.text.library import Library
 from nanomed.text.special import Written, written
@@ -87,11 +87,8 @@ class Tokenizer:
         """The ids of a text after the token that a document begins with; one that spells it itself gets no
         second."""
         ids = self.encode(text)
-        return ids if self.is_led(ids) else np.concatenate([np.array([self.lead], ids.dtype), ids])
-
-    def is_led(self, ids: np.ndarray) -> bool:
-        """Whether a text's ids have the token already that a document begins with."""
-        return len(ids) > 0 and ids[0] == self.lead
+        led = len(ids) > 0 and ids[0] == self.lead
+        return ids if led else np.concatenate([np.array([self.lead], ids.dtype), ids])
 
     def prompt(self, text: str | Written) -> np.ndarray:
         """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts
@@ -108,7 +105,8 @@ class Tokenizer:
         else."""
         before, text = written(before), written(text)
         whole, border, at, parts = before + text, len(before.text), 0, []
-        for start, end, i in self._real(whole, border):
+        end = len(whole.text)
+        for start, end, i in [*self.spellings.real(whole, self.reading, border), (end, end, None)]:
             piece = whole.text[max(at, border) : start]
             if piece and at < border:
                 parts.append(self.codec.behind(whole.text[at:border], piece, at == 0))
@@ -117,11 +115,6 @@ class Tokenizer:
             parts += [np.array([i], np.uint32)] if i is not None and start >= border else []
             at = end
         return self._known(np.concatenate(parts) if parts else np.zeros(0, np.uint32))
-
-    def _real(self, text: Written, border: int = 0) -> list[tuple[int, int, int | None]]:
-        """Spellings.real(), and the text's end as one more place."""
-        end = len(text.text)
-        return [*self.spellings.real(text, self.reading, border), (end, end, None)]
 
     def ids_from(self, size: int) -> set[int]:
         return {i for i in self._bytes_of_id if i >= size}
@@ -175,7 +168,10 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
         ids = vocab | {token["content"]: token["id"] for token in added}
         vocabulary.check_ids(ids, where)
         vocabulary.check_added(vocab, added, where)
-        looked_for = vocabulary.looked_for(added)
+        flags = ({flag: bool(t.get(flag)) for flag in vocabulary.FLAGS} for t in added)
+        looked_for = [
+            Added(t["content"], t["id"], **of_token) for t, of_token in zip(added, flags, strict=True)
+        ]
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
             codec = ByteLevel(vocab, merges, pattern, all_splits, where, [token.id for token in looked_for])

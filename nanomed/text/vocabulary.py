@@ -2,7 +2,6 @@
 which tokens stand for no text, and which of them a text may spell."""
 
 import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from msgspec import Meta
 
 from nanomed.errors import UserError
 from nanomed.files import read_object
-from nanomed.text.added import Added
 from nanomed.text.byte_level import pattern_of, pre_tokenizers
+from nanomed.text.lines import say
 
 EOT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
@@ -192,11 +191,14 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     if eos is None:
         raise UserError(f"{directory}: its tokenizer has no {EOT} and names no other end-of-text token")
     named = [file.get("eos_token_id") for file in models + generations]
-    ends = {i for more in named for i in (more if isinstance(more, list) else [more]) if known(i)}
+    named = [i for more in named for i in (more if isinstance(more, list) else [more]) if i is not None]
+    ends = {i for i in named if known(i)}
+    if odd := [repr(i) for i in named if not known(i)]:
+        what = f"eos_token_id names {', '.join(dict.fromkeys(odd))}, no token of its vocabulary"
+        say(f"{model_directory}: {what}; what ends a text is {EOT if eos == ids.get(EOT) else eos}")
     begins, closes = _put_around(spec)
     if closes:
-        what = f"its tokenizer puts {closes} behind every text; here it is behind answers alone"
-        print(f"note: {directory}: {what}", file=sys.stderr)
+        say(f"{directory}: its tokenizer puts {closes} behind every text; here it is behind answers alone")
     begin = ids.get(begins)
     return Special(bos if begin is None else begin, eos, eos if pad is None else pad, ends, begin is not None)
 
@@ -211,10 +213,6 @@ def _put_around(spec: dict) -> tuple[str | None, str | None]:
         if p.get("type") in ("RobertaProcessing", "BertProcessing"):
             return p["cls"][0], p["sep"][0]
     return None, None
-
-
-def looked_for(added: list[dict]) -> list[Added]:
-    return [Added(t["content"], t["id"], **{flag: bool(t.get(flag)) for flag in FLAGS}) for t in added]
 
 
 def copy_more_templates(source: Path, directory: Path) -> None:

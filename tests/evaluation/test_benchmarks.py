@@ -371,7 +371,7 @@ def test_the_page_shows_them(script, model_dir, tmp_path, place):
     assert "Medical benchmarks" in html and "mmlu virology" in html and "not above chance" in html
     out = script("eval.py", "compare", *page, "--benchmarks", "a.json", "b.json")
     assert_refused(out, "b.json", "--limit")
-    assert_refused(script("eval.py", "compare", *page, "--benchmarks", "a.json", "a.json"), "twice")
+    assert_refused(script("eval.py", "compare", *page, "--benchmarks", "a.json", "a.json"), "each model once")
     write(tmp_path / "x.json", {"model": "m", "ppl": 1})
     assert_refused(
         script("eval.py", "compare", *page, "--benchmarks", "x.json"), "x.json", "benchmarks --json"

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from nanomed.evaluation import measure
-from nanomed.evaluation.choices import loglikelihoods, measure_choices
+from nanomed.evaluation.choices import encode, loglikelihoods, measure_choices
 from nanomed.evaluation.questions import Item, from_row, official_ids, read_questions
 from nanomed.text.templates import TEMPLATES
 from tests.conftest import assert_refused, every_family, lm_eval, make_texts
@@ -42,12 +42,13 @@ ITEMS += [Item(make_texts(1, 5, 70, 80)[0], (" patient", " treatment of liver"),
 @every_family
 def test_against_likelihoods(model_dir):
     o = measure.open_model(str(model_dir), dtype="fp32")
-    ours = loglikelihoods(o, ITEMS, batch_size=4)
+    encoded = [encode(item, o.tokenizer, o.model.config.n_positions) for item in ITEMS]
+    ours = loglikelihoods(o, encoded, batch_size=4)
     pairs = [(item.prompt, choice) for item in ITEMS for choice in item.choices]
     np.testing.assert_allclose(np.concatenate(ours), likelihoods(model_dir, pairs), rtol=1e-5)
     for other in (
-        loglikelihoods(o, ITEMS, batch_size=1),
-        loglikelihoods(o, ITEMS[::-1], batch_size=100)[::-1],
+        loglikelihoods(o, encoded, batch_size=1),
+        loglikelihoods(o, encoded[::-1], batch_size=100)[::-1],
     ):
         np.testing.assert_allclose(np.concatenate(other), np.concatenate(ours), rtol=1e-5)
 

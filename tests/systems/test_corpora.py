@@ -429,13 +429,13 @@ def test_schemes_that_mark_ends_are_read_as_seqeval_reads_them(spans):
             marks = [single] if n == 1 else ["B", *"I" * (n - 2), last]
             tags += ["O"] * n if kind == "O" else [f"{mark}-{kind}" for mark in marks]
         case = take(tags)
-        assert case.orphans == 0
+        assert case.counts == {}
         assert mentions(case.gold) == [(e.start, e.end, e.tag) for e in Entities([tags], scheme).entities[0]]
 
 
 def test_what_goes_on_behind_an_end_begins_anew():
     case = take(["S-D", "E-D", "I-D", "O", "E-D", "M-D"])
-    assert case.gold == ("B-D", "B-D", "B-D", "O", "B-D", "B-D") and case.orphans == 4
+    assert case.gold == ("B-D", "B-D", "B-D", "O", "B-D", "B-D") and case.counts["orphans"] == 4
 
 
 def test_bare_tags_have_the_type_that_the_recipe_says():

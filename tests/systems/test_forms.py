@@ -134,7 +134,7 @@ def test_another_form_than_the_one_asked_for_is_malformed(form, answer, input, l
         (
             "entities",
             {"tokens": ["a", "cough"], "tags": ["O", "I-D"]},
-            Case("a cough", ("O", "B-D"), orphans=1),
+            Case("a cough", ("O", "B-D"), counts={"orphans": 1}),
             "cough",
         ),
         ("entities", {"tokens": ["well"], "tags": ["O"]}, Case("well", ("O",)), "none"),

@@ -5,10 +5,12 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import metadata_load
@@ -18,10 +20,11 @@ from nanomed.errors import UserError
 from nanomed.hub import Source
 from nanomed.outputs import release
 from nanomed.systems import card as card_module
-from nanomed.systems import reproduction
+from nanomed.systems import reproduction, trial
 from nanomed.systems.figures import beside_published, published_text
 from nanomed.systems.recipe import PHASES, SCRIPTS, prepare, read_recipe, stand_in
 from nanomed.text.templates import of_model as template_of
+from nanomed.text.vocabulary import CHAT, MORE
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
 
 NAMES = (
@@ -342,6 +345,40 @@ def test_turns_of_a_conversation_are_not_lost_in_silence(tmp_path):
     recipe = stand_in(read_recipe("gpt-neo-flashcards"), None, {"pairs": [str(tmp_path / "p.jsonl")]})
     with pytest.raises(UserError, match=r"p.jsonl: conversations of several turns; \[data.pairs\]"):
         prepare(recipe, tmp_path / "out", None)
+
+
+def test_a_field_that_is_not_there_is_named_by_what_sets_it(tmp_path):
+    """A key of the recipe, or the flag where a file stands in."""
+    docs, rows = write_jsonl(tmp_path / "d.jsonl", make_texts(20, 1)), tmp_path / "p.jsonl"
+    rows.write_text('{"q": "a", "a": "b"}\n')
+    text = smaller("gpt-neo-flashcards", tmp_path).read_text()
+    path = tmp_path / "r.toml"
+    path.write_text(re.sub(r"(\[data.pairs\]\nsource = )\[.*?\]", rf'\1["{rows}"]', text, flags=re.S))
+    with pytest.raises(UserError, match=r"\[data.pairs\] instruction = a,b takes the first"):
+        prepare(read_recipe(str(path)), tmp_path / "a", None)
+    recipe = read_recipe(str(smaller("gpt2-biomedical", tmp_path)))
+    recipe.data.pop("pairs")
+    with pytest.raises(UserError, match="--field a,b takes the first"):
+        prepare(stand_in(recipe, None, {"corpus": [str(docs)]}, "zz"), tmp_path / "b", None)
+    found = recipe.data | {"corpus": replace(recipe.data["corpus"], source=[str(docs)], field="zz")}
+    with pytest.raises(UserError, match=r"\[data.corpus\] field = a,b takes the first"):
+        prepare(replace(recipe, data=found), tmp_path / "c", None)
+
+
+def test_where_a_model_has_several_chat_templates_the_recipes_is_taken(model_dir, tmp_path, monkeypatch):
+    m = shutil.copytree(model_dir, tmp_path / "m")
+    (m / MORE).mkdir()
+    for name in "ab":
+        (m / MORE / f"{name}.jinja").write_text("{{ messages[0].content }}")
+    recipe = replace(read_recipe("gpt-neo-flashcards"), model=str(m), prompts=["Why?"])
+    trial.prompts(recipe, 3)
+    asked = reproduction.Reproduction(recipe, tmp_path, SimpleNamespace(max_new_tokens=3)).prompts()
+    assert asked[-2:] == ["--template", "flashcards"]
+    (m / MORE / "a.jinja").rename(m / CHAT)
+    assert (
+        "--template"
+        not in reproduction.Reproduction(recipe, tmp_path, SimpleNamespace(max_new_tokens=3)).prompts()
+    )
 
 
 def test_a_line_separator_in_a_text_parts_no_row(tmp_path):

@@ -132,6 +132,21 @@ def test_a_training_text_of_a_test_texts_group_is_taken_out_and_rows_keep_their_
     assert_refused(done, "topics.jsonl, row 1", "no 'pmed' in it", "pmid", "group_field")
 
 
+def test_rows_without_a_group_are_no_group(home):
+    rows = rows_of(home / "topics.jsonl")
+    write_rows(home / "topics.jsonl", [row | {"patient": " " if k % 3 else k} for k, row in enumerate(rows)])
+    (home / "sources.toml").write_text(TOML + 'group_field = "patient"\n')
+    task = sources.read_task(sources.read_sources(home / "sources.toml")[1], home, None, False)
+    assert [case.group for case in task.train[:4]] == ["topics: 0", "", "", "topics: 3"]
+
+
+def test_words_in_braces_are_put_in_or_said(home):
+    (home / "sources.toml").write_text(TOML.replace("Medical?", "{{Medical}}? {a b}"))
+    source = sources.read_sources(home / "sources.toml")[1]
+    task = sources.read_task(source, home, None, False)
+    assert sources.row(task, task.test[0], 0)["instruction"] == "{Medical}? {a b} One of: general, medical."
+
+
 def test_no_test_text_of_any_source_is_trained_on(home):
     said = build(home)
     held = {
@@ -194,6 +209,7 @@ def test_the_linear_baselines_learn_what_is_plain(home):
             ["[topics]", "label_lists must be names or vectors"],
         ),
         ("rows = 20", "row = 20", ["[diseases]", "unknown key 'row'"]),
+        ("{labels}", "{label}", ["[topics]", "instructions: {label} is not known; {labels}", "{{label}}"]),
         ("rows = 20", "labels = { a = ' ' }", ["[diseases]", "labels[...]"]),
         ("rows = 20", "measure = 'bleu'", ["[diseases]", "measure", "entity_f1"]),
         (
@@ -335,6 +351,13 @@ def reads(made, rows):
     )
 
 
+def test_a_row_of_an_empty_text_is_a_bad_one(home):
+    rows = labelled(["a", "b"] * 5, "label")
+    rows[3]["text"] = " "
+    done, _, _ = one(home, "class", rows)
+    assert_refused(done, "one.train.jsonl, row 4", "an empty text in 'text'", "--skip-bad-rows")
+
+
 def test_counts_of_cut_left_out_and_repeated_rows(home):
     texts = ["one two", "one  two", "one two\nthree four", "a b c d e"]
     train = [{"text": t, "label": "x"} for t in [*texts, "over there", "", "f g h i"]] + [
@@ -343,11 +366,11 @@ def test_counts_of_cut_left_out_and_repeated_rows(home):
     test = [{"text": t, "label": "y"} for t in ["k l", "k l", "k\nl\nm", "over there"]]
     done, made, rows = one(home, "class", train, test, "words = 2", ["--skip-bad-rows"])
     assert rows[2]["input"] == "k\nl" and made["cut"] == {"train": 3, "test": 1} and made["words"] == 2
-    assert (made["removed"], made["bad_rows"], made["repeated"]) == (1, 1, {"train": 2, "test": 2})
-    assert (made["train"], made["in_mixture"], made["orphans"]) == (6, 6, {"train": 0, "test": 0})
-    said = "1 repeat a test text and were taken out, 1 bad rows left out, "
-    said += "3 of 6 training texts and 1 of 4 test texts cut at 2 words, "
-    assert said + "2 of 6 training texts and 2 of 4 test texts repeat an earlier one" in done.stdout
+    assert (made["removed"], made["bad_rows"], made["repeated"]) == (1, 2, {"train": 2, "test": 2})
+    assert (made["train"], made["in_mixture"], made["orphans"]) == (5, 5, {"train": 0, "test": 0})
+    said = "1 repeat a test text and were taken out, 2 bad rows left out, "
+    said += "3 of 5 training texts and 1 of 4 test texts cut at 2 words, "
+    assert said + "2 of 5 training texts and 2 of 4 test texts repeat an earlier one" in done.stdout
 
 
 def test_tags_that_begin_with_an_i_are_counted(home):

@@ -149,7 +149,8 @@ def test_choices_have_lm_evals_likelihoods(models, name):
     o = measure.open_model(str(models[name]), dtype="fp32")
     pairs = [(item.prompt, choice) for item in items for choice in item.choices]
     theirs = [value for value, _ in lm_eval(models[name], "loglikelihood", pairs)]
-    np.testing.assert_allclose(np.concatenate(loglikelihoods(o, items)), theirs, rtol=1e-5)
+    encoded = [encode(item, o.tokenizer, o.model.config.n_positions) for item in items]
+    np.testing.assert_allclose(np.concatenate(loglikelihoods(o, encoded, 16)), theirs, rtol=1e-5)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -191,7 +192,8 @@ def test_where_a_token_crosses_lm_eval_scores_something_else(models):
         *t.encode(choices[0]),
     ]  # " patients" is a token
     o = measure.open_model(str(directory), dtype="fp32")
-    (ours,) = loglikelihoods(o, [Item(prompt, choices, 0)])
+    encoded = encode(Item(prompt, choices, 0), t, o.model.config.n_positions)
+    (ours,) = loglikelihoods(o, [encoded], 16)
     for value, choice in zip(ours, choices, strict=True):
         ids = torch.tensor([[*t.prompt(prompt).tolist(), *t.encode(choice).tolist()]])
         with torch.no_grad():

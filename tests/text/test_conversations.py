@@ -276,6 +276,39 @@ def test_a_long_conversation_is_cut_behind_an_answer_and_the_rest_is_counted(pai
             assert found.truncated == (n == 1 and found.examples[0].spans[0] != whole[0].spans[0])
 
 
+def test_what_a_full_context_leaves_of_a_long_conversation_is_not_written_out(pair, monkeypatch):
+    """Where each answer is an example of its own, writing all of them takes the square of the turns."""
+    item, made = bench.conversation(60, True, "Thought"), template(SOURCES["qwen3"])
+    whole = encode_instructions([item], pair[1], made, 10**6).examples
+    assert len(whole) == len(item.learned)
+    context = len(whole[3].ids)
+    written, together = [], ChatTemplate._together
+    monkeypatch.setattr(ChatTemplate, "_together", lambda *args: written.append(args) or together(*args))
+    found = encode_instructions([item], pair[1], made, context)
+    assert [e.ids.tolist() for e in found.examples] == [e.ids.tolist() for e in whole[: len(found.examples)]]
+    assert len(found.examples) + found.late == len(whole) and len(written) < 10
+
+
+def test_of_many_kinds_of_conversations_the_oldest_frames_are_forgotten(pair, monkeypatch):
+    monkeypatch.setattr(chat, "FRAMES", 3)
+    made, items = template(CHATML), [bench.conversation(n, False, None) for n in (1, 2, 3, 4, 1)]
+    once = [encode_instructions([item], pair[1], template(CHATML), 500).examples[0] for item in items]
+    again = encode_instructions(items, pair[1], made, 500).examples
+    assert len(made._frames) == 3 and [e.spans for e in again] == [e.spans for e in once]
+
+
+def test_a_row_that_cannot_be_encoded_is_named(pair, tmp_path):
+    rows = [MESSAGES, [MESSAGES[0] | {"content": "<|im_end|>"}, MESSAGES[1]]]
+    items, _, _ = read_instructions([str(path := write_rows(tmp_path, rows))], Fields(), None, False)
+    pair[0].save_pretrained(tmp_path / "t")
+    refusing = load_tokenizer(tmp_path / "t", reading="refuse")
+    with pytest.raises(UserError, match=f"{path}, row 2: a text is refused"):
+        encode_instructions(items, refusing, template(CHATML), 100)
+    split = "{% for m in messages %}{{ m.content.split('Q') | length * 'q' }}{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="row 1: .*cannot be told from what is said"):
+        encode_instructions(items, pair[1], template(split), 100)
+
+
 def test_packed_conversations_have_the_loss_that_each_has_alone(pair, tmp_path):
     theirs = make_hf_model(tmp_path, vocab_size=pair[1].vocab_size, n_positions=200)
     model = hub.load_model(hub.find(str(tmp_path)), dropout=0.0)
@@ -435,6 +468,17 @@ def test_fields_beside_a_conversation_are_obeyed_or_said(tmp_path, capsys):
     rows = [{"prompt": "Q", "completion": "A", "system": "Be short."}]
     ((item,), _, _) = read_instructions([str(write_rows(tmp_path, rows))], Fields(), None, False)
     assert item.turns[0] == Turn("system", "Be short.")
+
+
+def test_a_row_with_a_question_and_a_conversation_is_no_riddle(tmp_path, capsys):
+    rows = [{"question": "Why?", "answer": "So.", "messages": MESSAGES}]
+    path = str(write_rows(tmp_path, rows))
+    ((item,), _, _) = read_instructions([path], Fields(), None, False)
+    assert item == Conversation.of("Why?", "", "So.")
+    said = "the field messages of 1 rows is not read (--instruction-field messages takes the conversation)"
+    assert said in capsys.readouterr().out
+    ((item,), _, _) = read_instructions([path], Fields(instruction="messages"), None, False)
+    assert item == Conversation.of("Q", "", "A") and said not in capsys.readouterr().out
 
 
 def test_a_bad_first_row_does_not_say_which_form_the_others_have(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanomed import caches
 from nanomed.caches import claimed
 from nanomed.errors import UserError
 from nanomed.text import corpus as corpus_module
@@ -640,9 +641,9 @@ def test_who_has_no_home_has_a_cache_all_the_same(monkeypatch, tmp_path):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(corpus_module.Path, "home", homeless)
-    assert str(os.getuid()) in corpus_module.cache_directory().name
+    assert str(os.getuid()) in caches.cache_directory().name
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert corpus_module.cache_directory() == tmp_path / "nanomed"
+    assert caches.cache_directory() == tmp_path / "nanomed"
 
 
 def test_a_folder_that_goes_while_it_is_claimed_is_made_anew(tmp_path, monkeypatch):

@@ -16,10 +16,10 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from nanomed.errors import UserError
 from nanomed.flags import name_list
+from nanomed.text.divide import draw_by_label
 from nanomed.text.labelled import Labelled, read_labelled, targets_of
 from nanomed.text.labels import PLAIN, Spelling, class_names, named, to_model, value_of
 from nanomed.text.rows import BadRow, NoField
-from nanomed.text.stratified import draw_by_label
 
 NAMES = ["asthma", "fever", "tumor", "renal"]
 

@@ -197,13 +197,17 @@ def test_it_is_said_and_kept_wherever_texts_are_read(script, model_dir, tmp_path
 # --- the files that name them -------------------------------------------------------------------------------
 
 
-def test_a_generation_ends_where_either_of_the_models_files_says(tmp_path, bpe_dir):
+def test_a_generation_ends_where_either_of_the_models_files_says(tmp_path, bpe_dir, capsys):
     make_hf_model(tmp_path / "m", bpe_dir, eos_token_id=0)
     t = load_tokenizer(tmp_path / "m")
     assert t.ends == {t.eos}
     (tmp_path / "m" / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9, 10**6, True]}))
     assert load_tokenizer(tmp_path / "m").ends == {t.eos, 7, 8, 9}
+    said = capsys.readouterr().err
+    assert (
+        "m: eos_token_id names 1000000, True, no token of its vocabulary; what ends a text is <|endo" in said
+    )
     (tmp_path / "adapter").mkdir()
     for file in bpe_dir.iterdir():
         (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())

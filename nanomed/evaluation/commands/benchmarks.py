@@ -18,7 +18,7 @@ FROM_HELP = (
 # fmt: off
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument("--from", dest="home", required=True, metavar="DIR", help=FROM_HELP)
+    p.add_argument("--from", dest="home", required=True, type=flags.directory, metavar="DIR", help=FROM_HELP)
     p.add_argument("--cop-from", type=int, choices=[0, 1], help=COP_HELP)
     flags.add_batch_size_flag(p, "prompts")
     flags.add_flags(p, flags.Rows, "skip_bad_rows")

@@ -13,7 +13,7 @@ TEMPLATE = "medtuned"  # of a model that was instructed with none
 # fmt: off
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument("--tasks", required=True, metavar="DIR",
+    p.add_argument("--tasks", required=True, type=flags.directory, metavar="DIR",
                    help="what python -m nanomed.tasks made (--limit N: N texts a task, drawn by --seed)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="these tasks alone")
     p.add_argument("--predictions", metavar="DIR",

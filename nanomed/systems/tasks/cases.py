@@ -1,9 +1,9 @@
 """What is asked and what is right, of one row; and the two ways in which a row or an answer can fail to say
 it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nanomed.text.rows import NoField, fields_of, get_text, get_value
+from nanomed.text.rows import BadRow, NoField, fields_of, get_text, get_value
 
 NONE = "none"  # the answer where nothing is to be found
 
@@ -15,18 +15,13 @@ class Malformed(Exception):
 @dataclass(frozen=True)
 class Case:
     """input: what a model is shown; gold: a tag a word of it (IOB2), or its label, or its labels (until they
-    are settled, what the row says); cut: whether the text was longer than what is shown; orphans: the row's
-    I- tags that continued nothing, and are B- in gold; the next ones: mentions that its file has otherwise
-    than gold (offsets.COUNTED); group: cases of one group stay on one side."""
+    are settled, what the row says); cut: whether the text was longer than what is shown; counts: of what the
+    file has otherwise than gold (sources.OF_MENTIONS); group: cases of one group stay on one side."""
 
     input: str
     gold: tuple[str, ...]
     cut: bool = False
-    orphans: int = 0
-    discontinuous: int = 0
-    overlapping: int = 0
-    unplaced: int = 0
-    parted: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     group: str = ""
 
 
@@ -55,6 +50,9 @@ def value_in(row, field: str, key: str):
 def text_of(row, fields: dict, key: str) -> str:
     """The text in the field that `fields` names for `key`. Raises BadRow."""
     try:
-        return get_text(row, fields[key])
+        text = get_text(row, fields[key])
     except NoField as e:
         raise missing(row, fields, key) from e
+    if not text.strip():
+        raise BadRow(f"an empty text in {fields[key]!r}")
+    return text

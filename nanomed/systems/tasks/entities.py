@@ -53,7 +53,9 @@ def take_tagged(row, fields: dict, rename: dict, most: int | None, type_=None, n
     found, begin = _bio([_tag(tag, type_, names) for tag in tags])
     named = [t if t == "O" else t[:2] + rename.get(t[2:], t[2:]) for t in found]
     shown = tuple(begun(named)[:most])
-    return Case(" ".join(words[:most]), shown, len(shown) < len(words), begin + orphans(named))
+    late = begin + orphans(named)
+    counts = {"orphans": late} if late else {}
+    return Case(" ".join(words[:most]), shown, len(shown) < len(words), counts)
 
 
 def _tag(tag, type_: str | None, names: list[str] | None) -> str:

@@ -2,14 +2,12 @@
 beside the baselines."""
 
 from dataclasses import dataclass, make_dataclass
-from pathlib import Path
 from typing import Literal, TypedDict
 
-from nanomed.errors import UserError
 from nanomed.evaluation import tables
 from nanomed.evaluation.generate import Ending, Sampling, generate
 from nanomed.evaluation.measure import Opened
-from nanomed.files import read_object, typed
+from nanomed.evaluation.suite import by_model
 from nanomed.systems.tasks import score
 from nanomed.systems.tasks.baselines import LINEAR
 from nanomed.systems.tasks.cases import Malformed
@@ -182,23 +180,12 @@ class Shown(Figures):
 
 def for_page(files: list[str]) -> dict:
     """What `eval.py tasks --json` wrote of one or several models, for report.html: head, rows, and what it
-    says in words. Raises UserError for another file, and for models that were not asked about the same texts.
-    """
-    results, asked = {}, None
-    for name in files:
-        found = read_object(Path(name))
-        wrong = f"{name}: not what eval.py tasks --json writes"
-        result = typed(Result, found, wrong)
-        if not result.tasks:
-            raise UserError(wrong)
-        this = result.limit, result.seed, result.tasks.keys()
-        asked = asked or this
-        if this != asked:
-            what = "were not measured on the same texts (tasks, --limit, --seed)"
-            raise UserError(f"{name} and {files[0]} {what}")
-        if result.model in results:
-            raise UserError(f"{name}: of {result.model}, as an earlier file is; give each model once")
-        results[result.model] = found
+    says in words."""
+
+    def asked_of(result: Result):
+        return result.tasks and (result.limit, result.seed, result.tasks.keys())
+
+    results = by_model(files, "tasks", Result, asked_of, "texts (tasks, --limit, --seed)")
     head, _, *rows = table(results)
     said = [f"{model}: {line}." for model, r in results.items() for line in say_linear(r["tasks"])]
     tasks = next(iter(results.values()))["tasks"].items()

@@ -4,9 +4,9 @@ means."""
 from dataclasses import replace
 
 from nanomed.errors import UserError
+from nanomed.evaluation.benchmarks import LETTERS, lettered, medmcqa_options
 from nanomed.systems.tasks.cases import Case, Malformed, Settled, missing, text_of
 from nanomed.systems.tasks.classes import bare, plain
-from nanomed.text.options import LETTERS, lettered, medmcqa
 from nanomed.text.rows import BadRow, get_value
 
 # What an answer can be; the first that all rows of a source allow is it. A number counts from 0; MedMCQA's
@@ -31,7 +31,7 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
     named["number"] = list(map(str, range(len(options))))
     if all(name.isdecimal() for name in named["letter"]):  # options called 1, 2, 3 are not counted from 0
         named["number"] = []
-    is_cop = medmcqa(row) is not None and value == get_value(row, "cop")
+    is_cop = medmcqa_options(row) is not None and value == get_value(row, "cop")
     named["from 1"] = list(map(str, range(1, len(options) + 1))) if is_cop else []
     found = []
     for kind in ANSWERS:
@@ -46,7 +46,7 @@ def take_options(row, fields: dict, rename: dict, most: int | None, how=None, na
 def _options(row, fields: dict) -> tuple[list[str], list[str]]:
     """(their texts, what they are called)."""
     options = get_value(row, fields["options"])
-    options = medmcqa(row) if options is None else options
+    options = medmcqa_options(row) if options is None else options
     if options is None:
         raise missing(row, fields, "options", "options")
     return lettered(options, fields["options"])

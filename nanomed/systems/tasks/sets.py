@@ -1,6 +1,6 @@
 """An instruction set that is there already (sources.py says what it holds), read again and checked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -8,33 +8,23 @@ from nanomed.evaluation.questions import draw_rows
 from nanomed.files import no_pipe, parse_json, read_json, read_object, typed
 from nanomed.outputs import unfinished
 from nanomed.systems.tasks.forms import FORMS
-from nanomed.systems.tasks.sources import measures_of
+from nanomed.systems.tasks.sources import OF_MENTIONS, measures_of
 
 PROGRAM, RECORD = "python -m nanomed.tasks", "tasks.json"
-Sides = dict[str, int]  # how many of each
+# Of a task in tasks.json, what is counted: in all, and by side.
+COUNTS = [(name, int, 0) for name in ("train", "test", "removed", "of_groups", "bad_rows")]
+BY_SIDE = [(name, dict[str, int], field(default_factory=dict)) for name in ("cut", "repeated", *OF_MENTIONS)]
 
 
-@dataclass
-class Made:
+@dataclass(kw_only=True)
+class Made(make_dataclass("Counts", COUNTS + BY_SIDE)):
     """Of a task in tasks.json, what is read here."""
 
     form: str
     labels: list[str]
     measure: str
     published: str = ""
-    train: int = 0
-    test: int = 0
     words: int | None = None
-    removed: int = 0
-    of_groups: int = 0
-    bad_rows: int = 0
-    cut: Sides = field(default_factory=dict)
-    repeated: Sides = field(default_factory=dict)
-    orphans: Sides = field(default_factory=dict)
-    discontinuous: Sides = field(default_factory=dict)
-    overlapping: Sides = field(default_factory=dict)
-    unplaced: Sides = field(default_factory=dict)
-    parted: Sides = field(default_factory=dict)
 
 
 @dataclass

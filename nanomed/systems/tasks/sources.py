@@ -8,6 +8,7 @@ NAME.test.jsonl     what it is measured on: the same rows
 """
 
 import random
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +16,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import check_name
+from nanomed.files import check_name, read_section, read_toml
 from nanomed.limits import Count
-from nanomed.sections import read_section, read_sections
 from nanomed.systems.overlap import near_duplicates, words
 from nanomed.systems.tasks.cases import Case, Settled, value_in
 from nanomed.systems.tasks.classes import joined, notes_on
@@ -80,7 +80,7 @@ def measures_of(form: str) -> list[str]:
 def read_sources(path: Path) -> list[Source]:
     """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be
     used."""
-    return [_source(name, section, f"{path} [{name}]") for name, section in read_sections(path).items()]
+    return [_source(name, section, f"{path} [{name}]") for name, section in read_toml(path).items()]
 
 
 def _source(name: str, section, where: str) -> Source:
@@ -104,6 +104,9 @@ def _source(name: str, section, where: str) -> Source:
     need(s.label_lists in (None, "names", "vectors"), "label_lists must be names or vectors")
     end = "what is asked stands at a question's end; leave it out"
     need(form != "options" or "words" not in section, f"words does not go with options: {end}")
+    for word in re.findall(r"(?<!\{)\{(\w+)\}(?!\})", "\n".join(s.instructions)):
+        mend = f"{{labels}} is put in, and {{{{{word}}}}} is written {{{word}}}"
+        need(word == "labels", f"instructions: {{{word}}} is not known; {mend}")
     check_name(name, where)
     return Source(**vars(s) | {"name": name, "measure": measure})
 
@@ -189,8 +192,8 @@ def _cases(source: Source, side: str, name: str, names, limit: int | None, skip_
             return ()
         case = form.take(row, where, source.labels, source.words, how, names)
         group = value_in(row, source.group_field, "group_field") if source.group_field else ""
-        case = replace(case, group=f"{source.name}: {group}" if source.group_field else "")
-        return replace(case, **row["counts"]) if corpus else case
+        case = replace(case, group=f"{source.name}: {group}" if str(group).strip() else "")
+        return replace(case, counts=case.counts | row["counts"]) if corpus else case
 
     cases = read_rows(name, take, limit, skip_bad, corpus)
     return [(k, case) for k, case in enumerate(cases, 1) if case != ()]
@@ -237,6 +240,7 @@ def _same(case: Case) -> str:
 def row(task: Task, case: Case, seed, gold: bool = True) -> dict:
     """Of a file: the case with one of the task's instructions, which the seed draws."""
     asked = random.Random(str(seed)).choice(task.source.instructions)
+    asked = re.sub(r"\{\{((?!labels\})\w+)\}\}", r"{\1}", asked)
     out = {"instruction": asked.replace("{labels}", joined(task.labels, task.labels)), "input": case.input}
     out |= {"output": task.form.write(case, task.labels), "source": task.source.name}
     out |= {"group": case.group} if case.group else {}
@@ -279,7 +283,7 @@ def describe(task: Task, seed: int) -> dict:
     out["cut"] = of_sides(lambda cases: sum(case.cut for case in cases))
     out["repeated"] = of_sides(lambda cases: len(cases) - len({_same(case) for case in cases}))
     for key in OF_MENTIONS:
-        out[key] = of_sides(lambda cases, key=key: sum(getattr(case, key) for case in cases))
+        out[key] = of_sides(lambda cases, key=key: sum(case.counts.get(key, 0) for case in cases))
     return out
 
 
