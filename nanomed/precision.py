@@ -74,11 +74,18 @@ def shapes_vary():
 
 
 def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
-    """Keep the frozen linear layers in the compute dtype, in place: half the memory, and nothing to cast at
-    each step. What is trained stays fp32. So does the head (and the embedding tied to it) on the CPU, where
-    the evaluator multiplies it in fp32; CUDA takes bf16 in and gives fp32 out."""
+    """Every weight in the dtype that it is used in, in place, one after another: frozen linear layers in the
+    compute dtype, which is half the memory, and nothing to cast at each step. What is trained is fp32. So is
+    the head (and the embedding tied to it) on the CPU, where the evaluator multiplies it in fp32; CUDA takes
+    bf16 in and gives fp32 out."""
     kept = ("score",) if device.type == "cuda" else ("score", "lm_head")  # score: a classifier's few weights
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad and name not in kept:
-            for p in module.parameters(recurse=False):
-                p.data = p.data.to(DTYPES[dtype])  # .data: a tied embedding keeps being the same parameter
+        narrow = isinstance(module, nn.Linear) and not module.weight.requires_grad and name not in kept
+        for p in module.parameters(recurse=False):
+            # .data: a tied embedding keeps being the same parameter
+            p.data = in_dtype(p.data, DTYPES[dtype] if narrow else torch.float32)
+
+
+def in_dtype(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in a dtype, row after row; itself if it is that already."""
+    return weight.to(dtype, memory_format=torch.contiguous_format).contiguous()

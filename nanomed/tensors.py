@@ -1,7 +1,9 @@
 """Tensors in safetensors files, read with a clear error and written whole or not at all."""
 
 import contextlib
+import json
 import math
+import mmap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +15,35 @@ from safetensors.torch import save_file
 from nanomed.errors import UserError
 from nanomed.files import no_pipe, replace_file
 
+MAPPED = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+}
+
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return dict(tensors(path))
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(key, tensor) of a safetensors file, each read when it is asked for. Raises UserError for a file that
-    is none."""
-    with _safetensors(path) as f:
+    """(key, tensor) of a safetensors file. Each is a view of the file, mapped into memory by itself: what is
+    not used is never read, and what is dropped takes no memory any more. Raises UserError for a file that is
+    none."""
+    with _safetensors(path) as f, open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))  # which safetensors has checked
         for key in f.keys():  # noqa: SIM118 (not a dict)
-            yield key, f.get_tensor(key)
+            dtype, (begin, end) = MAPPED.get(header[key]["dtype"]), header[key]["data_offsets"]
+            if dtype is None or begin == end or (start + begin) % dtype.itemsize:
+                yield key, f.get_tensor(key)
+                continue
+            page = (start + begin) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            there = mmap.mmap(file.fileno(), start + end - page, access=mmap.ACCESS_COPY, offset=page)
+            values = torch.frombuffer(there, dtype=dtype, offset=start + begin - page)
+            yield key, values.view(header[key]["shape"])
 
 
 def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:

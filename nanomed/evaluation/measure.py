@@ -88,7 +88,7 @@ def open_model(
     if write_in:
         narrow.check(write_in, device, quantize)
     load = hub.load_classifier if classifier else hub.load_model
-    model = load(source, quantize=quantize).requires_grad_(False)
+    model = load(source, quantize=quantize, as_stored=True).requires_grad_(False)
     store_frozen(model, dtype, device)
     model = model.to(device).eval()
     if not plain:

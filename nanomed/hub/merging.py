@@ -14,6 +14,7 @@ from torch import nn
 from nanomed.errors import UserError
 from nanomed.memory import shortage
 from nanomed.models.quant import QUANTISED, dequantise
+from nanomed.precision import store_frozen
 
 OUTPUT = "lm_head.weight"
 
@@ -75,6 +76,7 @@ def merge(model, config, layers: dict, stored: Stored) -> None:
     """Compute an adapter into the model's weights, in place. config: hub.adapters.AdapterConfig; layers: the
     LoRAConfig of each layer that has an adapter, by its name. Raises UserError, naming the tensor."""
     _dequantise(model)
+    store_frozen(model, "fp32", torch.device("cpu"))
     names = [n for n, _ in model.named_modules()]
     ends = [model.family.EMBEDDING] + [OUTPUT] * ("lm_head" in names)  # a classifier has no output
     tied = model.config.tie_word_embeddings and len(ends) == 2

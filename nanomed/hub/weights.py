@@ -4,6 +4,7 @@ family."""
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
+from nanomed.precision import in_dtype
 from nanomed.tensors import safetensors_dtypes, safetensors_shapes, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
@@ -58,11 +60,14 @@ def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def load_model(source: Source, from_scratch=False, dropout=None, quantize=None) -> LanguageModel:
+def load_model(
+    source: Source, from_scratch=False, dropout=None, quantize=None, as_stored=False
+) -> LanguageModel:
     """The model in fp32 on the CPU, with `hf_config` (config.json as a dict). An adapter is injected, or
     merged where it is more than plain LoRA; `model.lora` is None then. dropout: in place of the config's
     probabilities; quantize: nf4 or int8, what the linear layers are put into as they are read. What is stored
-    quantised stays so.
+    quantised stays so. as_stored: matrices are views of the files, in their dtype, and not read yet:
+    nanomed.precision.store_frozen() makes each what it is used as, without all of them in fp32 before.
 
     Raises UserError, naming file and tensor, for weights that are missing, unexpected, misshapen, pickled or
     corrupt."""
@@ -75,7 +80,7 @@ def load_model(source: Source, from_scratch=False, dropout=None, quantize=None) 
         model.init_weights()
         model.hf_config = raw
     else:
-        model.load_state_dict(_read_state(model, source.directory, quantize), assign=True)
+        model.load_state_dict(_read_state(model, source.directory, quantize, as_stored), assign=True)
         model.tie_weights()
     if source.adapter:
         load_adapter(model, source.adapter)
@@ -109,7 +114,7 @@ def is_classifier(source: Source) -> bool:
     return read_object(source.directory / "config.json").get("architectures") in [[name] for name in known]
 
 
-def load_classifier(source: Source, dropout=None, quantize=None) -> Classifier:
+def load_classifier(source: Source, dropout=None, quantize=None, as_stored=False) -> Classifier:
     """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the
     rest as of load_model. An adapter's base is a language model, or a classifier itself. Raises UserError as
     load_model does, and if the directory holds no classifier."""
@@ -123,18 +128,18 @@ def load_classifier(source: Source, dropout=None, quantize=None) -> Classifier:
     if source.adapter:
         base = replace(source, adapter=None)
         load = load_classifier if is_classifier(base) else load_model
-        model = load(base, dropout=dropout, quantize=quantize)
+        model = load(base, dropout=dropout, quantize=quantize, as_stored=as_stored)
         model = Classifier(model, *like) if rows else model
         load_adapter(model, source.adapter)
         return model.train()
     lm = _empty(source, dropout, quantize)
     with torch.device("meta"):
         model = Classifier(lm, *like)
-    model.load_state_dict(_read_state(model, source.directory, quantize), assign=True)
+    model.load_state_dict(_read_state(model, source.directory, quantize, as_stored), assign=True)
     return model.train()
 
 
-def _read_state(model, directory: Path, quantize: str | None) -> dict[str, torch.Tensor]:
+def _read_state(model, directory: Path, quantize: str | None, as_stored: bool) -> dict[str, torch.Tensor]:
     """The files' tensors as the model's parameters, checked both ways. One is read at a time, and quantised
     if it is to be, so that beside the model there is never more than one in memory. Gives the model its
     quantised layers, if it has any."""
@@ -171,7 +176,10 @@ def _read_state(model, directory: Path, quantize: str | None) -> dict[str, torch
             layer.dtype, prefix = tensor.dtype, name.removesuffix(part)
             state |= {prefix + buffer: value for buffer, value in layer.quantise(tensor).items()}
         else:
-            state[name], origin[name] = tensor.float().contiguous(), file
+            small = tensor.dim() == 1 or tensor.dtype == torch.float64
+            state[name], origin[name] = tensor.float() if small else tensor, file
+    if not as_stored:
+        _read_all(state)
     if others:
         note(f"{directory}: {', '.join(sorted(others))}: beside the language model, left out")
     if "lm_head.weight" in expected and model.config.tie_word_embeddings:
@@ -182,12 +190,23 @@ def _read_state(model, directory: Path, quantize: str | None) -> dict[str, torch
     return state
 
 
+def _read_all(state: dict[str, torch.Tensor]) -> None:
+    """What is still as the files have it, in fp32 and row after row, in place: a tensor a thread, since
+    PyTorch turns a matrix with one."""
+
+    def read(name: str) -> None:
+        state[name] = in_dtype(state[name], torch.float32)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(read, [name for name, tensor in state.items() if tensor.is_floating_point()]))
+
+
 def _tie(state: dict, head: str, embedding: str, origin: dict[str, Path]) -> None:
     """Make the two one tensor, of which a file may hold both, or either (safetensors' save_model)."""
     if not {head, embedding} & state.keys():
         return
     first = state.setdefault(embedding, state.get(head))
-    if not torch.equal(state.setdefault(head, first), first):
+    if not torch.equal(state.setdefault(head, first).float(), first.float()):
         mend = "set tie_word_embeddings to false there if the head was trained by itself"
         what = "differs from the embedding that config.json ties it to"
         raise UserError(f"{origin[head]}: {head} {what}; {mend}")

@@ -16,8 +16,10 @@ from nanomed.models.attention import CAUSAL, attend
 def fuse(model: nn.Module) -> None:
     """Put these blocks in the place of the plain ones, in place, on a CPU. One that holds an adapter or
     quantised weights stays as it is."""
-    for name, block in list(model.backbone.named_modules()):
-        if isinstance(block, llama.Block | gemma.Block) and _is_plain(block):
+    blocks = [n for n, m in model.backbone.named_modules() if isinstance(m, llama.Block | gemma.Block)]
+    for name in blocks:  # by their names, so that each plain block goes when its own is there
+        block = model.backbone.get_submodule(name)
+        if _is_plain(block):
             model.backbone.set_submodule(name, Block(block))
 
 

@@ -56,13 +56,14 @@ def prepack(model: nn.Module, to_write=None) -> None:
     Adapters stay plain. to_write (nanomed.models.narrow): gives a layer of its own for a plain one, the head
     too, or None. Where the library is missing, or weights are elsewhere or in another dtype, nothing
     changes."""
-    for name, module in list(model.backbone.named_modules()):
-        if isinstance(module, nn.Linear) and ".lora_" not in name:
-            layer = to_write(module) if to_write else None
-            if layer is None and available(module.weight):
-                layer = PrepackedLinear(module)
-            if layer is not None:
-                model.backbone.set_submodule(name, layer)
+    linears = [n for n, m in model.backbone.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n]
+    for name in linears:  # by their names, so that each plain layer goes when its own is there
+        module = model.backbone.get_submodule(name)
+        layer = to_write(module) if to_write else None
+        if layer is None and available(module.weight):
+            layer = PrepackedLinear(module)
+        if layer is not None:
+            model.backbone.set_submodule(name, layer)
     model.head_blocks = {}
     model.writing_head = to_write(model.lm_head) if to_write else None
 

@@ -36,7 +36,7 @@ def check_source(source: hub.Source, out: Path) -> None:
 
 
 def start_model(s: Settings, source: hub.Source, classifier=None):
-    """(model in fp32 on the CPU, the name of its base), by what `source` is and what the settings ask for:
+    """(model on the CPU, the name of its base), by what `source` is and what the settings ask for:
 
     - without --lora-r all weights; an adapter that `source` names is merged into them;
     - with --lora-r a new adapter, or that of `source` goes on, if its settings are the same. If they differ,
@@ -45,7 +45,8 @@ def start_model(s: Settings, source: hub.Source, classifier=None):
 
     classifier: a function that puts a classification head on the model, or None. The head of a source that is
     a classifier itself goes on, if it has the same labels."""
-    model, base = _load(source, s, classifier), source.name
+    as_stored = bool(s.lora) and not source.adapter  # make_ready() turns each weight into what it is used as
+    model, base = _load(source, s, classifier, as_stored), source.name
     lora = s.lora and resolve(model, s.lora)
     merged = bool(source.adapter) and not model.lora  # more than plain LoRA, which hub has merged
     goes_on = bool(lora and model.lora) and _same(model, lora)
@@ -96,10 +97,11 @@ def _check_quantised(model, s: Settings, source: hub.Source, lora: bool, goes_on
         )
 
 
-def _load(source: hub.Source, s: Settings, classifier) -> LanguageModel | Classifier:
+def _load(source: hub.Source, s: Settings, classifier, as_stored=False) -> LanguageModel | Classifier:
+    how = {"dropout": s.dropout, "quantize": s.quantize, "as_stored": as_stored}
     if classifier and hub.is_classifier(source):
-        return hub.load_classifier(source, dropout=s.dropout, quantize=s.quantize)
-    return hub.load_model(source, s.from_scratch, dropout=s.dropout, quantize=s.quantize)
+        return hub.load_classifier(source, **how)
+    return hub.load_model(source, s.from_scratch, **how)
 
 
 def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
@@ -129,10 +131,10 @@ def make_ready(model, s: Settings, device: torch.device) -> None:
     want it."""
     model.backbone.grad_checkpoint = s.grad_checkpoint
     if distributed.world() > 1:  # in fp32: the frozen weights too are dealt out, and saved from there
+        store_frozen(model, "fp32", device)
         distributed.shard(model, device, s.dtype)
         return
-    if model.lora:
-        store_frozen(model, s.dtype, device)
+    store_frozen(model, s.dtype, device)
     model.to(device)
     if s.compile:
         compile_backbone(model)
