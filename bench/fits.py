@@ -21,7 +21,7 @@ from nanomed.flags import count
 from nanomed.models import gemma, gpt2, llama
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
-from nanomed.precision import autocast, store_frozen
+from nanomed.precision import autocast, store_frozen, weightless
 
 
 def _gpt2(n_embd: int, n_layer: int, n_head: int):
@@ -153,7 +153,7 @@ def activations(family, sizes: dict, rows: int, context: int, checkpointed: bool
 
 
 def count_up(family, sizes: dict, rows: int, context: int, checkpointed: bool, r: int) -> Counted:
-    with torch.device("meta"):
+    with weightless():
         model, adapted = model_of(family, sizes), model_of(family, sizes, r)
     size = [sum(p.numel() for p in m.parameters()) for m in linears_of(model).values()]
     frozen = [p for p in adapted.parameters() if not p.requires_grad]

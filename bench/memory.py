@@ -32,7 +32,7 @@ from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss, held_bytes
 from nanomed.models.quant import QUANTISED, count_parameters, replace_linears, stored_bytes
-from nanomed.precision import resolve_dtype, store_frozen
+from nanomed.precision import resolve_dtype, store_frozen, weightless
 from nanomed.text.batch import Batch
 from nanomed.training.estimate import kept_for_backward
 from nanomed.training.loop import Settings, make_optimizer, one_update
@@ -63,7 +63,7 @@ PAPER = {"llama-2-7b": 5, "llama-2-13b": 10}  # GB of QLoRA for 7B and 13B (Dett
 
 def on_meta(family, config, kind: str, device: str, lora_r: int = 16) -> LanguageModel:
     """The model with an adapter as a training on `device` would hold it, without memory; kind: of KINDS."""
-    with torch.device("meta"):
+    with weightless():
         model = LanguageModel(family, config)
         if kind in ("int8", "nf4"):
             replace_linears(model, kind)

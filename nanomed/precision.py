@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from nanomed.errors import UserError
 
@@ -49,6 +50,21 @@ def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:
     return t.to(device)
 
 
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def weightless():
+    """Modules that are made herein have weights without memory. None are drawn: PyTorch would load its
+    compiler for that, 50 MB of it, and the first model would not be freed for a long time."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 @contextmanager
 def evaluating(model: nn.Module):
     """Dropout off, no gradients, shapes that vary; afterwards the model is in the mode it was in."""
@@ -88,4 +104,4 @@ def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
 
 def in_dtype(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A weight in a dtype, row after row; itself if it is that already."""
-    return weight.to(dtype, memory_format=torch.contiguous_format).contiguous()
+    return weight.to(dtype).contiguous()

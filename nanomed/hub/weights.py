@@ -21,7 +21,7 @@ from nanomed.models import FAMILIES
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
-from nanomed.precision import in_dtype
+from nanomed.precision import weightless
 from nanomed.tensors import safetensors_dtypes, safetensors_shapes, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
@@ -93,7 +93,7 @@ def _empty(source: Source, dropout: float | None, quantize: str | None) -> Langu
     family, path = FAMILIES[raw["model_type"]], source.directory / "config.json"
     if dropout is not None:
         config = replace(config, **dict.fromkeys(family.DROPOUTS, dropout))
-    with torch.device("meta"):
+    with weightless():
         model = LanguageModel(family, config)
     model.hf_config = raw
     size = 4 * sum(p.numel() for p in model.parameters())
@@ -133,7 +133,7 @@ def load_classifier(source: Source, dropout=None, quantize=None, as_stored=False
         load_adapter(model, source.adapter)
         return model.train()
     lm = _empty(source, dropout, quantize)
-    with torch.device("meta"):
+    with weightless():
         model = Classifier(lm, *like)
     model.load_state_dict(_read_state(model, source.directory, quantize, as_stored), assign=True)
     return model.train()
@@ -191,14 +191,19 @@ def _read_state(model, directory: Path, quantize: str | None, as_stored: bool) -
 
 
 def _read_all(state: dict[str, torch.Tensor]) -> None:
-    """What is still as the files have it, in fp32 and row after row, in place: a tensor a thread, since
-    PyTorch turns a matrix with one."""
+    """What is still as the files have it, in fp32 and row after row, in place: several at a time, since
+    PyTorch turns a matrix with one thread."""
+
+    def is_ready(tensor):
+        return not tensor.is_floating_point() or (tensor.dtype == torch.float32 and tensor.is_contiguous())
+
+    new = {name: torch.empty(tensor.shape) for name, tensor in state.items() if not is_ready(tensor)}
 
     def read(name: str) -> None:
-        state[name] = in_dtype(state[name], torch.float32)
+        state[name] = new[name].copy_(state[name].float())
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(read, [name for name, tensor in state.items() if tensor.is_floating_point()]))
+        list(threads.map(read, new))
 
 
 def _tie(state: dict, head: str, embedding: str, origin: dict[str, Path]) -> None:

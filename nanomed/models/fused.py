@@ -11,6 +11,7 @@ from torch import nn
 
 from nanomed.models import gemma, llama
 from nanomed.models.attention import CAUSAL, attend
+from nanomed.precision import weightless
 
 
 def fuse(model: nn.Module) -> None:
@@ -62,7 +63,7 @@ class Block(nn.Module):
 
 def _joined(*layers: nn.Linear) -> nn.Linear:
     """One layer whose outputs are theirs, one after the other."""
-    with torch.device("meta"):
+    with weightless():
         joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers))
     biases = [layer.bias for layer in layers]
     joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanomed.models.prepacked import PrepackedLinear
+from nanomed.precision import weightless
 
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one
 # fmt: off
@@ -192,7 +193,7 @@ def replace_linears(model: nn.Module, kind: str, **how) -> None:
     place. The head is left as it is: it decides about every token, and may be the embedding too."""
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, nn.Linear):
-            with torch.device("meta"):
+            with weightless():
                 layer = KINDS[kind](module.in_features, module.out_features, module.bias is not None, **how)
             model.backbone.set_submodule(name, layer)
 
@@ -218,7 +219,7 @@ def dequantise(model: nn.Module) -> bool:
     of it away."""
     quantised = [(name, m) for name, m in model.named_modules() if isinstance(m, QUANTISED)]
     for name, layer in quantised:
-        with torch.device("meta"):
+        with weightless():
             plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
         plain.weight = nn.Parameter(layer.dequantise().float())
         if layer.bias is not None:

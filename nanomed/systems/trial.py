@@ -5,8 +5,6 @@ from argparse import Namespace
 from contextlib import chdir
 from dataclasses import replace
 
-import torch
-
 from nanomed import hub
 from nanomed.errors import UserError, naming
 from nanomed.evaluation.commands import choices
@@ -17,6 +15,7 @@ from nanomed.hub.checks import check_size
 from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import inject, resolve
+from nanomed.precision import weightless
 from nanomed.scripts import ROOT
 from nanomed.systems.figures import ANSWERS, CLASSES, mistakes_of
 from nanomed.systems.recipe import LABELLED, PHASES, ROWS, SETTINGS, Recipe
@@ -87,7 +86,7 @@ def training(recipe: Recipe, phase: str, s: Settings, model: str) -> None:
     with chdir(ROOT), naming(f"{recipe.path} [{phase}]"):
         setup = run.setup(replace(s, model=model))
         s = setup.settings
-        with torch.device("meta"):
+        with weightless():
             model = LanguageModel(FAMILIES[setup.config.model_type], setup.config)
         make_anchor(model, replace(s, l2_sp=s.l2_sp or s.ewc, ewc=0.0), None, setup.device)
         if s.lora:

@@ -12,6 +12,7 @@ from torch import nn
 
 from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
+from nanomed.precision import weightless
 from nanomed.training.settings import Settings
 
 # What it costs and gains, measured (docs/notebook: speed.md, gpu.md): {(device, family or any,
@@ -54,7 +55,7 @@ def pays(s: Settings, model_type: str, config, updates: int) -> bool:
     slow = s.device == "cpu" and s.dtype != "bf16"
     if not measured or lengths_vary or s.quantize or slow or not can_compile(s.device):
         return False
-    with torch.device("meta"):
+    with weightless():
         model = LanguageModel(FAMILIES[model_type], config)
     cost, speed, saved = measured
     tokens = updates * s.batch_size * s.grad_accum * s.context
