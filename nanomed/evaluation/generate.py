@@ -12,6 +12,7 @@ import torch
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
 from nanomed.evaluation.next_token import Sampling, choose, next_logits
+from nanomed.evaluation.writing import padded_left, positions, prompt_mask, write
 from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.cache import Kept
 from nanomed.precision import DTYPES, autocast, evaluating, mend
@@ -49,31 +50,47 @@ def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 2
 
 
 def generate(model, prompts, max_new_tokens, sampling, ending, device, dtype, seed=0, batch_size=16):
-    """A Completion for each prompt (lists of ids), in their order; longest first in batches, so that they pad
-    little.
+    """A Completion for each prompt (lists of ids), in their order; batch_size at once.
 
     max_new_tokens: of every prompt, or of each (a list), or None for what its own length leaves, 256 at most;
     neighbours change nothing. seed: prompt k draws from (seed, k), whatever the batch. Puts the model in eval
     mode and back. Raises UserError as `room` does, before anything is written."""
     most = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
     rooms = [room(model.config, prompt, n) for prompt, n in zip(prompts, most, strict=True)]
-    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+    seeds = [row_seed(seed, k) for k in range(len(prompts))]
     done: list[Completion | None] = [None] * len(prompts)
+    written = [[] for _ in prompts]
+
+    def listen(k: int, token: int) -> bool:
+        written[k].append(token)
+        done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
+        bar.update(done[k] is not None)
+        return done[k] is not None
+
     bar = progress_bar(total=len(prompts), desc="writing", unit=" answers")
+    way = in_batches if recordable(device) else write
     with evaluating(model), bar:
-        for i in range(0, len(order), batch_size):
-            rows = order[i : i + batch_size]
-            written, seeds = {k: [] for k in rows}, [row_seed(seed, k) for k in rows]
-            steps = max(rooms[k] for k in rows)
-            for tokens in stream(model, [prompts[k] for k in rows], steps, sampling, seeds, device, dtype):
-                for k, token in zip(rows, tokens, strict=True):
-                    if done[k] is None:
-                        written[k].append(token)
-                        done[k] = ending.completion(written[k], last=len(written[k]) == rooms[k])
-                        bar.update(done[k] is not None)
-                if all(done[k] for k in rows):
-                    break
+        way(model, prompts, rooms, sampling, seeds, device, dtype, batch_size, listen)
     return done
+
+
+def in_batches(model, prompts, rooms, sampling, seeds, device, dtype, batch_size, listen) -> None:
+    """write() of batches that wait for their longest answer, so that their steps can be recorded."""
+    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+    for i in range(0, len(order), batch_size):
+        rows = order[i : i + batch_size]
+        steps, left = max(rooms[k] for k in rows), set(rows)
+        chosen = [prompts[k] for k in rows], steps, sampling, [seeds[k] for k in rows]
+        for tokens in stream(model, *chosen, device, dtype):
+            left -= {k for k, token in zip(rows, tokens, strict=True) if k in left and listen(k, token)}
+            if not left:
+                break
+
+
+def recordable(device) -> bool:
+    """Whether a step can be a CUDA graph. Weights that are dealt to several processes are gathered anew at
+    each step, which none can hold."""
+    return device.type == "cuda" and not torch.distributed.is_initialized()
 
 
 def row_seed(seed: int, k: int) -> int:
@@ -98,7 +115,7 @@ def stream(
     kept = kept or Kept(model.config, B, device, DTYPES[dtype])
     n, cache = kept.rewind(prompts[0], length), kept.cache
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    pos = (real.long().cumsum(1) - 1).clamp(min=0)
+    pos = positions(real)
     mask = prompt_mask(real, n) if is_padded or n else CAUSAL
     idx, pos, unread = idx[:, n:], pos[:, n:], prompts[0][n:]
 
@@ -107,9 +124,7 @@ def stream(
             x = model.backbone(idx, pos, mask, cache)[:, -1]  # (B, C)
         return next_logits(model, x, DTYPES[dtype])
 
-    last, recorded = model.config.n_positions - 1, None
-    # weights that are dealt to several processes are gathered anew at each step, which no graph can hold
-    recordable = device.type == "cuda" and not torch.distributed.is_initialized()
+    last, recorded, can_record = model.config.n_positions - 1, None, recordable(device)
     for step in range(steps):
         logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
         kept.ids += unread
@@ -125,32 +140,13 @@ def stream(
             continue
         # A row that has no room left may have to wait for the others; what it still gets is thrown away.
         pos = (pos[:, -1:] + 1).clamp(max=last)
-        if recordable and steps - step > WORTH_RECORDING:
+        if can_record and steps - step > WORTH_RECORDING:
             recorded = RecordedStep(logits_after, cache, real, pos, last)
         elif is_padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
             mask = Mask(real[:, None, None])  # (B, 1, 1, S)
         else:
             mask = CAUSAL
-
-
-def padded_left(prompts: list[list[int]], vocab_size: int):
-    """(idx (B, T), real (B, T): which of them are no padding, seen (B, V): which tokens a row holds)."""
-    T = max(map(len, prompts))
-    idx = torch.tensor([[0] * (T - len(p)) + p for p in prompts])
-    real = torch.tensor([[False] * (T - len(p)) + [True] * len(p) for p in prompts])
-    seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        seen[row, prompt] = True
-    return idx, real, seen
-
-
-def prompt_mask(real, n: int = 0) -> Mask:
-    """Of (B, 1, T - n, T), for the tokens after the first n: causal, without padding; but each token sees
-    itself: padding must see something."""
-    j = torch.arange(real.size(1), device=real.device)
-    i = j[n:, None]
-    return Mask(((j <= i) & real[:, None, :] | (j == i))[:, None])
 
 
 # --- the end ------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 The generator (nanomed.evaluation.generate) makes them, and hands them to the model as an argument."""
 
+import copy
+
 import torch
 
 
@@ -13,16 +15,18 @@ class KVCache:
         self.k = torch.empty(B, n_head, length, head_size, device=device, dtype=dtype)
         self.v = torch.empty_like(self.k)
         self.n = 0  # how many there are
+        self.first = 0  # of these, the first that is looked at
         self.at = None  # a tensor (1,): where the next ones go, all that a recorded step knows of it
 
     def append(self, k, v):
-        """Keys and values of T more tokens; returns all so far, or after fix() those of the whole room."""
+        """Keys and values of T more tokens of the first rows; returns theirs so far, or after fix() those of
+        the whole room."""
         if self.at is not None:
             new = ((self.k, k.to(self.k.dtype)), (self.v, v.to(self.v.dtype)))
             return tuple(t.index_copy_(2, self.at, more) for t, more in new)
-        start, self.n = self.n, self.n + k.size(2)
-        self.k[:, :, start : self.n], self.v[:, :, start : self.n] = k, v
-        return self.k[:, :, : self.n], self.v[:, :, : self.n]
+        rows, start, self.n = len(k), self.n, self.n + k.size(2)
+        self.k[:rows, :, start : self.n], self.v[:rows, :, start : self.n] = k, v
+        return self.k[:rows, :, self.first : self.n], self.v[:rows, :, self.first : self.n]
 
     def rewind(self, n: int, length: int):
         """Forget all but the first n, and have room for `length`."""
@@ -38,7 +42,8 @@ class KVCache:
 
     def extent(self, T: int):
         """(how many keys T more tokens will look at, where these come among them)."""
-        return (self.n + T, self.n) if self.at is None else (self.k.size(2), self.at)
+        n = self.n - self.first
+        return (n + T, n) if self.at is None else (self.k.size(2), self.at)
 
     def fix(self, at):
         """From here on all shapes stay: one token at a time, written where `at` (1,) says, and who looks
@@ -46,6 +51,35 @@ class KVCache:
         for t in (self.k, self.v):
             t[:, :, self.n :] = 0  # what is there may be no number, and times a weight of 0 that is none
         self.at = at
+
+    # --- rows that come and go (nanomed.evaluation.writing) ---
+
+    def part(self, rows: slice, width: int, n: int) -> "KVCache":
+        """The last `width` columns of some rows, of which the first n are there, as a cache of their own in
+        the same memory. What else these rows held becomes 0: a masked key may be any number, but must be
+        one."""
+        out = copy.copy(self)
+        out.k, out.v = self.k[rows, :, : self.n], self.v[rows, :, : self.n]
+        for t in (out.k, out.v):
+            t[:, :, : self.n - width + n] = 0
+        out.k, out.v = out.k[:, :, self.n - width :], out.v[:, :, self.n - width :]
+        out.n, out.first = n, 0
+        return out
+
+    def put(self, row: int, at: int, begun: "KVCache"):
+        """Have the columns from `at` on, as far as there are any, hold what begins another cache."""
+        n = max(self.n - at, 0)
+        self.k[row, :, at : at + n], self.v[row, :, at : at + n] = begun.k[0, :, :n], begun.v[0, :, :n]
+
+    def copy_row(self, source: int, to: int):
+        for t in (self.k, self.v):
+            t[to, :, : self.n] = t[source, :, : self.n]
+
+    def move_left(self, by: int, rows: int):
+        """Forget the first columns of the first rows."""
+        for t in (self.k, self.v):
+            t[:rows, :, : self.n - by] = t[:rows, :, by : self.n].clone()
+        self.n -= by
 
 
 def make_cache(config, B: int, length: int, device, dtype) -> list[KVCache]:

@@ -9,11 +9,13 @@ import transformers
 
 from nanomed import hub
 from nanomed.errors import UserError
+from nanomed.evaluation import writing
 from nanomed.evaluation.cuda_graph import RecordedStep
-from nanomed.evaluation.generate import Ending, Sampling, generate, stream
+from nanomed.evaluation.generate import Ending, Sampling, generate, in_batches, row_seed, stream
 from nanomed.evaluation.generation_config import NEUTRAL, NEUTRAL_DRAWN
 from nanomed.evaluation.next_token import choose, distribution
-from nanomed.models.attention import Mask
+from nanomed.evaluation.writing import in_order
+from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.cache import Kept, make_cache
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_near, make_hf_model
@@ -304,6 +306,125 @@ def test_a_long_neighbour_leaves_the_others_their_room(models, tok):
     alone = run(model, tok, [PROMPTS[0]], None)[0]
     together = run(model, tok, [PROMPTS[0], [5] * 60], None)
     assert len(alone.ids) > 30 and together[0] == alone and len(together[1].ids) <= 4
+
+
+# --- a batch whose rows come and go ---
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    """Everything happens often: beginnings are shared, columns move; and no memory is clean."""
+    monkeypatch.setattr(writing, "DRIFT", 3)
+    monkeypatch.setattr(writing, "FORWARD", 2)
+
+    def dirty(*args):
+        cache = make_cache(*args)
+        for layer in cache:
+            layer.k.fill_(torch.nan), layer.v.fill_(torch.nan)
+        return cache
+
+    monkeypatch.setattr(writing, "make_cache", dirty)
+
+
+def many_prompts(n=16):
+    """Of one to 30 tokens, behind nothing, one of two instructions, or that and a passage; one comes twice."""
+    g = torch.Generator().manual_seed(0)
+    ids = lambda size: torch.randint(1, 400, (size,), generator=g).tolist()  # noqa: E731
+    ask, tell = ids(6), ids(9)
+    begins = [], ask, tell, ask + ids(5)
+    prompts = [begins[k % 4] + ids(int(torch.randint(1, 16, (), generator=g))) for k in range(n - 1)]
+    return [*prompts, prompts[1]]
+
+
+def alone(model, tok, prompts, rooms, sampling, markers, seed=0):
+    """Each by itself."""
+    ending, out = Ending(tok, markers), []
+    for k, (prompt, steps) in enumerate(zip(prompts, rooms, strict=False)):
+        ids, how = [], (sampling, [row_seed(seed, k)], CPU, "fp32")
+        for (token,) in stream(model, [prompt], steps, *how):
+            ids.append(token)
+            if done := ending.completion(ids, last=len(ids) == steps):
+                break
+        out.append(done)
+    return out
+
+
+@every_kind
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.3, temperature=1.0, top_k=50)])
+def test_rows_that_come_and_go_are_written_as_each_alone(models, tok, name, sampling, restless):
+    model, prompts = models[name][0], many_prompts()
+    rooms = [64 - len(p) if k == 4 else 1 + 7 * k % 13 for k, p in enumerate(prompts)]  # to the last position
+    longest = alone(model, tok, prompts[:5], rooms, sampling, ())[4]
+    markers = [longest.text[len(longest.text) // 2 :][:3]]
+    expected = alone(model, tok, prompts, rooms, sampling, markers)
+    ends = [(len(c.ids) == n, c.stopped) for c, n in zip(expected, rooms, strict=True)]
+    assert {(True, False), (False, True)} <= set(ends)  # for want of room, and by themselves
+    for batch_size in (1, 5, 24):
+        assert run(model, tok, prompts, rooms, sampling, markers, batch_size=batch_size) == expected
+    if sampling == GREEDY:
+        backwards = run(model, tok, prompts[::-1], rooms[::-1], sampling, markers, batch_size=5)
+        assert backwards[::-1] == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 40])
+def test_a_token_is_paid_for_once_and_an_ended_row_never(models, tok, batch_size, monkeypatch):
+    model, prompts, read, stepped = models["llama"][0], many_prompts(), [], []
+    rooms = [1 + 5 * k % 17 for k in range(len(prompts))]
+    monkeypatch.setattr(writing, "FORWARD", 2)
+    forward, step = model.backbone.forward, writing.Batch.step
+
+    def watched(batch):
+        stepped.append((len(batch.rows), len(read)))
+        return step(batch)
+
+    monkeypatch.setattr(
+        model.backbone, "forward", lambda idx, *a: read.append((idx, a[1])) or forward(idx, *a)
+    )
+    monkeypatch.setattr(writing.Batch, "step", watched)
+    done = run(model, tok, prompts, rooms, batch_size=batch_size)
+    steps = [read[n] for _, n in stepped]
+    assert [rows for rows, _ in stepped] == [len(idx) for idx, _ in steps]
+    # the first token of each answer is chosen by its prompt's logits
+    assert sum(rows for rows, _ in stepped) == sum(len(c.ids) + c.stopped - 1 for c in done)
+    assert all(mask is CAUSAL for idx, mask in steps if len(idx) == 1)
+    order = in_order(prompts)
+    beginnings = {tuple(prompts[k][:n]) for k, n in order if n}
+    prompt_tokens = sum(idx.numel() for idx, _ in read) - sum(idx.numel() for idx, _ in steps)
+    needed = sum(len(prompts[k]) - n for k, n in order) + sum(map(len, beginnings))
+    assert 0 <= prompt_tokens - needed <= writing.FORWARD * (len(read) - len(steps))  # what is padded
+    assert prompt_tokens < sum(map(len, prompts))
+
+
+def test_what_prompts_share_is_found_and_bounded(monkeypatch):
+    monkeypatch.setattr(writing, "FORWARD", 2)
+    prompts = many_prompts()
+    order = dict(in_order(prompts))
+    assert sorted(order) == list(range(len(prompts)))
+    assert [order[k] for k in (4, 8, 2, 6, 5, 9, 3, 7)] == [0, 0, 9, 9, 6, 6, 11, 11]
+    own = [len(prompts[k]) - n for k, n in in_order(prompts)]
+    assert own == sorted(own, reverse=True)
+    assert in_order([[7, 8, 9]]) == [(0, 0)]  # alone it shares nothing
+    apart = [[k] * 20 + [i] for k in range(40) for i in range(3)]
+    shared = {tuple(apart[k][:n]) for k, n in in_order(apart) if n}
+    assert 10 < len(shared) < writing.BEGINNINGS
+    chain = [[5] * n for n in range(1, 3000)]  # each begins the next
+    assert len(in_order(chain)) == len(chain)
+
+
+def test_batches_that_wait_write_the_same(models, tok, monkeypatch):
+    """As on a GPU, where steps are recorded."""
+    model, prompts = models["gpt2"][0], many_prompts()
+    rooms = [1 + 7 * k % 23 for k in range(len(prompts))]
+    for sampling in (GREEDY, Sampling(temperature=1.0)):
+        how = (prompts, rooms, sampling, ["a"])
+        expected = run(model, tok, *how)
+        with monkeypatch.context() as m:
+            m.setattr("nanomed.evaluation.generate.write", in_batches)
+            assert run(model, tok, *how, batch_size=5) == expected
+
+
+def test_no_prompts_no_answers(models, tok):
+    assert run(models["gpt2"][0], tok, [], 5) == []
 
 
 def test_training_mode_is_put_back(models, tok):
