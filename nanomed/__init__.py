@@ -16,3 +16,8 @@ def __getattr__(name: str):
     if name in __all__:
         return getattr(importlib.import_module("nanomed.python"), name)
     raise AttributeError(f"module 'nanomed' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With what __getattr__ knows, for who looks around in a notebook."""
+    return sorted({*globals(), *__all__})

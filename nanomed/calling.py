@@ -33,17 +33,19 @@ def parsed(add_flags, where: str, settings: dict):
 def plain(settings: dict, files=(), kept=None) -> dict:
     """Settings as a recipe could hold them; None is left out, as if it were not given. files, kept: the names
     of those that are data, and what at_hand.names() says of it."""
-    plain = {}
+    found = {}
     for name, value in settings.items():
-        if value is not None and name in files:
+        if value is None:
+            continue
+        if name in files:
             value = at_hand.names(value, name, kept)
         elif isinstance(value, list | tuple):  # of names, which a flag takes as a line of CSV
             csv.writer(line := io.StringIO(), lineterminator="").writerow(value)
             value = line.getvalue()
-        elif isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        plain |= {} if value is None else {name: value}
-    return plain
+        elif isinstance(value, os.PathLike) or name == "out":  # ~ is the shell's, which is not at work here
+            value = os.path.expanduser(value)
+        found[name] = value
+    return found
 
 
 # --- how a call ends ----------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def progress_bar(iterable=None, **how):
     if in_notebook():  # whose standard error is no terminal
         from tqdm.auto import tqdm
 
-        return tqdm(iterable, **{"leave": False} | how)
+        return tqdm(iterable, **{"leave": False, "delay": 1} | how)  # a short one would only leave its traces
     from tqdm import tqdm
 
     return tqdm(iterable, **{"leave": False, "disable": None} | how)

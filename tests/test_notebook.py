@@ -7,12 +7,16 @@ import importlib
 import inspect
 import json
 import re
+import shutil
 
 import pytest
 
 import nanomed
+from nanomed import hub
 from nanomed.python import Model
-from tests.conftest import PATIENCE, ROOT
+from tests.conftest import PATIENCE, ROOT, make_texts
+from tests.standin_hub import StandinHub
+from tests.training.test_train_clm import hub_dataset
 
 NOTEBOOK = ROOT / "notebooks" / "four_phases.ipynb"
 
@@ -76,25 +80,55 @@ def test_it_is_small():
     assert all(len(line) <= 120 for cell in cells("code") for line in cell.splitlines())
 
 
-@pytest.mark.slow
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
+def executed(where, of_hub: str) -> tuple[list[dict], str]:
+    """What a kernel in `where` shows for the notebook, and what it prints. of_hub: in place of the question
+    whether there is a GPU."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     book = nbformat.read(NOTEBOOK, 4)
-    where = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(
-        book, timeout=None, startup_timeout=PATIENCE, kernel_name="python3", resources=where
-    ).execute()
+    for cell in book.cells:
+        cell.source = cell.source.replace("torch.cuda.is_available()", of_hub)
+    how = {"timeout": None, "startup_timeout": PATIENCE, "kernel_name": "python3"}
+    nbclient.NotebookClient(book, resources={"metadata": {"path": str(where)}}, **how).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
-    shown = [output["data"] for output in outputs if "data" in output]
     printed = "".join(output.get("text", "") for output in outputs)
+    return [output["data"] for output in outputs if "data" in output], printed
+
+
+def check(shown: list[dict], printed: str) -> None:
+    assert sum("image/png" in data for data in shown) == 2  # curves, where a cell ends with a run
+    assert "\033[32m[[" in printed and "| Patients with anthrax" in printed
+    tables = [data["text/markdown"].splitlines() for data in shown if "text/markdown" in data]
+    assert [*map(len, tables)] == [3, 4, 5]  # a model more in each
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shown, printed = executed(tmp_path, "False")
+    check(shown, printed)
+    assert "biomedical | Patients with anthrax" in printed
     assert (
-        sum("image/png" in data for data in shown) == 2
-    )  # a curve of each run that was named last in its cell
-    assert "\033[32m[[" in printed and "biomedical | Patients with anthrax" in printed
-    tables = [data["text/markdown"] for data in shown if "text/markdown" in data]
-    assert [*map(len, map(str.splitlines, tables))] == [3, 4, 5]  # a row more of each model
-    assert (tmp_path / "runs" / "nano" / "instructed" / "model.safetensors").exists()
-    answer = printed.split("after: ")[1]
-    assert "home-canned food" in answer, answer
+        "home-canned food" in printed.split("after: ")[1]
+        and "home-canned food" not in printed.split("before: ")[0]
+    )
+
+
+@pytest.mark.slow
+def test_with_a_gpu_the_same_cells_take_the_hub_s(tmp_path, monkeypatch):
+    root = tmp_path / "hub"
+    shutil.copytree(hub.BUNDLED["nano"], root / "models" / "gpt2")
+    texts = {"pqa_artificial": make_texts(40, 5), "pqa_labeled": make_texts(20, 6)}
+    rows = {
+        c: [{"pubid": k, "context": {"contexts": [t]}} for k, t in enumerate(of)] for c, of in texts.items()
+    }
+    hub_dataset(root, "qiaojin/PubMedQA", rows)
+    hub_dataset(root, "fancyzhx/ag_news", {"default": [{"text": t, "label": 2} for t in make_texts(20, 7)]})
+    cards = [{"instruction": "Answer it", "input": t, "output": "Yes."} for t in make_texts(30, 8, 2, 4)]
+    hub_dataset(root, "medalpaca/medical_meadow_medical_flashcards", {"default": cards})
+    with StandinHub(root) as standin:
+        own = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        for name, value in (own | {"PYTHONPATH": str(ROOT)}).items():
+            monkeypatch.setenv(name, value)
+        check(*executed(tmp_path, "True"))
+    assert json.loads((tmp_path / "runs" / "hub" / "adapted" / "summary.json").read_text())["documents"] == 38

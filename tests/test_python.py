@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import threading
+from pathlib import Path
 
 import datasets
 import pandas
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import nanomed
-from nanomed import python
+from nanomed import calling, python
 from nanomed.errors import STOPS
 from nanomed.text import at_hand
 from nanomed.training import loop
@@ -238,6 +239,7 @@ class Frame:
         (lambda m, d: nanomed.adapt(d, "missing.jsonl", d / "o"), "missing.jsonl: no such file"),
         (lambda m, d: nanomed.adapt(m, TEXTS, d / "o"), "model: its name, its directory or a Run, not a Model"),
         (lambda m, d: nanomed.instruct(d, ["a fever"], d / "o"), "data, row 1"),
+        (lambda m, d: nanomed.classify(d), "required: out"),
         (lambda m, d: nanomed.classify(d, out=d / "o"), "give positives and negatives, or data"),
         (lambda m, d: m.generate("a", max_tokens=3), "generate: unknown key 'max_tokens'; did you mean 'max_new_tokens'?"),
         (lambda m, d: m.generate("a", model="b"), "generate: unknown key 'model'"),
@@ -280,6 +282,12 @@ def test_names_and_texts_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     for name in ("a.jsonl", "b.csv.gz", "hub:a/b", "val=a.jsonl", "a.jsonl:0.5", "n.json#data", "notes"):
         assert at_hand.is_name(name), name
+    monkeypatch.setenv("HOME", str(tmp_path))  # ~ is no shell's here
+    assert at_hand.names(["~/a.jsonl", Path("~/b.csv")], "data", {}) == [
+        f"{tmp_path}/{n}" for n in ("a.jsonl", "b.csv")
+    ]
+    given = calling.plain({"out": "~/runs", "seed": None, "label_names": ["a,b", "c"]})
+    assert given == {"out": f"{tmp_path}/runs", "label_names": '"a,b",c'}
     for text in (
         "A fever.",
         "See the data in supplement.csv",

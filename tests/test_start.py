@@ -46,7 +46,8 @@ assert "--" in shown.getvalue()
 
 
 def test_importing_the_package_loads_no_library():
-    assert not loaded("import nanomed") & {*HEAVY}
+    assert not loaded("import nanomed; assert 'adapt' in dir(nanomed)") & {*HEAVY}
+    assert "torch" not in loaded("import nanomed; help(nanomed.adapt)")
 
 
 def test_commands_load_only_what_they_use():

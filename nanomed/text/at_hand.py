@@ -17,7 +17,7 @@ from nanomed.text.rows import split_name, split_weight
 def names(data, what: str, kept: dict[str, str]) -> list[str]:
     """The names by which --data can read it. kept: gets {name: what} of what went into the cache."""
     if isinstance(data, str | os.PathLike):
-        return [os.fspath(data)]
+        return [os.path.expanduser(data)]
     if isinstance(data, dict) and what == "val_data":
         return [f"{name}={file}" for name, side in data.items() for file in names(side, what, kept)]
     if isinstance(data, list) and data and all(map(_is_weighted, data)):
@@ -33,7 +33,7 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
         if len(named) < len(data):
             mend = "give files alone, or texts as rows, {'text': ...}"
             raise UserError(f"{what}: {os.fspath(named[0])!r} is a file's name among others; {mend}")
-        return [os.fspath(file) for file in named]
+        return list(map(os.path.expanduser, named))
     else:
         lines = "".join(_line(row, f"{what}[{k}]") for k, row in enumerate(data))
         key = hashlib.sha256(lines.encode()).hexdigest()

@@ -165,7 +165,7 @@ class Metrics:
 
 def make_bar(done: int, steps: int):
     """Of updates, on stderr; a log file gets a line now and then."""
-    how = {"total": steps, "initial": done, "desc": "training", "leave": True}
+    how = {"total": steps, "initial": done, "desc": "training", "leave": True, "delay": 0}
     if not in_notebook():
         form = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         how |= {"disable": False, "dynamic_ncols": True, "bar_format": form}
