@@ -243,8 +243,8 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
     add_flags(p, Rows, "limit")
 
 
-def add_data_flag(p: argparse.ArgumentParser, help: str) -> None:
-    p.add_argument("--data", required=True, nargs="+", action=Several, metavar="D", help=help)
+def add_data_flag(p: argparse.ArgumentParser, help: str, required: bool = True) -> None:
+    p.add_argument("--data", required=required, nargs="+", action=Several, metavar="D", help=help)
 
 
 def add_data_flags(p: argparse.ArgumentParser) -> None:

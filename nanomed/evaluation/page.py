@@ -14,7 +14,8 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
     classifier what read_classifier() gives, or None
     tasks      what nanomed.systems.tasks.measure.for_page() gives; may be left out
     benchmarks what nanomed.evaluation.suite.for_page() gives; may be left out
-    models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json
+    differences  what differs between runs, {"head", "rows"}; may be left out
+    models     [{"name", "model", "ppl": {column: result of measure_ppl}}], for report.json; not of runs
     measured   [(what, how)], of how all this was measured"""
 
 import base64
@@ -30,7 +31,7 @@ from msgspec import Meta
 from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
-from nanomed.evaluation.tables import WORSE, ppl_cell, worse_than_guessing
+from nanomed.evaluation.tables import WORSE, headed, ppl_cell, worse_than_guessing
 from nanomed.files import read_object, typed, write_json, write_text
 from nanomed.training.curves import draw_curves
 
@@ -119,6 +120,14 @@ def mark_best(rows: list[list[dict]], values: list[list[float | None]], lowest: 
             cell["best"] = cell["text"] == best
 
 
+def as_text(table: dict) -> list[list[str]]:
+    """The page's table for a terminal."""
+    groups = [group for group, span in table["groups"] for _ in range(span)]
+    head = [f"{group}: {h}" if group else h for group, h in zip(groups, table["head"], strict=True)]
+    noted = ([c["text"] + (f" ({c['note']})" if c.get("note") else "") for c in row] for row in table["rows"])
+    return headed(head, list(noted))
+
+
 def ppl_page_cell(ppl: float, vocab_size: int | None, note: str = "") -> dict:
     bad = WORSE if worse_than_guessing(ppl, vocab_size) else ""
     return {"text": ppl_cell(ppl), "note": note, "bad": bad}
@@ -183,7 +192,7 @@ def write_page(content: dict, out: Path) -> Path:
 
     held = open_out(out)
     made = {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
-    content = {"tasks": None, "benchmarks": None} | content | made
+    content = dict.fromkeys(("tasks", "benchmarks", "differences")) | content | made
     how = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     env = jinja2.Environment(autoescape=True, **how)
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@ them."""
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,17 @@ from nanomed.training.settings import PHASES, Adapt, Classify, Instruct, Setting
 
 @dataclass
 class Record:
-    """Of run.json, what is read here."""
+    """Of run.json, what is read."""
 
     settings: dict[str, Any]
-    data: dict[str, str]  # hashes
+    data: dict[str, str]  # hashes, as the two below
+    versions: dict[str, Any]
     directory: str = "."
     phase: str | None = None
+    model: str = ""
+    tokenizer: str = ""
+    command: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 def trained_with(directory: Path) -> Settings | None:
@@ -42,17 +47,8 @@ def trained_with(directory: Path) -> Settings | None:
 def read_run(directory: Path) -> tuple[Settings, Record]:
     """What run.json says of a training; in the settings, data files as they are found from here. Raises
     UserError, saying why nothing is known of the training."""
-    path = Path(directory) / "run.json"
-    if not path.exists():
-        raise UserError(f"{path} is not there, so the training texts are unknown")
     try:
-        found = read_object(path)
-        if not isinstance(found.get("versions"), dict) or "nanomed" not in found["versions"]:
-            raise UserError(f"{path} is another program's")
-        record = typed(Record, found, path)
-        if record.phase not in PHASES:
-            raise UserError(f"{path} does not say which phase it is of")
-        s = PHASES[record.phase].read(record.settings, path)
+        s, record = recorded(directory)
     except UserError as e:
         raise UserError(f"{e}, so the training texts are unknown") from e
 
@@ -65,6 +61,21 @@ def read_run(directory: Path) -> tuple[Settings, Record]:
         sets = named_sets(s.val_data, Path(record.directory)).items()
         files["val_data"] = [f"{name}={from_here(file)}" for name, given in sets for file in given]
     return replace(s, **files), record
+
+
+def recorded(directory: Path) -> tuple[Settings, Record]:
+    """What run.json says of a training: its settings as they were given, and the rest. Raises UserError if
+    there is none."""
+    path = Path(directory) / "run.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there")
+    found = read_object(path)
+    if not isinstance(found.get("versions"), dict) or "nanomed" not in found["versions"]:
+        raise UserError(f"{path} is another program's")
+    record = typed(Record, found, path)
+    if record.phase not in PHASES:
+        raise UserError(f"{path} does not say which phase it is of")
+    return PHASES[record.phase].read(record.settings, path), record
 
 
 def training_sides(directory: Path, near_finder=None) -> tuple[labelled.Sides | None, str | None]:

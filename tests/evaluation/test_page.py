@@ -291,6 +291,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
     for name in ("adapted", "classifier"):
         (d / name / "metrics.jsonl").write_text(json.dumps(update) + "\n")
     args = SimpleNamespace(
+        runs=None,
         models=[str(model_dir), str(d / "adapted")],
         classifier=str(d / "classifier"),
         tasks=None,

@@ -1,17 +1,27 @@
-"""eval.py compare: several models under one protocol, on one page."""
+"""eval.py compare: several models under one protocol, or several trainings, on one page."""
 
+import textwrap
 from pathlib import Path
 
 from nanomed import flags
 from nanomed.cli import Several
+from nanomed.errors import UserError
 
-HELP = "several models under one protocol, on one page: report.html"
+HELP = "several models under one protocol, or several trainings, on one page: report.html"
+# What --runs does without: nothing is measured.
+OF_MODELS = "data classifier tasks benchmarks prompts template context stride limit".split()
 
 
 # fmt: off
 def add_flags(p) -> None:
-    p.add_argument("--models", required=True, nargs="+", action=Several, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, "documents, each D a column of perplexities (NAME=D names it): " + flags.DATA_HELP)
+    either = p.add_mutually_exclusive_group(required=True)
+    either.add_argument("--models", nargs="+", action=Several, metavar="M", help=flags.MODEL_HELP)
+    either.add_argument("--runs", nargs="+", action=Several, metavar="DIR",
+                        help="in place of models, directories of trainings, finished or not: in what they"
+                             " differ (settings, texts, versions, machine), their results beside each other,"
+                             " their curves over one another; without --out on the terminal alone")
+    flags.add_data_flag(p, "documents, each D a column of perplexities (NAME=D names it): " + flags.DATA_HELP,
+                        required=False)
     p.add_argument("--classifier", metavar="DIR",
                    help="directory of the third phase, measured on its validation texts")
     p.add_argument("--tasks", nargs="+", metavar="FILE",
@@ -22,7 +32,7 @@ def add_flags(p) -> None:
                    help=f"{flags.PROMPTS_HELP}; right answers are marked, where rows hold one (default: six)")
     p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
     p.add_argument("--max-new-tokens", type=flags.count, default=80, metavar="N", help="tokens a completion")
-    p.add_argument("--out", required=True, metavar="DIR", help="where report.html and report.json go")
+    p.add_argument("--out", metavar="DIR", help="where report.html and report.json go")
     flags.add_window_flags(p)
     flags.add_data_flags(p)
 # fmt: on
@@ -32,6 +42,10 @@ def main(args, read_tasks) -> None:
     """Measure, print the table, then write report.html and report.json into --out. read_tasks(files): what
     the page shows of eval.py tasks' results. Raises UserError for whatever cannot be measured, before
     anything is: a model that is not there, a prompt that does not fit one."""
+    if args.runs:
+        return lay_side_by_side(args)
+    if not args.data or not args.out:
+        raise UserError("compare --models needs --data, what to measure on, and --out, where the page goes")
     from nanomed.evaluation import compare, measure, page, suite
     from nanomed.evaluation.prompts import read_prompts
     from nanomed.evaluation.tables import table, text_table
@@ -75,3 +89,34 @@ def main(args, read_tasks) -> None:
         "measured": compare.how_measured(models, columns, o, args, any(templates)),
     }
     print(f"results in {page.write_page(content, Path(args.out))}")
+
+
+def lay_side_by_side(args) -> None:
+    """Of --runs: print what they differ in, their results and their curves; with --out as a page too. Raises
+    UserError for what is no run, and for flags that are about measuring."""
+    if given := [name for name in OF_MODELS if getattr(args, name) is not None]:
+        flag = "--" + given[0].replace("_", "-")
+        raise UserError(f"{flag} is for compare --models; --runs measures nothing, leave it out")
+    from nanomed.evaluation import compare, page, runs
+    from nanomed.evaluation.tables import text_table
+
+    if args.out:
+        page.open_out(Path(args.out))
+    names = compare.short_names(args.runs)
+    found = runs.read(args.runs, names)
+    differ, results, claim = runs.differences(found), runs.results(found), runs.claims(found)
+    shown = [differ] * bool(differ[2:]) + [page.as_text(results), runs.curve_table(found)]
+    print(*map(text_table, shown), *(textwrap.fill(line, 80) for line in claim), sep="\n\n")
+    if not args.out:
+        return
+    content = {
+        "title": " beside ".join(names),
+        "claim": claim,
+        "table": results,
+        "questions": [],
+        "curves": runs.pictures(found),
+        "classifier": None,
+        "differences": {"head": differ[0], "rows": differ[2:]},
+        "measured": [(run.name, run.record.command) for run in found],
+    }
+    print(f"\nresults in {page.write_page(content, Path(args.out))}")

@@ -14,6 +14,8 @@ from nanomed.text.rows import split_name
 
 def check(args) -> None:
     """Raises UserError if --json or --out names what cannot be written, or what the command reads."""
+    if args.command == "compare" and args.out is None:
+        return  # the terminal alone
     if args.command == "compare":
         check_directory(args.out)
         for file in filter(Path.exists, (Path(args.out) / name for name in ("report.json", "report.html"))):
