@@ -60,15 +60,13 @@ def ours(who, args, prompts):
     from nanomed.evaluation.generate import Sampling, stream
     from nanomed.evaluation.measure import open_model
     from nanomed.models.loss import token_nll
-    from nanomed.models.prepacked import head_of
     from nanomed.precision import autocast
 
     asked = who.partition("-")[2]
     o = open_model(args.model, args.device, args.dtype, write_in=asked or "stored")
     with autocast(o.device, o.dtype):
         x = o.model.backbone(prompts[:1].to(o.device))[0, :-1]
-    loss = token_nll(x, head_of(o.model), prompts[0, 1:].to(o.device)).mean().item()
-    o.model.head_blocks.clear()  # which only scoring reads
+    loss = token_nll(x, o.model.lm_head.weight, prompts[0, 1:].to(o.device)).mean().item()
 
     def write():
         return len(

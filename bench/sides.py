@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from nanomed.threads import share_cores  # noqa: E402
 
 if any(word.startswith("nanomed") for word in sys.argv):  # as its scripts do; the others as they come
-    share_cores()
+    share_cores(writes=Path(sys.argv[0]).name in ("decode.py", "context.py"))
 
 import torch  # noqa: E402
 

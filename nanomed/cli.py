@@ -157,7 +157,7 @@ def prepare() -> None:
     """This process, before PyTorch is loaded."""
     _find_home()
     reuse_memory()
-    share_cores()
+    share_cores(writes=sys.argv[1:2] == ["generate"])
 
 
 def _find_home() -> None:

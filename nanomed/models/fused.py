@@ -39,22 +39,24 @@ class Block(nn.Module):
         self.qkv_proj, self.o_proj = _joined(a.q_proj, a.k_proj, a.v_proj), a.o_proj
         self.gate_up_proj, self.down_proj = _joined(mlp.gate_proj, mlp.up_proj), mlp.down_proj
         self.q_norm, self.k_norm = (None if type(n) is nn.Identity else Norm(n) for n in (a.q_norm, a.k_norm))
-        norms = [plain.input_layernorm, plain.post_attention_layernorm]
+        self.attention_norm, self.mlp_norm = Norm(plain.input_layernorm), None
+        self.after_attention = self.after_mlp = None
         if isinstance(plain, gemma.Block):  # which has a norm behind each part as well
-            norms += [plain.pre_feedforward_layernorm, plain.post_feedforward_layernorm]
-        norms = [Norm(n) for n in norms]
-        before, after = (norms[::2], norms[1::2]) if len(norms) == 4 else (norms, [None, None])
-        self.attention_norm, self.mlp_norm = before
-        self.after_attention, self.after_mlp = after
+            self.mlp_norm = Norm(plain.pre_feedforward_layernorm)
+            self.after_attention = Norm(plain.post_attention_layernorm)
+            self.after_mlp = Norm(plain.post_feedforward_layernorm)
+        else:
+            self.mlp_norm = Norm(plain.post_attention_layernorm)
 
     def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
         B, T, _ = x.shape
+        n_q, n_qk = self.n_q, self.n_q + self.n_k
         qkv = self.qkv_proj(self.attention_norm(x)).view(B, T, -1, self.hs).transpose(1, 2)
-        qk, v = qkv.split((self.n_q + self.n_k, self.n_k), 1)  # (B, heads, T, hs)
+        qk, v = qkv[:, :n_qk], qkv[:, n_qk:]  # (B, heads, T, hs)
         if self.q_norm is not None:
-            qk = torch.cat((self.q_norm(qk[:, : self.n_q]), self.k_norm(qk[:, self.n_q :])), 1)
-        q, k = turned(qk, cos, sin).split((self.n_q, self.n_k), 1)
-        y = self.o_proj(attend(q, k, v, mask, cache, self.scale))
+            qk = torch.cat((self.q_norm(qk[:, :n_q]), self.k_norm(qk[:, n_q:])), 1)
+        qk = turned(qk, cos, sin)
+        y = self.o_proj(attend(qk[:, :n_q], qk[:, n_q:], v, mask, cache, self.scale))
         x = x + (y if self.after_attention is None else self.after_attention(y))
         gate, up = self.gate_up_proj(self.mlp_norm(x)).chunk(2, -1)
         y = self.down_proj(self.act(gate).mul_(up))
@@ -80,18 +82,20 @@ class Norm(nn.Module):
         self.eps, self.part = torch.tensor(plain.eps), 1 / len(gain)
 
     def forward(self, x):
-        y = x.float()
-        length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-        y = y * torch.addcmul(self.eps, length, length, value=self.part).rsqrt_()
-        return self.weight * y.to(x.dtype) if self.rounds_first else (y * self.weight).to(x.dtype)
+        if x.dtype == torch.float32:
+            return self.scaled(x).mul_(self.weight)
+        y = self.scaled(x.float())
+        return self.weight * y.to(x.dtype) if self.rounds_first else y.mul_(self.weight).to(x.dtype)
+
+    def scaled(self, x):
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.addcmul(self.eps, length, length, value=self.part).rsqrt_()
 
 
 def turned(x, cos, sin):
     """rotate() of nanomed.models.rope, without the halves' copies."""
-    half, cos, sin = x.size(-1) // 2, cos.to(x.dtype), sin.to(x.dtype)
-    y = x * cos
-    (y1, y2), (x1, x2) = y.split(half, -1), x.split(half, -1)
-    s = sin[..., :half]
-    y1.addcmul_(x2, s, value=-1)
-    y2.addcmul_(x1, s)
+    y, sin = x * cos.to(x.dtype), sin.to(x.dtype).chunk(2, -1)[0]
+    (a, b), (y_a, y_b) = x.chunk(2, -1), y.chunk(2, -1)
+    y_a.addcmul_(b, sin, value=-1)
+    y_b.addcmul_(a, sin)
     return y

@@ -18,6 +18,7 @@ from torch import nn
 from nanomed.errors import UserError
 from nanomed.models.prepacked import PrepackedLinear
 
+VNNI = torch.cpu._is_vnni_supported()
 SUBNORMAL = 2.0**-25  # half a step of fp16's smallest numbers: what a weight near 0 may lose
 
 
@@ -59,12 +60,16 @@ class ByteLinear(PrepackedLinear):
         return torch.ops.quantized.linear_prepack(codes, None)
 
     def forward(self, x):
-        # One scale is drawn for all rows; so each is made as long as any other, and none depends on its
-        # neighbours. Without VNNI sums of two products end at 2^15: inputs of 7 bits stay below.
-        largest = x.float().abs().amax(-1, keepdim=True).clamp_(min=1e-12)
-        y = torch.ops.quantized.linear_dynamic(x / largest, self.weight, not torch.cpu._is_vnni_supported())
-        y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias.float(), y, largest)
-        return y.to(_dtype(x))
+        if x.numel() == self.in_features:
+            y = self.product(x.float())
+        else:  # one scale is chosen for all rows: each is made as long as any other, and depends on none
+            largest = x.float().abs().amax(-1, keepdim=True).clamp_(min=1e-12)
+            y = self.product(x / largest).mul_(largest)
+        return (y if self.bias is None else y.add_(self.bias)).to(_dtype(x))
+
+    def product(self, x):
+        # without VNNI, sums of two products end at 2^15: inputs of 7 bits stay below
+        return torch.ops.quantized.linear_dynamic(x, self.weight, not VNNI)
 
 
 def _dtype(x) -> torch.dtype:
