@@ -1,7 +1,7 @@
 """What three paths of the CPU gain over what they stand in for, each alone, in one process: milliseconds,
 medians of several tries.
 
-    python bench/kernels.py
+    python bench/kernels.py [attention] [packed] [linears] [narrow]
 
 attention   forward and backward of causal attention in bf16: PyTorch's fused kernel, and
             nanomed.models.attention's tiles; with the largest error of each against double precision,
@@ -10,6 +10,8 @@ packed      the same of rows that hold several examples: under a mask of T x T, 
             example
 linears     a linear layer of GPT-2's blocks and its head: weights as they are, and laid out
             (nanomed.models.prepacked)
+narrow      a layer of Llama's shape with its weights in fewer bits: nanomed.models.narrow, and two of
+            PyTorch's own products with packed weights that it does not use
 """
 
 import json
@@ -28,7 +30,8 @@ from nanomed.evaluation import tables
 from nanomed.memory import reuse_memory
 from nanomed.models import attention
 from nanomed.models.attention import Mask, packed
-from nanomed.models.prepacked import in_blocks, product
+from nanomed.models.narrow import ByteLinear, HalfLinear
+from nanomed.models.prepacked import PrepackedLinear, in_blocks, product
 
 TRIES = 7
 # rows, tokens, heads of 64
@@ -124,17 +127,49 @@ def linear_rows() -> list[list[str]]:
     return rows
 
 
+@torch.no_grad()
+def narrow_rows() -> list[list[str]]:
+    n_out, n_in, copies = 3072, 576, 20  # SmolLM2's gate and up; more than a cache holds
+    plain = [torch.nn.Linear(n_in, n_out, bias=False) for _ in range(copies)]
+    aten, scale = torch.ops.aten, torch.ones(n_out)
+    codes = [torch.randint(0, 15, (n_out, n_in), dtype=torch.int32) for _ in plain]
+    packed = [aten._convert_weight_to_int4pack_for_cpu(c, 1) for c in codes]
+    per_group = torch.ones(n_in // 32, n_out, 2)
+    kinds = {
+        "fp32, laid out": [PrepackedLinear(layer) for layer in plain],
+        "fp16": [HalfLinear(layer) for layer in plain],
+        "int8": [ByteLinear(layer) for layer in plain],
+        "_weight_int8pack_mm": [
+            lambda x, c=c.to(torch.int8): aten._weight_int8pack_mm(x, c, scale) for c in codes
+        ],
+        "_weight_int4pack_mm": [
+            lambda x, c=c: aten._weight_int4pack_mm_for_cpu(x, c, 32, per_group) for c in packed
+        ],
+    }
+    rows = [["576 -> 3,072 (ms), tokens at once", "1", "8", "64"], ["---", *["---:"] * 3]]
+    for kind, layers in kinds.items():
+        ms = []
+        for N in (1, 8, 64):
+            x = torch.randn(N, n_in)
+            ms.append(milliseconds(lambda x=x, layers=layers: [layer(x) for layer in layers]) / copies)
+        rows.append([kind, *(f"{m:.3f}" for m in ms)])
+    return rows
+
+
 def main():
+    only = sys.argv[1:]
     reuse_memory()
     torch.manual_seed(0)
-    result = {
-        "bench": "kernels",
-        "attention": attention_rows(),
-        "packed": packed_rows(),
-        "linears": linear_rows(),
+    tables_of = {
+        "attention": attention_rows,
+        "packed": packed_rows,
+        "linears": linear_rows,
+        "narrow": narrow_rows,
     }
-    for name in ("attention", "packed", "linears"):
-        print(tables.text_table(result[name]), end="\n\n")
+    result = {name: rows() for name, rows in tables_of.items() if name in only or not only}
+    for rows in result.values():
+        print(tables.text_table(rows), end="\n\n")
+    result["bench"] = "kernels"
     print(json.dumps(result | {"machine": machine("cpu"), "torch": torch.__version__}))
 
 

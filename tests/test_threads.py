@@ -32,7 +32,7 @@ def test_quota(tmp_path, files, expected):
     assert threads.quota(tmp_path) == expected
 
 
-def environment(monkeypatch, cores, limit, **given):
+def environment(monkeypatch, cores, limit, writes=False, **given):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
@@ -40,7 +40,7 @@ def environment(monkeypatch, cores, limit, **given):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(threads, "cores", lambda: cores)
     monkeypatch.setattr(threads, "quota", lambda: limit)
-    threads.share_cores()
+    threads.share_cores(writes)
     return os.environ.get("OMP_NUM_THREADS"), os.environ.get("GOMP_SPINCOUNT")
 
 
@@ -50,6 +50,7 @@ def test_a_container_of_few_cores_gets_few_threads(monkeypatch):
     assert environment(monkeypatch, 2, 4) == (None, spin)  # PyTorch's own choice
     assert environment(monkeypatch, 64, None) == (None, spin)
     assert environment(monkeypatch, 64, 2, OMP_NUM_THREADS="8", GOMP_SPINCOUNT="7") == ("8", "7")
+    assert environment(monkeypatch, 64, 2, writes=True) == ("2", str(threads.WRITING_SPIN))
     assert environment(monkeypatch, 64, 2, OMP_WAIT_POLICY="active") == ("2", None)
 
 
