@@ -107,7 +107,7 @@ def in_a_process(point: tuple, args) -> dict:
 def measure(point: tuple, args) -> dict:
     grows, size, batch, context, lora = point
     device, libraries = torch.device(args.device), 0 if args.device == "cuda" else peak_rss()
-    model = hub.load_model(hub.find(str(Path(args.models) / size)), dropout=0.0)
+    model = hub.load_model(hub.find(str(Path(args.models) / size)), dropout=0.0, as_stored=lora)
     if lora:
         inject(model, LoRAConfig(8, 16.0, 0.0, model.family.LORA_TARGETS))
         store_frozen(model, args.dtype, device)
