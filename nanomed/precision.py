@@ -38,6 +38,13 @@ def autocast(device: torch.device, dtype: str):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
+def as_multiplied(x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype that autocast multiplies in, cast once for all the products that read it: each of them
+    would cast it anew."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 def mend(dtype: str) -> str:
     """What may help where a model gives what is no number."""
     return "the weights themselves may be none (model.safetensors)" if dtype == "fp32" else "try --dtype fp32"

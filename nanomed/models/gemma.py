@@ -12,14 +12,15 @@ Letters in the shape comments: B batch, T time, C channels (hidden_size), nh hea
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nanomed.errors import UserError
 from nanomed.models.attention import CAUSAL, attend
+from nanomed.models.gradients import rms_norm
 from nanomed.models.llama import MLP
 from nanomed.models.rope import rope_frequencies, rotate
+from nanomed.precision import as_multiplied
 
 # gemma3 holds a gemma3_text (nanomed.hub.config.language_part)
 ARCHITECTURES = {
@@ -122,8 +123,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        gain = 1 + self.weight.float()  # whose product Llama's rounds before, and this one after
-        return F.rms_norm(x.float(), gain.shape, gain, self.eps).to(x.dtype)
+        # whose product Llama's rounds before, and this one after
+        return rms_norm(x.float(), 1 + self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -161,9 +162,10 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(C, eps)
 
     def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
-        y = self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        y = self.self_attn(as_multiplied(self.input_layernorm(x)), cos, sin, mask, cache)
         x = x + self.post_attention_layernorm(y)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        y = self.mlp(as_multiplied(self.pre_feedforward_layernorm(x)))
+        return x + self.post_feedforward_layernorm(y)
 
 
 class Transformer(nn.Module):

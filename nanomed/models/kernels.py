@@ -1,17 +1,26 @@
-"""Attention in bf16 on a CPU, where the library's fused kernel takes two to eight times as long as the plain
-products softmax(q k' / sqrt(hs)) v: one query after cached keys, and causal attention in training.
+"""Attention on a CPU, where the library's fused kernel takes longer than the plain products softmax(q k' /
+sqrt(hs)) v, in bf16 two to eight times as long: one query after cached keys, and causal attention.
 
 Letters: B batch, T time of the queries, S of the keys, nh heads, hs head size."""
 
 import torch
 import torch.nn.functional as F
 
-TILE = 128  # queries at once
-SCORES = 2**20  # about as many at once, of several heads and rows: 2 MB, which stay in the processor's cache
+TILE = 128  # queries at once, over the heads that share keys
+SCORES = 2**20  # about as many at once, of several heads and rows, which stay in the processor's cache
+LONG = 384  # queries from which on tiles pay in fp32
 
 
 def fit(q: torch.Tensor) -> bool:
+    """Whether one_query() is for it."""
     return q.dtype == torch.bfloat16 and q.device.type == "cpu"
+
+
+def tiles_fit(q: torch.Tensor) -> bool:
+    """Whether tiled() is for it: in training alone, since in bf16 it rounds scores, as transformers' eager
+    attention does and the library's kernel does not."""
+    in_fp32 = q.dtype == torch.float32 and q.device.type == "cpu" and q.size(2) >= LONG
+    return torch.is_grad_enabled() and (in_fp32 or fit(q))
 
 
 def one_query(q, k, v, allowed, scale: float):
@@ -35,8 +44,8 @@ def one_query(q, k, v, allowed, scale: float):
 # The plain products hold all T x T scores; the library's kernel never does. Between the two: a tile of
 # queries at a time, against the keys up to its last query, so that the scores stay in cache and most of what
 # causality forbids is never computed. As in FlashAttention (Dao et al. 2022, section 3.1), backward computes
-# the weights again. Scores are rounded to bf16, as in transformers' eager attention, which is why only
-# training uses it.
+# the weights again. Heads that share keys are rows of one product: of g such heads, a tile has g times as
+# many rows as it has queries.
 
 
 def tiled(q, k, v, scale: float):
@@ -44,7 +53,7 @@ def tiled(q, k, v, scale: float):
 
 
 class _Tiled(torch.autograd.Function):
-    """q (B, nh, T, hs), k and v (B, nh or fewer, T, hs) -> (B, nh, T, hs), all bf16."""
+    """q (B, nh, T, hs), k and v (B, nh or fewer, T, hs) -> (B, nh, T, hs), all of one dtype."""
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
@@ -53,46 +62,60 @@ class _Tiled(torch.autograd.Function):
         B, nh, T, hs = q.shape
         y = q.new_empty(B, T, nh, hs).transpose(1, 2)  # as the layer after it reads it
         with torch.autocast("cpu", enabled=False):  # under which softmax gives fp32
-            for rows, qs, ks, vs in _rows(q, k, v, scale):
-                for tile, weights in _weights(qs, ks):
-                    y[rows, :, tile] = weights @ vs[:, :, : tile.stop]
+            for rows, keys, values in _rows(q, k, v):
+                for tile, _, weights in _weights(q[rows], keys, scale):
+                    y[rows, :, tile] = (weights @ values[:, : tile.stop]).view(y[rows, :, tile].shape)
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, dy):
         q, k, v = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for rows, qs, ks, vs in _rows(q, k, v, ctx.scale):
-            dks, dvs = (torch.zeros_like(qs, dtype=torch.float32) for _ in "kv")  # sums over tiles
-            for tile, weights in _weights(qs, ks):
-                seen, dy = slice(tile.stop), grad[rows, :, tile]
-                dvs[:, :, seen] += weights.transpose(-1, -2) @ dy
-                dweights = dy @ vs[:, :, seen].transpose(-1, -2)
+        for rows, keys, values in _rows(q, k, v):
+            dkeys, dvalues = (torch.zeros_like(keys, dtype=torch.float32) for _ in "kv")  # sums over tiles
+            for tile, queries, weights in _weights(q[rows], keys, ctx.scale):
+                seen, d = slice(tile.stop), dy[rows, :, tile].reshape(queries.shape)
+                _add_product(dvalues[:, seen], weights.transpose(1, 2), d)
+                dweights = d @ values[:, seen].transpose(1, 2)
                 dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-                dq[rows, :, tile] = (dscores @ ks[:, :, seen]) * ctx.scale
-                dks[:, :, seen] += dscores.transpose(-1, -2) @ qs[:, :, tile]
-            # over the heads that share one
-            dk[rows], dv[rows] = (t.unflatten(1, (k.size(1), -1)).sum(2) for t in (dks, dvs))
+                dq[rows, :, tile] = (dscores @ keys[:, seen]).mul_(ctx.scale).view(q[rows, :, tile].shape)
+                _add_product(dkeys[:, seen], dscores.transpose(1, 2), queries)
+            dk[rows], dv[rows] = dkeys.view(k[rows].shape), dvalues.view(v[rows].shape)
         return dq, dk, dv, None
 
 
-def _rows(q, k, v, scale):
-    """(which rows, their queries, scaled, keys and values, a head of each for every head of queries), a few
-    rows at a time."""
-    B, nh, T, _ = q.shape
-    n = max(1, SCORES // (nh * min(TILE, T) * T))
-    for start in range(0, B, n):
-        rows = slice(start, min(start + n, B))
-        yield rows, q[rows] * scale, *(t[rows].repeat_interleave(nh // k.size(1), 1) for t in (k, v))
+def _add_product(total, a, b):
+    """total += a @ b, in fp32."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total += a @ b
 
 
-def _weights(q, k):
-    """(which queries, how much of each key up to the last of them goes into their averages), a tile at a
-    time."""
-    T = q.size(2)
-    later = torch.full((min(TILE, T), T), -torch.inf, dtype=q.dtype)
-    for start in range(0, T, TILE):
-        tile = slice(start, min(start + TILE, T))
-        scores = q[:, :, tile] @ k[:, :, : tile.stop].transpose(-1, -2)
-        scores[..., start:] += later[: tile.stop - start, : tile.stop - start].triu(1)
-        yield tile, torch.softmax(scores, dim=-1)
+def _size(q, k) -> int:
+    """Queries of a tile."""
+    return max(32, TILE // (q.size(1) // k.size(1)))
+
+
+def _rows(q, k, v):
+    """(which rows, their keys and values (rows * heads, T, hs)), a few rows of the batch at a time."""
+    B, nh, T, hs = q.shape
+    parts = -(-B * nh * min(_size(q, k), T) * T // SCORES)
+    for rows in torch.arange(B).chunk(min(B, parts)):
+        rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        yield rows, *(t[rows].reshape(-1, T, hs) for t in (k, v))
+
+
+def _weights(q, keys, scale):
+    """(which queries, themselves, scaled, (heads of keys, queries of all that share one, hs), and how much of
+    each key up to the last of them goes into their averages), a tile at a time."""
+    R, nh, T, hs = q.shape
+    size = _size(q, keys.unflatten(0, (R, -1)))
+    later = torch.full((size, size), -torch.inf, dtype=q.dtype).triu(1)
+    for start in range(0, T, size):
+        tile = slice(start, min(start + size, T))
+        n = tile.stop - start
+        queries = (q[:, :, tile] * scale).reshape(len(keys), -1, hs)
+        scores = queries @ keys[:, : tile.stop].transpose(1, 2)
+        scores.view(R * nh, n, -1)[..., start:] += later[:n, :n]
+        yield tile, queries, torch.softmax(scores, dim=-1)

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from nanomed.errors import UserError
 from nanomed.models.attention import CAUSAL, attend
 from nanomed.models.gpt2 import ACTIVATIONS
+from nanomed.models.gradients import gated, rms_norm
 from nanomed.models.rope import rope_frequencies, rotate
+from nanomed.precision import as_multiplied
 
 ARCHITECTURES = {
     kind: (f"{name}ForCausalLM", f"{name}ForSequenceClassification")
@@ -119,15 +121,15 @@ class Config:
 
 
 class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps)"""
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -163,7 +165,7 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[activation]
 
     def forward(self, x):
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -176,8 +178,9 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size, inner, config.hidden_act, config.mlp_bias)
 
     def forward(self, x, cos, sin, mask=CAUSAL, cache=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        y = as_multiplied(self.input_layernorm(x))  # by three matrices, and below by two
+        x = x + self.self_attn(y, cos, sin, mask, cache)
+        return x + self.mlp(as_multiplied(self.post_attention_layernorm(x)))
 
 
 class Transformer(nn.Module):

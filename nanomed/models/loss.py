@@ -86,14 +86,19 @@ def _logits(x, weight, vocab):
     return logits
 
 
+def _log_softmax(logits):
+    """On a CPU in place: a row is summed before it is written."""
+    return F.log_softmax(logits, dim=-1) if logits.is_cuda else torch.log_softmax(logits, -1, out=logits)
+
+
 def _nll(logits, targets):
-    return F.cross_entropy(logits, targets, reduction="none")
+    return F.nll_loss(_log_softmax(logits), targets, reduction="none")
 
 
 def _nll_and_gradient(logits, targets, dtype):
     """-log softmax(z)[t] (N,) in fp32 of logits z (N, V) and targets t, and its gradient in z, softmax(z) -
     onehot(t), in `dtype`."""
-    log_probs = F.log_softmax(logits, dim=-1)
+    log_probs = _log_softmax(logits)
     nll = -log_probs.gather(1, targets[:, None]).squeeze(1)
     d, rows = log_probs.exp_().to(dtype), torch.arange(len(targets), device=logits.device)
     d[rows, targets] = torch.expm1(-nll).to(dtype)  # exact, also where it is near 0
@@ -104,6 +109,15 @@ def compile_gradient() -> None:
     """Have torch.compile fuse the passes over the logits."""
     global _nll_and_gradient
     _nll_and_gradient = torch.compile(_nll_and_gradient, dynamic=True)
+
+
+def _add_product(total, a, b, dtype) -> None:
+    """total (fp32) += a @ b, multiplied in `dtype`."""
+    if dtype == total.dtype:
+        total.addmm_(a, b)
+    else:  # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th
+        shrink = 1 / 256 if dtype == torch.float16 else 1.0
+        total.add_(a @ (b * shrink).to(dtype), alpha=1 / shrink)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -118,8 +132,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.empty(len(targets), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
         grad_w = torch.zeros_like(w, dtype=torch.float32) if need_w else None
-        # fp16 ends at 65,504, which a frequent word's gradient, summed over a chunk, can pass: sum a 256th
-        shrink = 1 / 256 if dtype == torch.float16 else 1.0
         start = 0
         for xs, ts in _chunks(x, targets, vocab):
             here = slice(start, start + len(ts))
@@ -130,7 +142,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if need_x:
                 grad_x[here] = d @ w
             if need_w:
-                grad_w.add_(d.t() @ (xs * shrink).to(dtype), alpha=1 / shrink)
+                _add_product(grad_w, d.t(), xs, dtype)
             start += len(ts)
             d = None  # before the next chunk's logits are made
         # no view, so that autograd adds a tied embedding's gradient to it in place
@@ -149,12 +161,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def held_bytes(tokens: int, weight: torch.Tensor, dtype: torch.dtype) -> int:
     """The most that linear_cross_entropy() holds at a time for so many supervised tokens: a chunk's logits,
-    their log-softmax and the gradient in `dtype`; the head in `dtype`; and of what is trained, hidden states
-    and perhaps the head, the gradients."""
+    on a GPU their log-softmax, and the gradient in `dtype`; the head in `dtype`; and of what is trained,
+    hidden states and perhaps the head, the gradients."""
     (vocab, C), narrow = weight.shape, dtype.itemsize if dtype != torch.float32 else 0
     chunk = -(-tokens // _n_chunks(tokens, vocab, weight.is_cuda))
-    copies = (0 if weight.dtype == dtype else narrow) + (4 + dtype.itemsize if weight.requires_grad else 0)
-    return chunk * vocab * (4 + 4 + narrow) + vocab * C * copies + tokens * C * 4
+    copies = (0 if weight.dtype == dtype else narrow) + (4 + narrow if weight.requires_grad else 0)
+    return chunk * vocab * (4 + 4 * weight.is_cuda + narrow) + vocab * C * copies + tokens * C * 4
 
 
 # --- of a batch -------------------------------------------------------------------------------------------

@@ -71,7 +71,28 @@ def _positive(key: str, value) -> float:
 
 
 def rotate(x, cos, sin):
-    """Turn each pair of channels (i, i + hs / 2) of x (B, nh, T, hs) by its angle; cos and sin (B or 1, 1, T,
-    hs)."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-b, a), dim=-1) * sin.to(x.dtype)
+    """Turn each pair of channels (i, i + hs / 2) of x (B, nh, T, hs) by its angle: (a, b) becomes (a cos - b
+    sin, b cos + a sin). cos and sin (B or 1, 1, T, hs), of which both halves are the same."""
+    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a turn is turned back: by the same angle, the other way."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return turned(dy, *ctx.saved_tensors, -1), None, None
+
+
+def turned(x, cos, sin, way=1):
+    """rotate() without a gradient; way: -1 for the other way."""
+    y, sin = x * cos, sin.chunk(2, dim=-1)[0]
+    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+    turned_a.addcmul_(b, sin, value=-way)
+    turned_b.addcmul_(a, sin, value=way)
+    return y
