@@ -16,6 +16,7 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
+from nanomed.models.attention import packed
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend, to_device
@@ -174,17 +175,26 @@ def _scored(window) -> int:
 
 @torch.no_grad()
 def _score(model, ids_of, batch, device, dtype):
-    """Losses in fp32 of the newly scored tokens of each window of a batch, one window after the other."""
-    T = max(end - start for _, start, end, _ in batch) - 1  # the last id is predicted, never an input
-    idx, targets = torch.zeros(2, len(batch), T, dtype=torch.long)
-    scored = torch.zeros(len(batch), T, dtype=torch.bool)
-    for row, window in enumerate(batch):
+    """Losses in fp32 of the newly scored tokens of each window of a batch, one window after the other.
+
+    On a CPU all windows stand in one row, packed, so that nothing is computed of padding. On a GPU each is a
+    row, padded on the right, where no causal query looks."""
+    together = device.type == "cpu"
+    sizes = [end - start - 1 for _, start, end, _ in batch]  # the last id is predicted, never an input
+    shape = (1, sum(sizes)) if together else (len(batch), max(sizes))
+    idx, targets, pos, segments = torch.zeros(4, *shape, dtype=torch.long)
+    scored, at = torch.zeros(shape, dtype=torch.bool), 0
+    for k, (window, size) in enumerate(zip(batch, sizes, strict=True)):
         document, start, end, _ = window
         ids = torch.from_numpy(ids_of(document)[start:end].astype(np.int64))
-        idx[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
+        row, here = (0, slice(at, at + size)) if together else (k, slice(size))
+        idx[row, here], targets[row, here] = ids[:-1], ids[1:]
+        pos[row, here], segments[row, here] = torch.arange(size), k
         for first, last in _spans(window):
-            scored[row, first - start - 1 : last - start - 1] = True
-    with autocast(device, dtype):  # padding on the right: no causal query looks at it
-        x = model.backbone(to_device(idx, device))
+            scored[row, here][first - start - 1 : last - start - 1] = True
+        at += size
+    packing = (pos, packed(segments, device)) if together else ()
+    with autocast(device, dtype):
+        x = model.backbone(to_device(idx, device), *packing)
     x = x.flatten(0, 1).index_select(0, to_device(scored.flatten().nonzero().squeeze(1), device))
     return token_nll(x, head_of(model), to_device(targets[scored], device), DTYPES[dtype])

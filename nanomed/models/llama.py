@@ -200,7 +200,7 @@ class Transformer(nn.Module):
 
     def forward(self, idx, pos=None, mask=CAUSAL, cache=None):
         T = idx.size(1)
-        if self.n_positions < T:
+        if self.n_positions < T and mask.slots is None:  # of packed rows, each example is within
             raise ValueError(f"{T} tokens, but the model has {self.n_positions} positions")
         if pos is None:
             pos = torch.arange(T, device=idx.device)[None]

@@ -40,15 +40,15 @@ class Slots:
 
     @classmethod
     def of(cls, segments: torch.Tensor) -> "Slots":
-        """Padding is cut into pieces, as if it were examples: every token has a slot. Lengths are powers of
-        two or halfway between two of them, so that a batch has few."""
+        """Padding is cut into pieces, as if it were examples: every token has a slot. Lengths are few, and no
+        example is padded by much: powers of two, halfway between two of them, from 128 on multiples of 64."""
         B, T = segments.shape
         begins = _begins(segments) | (segments < 0) & (torch.arange(T) % SHORTEST == 0)
         starts = begins.flatten().nonzero().flatten()
         lengths = torch.diff(starts, append=torch.tensor([B * T]))
         sizes = [SHORTEST]
         while sizes[-1] < T:
-            sizes += [sizes[-1] * 3 // 2, sizes[-1] * 2]
+            sizes += [sizes[-1] + 64] if sizes[-1] >= 128 else [sizes[-1] * 3 // 2, sizes[-1] * 2]
         kind = torch.bucketize(lengths, torch.tensor(sizes))  # the least of them that is no shorter
         slots, real, groups = [], [], []
         for which in kind.unique().tolist():
