@@ -46,7 +46,7 @@ def measure(side: str, args) -> dict:
 def ours(args, texts):
     from nanomed.evaluation.measure import encode, measure_ppl, open_model
 
-    o = open_model(args.model, args.device, args.dtype)
+    o = open_model(args.model, args.device, args.dtype, scores=True)
     corpus = encode(o, [args.data], args.text_field, args.limit, True)
 
     def run():

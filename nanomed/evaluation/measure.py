@@ -16,7 +16,7 @@ from nanomed.evaluation.perplexity import answer_perplexity, perplexity, window_
 from nanomed.evaluation.prompts import Asked, ask
 from nanomed.models import narrow
 from nanomed.models.fused import fuse
-from nanomed.models.prepacked import prepack
+from nanomed.models.prepacked import pays_for_texts, prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
 from nanomed.text import special
@@ -69,12 +69,13 @@ def open_model(
     plain=False,
     reading="text",
     write_in=None,
+    scores=False,
 ) -> Opened:
     """Find and load a language model, or a classifier (None: whichever it is); quantize: nf4, int8, none, or
     None for what an adapter was trained over; plain: linear layers stay as they are, and are not laid out for
     the matrix library; reading: of special tokens in texts (nanomed.text.special); write_in: the numbers that
-    weights are written with on a CPU (nanomed.models.narrow), None for a model that is not to write. Raises
-    UserError as hub does."""
+    weights are written with on a CPU (nanomed.models.narrow), None for a model that is not to write; scores:
+    it only scores texts, thousands of tokens at once. Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
@@ -93,16 +94,17 @@ def open_model(
     model = model.to(device).eval()
     if not plain:
         fuse(model)
+    if not plain and (not scores or pays_for_texts()):
         prepack(model, partial(narrow.narrowed, write_in) if write_in else None)
     places = (source.adapter, source.directory)
     asked_for = generation_config.asked_for(*places)
     return Opened(name, model, tokenizer, device, dtype, places, quantize, asked_for)
 
 
-def open_asked(args, model: str | None = None, classifier=False, writes=False) -> Opened:
+def open_asked(args, model: str | None = None, classifier=False, writes=False, scores=False) -> Opened:
     """open_model() by the flags of eval.py; model: another than --model; writes: it will be asked to write,
     so what its generation_config.json asks for is said."""
-    how = {"quantize": args.quantize, "reading": args.special_tokens}
+    how = {"quantize": args.quantize, "reading": args.special_tokens, "scores": scores}
     if writes:
         how["write_in"] = getattr(args, "write_in", narrow.STORED)
     o = open_model(model or args.model, args.device, args.dtype, classifier, **how)

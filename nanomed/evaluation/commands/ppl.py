@@ -51,7 +51,7 @@ def main(args) -> dict:
     from nanomed.text import special
     from nanomed.text.corpus import Texts
 
-    o = measure.open_asked(args)
+    o = measure.open_asked(args, scores=True)
     corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
     tokens = int(corpus.documents["length"].sum()) - len(corpus.documents)
     left_out = f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else ""

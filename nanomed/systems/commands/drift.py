@@ -52,7 +52,7 @@ def main(args) -> dict:
     from nanomed.text.corpus import Texts
     from nanomed.text.rows import Field
 
-    o = measure.open_asked(args)
+    o = measure.open_asked(args, scores=True)
     context, stride = window_sizes(o.model.config, args.context, args.stride)
     first = f", of each text the first {args.first} tokens" if args.first else ""
     print(f"{o}; windows of {context}, stride {stride}{first}")
