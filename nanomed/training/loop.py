@@ -89,10 +89,7 @@ def one_update(model, window: list, loss_fn, optimizer, scaler, s: Settings, anc
             parts[name] = (before[0] + part, before[1] + n)
     scaler.unscale_(optimizer)
     penalty = anchor.pull().item() if anchor else None
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    if s.grad_clip and grad_norm > s.grad_clip:
-        torch.nn.utils.clip_grads_with_norm_(params, s.grad_clip, grad_norm)
-    grad_norm = grad_norm.item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf).item()
     losses = distributed.total(torch.stack(losses)).tolist()
     sound = all(map(math.isfinite, losses)) and (math.isfinite(grad_norm) or scaler.is_enabled())
     scale = scaler.get_scale()
