@@ -176,7 +176,7 @@ def plot(found: list[dict], args) -> None:
             x = [f[grows] if grows == "size" else str(f[grows]) for f in line]
             what = "LoRA" if lora else "all weights"
             column[0].plot(
-                x, [f["tokens_per_s"] for f in line], "o-", label=what, color="C1" if lora else "C0"
+                x, [1000 / f["tokens_per_s"] for f in line], "o-", label=what, color="C1" if lora else "C0"
             )
             column[1].plot(
                 x, [f["measured_gb"] for f in line], "o-", label=what, color="C1" if lora else "C0"
@@ -190,7 +190,7 @@ def plot(found: list[dict], args) -> None:
             )
         column[0].set_title(f"{grows} ({rest[grows]})", fontsize=10)
         column[1].set_xlabel(grows)
-    axes[0, 0].set_ylabel("supervised tokens/s")
+    axes[0, 0].set_ylabel("time of a supervised token (ms)")
     axes[1, 0].set_ylabel("peak memory (GB)")
     for ax in axes.flat:
         ax.set_ylim(bottom=0)
