@@ -95,6 +95,8 @@ def main():
                 "--tasks",
                 tasks,
                 *asked,
+                "--ask",
+                "written",
                 "--json",
                 files[name],
             ],

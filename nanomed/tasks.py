@@ -9,7 +9,7 @@ from pathlib import Path
 from nanomed import cli, flags, outputs
 from nanomed.errors import UserError
 from nanomed.files import json_lines, write_json, write_text
-from nanomed.systems.tasks import baselines, sets, sources
+from nanomed.systems.tasks import baselines, mixture, sets, sources
 from nanomed.systems.tasks.forms import FORMS
 
 NEAR = """take out of the training side what repeats a test text of any source, exactly or with a Jaccard
@@ -55,13 +55,13 @@ def main():
     held = outputs.take(out, sets.PROGRAM, sets.RECORD, writes=writes, older=sets.of_earlier)
     tasks = [sources.read_task(s, Path(args.home), args.limit, args.skip_bad_rows) for s in found]
     sources.keep_apart(tasks, args.near_duplicates, args.seed % 2**32)
-    rows = sources.mixture([t for t in tasks if t.source.form not in args.without], args.seed)
-    described = {task.source.name: sources.describe(task, args.seed) for task in tasks}
+    rows = mixture.mixture([t for t in tasks if t.source.form not in args.without], args.seed)
+    described = {task.source.name: mixture.describe(task, args.seed) for task in tasks}
     with outputs.built(out, sets.PROGRAM, held, sets.RECORD) as made:
         for task in tasks:
             name = task.source.name
             for side in sources.SIDES:
-                text = json_lines(sources.rows_of(task, side, args.seed))
+                text = json_lines(mixture.rows_of(task, side, args.seed))
                 write_text(text, made / f"{name}.{side}.jsonl")
             counts = f"{len(task.train):,} to train on", f"{len(task.test):,} to measure on"
             print(f"{name} ({task.source.form}):", ", ".join([*counts, *sources.say_counts(described[name])]))

@@ -7,12 +7,16 @@ lm-eval's `acc`; beside it stands the same per character, as in its `acc_norm`, 
 its `acc_bytes`, which take the length out: the blank before a choice, which is lm-eval's delimiter, is scored
 and is not counted."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
+from nanomed.evaluation.next_token import next_logits
 from nanomed.evaluation.questions import Item
+from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.loss import token_nll
 from nanomed.models.prepacked import head_of
 from nanomed.precision import DTYPES, autocast, evaluating, mend
@@ -20,6 +24,7 @@ from nanomed.streams import progress_bar
 from nanomed.text import special
 from nanomed.text.special import written
 
+TOKENS = 128  # whose logits are in memory at once
 BYTES = "of a choice without the blank before it (lm-eval's acc_bytes)"  # results without this counted it
 
 
@@ -47,40 +52,98 @@ def loglikelihoods(o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: i
     after its prompt, summed over the choice's tokens. o: an open model (measure.Opened). batch_size:
     sequences at once, which changes a result by rounding only. What is too long for the model loses the
     prompt's beginning. Raises UserError for a likelihood that is not finite."""
+    return scored(o, encoded, batch_size)[0]
+
+
+def scored(
+    o, encoded: list[list[tuple[np.ndarray, int]]], batch_size: int, greedy=False
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(loglikelihoods(); whether each choice is what the model would write after its prompt, token by token
+    the likeliest: False, unless `greedy` asks for it)."""
     longest = o.model.config.n_positions + 1
-    asked = {}  # inputs -> [(item, choice, its ids)]: choices of one token share their inputs
+    asked = {}  # a prompt's ids -> {the ids of a choice: [(item, choice)]}
     for k, choices in enumerate(encoded):
         for c, (ids, n) in enumerate(choices):
-            asked.setdefault(ids[-longest:-1].tobytes(), []).append((k, c, ids[-n:]))
-    order = sorted(asked, key=lambda key: -len(key))  # longest first, so that batches pad little
-    out = [np.zeros(len(choices)) for choices in encoded]
-    bar = progress_bar(total=len(order), desc="choosing", unit=" prompts")
+            prompt, choice = (part.tobytes() for part in np.split(ids[-longest:], [-n]))
+            asked.setdefault(prompt, {}).setdefault(choice, []).append((k, c))
+    rows = [row for prompt, choices in asked.items() for row in _lay(prompt, choices, longest - 1)]
+    rows.sort(key=lambda row: -len(row.idx))  # longest first, so that batches pad little
+    out, written = ([np.zeros(len(c), kind) for c in encoded] for kind in (float, bool))
+    bar = progress_bar(total=len(rows), desc="choosing", unit=" prompts")
     with evaluating(o.model), bar:
-        for i in range(0, len(order), batch_size):
-            batch = order[i : i + batch_size]
-            for (k, c, _), nll in _score(o, batch, [asked[key] for key in batch]):
-                out[k][c] = -nll
+        for i in range(0, len(rows), batch_size):
+            batch = rows[i : i + batch_size]
+            places = [same for row in batch for same in row.places]
+            for same, (nll, is_written) in zip(places, _score(o, batch, greedy), strict=True):
+                for k, c in same:
+                    out[k][c], written[k][c] = -nll, is_written
             bar.update(len(batch))
     for k, values in enumerate(out):
         if not np.isfinite(values).all():
             what = f"question {k + 1} has a choice of non-finite likelihood"
             raise UserError(f"{what} in {o.dtype}; {mend(o.dtype)}")
-    return out
+    return out, written
 
 
-def _score(o, inputs: list[bytes], asked: list[list[tuple]]):
-    """(request, summed nll) of each request (item, choice, ids) of each of the inputs."""
-    rows = [torch.from_numpy(np.frombuffer(i, np.int64).copy()) for i in inputs]
-    idx = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(o.device)
-    with autocast(o.device, o.dtype):  # padding on the right: no causal query looks at it
-        x = o.model.backbone(idx)
-    requests = [request for of_one in asked for request in of_one]
-    ids = [ids for _, _, ids in requests]
-    hidden = [x[b, len(rows[b]) - len(r[2]) : len(rows[b])] for b, of_one in enumerate(asked) for r in of_one]
-    targets = torch.from_numpy(np.concatenate(ids)).to(o.device)
-    nll = token_nll(torch.cat(hidden), head_of(o.model), targets, DTYPES[o.dtype]).double().cpu().numpy()
-    parts = np.split(nll, np.cumsum([len(i) for i in ids])[:-1])
-    return [(request, part.sum()) for request, part in zip(requests, parts, strict=True)]
+@dataclass(frozen=True)
+class _Row:
+    """A prompt and, one after the other, its choices without their last tokens: each sees the prompt and
+    itself, at the positions that it would have right behind the prompt, which so is read once for all."""
+
+    idx: torch.Tensor
+    pos: torch.Tensor
+    branch: torch.Tensor  # which choice a token is of, from 1; 0: the prompt's
+    before: list[torch.Tensor]  # of each choice, the places in the row before its tokens
+    targets: list[torch.Tensor]  # of each choice, its tokens
+    places: list[list[tuple[int, int]]]  # of each choice, the (item, choice) that it is
+
+
+def _lay(prompt: bytes, choices: dict[bytes, list[tuple[int, int]]], most: int) -> list[_Row]:
+    """As many of the choices in a row as it has room for: the model reads `most` tokens at once."""
+    rows, n, size = [[]], len(prompt) // 8, 0
+    for choice, places in choices.items():
+        more = len(choice) // 8 - 1
+        if n + size + more > most:
+            rows, size = [*rows, []], 0
+        rows[-1].append((choice, places))
+        size += more
+    return [_row(prompt, dict(row)) for row in rows]
+
+
+def _row(prompt: bytes, choices: dict[bytes, list[tuple[int, int]]]) -> _Row:
+    prompt, *targets = (torch.from_numpy(np.frombuffer(ids, np.int64).copy()) for ids in (prompt, *choices))
+    parts, n = [prompt, *(ids[:-1] for ids in targets)], len(prompt)
+    pos = torch.cat([torch.arange(n), *(torch.arange(n, n + len(part)) for part in parts[1:])])
+    branch = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
+    own = [(branch == c).nonzero().flatten() for c in range(1, len(parts))]
+    before = [torch.cat([torch.tensor([n - 1]), places]) for places in own]
+    return _Row(torch.cat(parts), pos, branch, before, targets, list(choices.values()))
+
+
+def _score(o, rows: list[_Row], greedy: bool) -> list[tuple[float, bool]]:
+    """(the summed nll, whether all of its tokens are the likeliest ones) of each choice of each row."""
+
+    def padded(name):  # on the right: no token looks at what stands behind it
+        parts = [getattr(row, name) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(o.device)
+
+    branch, pos, mask = padded("branch"), None, CAUSAL
+    if int(branch.max()) > 1:
+        pos, same = padded("pos"), branch[:, :, None] == branch[:, None, :]
+        mask = Mask((same | (branch == 0)[:, None, :]).tril()[:, None], pos=pos)
+    with autocast(o.device, o.dtype):
+        x = o.model.backbone(padded("idx"), pos, mask)
+    targets = [ids for row in rows for ids in row.targets]
+    hidden = torch.cat([x[b, places] for b, row in enumerate(rows) for places in row.before])
+    expected, dtype = torch.cat(targets).to(o.device), DTYPES[o.dtype]
+    nll = token_nll(hidden, head_of(o.model), expected, dtype).double()
+    likeliest = torch.zeros_like(expected, dtype=torch.bool)
+    if greedy:
+        parts = [next_logits(o.model, part, dtype).argmax(-1) for part in hidden.split(TOKENS)]
+        likeliest = torch.cat(parts) == expected
+    sizes = [len(ids) for ids in targets]
+    pairs = zip(nll.cpu().split(sizes), likeliest.cpu().split(sizes), strict=True)
+    return [(values.sum().item(), bool(right.all())) for values, right in pairs]
 
 
 def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, template=None) -> dict:

@@ -21,6 +21,7 @@ class Mask:
     window: int | None = None  # how many keys a query sees, itself the last of them
     slots: Slots | None = None  # packed rows on a CPU: where each example has a row of its own
     ends: Ends | None = None  # packed rows on a GPU: where each example ends; `allowed` says the same
+    pos: torch.Tensor | None = None  # (B, T): where tokens stand, if that is not where they lie in the row
 
     def within(self, window: int | None, T: int, S: int, device, first=0) -> "Mask":
         """This mask for a layer with a sliding window: key j of query i only if i - window < j <= i.
@@ -31,6 +32,9 @@ class Mask:
             return self
         if self.slots is not None:
             return replace(self, window=window)
+        if self.pos is not None:
+            near = (self.pos[:, None, :] > self.pos[:, :, None] - window)[:, None]  # (B, 1, T, T)
+            return replace(self, window=window, allowed=self.allowed & near)
         if T == 1 and not isinstance(first, torch.Tensor):  # attend() leaves the keys before them out
             recent = None if self.allowed is None else self.allowed[..., -window:]
             return replace(self, window=window, allowed=recent)

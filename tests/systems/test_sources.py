@@ -526,3 +526,29 @@ def test_linear_models_where_there_is_nothing_to_learn(home):
 
 def test_that_linear_models_are_fitted_is_said(home):
     assert "fitting linear models: diseases, 60 texts" in build(home)
+
+
+def test_a_mixture_of_even_labels_and_of_several_passes(home):
+    """Rows of the rarer label are repeated, each time in wording drawn anew; so are all with `times`."""
+    rows = [
+        {"text": t, "label": "ab"[k < 6], "side": "train"} for k, t in enumerate(make_texts(20, 5, 8, 20))
+    ]
+    rows += [{"text": t, "label": "ab"[k % 2], "side": "test"} for k, t in enumerate(make_texts(4, 6, 8, 20))]
+    write_rows(home / "topics.jsonl", rows)
+    asked = [f"Way {k}?" for k in range(50)]
+    toml = TOML[TOML.index("[topics]") :].replace("labels = { 0 = ", "# ")
+    toml = toml.replace('["Medical? One of: {labels}."]', json.dumps(asked))
+    (home / "sources.toml").write_text(toml + "rows = 16\nbalance = true\ntimes = 2\n", encoding="utf-8")
+    build(home)
+    built = rows_of(home / "set" / "train.jsonl")
+    by_label = {label: [r["input"] for r in built if r["output"] == label] for label in "ab"}
+    assert {label: len(found) for label, found in by_label.items()} == {"a": 16, "b": 16}
+    assert {by_label["a"].count(t) for t in by_label["a"]} == {2}  # eight of the fourteen, twice
+    assert sorted(by_label["b"].count(t) for t in set(by_label["b"])) == [2, 2, 2, 2, 4, 4]
+    assert len({(r["instruction"], r["input"]) for r in built}) > 24
+    told = json.loads((home / "set" / "tasks.json").read_text())["tasks"]["topics"]
+    assert (told["in_mixture"], told["balance"], told["times"]) == (32, True, 2)
+    assert "linear, same rows" in json.loads((home / "set" / "topics.baselines.json").read_text())
+    (home / "sources.toml").write_text(TOML.replace("rows = 20", "balance = true"), encoding="utf-8")
+    done = run_script(home, "nanomed/tasks.py", "sources.toml", "--from", home, "--out", home / "other")
+    assert_refused(done, "[diseases]: balance goes with relation", "not with entities")

@@ -8,6 +8,7 @@ from nanomed.errors import UserError
 
 HELP = "every task of an instruction set: entities, relations, classes, answers"
 TEMPLATE = "medtuned"  # of a model that was instructed with none
+WAYS = ("written", "likelihood", "calibrated")  # nanomed.systems.tasks.likelihood's
 
 
 # fmt: off
@@ -20,6 +21,10 @@ def add_flags(p) -> None:
                    help="what was said of each text, task by task; the same command goes on with it")
     p.add_argument("--template", metavar="NAME",
                    help=f"how a prompt looks (default: the model's own, if it has one; else {TEMPLATE})")
+    p.add_argument("--ask", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY",
+                   help="how, where a text has one of few labels (else the model writes): written;"
+                        " likelihood: the likeliest label; calibrated: the same, divided by how likely a label is without"
+                        f" a text (Zhao et al. 2021). The first counts (default: {' '.join(WAYS)})")
     flags.add_batch_size_flag(p, "prompts")
 # fmt: on
 
@@ -31,6 +36,7 @@ def main(args) -> dict:
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.systems.tasks import measure
     from nanomed.systems.tasks.forms import FORMS
+    from nanomed.systems.tasks.likelihood import ways_of
     from nanomed.systems.tasks.predictions import Predictions
     from nanomed.systems.tasks.sets import chosen, read_set
     from nanomed.text import special
@@ -50,19 +56,21 @@ def main(args) -> dict:
     print(f"{o}; {len(names)} tasks, {len(inputs):,} texts; template {named}; greedy")
     out = {}
     for name, (rows, baselines) in sets.items():
-        task, start = made[name], time.perf_counter()
+        task, ways, start = made[name], ways_of(made[name], args.ask), time.perf_counter()
         earlier = predictions.read(name, rows) if predictions else None
-        answers = earlier or measure.ask(o, rows, task, template, args.batch_size, args.seed)
+        answers = earlier or measure.ask_in(ways, o, rows, task, template, args.batch_size, args.seed)
         seconds = None if earlier else time.perf_counter() - start
         if predictions and not earlier:
-            predictions.write(name, rows, answers, measure.read_back(task, rows, answers)[0])
-        out[name] = measure.measure_task(task, rows, answers, baselines, args.seed) | {"seconds": seconds}
+            predictions.write(name, rows, answers, measure.said_in(ways[0], task, rows, answers))
+        out[name] = measure.measure_task(task, rows, answers, baselines, args.seed, ways)
+        out[name]["seconds"] = seconds
         out[name]["rows"] = [row["row"] for row in rows]
         if args.limit:
             print(f"{name}: drawn by --seed: {say_rows(out[name]['rows'], f'{name}.test.jsonl')}")
         took = f"from {predictions.file(name)}" if earlier else f"in {seconds:,.0f} s"
         print(f"{name}: {len(rows):,} texts {took}, {measure.say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed}
+    how["ask"] = args.ask
     how["special_tokens"] = special.report_of(o.tokenizer, inputs)
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize, **how, "tasks": out}

@@ -13,7 +13,8 @@ from nanomed.evaluation.baselines import majority_baseline, tfidf_baseline
 from nanomed.files import write_json
 from nanomed.optional import need
 from nanomed.systems.tasks.cases import Case
-from nanomed.systems.tasks.sources import Task, drawn
+from nanomed.systems.tasks.mixture import drawn
+from nanomed.systems.tasks.sources import Task
 
 MAJORITY, LINEAR, SAME = "majority", "linear", "linear, same rows"
 
@@ -28,8 +29,10 @@ def write(tasks: list[Task], seed: int, out: Path) -> None:
 
 def predict(task: Task, seed: int) -> dict[str, list[list[str]]]:
     texts = [case.input for case in task.test]
-    same = [task.train[k] for k in drawn(task, seed)]
-    sides = {LINEAR: task.train} | ({SAME: same} if len(same) < len(task.train) else {})
+    same = drawn(task, seed)
+    sides = {LINEAR: task.train}
+    if sorted(same) != list(range(len(task.train))):
+        sides[SAME] = [task.train[k] for k in same]
     if task.form.tagged:
         nothing = [["O"] * len(text.split(" ")) for text in texts]
         return {MAJORITY: nothing} | {name: tag(side, texts) for name, side in sides.items()}

@@ -1,19 +1,20 @@
 """eval.py tasks: a model asked about every text of an instruction set's test sides, its answers read back,
-beside the baselines."""
+beside the baselines; labels of few by their likelihood, too."""
 
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Literal, TypedDict
 
 from nanomed.evaluation import tables
 from nanomed.evaluation.generate import Ending, Sampling, generate
 from nanomed.evaluation.measure import Opened
 from nanomed.evaluation.suite import by_model
-from nanomed.systems.tasks import score
+from nanomed.systems.tasks import likelihood, score
 from nanomed.systems.tasks.baselines import LINEAR
 from nanomed.systems.tasks.cases import Malformed
 from nanomed.systems.tasks.classes import mark
 from nanomed.systems.tasks.entities import most_numbers
 from nanomed.systems.tasks.forms import FORMS
+from nanomed.systems.tasks.likelihood import WRITTEN
 from nanomed.systems.tasks.sources import MEASURES, OF_MENTIONS, say_counts
 from nanomed.text.templates import Template
 
@@ -43,6 +44,19 @@ def longest_answer(task: dict, texts: list[str], tokenizer) -> list[int]:
         return [size(text) + SLACK for text in texts]
     sizes = [size(f"{mark(labels)} {label}") for label in labels]
     return [(sum(sizes) if form == "classes" else max(sizes)) + SLACK] * len(texts)
+
+
+def ask_in(ways, o: Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int):
+    """What likelihood.ask() and ask() give of each row, as the ways want it. Only what the likelihoods do not
+    show is written."""
+    out, writes = [{} for _ in rows], WRITTEN in ways
+    if set(ways) - {WRITTEN}:
+        out = likelihood.ask(o, rows, task, template, batch_size, greedy=writes)
+    unknown = [k for k, answer in enumerate(out) if writes and "answer" not in answer]
+    written = ask(o, [rows[k] for k in unknown], task, template, batch_size, seed) if unknown else []
+    for k, answer in zip(unknown, written, strict=True):
+        out[k] |= answer
+    return out
 
 
 def ask(o: Opened, rows: list[dict], task: dict, template: Template, batch_size: int, seed: int):
@@ -80,22 +94,38 @@ def read_back(task: dict, rows: list[dict], answers: list[dict]) -> tuple[list[l
     return said, wrong
 
 
-def measure_task(task: dict, rows: list[dict], answers: list[dict], baselines: dict, seed: int) -> dict:
-    """score.figures() of answers and of each baseline on the same texts; what was malformed; the paired
-    difference from the linear baseline."""
+def said_in(way: str, task: dict, rows: list[dict], answers: list[dict]) -> list[list[str] | None]:
+    """The labels or tags of each answer; None if it is malformed or cut off."""
+    if way == WRITTEN:
+        return read_back(task, rows, answers)[0]
+    return [[likelihood.likeliest(answer, way)] for answer in answers]
+
+
+def measure_task(task: dict, rows, answers, baselines: dict, seed: int, ways=(WRITTEN,)) -> dict:
+    """score.figures() of answers and of each baseline on the same texts, and the paired difference from the
+    linear baseline: of the first of the ways in which the texts were asked about, and below "ways" of each;
+    what was malformed in writing."""
     headline, asked = task["measure"], (FORMS[task["form"]].tagged, task["labels"], [r["gold"] for r in rows])
-    said, wrong = read_back(task, rows, answers)
+    wrong = read_back(task, rows, answers)[1] if WRITTEN in ways else dict.fromkeys(WRONG, 0)
     out = {"form": task["form"], "measure": headline, "texts": len(rows), **wrong}
     out["set"] = {key: task[key] for key in SAID}
     out["malformed_share"] = (wrong["malformed"] + wrong["cut_off"]) / len(rows)
-    out |= score.figures(*asked, said, seed)
+    of_ways = {}
+    for way in ways:
+        said = said_in(way, task, rows, answers)
+        of_ways[way] = score.figures(*asked, said, seed)
+        if LINEAR in baselines:
+            of_ways[way]["against_linear"] = _against(baselines[LINEAR], headline, asked, said, seed)
+    out |= of_ways[ways[0]] | {"ways": of_ways}
     out["baselines"] = {name: score.figures(*asked, found, seed) for name, found in baselines.items()}
-    if LINEAR in baselines:
-        tagged, labels, gold = asked
-        way, ours, their_way, theirs = score.hardest(tagged, headline, labels, gold, said, baselines[LINEAR])
-        out["against_linear"] = score.against(headline, ours, theirs, seed)
-        out["against_linear"] |= {"ways": [way, their_way]} if tagged else {}
     return out | {"published": task.get("published", ""), "answers": answers}
+
+
+def _against(linear, headline: str, asked: tuple, said, seed: int) -> dict:
+    tagged, labels, gold = asked
+    way, ours, their_way, theirs = score.hardest(tagged, headline, labels, gold, said, linear)
+    found = score.against(headline, ours, theirs, seed)
+    return found | ({"ways": [way, their_way]} if tagged else {})
 
 
 # --- shown --------------------------------------------------------------------------------------------------
@@ -126,27 +156,53 @@ def say_figure(task: dict) -> str:
 
 
 def table(results: dict[str, dict]) -> list[list[str]]:
-    """A row a task: its headline of each result ({model: what eval.py tasks gives}), and of the baselines on
-    the same texts."""
+    """A row a task: its headline of each result ({model: what eval.py tasks gives}), in each way in which it
+    was asked for, and of the baselines on the same texts."""
     first = next(iter(results.values()))["tasks"]
     baselines = list(dict.fromkeys(b for task in first.values() for b in task["baselines"]))
-    head = ["task", "measure", *results, *baselines, "malformed or cut off"]
+    columns = [(name, r["tasks"], way) for name, r in results.items() for way in _ways(r["tasks"])]
+    names = [f"{name}, {way}" if len(_ways(tasks)) > 1 else name for name, tasks, way in columns]
+    head = ["task", "measure", *names, *baselines, "malformed or cut off"]
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for name, task in first.items():
-        measured = [r["tasks"][name] for r in results.values()]
-        malformed = " / ".join(f"{found['malformed_share']:.1%}" for found in measured)
+        malformed = " / ".join(f"{r['tasks'][name]['malformed_share']:.1%}" for r in results.values())
+        measured = [_in_way(tasks[name], way) for _, tasks, way in columns]
         measured += [task["baselines"].get(b, {}) for b in baselines]
         cells = [cell(found, task["measure"]) for found in measured]
         rows.append([name, task["measure"].replace("_", "-"), *cells, malformed])
     return rows
 
 
+def _ways(tasks: dict[str, dict]) -> list[str]:
+    """In which tasks were asked about; an earlier version's were asked to write."""
+    found = {way for task in tasks.values() for way in task.get("ways") or (WRITTEN,)}
+    return [way for way in likelihood.WAYS if way in found]
+
+
+def _in_way(task: dict, way: str) -> dict:
+    return (task.get("ways") or {WRITTEN: task}).get(way, {})
+
+
 def say_linear(tasks: dict[str, dict]) -> list[str]:
-    """In words, where a model loses against the linear baseline and where not."""
-    said = {"better": [], "worse": [], score.CHANCE: []}
+    """In words, where a model loses against the linear baseline and where not: by the way that counts of each
+    task, then by the others."""
+    out, ways, counts = _verdicts(tasks), _ways(tasks), {}
     for name, task in tasks.items():
-        if task.get("against_linear"):
-            said[task["against_linear"]["verdict"]].append(name)
+        counts.setdefault(next(iter(task.get("ways") or (WRITTEN,))), []).append(name)
+    if len(ways) > 1:
+        of_ways = [f"{way} of {', '.join(names)}" for way, names in counts.items()]
+        out.insert(0, f"what counts: {'; '.join(of_ways)}")
+    for way in ways:
+        others = {name: _in_way(t, way) for name, t in tasks.items() if name not in counts.get(way, ())}
+        out += [f"{way}, which does not count there: {line}" for line in _verdicts(others)]
+    return out
+
+
+def _verdicts(found: dict[str, dict]) -> list[str]:
+    said = {"better": [], "worse": [], score.CHANCE: []}
+    for name, figures in found.items():
+        if figures.get("against_linear"):
+            said[figures["against_linear"]["verdict"]].append(name)
     what = {"better": "better than", "worse": "WORSE than", score.CHANCE: "no different, beyond chance, from"}
     return [f"{what[v]} the linear baseline: {', '.join(names)}" for v, names in said.items() if names]
 
@@ -161,6 +217,11 @@ class Against(TypedDict):
     verdict: Literal["better", "worse", score.CHANCE]
 
 
+@dataclass(kw_only=True)
+class InWay(Figures):
+    against_linear: Against | None = None
+
+
 @dataclass
 class Result:
     model: str
@@ -170,12 +231,12 @@ class Result:
 
 
 @dataclass(kw_only=True)
-class Shown(Figures):
+class Shown(InWay):
     measure: Literal[MEASURES]
     baselines: dict[str, Figures]
     malformed_share: float
     published: str = ""
-    against_linear: Against | None = None
+    ways: dict[Literal[likelihood.WAYS], InWay] = field(default_factory=dict)
 
 
 def for_page(files: list[str]) -> dict:

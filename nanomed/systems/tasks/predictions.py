@@ -3,8 +3,9 @@ goes on with.
 
 predictions.json    whose predictions these are: model, its weights' files, template, set, limit, seed
 NAME.jsonl          a row a test text: {row (of NAME.test.jsonl, from 1), instruction, input, gold, answer,
-                    stopped (it ended by itself), room (there was any for an answer), read (labels or tags;
-                    null: malformed, cut off), right}
+                    stopped (it ended by itself), room (there was any for an answer), loglikelihoods and
+                    content_free ({label: nats}, nanomed.systems.tasks.likelihood), read (labels or tags, in
+                    the way that counts; null: malformed, cut off), right}; what was not asked for is left out
 """
 
 from dataclasses import dataclass
@@ -14,20 +15,23 @@ from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation.measure import Opened
 from nanomed.files import json_lines, write_json, write_text
+from nanomed.systems.tasks.likelihood import WRITTEN
 from nanomed.systems.tasks.sets import Row, read_lines
 from nanomed.text.templates import Template
 
 PROGRAM, RECORD = "eval.py tasks", "predictions.json"
 ASKED = ("row", "instruction", "input", "gold")
-ANSWER = ("answer", "stopped", "room")
+ANSWER = ("answer", "stopped", "room", "loglikelihoods", "content_free")
 
 
 @dataclass
 class Said(Row):
     row: int
-    answer: str
-    stopped: bool
-    room: bool
+    answer: str | None = None
+    stopped: bool | None = None
+    room: bool | None = None
+    loglikelihoods: dict[str, float] | None = None
+    content_free: dict[str, float] | None = None
 
 
 def of_earlier(held: dict) -> dict | None:
@@ -44,8 +48,9 @@ class Predictions:
         asked |= {"dtype": o.dtype, "quantize": o.quantize}
         asked["template"] = [template.ask("instruction", "input").text, *template.ends]
         asked |= {"special_tokens": o.tokenizer.reading, "set": str(Path(args.tasks).resolve())}
-        asked |= {"limit": args.limit, "seed": args.seed}
+        asked |= {"limit": args.limit, "seed": args.seed, "ask": args.ask}
         found = outputs.take(self.directory, PROGRAM, RECORD, older=of_earlier, flag="--predictions")
+        found = found and {"ask": [WRITTEN]} | found  # an earlier version asked in no other way
         if other := [key for key in asked if found and found.get(key) != asked[key]]:
             what = f"of another {', '.join(other)}"
             raise UserError(f"--predictions {self.directory}: {what}; choose another directory")
@@ -62,7 +67,7 @@ class Predictions:
         if [[row[k] for k in ASKED] for row in found] != [[row[k] for k in ASKED] for row in rows]:
             now = "not of the set's texts as they are now"
             raise UserError(f"{self.file(name)}: {now}; choose another directory")
-        return [{k: row[k] for k in ANSWER} for row in found]
+        return [{k: row[k] for k in ANSWER if row.get(k) is not None} for row in found]
 
     def write(self, name: str, rows: list[dict], answers: list[dict], said: list[list[str] | None]) -> None:
         made = [

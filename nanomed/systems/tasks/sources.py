@@ -7,7 +7,6 @@ NAME.train.jsonl    all that may be trained on of one task, rows with `gold` bes
 NAME.test.jsonl     what it is measured on: the same rows
 """
 
-import random
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from nanomed.files import check_name, read_section, read_toml
 from nanomed.limits import Count
 from nanomed.systems.overlap import near_duplicates, words
 from nanomed.systems.tasks.cases import Case, Settled, value_in
-from nanomed.systems.tasks.classes import joined, notes_on
+from nanomed.systems.tasks.classes import notes_on
 from nanomed.systems.tasks.corpora import corpus_rows
 from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
 from nanomed.systems.tasks.offsets import COUNTED
@@ -50,6 +49,8 @@ class Section:
     type: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
     rows: Count | None = None
+    balance: bool = False
+    times: Count = 1
     words: Count | None = None
     measure: str = ""
     published: str = ""
@@ -68,6 +69,7 @@ class Source(Section):
 NAMES = {"train": "training", "test": "test"}
 SIDES = tuple(NAMES)
 NAMED = ("relation", "inference", "class", "classes", "decision")  # forms whose rows name labels
+ONE_LABEL = (*(form for form in NAMED if form != "classes"), "options")
 TAGGED = tuple(form for form in FORMS if FORMS[form].tagged)
 OF_MENTIONS = {"orphans": "I- tags without a B- made B-"} | COUNTED
 MEASURES = ("entity_f1", "micro_f1", "macro_f1", "accuracy")
@@ -103,6 +105,7 @@ def _source(name: str, section, where: str) -> Source:
     need(not names or not columns or names == columns, f"{columns} label_columns and {names} label_names")
     need(s.label_lists in (None, "names", "vectors"), "label_lists must be names or vectors")
     end = "what is asked stands at a question's end; leave it out"
+    need(not s.balance or form in ONE_LABEL, f"balance goes with {', '.join(ONE_LABEL)}, not with {form}")
     need(form != "options" or "words" not in section, f"words does not go with options: {end}")
     for word in re.findall(r"(?<!\{)\{(\w+)\}(?!\})", "\n".join(s.instructions)):
         mend = f"{{labels}} is put in, and {{{{{word}}}}} is written {{{word}}}"
@@ -215,12 +218,12 @@ def keep_apart(tasks: list[Task], threshold: float, seed: int) -> None:
     """Take out of every training side, in place, what is of a test text's group, and what repeats a test text
     of any of the tasks: the same words in the same order, or nearly (Jaccard similarity of `threshold` or
     more of their sequences of five words; 0: the same only)."""
-    held = {_same(case) for task in tasks for case in task.test}
+    held = {same(case) for task in tasks for case in task.test}
     tests = {task.source.name: [case.input for case in task.test] for task in tasks}
     for task in tasks:
         groups = {case.group for case in task.test if case.group}
         others = [case for case in task.train if case.group not in groups]
-        kept = [case for case in others if _same(case) not in held]
+        kept = [case for case in others if same(case) not in held]
         if threshold and kept:
             texts = [case.input for case in kept]
             near = near_duplicates(texts, tests, threshold, seed=seed).near_removed_held
@@ -232,59 +235,9 @@ def keep_apart(tasks: list[Task], threshold: float, seed: int) -> None:
         task.train = kept
 
 
-def _same(case: Case) -> str:
+def same(case: Case) -> str:
     """Equal for texts of the same words."""
     return " ".join(words(case.input))
-
-
-def row(task: Task, case: Case, seed, gold: bool = True) -> dict:
-    """Of a file: the case with one of the task's instructions, which the seed draws."""
-    asked = random.Random(str(seed)).choice(task.source.instructions)
-    asked = re.sub(r"\{\{((?!labels\})\w+)\}\}", r"{\1}", asked)
-    out = {"instruction": asked.replace("{labels}", joined(task.labels, task.labels)), "input": case.input}
-    out |= {"output": task.form.write(case, task.labels), "source": task.source.name}
-    out |= {"group": case.group} if case.group else {}
-    return out | ({"gold": list(case.gold)} if gold else {})
-
-
-def rows_of(task: Task, side: str, seed: int) -> list[dict]:
-    """All of a side, for the file NAME.SIDE.jsonl."""
-    return [row(task, case, (seed, task.source.name, side, k)) for k, case in enumerate(task.sides[side])]
-
-
-def drawn(task: Task, seed: int) -> list[int]:
-    """Which of a task's training cases are in the mixture: up to `rows`, drawn by the seed."""
-    order = list(range(len(task.train)))
-    random.Random(f"{seed} {task.source.name}").shuffle(order)
-    return order[: task.source.rows]
-
-
-def mixture(tasks: list[Task], seed: int) -> list[dict]:
-    """The rows to train on, shuffled by the seed. Raises UserError if there are none."""
-    out = []
-    for task in tasks:
-        out += [row(task, task.train[k], (seed, task.source.name, k), gold=False) for k in drawn(task, seed)]
-    if not out:
-        raise UserError("no task is left for the mixture (--without)")
-    random.Random(seed).shuffle(out)
-    return out
-
-
-def describe(task: Task, seed: int) -> dict:
-    """What tasks.json says of a task."""
-
-    def of_sides(count) -> dict[str, int]:
-        return {side: count(cases) for side, cases in task.sides.items()}
-
-    keys = ("form", "instructions", "rows", "words", "measure", "published")
-    out = {key: getattr(task.source, key) for key in keys} | {"labels": task.labels} | of_sides(len)
-    out |= {"in_mixture": len(drawn(task, seed)), "removed": task.removed, "of_groups": task.of_groups}
-    out["bad_rows"] = task.bad
-    out["cut"] = of_sides(lambda cases: sum(case.cut for case in cases))
-    out["repeated"] = of_sides(lambda cases: len(cases) - len({_same(case) for case in cases}))
-    for key in OF_MENTIONS:
-        out[key] = of_sides(lambda cases, key=key: sum(case.counts.get(key, 0) for case in cases))
-    return out
 
 
 def say_counts(made: dict) -> list[str]:
