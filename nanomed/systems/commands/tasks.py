@@ -23,8 +23,9 @@ def add_flags(p) -> None:
                    help=f"how a prompt looks (default: the model's own, if it has one; else {TEMPLATE})")
     p.add_argument("--ask", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY",
                    help="how, where a text has one of few labels (else the model writes): written;"
-                        " likelihood: the likeliest label; calibrated: the same, divided by how likely a label is without"
-                        f" a text (Zhao et al. 2021). The first counts (default: {' '.join(WAYS)})")
+                        " likelihood: the likeliest label; calibrated: the same, divided by how likely a"
+                        " label is without a text (Zhao et al. 2021). The first counts (default:"
+                        f" {' '.join(WAYS)})")
     flags.add_batch_size_flag(p, "prompts")
 # fmt: on
 
