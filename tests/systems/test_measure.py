@@ -225,7 +225,7 @@ def test_two_figures_where_an_i_has_no_b_and_a_dash_where_there_is_nothing(made)
         {"answer": "b : O\na : B-D", "stopped": True, "room": True},
         {"answer": "c : O\nd : I-D", "stopped": True, "room": True},
     ]
-    task = vars(sets.Made("tags", ["D"], "entity_f1"))
+    task = vars(sets.Made(form="tags", labels=["D"], measure="entity_f1"))
     found = measure.measure_task(task, rows, said, {"linear": [["I-D", "O"], ["I-D", "I-D"]]}, 0)
     assert found["orphans"] == 1 and found["baselines"]["linear"]["orphans"] == 2
     assert measure.cell(found, "entity_f1").startswith("0.667 [") and "; 1.000 [" in measure.cell(
