@@ -346,7 +346,8 @@ def test_the_page_shows_the_tasks(made, model_dir, script, tmp_path):
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "page" / "report.html").read_text()
     assert 'id="tasks"' in html and "&lt;tuned&gt;" in html and "topics accuracy 0.9 (someone)" in html
-    assert measure.table({"m": result})[2][2] in html  # the figure with its interval
+    figure, interval = measure.table({"m": result})[2][2].split(" ", 1)
+    assert f"<td>{figure}<small>{interval}</small></td>" in html
     (tmp_path / "b.json").write_text(json.dumps(result))
     same = ("--tasks", tmp_path / "a.json", tmp_path / "b.json")
     assert_refused(script("eval.py", *page, *same), "b.json", "each model once")

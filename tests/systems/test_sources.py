@@ -6,7 +6,7 @@ import pytest
 
 from nanomed.errors import UserError
 from nanomed.files import write_json
-from nanomed.systems.tasks import baselines, sets, sources
+from nanomed.systems.tasks import baselines, mixture, sets, sources
 from nanomed.systems.tasks.forms import FORMS
 from nanomed.text.instructions import Fields, read_instructions
 from tests.conftest import ROOT, assert_refused, make_texts, run_script, write_jsonl
@@ -144,7 +144,7 @@ def test_words_in_braces_are_put_in_or_said(home):
     (home / "sources.toml").write_text(TOML.replace("Medical?", "{{Medical}}? {a b}"))
     source = sources.read_sources(home / "sources.toml")[1]
     task = sources.read_task(source, home, None, False)
-    assert sources.row(task, task.test[0], 0)["instruction"] == "{Medical}? {a b} One of: general, medical."
+    assert mixture.row(task, task.test[0], 0)["instruction"] == "{Medical}? {a b} One of: general, medical."
 
 
 def test_no_test_text_of_any_source_is_trained_on(home):
