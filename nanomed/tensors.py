@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from nanomed.errors import UserError
 from nanomed.files import no_pipe, replace_file
 
+SMALL = 2**17  # bytes: what is less is copied; each mapping holds one of the files that a process may open
 MAPPED = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -29,16 +30,16 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(key, tensor) of a safetensors file. Each is a view of the file, mapped into memory by itself: what is
-    not used is never read, and what is dropped takes no memory any more. Raises UserError for a file that is
-    none."""
+    """(key, tensor) of a safetensors file. A large one is a view of the file, mapped into memory by itself:
+    what is not used is never read, and what is dropped takes no memory any more. Raises UserError for a file
+    that is none."""
     with _safetensors(path) as f, open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))  # which safetensors has checked
         for key in f.keys():  # noqa: SIM118 (not a dict)
             dtype, (begin, end) = MAPPED.get(header[key]["dtype"]), header[key]["data_offsets"]
-            if dtype is None or begin == end or (start + begin) % dtype.itemsize:
-                yield key, f.get_tensor(key)
+            if dtype is None or end - begin < SMALL or (start + begin) % dtype.itemsize:
+                yield key, f.get_tensor(key).clone()
                 continue
             page = (start + begin) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
             there = mmap.mmap(file.fileno(), start + end - page, access=mmap.ACCESS_COPY, offset=page)

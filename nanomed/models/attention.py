@@ -88,7 +88,7 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
-    elif cache is None and causal and not dropout and kernels.tiles_fit(q):
+    elif cache is None and causal and not dropout and kernels.tiles_fit(q, v):
         y = kernels.tiled(q, k, v, scale)
     else:
         y = F.scaled_dot_product_attention(q, k, v, **how)

@@ -1,9 +1,11 @@
 """What stands between Llama's matrix products, with its gradient written out: a norm, and the MLP's gate.
 
 Autograd takes a formula apart, keeps what each part read, and goes over memory once for each on the way back,
-which costs narrow layers much. Here a function keeps its inputs alone."""
+which costs narrow layers much. Here a function keeps its inputs alone.
+Its gradient has none itself: asking for one is an error."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x, weight, eps: float):
@@ -28,6 +30,7 @@ class _RMSNorm(torch.autograd.Function):
         return y.mul_(weight) if y.dtype == weight.dtype else y * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         x, weight, r = ctx.saved_tensors
         C, shape = x.size(-1), x.shape
@@ -42,8 +45,9 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def gated(act, gate, up):
-    """act(gate) * up, elementwise (Shazeer 2020); act: any function of one tensor."""
-    return _Gated.apply(act, gate, up)
+    """act(gate) * up, elementwise (Shazeer 2020); act: any function of one tensor. torch.compile, which fuses
+    this by itself, would stop at a gradient that is asked for within one."""
+    return act(gate) * up if torch.compiler.is_compiling() else _Gated.apply(act, gate, up)
 
 
 class _Gated(torch.autograd.Function):
@@ -56,6 +60,7 @@ class _Gated(torch.autograd.Function):
         return act(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         gate, up = (t.detach().requires_grad_() for t in ctx.saved_tensors)
         with torch.enable_grad():

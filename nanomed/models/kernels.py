@@ -16,11 +16,12 @@ def fit(q: torch.Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.device.type == "cpu"
 
 
-def tiles_fit(q: torch.Tensor) -> bool:
+def tiles_fit(q: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether tiled() is for it: in training alone, since in bf16 it rounds scores, as transformers' eager
-    attention does and the library's kernel does not."""
+    attention does and the library's kernel does not; and in one dtype: under autocast, Qwen3's norms make q
+    and k fp32 beside a v of 16 bits, which the library's kernel brings together."""
     in_fp32 = q.dtype == torch.float32 and q.device.type == "cpu" and q.size(2) >= LONG
-    return torch.is_grad_enabled() and (in_fp32 or fit(q))
+    return torch.is_grad_enabled() and q.dtype == v.dtype and (in_fp32 or fit(q))
 
 
 def one_query(q, k, v, allowed, scale: float):

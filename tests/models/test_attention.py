@@ -126,6 +126,20 @@ def test_training_in_tiles_against_double_precision(B, T, kv, scale, dtype, erro
     assert len(calls) == 2  # measured with the library's kernel
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_training_where_norms_widen_queries_and_keys(dtype):
+    """Qwen3's, under autocast: values stay narrow."""
+    torch.manual_seed(0)
+    qkv = [heads(1, kernels.LONG, 2, dtype=kind) for kind in (torch.float32, torch.float32, dtype)]
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    with torch.autocast("cpu", dtype):
+        y = attend(*qkv)
+    expected = attend(*exact)
+    found, sound = (torch.autograd.grad(out.sum(), of) for out, of in ((y, qkv), (expected, exact)))
+    for ours, theirs in zip((y, found[2]), (expected, sound[2]), strict=True):
+        assert (ours.double() - theirs).norm() <= 0.05 * theirs.norm()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kv", [4, 2, 1])

@@ -52,3 +52,19 @@ def test_in_bf16_a_norm_is_computed_in_fp32():
     assert y.dtype == torch.float32 and found[0].dtype == torch.bfloat16
     for ours, theirs in zip((y, *found), (expected, *sound), strict=True):
         assert (ours.double() - theirs).norm() < 3e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("function", [lambda x: rms_norm(x, x[0], 1e-2), lambda x: gated(F.silu, x, x)])
+def test_a_gradients_own_gradient_is_refused_and_not_wrong(function):
+    x = random(2, 5)
+    (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_what_is_compiled_is_one_graph():
+    x, w = random(2, 5), random(5)
+    compiled = torch.compile(
+        lambda x, w: gated(F.silu, rms_norm(x, w, 1e-2), x), backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(x, w), gated(F.silu, rms_norm(x, w, 1e-2), x))
