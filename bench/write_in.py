@@ -10,7 +10,6 @@ them. A head has its own row: as it is, in 8 bits, or in 4."""
 import argparse
 import json
 import math
-from functools import partial
 
 import sides
 import torch
@@ -65,7 +64,9 @@ def lay_out(model, layers: str) -> None:
                 module.weight.data = in_4_bits(module.weight.data, int(layers.split()[1]))
         layers = "as they are"
     fuse(model)
-    prepack(model, None if layers == "as they are" else partial(narrow.narrowed, layers))
+    if layers != "as they are":
+        narrow.narrow(model, layers)
+    prepack(model)
 
 
 def heads(head, layers: str) -> dict:

@@ -3,7 +3,7 @@
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -90,12 +90,14 @@ def open_model(
         narrow.check(write_in, device, quantize)
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize, as_stored=True).requires_grad_(False)
+    if not plain and device.type == "cpu":  # before there is a copy of the weights in the dtype
+        fuse(model)
+        if write_in:
+            narrow.narrow(model, write_in, dtype)
     store_frozen(model, dtype, device)
     model = model.to(device).eval()
-    if not plain:
-        fuse(model)
     if not plain and (not scores or pays_for_texts()):
-        prepack(model, partial(narrow.narrowed, write_in) if write_in else None)
+        prepack(model)
     places = (source.adapter, source.directory)
     asked_for = generation_config.asked_for(*places)
     return Opened(name, model, tokenizer, device, dtype, places, quantize, asked_for)

@@ -11,12 +11,13 @@ int8   rounds weights to -127..127 of the largest in each row, and the inputs to
        largest"""
 
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
 
 from nanomed.errors import UserError
-from nanomed.models.prepacked import PrepackedLinear
+from nanomed.models.prepacked import PrepackedLinear, replace_linears
 
 VNNI = torch.cpu._is_vnni_supported()
 SUBNORMAL = 2.0**-25  # half a step of fp16's smallest numbers: what a weight near 0 may lose
@@ -29,7 +30,7 @@ def available() -> bool:
 
 def is_16_bit(weight: torch.Tensor) -> bool:
     """Whether fp16 holds these weights as they are."""
-    return bool((weight - weight.half().float()).abs().max() <= SUBNORMAL)
+    return all((w.float() - w.half().float()).abs().max() <= SUBNORMAL for w in weight.split(512))
 
 
 class HalfLinear(PrepackedLinear):
@@ -81,12 +82,19 @@ STORED = "stored"  # in fp16 where that is exact, else as they are
 KINDS = {"fp16": HalfLinear, "int8": ByteLinear}
 
 
-def narrowed(write_in: str, layer: nn.Linear) -> PrepackedLinear | None:
-    """Such a layer in the place of a plain one; None where it stays, which only STORED has."""
+def narrow(model: nn.Module, write_in: str, dtype: str = "fp32") -> None:
+    """Put such layers in the place of a model's linear ones, in place, and beside its head. dtype: in which
+    it computes; in bf16, what is stored so stays, and the head alone is written in fp16."""
+    if write_in != STORED or dtype == "fp32":
+        replace_linears(model.backbone, partial(_narrowed, write_in))
+    model.writing_head = _narrowed(write_in, model.lm_head)
+
+
+def _narrowed(write_in: str, layer: nn.Linear) -> PrepackedLinear | None:
+    """None where it stays, which only STORED has."""
     if write_in != STORED:
         return KINDS[write_in](layer)
-    here = layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu" and available()
-    return HalfLinear(layer) if here and is_16_bit(layer.weight) else None
+    return HalfLinear(layer) if available() and is_16_bit(layer.weight) else None
 
 
 def check(write_in: str, device: torch.device, quantize: str | None) -> None:

@@ -57,21 +57,21 @@ class PrepackedLinear(nn.Module):
         return product(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-def prepack(model: nn.Module, to_write=None) -> None:
+def prepack(model: nn.Module) -> None:
     """Lay out the linear layers below the head, in place; the head, when it is first asked for (head_of).
-    Adapters stay plain. to_write (nanomed.models.narrow): gives a layer of its own for a plain one, the head
-    too, or None. Where the library is missing, or weights are elsewhere or in another dtype, nothing
-    changes."""
-    linears = [n for n, m in model.backbone.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n]
-    for name in linears:  # by their names, so that each plain layer goes when its own is there
-        module = model.backbone.get_submodule(name)
-        layer = to_write(module) if to_write else None
-        if layer is None and available(module.weight):
-            layer = PrepackedLinear(module)
-        if layer is not None:
-            model.backbone.set_submodule(name, layer)
+    Where the library is missing, or weights are elsewhere or in another dtype, nothing changes."""
+    replace_linears(model.backbone, lambda plain: PrepackedLinear(plain) if available(plain.weight) else None)
     model.head_blocks = {}
-    model.writing_head = to_write(model.lm_head) if to_write else None
+
+
+def replace_linears(model: nn.Module, another) -> None:
+    """Put another(layer) in the place of each linear layer, in place, unless it is None. Adapters
+    stay plain."""
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n]
+    for name in linears:  # by their names, so that each plain layer goes when its own is there
+        layer = another(model.get_submodule(name))
+        if layer is not None:
+            model.set_submodule(name, layer)
 
 
 def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:

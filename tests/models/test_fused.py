@@ -127,7 +127,8 @@ def test_weights_of_16_bits_are_written_in_16():
     with torch.no_grad():
         expected = model(idx)
         fuse(model)
-        prepack(model, lambda layer: narrow.narrowed("stored", layer))
+        narrow.narrow(model, "stored")
+        prepack(model)
         x = model.backbone(idx)
     assert sum(isinstance(m, HalfLinear) for m in model.modules()) == 3 * 4 + 1
     logits = next_logits(model, x[:, -1], torch.float32)
