@@ -11,6 +11,7 @@ from torch import nn
 
 from nanomed.models import gemma, llama
 from nanomed.models.attention import CAUSAL, attend
+from nanomed.models.rope import turned
 from nanomed.precision import weightless
 
 
@@ -39,7 +40,7 @@ class Block(nn.Module):
         self.qkv_proj, self.o_proj = _joined(a.q_proj, a.k_proj, a.v_proj), a.o_proj
         self.gate_up_proj, self.down_proj = _joined(mlp.gate_proj, mlp.up_proj), mlp.down_proj
         self.q_norm, self.k_norm = (None if type(n) is nn.Identity else Norm(n) for n in (a.q_norm, a.k_norm))
-        self.attention_norm, self.mlp_norm = Norm(plain.input_layernorm), None
+        self.attention_norm = Norm(plain.input_layernorm)
         self.after_attention = self.after_mlp = None
         if isinstance(plain, gemma.Block):  # which has a norm behind each part as well
             self.mlp_norm = Norm(plain.pre_feedforward_layernorm)
@@ -55,7 +56,7 @@ class Block(nn.Module):
         qk, v = qkv[:, :n_qk], qkv[:, n_qk:]  # (B, heads, T, hs)
         if self.q_norm is not None:
             qk = torch.cat((self.q_norm(qk[:, :n_q]), self.k_norm(qk[:, n_q:])), 1)
-        qk = turned(qk, cos, sin)
+        qk = turned(qk, cos.to(qk.dtype), sin.to(qk.dtype))
         y = self.o_proj(attend(qk[:, :n_q], qk[:, n_q:], v, mask, cache, self.scale))
         x = x + (y if self.after_attention is None else self.after_attention(y))
         gate, up = self.gate_up_proj(self.mlp_norm(x)).chunk(2, -1)
@@ -90,12 +91,3 @@ class Norm(nn.Module):
     def scaled(self, x):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self.eps, length, length, value=self.part).rsqrt_()
-
-
-def turned(x, cos, sin):
-    """rotate() of nanomed.models.rope, without the halves' copies."""
-    y, sin = x * cos.to(x.dtype), sin.to(x.dtype).chunk(2, -1)[0]
-    (a, b), (y_a, y_b) = x.chunk(2, -1), y.chunk(2, -1)
-    y_a.addcmul_(b, sin, value=-1)
-    y_b.addcmul_(a, sin)
-    return y

@@ -82,14 +82,15 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return turned(x, cos, sin)
 
     @staticmethod
     def backward(ctx, dy):
-        return _turned(dy, *ctx.saved_tensors, -1), None, None
+        return turned(dy, *ctx.saved_tensors, -1), None, None
 
 
-def _turned(x, cos, sin, way=1):
+def turned(x, cos, sin, way=1):
+    """rotate() without a gradient of its own, in x's dtype."""
     y, sin = x * cos, sin.chunk(2, dim=-1)[0]
     (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
     turned_a.addcmul_(b, sin, value=-way)
