@@ -63,7 +63,8 @@ class ByteLinear(PrepackedLinear):
     def forward(self, x):
         if x.numel() == self.in_features:
             y = self.product(x.float())
-        else:  # one scale is chosen for all rows: each is made as long as any other, and depends on none
+        else:
+            # one scale is chosen for all rows: each is made as long as any other, and hardly depends on them
             largest = x.float().abs().amax(-1, keepdim=True).clamp_(min=1e-12)
             y = self.product(x / largest).mul_(largest)
         return (y if self.bias is None else y.add_(self.bias)).to(_dtype(x))
