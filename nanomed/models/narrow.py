@@ -85,9 +85,13 @@ KINDS = {"fp16": HalfLinear, "int8": ByteLinear}
 
 def narrow(model: nn.Module, write_in: str, dtype: str = "fp32") -> None:
     """Put such layers in the place of a model's linear ones, in place, and beside its head. dtype: in which
-    it computes; in bf16, what is stored so stays, and the head alone is written in fp16."""
+    it computes; in bf16, what is stored so stays, and the head alone is written in fp16. Raises UserError
+    for weights that are stored in 8 or 4 bits, where other ones are asked for."""
     if write_in != STORED or dtype == "fp32":
-        replace_linears(model.backbone, partial(_narrowed, write_in))
+        n = replace_linears(model.backbone, partial(_narrowed, write_in))
+        if write_in != STORED and not n:
+            why = "the weights are stored in 8 or 4 bits; leave the flag out"
+            raise UserError(f"--write-in {write_in}: {why}")
     model.writing_head = _narrowed(write_in, model.lm_head)
 
 

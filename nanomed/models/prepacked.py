@@ -64,14 +64,15 @@ def prepack(model: nn.Module) -> None:
     model.head_blocks = {}
 
 
-def replace_linears(model: nn.Module, another) -> None:
-    """Put another(layer) in the place of each linear layer, in place, unless it is None. Adapters
-    stay plain."""
+def replace_linears(model: nn.Module, another) -> int:
+    """Put another(layer) in the place of each linear layer, in place, unless it is None; returns how many
+    there were. Adapters stay plain."""
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n]
     for name in linears:  # by their names, so that each plain layer goes when its own is there
         layer = another(model.get_submodule(name))
         if layer is not None:
             model.set_submodule(name, layer)
+    return len(linears)
 
 
 def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -154,6 +154,8 @@ def test_every_family_writes_in_fewer_bits(model_dir, write_in):
 def test_where_fewer_bits_cannot_be_had(model_dir, monkeypatch):
     with pytest.raises(UserError, match="in nf4 already; --quantize none"):
         open_model(str(model_dir), "cpu", "fp32", quantize="nf4", write_in="int8")
+    with pytest.raises(UserError, match="stored in 8 or 4 bits"):
+        narrow.narrow(open_model(str(model_dir), "cpu", "fp32", quantize="nf4").model, "int8")
     with pytest.raises(UserError, match="for a CPU, and the model is on cuda"):
         narrow.check("fp16", torch.device("cuda"), None)
     monkeypatch.setattr(narrow, "available", lambda: False)
