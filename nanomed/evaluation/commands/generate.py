@@ -7,7 +7,7 @@ from nanomed.errors import UserError
 
 WRITE_IN_HELP = (
     "on a CPU: round the weights to write with, since each token reads all of them; fp16: half of fp32's"
-    " bytes, hardly a token changes; int8: a quarter, for a chat, some tokens change (default: as they are;"
+    " bytes, hardly a token changes; int8: a quarter, and one token in four is another (default: as they are;"
     " what is stored in 16 bits is read in 16)"
 )
 HELP = "write on from prompts or conversations; without any, a chat"
