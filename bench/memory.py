@@ -31,7 +31,7 @@ from nanomed.models import llama
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss, held_bytes
-from nanomed.models.quant import QUANTISED, count_parameters, replace_linears, stored_bytes
+from nanomed.models.quant import QUANTISED, count_parameters, quantise_linears, stored_bytes
 from nanomed.precision import resolve_dtype, store_frozen, weightless
 from nanomed.text.batch import Batch
 from nanomed.training.estimate import kept_for_backward
@@ -66,7 +66,7 @@ def on_meta(family, config, kind: str, device: str, lora_r: int = 16) -> Languag
     with weightless():
         model = LanguageModel(family, config)
         if kind in ("int8", "nf4"):
-            replace_linears(model, kind)
+            quantise_linears(model, kind)
         inject(model, LoRAConfig(lora_r, 2.0 * lora_r, 0.0, LINEARS))
         store_frozen(model, "bf16", torch.device(device))
     return model

@@ -11,11 +11,11 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.evaluation.cuda_graph import RecordedStep
-from nanomed.evaluation.next_token import Sampling, choose, next_logits
+from nanomed.evaluation.next_token import Sampling, check_finite, choose, logits_after
 from nanomed.evaluation.writing import padded_left, positions, prompt_mask, write
 from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.cache import Kept
-from nanomed.precision import DTYPES, autocast, evaluating, mend
+from nanomed.precision import DTYPES, evaluating
 from nanomed.streams import progress_bar
 
 WORTH_RECORDING = 8  # steps: to record one takes as long as a few
@@ -119,17 +119,15 @@ def stream(
     mask = prompt_mask(real, n) if is_padded or n else CAUSAL
     idx, pos, unread = idx[:, n:], pos[:, n:], prompts[0][n:]
 
-    def logits_after(idx, pos, mask):
-        with autocast(device, dtype):
-            x = model.backbone(idx, pos, mask, cache)[:, -1]  # (B, C)
-        return next_logits(model, x, DTYPES[dtype])
+    def ask(idx, pos, mask):
+        return logits_after(model, idx, pos, mask, cache, device, dtype)
 
     last, recorded, can_record = model.config.n_positions - 1, None, recordable(device)
     for step in range(steps):
-        logits = recorded(idx) if recorded else logits_after(idx, pos, mask)
+        logits = recorded(idx) if recorded else ask(idx, pos, mask)
         kept.ids += unread
-        if step == 0 and not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any
-            raise UserError(f"the model's logits are not finite in {dtype}; {mend(dtype)}")
+        if step == 0:
+            check_finite(logits, dtype)
         token = choose(logits, sampling, seen, generators)  # (B,)
         written = token.tolist()
         yield written
@@ -141,7 +139,7 @@ def stream(
         # A row that has no room left may have to wait for the others; what it still gets is thrown away.
         pos = (pos[:, -1:] + 1).clamp(max=last)
         if can_record and steps - step > WORTH_RECORDING:
-            recorded = RecordedStep(logits_after, cache, real, pos, last)
+            recorded = RecordedStep(ask, cache, real, pos, last)
         elif is_padded:
             real = torch.cat([real, real.new_ones(B, 1)], 1)
             mask = Mask(real[:, None, None])  # (B, 1, 1, S)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from nanomed.errors import UserError
 from nanomed.models.loss import head_logits
 from nanomed.models.prepacked import head_of
+from nanomed.precision import DTYPES, autocast, mend
 
 EXACT = 64  # logits of a token that are computed in fp32, whatever the rest is
 
@@ -26,6 +28,19 @@ class Sampling:
     top_p: float = 1.0
 
 
+def logits_after(model, idx, pos, mask, cache, device, dtype: str):
+    """next_logits() (B, V) after the last of the tokens idx (B, T) at positions pos, which the cache gets."""
+    with autocast(device, dtype):
+        x = model.backbone(idx, pos, mask, cache)[:, -1]  # (B, C)
+    return next_logits(model, x, DTYPES[dtype])
+
+
+def check_finite(logits, dtype: str) -> None:
+    """Raises UserError for logits of which one is no number: of NaN, the likeliest word is any."""
+    if not bool(logits.isfinite().all()):
+        raise UserError(f"the model's logits are not finite in {dtype}; {mend(dtype)}")
+
+
 def next_logits(model, x, dtype: torch.dtype):
     """Logits (B, V) in fp32 after hidden states x (B, C). On a CPU a head of bf16 gives logits of bf16, which
     knows steps of 0.25 around GPT-2's -35, and several likeliest words; reading it in fp32 takes as long as
@@ -43,7 +58,7 @@ def next_logits(model, x, dtype: torch.dtype):
 
 def choose(logits, sampling: Sampling, seen, generators):
     """The next token (B,) of each row by its logits (B, V). seen (B, V): the tokens that the row holds
-    already."""
+    already, which a repetition penalty alone asks for."""
     if sampling.repetition_penalty != 1:
         p = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / p, logits * p), logits)

@@ -20,11 +20,10 @@ from itertools import groupby, islice
 
 import torch
 
-from nanomed.errors import UserError
-from nanomed.evaluation.next_token import Sampling, choose, next_logits
+from nanomed.evaluation.next_token import Sampling, check_finite, choose, logits_after
 from nanomed.models.attention import CAUSAL, Mask
 from nanomed.models.cache import make_cache
-from nanomed.precision import DTYPES, autocast, mend
+from nanomed.precision import DTYPES
 
 DRIFT = 64  # columns that are nobody's, before all move to the left
 REFILL = 4  # prompts are read when one place in so many is free: to read a few takes little longer than one
@@ -92,8 +91,7 @@ class Batch:
                 layer.put(row, width - len(prompt), begun)
         mask = CAUSAL if n == 0 and bool(real.all()) else prompt_mask(real, n)
         logits = self._logits(idx[:, n:], positions(real)[:, n:], mask, cache)
-        if not bool(logits.isfinite().all()):  # of NaN, the likeliest word is any
-            raise UserError(f"the model's logits are not finite in {self.dtype}; {mend(self.dtype)}")
+        check_finite(logits, self.dtype)
         end = self.cache[0].n
         for (k, _), prompt, tokens in zip(coming, prompts, seen, strict=True):
             draws = torch.Generator().manual_seed(self.seeds[k])
@@ -137,16 +135,15 @@ class Batch:
         return cache
 
     def _logits(self, idx, pos, mask, cache):
-        with autocast(self.device, self.dtype):
-            x = self.model.backbone(idx, pos, mask, cache)[:, -1]  # (B, C)
-        return next_logits(self.model, x, DTYPES[self.dtype])
+        return logits_after(self.model, idx, pos, mask, cache, self.device, self.dtype)
 
     def _choose(self, rows: list[Row], logits) -> list[Row]:
-        seen = torch.stack([row.seen for row in rows])
+        penalised = self.sampling.repetition_penalty != 1
+        seen = torch.stack([row.seen for row in rows]) if penalised else None
         tokens = choose(logits, self.sampling, seen, [row.draws for row in rows]).tolist()
         for row, token in zip(rows, tokens, strict=True):
             row.token = token
-            if self.sampling.repetition_penalty != 1:
+            if penalised:
                 row.seen[token] = True
         return rows
 

@@ -20,7 +20,7 @@ from nanomed.models.quant import (
     SCALES,
     Int8Linear,
     NF4Linear,
-    replace_linears,
+    quantise_linears,
 )
 
 # What transformers writes under quantization_config, with the only values that are supported. Nothing here
@@ -35,7 +35,7 @@ STATE = "quant_state.bitsandbytes__nf4"
 
 
 def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
-    """("nf4" or "int8", what quant.replace_linears needs besides) of a config.json; None if nothing is
+    """("nf4" or "int8", what quant.quantise_linears needs besides) of a config.json; None if nothing is
     quantised. Raises UserError for another quantisation."""
     how, where = raw.get("quantization_config"), f"{path}: quantization_config"
     if how is None:
@@ -75,7 +75,7 @@ def prepare(model, stored: tuple[str, dict] | None, quantize: str | None, direct
         raise UserError(f"--quantize {quantize}: {directory} is stored in {stored[0]} already")
     if stored or quantize:
         kind, how = stored or (quantize, {})
-        replace_linears(model, kind, **how)
+        quantise_linears(model, kind, **how)
 
 
 def layer_of(layers: dict, name: str) -> tuple[str, str] | None:

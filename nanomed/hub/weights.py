@@ -211,7 +211,8 @@ def _tie(state: dict, head: str, embedding: str, origin: dict[str, Path]) -> Non
     if not {head, embedding} & state.keys():
         return
     first = state.setdefault(embedding, state.get(head))
-    if not torch.equal(state.setdefault(head, first).float(), first.float()):
+    second = state.setdefault(head, first)
+    if second is not first and not torch.equal(second.float(), first.float()):
         mend = "set tie_word_embeddings to false there if the head was trained by itself"
         what = "differs from the embedding that config.json ties it to"
         raise UserError(f"{origin[head]}: {head} {what}; {mend}")

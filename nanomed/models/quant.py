@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanomed.models.prepacked import PrepackedLinear
+from nanomed.models.prepacked import PrepackedLinear, replace_linears
 from nanomed.precision import weightless
 
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one
@@ -188,14 +188,15 @@ KINDS = {"nf4": NF4Linear, "int8": Int8Linear}
 QUANTISED = tuple(KINDS.values())
 
 
-def replace_linears(model: nn.Module, kind: str, **how) -> None:
+def quantise_linears(model: nn.Module, kind: str, **how) -> None:
     """Put an empty quantised layer, on the meta device, in the place of each linear one below the head, in
     place. The head is left as it is: it decides about every token, and may be the embedding too."""
-    for name, module in list(model.backbone.named_modules()):
-        if isinstance(module, nn.Linear):
-            with weightless():
-                layer = KINDS[kind](module.in_features, module.out_features, module.bias is not None, **how)
-            model.backbone.set_submodule(name, layer)
+
+    def empty(plain: nn.Linear):
+        with weightless():
+            return KINDS[kind](plain.in_features, plain.out_features, plain.bias is not None, **how)
+
+    replace_linears(model.backbone, empty)
 
 
 def count_parameters(model: nn.Module) -> int:
