@@ -30,7 +30,7 @@ from nanomed.evaluation import tables
 from nanomed.memory import reuse_memory
 from nanomed.models import attention
 from nanomed.models.attention import Mask, packed
-from nanomed.models.narrow import ByteLinear, HalfLinear
+from nanomed.models.narrow import HalfLinear
 from nanomed.models.prepacked import PrepackedLinear, in_blocks, product
 
 TRIES = 7
@@ -138,7 +138,6 @@ def narrow_rows() -> list[list[str]]:
     kinds = {
         "fp32, laid out": [PrepackedLinear(layer) for layer in plain],
         "fp16": [HalfLinear(layer) for layer in plain],
-        "int8": [ByteLinear(layer) for layer in plain],
         "_weight_int8pack_mm": [
             lambda x, c=c.to(torch.int8): aten._weight_int8pack_mm(x, c, scale) for c in codes
         ],

@@ -117,6 +117,7 @@ def load(model, device="auto", dtype="auto", quantize=None, special_tokens="text
             "reading": how.special_tokens,
             "device": how.device,
             "dtype": how.dtype,
+            "write_in": "stored",
         }
         opened = measure.open_model(model_name(model), classifier=None, **how)
         generation_config.say(opened.asked_for)

@@ -5,6 +5,7 @@ import doctest
 import inspect
 import json
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -17,6 +18,10 @@ import torch
 import nanomed
 from nanomed import calling, python
 from nanomed.errors import STOPS
+from nanomed.evaluation.measure import open_model
+from nanomed.models.narrow import HalfLinear
+from nanomed.models.prepacked import pays_for_texts
+from nanomed.tensors import read_safetensors, write_safetensors
 from nanomed.text import at_hand
 from nanomed.training import loop
 from tests.conftest import ROOT, make_texts, write_jsonl
@@ -193,6 +198,23 @@ def test_what_is_written_is_eval_s(script, m, model_dir, tmp_path):
     assert m.chat("heart?", **how) == m.chat(turns[-1:], **how) == m.generate("heart?", **how)
 
 
+def test_what_is_stored_in_16_bits_is_written_in_16_and_scored_without_a_copy(m, model_dir, tmp_path):
+    for file in model_dir.iterdir():
+        shutil.copy(file, tmp_path)
+    state = read_safetensors(model_dir / "model.safetensors")
+    write_safetensors({k: t.bfloat16() for k, t in state.items()}, tmp_path / "model.safetensors")
+    half = nanomed.load(tmp_path, dtype="fp32")
+    layers = [layer for layer in half.model.modules() if isinstance(layer, HalfLinear)]
+    assert len(layers) == 3 * 4 + 1 and half.model.writing_head in layers  # m is stored in fp32
+    assert not any(isinstance(layer, HalfLinear) for layer in m.model.modules())
+    plain = open_model(str(tmp_path), "cpu", "fp32", plain=True)
+    assert half.generate("acute", temperature=0) == python.Model(plain).generate("acute", temperature=0)
+    assert half.perplexity(TEXTS)["loss"] == pytest.approx(
+        python.Model(plain).perplexity(TEXTS)["loss"], rel=1e-6
+    )
+    assert bool(half.model.head_blocks) == pays_for_texts()
+
+
 def test_what_is_chosen_is_eval_s(script, m, model_dir, tmp_path):
     row = {"prompt": "Is it acute?", "choices": [" yes", " no, never"], "answer": 0}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
@@ -243,6 +265,7 @@ class Frame:
         (lambda m, d: nanomed.classify(d, out=d / "o"), "give positives and negatives, or data"),
         (lambda m, d: m.generate("a", max_tokens=3), "generate: unknown key 'max_tokens'; did you mean 'max_new_tokens'?"),
         (lambda m, d: m.generate("a", model="b"), "generate: unknown key 'model'"),
+        (lambda m, d: m.generate("a", write_in="fp16"), "generate: unknown key 'write_in'"),
         (lambda m, d: m.generate("a", max_new_tokens=100), "lower max_new_tokens"),
         (lambda m, d: m.generate([{"role": "user", "content": "a"}]), "chat() takes messages"),
         (lambda m, d: m.chat([{"role": "assistant", "content": "a"}]), "messages: no turn of a user's"),

@@ -4,7 +4,7 @@ what is forgotten once its positions are full."""
 from collections.abc import Callable
 
 from nanomed.errors import UserError
-from nanomed.evaluation.generate import Sampling, room
+from nanomed.evaluation.generate import ANSWER, Sampling, room
 from nanomed.evaluation.measure import Opened, write_on
 from nanomed.evaluation.prompts import Asked, ask
 from nanomed.models.cache import Kept
@@ -12,7 +12,6 @@ from nanomed.precision import DTYPES
 from nanomed.text.conversations import Turn, unplaced, user
 
 COMMANDS = "/new forgets what was said, /system TEXT says how to answer, Ctrl-C stops an answer, Ctrl-D ends."
-ANSWER = 256  # tokens that an answer has room for, where --max-new-tokens does not say it
 
 
 class Chat:

@@ -1,8 +1,10 @@
 """Write on from prompts: a KV cache, sampling, batches of prompts of unequal length.
 
-Each step feeds the model one token a row; the keys and values of all earlier ones lie in a cache that is made
-here and handed to the model as an argument. Shorter prompts are padded on the left, so that all rows end at
-the same place: a mask hides the padding, and positions count from each row's first real token."""
+Each step feeds the model one token a row; the keys and values of all earlier ones lie in a cache that is
+handed to the model as an argument. stream() writes to a batch that stays: shorter prompts are padded on the
+left, so that all rows end at the same place, a mask hides the padding, and positions count from each row's
+first real token. generate() takes any number of prompts; rows come and go then (nanomed.evaluation.writing),
+but on a GPU, where a recorded step is worth more."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from nanomed.models.cache import Kept
 from nanomed.precision import DTYPES, evaluating
 from nanomed.streams import progress_bar
 
+ANSWER = 256  # tokens that an answer has room for, where --max-new-tokens does not say it
 WORTH_RECORDING = 8  # steps: to record one takes as long as a few
 
 
@@ -31,9 +34,9 @@ class Completion:
     stopped: bool
 
 
-def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 256) -> int:
-    """How many tokens may be written after a prompt: what was asked for, or `default`, or what is left.
-    Raises UserError if the prompt is empty, or prompt and new tokens do not fit the model's positions."""
+def room(config, prompt: list[int], max_new_tokens: int | None) -> int:
+    """How many tokens may be written after a prompt: what was asked for, or ANSWER, or what is left. Raises
+    UserError if the prompt is empty, or prompt and new tokens do not fit the model's positions."""
     if not prompt:
         raise UserError("an empty prompt (--prompt): there is nothing to write on from")
     left = config.n_positions - len(prompt)
@@ -43,7 +46,7 @@ def room(config, prompt: list[int], max_new_tokens: int | None, default: int = 2
             f"a prompt of {len(prompt)} tokens{wanted} does not fit the model's {config.n_positions}"
             " positions; shorten it, or lower --max-new-tokens"
         )
-    return max_new_tokens or min(default, left)
+    return max_new_tokens or min(ANSWER, left)
 
 
 # --- writing ------------------------------------------------------------------------------------------------

@@ -73,9 +73,9 @@ def open_model(
 ) -> Opened:
     """Find and load a language model, or a classifier (None: whichever it is); quantize: nf4, int8, none, or
     None for what an adapter was trained over; plain: linear layers stay as they are, and are not laid out for
-    the matrix library; reading: of special tokens in texts (nanomed.text.special); write_in: the numbers that
-    weights are written with on a CPU (nanomed.models.narrow), None for a model that is not to write; scores:
-    it only scores texts, thousands of tokens at once. Raises UserError as hub does."""
+    the matrix library; reading: of special tokens in texts (nanomed.text.special); write_in: how a
+    language model's weights are read to write with on a CPU (nanomed.models.narrow), None for one that is not
+    to write; scores: it only scores texts, thousands of tokens at once. Raises UserError as hub does."""
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = hub.find(name)
@@ -86,6 +86,7 @@ def open_model(
         quantize = quantized(source.adapter)
     quantize = None if quantize == "none" else quantize
     classifier = hub.is_classifier(source) if classifier is None else classifier
+    write_in = None if classifier else write_in
     if write_in:
         narrow.check(write_in, device, quantize)
     load = hub.load_classifier if classifier else hub.load_model

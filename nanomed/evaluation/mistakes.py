@@ -13,7 +13,7 @@ from nanomed.evaluation.perplexity import exp, score_ids, windows_of
 from nanomed.evaluation.training_texts import read_training
 from nanomed.models.attention import Mask
 from nanomed.models.loss import token_nll
-from nanomed.models.prepacked import head_of
+from nanomed.models.prepacked import head_for_texts
 from nanomed.precision import DTYPES, autocast, evaluating
 from nanomed.training.curves import read_metrics
 
@@ -77,7 +77,7 @@ def _padding_counted(o, m: Measured) -> float:
             with autocast(o.device, o.dtype):
                 x = o.model.backbone(idx, None, Mask(mask))
             x, targets = x[padding.to(o.device)], targets[padding].to(o.device)
-            losses = token_nll(x, head_of(o.model), targets, DTYPES[o.dtype])
+            losses = token_nll(x, head_for_texts(o.model), targets, DTYPES[o.dtype])
             nll, count = nll + float(losses.double().sum()), count + len(losses)
     return exp((float(m.nll.sum()) + nll) / (int(m.tokens.sum()) + count))
 

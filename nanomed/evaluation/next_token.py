@@ -79,7 +79,7 @@ def distribution(logits, sampling: Sampling):
         logits = logits.masked_fill(logits < least, -math.inf)
     if sampling.top_p < 1:
         ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # of all likelier ones; 0 for the first
-        drop = (before >= sampling.top_p).scatter(-1, order, before >= sampling.top_p)
-        logits = logits.masked_fill(drop, -math.inf)
+        p = ordered.softmax(-1)
+        drop = p.cumsum(-1) - p >= sampling.top_p  # what all likelier ones have; 0 for the first
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
     return logits.softmax(-1)

@@ -18,7 +18,7 @@ from nanomed.errors import UserError
 from nanomed.evaluation.bootstrap import interval
 from nanomed.models.attention import packed
 from nanomed.models.loss import token_nll
-from nanomed.models.prepacked import head_of
+from nanomed.models.prepacked import head_for_texts
 from nanomed.precision import DTYPES, autocast, evaluating, mend, to_device
 from nanomed.streams import progress_bar
 from nanomed.text.corpus import Selection
@@ -197,4 +197,4 @@ def _score(model, ids_of, batch, device, dtype):
     with autocast(device, dtype):
         x = model.backbone(to_device(idx, device), *packing)
     x = x.flatten(0, 1).index_select(0, to_device(scored.flatten().nonzero().squeeze(1), device))
-    return token_nll(x, head_of(model), to_device(targets[scored], device), DTYPES[dtype])
+    return token_nll(x, head_for_texts(model), to_device(targets[scored], device), DTYPES[dtype])

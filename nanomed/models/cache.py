@@ -1,6 +1,6 @@
 """The keys and values of the tokens that a model has read, so that the next token costs one position.
 
-The generator (nanomed.evaluation.generate) makes them, and hands them to the model as an argument."""
+Who writes (nanomed.evaluation.writing, generate) makes them, and hands them to the model as an argument."""
 
 import copy
 

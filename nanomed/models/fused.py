@@ -28,7 +28,7 @@ def fuse(model: nn.Module) -> None:
 def _is_plain(block: nn.Module) -> bool:
     layers = [*block.self_attn.children(), *block.mlp.children()]
     known = nn.Linear, nn.Identity, llama.RMSNorm, gemma.RMSNorm
-    return all(type(m) in known for m in layers) and next(block.parameters()).device.type == "cpu"
+    return all(type(m) in known for m in layers)
 
 
 class Block(nn.Module):
@@ -75,6 +75,9 @@ def _joined(*layers: nn.Linear) -> nn.Linear:
 
 
 class Norm(nn.Module):
+    """A page's norm in five operations. gradients.rms_norm has seven, and other last bits, which trained
+    weights depend on."""
+
     def __init__(self, plain: llama.RMSNorm | gemma.RMSNorm):
         super().__init__()
         self.rounds_first = isinstance(plain, llama.RMSNorm)  # to x's dtype, and multiplies then

@@ -11,17 +11,12 @@ SCORES = 2**20  # about as many at once, of several heads and rows, which stay i
 LONG = 384  # queries from which on tiles pay in fp32
 
 
-def fit(q: torch.Tensor) -> bool:
-    """Whether one_query() is for it."""
-    return q.dtype == torch.bfloat16 and q.device.type == "cpu"
-
-
 def tiles_fit(q: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether tiled() is for it: in training alone, since in bf16 it rounds scores, as transformers' eager
     attention does and the library's kernel does not; and in one dtype: under autocast, Qwen3's norms make q
     and k fp32 beside a v of 16 bits, which the library's kernel brings together."""
-    in_fp32 = q.dtype == torch.float32 and q.device.type == "cpu" and q.size(2) >= LONG
-    return torch.is_grad_enabled() and q.dtype == v.dtype and (in_fp32 or fit(q))
+    pays = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and q.size(2) >= LONG)
+    return torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == v.dtype and pays
 
 
 def one_query(q, k, v, allowed, scale: float):
@@ -31,7 +26,7 @@ def one_query(q, k, v, allowed, scale: float):
     """
     B, nh, _, hs = q.shape
     q = q.reshape(B, k.size(1), -1, hs)
-    if not fit(q):
+    if q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, allowed, scale=scale).view(B, nh, 1, hs)
     with torch.autocast("cpu", enabled=False):
         scores = ((q * scale) @ k.transpose(-1, -2)).float()  # (B, heads of keys, heads that share one, S)

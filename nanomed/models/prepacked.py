@@ -78,9 +78,14 @@ def replace_linears(model: nn.Module, another) -> int:
 def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weights of a language model's head for product() and nanomed.models.loss, in `dtype` if they are
     laid out here; else as they are stored."""
-    weight, blocks = model.lm_head.weight, getattr(model, "head_blocks", None)
+    weight, blocks = model.lm_head.weight, model.head_blocks
     if blocks is None or not available(weight, dtype):
         return weight
     if dtype not in blocks:
         blocks[dtype] = in_blocks(weight.to(dtype))
     return blocks[dtype]
+
+
+def head_for_texts(model: nn.Module) -> torch.Tensor:
+    """head_of() in fp32 for thousands of rows: not laid out where that does not pay, nor another copy."""
+    return head_of(model) if pays_for_texts() else model.lm_head.weight

@@ -6,9 +6,8 @@ from nanomed import flags
 from nanomed.errors import UserError
 
 WRITE_IN_HELP = (
-    "on a CPU: round the weights to write with, since each token reads all of them; fp16: half of fp32's"
-    " bytes, hardly a token changes; int8: a quarter, and one token in four is another (default: as they are;"
-    " what is stored in 16 bits is read in 16)"
+    "on a CPU, where each token reads all weights: stored reads those in 16 bits that fp16 holds as"
+    " they are, as it does bf16's; fp16 rounds the others to its 11 bits: half as much to read"
 )
 HELP = "write on from prompts or conversations; without any, a chat"
 
@@ -19,6 +18,7 @@ def add_flags(p) -> None:
     p.add_argument("--prompts", metavar="FILE", help=flags.PROMPTS_HELP)
     flags.add_flags(p, flags.Rows, "skip_bad_rows")
     add_writing_flags(p)
+    p.add_argument("--write-in", choices=("stored", "fp16"), default="stored", help=WRITE_IN_HELP)
 
 
 def add_writing_flags(p) -> None:
@@ -26,7 +26,6 @@ def add_writing_flags(p) -> None:
     p.add_argument("--template", metavar="NAME", help=flags.OWN_TEMPLATE_HELP)
     p.add_argument("--system", metavar="TEXT", help="how to answer: a system's turn where there is none")
     flags.add_sampling_flags(p, temperature=0.8, top_p=0.95)
-    p.add_argument("--write-in", choices=("fp16", "int8"), default="stored", help=WRITE_IN_HELP)
 
 
 def main(args) -> list[dict] | None:
