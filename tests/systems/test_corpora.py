@@ -313,6 +313,37 @@ def test_bioc_has_a_mention_an_annotation(tmp_path):
         assert [row["counts"] for row in read[:3]] == [{"unplaced": 1}, {"discontinuous": 1}, {}]
 
 
+@pytest.mark.parametrize("encode", [str, str.encode])
+def test_biocs_offsets_count_characters_or_bytes(tmp_path, encode):
+    """Bytes by its DTD and as bconv 1.2.1 writes them; characters in PubTator's exports and for bioc."""
+    bioc, biocjson = pytest.importorskip("bioc"), pytest.importorskip("bioc.biocjson")
+    texts, words = ("TNF-α and IL-1β", "β-cells, no fever."), r"[\w-]+"
+    document, offset, collection = bioc.BioCDocument(), 0, bioc.BioCCollection()
+    for text in texts:
+        passage = bioc.BioCPassage()
+        passage.offset, passage.text = offset, text
+        document.add_passage(passage)
+        for word in re.finditer(words, text):
+            mention = bioc.BioCAnnotation()
+            mention.id, mention.text, mention.infons = word[0], word[0], {"type": "Gene"}
+            start, length = offset + len(encode(text[: word.start()])), len(encode(word[0]))
+            mention.add_location(bioc.BioCLocation(start, length))
+            document.add_annotation(mention)
+        offset += len(encode(text)) + 1
+    collection.add_document(document)
+    file = tmp_path / "c.json"
+    file.write_text(biocjson.dumps(collection), encoding="utf-8")
+    assert [found(row) for row in rows(file)] == [
+        [(word, "Gene") for word in re.findall(words, text)] for text in texts
+    ]
+    mention.locations[0].offset += 1
+    file.write_text(biocjson.dumps(collection), encoding="utf-8")
+    (_, first), (_, second) = corpus_rows(str(file))
+    assert len(found(first())) == 3
+    with pytest.raises(BadRow, match="annotation fever: "):
+        second()
+
+
 def test_bad_bioc_is_named(tmp_path):
     collection = bioc_collection()
     from bioc import biocjson, biocxml
@@ -397,6 +428,15 @@ def test_a_word_a_line(tmp_path):
         read = rows(tmp_path / name)
         assert [row["tokens"] for row in read] == [["IL-2", '"'], ["#", "fever"], ["and", "high", "fever"]]
         assert total(read) == len(re.findall(r"\bB-", text)) == 3
+
+
+def test_a_comment_is_no_word_whatever_it_ends_in(tmp_path):
+    """As conllu 6.0.0 and pyconll 3.3.1 take it. A word that begins with # has the columns of the others."""
+    text = "# text = Loss of E-cadherin\n# E-cadherin\nE-cadherin\tB-Gene\n#\tO\n#5\tB-Gene\n"
+    for name, lines in {"a.tsv": text, "a.conll": text.replace("\t", " NN ")}.items():
+        (tmp_path / name).write_text(lines)
+        (row,) = rows(tmp_path / name)
+        assert row["tokens"] == ["E-cadherin", "#", "#5"] and row["tags"] == ["B-Gene", "O", "B-Gene"]
 
 
 def test_bad_lines_of_tags_are_named(tmp_path):

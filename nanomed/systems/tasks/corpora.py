@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -62,18 +63,28 @@ def corpus_rows(name: str) -> Iterator | None:
 
 def _tag_lines(lines: list[str]) -> Iterator:
     """The first column is the word, the last one the tag; blanks part columns where a line has no
-    tab. Lines of documents' beginnings (-DOCSTART-) and comments (`#`, without a tag) are no
-    words."""
+    tab. Lines of documents' beginnings (-DOCSTART-) and comments (`#`, without a tag or in other
+    columns than words have: `# text = Loss of E-cadherin`) are no words."""
+    of_words = {_shape(line) for line in lines if line.strip() and line[0] != "#"}
     rows = []
     for number, line in enumerate([*lines, ""], 1):
-        columns = [c.strip() for c in line.rstrip().split("\t")] if "\t" in line.rstrip() else line.split()
+        columns = _columns(line)
         ends = not line.strip() or columns[0] == "-DOCSTART-"
-        if ends or (line[0] == "#" and not TAG.fullmatch(columns[-1])):
+        if ends or (line[0] == "#" and not (TAG.fullmatch(columns[-1]) and _shape(line) in of_words)):
             if rows:
                 yield rows[0][0], partial(_sentence, rows)
             rows = []
         else:
             rows.append((number, columns))
+
+
+def _columns(line: str) -> list[str]:
+    return [c.strip() for c in line.rstrip().split("\t")] if "\t" in line.rstrip() else line.split()
+
+
+def _shape(line: str) -> tuple[bool, int]:
+    """(whether tabs part its columns, how many they are)."""
+    return "\t" in line.rstrip(), len(_columns(line))
 
 
 def _sentence(rows: list[tuple[int, list[str]]]) -> dict:
@@ -175,9 +186,35 @@ def _bioc(path: Path, raw: bytes, parse) -> Iterator:
         yield from ((f"document {name}, passage {k}", make) for k, make in enumerate(passages, 1))
 
 
-def _passages(document) -> Iterator:
-    """A function for the row of each passage, with the mentions that lie in it, wherever in the
-    document they are listed. What lies in none, or has no place, is of the first."""
+def _passages(document) -> list:
+    """A function for the row of each passage. Offsets count characters, as in PubTator's exports and
+    for the library bioc, or bytes, as BioC's DTD has it and bconv 1.2 writes them: whichever agrees
+    better with what the document's mentions say."""
+    in_characters, in_bytes = (
+        [partial(_passage, *unit, size) for unit in _units(document, size)] for size in (len, _in_bytes)
+    )
+    bad = _bad(in_characters)
+    return in_bytes if bad and _bad(in_bytes) < bad else in_characters
+
+
+def _bad(passages: list) -> int:
+    """How many cannot be used."""
+    bad = 0
+    for make in passages:
+        try:
+            make()
+        except BadRow:
+            bad += 1
+    return bad
+
+
+def _in_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _units(document, size) -> list[tuple[int, str, list]]:
+    """(offset, text, mentions that lie in it, wherever in the document they are listed) of each
+    passage. What lies in none, or has no place, is of the first. size: of a text, as offsets count."""
     annotations, units = list(document.annotations), []
     for passage in document.passages:
         parts = [passage] if passage.text else passage.sentences
@@ -186,20 +223,23 @@ def _passages(document) -> Iterator:
     units = units or [(0, "", [])] * bool(annotations)
     for annotation in annotations:
         ends = [(place.offset, place.end) for place in annotation.locations]
-        inside = (u[2] for u in units if ends and all(u[0] <= a and b <= u[0] + len(u[1]) for a, b in ends))
+        inside = (u[2] for u in units if ends and all(u[0] <= a and b <= u[0] + size(u[1]) for a, b in ends))
         next(inside, units[0][2]).append(annotation)
-    return (partial(_passage, *unit) for unit in units)
+    return units
 
 
-def _passage(offset: int, text: str, annotations: list) -> dict:
+def _passage(offset: int, text: str, annotations: list, size) -> dict:
     mentions, where = [], "its text"
     try:
+        ends = accumulate(map(size, text), initial=0)
+        characters = {end: k for k, end in enumerate(ends)}  # before an offset within the text
         for annotation in (a for a in annotations if a.locations):
             kind, where = annotation.infons.get("type"), f"annotation {annotation.id}"
             if not kind:
                 there = ", ".join(annotation.infons)
                 raise BadRow(f"{where}: no infon `type` that names its type (infons: {there})")
-            pieces = tuple((place.offset - offset, place.end - offset) for place in annotation.locations)
+            places = [(place.offset - offset, place.end - offset) for place in annotation.locations]
+            pieces = tuple((characters.get(a, a), characters.get(b, b)) for a, b in places)
             mentions.append(Mention(pieces, kind, annotation.text, where))
         return tagged(text, mentions, unplaced=len(annotations) - len(mentions))
     except (TypeError, AttributeError) as e:  # JSON may hold anything
