@@ -1,12 +1,14 @@
 """How a function of Python is called as a command is: its parameters checked as flags are, what data is at
-hand put where --data finds it; and how it ends: in an exception that speaks of parameters."""
+hand put where --data finds it; what it prints, and how it ends: in words about parameters."""
 
 import csv
 import io
 import os
 import re
 import signal
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import cache
 
 from nanomed import cli, flags
 from nanomed.errors import Interrupted, UserError
@@ -48,43 +50,65 @@ def plain(settings: dict, files=(), kept=None) -> dict:
     return found
 
 
-# --- how a call ends ----------------------------------------------------------------------------------------
+# --- what a call says, and how it ends ----------------------------------------------------------------------
 
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
-SWITCHES = {
-    name
-    for kind in PHASES.values()
-    for name, flag in flags.flags_of(kind).items()
-    if isinstance(flag.default, bool) or flag.two_way
-}
 
 
 @contextmanager
 def from_python(kept=None):
     """A command's code, called from Python: its errors speak of parameters, and Ctrl-C is Python's own. kept:
-    {path: the parameter} of data that was at hand."""
+    {path: the parameter} of data that was at hand; what is printed while it is read and trained on speaks of
+    parameters too."""
+
+    def said(text: str, every: bool) -> str:
+        for path, what in (kept or {}).items():
+            text = text.replace(path, what)
+        return in_python(text, every)
+
     cli.prepare()
     try:
-        yield
+        with nullcontext() if kept is None else redirect_stdout(Saying(sys.stdout, said)):
+            yield
     except UserError as e:
-        said = str(e)
-        for path, what in (kept or {}).items():
-            said = said.replace(path, what)
-        raise UserError(in_python(said)) from None
+        raise UserError(said(str(e), True).removesuffix(" (help lists the flags)")) from None
     except Interrupted as e:
         if e.signum != signal.SIGINT:
             signal.raise_signal(e.signum)  # to the caller's handlers, which are back
-        raise KeyboardInterrupt(str(e)) from None
+        raise KeyboardInterrupt(said(str(e), True)) from None
 
 
-def in_python(message: str) -> str:
-    """A message about flags, as one about parameters."""
+class Saying:
+    """Standard output, through which lines come out in other words."""
+
+    def __init__(self, stream, said):
+        self.stream, self.said = stream, said
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str):
+        return self.stream.write(self.said(text, False))
+
+
+@cache
+def actions() -> dict:
+    """{flag: what argparse does with it} of all trainings."""
+    found = {}
+    for kind in PHASES.values():
+        flags.add_flags(p := cli.Parser(add_help=False), kind)
+        found |= p._option_string_actions
+    return found
+
+
+def in_python(message: str, every: bool = True) -> str:
+    """A message about flags, as one about parameters: `--lora-r` is lora_r, `--no-merge` merge=False. every:
+    also about flags that no training has; what a line shows of a text may look like one."""
 
     def parameter(found) -> str:
-        name = found[1].replace("-", "_")
-        no, _, rest = name.partition("no_")
-        if name in SWITCHES:
-            return f"{name}=True"
-        return f"{rest}=False" if not no and rest in SWITCHES else name
+        action, name = actions().get(found[0]), found[1].replace("-", "_")
+        if action and action.nargs == 0:
+            return f"{action.dest}={name == action.dest}"
+        return name if action or every else found[0]
 
     return FLAG.sub(parameter, message)

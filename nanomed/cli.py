@@ -67,10 +67,26 @@ class Parser(argparse.ArgumentParser):
                 flags += action.choices[command]._option_string_actions
         said = message.split() if message.startswith("unrecognized") else sys.argv[1:]
         for flag in (word.partition("=")[0] for word in said if re.match(r"--\w", word)):
-            near = difflib.get_close_matches(flag, flags, 1)
+            near = nearest(flag, flags)
             if flag not in flags and near:
-                return f"; {flag}: did you mean {near[0]}?"
+                return f"; {flag}: did you mean {near}?"
         return ""
+
+
+# What Hugging Face's Trainer, trl and peft call a setting.
+ELSEWHERE = {"learning_rate": "lr", "num_train_epochs": "epochs", "max_grad_norm": "grad_clip",
+             "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "grad_accum",
+             "gradient_checkpointing": "grad_checkpoint", "max_length": "context", "block_size": "context",
+             "r": "lora_r", "target_modules": "lora_targets", "eval_steps": "eval_every",
+             "save_steps": "save_every", "logging_steps": "log_every", "output_dir": "out",
+             "train_dataset": "data", "eval_dataset": "val_data"}  # fmt: skip
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """Of flags or settings, the one that is probably meant by a name that is none."""
+    plain = {k.strip("-").replace("-", "_"): k for k in known}
+    own = plain.get(ELSEWHERE.get(name.strip("-").replace("-", "_")))
+    return own or next(iter(difflib.get_close_matches(name, known, 1)), None)
 
 
 class Several(argparse.Action):
@@ -112,8 +128,8 @@ def preset(parser, section: dict, where: str, between: str = "-") -> None:
     for key, value in section.items():
         action = flags.get(key.replace("-", "_"))
         if action is None:
-            near = difflib.get_close_matches(key, [f.replace("_", between) for f in flags], 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(key, [f.replace("_", between) for f in flags])
+            meant = f"; did you mean {near!r}?" if near else ""
             raise UserError(f"{where}: unknown key {key!r}{meant}")
         if action.nargs == 0:
             if not isinstance(value, bool):
@@ -169,12 +185,13 @@ def _find_home() -> None:
         os.environ.setdefault("HF_HOME", str(home))
 
 
-def _said(kind, error, trace):
-    """Ctrl-C before execute(), while modules are imported, is no bug either."""
-    if kind is KeyboardInterrupt:
+def _said(kind, error, trace, before=sys.excepthook):
+    """Ctrl-C before execute(), while modules are imported, is no bug either; what ends a program that calls
+    nanomed is that program's affair."""
+    if kind is KeyboardInterrupt and "nanomed.python" not in sys.modules:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
     else:
-        sys.__excepthook__(kind, error, trace)
+        before(kind, error, trace)
 
 
 sys.excepthook = _said

@@ -34,14 +34,18 @@ def no_pipe(path: Path) -> Path:
     return path
 
 
-def read_json(path: Path):
+def read_text(path: Path) -> str:
+    """Raises UserError for a file that cannot be read, or is not UTF-8."""
     try:
-        # Windows puts a mark before it
-        return parse_json(no_pipe(path).read_text(encoding="utf-8-sig"), path)
+        return no_pipe(path).read_text(encoding="utf-8-sig")  # Windows puts a mark before it
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from e
+        raise UserError(f"{path}: not UTF-8 ({e})") from e
+
+
+def read_json(path: Path):
+    return parse_json(read_text(path), path)
 
 
 def parse_json(text: str, where):

@@ -173,10 +173,10 @@ def take(
 def read_record(
     path: Path, program: str, older: Callable[[dict], dict | None] = lambda held: None
 ) -> dict | None:
-    """None if there is none of this program's. Raises UserError for a later format than this program
-    knows."""
+    """None if there is none of this program's. older: as take() has it, {} in place of a file that is not
+    there. Raises UserError for a later format than this program knows."""
     try:
-        held = read_object(path)
+        held = read_object(path, {})
     except UserError:
         return None
     if "program" not in held:

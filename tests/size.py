@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_clm", "train_cls", "train_sft", "eval")
 WALK = ("base", "text", "models", "hub", "training", "evaluation", "systems", "demo", "commands")
 COMMANDS = ("nanomed.tasks", "nanomed.reproduce", "nanomed.quantise", "nanomed.python", "nanomed.calling")
-COMMANDS += SCRIPTS
+COMMANDS += ("nanomed.asking", *SCRIPTS)
 
 
 def modules() -> dict[str, Path]:

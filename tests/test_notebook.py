@@ -13,7 +13,7 @@ import pytest
 
 import nanomed
 from nanomed import hub
-from nanomed.python import Model
+from nanomed.asking import Model
 from tests.conftest import PATIENCE, ROOT, make_texts
 from tests.standin_hub import StandinHub
 from tests.training.test_train_clm import hub_dataset

@@ -4,9 +4,12 @@ and settings are Python's."""
 import doctest
 import inspect
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import torch
 
 import nanomed
 from nanomed import calling, python
+from nanomed.asking import Model
 from nanomed.errors import STOPS
 from nanomed.evaluation.measure import open_model
 from nanomed.models.narrow import HalfLinear
@@ -33,7 +37,11 @@ TINY = {"batch_size": 2, "lr": 1e-3, "log_every": 1, "dtype": "fp32", "max_steps
 # function: (script, data, settings)
 PHASES = {
     "adapt": ("train_clm.py", TEXTS, {"lora_r": 2, "lora_targets": ["c_attn", "c_fc"]}),
-    "classify": ("train_cls.py", LABELLED, {"label_names": ["renal", "heart"], "stratify": True}),
+    "classify": (
+        "train_cls.py",
+        LABELLED,
+        {"label_names": ["renal", "heart"], "stratify": True, "save_dtype": "bf16"},
+    ),
     "instruct": ("train_sft.py", PAIRS, {"template": "flashcards", "no_packing": True}),
 }
 
@@ -68,7 +76,7 @@ def test_a_training_is_the_script_s_to_the_bit(phase, script, model_dir, tmp_pat
     settings = TINY | own
     done = script(name, "--model", model_dir, "--data", file, "--out", "script", *words(settings))
     assert done.returncode == 0, done.stderr
-    train = getattr(nanomed, phase)
+    train, random = getattr(nanomed, phase), torch.get_rng_state()
     run = train(model_dir, data, tmp_path / "list", **settings)
     of_other = {"adapt": file, "classify": datasets.Dataset.from_list(rows), "instruct": [file]}[phase]
     other = train(str(model_dir), of_other, str(tmp_path / "other"), **settings)
@@ -85,9 +93,11 @@ def test_a_training_is_the_script_s_to_the_bit(phase, script, model_dir, tmp_pat
         assert told["command"].startswith(f"nanomed.{phase}(model=")
         assert each.summary["step"] == 3 and each.metrics[-1]["step"] == 3
         assert each._repr_png_() == (each.out / "loss.png").read_bytes()
-    assert "%|" in capsys.readouterr().err and not list(
-        (tmp_path / "list").glob(".nanomed*")
-    )  # no lock is left
+    printed = capsys.readouterr()
+    assert "%|" in printed.err and not calling.FLAG.search(printed.out), printed.out
+    assert ("save_dtype fp32)" in printed.out) == (phase == "classify")
+    assert not list((tmp_path / "list").glob(".nanomed*"))  # no lock is left
+    assert torch.equal(random, torch.get_rng_state())  # the caller's own draws go on
     with pytest.raises(nanomed.UserError, match=r"^out .*list: not empty; resume=True goes on"):
         train(model_dir, data, tmp_path / "list", **settings)
     again = train(model_dir, data, tmp_path / "list", resume=True, **settings)
@@ -120,6 +130,10 @@ def test_positives_and_negatives(model_dir, tmp_path):
     assert sum(one["probabilities"].values()) == pytest.approx(1)
     with pytest.raises(nanomed.UserError, match="a classifier"):
         m.generate("acute")
+    assert m.classify([]) == [] and m.classify(iter(["fever"]))[0]["label"] in m.labels
+    for texts, size, said in ([3], 1, "texts: a text, or a list of texts, not 3"), ("a", 0, "batch_size"):
+        with pytest.raises(nanomed.UserError, match=said):
+            m.classify(texts, size)
 
 
 def test_an_interrupt_saves_and_resume_goes_on_to_the_same_bits(model_dir, tmp_path, monkeypatch):
@@ -134,7 +148,7 @@ def test_an_interrupt_saves_and_resume_goes_on_to_the_same_bits(model_dir, tmp_p
 
     before = {sig: signal.getsignal(sig) for sig in STOPS}
     monkeypatch.setattr(loop, "one_update", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="stopped after update 2 of 3"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after update 2 of 3; .* with resume=True goes on"):
         nanomed.adapt(model_dir, TEXTS, tmp_path / "out", **TINY)
     assert {sig: signal.getsignal(sig) for sig in STOPS} == before
     assert not list((tmp_path / "out").glob(".nanomed*"))
@@ -187,7 +201,7 @@ def test_what_is_written_is_eval_s(script, m, model_dir, tmp_path):
     theirs = [d["completion"] for d in evaluated(script, tmp_path, "generate", *flags)]
     how = {"max_new_tokens": 6, "seed": 3, "top_k": 20}
     assert m.generate(prompts, **how) == theirs
-    assert m.generate(prompts[0], **how) == theirs[0]
+    assert m.generate(prompts[0], **how) == theirs[0] and m.generate([]) == []
     turns = [{"role": "user", "content": "renal?"}, {"role": "assistant", "content": "acute"}]
     turns += [{"role": "user", "content": "heart?"}]
     (tmp_path / "c.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
@@ -208,10 +222,8 @@ def test_what_is_stored_in_16_bits_is_written_in_16_and_scored_without_a_copy(m,
     assert len(layers) == 3 * 4 + 1 and half.model.writing_head in layers  # m is stored in fp32
     assert not any(isinstance(layer, HalfLinear) for layer in m.model.modules())
     plain = open_model(str(tmp_path), "cpu", "fp32", plain=True)
-    assert half.generate("acute", temperature=0) == python.Model(plain).generate("acute", temperature=0)
-    assert half.perplexity(TEXTS)["loss"] == pytest.approx(
-        python.Model(plain).perplexity(TEXTS)["loss"], rel=1e-6
-    )
+    assert half.generate("acute", temperature=0) == Model(plain).generate("acute", temperature=0)
+    assert half.perplexity(TEXTS)["loss"] == pytest.approx(Model(plain).perplexity(TEXTS)["loss"], rel=1e-6)
     assert bool(half.model.head_blocks) == pays_for_texts()
 
 
@@ -251,9 +263,13 @@ class Frame:
         (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", merge=True), "merge=True needs lora_r"),
         (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", merge=1), "merge must be true or false"),
         (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", context=4000), "context 4000: must be from 2 to the 64"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", learning_rate=1e-4), "unknown key 'learning_rate'; did you mean 'lr'?"),
+        (lambda m, d: nanomed.classify(d, [("fever", 0), ("cough", 1)], d / "o"), "data[0]: must be a text or a row (a dict), not ('fever', 0)"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", val_data={"a/b": TEXTS}), "val_data: a set's name is a text without / and =, not 'a/b'"),
+        (lambda m, d: nanomed.adapt(d, (text for text in TEXTS), d / "o"), "generator"),
         (lambda m, d: nanomed.adapt(d, [{"txt": "a"}], d / "o"), "data, row 1: no text in the field 'text'"),
         (lambda m, d: nanomed.adapt(d, [], d / "o"), "data: must be a file's name, a list"),
-        (lambda m, d: nanomed.adapt(d, pandas.DataFrame({"text": TEXTS}), d / "o"), "data: must be a file's name, a list of texts or of rows (dicts)"),
+        (lambda m, d: nanomed.adapt(d, pandas.DataFrame({"text": TEXTS}), d / "o"), "or a datasets.Dataset, not a DataFrame; .to_dict('records') makes rows of a table"),
         (lambda m, d: nanomed.adapt(d, datasets.DatasetDict(a=datasets.Dataset.from_list([{"text": "x"}])), d / "o"), "data: a data set of several splits (a); give one of them"),
         (lambda m, d: nanomed.adapt(d, ["a fever", d / "a.txt"], d / "o"), "is a file's name among others"),
         (lambda m, d: nanomed.adapt(d, ["a fever", 3], d / "o"), "data[1]: must be a text or a row (a dict), not 3"),
@@ -261,7 +277,7 @@ class Frame:
         (lambda m, d: nanomed.adapt(d, "missing.jsonl", d / "o"), "missing.jsonl: no such file"),
         (lambda m, d: nanomed.adapt(m, TEXTS, d / "o"), "model: its name, its directory or a Run, not a Model"),
         (lambda m, d: nanomed.instruct(d, ["a fever"], d / "o"), "data, row 1"),
-        (lambda m, d: nanomed.classify(d), "required: out"),
+        (lambda m, d: nanomed.classify(d), "the following arguments are required: out"),
         (lambda m, d: nanomed.classify(d, out=d / "o"), "give positives and negatives, or data"),
         (lambda m, d: m.generate("a", max_tokens=3), "generate: unknown key 'max_tokens'; did you mean 'max_new_tokens'?"),
         (lambda m, d: m.generate("a", model="b"), "generate: unknown key 'model'"),
@@ -269,6 +285,9 @@ class Frame:
         (lambda m, d: m.generate("a", max_new_tokens=100), "lower max_new_tokens"),
         (lambda m, d: m.generate([{"role": "user", "content": "a"}]), "chat() takes messages"),
         (lambda m, d: m.chat([{"role": "assistant", "content": "a"}]), "messages: no turn of a user's"),
+        (lambda m, d: m.generate({"prompt": "a"}), "prompt: a text, or a list of texts, not {'prompt': 'a'}"),
+        (lambda m, d: m.chat(None), "messages: a list of turns, or a question, not None"),
+        (lambda m, d: m.choose("a", "bc"), "must be a list of two texts or more, not 'bc'"),
         (lambda m, d: m.perplexity(TEXTS, stride=80), "stride"),
         (lambda m, d: m.perplexity("missing.jsonl"), "missing.jsonl: no such file"),
         (lambda m, d: m.choose("a", ["b"]), "two texts or more"),
@@ -332,6 +351,19 @@ def test_class_names_of_a_data_set_are_kept(model_dir, tmp_path):
     assert run.summary["labels"] == ["no", "yes"]
     kept = [at_hand.names(d, "data", {}) for d in (data, data.select(range(5)), data)]
     assert kept[0] == kept[2] != kept[1]
+    assert at_hand.names(data["text"], "data", {}) == at_hand.names(data["text"][:], "data", {})
+
+
+def test_the_caller_s_process_stays_the_caller_s():
+    code = "import os, nanomed; nanomed.load; from nanomed.training import curves; print(os.environ['MPLBACKEND'])"
+    own = {
+        "cwd": ROOT,
+        "env": os.environ | {"MPLBACKEND": "module://json"},
+        "capture_output": True,
+        "text": True,
+    }
+    done = subprocess.run([sys.executable, "-c", f"{code}; raise KeyboardInterrupt"], **own)
+    assert done.stdout == "module://json\n" and "Traceback" in done.stderr, done.stderr
 
 
 # --- the page -----------------------------------------------------------------------------------------------

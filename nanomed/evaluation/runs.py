@@ -18,8 +18,9 @@ from nanomed.training.curves import curves, read_metrics
 from nanomed.training.settings import Classify, Settings
 
 SCRIPTS = {"train_clm.py", "train_cls.py", "train_sft.py"}  # their commands show which settings were given
-# Settings that decide what a validation loss is a loss of, besides phase, texts and tokenizer.
-MEASURED_BY = "context special_tokens template system last_turn_only train_on_prompt".split()
+# Settings that decide what a validation loss is a loss of, besides phase, texts, template and tokenizer.
+MEASURED_BY = "context special_tokens system last_turn_only train_on_prompt".split()
+MEASURED_BY += "label_field label_separator label_columns label_lists".split()
 ROWS = 12  # of the curves on a terminal
 TEXT = "Loss: per token that is scored, of a classifier per text; beneath it the perplexity; lower is better."
 
@@ -58,19 +59,29 @@ class Run:
         return {"text": f"{loss:.4f}", "note": perplexity}
 
     def left(self, of: str) -> str:
-        """The loss on a set of the weights that the run left."""
-        losses = self.losses[of]
-        cell = self.cell(min(losses) if self.settings.keep == "best" else losses[-1])
+        """The loss on a set of the weights that the run left: the best are so on the first set."""
+        (first, *_), own = self.losses.values(), self.losses[of]
+        best = min(zip(first, own, strict=False), key=lambda pair: pair[0])[1]
+        cell = self.cell(best if self.settings.keep == "best" else own[-1])
         return cell["text"] + (f" (perplexity {cell['note']})" if cell["note"] else "")
+
+    def measured(self, of: str) -> dict:
+        """What the losses on a set are losses of: two runs' can be compared where all of it is the same."""
+        data, s = self.record.data, self.settings
+        found = {key: getattr(s, key, None) for key in MEASURED_BY}
+        found |= {"template": data.get("template", getattr(s, "template", None))}
+        found |= {"tokenizer": self.record.tokenizer}
+        if getattr(s, "balance", None) == "weights":  # by the labels of what is trained on
+            found["class weights"] = [sha for name, sha in data.items() if name.startswith("data: ")]
+        given = [sha for name, sha in data.items() if f"{name}: ".startswith(f"val-data {of}: ")]
+        return found | {"validation texts": given or self.held.hash()}
 
     def unlike(self, other: "Run", of: str) -> list[str]:
         """What keeps losses on a set from being compared."""
         if self.record.phase != other.record.phase:
             return ["phase"]
-        pairs = {key: [getattr(run.settings, key, None) for run in (self, other)] for key in MEASURED_BY}
-        pairs["tokenizer"] = [self.record.tokenizer, other.record.tokenizer]
-        texts = [run.record.data.get(f"val-data {of}", run.held.hash()) for run in (self, other)]
-        return [key for key, (a, b) in (pairs | {"validation texts": texts}).items() if a != b]
+        a, b = self.measured(of), other.measured(of)
+        return [key for key in a | b if a.get(key) != b.get(key)]
 
 
 def read(directories: list[str], names: list[str]) -> list[Run]:
@@ -138,9 +149,9 @@ def _origin(run: Run, key: str) -> str:
     if key not in run.record.settings:
         return " (not recorded)"
     script, *words = run.record.command.split() or [""]
-    given = {word.partition("=")[0].replace("--no-", "--") for word in words}
-    given = given & {"--config", f"--{key.replace('_', '-')}"} or Path(script).name not in SCRIPTS
-    return "" if given else " (default)"
+    name, given = key.replace("_", "-"), {word.partition("=")[0] for word in words}
+    known = Path(script).name in SCRIPTS and not given & {"--config", f"--{name}", f"--no-{name}"}
+    return " (default)" if known else ""
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -184,13 +195,21 @@ def _took(run: Run) -> dict[str, str]:
 
 
 def curve_table(runs: list[Run]) -> list[list[str]]:
-    """The losses on the first validation set, or else those trained on, by updates."""
-    key = "val_loss" if any(run.losses for run in runs) else "loss"
-    found = [{r.get("step", 0): r[key] for r in run.metrics if r.get(key) is not None} for run in runs]
+    """The losses on the first validation set that all runs have which have any, or else those trained on, by
+    updates."""
+    sets = [run.losses.keys() for run in runs if run.losses]
+    of = next((name for name in (sets or [()])[0] if all(name in own for own in sets)), None)
+
+    def loss(line: dict) -> float | None:
+        validation = line.get("val") or {"validation": {"loss": line.get("val_loss")}}
+        return line.get("loss") if of is None else validation.get(of, {}).get("loss")
+
+    found = [{r.get("step", 0): loss(r) for r in run.metrics if loss(r) is not None} for run in runs]
     steps = sorted(set().union(*found))
     shown = sorted({*steps[:: -(-len(steps) // ROWS) or 1], *steps[-1:]})
     rows = [[f"{step:,}", *(f"{f[step]:.4f}" if step in f else "" for f in found)] for step in shown]
-    return headed(["after update", *(run.name for run in runs)], rows)
+    what = "training loss" if of is None else f"loss on {of}"
+    return headed([f"{what} after update", *(run.name for run in runs)], rows)
 
 
 def pictures(runs: list[Run]) -> list[dict]:
@@ -207,16 +226,16 @@ def claims(runs: list[Run]) -> list[str]:
     first, *others = runs
     said = []
     for run in others:
-        both = f"{run.name} and {first.name}"
-        of = next((name for name in first.losses if name in run.losses), None)
-        if of is None:
+        both, why = f"{run.name} and {first.name}", {}
+        for of in (name for name in first.losses if name in run.losses):
+            why.setdefault(", ".join(run.unlike(first, of)).replace("_", "-"), []).append(of)
+        if not why:
             said.append(f"{both} have no validation set in common.")
-        elif why := run.unlike(first, of):
-            differ = ", ".join(why).replace("_", "-")
-            said.append(f"The losses of {both} cannot be compared: they differ in {differ}.")
-        else:
-            said.append(
-                f"On {of}, {run.name} has a loss of {run.left(of)}, {first.name} of {first.left(of)}."
-            )
+        for of in why.pop("", []):
+            left = f"{run.left(of)}, {first.name} of {first.left(of)}"
+            said.append(f"On {of}, {run.name} has a loss of {left}.")
+        for differ, sets in why.items():
+            losses = f"The losses of {both} on {' and '.join(sets)}"
+            said.append(f"{losses} cannot be compared: they differ in {differ}.")
     keys = [row[0] for row in differences(runs)[2:]]
     return [*said, f"They differ in {', '.join(keys) or 'nothing that run.json holds'}."]

@@ -17,6 +17,7 @@ from nanomed.text.ngrams import ngram_overlap
 from nanomed.text.rows import named_sets, read_texts, split_weight
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
+from nanomed.training.directory import RECORD, settings_there
 from nanomed.training.settings import PHASES, Adapt, Classify, Instruct, Settings
 
 
@@ -66,13 +67,13 @@ def read_run(directory: Path) -> tuple[Settings, Record]:
 def recorded(directory: Path) -> tuple[Settings, Record]:
     """What run.json says of a training: its settings as they were given, and the rest. Raises UserError if
     there is none."""
-    path = Path(directory) / "run.json"
+    path = Path(directory) / RECORD
     if not path.exists():
         raise UserError(f"{path} is not there")
-    found = read_object(path)
-    if not isinstance(found.get("versions"), dict) or "nanomed" not in found["versions"]:
+    record = read_object(path)
+    if settings_there(Path(directory)) is None:
         raise UserError(f"{path} is another program's")
-    record = typed(Record, found, path)
+    record = typed(Record, record, path)
     if record.phase not in PHASES:
         raise UserError(f"{path} does not say which phase it is of")
     return PHASES[record.phase].read(record.settings, path), record

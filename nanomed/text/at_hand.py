@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanomed.caches import filled
@@ -19,6 +21,8 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
     if isinstance(data, str | os.PathLike):
         return [os.path.expanduser(data)]
     if isinstance(data, dict) and what == "val_data":
+        if odd := [name for name in data if not re.fullmatch("[^/=]+", str(name))]:
+            raise UserError(f"{what}: a set's name is a text without / and =, not {odd[0]!r}")
         return [f"{name}={file}" for name, side in data.items() for file in names(side, what, kept)]
     if isinstance(data, list) and data and all(map(_is_weighted, data)):
         return [f"{file}:{float(weight)}" for side, weight in data for file in names(side, what, kept)]
@@ -26,9 +30,10 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
         if isinstance(data, dict):
             raise UserError(f"{what}: a data set of several splits ({', '.join(data)}); give one of them")
         name = _keep(data._fingerprint, "rows", lambda path: data.save_to_disk(path))
-    elif not isinstance(data, list | tuple) or not data:
+    elif not isinstance(data, Sequence) or not len(data):
         kinds = "a file's name, a list of texts or of rows (dicts), or a datasets.Dataset"
-        raise UserError(f"{what}: must be {kinds}, not {in_short(data)}")
+        mend = "; .to_dict('records') makes rows of a table" if hasattr(data, "to_dict") else ""
+        raise UserError(f"{what}: must be {kinds}, not {in_short(data)}{mend}")
     elif named := [d for d in data if isinstance(d, os.PathLike) or (isinstance(d, str) and is_name(d))]:
         if len(named) < len(data):
             mend = "give files alone, or texts as rows, {'text': ...}"
@@ -43,8 +48,10 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
 
 
 def _is_weighted(value) -> bool:
-    """Whether it is data with its share of the blocks, which a name has behind it (general.jsonl:0.1)."""
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
+    """Whether it is data with its share of the blocks, which a name has behind it (general.jsonl:0.1), and
+    not a text with its label."""
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float)
+    return pair and not (isinstance(value[0], str) and not is_name(value[0]))
 
 
 def is_name(text: str) -> bool:
@@ -75,5 +82,7 @@ def _keep(key: str, name: str, write) -> str:
 
 def in_short(value) -> str:
     """For a line."""
-    said = repr(value)
+    short = reprlib.Repr()  # of a million texts, it looks at six
+    short.maxstring = short.maxother = 1000
+    said = " ".join(short.repr(value).split())
     return said if len(said) <= 60 else f"a {type(value).__name__}"

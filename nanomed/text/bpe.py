@@ -5,20 +5,17 @@
 The training itself is the `tokenizers` library's (the [sentencepiece] extra); nanomed.text.tokenizer reads
 what it writes: tokenizer.json, vocab.json and merges.txt."""
 
-import os
-import shutil
 from pathlib import Path
 
-from nanomed import cli, flags
+from nanomed import cli, flags, outputs
 from nanomed.errors import UserError
-from nanomed.files import make_temporary, read_json, write_json
+from nanomed.files import read_object, write_json
 from nanomed.optional import need
-from nanomed.outputs import check_directory, lock, names_in
 from nanomed.text import reading, rows
 from nanomed.text.tokenizer import EOT
 
+PROGRAM = "python -m nanomed.text.bpe"
 CONFIG = {"tokenizer_class": "GPT2Tokenizer", "bos_token": EOT, "eos_token": EOT}
-# The first says who wrote the others.
 WRITTEN = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
@@ -41,39 +38,35 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
     return bpe.get_vocab_size()
 
 
-def check_out(out: str) -> None:
-    """Refuse to write over another tokenizer, or beside the weights of a model that would read it. Raises
-    UserError unless `out` is new, empty, or what this program made: a config.json, for the shape of a new
-    model, may have come to it."""
-    check_directory(out)
-    names, config = names_in(Path(out)), Path(out) / "tokenizer_config.json"
-    ours = names <= {*WRITTEN, "config.json"} and config.exists() and read_json(config) == CONFIG
-    if names and not ours:
+def take(out: Path) -> dict:
+    """outputs.take(). A config.json, for the shape of a new model, may have come to what this program made.
+    Raises UserError for another tokenizer, and for the weights of a model that would read this one."""
+
+    def of_earlier(held: dict) -> dict | None:  # by a version that kept no record
+        config = read_object(out / "tokenizer_config.json", {})
+        return {"files": list(WRITTEN)} if not held and config == CONFIG else None
+
+    if outputs.names_in(out) - {*WRITTEN, outputs.RECORD, "config.json"}:
         raise UserError(f"--out {out}: holds what nanomed.text.bpe did not write; choose another directory")
+    return outputs.take(out, PROGRAM, writes=WRITTEN, older=of_earlier)
 
 
 def main():
-    p = cli.Parser(prog="python -m nanomed.text.bpe", description=cli.summary(__doc__))
+    p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
     size = "tokens, the 256 bytes and <|endoftext|> included"
     p.add_argument("--vocab-size", type=flags.count, default=8192, help=size)
-    p.add_argument("--out", required=True, metavar="DIR", help="where the tokenizer's files go")
+    where = "where the tokenizer's files go"
+    p.add_argument("--out", required=True, type=flags.directory, metavar="DIR", help=where)
     p.add_argument("--limit", type=flags.count, metavar="N", help="only the first N documents of each --data")
     flags.add_data_flags(p)
     args = reading.read_as(p.parse_args())
     out = Path(args.out)
-    check_out(args.out)
-    lock(out)
-    check_out(args.out)  # again, now that no other process changes it any more
+    held = take(out)
     how = (args.text_field, args.limit, args.skip_bad_rows)
     texts = (text for name in args.data for text in rows.read_texts(name, *how) if text)
-    made = make_temporary(out)
-    try:
+    with outputs.built(out, PROGRAM, held) as made:
         size = train_bpe(texts, args.vocab_size, made)
-        for name in WRITTEN:
-            os.replace(made / name, out / name)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     print(f"{args.out}: {size:,} tokens")
 
 

@@ -1,5 +1,6 @@
 """The curves of a training run, drawn from its metrics.jsonl."""
 
+import importlib.util
 import io
 import logging
 import math
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from nanomed.files import no_pipe, parse_json, replace_file, typed
 
-# Pictures here go into files. What a notebook left in the environment for its own pictures would fail
-# matplotlib's import where that notebook's package is not installed.
-os.environ.pop("MPLBACKEND", None)
+# What a notebook left in the environment for its own pictures would fail matplotlib's import where that
+# notebook's package is not installed.
+_package = os.environ.get("MPLBACKEND", "").partition("module://")[2].partition(".")[0]
+if _package and not importlib.util.find_spec(_package):
+    del os.environ["MPLBACKEND"]
 # where it keeps its fonts is no concern of who trains
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
@@ -126,11 +129,10 @@ def draw_curves(runs: dict[str, Path], format: str, ink: str, unit: str, title: 
         panels[0].set_title(title, parse_math=False)  # a name with $ is a name
         panels[2].set_xlabel(f"{unit} trained on")
         panels[2].xaxis.set_major_formatter(EngFormatter(sep=""))
-        out = io.BytesIO()
-        # a directory's name in letters that the font has not got
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        undated = {"Date": None} if small else None
-        figure.savefig(out, format=format, dpi=144, transparent=small, metadata=undated)
+        out, undated = io.BytesIO(), {"Date": None} if small else None
+        with warnings.catch_warnings():  # a directory's name in letters that the font has not got
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            figure.savefig(out, format=format, dpi=144, transparent=small, metadata=undated)
     return out.getvalue()
 
 

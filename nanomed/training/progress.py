@@ -17,6 +17,7 @@ from nanomed.files import finite, no_pipe, parse_json, typed, write_text
 from nanomed.limits import Whole
 from nanomed.streams import in_notebook, progress_bar
 from nanomed.training import distributed
+from nanomed.training.curves import Record
 
 LONG = {"ppl": "perplexity"}  # of a measure's name, for people
 SAME_SIGNAL = 2.0  # seconds within which two of several processes' signals are one
@@ -131,13 +132,6 @@ def _in_words(val: dict) -> str:
     return f"loss {val['loss']:.4f}" + "".join(more)
 
 
-@dataclass
-class Line:
-    """What a line of metrics.jsonl holds, besides other figures."""
-
-    step: int
-
-
 class Metrics:
     """metrics.jsonl: one JSON object a logged update. Of several processes the first alone writes."""
 
@@ -148,7 +142,7 @@ class Metrics:
             lines = no_pipe(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         for k, line in enumerate(lines, 1):
             where = f"{path}, line {k}"
-            if line.endswith("\n") and typed(Line, parse_json(line, where), where).step <= progress.step:
+            if line.endswith("\n") and typed(Record, parse_json(line, where), where).step <= progress.step:
                 stay.append(line)
         if distributed.rank() == 0:
             write_text("".join(stay), path)
@@ -197,4 +191,4 @@ def stopping():
         yield lambda: distributed.most(came[0][0] if came else 0)  # all stop after the same update
     finally:
         for sig, handler in before.items():
-            signal.signal(sig, handler)
+            signal.signal(sig, handler or signal.SIG_DFL)  # None: of no Python program (an embedding one)

@@ -90,6 +90,40 @@ def test_a_recipe_may_have_given_what_the_command_does_not_name(made):
     assert differ(a, b) == {"lr": ["0.001", "0.0001 (default)"]}
 
 
+def test_a_flag_that_begins_with_no_was_given(made):
+    a = made("a", [4.0], "instruct", given="--no-packing", no_packing=True)
+    b = made("b", [4.0], "instruct")
+    assert differ(a, b) == {"no-packing": ["yes", "no (default)"]}
+
+
+def of_sets(directory, losses: list[dict]) -> None:
+    """metrics.jsonl of a run that was validated on several sets."""
+    lines = [
+        {"step": 10 * k, "tokens": k, "loss": 9.0 - k, "val_loss": next(iter(sets.values()))}
+        | {"val": {name: {"loss": loss} for name, loss in sets.items()}}
+        for k, sets in enumerate(losses)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_every_set_that_two_runs_share_is_spoken_of(made):
+    """The best weights are those of the best loss on the first set, whatever the others say."""
+    shas = ({"val-data own": "o", "val-data other": n} for n in "12")
+    a, b = (made(n, [], keep="best", record={"data": sha}) for n, sha in zip("ab", shas, strict=True))
+    of_sets(a, [{"own": 4.0, "other": 1.0}, {"own": 3.0, "other": 2.0}])
+    of_sets(b, [{"other": 1.5, "own": 4.0}, {"other": 0.5, "own": 3.5}, {"other": 1.0, "own": 2.0}])
+    found = runs.read([a, b], ["a", "b"])
+    assert runs.claims(found)[:2] == [
+        "On own, b has a loss of 3.5000 (perplexity 33.12), a of 3.0000 (perplexity 20.09).",
+        "The losses of b and a on other cannot be compared: they differ in validation texts.",
+    ]
+    head, _, *rows = runs.curve_table(found)
+    assert head[0] == "loss on own after update" and rows[-1] == ["20", "", "2.0000"]
+    of_sets(b, [{"second": 4.0}])
+    head, _, *rows = runs.curve_table(runs.read([a, b], ["a", "b"]))
+    assert head[0] == "training loss after update" and rows[0] == ["0", "9.0000", "9.0000"]
+
+
 def test_the_weights_that_a_run_left_are_compared(made):
     a, b = made("a", [4.0, 3.0, 3.5]), made("b", [4.0, 2.0, 2.5], keep="best")
     found = runs.read([a, b], ["a", "b"])
@@ -110,6 +144,7 @@ def test_the_weights_that_a_run_left_are_compared(made):
 @pytest.mark.parametrize(
     "other, why",
     [
+        ({"phase": "classify", "label_field": "topic"}, "phase"),
         ({"context": 32}, "context"),
         ({"record": {"tokenizer": "t1"}}, "tokenizer"),
         ({"record": {"data": {"x/docs.jsonl": "d0", "val-data validation": "v1"}}}, "validation texts"),
@@ -118,14 +153,40 @@ def test_the_weights_that_a_run_left_are_compared(made):
 )
 def test_losses_that_are_of_different_things_are_not_compared(made, other, why):
     found = runs.read([made("a", [4.0]), made("b", [3.0], **other)], ["a", "b"])
-    assert runs.claims(found)[0] == f"The losses of b and a cannot be compared: they differ in {why}."
+    assert (
+        runs.claims(found)[0]
+        == f"The losses of b and a on validation cannot be compared: they differ in {why}."
+    )
     assert not any(cell.get("best") for row in runs.results(found)["rows"] for cell in row)
+
+
+@pytest.mark.parametrize(
+    "one, other, why",
+    [
+        ({}, {"label_field": "topic"}, "label-field"),
+        ({}, {"balance": "sampling"}, "class weights"),
+        ({"balance": "none"}, {"balance": "sampling"}, ""),
+        ({}, {"record": {"data": {"data: x": "2", "val-data validation: v": "v"}}}, "class weights"),
+        ({}, {"record": {"data": {"data: x": "1", "val-data validation: w": "w"}}}, "validation texts"),
+        ({}, {"record": {"data": {"data: y": "1", "val-data validation: w": "v"}}}, ""),
+    ],
+)
+def test_losses_of_classifiers_are_of_their_labels_and_their_weights(made, one, other, why):
+    record = {"record": {"data": {"data: x": "1", "val-data validation: v": "v"}}}
+    a, b = (made(n, [1.0], "classify", **(record | how)) for n, how in (("a", one), ("b", other)))
+    said = runs.claims(runs.read([a, b], ["a", "b"]))[0]
+    assert said.endswith(f"they differ in {why}.") if why else said.startswith("On validation, ")
+
+
+def test_templates_of_one_name_are_told_apart(made):
+    a, b = (made(n, [1.0], "instruct", record={"data": {"template": n}}) for n in "ab")
+    assert runs.claims(runs.read([a, b], ["a", "b"]))[0].endswith("they differ in template.")
 
 
 def test_the_curves_on_a_terminal_have_the_last_update_and_not_too_many(made):
     a, b = made("a", [5 - k / 10 for k in range(31)]), made("b", [4.0, 3.0])
     head, _, *rows = runs.curve_table(runs.read([a, b], ["a", "b"]))
-    assert head == ["after update", "a", "b"] and rows[0] == ["0", "5.0000", "4.0000"]
+    assert head == ["loss on validation after update", "a", "b"] and rows[0] == ["0", "5.0000", "4.0000"]
     assert rows[-1] == ["300", "2.0000", ""] and len(rows) <= runs.ROWS + 1
 
 

@@ -38,8 +38,8 @@ def ask(o: Opened, rows: list[dict], task: dict, template: Template, batch_size:
     labels = [tuple(options_of(row["input"]) or task["labels"]) for row in rows]
     questions = [(row["instruction"], row["input"], own) for row, own in zip(rows, labels, strict=True)]
     kinds = {(instruction, own): None for instruction, _, own in questions}
-    free = {(instruction, text, own): None for instruction, own in kinds for text in CONTENT_FREE}
-    asked = [*dict.fromkeys(questions), *(question for question in free if question not in set(questions))]
+    free = [(instruction, text, own) for instruction, own in kinds for text in CONTENT_FREE]
+    asked = list(dict.fromkeys([*questions, *free]))
     encoded = [[_encode(o, template, *said, label) for label in own] for *said, own in asked]
     values, written = scored(o, encoded, batch_size, greedy)
     found, answers = dict(zip(asked, values, strict=True)), {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.evaluation.questions import draw_rows
-from nanomed.files import no_pipe, parse_json, read_json, read_object, typed
+from nanomed.files import parse_json, read_json, read_object, read_text, typed
 from nanomed.outputs import unfinished
 from nanomed.systems.tasks.forms import FORMS
 from nanomed.systems.tasks.sources import OF_MENTIONS, measures_of
@@ -77,12 +77,7 @@ def of_earlier(made: dict) -> dict | None:
 def read_lines(path: Path, kind) -> list:
     """A `kind` of each line of a .jsonl file that this program wrote. Raises UserError, naming file and
     row."""
-    try:
-        lines = no_pipe(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 ({e})") from e
+    lines = read_text(path).removesuffix("\n").split("\n")
     places = [(f"{path}, row {k}", line) for k, line in enumerate(lines, 1)]
     return [typed(kind, parse_json(line, place), place) for place, line in places]
 
