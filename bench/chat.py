@@ -38,7 +38,7 @@ def main():
     args = p.parse_args()
     if args.processor_time:
         time.perf_counter = time.process_time
-    o = open_model(args.model, args.device, args.dtype)
+    o = open_model(args.model, args.device, args.dtype, write_in="stored")
     chat = Chat(o, o.template, Sampling(), args.answer, 0)
     conversations = [turns(chat, args.answer) for _ in range(args.repeats)]
     found = [

@@ -105,10 +105,5 @@ def store_frozen(model: nn.Module, dtype: str, device: torch.device) -> None:
     for name, module in model.named_modules():
         narrow = isinstance(module, nn.Linear) and not module.weight.requires_grad and name not in kept
         for p in module.parameters(recurse=False):
-            # .data: a tied embedding keeps being the same parameter
-            p.data = in_dtype(p.data, DTYPES[dtype] if narrow else torch.float32)
-
-
-def in_dtype(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A weight in a dtype, row after row; itself if it is that already."""
-    return weight.to(dtype).contiguous()
+            # row after row; .data: a tied embedding keeps being the same parameter
+            p.data = p.data.to(DTYPES[dtype] if narrow else torch.float32).contiguous()

@@ -1,6 +1,8 @@
 """How far a figure can be trusted: a bootstrap over whatever is independent of one another; of a share,
 without drawing."""
 
+import math
+
 import numpy as np
 
 from nanomed.optional import need
@@ -13,7 +15,11 @@ def interval(statistic, n: int, samples: int = 1000, seed: int = 0) -> list[floa
         return None
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(rng.integers(n, size=n)) for _ in range(samples)])
-    return None if np.isnan(draws).all() else [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])]
+    if np.isnan(draws).all():
+        return None
+    with np.errstate(invalid="ignore"):  # NaN lies between two draws that are infinite
+        ends = np.nanpercentile(draws, [2.5, 97.5])
+    return [math.inf if math.isnan(q) else float(q) for q in ends]
 
 
 def interval_of_two(statistic, n: int, m: int, samples: int = 1000, seed: int = 0) -> list[float]:

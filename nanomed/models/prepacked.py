@@ -87,5 +87,6 @@ def head_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tenso
 
 
 def head_for_texts(model: nn.Module) -> torch.Tensor:
-    """head_of() in fp32 for thousands of rows: not laid out where that does not pay, nor another copy."""
+    """To score texts with, thousands of rows at once, in fp32: laid out, which is a second copy, only where
+    that pays."""
     return head_of(model) if pays_for_texts() else model.lm_head.weight
