@@ -1,5 +1,5 @@
-"""What `eval.py generate --write-in fp16` costs a model that is stored in fp32: perplexity of documents, and the
-share of places at which the likeliest next token is still the same, the document being given.
+"""What `eval.py generate --write-in fp16` costs a model that is stored in fp32: perplexity of documents, and
+the share of places at which the likeliest next token is still the same, the document being given.
 
     python bench/write_in.py --model runs/models/gpt2 --data abstracts.jsonl
 """

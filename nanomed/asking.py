@@ -76,7 +76,8 @@ class Model:
         o = self._language_model()
         with from_python():
             args = parsed(generate.add_writing_flags, where, settings)
-            args.prompts = None  # no file of them
+            # what an error names before the row
+            args.prompts, args.skip_bad_rows = "prompt" if len(prompts) > 1 else None, False
             template, _ = measure.choose_template(args.template, o)
             asked = generate.put_all(args, o, prompts, template)
             ends, sampling = template.ends if template else (), measure.sampling_of(args)

@@ -283,6 +283,7 @@ class Frame:
         (lambda m, d: m.generate("a", model="b"), "generate: unknown key 'model'"),
         (lambda m, d: m.generate("a", write_in="fp16"), "generate: unknown key 'write_in'"),
         (lambda m, d: m.generate("a", max_new_tokens=100), "lower max_new_tokens"),
+        (lambda m, d: m.generate(["a", ""]), "prompt, row 2: an empty prompt"),
         (lambda m, d: m.generate([{"role": "user", "content": "a"}]), "chat() takes messages"),
         (lambda m, d: m.chat([{"role": "assistant", "content": "a"}]), "messages: no turn of a user's"),
         (lambda m, d: m.generate({"prompt": "a"}), "prompt: a text, or a list of texts, not {'prompt': 'a'}"),

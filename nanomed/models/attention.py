@@ -70,6 +70,7 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
     for several queries after cached keys without a mask."""
     B, nh, T, hs = q.shape
     scale = hs**-0.5 if scale is None else scale
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, Qwen3's norms of heads give fp32
     if mask.slots is not None:
         return _by_length(q, k, v, mask, scale, dropout, upcast)
     if mask.ends is not None and mask.ends.fit(q, dropout, upcast):
@@ -88,7 +89,7 @@ def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=Fal
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how).to(v.dtype)
-    elif cache is None and causal and not dropout and kernels.tiles_fit(q, v):
+    elif cache is None and causal and not dropout and kernels.tiles_fit(q):
         y = kernels.tiled(q, k, v, scale)
     else:
         y = F.scaled_dot_product_attention(q, k, v, **how)

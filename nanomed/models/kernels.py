@@ -11,12 +11,11 @@ SCORES = 2**20  # about as many at once, of several heads and rows, which stay i
 LONG = 384  # queries from which on tiles pay in fp32
 
 
-def tiles_fit(q: torch.Tensor, v: torch.Tensor) -> bool:
+def tiles_fit(q: torch.Tensor) -> bool:
     """Whether tiled() is for it: in training alone, since in bf16 it rounds scores, as transformers' eager
-    attention does and the library's kernel does not; and in one dtype: under autocast, Qwen3's norms make q
-    and k fp32 beside a v of 16 bits, which the library's kernel brings together."""
+    attention does and the library's kernel does not."""
     pays = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and q.size(2) >= LONG)
-    return torch.is_grad_enabled() and q.device.type == "cpu" and q.dtype == v.dtype and pays
+    return torch.is_grad_enabled() and q.device.type == "cpu" and pays
 
 
 def one_query(q, k, v, allowed, scale: float):

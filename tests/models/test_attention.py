@@ -127,13 +127,18 @@ def test_training_in_tiles_against_double_precision(B, T, kv, scale, dtype, erro
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_training_where_norms_widen_queries_and_keys(dtype):
+def test_training_where_norms_widen_queries_and_keys(dtype, monkeypatch):
     """Qwen3's, under autocast: values stay narrow."""
     torch.manual_seed(0)
+    kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k)
+    )
     qkv = [heads(1, kernels.LONG, 2, dtype=kind) for kind in (torch.float32, torch.float32, dtype)]
     exact = [t.detach().double().requires_grad_() for t in qkv]
     with torch.autocast("cpu", dtype):
         y = attend(*qkv)
+    assert len(calls) == (dtype == torch.float16)  # bf16 is for tiles
     expected = attend(*exact)
     found, sound = (torch.autograd.grad(out.sum(), of) for out, of in ((y, qkv), (expected, exact)))
     for ours, theirs in zip((y, found[2]), (expected, sound[2]), strict=True):

@@ -7,7 +7,7 @@ from nanomed.errors import UserError
 
 WRITE_IN_HELP = (
     "on a CPU, where each token reads all weights: stored reads those in 16 bits that fp16 holds as"
-    " they are, as it does bf16's; fp16 rounds the others to its 11 bits: half as much to read"
+    " they are, as it does bf16's; fp16 rounds the others, half as much to read; hardly a token changes"
 )
 HELP = "write on from prompts or conversations; without any, a chat"
 
