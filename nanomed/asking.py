@@ -36,15 +36,10 @@ class Model:
     def perplexity(self, texts, **settings) -> dict:
         """How surprised the model is by texts, {"ppl", "ppl_ci95", "bits_per_byte", ...}: eval.py ppl, with
         its context, stride, batch_size, also, text_field, limit, seed, ..."""
-
-        def add_flags(p):
-            ppl.add_measuring_flags(p)
-            flags.add_flags(p, flags.Rows, "limit")
-
         kept, o = {}, self._language_model()
         with from_python(kept):
             texts = [texts] if isinstance(texts, str) and not at_hand.is_name(texts) else texts
-            args = parsed(add_flags, "perplexity", settings)
+            args = parsed(ppl.add_measuring_flags, "perplexity", settings, "limit")
             args.data = at_hand.names(texts, "texts", kept)
             reading.read_as(args)
             corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
@@ -64,8 +59,6 @@ class Model:
         """The answer to a conversation, [{"role", "content"}, ...], whose last turn is the user's, or to a
         question; settings as of generate()."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if not isinstance(turns, list | tuple):
-            raise UserError(f"messages: a list of turns, or a question, not {at_hand.in_short(messages)}")
         with naming("messages", BadRow):
             turns, answer = conversation_rows.asked_and_answered(list(turns))
         if answer is not None:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 
 from nanomed import cli, flags
@@ -23,10 +23,13 @@ def model_name(model) -> str:
     return os.fspath(model)
 
 
-def parsed(add_flags, where: str, settings: dict):
-    """Settings as a command's flags would have them, checked as they are."""
+def parsed(add_flags, where: str, settings: dict, *rows: str):
+    """Settings as a command's flags would have them, checked as they are. rows: flags of nanomed.flags.Rows
+    that it has besides."""
     p = cli.Parser()
     add_flags(p)
+    for name in rows:
+        flags.add_flags(p, flags.Rows, name)
     flags.add_flags(p, flags.Running, "seed")
     cli.preset(p, plain(settings), where, "_")
     return p.parse_args([])
@@ -68,8 +71,11 @@ def from_python(kept=None):
 
     cli.prepare()
     try:
-        with nullcontext() if kept is None else redirect_stdout(Saying(sys.stdout, said)):
+        if kept is None:
             yield
+        else:
+            with redirect_stdout(Saying(sys.stdout, said)), redirect_stderr(Saying(sys.stderr, said)):
+                yield
     except UserError as e:
         raise UserError(said(str(e), True).removesuffix(" (help lists the flags)")) from None
     except Interrupted as e:
@@ -79,7 +85,7 @@ def from_python(kept=None):
 
 
 class Saying:
-    """Standard output, through which lines come out in other words."""
+    """Standard output or error, through which lines come out in other words."""
 
     def __init__(self, stream, said):
         self.stream, self.said = stream, said
@@ -94,11 +100,10 @@ class Saying:
 @cache
 def actions() -> dict:
     """{flag: what argparse does with it} of all trainings."""
-    found = {}
+    p = cli.Parser(add_help=False, conflict_handler="resolve")
     for kind in PHASES.values():
-        flags.add_flags(p := cli.Parser(add_help=False), kind)
-        found |= p._option_string_actions
-    return found
+        flags.add_flags(p, kind)
+    return p._option_string_actions
 
 
 def in_python(message: str, every: bool = True) -> str:

@@ -84,9 +84,8 @@ ELSEWHERE = {"learning_rate": "lr", "num_train_epochs": "epochs", "max_grad_norm
 
 def nearest(name: str, known: list[str]) -> str | None:
     """Of flags or settings, the one that is probably meant by a name that is none."""
-    plain = {k.strip("-").replace("-", "_"): k for k in known}
-    own = plain.get(ELSEWHERE.get(name.strip("-").replace("-", "_")))
-    return own or next(iter(difflib.get_close_matches(name, known, 1)), None)
+    meant = ELSEWHERE.get(name.strip("-").replace("-", "_"), name)
+    return next(iter(difflib.get_close_matches(meant, known, 1)), None)
 
 
 class Several(argparse.Action):

@@ -247,8 +247,9 @@ def add_data_flag(p: argparse.ArgumentParser, help: str, required: bool = True) 
     p.add_argument("--data", required=required, nargs="+", action=Several, metavar="D", help=help)
 
 
-def add_data_flags(p: argparse.ArgumentParser) -> None:
-    add_flags(p, Rows, "text_field", "rows", "separator", "document_per", "skip_bad_rows")
+def add_data_flags(p: argparse.ArgumentParser, text_field: bool = True) -> None:
+    """How rows are found in files; nanomed.text.reading.read_as() puts it into the names."""
+    add_flags(p, Rows, *["text_field"] * text_field, "rows", "separator", "document_per", "skip_bad_rows")
 
 
 def add_window_flags(p: argparse.ArgumentParser) -> None:

@@ -74,7 +74,7 @@ def _train(train, kind: type[Settings], model, data, out, settings: dict) -> Run
     given, kept = {"model": model_name(model), "data": data, "out": out, **settings}, {}
     with from_python(kept):
         presets = plain(given, kind.of_files(), kept)
-        recipe = ["--config", presets.pop("config")] if "config" in presets else []
+        recipe = ["--config", str(presets.pop("config"))] if "config" in presets else []
         said = ", ".join(f"{n}={at_hand.in_short(value)}" for n, value in given.items() if value is not None)
         s = replace(parse(kind, None, recipe, presets), command=f"nanomed.{kind.phase}({said})")
         import torch
@@ -92,7 +92,7 @@ def _explain_settings(function) -> None:
     """The phase's settings into what help() and a notebook show of a function."""
     own = list(inspect.signature(function).parameters.values())[:3]
     known = flags.flags_of(PHASES[function.__name__])
-    known = {name: flag for name, flag in known.items() if name not in [p.name for p in own]}
+    known = {name: flag for name, flag in known.items() if name not in ("model", "data", "out")}
     more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=f.default) for n, f in known.items()]
     function.__signature__ = inspect.Signature([*own, *more])
     lines = "\n".join(f"    {name}: {in_python(flag.help)}" for name, flag in known.items())

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -269,14 +270,14 @@ class Frame:
         (lambda m, d: nanomed.adapt(d, (text for text in TEXTS), d / "o"), "generator"),
         (lambda m, d: nanomed.adapt(d, [{"txt": "a"}], d / "o"), "data, row 1: no text in the field 'text'"),
         (lambda m, d: nanomed.adapt(d, [], d / "o"), "data: must be a file's name, a list"),
-        (lambda m, d: nanomed.adapt(d, pandas.DataFrame({"text": TEXTS}), d / "o"), "or a datasets.Dataset, not a DataFrame; .to_dict('records') makes rows of a table"),
         (lambda m, d: nanomed.adapt(d, datasets.DatasetDict(a=datasets.Dataset.from_list([{"text": "x"}])), d / "o"), "data: a data set of several splits (a); give one of them"),
         (lambda m, d: nanomed.adapt(d, ["a fever", d / "a.txt"], d / "o"), "is a file's name among others"),
         (lambda m, d: nanomed.adapt(d, ["a fever", 3], d / "o"), "data[1]: must be a text or a row (a dict), not 3"),
-        (lambda m, d: nanomed.adapt(d, [{"text": {1, 2}}], d / "o"), "data[0]: Object of type set"),
+        (lambda m, d: nanomed.adapt(d, [{"text": {1, 2}}], d / "o"), "data[0]: holds what JSON does not ('set'"),
         (lambda m, d: nanomed.adapt(d, "missing.jsonl", d / "o"), "missing.jsonl: no such file"),
         (lambda m, d: nanomed.adapt(m, TEXTS, d / "o"), "model: its name, its directory or a Run, not a Model"),
         (lambda m, d: nanomed.instruct(d, ["a fever"], d / "o"), "data, row 1"),
+        (lambda m, d: nanomed.adapt(d, TEXTS, d / "o", config={"lr": 1}), "config {'lr': 1}: No such file"),
         (lambda m, d: nanomed.classify(d), "the following arguments are required: out"),
         (lambda m, d: nanomed.classify(d, out=d / "o"), "give positives and negatives, or data"),
         (lambda m, d: m.generate("a", max_tokens=3), "generate: unknown key 'max_tokens'; did you mean 'max_new_tokens'?"),
@@ -287,7 +288,6 @@ class Frame:
         (lambda m, d: m.generate([{"role": "user", "content": "a"}]), "chat() takes messages"),
         (lambda m, d: m.chat([{"role": "assistant", "content": "a"}]), "messages: no turn of a user's"),
         (lambda m, d: m.generate({"prompt": "a"}), "prompt: a text, or a list of texts, not {'prompt': 'a'}"),
-        (lambda m, d: m.chat(None), "messages: a list of turns, or a question, not None"),
         (lambda m, d: m.choose("a", "bc"), "must be a list of two texts or more, not 'bc'"),
         (lambda m, d: m.perplexity(TEXTS, stride=80), "stride"),
         (lambda m, d: m.perplexity("missing.jsonl"), "missing.jsonl: no such file"),
@@ -346,13 +346,17 @@ def test_class_names_of_a_data_set_are_kept(model_dir, tmp_path):
     features = datasets.Features(
         text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"])
     )
-    rows = [{"text": t, "label": k % 2} for k, t in enumerate(make_texts(12, 3))]
+    rows = [{"text": t, "label": np.arange(12)[k] % 2} for k, t in enumerate(make_texts(12, 3))]
+    table, plain = pandas.DataFrame(rows), [{k: str(v) for k, v in row.items()} for row in rows]
+    assert at_hand.names(table.astype(str), "data", {}) == at_hand.names(plain, "data", {})
+    column = at_hand.names(table["text"], "data", {})
     data = datasets.Dataset.from_list(rows, features=features)
     run = nanomed.classify(model_dir, data, tmp_path / "out", **TINY)
     assert run.summary["labels"] == ["no", "yes"]
     kept = [at_hand.names(d, "data", {}) for d in (data, data.select(range(5)), data)]
     assert kept[0] == kept[2] != kept[1]
-    assert at_hand.names(data["text"], "data", {}) == at_hand.names(data["text"][:], "data", {})
+    assert at_hand.names(data["text"], "data", {}) == at_hand.names(data["text"][:], "data", {}) == column
+    assert nanomed.classify(model_dir, rows, tmp_path / "numbers", **TINY).summary["labels"] == ["0", "1"]
 
 
 def test_the_caller_s_process_stays_the_caller_s():

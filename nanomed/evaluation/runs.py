@@ -17,7 +17,6 @@ from nanomed.text import heldout
 from nanomed.training.curves import curves, read_metrics
 from nanomed.training.settings import Classify, Settings
 
-SCRIPTS = {"train_clm.py", "train_cls.py", "train_sft.py"}  # their commands show which settings were given
 # Settings that decide what a validation loss is a loss of, besides phase, texts, template and tokenizer.
 MEASURED_BY = "context special_tokens system last_turn_only train_on_prompt".split()
 MEASURED_BY += "label_field label_separator label_columns label_lists".split()
@@ -70,11 +69,10 @@ class Run:
         data, s = self.record.data, self.settings
         found = {key: getattr(s, key, None) for key in MEASURED_BY}
         found |= {"template": data.get("template", getattr(s, "template", None))}
-        found |= {"tokenizer": self.record.tokenizer}
         if getattr(s, "balance", None) == "weights":  # by the labels of what is trained on
             found["class weights"] = [sha for name, sha in data.items() if name.startswith("data: ")]
         given = [sha for name, sha in data.items() if f"{name}: ".startswith(f"val-data {of}: ")]
-        return found | {"validation texts": given or self.held.hash()}
+        return found | {"tokenizer": self.record.tokenizer, "validation texts": given or self.held.hash()}
 
     def unlike(self, other: "Run", of: str) -> list[str]:
         """What keeps losses on a set from being compared."""
@@ -143,14 +141,14 @@ def _file(name: str) -> str:
 
 
 def _origin(run: Run, key: str) -> str:
-    """Whether a setting was given, which the command shows unless a recipe gave more."""
+    """Whether a setting was given, which a script's command shows unless a recipe gave more."""
     if key not in run.settings.recorded():
         return ""
     if key not in run.record.settings:
         return " (not recorded)"
     script, *words = run.record.command.split() or [""]
     name, given = key.replace("_", "-"), {word.partition("=")[0] for word in words}
-    known = Path(script).name in SCRIPTS and not given & {"--config", f"--{name}", f"--no-{name}"}
+    known = Path(script).name.startswith("train_") and not given & {"--config", f"--{name}", f"--no-{name}"}
     return " (default)" if known else ""
 
 
@@ -160,10 +158,9 @@ def _origin(run: Run, key: str) -> str:
 def results(runs: list[Run]) -> dict:
     """The page's table: losses on each validation set, and what the training took. Of losses that cannot be
     compared none is best."""
-    sets = list(dict.fromkeys(of for run in runs for of in run.losses))
-    took, rows, values = [_took(run) for run in runs], [], []
+    sets, took, rows, values = _with_sets(runs), [_took(run) for run in runs], [], []
     heads = list(dict.fromkeys(head for found in took for head in found))
-    alike = {of: not any(run.unlike(runs[0], of) for run in runs) for of in sets}
+    alike = {of: not any(run.unlike(first, of) for run in others) for of, (first, *others) in sets.items()}
     for run, found in zip(runs, took, strict=True):
         losses = {of: _three(run.losses.get(of)) for of in sets}
         cells = [{"text": "–"} if loss is None else run.cell(loss) for of in sets for loss in losses[of]]
@@ -173,6 +170,12 @@ def results(runs: list[Run]) -> dict:
     groups = [("", 1), *((f"loss on {of}", 3) for of in sets), ("training", len(heads))]
     head = ["run", *["first", "best", "last"] * len(sets), *heads]
     return {"groups": groups, "head": head, "rows": rows, "text": TEXT}
+
+
+def _with_sets(runs: list[Run]) -> dict[str, list[Run]]:
+    """{validation set: the runs that have losses on it}"""
+    sets = dict.fromkeys(of for run in runs for of in run.losses)
+    return {of: [run for run in runs if of in run.losses] for of in sets}
 
 
 def _three(losses: list[float] | None) -> list[float | None]:
@@ -194,11 +197,17 @@ def _took(run: Run) -> dict[str, str]:
     return found
 
 
+def of_phases(runs: list[Run]) -> list[list[Run]]:
+    """The runs of each phase, whose losses alone can stand side by side."""
+    phases = dict.fromkeys(run.record.phase for run in runs)
+    return [[run for run in runs if run.record.phase == phase] for phase in phases]
+
+
 def curve_table(runs: list[Run]) -> list[list[str]]:
-    """The losses on the first validation set that all runs have which have any, or else those trained on, by
-    updates."""
-    sets = [run.losses.keys() for run in runs if run.losses]
-    of = next((name for name in (sets or [()])[0] if all(name in own for own in sets)), None)
+    """Of runs of one phase, the losses on the first validation set that all have which have any, or else
+    those trained on, by updates."""
+    n = sum(bool(run.losses) for run in runs)
+    of = next((of for of, having in _with_sets(runs).items() if len(having) == n), None)
 
     def loss(line: dict) -> float | None:
         validation = line.get("val") or {"validation": {"loss": line.get("val_loss")}}
@@ -214,28 +223,29 @@ def curve_table(runs: list[Run]) -> list[list[str]]:
 
 def pictures(runs: list[Run]) -> list[dict]:
     """For the page, the curves of the runs of each phase over one another."""
-    begun, found = [run for run in runs if run.metrics], []
-    for first in {run.record.phase: run for run in begun}.values():
-        these = {run.name: run.directory for run in begun if run.record.phase == first.record.phase}
-        found += drawn(", ".join(these), these, first.unit)
+    found = []
+    for begun in of_phases([run for run in runs if run.metrics]):
+        these = {run.name: run.directory for run in begun}
+        found += drawn(", ".join(these), these, begun[0].unit)
     return found
 
 
 def claims(runs: list[Run]) -> list[str]:
-    """A sentence for each run after the first, and what they differ in."""
-    first, *others = runs
-    said = []
-    for run in others:
-        both, why = f"{run.name} and {first.name}", {}
-        for of in (name for name in first.losses if name in run.losses):
-            why.setdefault(", ".join(run.unlike(first, of)).replace("_", "-"), []).append(of)
-        if not why:
-            said.append(f"{both} have no validation set in common.")
-        for of in why.pop("", []):
-            left = f"{run.left(of)}, {first.name} of {first.left(of)}"
-            said.append(f"On {of}, {run.name} has a loss of {left}.")
-        for differ, sets in why.items():
-            losses = f"The losses of {both} on {' and '.join(sets)}"
-            said.append(f"{losses} cannot be compared: they differ in {differ}.")
+    """Of each validation set a sentence for each run after the first that has it, and what all differ in."""
+    said, apart = [], {}
+    for of, (first, *others) in _with_sets(runs).items():
+        for run in others:
+            both = f"{run.name} and {first.name}"
+            if why := run.unlike(first, of):
+                apart.setdefault((both, ", ".join(why).replace("_", "-")), []).append(of)
+            else:
+                left = f"{run.left(of)}, {first.name} of {first.left(of)}"
+                said.append(f"On {of}, {run.name} has a loss of {left}.")
+    for (both, why), sets in apart.items():
+        losses = f"The losses of {both} on {' and '.join(sets)}"
+        said.append(f"{losses} cannot be compared: they differ in {why}.")
+    for run in runs[1:]:
+        if not run.losses.keys() & runs[0].losses.keys():
+            said.append(f"{run.name} and {runs[0].name} have no validation set in common.")
     keys = [row[0] for row in differences(runs)[2:]]
     return [*said, f"They differ in {', '.join(keys) or 'nothing that run.json holds'}."]

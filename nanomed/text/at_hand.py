@@ -18,6 +18,8 @@ from nanomed.text.rows import split_name, split_weight
 
 def names(data, what: str, kept: dict[str, str]) -> list[str]:
     """The names by which --data can read it. kept: gets {name: what} of what went into the cache."""
+    data = data.tolist() if hasattr(data, "tolist") else data  # numpy's arrays, a column of pandas'
+    data = data.to_dict("records") if hasattr(data, "iterrows") else data  # a table of pandas'
     if isinstance(data, str | os.PathLike):
         return [os.path.expanduser(data)]
     if isinstance(data, dict) and what == "val_data":
@@ -32,8 +34,7 @@ def names(data, what: str, kept: dict[str, str]) -> list[str]:
         name = _keep(data._fingerprint, "rows", lambda path: data.save_to_disk(path))
     elif not isinstance(data, Sequence) or not len(data):
         kinds = "a file's name, a list of texts or of rows (dicts), or a datasets.Dataset"
-        mend = "; .to_dict('records') makes rows of a table" if hasattr(data, "to_dict") else ""
-        raise UserError(f"{what}: must be {kinds}, not {in_short(data)}{mend}")
+        raise UserError(f"{what}: must be {kinds}, not {in_short(data)}")
     elif named := [d for d in data if isinstance(d, os.PathLike) or (isinstance(d, str) and is_name(d))]:
         if len(named) < len(data):
             mend = "give files alone, or texts as rows, {'text': ...}"
@@ -69,9 +70,10 @@ def _line(row, where: str) -> str:
     if not isinstance(row, str | dict | list):
         raise UserError(f"{where}: must be a text or a row (a dict), not {in_short(row)}")
     try:
-        return json.dumps({"text": row} if isinstance(row, str) else row) + "\n"
-    except (TypeError, ValueError, RecursionError) as e:
-        raise UserError(f"{where}: {e}") from None
+        row = {"text": row} if isinstance(row, str) else row
+        return json.dumps(row, default=lambda value: value.tolist()) + "\n"  # of numpy's numbers
+    except (AttributeError, TypeError, ValueError, RecursionError) as e:
+        raise UserError(f"{where}: holds what JSON does not ({e})") from None
 
 
 def _keep(key: str, name: str, write) -> str:

@@ -1,14 +1,7 @@
 """The flags that say how rows are found in files that can hold them in several ways. Like flags.py it loads
 no library."""
 
-from nanomed import flags
 from nanomed.errors import UserError
-
-
-def add_flags(p) -> None:
-    """How rows are found in files that can hold them in several ways; read_as() puts them into the names."""
-    flags.add_flags(p, flags.Rows, "rows", "separator", "document_per", "skip_bad_rows")
-
 
 # Flags of eval.py.
 FILES = tuple("data shots_from positives negatives corpus against reference incoming".split())

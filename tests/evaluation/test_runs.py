@@ -119,6 +119,16 @@ def test_every_set_that_two_runs_share_is_spoken_of(made):
     ]
     head, _, *rows = runs.curve_table(found)
     assert head[0] == "loss on own after update" and rows[-1] == ["20", "", "2.0000"]
+    c = made("c", [3.0], "classify")
+    of_sets(c, [{"other": 4.0}])
+    found = runs.read([c, a, b], ["c", "a", "b"])
+    assert [[run.name for run in these] for these in runs.of_phases(found)] == [["c"], ["a", "b"]]
+    assert runs.claims(found)[0].startswith("On own, b has") and runs.claims(found)[1:-1] == [
+        "The losses of a and c on other cannot be compared: they differ in phase.",
+        "The losses of b and c on other cannot be compared: they differ in phase.",
+    ]
+    best = {row[0]["text"]: [cell.get("best") for cell in row] for row in runs.results(found)["rows"]}
+    assert best["b"][4:7] == [None, True, True] and not any(best["a"][1:4])
     of_sets(b, [{"second": 4.0}])
     head, _, *rows = runs.curve_table(runs.read([a, b], ["a", "b"]))
     assert head[0] == "training loss after update" and rows[0] == ["0", "9.0000", "9.0000"]

@@ -3,7 +3,6 @@
 from nanomed import flags
 from nanomed.cli import Several
 from nanomed.errors import UserError
-from nanomed.text import reading
 
 # How a row of PubMedQA is asked. The first is lm-eval's prompt (its task `pubmedqa`).
 FORMATS = {
@@ -43,7 +42,7 @@ def add_flags(p) -> None:
     p.add_argument("--template", metavar="NAME",
                    help="put each prompt into this template as its instruction (default: none)")
     flags.add_batch_size_flag(p, "prompts")
-    reading.add_flags(p)
+    flags.add_data_flags(p, text_field=False)
 # fmt: on
 
 

@@ -105,7 +105,8 @@ def lay_side_by_side(args) -> None:
     names = compare.short_names(args.runs)
     found = runs.read(args.runs, names)
     differ, results, claim = runs.differences(found), runs.results(found), runs.claims(found)
-    shown = [differ] * bool(differ[2:]) + [page.as_text(results), runs.curve_table(found)]
+    shown = [differ] * bool(differ[2:]) + [page.as_text(results)]
+    shown += map(runs.curve_table, runs.of_phases(found))
     print(*map(text_table, shown), *(textwrap.fill(line, 80) for line in claim), sep="\n\n")
     if not args.out:
         return

@@ -1,7 +1,6 @@
 """eval.py qa: a model's own answers against the references of their rows."""
 
 from nanomed import flags
-from nanomed.text import reading
 from nanomed.training.settings import Questions
 
 HELP = "exact match, F1, BLEU and ROUGE of a model's answers"
@@ -12,7 +11,7 @@ def add_flags(p) -> None:
     flags.add_data_flag(p, flags.DATA_HELP)
     flags.add_flags(p, Questions)
     flags.add_sampling_flags(p, temperature=0.0, top_p=1.0)
-    reading.add_flags(p)
+    flags.add_data_flags(p, text_field=False)
 
 
 def main(args, look_up) -> dict:

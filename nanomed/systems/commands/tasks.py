@@ -70,8 +70,7 @@ def main(args) -> dict:
             print(f"{name}: drawn by --seed: {say_rows(out[name]['rows'], f'{name}.test.jsonl')}")
         took = f"from {predictions.file(name)}" if earlier else f"in {seconds:,.0f} s"
         print(f"{name}: {len(rows):,} texts {took}, {measure.say_figure(out[name])}", flush=True)
-    how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed}
-    how["ask"] = args.ask
+    how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed, "ask": args.ask}
     how["special_tokens"] = special.report_of(o.tokenizer, inputs)
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize, **how, "tasks": out}
