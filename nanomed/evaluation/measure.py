@@ -87,8 +87,8 @@ def open_model(
     quantize = None if quantize == "none" else quantize
     classifier = hub.is_classifier(source) if classifier is None else classifier
     write_in = None if classifier else write_in
-    if write_in:
-        narrow.check(write_in, device, quantize)
+    if write_in == narrow.ROUNDED:
+        narrow.check(device, quantize)
     load = hub.load_classifier if classifier else hub.load_model
     model = load(source, quantize=quantize, as_stored=True).requires_grad_(False)
     if not plain and device.type == "cpu":  # before there is a copy of the weights in the dtype

@@ -6,6 +6,8 @@ keeps them, and then the result is that of fp32. The products are FBGEMM's (Khud
 own operators for quantised layers. FBGEMM lays weights out anew, which takes as long as some hundred tokens
 gain: so only a model that is to write has such layers."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -13,8 +15,8 @@ from nanomed.errors import UserError
 from nanomed.models.prepacked import PrepackedLinear, replace_linears
 
 STORED, ROUNDED = "stored", "fp16"  # --write-in: in fp16 what that holds as it is stored; all, rounded
-# the most that a weight may lose: half a step of fp16's smallest numbers, and of its largest
-LOSS = {STORED: 2.0**-25, ROUNDED: 2.0**4}
+# the most that a weight may lose; stored: half a step of fp16's smallest numbers
+LOSS = {STORED: 2.0**-25, ROUNDED: math.inf}
 
 
 def available() -> bool:
@@ -23,8 +25,11 @@ def available() -> bool:
 
 
 def fits(weight: torch.Tensor, loss: float) -> bool:
-    """Whether fp16 holds these weights, of which none may lose more. It has no numbers beyond 65,504."""
-    return all((w.float() - w.half().float()).abs().max() <= loss for w in weight.split(512))
+    """Whether fp16 holds these weights, of which none may lose more, nor more than rounding takes of the
+    largest: beyond 65,504 it has no numbers, and near 0 few."""
+    rows = weight.split(512)
+    most = min(loss, max(w.abs().max().item() for w in rows) * 2.0**-11)
+    return all((w.float() - w.half().float()).abs().max() <= most for w in rows)
 
 
 class HalfLinear(PrepackedLinear):
@@ -52,16 +57,14 @@ def narrow(model: nn.Module, write_in: str, dtype: str = "fp32") -> None:
     if write_in == ROUNDED or dtype == "fp32":
         n = replace_linears(model.backbone, another)
         if write_in == ROUNDED and not n:
-            raise UserError(
-                f"--write-in {ROUNDED}: the weights are stored in 8 or 4 bits; leave the flag out"
-            )
+            raise UserError(f"--write-in {ROUNDED}: it is stored in 8 or 4 bits; leave the flag out")
     # in fp32 as store_frozen() will have it, which so needs no other copy
     model.lm_head.weight.data = model.lm_head.weight.data.float()
     model.writing_head = another(model.lm_head)
 
 
-def check(write_in: str, device: torch.device, quantize: str | None) -> None:
-    """Raises UserError where such layers are asked for and cannot be had."""
+def check(device: torch.device, quantize: str | None) -> None:
+    """Raises UserError where weights are to be rounded and cannot be."""
     why = None
     if device.type != "cpu":
         why = f"for a CPU, and the model is on {device}; use --device cpu"
@@ -69,5 +72,5 @@ def check(write_in: str, device: torch.device, quantize: str | None) -> None:
         why = "this PyTorch has no FBGEMM, which is for x86; leave the flag out"
     elif quantize:
         why = f"its weights are in {quantize} already; --quantize none takes them as they are stored"
-    if why and write_in == ROUNDED:
+    if why:
         raise UserError(f"--write-in {ROUNDED}: {why}")
