@@ -23,15 +23,11 @@ class Model:
         self.opened = opened
         self.name, self.model, self.tokenizer = opened.name, opened.model, opened.tokenizer
         self.device, self.dtype = opened.device, opened.dtype
+        self.labels: list[str] | None = getattr(opened.model, "labels", None)  # None: a language model
 
     def __repr__(self):
         labels = f"; {len(self.labels)} labels" if self.labels else ""
         return f"Model({self.opened}; family {self.model.hf_config['model_type']}{labels})"
-
-    @property
-    def labels(self) -> list[str] | None:
-        """Of a classifier; None of a language model."""
-        return getattr(self.model, "labels", None)
 
     def perplexity(self, texts, **settings) -> dict:
         """How surprised the model is by texts, {"ppl", "ppl_ci95", "bits_per_byte", ...}: eval.py ppl, with
@@ -118,8 +114,7 @@ class Model:
 
 def _several(texts, what: str, mend: str = "") -> list[str]:
     """One text or some of them as a list. Raises UserError for what is none."""
-    one = isinstance(texts, str | dict) or not isinstance(texts, Iterable)
-    found = [texts] if one else list(texts)
+    found = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | dict) else [texts]
     if odd := [text for text in found if not isinstance(text, str)]:
         raise UserError(f"{what}: a text, or a list of texts, not {at_hand.in_short(odd[0])}{mend}")
     return found

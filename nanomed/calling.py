@@ -24,8 +24,7 @@ def model_name(model) -> str:
 
 
 def parsed(add_flags, where: str, settings: dict, *rows: str):
-    """Settings as a command's flags would have them, checked as they are. rows: flags of nanomed.flags.Rows
-    that it has besides."""
+    """Settings as a command's flags would have them, checked so; rows: of flags.Rows those it has too."""
     p = cli.Parser()
     add_flags(p)
     for name in rows:
@@ -77,6 +76,8 @@ def from_python(kept=None):
             with redirect_stdout(Saying(sys.stdout, said)), redirect_stderr(Saying(sys.stderr, said)):
                 yield
     except UserError as e:
+        if network := sys.modules.get("nanomed.network"):
+            network.forget()
         raise UserError(said(str(e), True).removesuffix(" (help lists the flags)")) from None
     except Interrupted as e:
         if e.signum != signal.SIGINT:

@@ -78,8 +78,7 @@ ELSEWHERE = {"learning_rate": "lr", "num_train_epochs": "epochs", "max_grad_norm
              "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "grad_accum",
              "gradient_checkpointing": "grad_checkpoint", "max_length": "context", "block_size": "context",
              "r": "lora_r", "target_modules": "lora_targets", "eval_steps": "eval_every",
-             "save_steps": "save_every", "logging_steps": "log_every", "output_dir": "out",
-             "train_dataset": "data", "eval_dataset": "val_data"}  # fmt: skip
+             "output_dir": "out", "train_dataset": "data", "eval_dataset": "val_data"}  # fmt: skip
 
 
 def nearest(name: str, known: list[str]) -> str | None:

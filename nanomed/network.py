@@ -65,6 +65,12 @@ def online() -> bool:
     return bool(answers)
 
 
+def forget() -> None:
+    """That the Hub did not answer: a program that goes on may ask it again."""
+    online.cache_clear()
+    constants.HF_HUB_OFFLINE = OFFLINE
+
+
 def busy(error: HfHubHTTPError) -> bool:
     return error.response is not None and error.response.status_code in BUSY
 

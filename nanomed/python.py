@@ -80,6 +80,8 @@ def _train(train, kind: type[Settings], model, data, out, settings: dict) -> Run
         import torch
 
         gpu = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        for device in gpu:  # summary.json tells of this run's alone
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             with torch.random.fork_rng(gpu):  # a training has its own seed: the caller's numbers go on
                 train(s)

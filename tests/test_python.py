@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 import torch
 
 import nanomed
-from nanomed import calling, python
+from nanomed import calling, network, python
 from nanomed.asking import Model
 from nanomed.errors import STOPS
 from nanomed.evaluation.measure import open_model
@@ -304,6 +305,18 @@ def test_errors_are_a_line_about_parameters(call, said, m, model_dir):
     assert said in str(e.value) and "\n" not in str(e.value) and "--" not in str(e.value)
     assert e.value._render_traceback_() == [f"UserError: {e.value}"]
     assert not (model_dir / "o").exists()
+
+
+def test_after_an_error_the_hub_is_asked_again(monkeypatch):
+    asked = []
+    session = SimpleNamespace(head=lambda *args, **how: asked.append(1) and None or 1 / 0)
+    monkeypatch.setattr(network, "OFFLINE", False)
+    monkeypatch.setattr(network.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(network.huggingface_hub, "get_session", lambda: session)
+    for k in (1, 2):
+        with pytest.raises(nanomed.UserError, match="nobody/nothing: no such .* no network"):
+            nanomed.load("nobody/nothing")
+        assert len(asked) == k
 
 
 def test_settings_are_in_the_signature_and_the_help():

@@ -170,7 +170,7 @@ def read_run(d):
     training_texts.trained_with(d)
     training_texts.training_sides(d)
     with contextlib.suppress(UserError):
-        list(training_texts.training_texts(d))
+        list(training_texts.read_training(d))
     directory.began_compiled(d)
     directory.quantized(d)
     s = Adapt(model="m", device="cpu", dtype="fp32", context=8, lr=1.0, out=d)

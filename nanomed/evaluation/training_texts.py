@@ -102,11 +102,6 @@ def training_sides(directory: Path, near_finder=None) -> tuple[labelled.Sides | 
 # --- the texts ----------------------------------------------------------------------------------------------
 
 
-def training_texts(directory: Path) -> Iterator[str]:
-    """read_training(), as plain texts."""
-    return (written(text).text for text in read_training(directory))
-
-
 def read_training(directory: Path) -> Iterator[str | Written]:
     """The texts that a model was trained on, those of the phases before the last one included: documents,
     whole rows of instructions (as the model saw them) and what could be replayed, without what each phase
@@ -170,7 +165,7 @@ def overlap_with_training(o, texts, say=print) -> dict:
     None, "no_overlap": why}; say() is called with a line. It belongs to every figure: a model can
     have read the test."""
     try:
-        found = ngram_overlap(texts, training_texts(o.directory))
+        found = ngram_overlap(texts, (written(text).text for text in read_training(o.directory)))
     except UserError as e:
         say(f"overlap with its training texts: unknown ({e})")
         return {"overlap": None, "no_overlap": str(e)}

@@ -105,10 +105,13 @@ def _nll_and_gradient(logits, targets, dtype):
     return nll, d
 
 
-def compile_gradient() -> None:
-    """Have torch.compile fuse the passes over the logits."""
+_eager = _nll_and_gradient
+
+
+def compile_gradient(wanted: bool = True) -> None:
+    """Have torch.compile fuse the passes over the logits, or leave them, whatever an earlier run wanted."""
     global _nll_and_gradient
-    _nll_and_gradient = torch.compile(_nll_and_gradient, dynamic=True)
+    _nll_and_gradient = torch.compile(_eager, dynamic=True) if wanted else _eager
 
 
 def _add_product(total, a, b, dtype) -> None:

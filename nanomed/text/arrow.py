@@ -56,8 +56,8 @@ def hub_rows(name: str):
     if Path(repo).is_file():
         raise UserError(f"{name}: {repo} is a file here; leave out hub:")
     datasets = _datasets()
-    if not network.online():  # else datasets would retry for half a minute
-        datasets.config.HF_HUB_OFFLINE = network.constants.HF_HUB_OFFLINE = True
+    # where nothing answers, datasets would retry for half a minute
+    datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE or not network.online()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # another host is told nothing of what is read
     try:
         load = partial(datasets.load_dataset, repo, config, split=split or "train")

@@ -56,8 +56,7 @@ def main():
     p.add_argument("--data", required=True, nargs="+", action=cli.Several, metavar="D", help=flags.DATA_HELP)
     size = "tokens, the 256 bytes and <|endoftext|> included"
     p.add_argument("--vocab-size", type=flags.count, default=8192, help=size)
-    where = "where the tokenizer's files go"
-    p.add_argument("--out", required=True, type=flags.directory, metavar="DIR", help=where)
+    p.add_argument("--out", required=True, type=flags.directory, metavar="DIR", help="where its files go")
     p.add_argument("--limit", type=flags.count, metavar="N", help="only the first N documents of each --data")
     flags.add_data_flags(p)
     args = reading.read_as(p.parse_args())

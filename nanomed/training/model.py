@@ -138,6 +138,8 @@ def make_ready(model, s: Settings, device: torch.device) -> None:
     model.to(device)
     if s.compile:
         compile_backbone(model)
+    else:
+        loss.compile_gradient(False)
 
 
 def compile_backbone(model) -> None:

@@ -145,7 +145,10 @@ def train(setup: Setup, job: Job) -> dict | None:
     if distributed.rank() == 0:
         if job.template:
             job.template.save(setup.tokenizer, s.out)
-        write_json(facts | peak_memory(), s.out / "summary.json")  # the last file: the run is complete
+        facts["peak_rss_bytes"] = peak_rss()
+        if torch.cuda.is_available():
+            facts["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+        write_json(facts, s.out / "summary.json")  # the last file: the run is complete
         directory.finish(s, job.data.unit)
         say_kept(s, result)
         say_written(s, source)
@@ -208,11 +211,6 @@ def describe(model, s: Settings, source: hub.Source, job: Job) -> dict:
         f" {s.grad_accum} rows, peak learning rate {s.lr:g}"
     )
     return facts
-
-
-def peak_memory() -> dict:
-    cuda = {"peak_cuda_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
-    return {"peak_rss_bytes": peak_rss()} | cuda
 
 
 def decide_compile(setup: Setup, job: Job) -> Settings:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanomed import hub
-from nanomed.models import llama
+from nanomed.models import llama, loss
 from nanomed.models.gpt2 import Config
 from nanomed.models.lora import LoRAConfig, inject
 from nanomed.models.loss import clm_loss
@@ -16,6 +16,7 @@ from nanomed.text.batch import Batch
 from nanomed.training import compiling, run
 from nanomed.training.compiling import can_compile, flops_a_token, pays
 from nanomed.training.directory import record_start
+from nanomed.training.model import make_ready
 from nanomed.training.settings import Adapt, Classify, Instruct
 from tests.conftest import every_family
 
@@ -39,6 +40,16 @@ def test_operations_are_those_that_pytorch_counts(model_dir, lora):
         clm_loss(model, Batch(idx[:, :-1], idx[:, 1:]))[0].backward()
     attention = 2 * 2 * model.config.cache_shape[0] * model.config.n_embd * 40 / 2 * 3
     assert counter.get_total_flops() / 80 == pytest.approx(flops + attention, rel=0.1)
+
+
+def test_a_compiled_run_leaves_nothing_to_the_next_one_of_its_process(model_dir, monkeypatch):
+    eager = loss._nll_and_gradient
+    monkeypatch.setattr(torch, "compile", lambda f, **how: lambda *args: f(*args))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    for compiled in (True, True, False):
+        model = hub.load_model(hub.find(str(model_dir)))
+        make_ready(model, replace(PLAN, compile=compiled, dtype="fp32"), torch.device("cpu"))
+        assert (loss._nll_and_gradient is eager) != compiled
 
 
 def test_a_long_run_is_compiled_where_it_was_seen_to_pay(monkeypatch):
