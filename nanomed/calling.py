@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from functools import cache
 
 from nanomed import cli, flags
@@ -59,9 +59,8 @@ FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 
 @contextmanager
 def from_python(kept=None):
-    """A command's code, called from Python: its errors speak of parameters, and Ctrl-C is Python's own. kept:
-    {path: the parameter} of data that was at hand; what is printed while it is read and trained on speaks of
-    parameters too."""
+    """A command's code, called from Python: its lines and errors speak of parameters, and Ctrl-C is Python's
+    own. kept: {path: the parameter} of data that was at hand."""
 
     def said(text: str, every: bool) -> str:
         for path, what in (kept or {}).items():
@@ -69,12 +68,12 @@ def from_python(kept=None):
         return in_python(text, every)
 
     cli.prepare()
+    streams = sys.stdout, sys.stderr
+    own = not isinstance(sys.stdout, Saying)  # else another thread's call sees to it
+    if own:
+        sys.stdout, sys.stderr = (Saying(stream, said) for stream in streams)
     try:
-        if kept is None:
-            yield
-        else:
-            with redirect_stdout(Saying(sys.stdout, said)), redirect_stderr(Saying(sys.stderr, said)):
-                yield
+        yield
     except UserError as e:
         if network := sys.modules.get("nanomed.network"):
             network.forget()
@@ -83,6 +82,9 @@ def from_python(kept=None):
         if e.signum != signal.SIGINT:
             signal.raise_signal(e.signum)  # to the caller's handlers, which are back
         raise KeyboardInterrupt(said(str(e), True)) from None
+    finally:
+        if own:
+            sys.stdout, sys.stderr = streams
 
 
 class Saying:

@@ -244,10 +244,8 @@ def _explain(error: BaseException, name: str) -> int:
             print(f"{name}: {_one_line(f'{said}{error.strerror or error}')}", file=sys.stderr)
             return 2
         case _ if is_out_of_memory(error):
-            print(
-                f"{name}: out of memory; lower --batch-size or --context, where --help has them",
-                file=sys.stderr,
-            )
+            mend = "lower --batch-size or --context, where --help has them"
+            print(f"{name}: out of memory; {mend}", file=sys.stderr)
             return 2
     traceback.print_exception(error)
     return 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import train_clm
 import train_cls
 import train_sft
-from nanomed import flags, outputs
+from nanomed import cli, flags, outputs
 from nanomed.calling import from_python, in_python, model_name, parsed, plain
 from nanomed.errors import UserError  # noqa: F401 (nanomed.UserError)
 from nanomed.files import read_object
@@ -93,12 +93,14 @@ def _train(train, kind: type[Settings], model, data, out, settings: dict) -> Run
 def _explain_settings(function) -> None:
     """The phase's settings into what help() and a notebook show of a function."""
     own = list(inspect.signature(function).parameters.values())[:3]
-    known = flags.flags_of(PHASES[function.__name__])
-    known = {name: flag for name, flag in known.items() if name not in ("model", "data", "out")}
-    more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=f.default) for n, f in known.items()]
+    flags.add_flags(p := cli.Parser(add_help=False), PHASES[function.__name__])
+    known, said = [a for a in p._actions if a.dest not in ("model", "data", "out")], cli.Help("")._expand_help
+    more = [inspect.Parameter(a.dest, inspect.Parameter.KEYWORD_ONLY, default=a.default) for a in known]
     function.__signature__ = inspect.Signature([*own, *more])
-    lines = "\n".join(f"    {name}: {in_python(flag.help)}" for name, flag in known.items())
-    function.__doc__ = f"{function.__doc__ or ''}\n\n{lines}"  # python -OO leaves out the rest
+    function.__doc__ = f"{function.__doc__ or ''}\n\n    M is model, D data, DIR out.\n"
+    for a in known:
+        choices = f" ({', '.join(a.choices)})" if a.choices else ""
+        function.__doc__ += f"\n    {a.dest}{choices}: {in_python(said(a))}"
 
 
 # --- a model ------------------------------------------------------------------------------------------------

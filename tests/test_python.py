@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import nanomed
-from nanomed import calling, network, python
+from nanomed import calling, cli, flags, network, python
 from nanomed.asking import Model
 from nanomed.errors import STOPS
 from nanomed.evaluation.measure import open_model
@@ -196,6 +196,15 @@ def test_perplexity_is_eval_s_to_the_bit(script, m, model_dir, tmp_path):
     assert m.perplexity(TEXTS, limit=2)["documents"] == 2
 
 
+def test_lines_of_a_model_speak_of_parameters(m, capsys):
+    streams = sys.stdout, sys.stderr
+    m.generate("a <|endoftext|> b", max_new_tokens=1)
+    assert "; special_tokens read makes them the tokens" in capsys.readouterr().out
+    with calling.from_python(), calling.from_python():  # of another thread, say
+        assert not isinstance(sys.stdout.stream, calling.Saying)
+    assert streams == (sys.stdout, sys.stderr)
+
+
 def test_what_is_written_is_eval_s(script, m, model_dir, tmp_path):
     prompts = ["The patients", "acute renal"]
     (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n")
@@ -325,7 +334,14 @@ def test_settings_are_in_the_signature_and_the_help():
         parameters = inspect.signature(function).parameters
         assert [*parameters][:3] == ["model", "data", "out"] and parameters["lora_r"].default == 0
         assert "    lora_r: rank; 0 trains all weights" in function.__doc__ and "--" not in function.__doc__
-    assert "freeze" not in inspect.signature(nanomed.adapt).parameters
+        assert (
+            not set("{%") & set(function.__doc__) and "    val_data: validate on these " in function.__doc__
+        )
+        assert "    keep (last, best): the weights" in function.__doc__
+        flags.add_flags(p := cli.Parser(add_help=False), python.PHASES[name])
+        assert {*parameters} == {action.dest for action in p._actions}
+    assert not {"freeze"} & {*inspect.signature(nanomed.adapt).parameters}
+    assert not {"ewc", "sample_prompt"} & {*inspect.signature(nanomed.classify).parameters}
     with pytest.raises(AttributeError):
         nanomed.train  # noqa: B018
 

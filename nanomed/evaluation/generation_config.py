@@ -1,7 +1,7 @@
 """What a model's generation_config.json asks for beside where an answer ends, which is all that is followed
 here.
 
-transformers' generate() follows it even where nobody asks for it; here the flags decide, so what it asks for
+transformers' generate() follows it even where nobody asks for it; here settings decide, so what it asks for
 is said."""
 
 from pathlib import Path
@@ -35,4 +35,4 @@ def say(asked: dict) -> None:
     """One line, if it asks for anything."""
     if asked:
         values = ", ".join(f"{key} {str(value)[:40]}" for key, value in asked.items())
-        print(f"generation_config.json asks for {values}; here the flags decide")
+        print(f"generation_config.json asks for {values}; here settings decide")

@@ -458,7 +458,7 @@ def test_what_generation_config_asks_for_is_said(script, model_dir, tmp_path):
     asked = {"repetition_penalty": 1.1, "top_p": 0.9}
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked))
     assert (
-        "generation_config.json asks for repetition_penalty 1.1; here the flags decide"
+        "generation_config.json asks for repetition_penalty 1.1; here settings decide"
         in script(*command).stdout
     )
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(asked | {"do_sample": True}))

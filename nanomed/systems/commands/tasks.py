@@ -78,8 +78,7 @@ def main(args) -> dict:
     if any(FORMS[task["form"]].tagged for task in out.values()):
         print(measure.TWO_WAYS)
     published = [f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]]
-    print(*measure.say_linear(out), sep="\n")
-    print(*published, sep="\n")
+    print(*measure.say_linear(out), *published, sep="\n")
     return result | overlap_with_training(o, inputs)
 
 

@@ -79,9 +79,8 @@ def _written(o: Opened, template: Template, question, choices, likeliest) -> dic
 def log_mean(loglikelihoods: list[np.ndarray]) -> np.ndarray:
     """log p_cf of each label: of every input its labels' probabilities sum to 1, then their mean is taken."""
     values = np.stack(loglikelihoods)
-    return np.logaddexp.reduce(values - np.logaddexp.reduce(values, axis=1, keepdims=True)) - np.log(
-        len(values)
-    )
+    shares = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
+    return np.logaddexp.reduce(shares) - np.log(len(values))
 
 
 def likeliest(answer: dict, way: str) -> str:

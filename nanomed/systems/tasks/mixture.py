@@ -64,12 +64,8 @@ def describe(task: Task, seed: int) -> dict:
 
     keys = ("form", "instructions", "rows", "balance", "times", "words", "measure", "published")
     out = {key: getattr(task.source, key) for key in keys} | {"labels": task.labels} | of_sides(len)
-    out |= {
-        "in_mixture": len(drawn(task, seed)) * task.source.times,
-        "removed": task.removed,
-        "of_groups": task.of_groups,
-    }
-    out["bad_rows"] = task.bad
+    out["in_mixture"] = len(drawn(task, seed)) * task.source.times
+    out |= {"removed": task.removed, "of_groups": task.of_groups, "bad_rows": task.bad}
     out["cut"] = of_sides(lambda cases: sum(case.cut for case in cases))
     out["repeated"] = of_sides(lambda cases: len(cases) - len({same(case) for case in cases}))
     for key in OF_MENTIONS:
