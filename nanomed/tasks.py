@@ -1,7 +1,8 @@
-"""Build an instruction set of biomedical tasks from annotated files.
+r"""Build an instruction set of biomedical tasks from annotated files.
 
 python -m nanomed.tasks recipes/medtuned-tasks.toml --from DIR --out runs/tasks
-python train_sft.py --model M --data runs/tasks/train.jsonl --template medtuned --out runs/medtuned
+python train_sft.py --model M --data runs/tasks/train.jsonl --group-field group,input --template medtuned \
+    --out runs/medtuned
 python eval.py tasks --model runs/medtuned --tasks runs/tasks --json runs/medtuned.tasks.json"""
 
 from pathlib import Path
@@ -70,8 +71,9 @@ def main():
         how = {key: getattr(args, key) for key in ("seed", "near_duplicates", "without")}
         write_json(how | {"mixture": len(rows), "tasks": described}, made / sets.RECORD)
     train = out / "train.jsonl"
-    next_ = f"python train_sft.py --model M --data {train} --template medtuned --out DIR"
-    print(f"{len(rows):,} rows in {train}; next: {next_}")
+    # a text that is asked about again, by another task or in other words, is on one side only
+    next_ = f"train_sft.py --model M --data {train} --group-field group,input --template medtuned --out DIR"
+    print(f"{len(rows):,} rows in {train}; next: python {next_}")
 
 
 if __name__ == "__main__":

@@ -539,7 +539,7 @@ def test_a_mixture_of_even_labels_and_of_several_passes(home):
     toml = TOML[TOML.index("[topics]") :].replace("labels = { 0 = ", "# ")
     toml = toml.replace('["Medical? One of: {labels}."]', json.dumps(asked))
     (home / "sources.toml").write_text(toml + "rows = 16\nbalance = true\ntimes = 2\n", encoding="utf-8")
-    build(home)
+    assert "--group-field group,input" in build(home).partition("next:")[2]
     built = rows_of(home / "set" / "train.jsonl")
     by_label = {label: [r["input"] for r in built if r["output"] == label] for label in "ab"}
     assert {label: len(found) for label, found in by_label.items()} == {"a": 16, "b": 16}
