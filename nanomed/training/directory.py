@@ -151,7 +151,8 @@ def _without_places(s: Settings) -> dict:
 
 def began_compiled(out: Path) -> bool | None:
     """Whether the run that DIR holds was compiled; None if it does not say so."""
-    compiled = (settings_there(out) or {"compile": None}).get("compile", False)
+    settings = settings_there(out)
+    compiled = None if settings is None else settings.get("compile", False)
     return compiled if isinstance(compiled, bool) else None
 
 
