@@ -16,16 +16,13 @@ import re
 import sys
 
 from nanomed import cli, flags
+from nanomed.commands import benchmarks, choices, cls, compare, drift, generate, overlap, ppl, qa, tasks
 from nanomed.errors import UserError
-from nanomed.evaluation.commands import benchmarks, choices, cls, compare, generate, ppl, qa
-from nanomed.systems.commands import drift, overlap, retrieval, tasks
 from nanomed.text import reading
 
-# Each has add_flags(parser) and main(args), which loads libraries, measures, and gives what --json writes.
+# Each has add_flags(parser) and main(args), which loads libraries, measures and returns what --json writes.
 COMMANDS = {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "benchmarks": benchmarks,
             "tasks": tasks, "cls": cls, "overlap": overlap, "drift": drift, "compare": compare}  # fmt: skip
-# What main() is handed of the systems: passages for questions, figures of tasks, a finder of duplicates.
-HANDED = dict(qa=retrieval.look_up, choices=retrieval.look_up, compare=tasks.for_page, cls=overlap.finder)
 
 
 def parse_args():
@@ -37,8 +34,6 @@ def parse_args():
         about = f"{command.HELP[0].upper()}{command.HELP[1:]}."
         parser = parsers.add_parser(name, help=command.HELP, description=about, epilog=example)
         command.add_flags(parser)
-        if HANDED.get(name) is retrieval.look_up:
-            retrieval.add_flags(parser)
         if name != "compare":
             parser.add_argument("--json", metavar="FILE", help="write the result there")
         if name != "overlap":
@@ -46,17 +41,15 @@ def parse_args():
     if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
         raise UserError("a command comes first: eval.py ppl --model M --data D (--help lists the commands)")
     args = p.parse_args()
-    retrieval.check_flags(args)
     return reading.read_as(args) if hasattr(args, "document_per") else args
 
 
 def main():
     args = parse_args()
-    from nanomed.evaluation.commands import results  # from here on, so that --help need not wait for PyTorch
+    from nanomed.commands import results  # from here on, so that --help need not wait for PyTorch
 
     results.check(args)
-    handed = [HANDED[args.command]] if args.command in HANDED else []
-    result = COMMANDS[args.command].main(args, *handed)
+    result = COMMANDS[args.command].main(args)
     results.write(args, result)
     return drift.DRIFTED if args.command == "drift" and result["drifted"] else 0
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 from nanomed import flags
 from nanomed.calling import from_python, parsed
+from nanomed.commands import generate, ppl
 from nanomed.errors import UserError, naming
 from nanomed.evaluation import classes, measure, questions, training_texts
 from nanomed.evaluation.choices import measure_choices
-from nanomed.evaluation.commands import generate, ppl
 from nanomed.models.classifier import predict, probabilities
 from nanomed.text import at_hand, conversation_rows, labelled, reading, templates
 from nanomed.text.corpus import Texts

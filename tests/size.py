@@ -51,7 +51,7 @@ def room(module: str) -> str:
     if module in COMMANDS:
         return "commands"
     part = module.split(".")[1] if module.startswith("nanomed.") else "base"
-    return part if part in WALK[:-1] else "base"
+    return part if part in WALK else "base"
 
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:

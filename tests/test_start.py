@@ -52,7 +52,7 @@ def test_importing_the_package_loads_no_library():
 
 def test_commands_load_only_what_they_use():
     code = (
-        "import nanomed.training.run, nanomed.evaluation.measure, nanomed.evaluation.commands.results, nanomed.text.corpus, nanomed.hub,"
+        "import nanomed.training.run, nanomed.evaluation.measure, nanomed.commands.results, nanomed.text.corpus, nanomed.hub,"
         " nanomed.models.classifier"
     )
     assert not loaded(code) & {

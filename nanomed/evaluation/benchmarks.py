@@ -13,11 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.evaluation.questions import Item, from_pubmedqa, from_row
+from nanomed.evaluation.questions import Item, Questions, from_pubmedqa, from_row, read_questions
 from nanomed.text.csv_rows import csv_rows
 from nanomed.text.formats import find, open_unpacked
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
+# How a row of PubMedQA is asked. The first is lm-eval's prompt (its task `pubmedqa`).
+PROMPTS = {
+    "pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:",
+    "pubmedqa-closed": "Question: {question}\nAnswer:",
+}
 COLUMNS = ["question", "A", "B", "C", "D", "answer"]  # of MMLU's CSV files, which have no header
 HEADING = "The following are multiple choice questions (with answers) about {}.\n\n"
 LETTERS = "ABCDEFGHIJ"  # what options are called
@@ -25,20 +30,31 @@ MUST = "the file must have it"
 SHOTS_SEED = 1234  # lm-eval's
 
 
+def read(names, format, official=None, cop_from=None, limit=None, skip_bad=False, seed=0) -> Questions:
+    """The questions of files in one of the formats of `eval.py choices`: read_questions() by reader(). Raises
+    UserError if there are none to score."""
+    how = partial(reader, format=format, official=official, cop_from=cop_from)
+    found = read_questions(names, how, limit, skip_bad, seed)
+    if not found.items:
+        of = " of the 500 of PubMedQA's official test split (--all-rows takes all)" if official else ""
+        raise UserError(f"{', '.join(names)}: no questions there{of}{found.left_out()}")
+    return found
+
+
 def reader(
-    name: str, format: str, prompt=None, official: set[str] | None = None, cop_from: int | None = None
+    name: str, format: str, official: set[str] | None = None, cop_from: int | None = None
 ) -> tuple[Callable, Iterator | None]:
-    """What read_questions() asks for, of a file in one of the formats of `eval.py choices`. prompt, official:
-    as for from_pubmedqa(). cop_from: what MedMCQA's `cop` calls the first option, where the file does not
-    show it. Raises UserError if nobody can know."""
-    plain = {"rows": from_row, "medqa": from_medqa, "headqa": from_headqa}
+    """What read_questions() asks for, of a file in one of the formats of `eval.py choices`. official: the
+    PubMed ids of PubMedQA's rows that are asked; None: all. cop_from: what MedMCQA's `cop` calls the first
+    option, where the file does not show it. Raises UserError if nobody can know."""
     if format == "medmcqa":
         return partial(from_medmcqa, first=counted_from(name, cop_from)), None
     if format == "mmlu":
         rows = headless(name)
         subject = rows and re.fullmatch(r"(.+)_(?:test|val|dev)", Path(name).name.split(".")[0])
         return partial(from_mmlu, subject=subject and subject[1]), rows
-    return plain.get(format) or partial(from_pubmedqa, prompt=prompt, only=official), None
+    plain = {"rows": from_row, "medqa": from_medqa, "headqa": from_headqa}
+    return plain.get(format) or partial(from_pubmedqa, prompt=PROMPTS[format], only=official), None
 
 
 # --- rows ---------------------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ there to train on never is."""
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.evaluation.benchmarks import headless
-from nanomed.evaluation.questions import KNOWN_BY, Questions, format_of_row
+from nanomed.evaluation.benchmarks import PROMPTS, headless, reader
+from nanomed.evaluation.questions import KNOWN_BY, Questions, format_of_row, official_ids, read_questions
 from nanomed.evaluation.tables import against_chance, headed, measure_cell
 from nanomed.files import read_object, read_section, read_toml, typed
 from nanomed.text.formats import KINDS, PACKED
@@ -35,9 +36,9 @@ class Section:
     data: list[str]
 
 
-def named_in(path: Path, formats: list[str]) -> dict[str, Benchmark]:
+def named_in(path: Path) -> dict[str, Benchmark]:
     """Of a TOML file, a section a benchmark."""
-    found = {}
+    found, formats = {}, {**PROMPTS, **KNOWN_BY}
     for name, section in read_toml(path).items():
         s = read_section(Section, section, f"{path} [{name}]")
         if s.format not in formats:
@@ -97,15 +98,16 @@ def name_and_split(within: Path, format: str) -> tuple[str, str]:
     return (name if name.lower().startswith(format) else f"{format} {name}".strip()), split
 
 
-def read(name: str, benchmark: Benchmark, read_split) -> tuple[str, Questions] | None:
+def read(
+    name: str, benchmark: Benchmark, cop_from: int | None, limit: int | None, skip_bad: bool, seed: int
+) -> tuple[str, Questions] | None:
     """(split, questions) of the first split that has answers, in which `hidden` counts those of the splits
-    before it too; None, said, if there is none.
-    read_split(files): nanomed.evaluation.questions.read_questions(). PubMedQA's official test questions stand
-    in files called train."""
+    before it too; None, said, if there is none. PubMedQA's official test questions stand in files called
+    train."""
     splits = [*SPLITS, "train"] if benchmark.format == "pubmedqa" else SPLITS
-    hidden = 0
+    how, hidden = partial(reader, format=benchmark.format, official=official_ids(), cop_from=cop_from), 0
     for split in (split for split in splits if split in benchmark.data):
-        questions = read_split(benchmark.data[split])
+        questions = read_questions(benchmark.data[split], how, limit, skip_bad, seed)
         if questions.items:
             if hidden:
                 say(f"{name}: its test split's {hidden:,} answers are not published; measured on {split}")

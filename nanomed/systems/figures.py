@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanomed.evaluation.commands.ppl import MISTAKES
+from nanomed.evaluation.mistakes import MISTAKES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
 from nanomed.systems.recipe import PHASES, ROWS, Recipe

@@ -1,13 +1,12 @@
 """What a recipe says, tried before its first phase: on the recipe alone, and on the configuration and the
 tokenizer of the model that it begins with. So no run of hours ends at what could have been known."""
 
-from argparse import Namespace
 from contextlib import chdir
 from dataclasses import replace
 
 from nanomed import hub
 from nanomed.errors import UserError, naming
-from nanomed.evaluation.commands import choices
+from nanomed.evaluation import benchmarks
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.prompts import ask
 from nanomed.evaluation.questions import official_ids
@@ -121,5 +120,4 @@ def undecided(recipe: Recipe) -> bool:
 def labelled(recipe: Recipe) -> None:
     """Raises UserError if the questions with given answers are none, or of another kind than `choices`."""
     if recipe.choices:
-        how = Namespace(format=recipe.choices, cop_from=None, skip_bad_rows=True, seed=0)
-        choices.read(how, recipe.data[LABELLED].files, official_ids(), None)
+        benchmarks.read(recipe.data[LABELLED].files, recipe.choices, official_ids(), skip_bad=True)

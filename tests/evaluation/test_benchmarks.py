@@ -14,7 +14,6 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from nanomed.errors import UserError
 from nanomed.evaluation.benchmarks import HEADING, reader, with_shots
-from nanomed.evaluation.commands.choices import BENCHMARKS, FORMATS
 from nanomed.evaluation.questions import official_ids, read_questions
 from nanomed.evaluation.suite import named_in
 from nanomed.evaluation.tables import against_chance
@@ -143,7 +142,7 @@ def test_pubmedqa_too_with_examples(tmp_path):
         {"QUESTION": q.strip(), "CONTEXTS": o, "final_decision": ("yes", "no", "maybe", "no")[g]}
         for q, o, g in ROWS
     ]
-    items = read(write(tmp_path / "p.jsonl", rows), "pubmedqa", prompt=FORMATS["pubmedqa"]).items
+    items = read(write(tmp_path / "p.jsonl", rows), "pubmedqa").items
     task = theirs("pubmedqa", rows[5:], rows[:5])
     for shots in (0, 2):
         ours = with_shots(items[5:], items[:5], shots, in_order=False)
@@ -379,7 +378,7 @@ def test_the_page_shows_them(script, model_dir, tmp_path, place):
 
 
 def test_the_recipe_names_what_lm_eval_asks():
-    found = named_in(ROOT / "recipes" / "benchmarks.toml", [*FORMATS, *BENCHMARKS])
+    found = named_in(ROOT / "recipes" / "benchmarks.toml")
     named = {b.data[""][0] for b in found.values() if b.format != "pubmedqa"}
     medical = load_yaml(TASKS / "benchmarks" / "multimedqa" / "multimedqa.yaml")["task"]
     subjects = [task["task"] for task in medical if isinstance(task, dict)]

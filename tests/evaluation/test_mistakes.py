@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
+from nanomed.commands.ppl import MISTAKES
 from nanomed.evaluation import measure
-from nanomed.evaluation.commands.ppl import MISTAKES
 from tests.conftest import assert_refused, every_family, make_texts, write_jsonl
 
 ALL = ",".join(MISTAKES)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from nanomed.commands import compare as command
 from nanomed.demo import page as demo_page
 from nanomed.evaluation import compare, measure, metrics
 from nanomed.evaluation import page as pages
-from nanomed.evaluation.commands import compare as command
 from nanomed.evaluation.prompts import read_prompts
 from nanomed.evaluation.tables import ppl_cell
 from nanomed.text import templates
@@ -314,7 +314,7 @@ def compared(tmp_path_factory, model_dir, bpe_dir):
         max_new_tokens=8,
     )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        command.main(args, None)
+        command.main(args)
     return d / "report", printed.getvalue()
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from nanomed.commands.drift import DRIFTED
 from nanomed.evaluation import measure
 from nanomed.systems import drift
-from nanomed.systems.commands.drift import DRIFTED
 from nanomed.systems.drift import Side
 from nanomed.text.corpus import Selection
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl

@@ -16,7 +16,6 @@ import pytest
 from nanomed import flags
 from nanomed.errors import UserError
 from nanomed.evaluation.benchmarks import reader
-from nanomed.evaluation.commands.choices import FORMATS
 from nanomed.evaluation.questions import official_ids, read_questions
 from nanomed.text import lines, reading
 from nanomed.text.corpus import encode_corpus
@@ -507,7 +506,7 @@ def test_pubmedqas_release_is_asked_as_the_hubs_rows(tmp_path):
     (tmp_path / "ori_pqal.json").write_text(json.dumps(theirs, indent=2))
 
     def reader_of(name):
-        return reader(name, "pubmedqa", FORMATS["pubmedqa"], official_ids())
+        return reader(name, "pubmedqa", official_ids())
 
     items, other = (
         read_questions([str(tmp_path / n)], reader_of, None, False).items

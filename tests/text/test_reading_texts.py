@@ -16,7 +16,7 @@ import transformers
 from datasets import Dataset, Features, Sequence, Value
 
 from nanomed.errors import UserError
-from nanomed.evaluation.commands.choices import FORMATS
+from nanomed.evaluation.benchmarks import PROMPTS
 from nanomed.evaluation.questions import from_pubmedqa
 from nanomed.text.rows import BadRow, read_texts
 from nanomed.text.tokenizer import load_tokenizer
@@ -231,7 +231,7 @@ ROW = {
 
 @pytest.mark.parametrize("answer", ["Yes", "yes ", 0, True, None, ["yes"], "unknown"])
 def test_an_answer_of_pubmedqa_is_one_of_three_words(answer):
-    item = from_pubmedqa(ROW, FORMATS["pubmedqa"], None)
+    item = from_pubmedqa(ROW, PROMPTS["pubmedqa"], None)
     assert item.prompt == "Abstract: a\nb\nQuestion: Q?\nAnswer:" and item.answer == 0
     with pytest.raises(BadRow, match="must be yes, no or maybe"):
-        from_pubmedqa(ROW | {"final_decision": answer}, FORMATS["pubmedqa"], None)
+        from_pubmedqa(ROW | {"final_decision": answer}, PROMPTS["pubmedqa"], None)

@@ -2,14 +2,10 @@
 
 from nanomed import flags
 from nanomed.cli import Several
+from nanomed.commands import retrieval
 from nanomed.errors import UserError
 
-# How a row of PubMedQA is asked. The first is lm-eval's prompt (its task `pubmedqa`).
-FORMATS = {
-    "pubmedqa": "Abstract: {context}\nQuestion: {question}\nAnswer:",
-    "pubmedqa-closed": "Question: {question}\nAnswer:",
-}
-BENCHMARKS = ("medqa", "medmcqa", "mmlu", "headqa")
+FORMATS = ("rows", "pubmedqa", "pubmedqa-closed", "medqa", "medmcqa", "mmlu", "headqa")
 HELP = "accuracy of the likeliest of given answers; PubMedQA, MedQA, MedMCQA, MMLU, HEAD-QA"
 DATA_HELP = (
     "rows {prompt, choices, answer} (a choice stands as it is after the prompt; answer: its number, from 0,"
@@ -33,7 +29,7 @@ SHOTS_HELP = (
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
     flags.add_data_flag(p, DATA_HELP + flags.DATA_HELP)
-    p.add_argument("--format", choices=["rows", *FORMATS, *BENCHMARKS], default="rows", help=FORMAT_HELP)
+    p.add_argument("--format", choices=FORMATS, default="rows", help=FORMAT_HELP)
     p.add_argument("--cop-from", type=int, choices=[0, 1], help=COP_HELP)
     p.add_argument("--shots", type=flags.count, metavar="N", help=SHOTS_HELP)
     p.add_argument("--shots-from", nargs="+", action=Several, metavar="D", help="the examples, in --format")
@@ -43,11 +39,11 @@ def add_flags(p) -> None:
                    help="put each prompt into this template as its instruction (default: none)")
     flags.add_batch_size_flag(p, "prompts")
     flags.add_data_flags(p, text_field=False)
+    retrieval.add_flags(p)
 # fmt: on
 
 
-def main(args, look_up) -> dict:
-    """look_up: as in nanomed.evaluation.commands.qa."""
+def main(args) -> dict:
     check_flags(args)
 
     from nanomed.evaluation import benchmarks, measure, questions
@@ -57,9 +53,11 @@ def main(args, look_up) -> dict:
     from nanomed.text import special
     from nanomed.text.templates import load_template
 
-    official = questions.official_ids() if args.format in FORMATS and not args.all_rows else None
-    asked = read(args, args.data, official, args.limit)
-    shots = read(args, args.shots_from, None, None).items if args.shots else []
+    prompt = benchmarks.PROMPTS.get(args.format)
+    official = questions.official_ids() if prompt and not args.all_rows else None
+    how = {"cop_from": args.cop_from, "skip_bad": args.skip_bad_rows, "seed": args.seed}
+    asked = benchmarks.read(args.data, args.format, official, limit=args.limit, **how)
+    shots = benchmarks.read(args.shots_from, args.format, **how).items if args.shots else []
     items = benchmarks.with_shots(asked.items, shots, args.shots or 0, in_order=args.format == "mmlu")
     template = load_template(args.template) if args.template else None
     o = measure.open_asked(args)
@@ -69,9 +67,9 @@ def main(args, look_up) -> dict:
     if args.limit:
         print("drawn by --seed:", "; ".join(questions.say_rows(of, name) for name, of in rows.items()))
     queries, golds = [item.question or item.prompt for item in items], [item.gold for item in items]
-    texts, found = [item.prompt for item in items], look_up(args, o, queries, golds)
+    texts, found = [item.prompt for item in items], retrieval.look_up(args, o, queries, golds)
     if found:
-        pairs, prompt = zip(items, found.passages, strict=True), FORMATS.get(args.format)
+        pairs = zip(items, found.passages, strict=True)
         items = [questions.with_passages(item, passages, prompt) for item, passages in pairs]
         say_retrieved(found.report)
     r = measure_choices(o, items, args.batch_size, args.seed, template)
@@ -92,6 +90,7 @@ def main(args, look_up) -> dict:
 
 
 def check_flags(args) -> None:
+    retrieval.check_flags(args)
     if args.all_rows and args.format == "rows":
         raise UserError("--all-rows is about PubMedQA's official split (--format pubmedqa)")
     if args.retrieve and args.format == "pubmedqa-closed":
@@ -103,20 +102,6 @@ def check_flags(args) -> None:
         raise UserError("--shots and --shots-from go together: how many examples, and of what")
     if args.shots and args.retrieve:
         raise UserError("--shots and --retrieve: leave one out; examples are shown without passages")
-
-
-def read(args, names: list[str], official: set[str] | None, limit: int | None):
-    """nanomed.evaluation.questions.Questions. Raises UserError if there are none to score."""
-    from nanomed.evaluation import benchmarks, questions
-
-    def reader(name):
-        return benchmarks.reader(name, args.format, FORMATS.get(args.format), official, args.cop_from)
-
-    found = questions.read_questions(names, reader, limit, args.skip_bad_rows, args.seed)
-    if not found.items:
-        of = " of the 500 of PubMedQA's official test split (--all-rows takes all)" if official else ""
-        raise UserError(f"{', '.join(names)}: no questions there{of}{found.left_out()}")
-    return found
 
 
 def say_retrieved(report: dict) -> None:

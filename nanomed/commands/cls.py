@@ -15,11 +15,12 @@ def add_flags(p) -> None:
     flags.add_data_flags(p)
 
 
-def main(args, near_finder) -> dict:
+def main(args) -> dict:
     from nanomed.evaluation import classes, measure
     from nanomed.evaluation.baselines import verdict
     from nanomed.evaluation.tables import classification_table, confusion_table, text_table
     from nanomed.evaluation.training_texts import overlap_with_training, trained_with
+    from nanomed.systems import overlap
     from nanomed.text import labelled, special
 
     o = measure.open_asked(args, classifier=True)
@@ -33,15 +34,15 @@ def main(args, near_finder) -> dict:
     found = classes.read_test_texts(o, sources, *fields, args.limit, args.skip_bad_rows, how)
     left_out = f"; {found.bad_rows} bad rows left out" if found.bad_rows else ""
     print(f"{o}; {len(found.items):,} texts, {len(o.model.labels)} labels{left_out}")
-    r = classes.measure_classes(o, found.items, args.batch_size, args.seed, near_finder)
+    r = classes.measure_classes(o, found.items, args.batch_size, args.seed, overlap.finder)
     special.say(r["special_tokens"])
     print(text_table(classification_table(r["measures"])))
     if not r["multi_label"]:
         confusion = confusion_table(r["measures"]["model"]["confusion"], r["labels"])
         print("", text_table(confusion, turn=False), "", sep="\n")
     print(f"no baselines: {r['no_baseline']}" if r["no_baseline"] else verdict(r["measures"]))
-    overlap = overlap_with_training(o, [item.text for item in found.items])
-    return r | overlap | {"data_sha256": found.sha256}
+    texts = [item.text for item in found.items]
+    return r | overlap_with_training(o, texts) | {"data_sha256": found.sha256}
 
 
 def label_names(labels: list[str], given: tuple[str, str], trained) -> tuple[str, str]:

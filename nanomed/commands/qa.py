@@ -1,6 +1,7 @@
 """eval.py qa: a model's own answers against the references of their rows."""
 
 from nanomed import flags
+from nanomed.commands import retrieval
 from nanomed.training.settings import Questions
 
 HELP = "exact match, F1, BLEU and ROUGE of a model's answers"
@@ -12,11 +13,12 @@ def add_flags(p) -> None:
     flags.add_flags(p, Questions)
     flags.add_sampling_flags(p, temperature=0.0, top_p=1.0)
     flags.add_data_flags(p, text_field=False)
+    retrieval.add_flags(p)
 
 
-def main(args, look_up) -> dict:
-    """look_up(args, o, questions, right passages): (passages of each question, report), or None if the flags
-    ask for none."""
+def main(args) -> dict:
+    retrieval.check_flags(args)
+
     from nanomed.evaluation import measure
     from nanomed.evaluation.tables import answers_table, text_table
     from nanomed.evaluation.training_texts import overlap_with_training
@@ -28,7 +30,8 @@ def main(args, look_up) -> dict:
     items, bad, sha = instructions.read_instructions(args.data, *how)
     o = measure.open_asked(args, writes=True)
     texts = [item.text() for item in items]
-    found = look_up(args, o, [f"{item.instruction} {item.input}" for item in items], [None] * len(items))
+    queries = [f"{item.instruction} {item.input}" for item in items]
+    found = retrieval.look_up(args, o, queries, [None] * len(items))
     if found:
         pairs = zip(items, found.passages, strict=True)
         items = [item.with_input("\n".join(filter(None, [*texts, item.input]))) for item, texts in pairs]

@@ -5,7 +5,7 @@ import argparse
 from nanomed import flags
 
 HELP = "perplexity, bits per byte and word perplexity of documents"
-# What nanomed.evaluation.mistakes measures, by name.
+# What nanomed.evaluation.mistakes measures, in words.
 MISTAKES = {
     "batch-mean": (
         "exp of the mean of the batches' mean losses: a batch of few tokens counts as much as one of many"

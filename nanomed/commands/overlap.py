@@ -45,13 +45,6 @@ def main(args) -> dict:
     return about | {"examples": examples, "ngrams": shared}
 
 
-def finder(threshold: float, seed: int):
-    """nanomed.systems.overlap.finder, which is loaded when it is called."""
-    from nanomed.systems.overlap import finder
-
-    return finder(threshold, seed)
-
-
 def read(names: list[str], field, args) -> list[str]:
     from nanomed.text.rows import read_texts
 

@@ -80,10 +80,3 @@ def main(args) -> dict:
     published = [f"published, {name}: {task['published']}" for name, task in out.items() if task["published"]]
     print(*measure.say_linear(out), *published, sep="\n")
     return result | overlap_with_training(o, inputs)
-
-
-def for_page(files: list[str]) -> dict:
-    """nanomed.systems.tasks.measure.for_page()."""
-    from nanomed.systems.tasks import measure
-
-    return measure.for_page(files)

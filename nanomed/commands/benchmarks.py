@@ -1,11 +1,10 @@
 """eval.py benchmarks: every medical benchmark that lies in a directory."""
 
-from functools import partial
 from pathlib import Path
 
 from nanomed import flags
+from nanomed.commands.choices import COP_HELP
 from nanomed.errors import UserError
-from nanomed.evaluation.commands.choices import BENCHMARKS, COP_HELP, FORMATS
 
 HELP = "all medical benchmarks of a directory, in one table"
 FROM_HELP = (
@@ -26,25 +25,19 @@ def add_flags(p) -> None:
 
 
 def main(args) -> dict:
-    from nanomed.evaluation import benchmarks, measure, questions, suite
+    from nanomed.evaluation import benchmarks, measure, suite
     from nanomed.evaluation.choices import measure_choices
     from nanomed.evaluation.tables import text_table
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
 
-    home, official = Path(args.home), questions.official_ids()
+    home = Path(args.home)
     if not home.exists():
         raise UserError(f"--from {home}: no such directory, and no recipe")
-    there = suite.lying_in(home) if home.is_dir() else suite.named_in(home, [*FORMATS, *BENCHMARKS])
-
-    def read_one(name, b):
-        how = {"format": b.format, "prompt": FORMATS.get(b.format), "official": official}
-        reader = partial(benchmarks.reader, **how, cop_from=args.cop_from)
-        more = {"limit": args.limit, "skip_bad": args.skip_bad_rows, "seed": args.seed}
-        return suite.read(name, b, partial(questions.read_questions, reader=reader, **more))
-
+    there = suite.lying_in(home) if home.is_dir() else suite.named_in(home)
     # All, and so found to be fit, before any is measured.
-    read = {name: found for name, b in there.items() if (found := read_one(name, b))}
+    how = args.cop_from, args.limit, args.skip_bad_rows, args.seed
+    read = {name: found for name, b in there.items() if (found := suite.read(name, b, *how))}
     if not read:
         raise UserError(f"--from {home}: nothing there can be measured")
     o = measure.open_asked(args)

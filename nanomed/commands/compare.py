@@ -38,10 +38,10 @@ def add_flags(p) -> None:
 # fmt: on
 
 
-def main(args, read_tasks) -> None:
-    """Measure, print the table, then write report.html and report.json into --out. read_tasks(files): what
-    the page shows of eval.py tasks' results. Raises UserError for whatever cannot be measured, before
-    anything is: a model that is not there, a prompt that does not fit one."""
+def main(args) -> None:
+    """Measure, print the table, then write report.html and report.json into --out. Raises UserError for
+    whatever cannot be measured, before anything is: a model that is not there, a prompt that does not fit
+    one."""
     if args.runs:
         return lay_side_by_side(args)
     if not args.data or not args.out:
@@ -50,6 +50,7 @@ def main(args, read_tasks) -> None:
     from nanomed.evaluation.prompts import read_prompts
     from nanomed.evaluation.tables import table, text_table
     from nanomed.optional import need
+    from nanomed.systems.tasks import measure as of_tasks
 
     need("matplotlib")
     prompts, expected = compare.PROMPTS, None
@@ -58,7 +59,7 @@ def main(args, read_tasks) -> None:
     page.open_out(Path(args.out))
     columns, names = compare.columns_of(args.data), compare.short_names(args.models)
     classifier = page.read_classifier(args.classifier) if args.classifier else None
-    tasks = read_tasks(args.tasks) if args.tasks else None
+    tasks = of_tasks.for_page(args.tasks) if args.tasks else None
     benchmarks = suite.for_page(args.benchmarks) if args.benchmarks else None
     templates, context, stride = compare.check_models(args, prompts)
     models, written, curves = [], {}, []
