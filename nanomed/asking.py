@@ -11,7 +11,7 @@ from nanomed.evaluation import classes, measure, questions, training_texts
 from nanomed.evaluation.choices import measure_choices
 from nanomed.models.classifier import predict, probabilities
 from nanomed.text import at_hand, conversation_rows, labelled, reading, templates
-from nanomed.text.corpus import Texts
+from nanomed.text.corpus import texts_of
 from nanomed.text.rows import BadRow
 
 
@@ -41,7 +41,7 @@ class Model:
             corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
             how = args.context, args.stride, args.batch_size, args.seed, args.also
             found = measure.measure_ppl(o, corpus, *how)
-            read = Texts([corpus.all()], o.tokenizer)
+            read = texts_of([corpus.all()], o.tokenizer)
             return found | training_texts.overlap_with_training(o, read, say=lambda line: None)
 
     def generate(self, prompt, **settings):

@@ -52,8 +52,7 @@ def main(args) -> dict:
         results[name] = r | how
         cut = f"; {r['truncated']:,} prompts too long, which lost their beginning" if r["truncated"] else ""
         print(f"{name}: {r['accuracy']:.3f} of {r['questions']:,}{asked.left_out()}{cut}", flush=True)
-    rows = special.rows_of(r["special_tokens"] for r in results.values())
-    special.say(special.report(o.tokenizer, rows))
+    special.say(special.report(o.tokenizer, reports=(r["special_tokens"] for r in results.values())))
     print(text_table(suite.table(results), width=110))
     how = {"from": str(home), "limit": args.limit, "seed": args.seed}
     return o.named() | how | {"benchmarks": results} | overlap_with_training(o, texts)

@@ -49,7 +49,7 @@ def main(args) -> dict:
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.systems import drift
     from nanomed.text import special
-    from nanomed.text.corpus import Texts
+    from nanomed.text.corpus import texts_of
     from nanomed.text.rows import Field
 
     o = measure.open_asked(args, scores=True)
@@ -59,13 +59,13 @@ def main(args) -> dict:
     field = Field(args.reference_field, "--reference-field") if args.reference_field else args.text_field
     reference = drift.score(o, args.reference, field, args)
     incoming = drift.score(o, args.incoming, args.text_field, args)
-    rows = special.rows_of(side.texts.corpus.special_tokens for side in (reference, incoming))
-    special.say(special.report(o.tokenizer, rows))
+    reports = (side.texts.corpus.special_tokens for side in (reference, incoming))
+    special.say(special.report(o.tokenizer, reports=reports))
     vocab_size, sides = o.model.config.vocab_size, {"reference": reference, "incoming": incoming}
     value, interval = drift.shift(reference, incoming, args.seed)
     result = {name: drift.describe(side, args.seed) for name, side in sides.items()}
     show_sides(result, vocab_size)
-    overlap = overlap_with_training(o, Texts([reference.texts], o.tokenizer))
+    overlap = overlap_with_training(o, texts_of([reference.texts], o.tokenizer))
     notes = drift.doubts(sides, overlap["overlap"])
     for note in notes:
         print(f"note: {note}")

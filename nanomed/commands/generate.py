@@ -67,7 +67,7 @@ def put_all(args, o, prompts, template) -> list:
     from nanomed.text import special
     from nanomed.text.conversations import begun, turns_of, unplaced
 
-    special.say(special.report_of(o.tokenizer, map(shown, prompts)))
+    special.say(special.report(o.tokenizer, map(shown, prompts)))
     conversations = [begun(turns_of(said), args.system) for said in prompts]
     for line in unplaced(conversations, template):
         print(line)

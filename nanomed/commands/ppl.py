@@ -49,7 +49,7 @@ def main(args) -> dict:
     from nanomed.evaluation.tables import interval_cell, ppl_cell
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
-    from nanomed.text.corpus import Texts
+    from nanomed.text.corpus import texts_of
 
     o = measure.open_asked(args, scores=True)
     corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
@@ -65,7 +65,7 @@ def main(args) -> dict:
         f" stride {r['stride']}, each document after {r['begins_with']},"
         f" {r['tokens_per_s']:,.0f} scored tokens/s"
     )
-    overlap = overlap_with_training(o, Texts([corpus.all()], o.tokenizer))
+    overlap = overlap_with_training(o, texts_of([corpus.all()], o.tokenizer))
     if args.also:
         print("\nwhat common mistakes would give on the same model and texts:")
         for name, value in r["also"].items():

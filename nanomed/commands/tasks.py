@@ -71,7 +71,7 @@ def main(args) -> dict:
         took = f"from {predictions.file(name)}" if earlier else f"in {seconds:,.0f} s"
         print(f"{name}: {len(rows):,} texts {took}, {measure.say_figure(out[name])}", flush=True)
     how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed, "ask": args.ask}
-    how["special_tokens"] = special.report_of(o.tokenizer, inputs)
+    how["special_tokens"] = special.report(o.tokenizer, inputs)
     special.say(how["special_tokens"])
     result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize, **how, "tasks": out}
     print(text_table(measure.table({o.name: result}), width=110))

@@ -138,11 +138,8 @@ def headless(name: str) -> Iterator | None:
         with open_unpacked(source.path) as f:
             yield from csv_rows(source.path, f, source.how or "comma", COLUMNS)
 
-    try:
-        _, first = next(rows())
-        return rows() if first()["answer"] in ("A", "B", "C", "D") else None
-    except (StopIteration, BadRow):
-        return None
+    _, first = next(rows(), (None, None))
+    return rows() if isinstance(first, dict) and first["answer"] in ("A", "B", "C", "D") else None
 
 
 def from_headqa(row) -> Item:

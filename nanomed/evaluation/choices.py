@@ -173,7 +173,7 @@ def measure_choices(o, items: list[Item], batch_size: int = 16, seed: int = 0, t
         "chance": float(np.mean([1 / len(item.choices) for item in items])),
         "majority": _majority(targets, labels, seed),
         "truncated": sum(any(len(ids) > positions + 1 for ids, _ in choices) for choices in encoded),
-        "special_tokens": special.report_of(o.tokenizer, read),
+        "special_tokens": special.report(o.tokenizer, read),
         "labels": labels,
         "loglikelihoods": [values.tolist() for values in summed],
         "loglikelihoods_per_byte": [values.tolist() for values in per_byte],

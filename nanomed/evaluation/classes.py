@@ -62,7 +62,7 @@ def measure_classes(
         "multi_label": m.multi_label,
         "texts": len(items),
         "truncated": truncated,
-        "special_tokens": special.report_of(o.tokenizer, (item.text for item in items)),
+        "special_tokens": special.report(o.tokenizer, (item.text for item in items)),
         "measures": beside_baselines(logits, m.labels, sides, items, targets, seed),
         "no_baseline": why,
         **o.named(),

@@ -12,7 +12,7 @@ from nanomed.evaluation.prompts import Said, ask, shown
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell
 from nanomed.evaluation.training_texts import overlap_with_training, say_overlap
 from nanomed.text import special
-from nanomed.text.corpus import Texts
+from nanomed.text.corpus import texts_of
 from nanomed.text.rows import split_name
 from nanomed.text.templates import choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
@@ -94,11 +94,12 @@ def measure_columns(o, columns: dict[str, str], prompts: list[Said], context: in
     trained on. All texts are read, and so found to be fit, before any is measured."""
     how = (args.text_field, args.limit, args.skip_bad_rows)
     corpora = {column: measure.encode(o, [file], *how) for column, file in columns.items()}
-    rows = special.rows_of(corpus.special_tokens for corpus in corpora.values())
-    special.say(special.report(o.tokenizer, rows + special.count(o.tokenizer, map(shown, prompts))))
+    reports = (corpus.special_tokens for corpus in corpora.values())
+    special.say(special.report(o.tokenizer, map(shown, prompts), reports))
     how = (context, stride, args.batch_size, args.seed)
     ppl = {column: measure.measure_ppl(o, corpus, *how) for column, corpus in corpora.items()}
-    return {"ppl": ppl} | overlap_with_training(o, Texts([c.all() for c in corpora.values()], o.tokenizer))
+    texts = texts_of([corpus.all() for corpus in corpora.values()], o.tokenizer)
+    return {"ppl": ppl} | overlap_with_training(o, texts)
 
 
 # --- questions ----------------------------------------------------------------------------------------------

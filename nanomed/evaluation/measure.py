@@ -223,7 +223,7 @@ def measure_answers(
         ppl = answer_perplexity(o.model, encoded.examples, batch_size, o.device, o.dtype, seed)
         result |= {"answer_ppl": ppl["ppl"], "answer_ppl_ci95": ppl["ppl_ci95"]}
     return result | {
-        "special_tokens": special.report_of(o.tokenizer, (item.text() for item in answered)),
+        "special_tokens": special.report(o.tokenizer, (item.text() for item in answered)),
         "ends_with": sorted(map(o.tokenizer.name, o.tokenizer.ends)),
         "truncated": encoded.truncated,
         "dropped": len(items) - len(asked),

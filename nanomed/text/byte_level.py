@@ -7,7 +7,7 @@ ranks are made from the order of the merges, and a table turns ranks into the mo
 order."""
 
 import itertools
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +52,11 @@ class ByteLevel:
     def __init__(self, vocab, merges: list, pattern: str, all_splits: bool, where: Path, added: list[int]):
         ranks, ids = _ranks(vocab, merges, all_splits, where)
         self._mark_of = {i: f"{NUL}{i}{NUL}" for i in added}
-        marks = {mark.encode(): len(ranks) + k for k, mark in enumerate(self._mark_of.values())}
-        self._encode_marked = _encoder(where.name, _with_marks(pattern), ranks | marks)
-        self._encode_any = cache(lambda: _encoder(where.name, pattern, ranks))  # few texts need it
+        # The last is in no text: where there is no special token at all, tiktoken 0.14 takes twice as long.
+        marks = [*self._mark_of.values(), f"{NUL}never{NUL}"]
+        how = {"special_tokens": {mark: len(ranks) + k for k, mark in enumerate(marks)}}
+        encoding = tiktoken.Encoding(where.name, pat_str=pattern, mergeable_ranks=ranks, **how)
+        self._ranks_of = partial(encoding.encode_to_numpy, disallowed_special=())
         self._id_of_rank = np.array([*ids, *added], dtype=np.uint32)
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
@@ -75,14 +77,15 @@ class ByteLevel:
 
     def encode_around(self, text: str, tokens: list[tuple[int, int, int]]) -> np.ndarray:
         """The ids of a text in which tokens stand, (start, end, id) from left to right. Piece by piece would
-        take long, so the marks of the tokens are put into the text, each of which is a piece and a token."""
+        take long, so a mark is put in the place of each token, which is a special token to tiktoken."""
         if NUL in text:
             return np.concatenate(in_pieces(self, text, tokens))
         parts, at = [], 0
         for start, end, i in tokens:
             parts += text[at:start], self._mark_of[i]
             at = end
-        return self._id_of_rank[self._encode(text, "".join(parts) + text[at:])]
+        marks = {self._mark_of[i] for _, _, i in tokens}
+        return self._id_of_rank[self._encode(text, "".join(parts) + text[at:], marks)]
 
     def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text in which tokens stand, as encode_around() gives them, and the number of
@@ -106,31 +109,16 @@ class ByteLevel:
         across = border != (ends[first - 1] if first else 0)
         return self.encode(text) if across else self._id_of_rank[whole[first:]]
 
-    def _encode(self, text: str, marked: str | None = None) -> np.ndarray:
+    def _encode(self, text: str, marked: str | None = None, marks=frozenset()) -> np.ndarray:
         """Ranks; marked: the text with the marks of tokens in it."""
         try:
             raw = text.encode("utf-8")
             if len(raw.translate(None, self._without_token)) < len(raw):
                 byte = next(b for b in raw if b in self._without_token)
                 raise ValueError(f"its byte 0x{byte:02x} has no token")
-            if marked is None and NUL in text:
-                return self._encode_any()(text)
-            return self._encode_marked(text if marked is None else marked)
+            return self._ranks_of(text if marked is None else marked, allowed_special=marks)
         except ValueError as e:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
-
-
-def _encoder(name: str, pattern: str, ranks: dict[bytes, int]):
-    """A function that gives the ranks of a text."""
-    # Where there is no special token at all, tiktoken 0.14 takes twice as long.
-    how = {"pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": {f"{NUL}never{NUL}": len(ranks)}}
-    return partial(tiktoken.Encoding(name, **how).encode_to_numpy, disallowed_special=())
-
-
-def _with_marks(pattern: str) -> str:
-    """A pattern by which a mark is a piece, and what is before it ends there, as a text ends."""
-    pattern = pattern.replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{N}\x00]").replace(r"(?!\S)", r"(?![^\s\x00])")
-    return rf"\x00[0-9]+\x00|{pattern}"
 
 
 def _last_piece(text: str) -> int:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from nanomed.files import read_json, write_json
 from nanomed.streams import progress_bar
 from nanomed.text import special
 from nanomed.text.formats import content_hash
-from nanomed.text.heldout import Items
+from nanomed.text.heldout import Fetched, Items
 from nanomed.text.rows import all_bad, placed_documents, read_texts
 
 FORMAT = "5"  # of the cached token file; part of its key
@@ -173,7 +173,7 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
             os.fsync(f.fileno())
     if count == 0:
         raise UserError(f"{', '.join(names)}: no documents there")
-    found = special.report(tokenizer, spelled)
+    found = special.report(tokenizer, reports=[{"rows": spelled}])
     meta = {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "special_tokens": found}
     write_json(meta | {"check": _checksum(directory, meta)}, directory / "meta.json")
 
@@ -232,25 +232,16 @@ def read_corpus(names, settings, tokenizer, limit: int | None = None) -> Selecti
     return corpus.all()
 
 
-class Texts(Sequence):
-    """The texts of the documents of some selections; each is decoded when it is asked for."""
-
-    def __init__(self, selections: list[Selection], tokenizer):
-        self.places = [(s, k) for s in selections for k in range(len(s.indices))]
-        self.tokenizer = tokenizer
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, k: int) -> str:
-        selection, at = self.places[k]
-        return self.tokenizer.decode(selection.ids(at)[1:].tolist())
+def texts_of(selections: list[Selection], tokenizer) -> Fetched:
+    """The texts of the documents of some selections, one after another."""
+    places = [(s, k) for s in selections for k in range(len(s.indices))]
+    return Fetched(places, lambda place: tokenizer.decode(place[0].ids(place[1])[1:].tolist()))
 
 
 def items(selections: list[Selection], tokenizer) -> Items:
     """Their documents, one after another, for nanomed.text.divide."""
     digests = np.concatenate([s.table()["digest"] for s in selections])
-    return Items(Texts(selections, tokenizer), {"documents": digests[:, None]})
+    return Items(texts_of(selections, tokenizer), {"documents": digests[:, None]})
 
 
 def kept(selections: list[Selection], keep: np.ndarray) -> list[Selection]:

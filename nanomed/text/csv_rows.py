@@ -3,12 +3,11 @@
 import csv
 import re
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text.lines import BadRow, decode, good, say
+from nanomed.text.lines import BadRow, decode, say
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
@@ -38,10 +37,10 @@ def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -
                 what = f"two columns of the same name: {', '.join(header)[:200]}"
                 raise UserError(f"{path}, line {begin}: {what}")
         elif values and any(values[len(header) :]):  # rows may end in a comma
-            yield begin, partial(_too_long, len(values), len(header), name)
+            yield begin, _too_long(len(values), len(header), name)
         elif values:
             nameless += any(values[named:])
-            yield begin, partial(good, dict.fromkeys(header) | dict(zip(header, values, strict=False)))
+            yield begin, dict.fromkeys(header) | dict(zip(header, values, strict=False))
     if nameless:
         fields = ", ".join(header[named:])
         say(f"{path}: {nameless:,} rows go on in columns without a name, which are the fields {fields}")
@@ -76,6 +75,6 @@ def _separator(path: Path, header: str) -> str:
     return name
 
 
-def _too_long(n: int, known: int, separator: str):
+def _too_long(n: int, known: int, separator: str) -> BadRow:
     mend = f'a text with {separator}s must stand in quotes ("), no blank before them'
-    raise BadRow(f"{n} fields where the header has {known}; {mend}")
+    return BadRow(f"{n} fields where the header has {known}; {mend}")

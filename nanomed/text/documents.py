@@ -52,9 +52,9 @@ class Documents:
     def facts(self, training: list[Selection], validation: dict[str, list[Selection]]) -> dict:
         """What summary.json says of them."""
         read = {d.corpus.sha256: d.corpus for d in (*self.sources, *chain(*validation.values()))}
-        rows = special.rows_of(c.special_tokens for c in read.values())
+        reports = (c.special_tokens for c in read.values())
         return {
-            "special_tokens": special.report(self.tokenizer, rows),
+            "special_tokens": special.report(self.tokenizer, reports=reports),
             "documents": sum(len(d.indices) for d in training),
             "val_documents": sum(len(d.indices) for d in chain(*validation.values())),
         }

@@ -1,7 +1,7 @@
 """Files of rows as the field's tools write them: JSON in its shapes, CSV, Parquet, plain text, folders of it,
 data sets that were saved or are on the Hub. docs/files.md lists them.
 
-    name -> find -> rows_of -> (place, a function that gives the row) -> nanomed.text.rows
+    name -> find -> rows_of -> (place, the row or a BadRow) -> nanomed.text.rows
 
 `nested.json#data` says how a file's rows are found: of JSON the key that they are under, of CSV what
 separates its columns, of plain text what is a document, of a saved data set its split. What was recognised
@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from nanomed.errors import UserError
 from nanomed.files import is_part, parse_json
 from nanomed.text.arrow import hub_rows, parquet_rows, saved_rows
 from nanomed.text.csv_rows import SEPARATORS, csv_rows
-from nanomed.text.lines import DOCUMENT_PER, BadRow, decode, good_rows, json_line, line_rows, say, texts
+from nanomed.text.lines import DOCUMENT_PER, BadRow, decode, json_line, line_rows, say, texts
 from nanomed.text.pubmed import pubmed_rows
 
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
@@ -116,21 +116,21 @@ def content_hash(name: str) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
-    """(where a row begins: a line, or a file of a folder; a function that gives its value or raises BadRow);
-    None where rows are no lines. A blank line is no row. Raises UserError for a file that cannot be read any
-    further."""
+def rows_of(name: str) -> Iterator[tuple[int | str | None, object]]:
+    """(where a row begins: a line, or a file of a folder, None where rows are no lines; the row, or the
+    BadRow that says why it is none). A blank line is no row. Raises UserError for a file that cannot be read
+    any further."""
     if name.startswith("hub:"):
-        yield from good_rows(hub_rows(name))
+        yield from _not_in_lines(hub_rows(name))
         return
     source = find(name)
     path, how = source.path, source.how
     try:
         match source.kind:
             case "parquet":
-                yield from good_rows(parquet_rows(path))
+                yield from _not_in_lines(parquet_rows(path))
             case "saved":
-                yield from good_rows(saved_rows(path, how))
+                yield from _not_in_lines(saved_rows(path, how))
             case "folder":
                 yield from _folder_rows(path, how or "file")
             case "json":
@@ -140,13 +140,17 @@ def rows_of(name: str) -> Iterator[tuple[int | str | None, Callable]]:
                     if kind == "csv":
                         yield from csv_rows(path, f, how)
                     elif kind == "pubmed":
-                        yield from good_rows(pubmed_rows(path, f))
+                        yield from _not_in_lines(pubmed_rows(path, f))
                     else:
                         yield from line_rows(f, json_line) if kind == "lines" else texts(f, how or "line")
     except (EOFError, zlib.error, OSError) as e:
         if path.suffix.lower() not in PACKED:
             raise
         raise UserError(f"{path}: truncated, corrupt or not {path.suffix[1:]} ({e})") from e
+
+
+def _not_in_lines(rows: Iterable) -> Iterator:
+    return ((None, row) for row in rows)
 
 
 def open_unpacked(path: Path):
@@ -168,8 +172,8 @@ def _folder_rows(directory: Path, per: str) -> Iterator:
     say(f"{directory}: {len(files):,} .txt files, a document per {per}{more}")
     for file in files:
         with open(file, "rb") as f:
-            for line, make in texts(f, per):
-                yield file.name + (f", line {line}" if per != "file" else ""), make
+            for line, row in texts(f, per):
+                yield file.name + (f", line {line}" if per != "file" else ""), row
 
 
 def _json_rows(path: Path, how: str | None) -> Iterator:
@@ -185,7 +189,7 @@ def _json_rows(path: Path, how: str | None) -> Iterator:
             value = parse_json(decode(f.read()), path)
         except BadRow as e:
             raise UserError(f"{path}: {e}") from e
-    yield from good_rows(_shaped(value, path, how))
+    yield from _not_in_lines(_shaped(value, path, how))
 
 
 def _is_object(line: bytes) -> bool:

@@ -7,7 +7,7 @@ said in nanomed.text.divide."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,17 +39,17 @@ def digest(text: str) -> bytes:
 # --- what is divided ----------------------------------------------------------------------------------------
 
 
-class Some(Sequence):
-    """Some of a sequence's texts, each fetched when it is asked for."""
+class Fetched(Sequence):
+    """Texts, each of which fetch(its place) gives when it is asked for."""
 
-    def __init__(self, texts: Sequence[str], mask: np.ndarray):
-        self.texts, self.places = texts, np.flatnonzero(mask).tolist()
+    def __init__(self, places: list, fetch: Callable[[object], str]):
+        self.places, self.fetch = places, fetch
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, k: int) -> str:
-        return self.texts[self.places[k]]
+        return self.fetch(self.places[k])
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Items:
         return cls([row.text() for row in rows], tables)
 
     def where(self, mask: np.ndarray) -> "Items":
-        return Items(Some(self.texts, mask), {kind: table[mask] for kind, table in self.known.items()})
+        texts = Fetched(np.flatnonzero(mask).tolist(), self.texts.__getitem__)
+        return Items(texts, {kind: table[mask] for kind, table in self.known.items()})
 
     def held_out(self) -> "HeldOut":
         """The digests of all of them."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from nanomed.errors import UserError
 from nanomed.text.conversation_rows import LISTED, conversation, form_of, refuse_nearly
 from nanomed.text.conversations import Conversation, begun
-from nanomed.text.lines import good, say, sha256_of
+from nanomed.text.lines import say, sha256_of
 from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, placed_rows
 
 
@@ -114,7 +114,7 @@ def group_of(row, fields: Fields) -> str:
 def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
     """Whether the first good row of a file has an instruction, or is a conversation; else its rows are plain
     documents. Raises UserError if it is none of these."""
-    for _, row in placed_rows(name, good, None, skip_bad):
+    for _, row in placed_rows(name, lambda row: row, None, skip_bad):
         if row is not None:
             asked = asked_in(row, fields) is not None or form_of(row) is not None
             if not asked and get_value(row, field_of(name, text_field)) is None:

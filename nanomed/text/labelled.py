@@ -102,7 +102,7 @@ class Sides:
         read = [item.text for side in (self.training, *self.validation.values()) for item in side]
         sizes = Counter(label for item in self.training for label in item.labels)
         return {
-            "special_tokens": special.report_of(tokenizer, read),
+            "special_tokens": special.report(tokenizer, read),
             "labels": self.labels,
             "texts": len(self.training),
             "texts_by_label": {label: sizes[label] for label in self.labels},

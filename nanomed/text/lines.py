@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
+from functools import cache
 from itertools import groupby
 
 DOCUMENT_PER = ("file", "line", "blank-line")
@@ -29,15 +29,6 @@ def sha256_of(texts: Iterable[str]) -> str:
     return sha.hexdigest()
 
 
-def good(row):
-    return row
-
-
-def good_rows(rows: Iterable) -> Iterator:
-    """Rows that are there already, in no lines, as formats.rows_of gives them."""
-    return ((None, partial(good, row)) for row in rows)
-
-
 def decode(raw: bytes) -> str:
     try:
         return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
@@ -53,8 +44,16 @@ def blank(raw: bytes) -> bool:
 
 
 def line_rows(f, make) -> Iterator:
-    """(number, make of the line) of each that is not blank."""
-    return ((number, partial(make, line)) for number, line in enumerate(f, 1) if not blank(line))
+    """(number, row_or_bad(make, line)) of each line that is not blank."""
+    return ((number, row_or_bad(make, line)) for number, line in enumerate(f, 1) if not blank(line))
+
+
+def row_or_bad(make, *args):
+    """The row that make(*args) gives, or the BadRow that it raises."""
+    try:
+        return make(*args)
+    except BadRow as e:
+        return e
 
 
 def json_line(line: bytes):
@@ -69,8 +68,8 @@ def _plain(raw: bytes) -> dict:
 
 
 def texts(f, per: str) -> Iterator:
-    """(line, a function that gives the text as a row) of each document; per: one of DOCUMENT_PER. A document
-    has no line end at its end, and \\n within."""
+    """(line, the text as a row or a BadRow) of each document; per: one of DOCUMENT_PER. A document has no
+    line end at its end, and \\n within."""
     if per == "line":
         yield from line_rows(f, _plain)
         return
@@ -78,4 +77,4 @@ def texts(f, per: str) -> Iterator:
     for nothing, lines in groupby(numbered, lambda line: blank(line[1])):
         if not nothing:
             numbers, parts = zip(*lines, strict=True)
-            yield numbers[0], partial(_plain, b"".join(parts))
+            yield numbers[0], row_or_bad(_plain, b"".join(parts))

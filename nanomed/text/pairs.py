@@ -74,11 +74,11 @@ class Pairs:
 
     def facts(self, rows: list[list[Example]], training: Encoded, sets: dict[str, Encoded]) -> dict:
         """What summary.json says. rows: of examples, as they are batched; sets: that are validated on."""
-        texts = [row.text() for side in (self.rows, *self.answers.values()) for row in side]
+        texts = (row.text() for side in (self.rows, *self.answers.values()) for row in side)
         documents = [*self.texts.values(), *([self.replay] if self.replay else [])]
-        spelled = special.rows_of(side.corpus.special_tokens for side in documents)
+        reports = (side.corpus.special_tokens for side in documents)
         return {
-            "special_tokens": special.report(self.tokenizer, special.count(self.tokenizer, texts) + spelled),
+            "special_tokens": special.report(self.tokenizer, texts, reports),
             "template": self.settings.template,
             "examples": len(training.examples),
             "val_examples": sum(len(found.examples) for found in sets.values()),

@@ -71,11 +71,13 @@ def placed_rows(name, take, limit, skip_bad, found=None) -> Iterator[tuple[str, 
     """read_rows(), each after its place for a message: "row 2", or "row 2, line 4" where that is another
     number."""
     number, good, first_bad = 0, False, None
-    for number, (where, make) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
+    for number, (where, row) in enumerate(islice(rows_of(name) if found is None else found, limit), 1):
         line = f"line {where}" if isinstance(where, int) else where
         place = f"row {number}" + (f", {line}" if where not in (None, number) else "")
         try:
-            value, good = take(make()), True
+            if isinstance(row, BadRow):
+                raise row
+            value, good = take(row), True
         except BadRow as e:
             if not skip_bad:
                 mend = " (--skip-bad-rows leaves such rows out)"

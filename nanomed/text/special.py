@@ -44,25 +44,13 @@ def written(text: "str | Written") -> Written:
     return text if isinstance(text, Written) else Written(text)
 
 
-def count(tokenizer, texts: Iterable[str]) -> Counter:
-    """How many of the texts spell which special token."""
-    return Counter(name for text in texts for name in tokenizer.spellings.names_in(text))
-
-
-def report(tokenizer, rows: Counter) -> dict:
-    """What every result says: how special tokens in texts were read, and in how many rows which is
-    spelled."""
+def report(tokenizer, texts: Iterable[str] = (), reports: Iterable[dict] = ()) -> dict:
+    """What every result says: how special tokens in texts were read, and how many of the texts, and of those
+    that the reports are of, spell which."""
+    rows = Counter(name for text in texts for name in tokenizer.spellings.names_in(text))
+    for other in reports:
+        rows.update(other["rows"])
     return {"read_as": tokenizer.reading, "rows": dict(sorted(rows.items()))}
-
-
-def report_of(tokenizer, texts: Iterable[str]) -> dict:
-    """The report of texts that are not counted yet."""
-    return report(tokenizer, count(tokenizer, texts))
-
-
-def rows_of(reports: Iterable[dict]) -> Counter:
-    """The rows of several reports together."""
-    return sum((Counter(found["rows"]) for found in reports), Counter())
 
 
 def say(found: dict) -> None:

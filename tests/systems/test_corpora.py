@@ -27,8 +27,15 @@ from tests.conftest import assert_refused, run_script
 ABSTRACT = "IL-2-driven breast and ovarian cancer, after BRCA1/2 loss (fièvre: 39 °C)."
 
 
+def usable(row):
+    """The row, as who reads it gets it."""
+    if isinstance(row, BadRow):
+        raise row
+    return row
+
+
 def rows(path):
-    return [make() for _, make in corpus_rows(str(path))]
+    return [usable(row) for _, row in corpus_rows(str(path))]
 
 
 def found(row):
@@ -339,9 +346,9 @@ def test_biocs_offsets_count_characters_or_bytes(tmp_path, encode):
     mention.locations[0].offset += 1
     file.write_text(biocjson.dumps(collection), encoding="utf-8")
     (_, first), (_, second) = corpus_rows(str(file))
-    assert len(found(first())) == 3
+    assert len(found(first)) == 3
     with pytest.raises(BadRow, match="annotation fever: "):
-        second()
+        usable(second)
 
 
 def test_bad_bioc_is_named(tmp_path):

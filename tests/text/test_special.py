@@ -241,11 +241,11 @@ def test_an_end_in_generation_config_alone_ends_an_answer(script, tmp_path, bpe_
 
 
 def test_what_the_library_cannot_encode_is_a_bad_row_beside_a_token_too(bpe_dir, monkeypatch):
-    def fails(text):
+    def fails(text, allowed_special):
         raise ValueError("too long")
 
     ours = load_tokenizer(bpe_dir, reading="read")
-    monkeypatch.setattr(ours.codec, "_encode_marked", fails)
+    monkeypatch.setattr(ours.codec, "_ranks_of", fails)
     for text in ("acute", f"acute{EOT}"):
         with pytest.raises(Unencodable, match="too long.*'acute"):
             ours.encode(text)

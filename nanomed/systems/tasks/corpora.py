@@ -14,7 +14,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from functools import partial
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +23,7 @@ from nanomed.optional import need
 from nanomed.systems.tasks.entities import TAG
 from nanomed.systems.tasks.offsets import Mention, tagged
 from nanomed.text.formats import KINDS, PACKED, open_unpacked, split_how
-from nanomed.text.lines import BadRow, decode, say
+from nanomed.text.lines import BadRow, decode, row_or_bad, say
 
 ANNOTATED = (".ann", ".a1", ".a2")
 NUMBER = re.compile(r" *[0-9]{1,9} *")
@@ -33,8 +32,8 @@ SECTION = re.compile(r"([^|\t]+)\|([a-z])\|(.*)")
 
 
 def corpus_rows(name: str) -> Iterator | None:
-    """(where a row stands, a function that gives it or raises BadRow), as formats.rows_of; None for
-    a file of rows with fields. Raises UserError for a file that cannot be read at all."""
+    """(where a row stands, the row or a BadRow), as formats.rows_of; None for a file of rows with
+    fields. Raises UserError for a file that cannot be read at all."""
     path = Path(name)
     if name.startswith("hub:") or split_how(name)[1] is not None:
         return None
@@ -72,7 +71,7 @@ def _tag_lines(lines: list[str]) -> Iterator:
         ends = not line.strip() or columns[0] == "-DOCSTART-"
         if ends or (line[0] == "#" and not (TAG.fullmatch(columns[-1]) and _shape(line) in of_words)):
             if rows:
-                yield rows[0][0], partial(_sentence, rows)
+                yield rows[0][0], row_or_bad(_sentence, rows)
             rows = []
         else:
             rows.append((number, columns))
@@ -100,7 +99,7 @@ def _pubtator(lines: list[str]) -> Iterator:
     for number, line in enumerate([*lines, "1|t|"], 1):
         section = SECTION.match(line)
         if document and (not line.strip() or (section and section[2] == "t")):
-            yield document[0][0], partial(_pubtator_document, document)
+            yield document[0][0], row_or_bad(_pubtator_document, document)
             document = []
         if line.strip():
             document.append((number, line))
@@ -141,7 +140,7 @@ def _brat(path: Path) -> Iterator:
     if without := len({*path.glob("*.txt")}.difference(texts)):
         mend = "an empty .ann says that there are none"
         say(f"{path}: {without:,} .txt files without annotations are not read; {mend}")
-    return ((text.name, partial(_brat_document, text)) for text in texts)
+    return ((text.name, row_or_bad(_brat_document, text)) for text in texts)
 
 
 def _brat_document(file: Path) -> dict:
@@ -183,15 +182,15 @@ def _bioc(path: Path, raw: bytes, parse) -> Iterator:
     if not found:
         raise UserError(f"{path}: no BioC document there")
     for name, passages in found:
-        yield from ((f"document {name}, passage {k}", make) for k, make in enumerate(passages, 1))
+        yield from ((f"document {name}, passage {k}", row) for k, row in enumerate(passages, 1))
 
 
 def _passages(document) -> list:
-    """A function for the row of each passage. Offsets count characters, as in PubTator's exports and
+    """The row of each passage, or a BadRow. Offsets count characters, as in PubTator's exports and
     for the library bioc, or bytes, as BioC's DTD has it and bconv 1.2 writes them: whichever agrees
     better with what the document's mentions say."""
     in_characters, in_bytes = (
-        [partial(_passage, *unit, size) for unit in _units(document, size)] for size in (len, _in_bytes)
+        [row_or_bad(_passage, *unit, size) for unit in _units(document, size)] for size in (len, _in_bytes)
     )
     bad = _bad(in_characters)
     return in_bytes if bad and _bad(in_bytes) < bad else in_characters
@@ -199,13 +198,7 @@ def _passages(document) -> list:
 
 def _bad(passages: list) -> int:
     """How many cannot be used."""
-    bad = 0
-    for make in passages:
-        try:
-            make()
-        except BadRow:
-            bad += 1
-    return bad
+    return sum(isinstance(row, BadRow) for row in passages)
 
 
 def _in_bytes(text: str) -> int:
