@@ -6,18 +6,13 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.files import sync
-from nanomed.outputs import is_at, locked
-
-FILLING = "lock"  # the lock of a folder that is being filled
-OLD = 24 * 3600  # seconds; a leftover without a lock could be one whose owner is about to make it
+from nanomed.outputs import locked
 
 
 class Watched:
@@ -50,86 +45,54 @@ def cache_directory() -> Path:
         return Path(tempfile.gettempdir()) / f"nanomed-{os.getuid()}"
 
 
-def filled(name: str, kind: str, files: tuple[str, ...], read, fill):
+def filled(name: str, kind: str, read, fill):
     """What read(folder) gives of the folder of this name in the cache. Where that is None (it is not there,
-    or damaged), fill(folder) makes it anew under the name KIND-..., in one process while others wait, and it
-    gets its own name once it is whole. files: what is in it. Raises UserError if it cannot be written, and
-    what `fill` raises."""
+    or damaged), fill(folder) makes it anew as KIND-NAME, in one process while others wait, and it gets its
+    own name once it is whole. Raises UserError if it cannot be written, and what `fill` raises."""
     directory = cache_directory() / name
     try:
-        return _filled(directory, kind, files, read, fill)
+        if (found := read(directory)) is not None:
+            return found
+        _sweep(directory.parent, kind)
+        with claimed(directory.with_name(f"{kind}-{name}")) as unfinished:
+            if read(directory) is None:  # another process may have been faster
+                fill(unfinished)
+                if directory.is_dir():  # a damaged one
+                    shutil.rmtree(directory)
+                directory.unlink(missing_ok=True)
+                os.replace(unfinished, directory)
+                sync(directory.parent)
+            if (found := read(directory)) is None:
+                raise OSError("it is gone again, or is not what was written")
+            return found
     except OSError as e:
         raise UserError(f"{directory}: could not be written ({e}); NANOMED_CACHE names another place") from e
 
 
-def _filled(directory: Path, kind: str, files: tuple[str, ...], read, fill):
-    if (found := read(directory)) is not None:
-        return found
-    for left in directory.parent.glob(f"{kind}-*"):
-        _sweep(left, files)
-    unfinished = directory.with_name(f"{kind}-{directory.name}")
-    with claimed(unfinished):
-        if read(directory) is None:  # another process may have been faster
-            fill(unfinished)
-            if directory.is_dir():  # a damaged one
-                shutil.rmtree(directory)
-            directory.unlink(missing_ok=True)
-            os.replace(unfinished, directory)
-            (directory / FILLING).unlink(missing_ok=True)
-            sync(directory.parent)
-        if (found := read(directory)) is None:
-            raise OSError("it is gone again, or is not what was written")
-        return found
-
-
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process alone, made if need be; wait while another holds it. What a killed
-    process left in it is still there. The holder may rename it; otherwise it is removed at the end. Raises
-    OSError."""
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = locked(folder / FILLING)
-        except BlockingIOError:
-            print(f"{folder}: waiting for another process, which is at work there", file=sys.stderr)
-            with contextlib.suppress(FileNotFoundError):  # its holder renamed it
-                lock = locked(folder / FILLING, wait=True)
-                break
-        except FileNotFoundError:  # removed in between
-            continue
-        except FileExistsError:
-            if os.path.lexists(folder) and not folder.is_dir():  # a file, or a dead link
-                raise
-        else:
-            break
-    with lock:
-        try:
-            yield
-        finally:
-            if is_at(lock, folder / FILLING):
-                _remove(folder)
-
-
-def _sweep(folder: Path, files: tuple[str, ...]) -> None:
-    """Remove a folder that nobody holds, if it has nothing but `files` in it, under these names or temporary
-    ones made of them. One without a lock is a leftover once it is a day old. What cannot be removed stays."""
+def claimed(folder: Path) -> Iterator[Path]:
+    """A new, empty folder for this process alone; while another has it, this one waits. It is removed at the
+    end, unless it was renamed. Its lock lies beside it. Raises OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = Path(f"{folder}.lock")
     try:
-        inside = list(folder.iterdir())
-        if not all(p.name == FILLING or any(name in p.name for name in files) for p in inside):
-            return
-        if (folder / FILLING).exists():
-            with locked(folder / FILLING):
-                _remove(folder)
-        elif time.time() - max(p.stat().st_mtime for p in (folder, *inside)) > OLD:
-            _remove(folder)
-    except OSError:  # held (BlockingIOError), another user's, no folder, or gone meanwhile
-        pass
+        held = locked(lock)
+    except BlockingIOError:
+        print(f"{folder}: waiting for another process, which is at work there", file=sys.stderr)
+        held = locked(lock, wait=True)
+    with held:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink()
 
 
-def _remove(folder: Path) -> None:
-    """Under another name: a process that comes to claim the folder could begin in what is being removed."""
-    gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        os.rename(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+def _sweep(directory: Path, kind: str) -> None:
+    """Remove what killed processes left unfinished, whose locks nobody holds any more."""
+    for lock in directory.glob(f"{kind}-*.lock"):
+        with contextlib.suppress(OSError), locked(lock):  # held (BlockingIOError), or another user's
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()

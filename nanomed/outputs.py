@@ -60,17 +60,10 @@ def locked(path: Path, wait: bool = False):
         except OSError:
             f.close()
             raise
-        if is_at(f, path):
-            return f
-        f.close()  # its last holder renamed or removed it between the two calls above
-
-
-def is_at(f, path: Path) -> bool:
-    """Whether an open file is (still) the one of this name."""
-    try:
-        return os.path.samestat(os.fstat(f.fileno()), os.stat(path))
-    except OSError:
-        return False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(f.fileno()), os.stat(path)):
+                return f
+        f.close()  # its last holder removed it between the two calls above
 
 
 def lock(directory: Path, flag: str = "--out") -> None:
@@ -143,18 +136,16 @@ def take(
     *,
     writes: Iterable[str] = (),
     beside: bool = False,
-    older: Callable[[dict], dict | None] = lambda held: None,
     flag: str = "--out",
 ) -> dict:
     """Hold `out` (made if need be) until this process ends; gives its record, {} if nothing of ours is there.
 
-    writes: what will be written there, as far as it is known; beside: other files may be there too; older:
-    today's record for what an earlier version's says, None for what is not this program's. Raises UserError,
-    with nothing touched, if another process holds the directory, or for the first file there that is not the
-    program's."""
+    writes: what will be written there, as far as it is known; beside: other files may be there too. Raises
+    UserError, with nothing touched, if another process holds the directory, or for the first file there that
+    is not the program's."""
 
     def look() -> dict:
-        there, held = names_in(out), read_record(out / record, program, older)
+        there, held = names_in(out), read_record(out / record, program)
         if held is None:
             foreign = there & {record, *writes} if beside else there
         else:
@@ -173,8 +164,8 @@ def take(
 def read_record(
     path: Path, program: str, older: Callable[[dict], dict | None] = lambda held: None
 ) -> dict | None:
-    """None if there is none of this program's. older: as take() has it, {} in place of a file that is not
-    there. Raises UserError for a later format than this program knows."""
+    """None if there is none of this program's. older: what a record of an earlier version, which does not name
+    its program, says today. Raises UserError for a later format than this program knows."""
     try:
         held = read_object(path, {})
     except UserError:

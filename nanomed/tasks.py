@@ -53,7 +53,7 @@ def main():
     args = parse_args()
     out, found = Path(args.out), asked_for(args)
     writes = sets.files_of(source.name for source in found)
-    held = outputs.take(out, sets.PROGRAM, sets.RECORD, writes=writes, older=sets.of_earlier)
+    held = outputs.take(out, sets.PROGRAM, sets.RECORD, writes=writes)
     tasks = [sources.read_task(s, Path(args.home), args.limit, args.skip_bad_rows) for s in found]
     sources.keep_apart(tasks, args.near_duplicates, args.seed % 2**32)
     rows = mixture.mixture([t for t in tasks if t.source.form not in args.without], args.seed)

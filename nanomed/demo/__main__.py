@@ -272,11 +272,7 @@ def main():
     if not args.full:
         one_seed(args, out, args.seed)
         return
-
-    def of_earlier(held):
-        return held if held.keys() == {"seconds", "seeds"} else None
-
-    outputs.take(out, texts.PROGRAM, "demo.json", writes=["table.md"], beside=True, older=of_earlier)
+    outputs.take(out, texts.PROGRAM, "demo.json", writes=["table.md"], beside=True)
     results = [one_seed(args, out / f"seed-{seed}", seed) for seed in range(args.seed, args.seed + 3)]
     seconds, size = sum(r["seconds"] for r in results), results[0]["vocabulary"]
     tables = [r["rows"] for r in results]

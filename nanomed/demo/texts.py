@@ -61,11 +61,8 @@ def start(args, out: Path, seed: int, results: list[str]) -> None:
     settings = {"seed": seed} | {key: getattr(args, key) for key in ("model", "dtype", "quick", "full")}
     settings["texts"] = hashlib.sha256("".join(texts.values()).encode()).hexdigest()
 
-    def of_earlier(held):
-        return held if held.keys() == settings.keys() else None
-
     # Two demos in one place would be in each other's way.
-    before = outputs.take(out, PROGRAM, RECORD, writes=[*texts, *results], beside=True, older=of_earlier)
+    before = outputs.take(out, PROGRAM, RECORD, writes=[*texts, *results], beside=True)
     changed = [k for k, v in settings.items() if before and v != before.get(k)]
     if changed:
         what = f"holds a demo with other settings ({', '.join(changed)})"

@@ -62,17 +62,12 @@ def open_out(out: Path) -> dict:
     html = out / "report.html"
     if html.exists() and not (html.is_file() and TITLE in html.read_text(encoding="utf-8", errors="replace")):
         raise UserError(f"--out {out}: holds a report.html of something else; choose another directory")
-    return outputs.take(out, PROGRAM, RECORD, beside=True, older=of_earlier) or {"files": [html.name]}
+    return outputs.take(out, PROGRAM, RECORD, beside=True) or {"files": [html.name]}
 
 
 def is_there(out: Path) -> bool:
     """Whether a page lies in `out`, all of it."""
-    held = outputs.read_record(out / RECORD, PROGRAM, of_earlier)
-    return outputs.is_whole(out, held or {})
-
-
-def of_earlier(held: dict) -> dict | None:
-    return {"files": ["report.html"]} if "torch" in held and "made" in held else None
+    return outputs.is_whole(out, outputs.read_record(out / RECORD, PROGRAM) or {})
 
 
 # --- its parts ----------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Reproduction:
         recipe = self.recipe
         trial.published(recipe)
         trained = {phase: trial.parsed(recipe, phase, self.training(phase)[1:]) for phase in recipe.phases}
-        held = outputs.take(self.out, PROGRAM, RECORD, older=of_earlier)
+        held = outputs.take(self.out, PROGRAM, RECORD)
         asked = self._asked()
         # An earlier version did not write down the weights.
         was = {WEIGHTS: asked[WEIGHTS]} | typed(dict, held.get("asked", {}), self.out / RECORD)
@@ -196,10 +196,6 @@ class Reproduction:
 
 def without(result: dict, *keys: str) -> dict:
     return {key: value for key, value in result.items() if key not in keys}
-
-
-def of_earlier(held: dict) -> dict | None:
-    return {"asked": held} if held.keys() >= {TEXT, "--limit", "--max-steps"} else None
 
 
 def check_ours(out: Path) -> None:

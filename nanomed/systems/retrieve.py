@@ -188,7 +188,7 @@ def passage_embeddings(o: Opened, passages: list[str], context: int, batch_size:
         raw = text.encode("utf-8", "surrogatepass")  # that it has no ids is embed()'s to say
         key.update(b"%d %b" % (len(raw), raw))
     fill = partial(_embed_into, o=o, passages=passages, context=context, batch_size=batch_size)
-    return filled(key.hexdigest()[:32], "embedding", (ROWS, "meta.json"), _map_rows, fill)
+    return filled(key.hexdigest()[:32], "embedding", _map_rows, fill)
 
 
 def _map_rows(directory: Path) -> np.memmap | None:

@@ -79,7 +79,7 @@ def _line(row, where: str) -> str:
 def _keep(key: str, name: str, write) -> str:
     """The path of what write(path) writes, in a folder of the cache that is known by `key`."""
     look = lambda there: there / name if (there / name).exists() else None  # noqa: E731
-    return str(filled(f"{key[:32]}-given", "keeping", ("rows",), look, lambda folder: write(folder / name)))
+    return str(filled(f"{key[:32]}-given", "keeping", look, lambda folder: write(folder / name)))
 
 
 def in_short(value) -> str:

@@ -98,8 +98,7 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
     contents = hashes()
     key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, *map(str, how)]).encode())
     key.update("".join(contents).encode())
-    files = (*FILES, "meta.json")
-    return filled(key.hexdigest()[:32], "encoding", files, lambda folder: _map_corpus(folder, names), fill)
+    return filled(key.hexdigest()[:32], "encoding", lambda folder: _map_corpus(folder, names), fill)
 
 
 def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:

@@ -555,9 +555,7 @@ def test_what_a_model_cannot_do_is_tried_before_the_first_phase(
     assert left == {"reproduce.json": json.dumps(before), "pairs.test.jsonl": "{}"}
 
 
-def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_with(
-    reproduce, model_dir, tmp_path
-):
+def test_a_directory_of_anothers_is_left_and_what_is_no_part_of_a_run(reproduce, model_dir, tmp_path):
     out = tmp_path / "o"
     (out / "data").mkdir(parents=True)
     (out / "data" / "mine.csv").write_text("precious")
@@ -566,8 +564,8 @@ def test_a_directory_of_anothers_is_left_and_one_of_an_earlier_version_gone_on_w
     with pytest.raises(UserError, match="none of nanomed.reproduce's files"):
         reproduce(flags)
     assert (out / "data" / "mine.csv").read_text() == "precious"
-    earlier = {"the recipe": "other", "--limit": None, "--max-steps": None}
-    (out / "reproduce.json").write_text(json.dumps(earlier))
+    other = {"program": "nanomed.reproduce", "format": 1, "asked": {"the recipe": "other"}}
+    (out / "reproduce.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="data/mine.csv is no part of a run"):  # begun anew, but for that
         reproduce(flags, "--context 32")
     assert (out / "data" / "mine.csv").read_text() == "precious"

@@ -34,10 +34,6 @@ class Said(Row):
     content_free: dict[str, float] | None = None
 
 
-def of_earlier(held: dict) -> dict | None:
-    return held if held.keys() >= {"weights", "template", "set"} else None
-
-
 class Predictions:
     def __init__(self, args, o: Opened, template: Template):
         """Raises UserError for a directory of something else, or of predictions of another model or asked
@@ -49,7 +45,7 @@ class Predictions:
         asked["template"] = [template.ask("instruction", "input").text, *template.ends]
         asked |= {"special_tokens": o.tokenizer.reading, "set": str(Path(args.tasks).resolve())}
         asked |= {"limit": args.limit, "seed": args.seed, "ask": args.ask}
-        found = outputs.take(self.directory, PROGRAM, RECORD, older=of_earlier, flag="--predictions")
+        found = outputs.take(self.directory, PROGRAM, RECORD, flag="--predictions")
         found = found and {"ask": [WRITTEN]} | found  # an earlier version asked in no other way
         if other := [key for key in asked if found and found.get(key) != asked[key]]:
             what = f"of another {', '.join(other)}"

@@ -45,11 +45,7 @@ def read_set(directory: Path) -> dict[str, dict]:
     made = read_object(path)
     if unfinished(made):
         raise UserError(f"{directory}: not finished; run {PROGRAM} again, with the same flags")
-    return _tasks(made, f"{path}: not what {PROGRAM} writes")
-
-
-def _tasks(made: dict, wrong: str) -> dict[str, dict]:
-    tasks = made.get("tasks")
+    wrong, tasks = f"{path}: not what {PROGRAM} writes", made.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(wrong)
     out = {name: vars(typed(Made, task, f"{wrong}: {name}")) for name, task in tasks.items()}
@@ -64,14 +60,6 @@ def files_of(names) -> list[str]:
     """What a set of these tasks consists of, beside tasks.json."""
     parts = ("train.jsonl", "test.jsonl", "baselines.json")
     return ["train.jsonl", *(f"{name}.{part}" for name in names for part in parts)]
-
-
-def of_earlier(made: dict) -> dict | None:
-    """What the tasks.json of an earlier version, which does not say so, would say of its files."""
-    try:
-        return {"files": files_of(_tasks(made, RECORD))}
-    except UserError:
-        return None
 
 
 def read_lines(path: Path, kind) -> list:
