@@ -243,8 +243,9 @@ def add_common_flags(p: argparse.ArgumentParser) -> None:
     add_flags(p, Rows, "limit")
 
 
-def add_data_flag(p: argparse.ArgumentParser, help: str, required: bool = True) -> None:
-    p.add_argument("--data", required=required, nargs="+", action=Several, metavar="D", help=help)
+def add_files_flag(p, name: str, help: str, required: bool = False, metavar: str = "D") -> None:
+    """A flag that takes several names, and may be given several times."""
+    p.add_argument(name, required=required, nargs="+", action=Several, metavar=metavar, help=help)
 
 
 def add_data_flags(p: argparse.ArgumentParser, text_field: bool = True) -> None:

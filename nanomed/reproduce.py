@@ -13,7 +13,7 @@ from nanomed import cli, flags
 from nanomed.files import read_json, write_json, write_text
 from nanomed.optional import need
 from nanomed.systems import card, figures
-from nanomed.systems.recipe import PHASES, Recipe, read_recipe, stand_in
+from nanomed.systems.recipe import MODEL_OF, Recipe, read_recipe, stand_in
 from nanomed.systems.reproduction import PROGRAM, SHORTER, Reproduction
 from nanomed.text.rows import split_name
 
@@ -65,8 +65,8 @@ def main():
         if phase == "classify":
             results["classifier"] = r.classified()
         else:
-            results["stages"][PHASES[phase]] = r.measure(PHASES[phase])
-    models = {phase: out / PHASES[phase] for phase in recipe.phases}
+            results["stages"][MODEL_OF[phase]] = r.measure(MODEL_OF[phase])
+    models = {phase: out / MODEL_OF[phase] for phase in recipe.phases}
     results["phases"] = {phase: read_json(model / "summary.json") for phase, model in models.items()}
     results["published"] = figures.beside_published(recipe, results)
     results["generations"] = figures.generations(out, [*r.stages()])

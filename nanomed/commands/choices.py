@@ -1,7 +1,6 @@
 """eval.py choices: which of given answers a model finds likeliest."""
 
 from nanomed import flags
-from nanomed.cli import Several
 from nanomed.commands import retrieval
 from nanomed.errors import UserError
 
@@ -28,11 +27,11 @@ SHOTS_HELP = (
 # fmt: off
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, DATA_HELP + flags.DATA_HELP)
+    flags.add_files_flag(p, "--data", DATA_HELP + flags.DATA_HELP, required=True)
     p.add_argument("--format", choices=FORMATS, default="rows", help=FORMAT_HELP)
     p.add_argument("--cop-from", type=int, choices=[0, 1], help=COP_HELP)
     p.add_argument("--shots", type=flags.count, metavar="N", help=SHOTS_HELP)
-    p.add_argument("--shots-from", nargs="+", action=Several, metavar="D", help="the examples, in --format")
+    flags.add_files_flag(p, "--shots-from", "the examples, in --format")
     p.add_argument("--all-rows", action="store_true",
                    help="of PubMedQA all rows, not only the 500 of the official test split")
     p.add_argument("--template", metavar="NAME",

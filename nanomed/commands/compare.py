@@ -4,10 +4,14 @@ import textwrap
 from pathlib import Path
 
 from nanomed import flags
-from nanomed.cli import Several
 from nanomed.errors import UserError
 
 HELP = "several models under one protocol, or several trainings, on one page: report.html"
+RUNS_HELP = (
+    "in place of models, directories of trainings, finished or not: in what they differ (settings, texts,"
+    " versions, machine), their results beside each other, their curves over one another; without --out on the"
+    " terminal alone"
+)
 # What --runs does without: nothing is measured.
 OF_MODELS = "data classifier tasks benchmarks prompts template context stride limit".split()
 
@@ -15,13 +19,10 @@ OF_MODELS = "data classifier tasks benchmarks prompts template context stride li
 # fmt: off
 def add_flags(p) -> None:
     either = p.add_mutually_exclusive_group(required=True)
-    either.add_argument("--models", nargs="+", action=Several, metavar="M", help=flags.MODEL_HELP)
-    either.add_argument("--runs", nargs="+", action=Several, metavar="DIR",
-                        help="in place of models, directories of trainings, finished or not: in what they"
-                             " differ (settings, texts, versions, machine), their results beside each other,"
-                             " their curves over one another; without --out on the terminal alone")
-    flags.add_data_flag(p, "documents, each D a column of perplexities (NAME=D names it): " + flags.DATA_HELP,
-                        required=False)
+    flags.add_files_flag(either, "--models", flags.MODEL_HELP, metavar="M")
+    flags.add_files_flag(either, "--runs", RUNS_HELP, metavar="DIR")
+    columns = "documents, each D a column of perplexities (NAME=D names it): "
+    flags.add_files_flag(p, "--data", columns + flags.DATA_HELP)
     p.add_argument("--classifier", metavar="DIR",
                    help="directory of the third phase, measured on its validation texts")
     p.add_argument("--tasks", nargs="+", metavar="FILE",

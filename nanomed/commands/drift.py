@@ -1,7 +1,6 @@
 """eval.py drift: does what users ask surprise a model as what it was trained on does?"""
 
 from nanomed import flags
-from nanomed.cli import Several
 
 HELP = "whether what users ask surprises a model as its training texts do; for cron"
 DESCRIPTION = (
@@ -25,10 +24,9 @@ DRIFTED = 3  # the exit status then
 def add_flags(p) -> None:
     p.description = DESCRIPTION
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    p.add_argument("--reference", required=True, nargs="+", action=Several, metavar="D",
-                   help="texts like those that the model was trained on: " + flags.DATA_HELP)
-    p.add_argument("--incoming", required=True, nargs="+", action=Several, metavar="D",
-                   help="what users sent: a log, say")
+    like = "texts like those that the model was trained on: "
+    flags.add_files_flag(p, "--reference", like + flags.DATA_HELP, required=True)
+    flags.add_files_flag(p, "--incoming", "what users sent: a log, say", required=True)
     p.add_argument("--reference-field", metavar="FIELD", help="of --reference (default: --text-field)")
     p.add_argument("--threshold", type=flags.at_least_1, default=1.2, metavar="R", help=THRESHOLD_HELP)
     p.add_argument("--sample", type=flags.whole, default=1000, metavar="N",

@@ -1,7 +1,6 @@
 """eval.py overlap: how far one side's texts repeat another's, by texts and by runs of words."""
 
 from nanomed import flags
-from nanomed.cli import Several
 from nanomed.errors import UserError
 
 HELP = "how far texts repeat those of another side: equal, nearly equal, runs of words"
@@ -10,9 +9,8 @@ COUNTS = ("exact_held", "near_held", "exact_within", "near_within")
 
 # fmt: off
 def add_flags(p) -> None:
-    flags.add_data_flag(p, "texts to train on, say: " + flags.DATA_HELP)
-    p.add_argument("--against", required=True, nargs="+", action=Several, metavar="D",
-                   help="texts to measure on")
+    flags.add_files_flag(p, "--data", "texts to train on, say: " + flags.DATA_HELP, required=True)
+    flags.add_files_flag(p, "--against", "texts to measure on", required=True)
     p.add_argument("--against-field", metavar="FIELD", help="of --against (default: --text-field)")
     p.add_argument("--threshold", type=flags.positive, default=0.8, metavar="J",
                    help="similarity from which two texts are near")

@@ -22,7 +22,7 @@ MISTAKES = {
 
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, flags.DATA_HELP)
+    flags.add_files_flag(p, "--data", flags.DATA_HELP, required=True)
     add_measuring_flags(p)
 
 

@@ -9,7 +9,7 @@ HELP = "exact match, F1, BLEU and ROUGE of a model's answers"
 
 def add_flags(p) -> None:
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, flags.DATA_HELP)
+    flags.add_files_flag(p, "--data", flags.DATA_HELP, required=True)
     flags.add_flags(p, Questions)
     flags.add_sampling_flags(p, temperature=0.0, top_p=1.0)
     flags.add_data_flags(p, text_field=False)

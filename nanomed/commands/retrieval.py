@@ -1,7 +1,6 @@
 """Passages of a corpus before the questions of eval.py qa and choices."""
 
 from nanomed import flags
-from nanomed.cli import Several
 from nanomed.errors import UserError
 
 FIELDS = "text,context.contexts,context,CONTEXTS"
@@ -14,8 +13,7 @@ RETRIEVER_HELP = (
 def add_flags(p) -> None:
     help = "put the K passages of --corpus that fit a question best before it"
     p.add_argument("--retrieve", type=flags.count, metavar="K", help=help)
-    help = "the passages: " + flags.DATA_HELP
-    p.add_argument("--corpus", nargs="+", action=Several, metavar="D", help=help)
+    flags.add_files_flag(p, "--corpus", "the passages: " + flags.DATA_HELP)
     p.add_argument("--corpus-field", default=FIELDS, metavar="FIELD", help="of a passage")
     p.add_argument("--retriever", choices=["bm25", "embeddings"], default="bm25", help=RETRIEVER_HELP)
 

@@ -6,6 +6,8 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
 
 import numpy as np
@@ -26,8 +28,36 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
     return float(np.abs(gap).sum() / n.sum())
 
 
-def _number(x) -> float | None:
+def or_none(x) -> float | None:
     return None if np.isnan(x) else float(x)  # JSON has no NaN
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of each text (N, K), K labels or types of entities: how many of what was said are true, were said, are
+    true at all. right (N,): whether all of a text's answer is."""
+
+    hits: np.ndarray
+    said: np.ndarray
+    true: np.ndarray
+    right: np.ndarray
+
+    def f1(self, rows=slice(None), together=False) -> np.ndarray:
+        """Of each label, or of all together, over the texts `rows`; NaN for one that is neither there nor
+        said."""
+        hits, size = self.hits[rows].sum(0), (self.said[rows] + self.true[rows]).sum(0)
+        if together:
+            hits, size = hits.sum(keepdims=True), size.sum(keepdims=True)
+        return np.divide(2.0 * hits, size, out=np.full(len(size), np.nan), where=size > 0)
+
+    def value(self, measure: str, rows=slice(None)) -> float:
+        """accuracy, macro_f1 (the mean over the labels that have one), or else F1 of all labels together, over
+        the texts `rows`; NaN if there is nothing to count."""
+        if measure == "accuracy":
+            return float(self.right[rows].mean())
+        f1 = self.f1(rows, together=measure != "macro_f1")
+        f1 = f1[~np.isnan(f1)]
+        return float(f1.mean()) if len(f1) else np.nan
 
 
 def _decide(probs, targets):
@@ -51,26 +81,18 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     n, multi = len(targets), targets.ndim == 2
     predicted, right = _decide(probs, targets)
     true, said = (x if multi else np.eye(len(labels), dtype=int)[x] for x in (targets, predicted))
-
-    def f1(rows=slice(None)):  # of each label, NaN where there is none; sklearn's takes milliseconds a draw
-        size, hits = (true[rows] + said[rows]).sum(0), (true[rows] * said[rows]).sum(0)
-        return np.divide(2.0 * hits, size, out=np.full(len(size), np.nan), where=size > 0)
-
-    def macro(f1):
-        defined = f1[~np.isnan(f1)]
-        return defined.mean() if len(defined) else np.nan
-
+    counts = Counts(true * said, said, true, right)  # sklearn's F1 takes milliseconds a draw
     out = {
         "texts": n,
-        "accuracy": float(right.mean()),
+        "accuracy": counts.value("accuracy"),
         "accuracy_ci95": wilson(right),
-        "macro_f1": _number(macro(f1())),
-        "macro_f1_ci95": interval(lambda rows: macro(f1(rows)), n, samples=300, seed=seed),
+        "macro_f1": or_none(counts.value("macro_f1")),
+        "macro_f1_ci95": interval(partial(counts.value, "macro_f1"), n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),
-        "f1": {label: _number(value) for label, value in zip(labels, f1(), strict=True)},
+        "f1": {label: or_none(value) for label, value in zip(labels, counts.f1(), strict=True)},
     }
     if multi:
-        out["micro_f1"] = _number(sk.f1_score(true, said, average="micro", zero_division=np.nan))
+        out["micro_f1"] = or_none(counts.value("micro_f1"))
         confidence = np.where(predicted == 1, probs, 1 - probs)
         out["calibration_error"] = calibration_error(confidence.ravel(), (predicted == targets).ravel())
         out["confusion"] = sk.multilabel_confusion_matrix(targets, predicted).tolist()
@@ -129,7 +151,7 @@ def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed=0, sa
     only_model, only_tfidf = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
     n_only = only_model + only_tfidf
     return {
-        "difference": _number(found),
+        "difference": or_none(found),
         "difference_ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])] if defined else None,
         "difference_p": float((1 + (np.abs(swapped) >= abs(found) - 1e-9).sum()) / (1 + len(swapped))),
         "only_model_right": only_model,

@@ -8,7 +8,7 @@ from pathlib import Path
 from nanomed import hub
 from nanomed.files import read_object
 from nanomed.systems.figures import cell, look_up, stand_in_note
-from nanomed.systems.recipe import NEEDED, PHASES, Recipe
+from nanomed.systems.recipe import MODEL_OF, NEEDED, Recipe
 from nanomed.text.templates import of_model
 
 # What decides the weights, in the order in which a reader asks for it.
@@ -24,26 +24,33 @@ def model_card(recipe: Recipe, results: dict, phase: str, directory: Path) -> st
     import jinja2
 
     run, summary = read_object(directory / "run.json"), results["phases"][phase]
-    machine = run.get("machine", {})
-    counts = COUNTS + ([] if phase == "classify" else ["tokens"])
-    about = {"recipe": recipe, "phase": phase, "name": PHASES[phase], "path": directory.name, "run": run}
-    front, start = _of_base(recipe), run["settings"]["model"]
-    about |= {"adapter": (directory / "adapter_config.json").exists(), "front": front}
-    about["base"] = Path(recipe.model).name
-    about["start"] = start if start in front.values() else Path(start).name
-    about |= {"template": of_model(directory) if phase == "instruct" else None}
-    about |= {"datasets": _datasets(recipe, phase)}
-    said = {k: summary[k] for k in counts if isinstance(summary.get(k), int)}
-    said = {("supervised tokens" if k == "tokens" else k.replace("_", " ")): n for k, n in said.items()}
-    about |= {"counts": [f"{k}: {n:,}" for k, n in said.items()]}
+    settings, front = run["settings"], _of_base(recipe)
+    start, adapter = settings["model"], (directory / "adapter_config.json").exists()
+    counted = {k: summary[k] for k in COUNTS if isinstance(summary.get(k), int)}
+    if phase != "classify":
+        counted["supervised tokens"] = summary["tokens"]
     stands_in = {name: _names(files) for name, files in results["stand_in"].items()}
-    stored = {} if about["adapter"] else read_object(directory / "config.json")
-    about |= {"stored": stored.get("dtype", "float32")}
-    about |= {"note": stand_in_note(results | {"stand_in": stands_in})}
-    about |= {"settings": _settings(run["settings"])}
-    about |= {"labels": summary.get("labels"), "versions": [f"{k} {v}" for k, v in run["versions"].items()]}
-    about |= {"machine": machine.get("cuda" if run["settings"]["device"] == "cuda" else "cpu")}
-    about |= _of_classifier(results) if phase == "classify" else _of_model(recipe, results, PHASES[phase])
+    about = {
+        "recipe": recipe,
+        "phase": phase,
+        "name": MODEL_OF[phase],
+        "path": directory.name,
+        "run": run,
+        "adapter": adapter,
+        "front": front,
+        "base": Path(recipe.model).name,
+        "start": start if start in front.values() else Path(start).name,
+        "template": of_model(directory) if phase == "instruct" else None,
+        "datasets": _datasets(recipe, phase),
+        "counts": [f"{k.replace('_', ' ')}: {n:,}" for k, n in counted.items()],
+        "stored": "float32" if adapter else read_object(directory / "config.json").get("dtype", "float32"),
+        "note": stand_in_note(results | {"stand_in": stands_in}),
+        "settings": _settings(settings),
+        "labels": summary.get("labels"),
+        "versions": [f"{k} {v}" for k, v in run["versions"].items()],
+        "machine": run.get("machine", {}).get("cuda" if settings["device"] == "cuda" else "cpu"),
+    }
+    about |= _of_classifier(results) if phase == "classify" else _of_model(recipe, results, MODEL_OF[phase])
     env = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     env.filters |= {"json": json.dumps, "names": _names}
     return env.from_string((Path(__file__).parent / "card.md").read_text(encoding="utf-8")).render(about)

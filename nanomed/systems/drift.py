@@ -15,7 +15,7 @@ import numpy as np
 from nanomed.errors import UserError
 from nanomed.evaluation import measure
 from nanomed.evaluation.bootstrap import interval_of_two
-from nanomed.evaluation.perplexity import exp, ppl_interval, score_ids, window_sizes
+from nanomed.evaluation.perplexity import exp, figures, score_ids, window_sizes
 from nanomed.text.corpus import Corpus, Selection
 
 FEW = 30  # different texts, below which a bootstrap's interval is too narrow
@@ -91,13 +91,8 @@ def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[f
 def describe(side: Side, seed: int) -> dict:
     """A side's figures, under the names that eval.py ppl gives them. of: texts that there were, empty ones
     included; data_sha256: of all of these."""
-    (nll, tokens), corpus = side.totals(), side.texts.corpus
-    return {
-        "ppl": exp(side.loss()),
-        "ppl_ci95": ppl_interval(nll, tokens, seed),
-        "loss": side.loss(),
-        "nll": float(nll.sum()),
-        "tokens_scored": int(tokens.sum()),
+    corpus = side.texts.corpus
+    return figures(*side.totals(), seed) | {
         "documents": int(side.times.sum()),
         "of": side.documents,
         "empty": side.empty,

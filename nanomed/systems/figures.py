@@ -9,7 +9,7 @@ import numpy as np
 from nanomed.evaluation.mistakes import MISTAKES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
-from nanomed.systems.recipe import PHASES, ROWS, Recipe
+from nanomed.systems.recipe import MODEL_OF, ROWS, Recipe
 from nanomed.training.curves import VALIDATION, curves, read_metrics
 
 COLOURS = (*VALIDATION, "#8a5a2b")  # of the mistakes
@@ -165,7 +165,7 @@ def draw_loss(recipe: Recipe, out: Path, path: Path) -> None:
     figure = Figure(figsize=(4.5 * len(recipe.phases), 3.6), layout="constrained")
     axes = figure.subplots(1, len(recipe.phases), squeeze=False)[0]
     for ax, phase in zip(axes, recipe.phases, strict=True):
-        series = curves(read_metrics(out / PHASES[phase]))
+        series = curves(read_metrics(out / MODEL_OF[phase]))
         for name, points in series["training"].items():
             marker = "." if len(points) < 3 else ""
             ax.plot(*zip(*points, strict=True), lw=1.3, color="#3f8fbd", marker=marker, label=name)

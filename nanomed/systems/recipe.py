@@ -22,11 +22,9 @@ from nanomed.scripts import ROOT
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.rows import Field, read_rows, read_texts
 from nanomed.text.templates import load_template
-from nanomed.training.settings import Adapt, Classify, Instruct
 
-PHASES = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # and what each leaves
+MODEL_OF = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # a phase leaves
 SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
-SETTINGS = {kind.phase: kind for kind in (Adapt, Classify, Instruct)}
 # The data of a phase, of which it is validated.
 NEEDED = {"adapt": ("corpus",), "classify": ("corpus", "negatives"), "instruct": ("pairs",)}
 LABELLED = "labelled"  # questions with given answers
@@ -125,9 +123,9 @@ def read_recipe(name: str) -> Recipe:
     found = read_toml(path, mend=f"; recipes: {', '.join(known)}, or a .toml file")
     if not isinstance(found.get("system"), dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: no sections [system] and [data.NAME]; it presets flags only (--config)")
-    if unknown := found.keys() - {"system", "data", "published", *PHASES}:
+    if unknown := found.keys() - {"system", "data", "published", *MODEL_OF}:
         raise UserError(f"{path}: unknown section [{sorted(unknown)[0]}]")
-    phases = {phase: typed(dict, found[phase], f"{path} [{phase}]") for phase in PHASES if phase in found}
+    phases = {phase: typed(dict, found[phase], f"{path} [{phase}]") for phase in MODEL_OF if phase in found}
     data = {name: read_section(Data, d, f"{path} [data.{name}]") for name, d in found["data"].items()}
     where = f"{path} [[published]]"
     published = [read_section(Published, p, where) for p in typed(list, found.get("published", []), where)]
@@ -145,7 +143,7 @@ def read_recipe(name: str) -> Recipe:
 def _check_data(recipe: Recipe) -> None:
     path, data, phases = recipe.path, recipe.data, recipe.phases
     if not phases:
-        raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in PHASES)}")
+        raise UserError(f"{path}: no phase; sections: {', '.join(f'[{phase}]' for phase in MODEL_OF)}")
     if recipe.choices and LABELLED not in data:
         raise UserError(f"{path}: choices needs [data.{LABELLED}]")
     for name, d in data.items():

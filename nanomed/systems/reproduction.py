@@ -14,7 +14,7 @@ from nanomed.files import make_temporary, read_json, typed, write_json, write_te
 from nanomed.scripts import run, shown
 from nanomed.systems import trial
 from nanomed.systems.figures import mistakes_of
-from nanomed.systems.recipe import CLASSIFIED, LABELLED, NEEDED, PHASES, ROWS, SCRIPTS, Recipe, prepare
+from nanomed.systems.recipe import CLASSIFIED, LABELLED, MODEL_OF, NEEDED, ROWS, SCRIPTS, Recipe, prepare
 
 PROGRAM, RECORD = "nanomed.reproduce", "reproduce.json"  # a directory is one run of one recipe
 # Flags that decide what comes out; those that make the run smaller than the recipe's.
@@ -46,7 +46,7 @@ class Reproduction:
         names = [n for n in names[: names.index(before) if before else None] if n != "classify"]
         model = self.recipe.model
         base = {"base": shown(Path(model)) if Path(model).exists() else model}
-        return base | {PHASES[name]: shown(self.out / PHASES[name]) for name in names}
+        return base | {MODEL_OF[name]: shown(self.out / MODEL_OF[name]) for name in names}
 
     def begin(self) -> None:
         """Make DIR this run's, with its texts in data/, or go on with it; what was begun and has trained
@@ -60,7 +60,7 @@ class Reproduction:
         # An earlier version did not write down the weights.
         was = {WEIGHTS: asked[WEIGHTS]} | typed(dict, held.get("asked", {}), self.out / RECORD)
         changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
-        if changed and any((self.out / name / "run.json").exists() for name in PHASES.values()):
+        if changed and any((self.out / name / "run.json").exists() for name in MODEL_OF.values()):
             k = changed[0]
             values = "" if k in (TEXT, WEIGHTS) else f" {was.get(k)}, now {asked.get(k)}"
             mend = "choose another directory (make: RUNS=...)"
@@ -130,7 +130,7 @@ class Reproduction:
         held = [file(name) for name in others if recipe.data[name].test or recipe.data[name].kept]
         command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
         sizes = flags_of(self.args, "device", "dtype", "max_steps", "context", "batch_size")
-        return [str(word) for word in (*command, "--out", shown(self.out / PHASES[phase]), *sizes)]
+        return [str(word) for word in (*command, "--out", shown(self.out / MODEL_OF[phase]), *sizes)]
 
     def train(self, phase: str) -> None:
         run(self.training(phase))
@@ -176,7 +176,7 @@ class Reproduction:
 
     def classified(self) -> dict:
         """The third phase on the held-out texts of both sides, beside the baselines."""
-        found = read_json(self.out / PHASES["classify"] / "summary.json").get("classification") or {}
+        found = read_json(self.out / MODEL_OF["classify"] / "summary.json").get("classification") or {}
         keys = ("texts", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95")
         beside = {name: {key: r[key] for key in keys} for name, r in found.items()}
         return {"beside": beside} | beside.get("model", {})
@@ -190,7 +190,7 @@ class Reproduction:
         command += [*self.prompts(), "--out", shown(self.out), *self.windows()]
         command += flags_of(self.args, "device", "dtype", "batch_size")
         if "classify" in self.recipe.phases:
-            command += ["--classifier", shown(self.out / PHASES["classify"])]
+            command += ["--classifier", shown(self.out / MODEL_OF["classify"])]
         run(command)
 
 

@@ -17,7 +17,7 @@ from nanomed.models.lora import inject, resolve
 from nanomed.precision import weightless
 from nanomed.scripts import ROOT
 from nanomed.systems.figures import ANSWERS, CLASSES, mistakes_of
-from nanomed.systems.recipe import LABELLED, PHASES, ROWS, SETTINGS, Recipe
+from nanomed.systems.recipe import LABELLED, MODEL_OF, ROWS, Recipe
 from nanomed.text import formats, templates
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import run, settings
@@ -30,9 +30,9 @@ def published(recipe: Recipe) -> None:
     UserError."""
     for p in recipe.published:
         where, (stage, _, key) = f"{recipe.path} [[published]]", p.ours.partition(".")
-        if stage not in (stages := ["base", *(PHASES[phase] for phase in recipe.phases)]):
+        if stage not in (stages := ["base", *(MODEL_OF[phase] for phase in recipe.phases)]):
             raise UserError(f"{where}: ours = {p.ours!r} is no figure; begin with {' or '.join(stages)}")
-        found = set(CLASSES) if stage == PHASES["classify"] else _measured(recipe, stage)
+        found = set(CLASSES) if stage == MODEL_OF["classify"] else _measured(recipe, stage)
         if key not in found:
             there = f"{stage} has {', '.join(sorted(found))}"
             raise UserError(f"{where}: ours = {p.ours!r} is no figure; {there}")
@@ -53,7 +53,7 @@ def _measured(recipe: Recipe, stage: str) -> set[str]:
 def parsed(recipe: Recipe, phase: str, words: list[str]) -> Settings:
     """The settings of a phase, as its script takes them from the words of its command line. Raises UserError
     for those that it would refuse, and for any about rows, since this program writes them."""
-    kind = SETTINGS[phase]
+    kind = settings.PHASES[phase]
     with chdir(ROOT):
         s = settings.parse(kind, None, words)
         with naming(f"{recipe.path} [{phase}]"):

@@ -42,13 +42,9 @@ def take(out: Path) -> dict:
     """outputs.take(). A config.json, for the shape of a new model, may have come to what this program made.
     Raises UserError for another tokenizer, and for the weights of a model that would read this one."""
 
-    def of_earlier(held: dict) -> dict | None:  # by a version that kept no record
-        config = read_object(out / "tokenizer_config.json", {})
-        return {"files": list(WRITTEN)} if not held and config == CONFIG else None
-
     if outputs.names_in(out) - {*WRITTEN, outputs.RECORD, "config.json"}:
         raise UserError(f"--out {out}: holds what nanomed.text.bpe did not write; choose another directory")
-    return outputs.take(out, PROGRAM, writes=WRITTEN, older=of_earlier)
+    return outputs.take(out, PROGRAM, writes=WRITTEN)
 
 
 def main():

@@ -46,14 +46,19 @@ def save(out: Path, progress: Progress, model, optimizer, scaler) -> None:
         state |= {f"optimizer.{names[index]}.{k}": v for k, v in moments.items()}
     for rank, generators in enumerate(distributed.of_each(_generators())):
         state |= {_of(rank, name): numbers for name, numbers in generators.items()}
-    state = distributed.gathered(state)
-    path = out / "state" / f"step-{progress.step:08d}.safetensors"
+    metadata = {"progress": json.dumps(asdict(progress)), "scaler": json.dumps(scaler.state_dict())}
+    _write(state, out / "state" / f"step-{progress.step:08d}.safetensors", metadata)
     if distributed.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"progress": json.dumps(asdict(progress)), "scaler": json.dumps(scaler.state_dict())}
-        write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
         _remove_older(out, progress)
     distributed.wait()
+
+
+def _write(state: dict, path: Path, metadata: dict | None = None) -> None:
+    """Put together of all processes, by the first."""
+    state = distributed.gathered(state)
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors({k: v.contiguous() for k, v in state.items()}, path, metadata)
 
 
 def _remove_older(out: Path, progress: Progress) -> None:
@@ -159,10 +164,7 @@ def _best(out: Path, step: int) -> Path:
 
 def save_best(out: Path, model, step: int) -> None:
     """Beside the one before, which a resumed run may have to come back to."""
-    state = distributed.gathered({k: p.detach() for k, p in trainable(model).items()})
-    if distributed.rank() == 0:
-        (out / "state").mkdir(parents=True, exist_ok=True)
-        write_safetensors({k: v.contiguous() for k, v in state.items()}, _best(out, step))
+    _write({k: p.detach() for k, p in trainable(model).items()}, _best(out, step))
     distributed.wait()
 
 

@@ -22,7 +22,7 @@ from nanomed.outputs import release
 from nanomed.systems import card as card_module
 from nanomed.systems import reproduction, trial
 from nanomed.systems.figures import beside_published, published_text
-from nanomed.systems.recipe import PHASES, SCRIPTS, prepare, read_recipe, stand_in
+from nanomed.systems.recipe import MODEL_OF, SCRIPTS, prepare, read_recipe, stand_in
 from nanomed.text.templates import of_model as template_of
 from nanomed.text.vocabulary import CHAT, MORE
 from tests.conftest import ROOT, make_hf_model, make_texts, run_script, write_jsonl
@@ -87,7 +87,7 @@ def smaller(name, tmp_path):
 def test_a_recipes_sections_are_flags_of_the_scripts(name, script, tmp_path, bpe_dir, files):
     recipe = read_recipe(name)
     assert recipe.published and all(
-        p.ours.split(".")[0] in ("base", *PHASES.values()) for p in recipe.published
+        p.ours.split(".")[0] in ("base", *MODEL_OF.values()) for p in recipe.published
     )
     family = "gpt_neo" if "neo" in name else "llama" if "llama" in name else "gpt2"
     positions = "n_positions" if family == "gpt2" else "max_position_embeddings"

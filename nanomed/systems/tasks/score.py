@@ -8,38 +8,17 @@ it counts the texts without it as a second one. The counts of each text give the
 paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about
 nothing."""
 
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, wilson
+from nanomed.evaluation.metrics import Counts, or_none
 from nanomed.systems.tasks.entities import begun, mentions, orphans
 
 WAYS = ("strict", "repaired")
 CHANCE = "no difference beyond chance"
 Answers = list[list[str] | None]  # the tags or labels of each text
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of each text (N, K), K types of entities or labels: how many of what was said are true, were said, are
-    true at all. right (N,): whether all of a text's answer is."""
-
-    hits: np.ndarray
-    said: np.ndarray
-    true: np.ndarray
-    right: np.ndarray
-
-    def value(self, measure: str, rows=slice(None)) -> float:
-        """One of sources.MEASURES over the texts `rows`; NaN if there is nothing to count. A label that is
-        neither there nor said has no F1, and is left out of the mean."""
-        if measure == "accuracy":
-            return float(self.right[rows].mean())
-        hits, size = self.hits[rows].sum(0), (self.said[rows] + self.true[rows]).sum(0)
-        if measure != "macro_f1":
-            hits, size = hits.sum(keepdims=True), size.sum(keepdims=True)
-        there = size > 0
-        return float((2 * hits[there] / size[there]).mean()) if there.any() else float("nan")
 
 
 def count(tagged: bool, labels: list[str], gold: Answers, said: Answers, repaired=False) -> Counts:
@@ -69,17 +48,14 @@ def figures(tagged: bool, labels: list[str], gold: Answers, said: Answers, seed:
     counts, n = count(tagged, labels, gold, said), len(gold)
 
     def with_interval(measure, counts, end=""):
-        value = counts.value(measure)
-        bounds = interval(lambda rows: counts.value(measure, rows), n, seed=seed)
-        return {measure + end: None if np.isnan(value) else value, f"{measure}{end}_ci95": bounds}
+        bounds = interval(partial(counts.value, measure), n, seed=seed)
+        return {measure + end: or_none(counts.value(measure)), f"{measure}{end}_ci95": bounds}
 
     if tagged:
         hits, of_said, of_true = (int(c.sum()) for c in (counts.hits, counts.said, counts.true))
-        out = {
-            "precision": hits / of_said if of_said else None,
-            "recall": hits / of_true if of_true else None,
-        }
-        out |= {"entities": of_true} | with_interval("entity_f1", counts)
+        out = {"precision": hits / of_said if of_said else None}
+        out |= {"recall": hits / of_true if of_true else None, "entities": of_true}
+        out |= with_interval("entity_f1", counts)
         out["orphans"] = sum(orphans(tags) for tags in said if tags)
         if not out["orphans"]:
             return out
@@ -88,9 +64,7 @@ def figures(tagged: bool, labels: list[str], gold: Answers, said: Answers, seed:
     out = {"accuracy": float(counts.right.mean()), "accuracy_ci95": wilson(counts.right)}
     for measure in ("micro_f1", "macro_f1"):
         out |= with_interval(measure, counts)
-    hits, size = counts.hits.sum(0), (counts.said + counts.true).sum(0)
-    of_each = zip(labels, hits, size, strict=True)
-    return out | {"f1": {label: float(2 * h / n) if n else None for label, h, n in of_each}}
+    return out | {"f1": dict(zip(labels, map(or_none, counts.f1()), strict=True))}
 
 
 def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str, Counts, str, Counts]:
@@ -114,5 +88,5 @@ def against(measure: str, ours: Counts, theirs: Counts, seed: int = 0) -> dict:
     bounds = interval(lambda rows: ours.value(measure, rows) - theirs.value(measure, rows), n, seed=seed)
     low, high = bounds or (-np.inf, np.inf)  # one text, or nothing to find in any: nothing can be said
     verdict = "better" if low > 0 else "worse" if high < 0 else CHANCE
-    value = ours.value(measure) - theirs.value(measure)
-    return {"difference": None if np.isnan(value) else value, "difference_ci95": bounds, "verdict": verdict}
+    difference = or_none(ours.value(measure) - theirs.value(measure))
+    return {"difference": difference, "difference_ci95": bounds, "verdict": verdict}
