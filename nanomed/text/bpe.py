@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanomed import cli, flags, outputs
 from nanomed.errors import UserError
-from nanomed.files import read_object, write_json
+from nanomed.files import write_json
 from nanomed.optional import need
 from nanomed.text import reading, rows
 from nanomed.text.tokenizer import EOT
@@ -41,7 +41,6 @@ def train_bpe(texts, vocab_size: int, out: Path) -> int:
 def take(out: Path) -> dict:
     """outputs.take(). A config.json, for the shape of a new model, may have come to what this program made.
     Raises UserError for another tokenizer, and for the weights of a model that would read this one."""
-
     if outputs.names_in(out) - {*WRITTEN, outputs.RECORD, "config.json"}:
         raise UserError(f"--out {out}: holds what nanomed.text.bpe did not write; choose another directory")
     return outputs.take(out, PROGRAM, writes=WRITTEN)
