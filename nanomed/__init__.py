@@ -12,12 +12,12 @@ __all__ = ["UserError", "adapt", "classify", "instruct", "load"]
 
 
 def __getattr__(name: str):
-    """Of nanomed.python, which is imported when it is asked for: who runs a script need not wait for it."""
+    """Names of nanomed.python, which is imported when one is asked for: a script need not wait for it."""
     if name in __all__:
         return getattr(importlib.import_module("nanomed.python"), name)
     raise AttributeError(f"module 'nanomed' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """With what __getattr__ knows, for who looks around in a notebook."""
+    """With the names that __getattr__ knows, for somebody who looks around in a notebook."""
     return sorted({*globals(), *__all__})

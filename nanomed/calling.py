@@ -1,5 +1,5 @@
-"""How a function of Python is called as a command is: its parameters checked as flags are, what data is at
-hand put where --data finds it; what it prints, and how it ends: in words about parameters."""
+"""A command, called as a function of Python: its parameters are checked as flags are, data that is at hand is
+put where --data finds it, and what it prints or raises speaks of parameters."""
 
 import csv
 import io
@@ -24,7 +24,8 @@ def model_name(model) -> str:
 
 
 def parsed(add_flags, where: str, settings: dict, *rows: str):
-    """Settings as a command's flags would have them, checked so; rows: of flags.Rows those it has too."""
+    """Settings, checked as a command's flags are and with their defaults. rows: names of flags.Rows that the
+    command has too."""
     p = cli.Parser()
     add_flags(p)
     for name in rows:
@@ -35,8 +36,8 @@ def parsed(add_flags, where: str, settings: dict, *rows: str):
 
 
 def plain(settings: dict, files=(), kept=None) -> dict:
-    """Settings as a recipe could hold them; None is left out, as if it were not given. files, kept: the names
-    of those that are data, and what at_hand.names() says of it."""
+    """Settings as a recipe could hold them, without those that are None. files: the names of those that are
+    data; kept: filled as at_hand.names() has it."""
     found = {}
     for name, value in settings.items():
         if value is None:

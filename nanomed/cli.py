@@ -27,8 +27,8 @@ def summary(doc: str | None) -> str:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Every default that is a value; where the help explains it in words, or it is none, off or empty,
-    nothing."""
+    """Shows the defaults that are values: none where the help says it in words, or where it is None, off or
+    empty."""
 
     def _get_help_string(self, action):
         if action.default in (None, ()) or action.default is False or "(default:" in (action.help or ""):
@@ -175,7 +175,7 @@ def prepare() -> None:
 
 
 def _find_home() -> None:
-    """huggingface_hub keeps its cache there; a user of a number only, in a container, may have none."""
+    """huggingface_hub keeps its cache there; a user who is but a number, in a container, may have none."""
     try:
         Path.home()
     except RuntimeError:
@@ -184,8 +184,8 @@ def _find_home() -> None:
 
 
 def _said(kind, error, trace, before=sys.excepthook):
-    """Ctrl-C before execute(), while modules are imported, is no bug either; what ends a program that calls
-    nanomed is that program's affair."""
+    """Ctrl-C before execute(), while modules are imported, gets one line and no traceback; but how a program
+    that calls nanomed ends is left to that program."""
     if kind is KeyboardInterrupt and "nanomed.python" not in sys.modules:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
     else:

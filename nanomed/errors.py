@@ -44,7 +44,7 @@ class Interrupted(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and numpy have a class for it (PyTorch's by its name: who never came to load it does not do so
-    here); PyTorch's CPU allocator raises a plain RuntimeError."""
+    """CUDA and numpy have a class for it (PyTorch's is told by its name, so that PyTorch is not loaded for
+    this); PyTorch's CPU allocator raises a plain RuntimeError."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "allocate memory" in str(error)

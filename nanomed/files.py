@@ -27,8 +27,8 @@ _pipes = {}  # path: the open end of a named pipe for a result; without it its r
 
 
 def no_pipe(path: Path) -> Path:
-    """The path. Raises UserError for a named pipe, in which nothing may ever come; what a shell makes of
-    <(command) has no name."""
+    """The path. Raises UserError for a named pipe, which may never be written to. The pipe that a shell makes
+    of <(command) has no name, and may be read."""
     if path.is_fifo() and os.path.exists(os.path.realpath(path)):
         raise UserError(f"{path}: a named pipe; give a file")
     return path
@@ -115,7 +115,7 @@ def json_lines(rows) -> str:
 
 
 def finite(value):
-    """The value with null for every NaN and infinity, which JSON does not have."""
+    """The value, with None for every NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

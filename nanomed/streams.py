@@ -65,8 +65,8 @@ def in_notebook() -> bool:
 
 
 def progress_bar(iterable=None, **how):
-    """tqdm's, on a terminal or in a notebook; elsewhere none, unless `how` says otherwise. It goes at its
-    end."""
+    """tqdm's bar, on a terminal or in a notebook; elsewhere there is none, unless `how` says otherwise. It
+    disappears when it is done."""
     if in_notebook():  # whose standard error is no terminal
         from tqdm.auto import tqdm
 

@@ -118,7 +118,6 @@ def lay_side_by_side(args) -> None:
         "table": results,
         "questions": [],
         "curves": runs.pictures(found),
-        "classifier": None,
         "differences": {"head": differ[0], "rows": differ[2:]},
         "measured": [(run.name, run.record.command) for run in found],
     }

@@ -187,7 +187,7 @@ NO_NOUN = set("and or but is are was were in of to for with by on at as".split()
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation, but for what changes a medical answer's meaning: punctuation stays where it is a
+    """SQuAD's normalisation, except for what changes a medical answer's meaning: punctuation stays where it is a
     sign or part of a number (a thousands comma does not), and articles go only where they stand before a
     word. A capital A is an article at the beginning of a sentence alone, so that hepatitis A stays; a small
     one within a sentence always is. Both micro signs are one, and whatever else `nfkc` makes one; in SQuAD's

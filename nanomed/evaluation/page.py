@@ -11,7 +11,7 @@ What write_page() makes a page of, from eval.py compare or from the demo, is a d
     questions  [{"prompt", "expected", "group", "answers": [{"model", "text", "stopped", "right"}]}]; expected
                and right are None where no answer is known; group: the heading that it stands under, or ""
     curves     [{"name", "light", "dark"}], pictures as data: addresses
-    classifier what read_classifier() gives, or None
+    classifier what read_classifier() gives; may be left out
     tasks      what nanomed.systems.tasks.measure.for_page() gives; may be left out
     benchmarks what nanomed.evaluation.suite.for_page() gives; may be left out
     differences  what differs between runs, {"head", "rows"}; may be left out
@@ -187,7 +187,7 @@ def write_page(content: dict, out: Path) -> Path:
 
     held = open_out(out)
     made = {"made": time.strftime("%Y-%m-%d"), "torch": version("torch").split("+")[0]}
-    content = dict.fromkeys(("tasks", "benchmarks", "differences")) | content | made
+    content = dict.fromkeys(("classifier", "tasks", "benchmarks", "differences")) | content | made
     how = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     env = jinja2.Environment(autoescape=True, **how)
     page = env.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))

@@ -104,7 +104,7 @@ def read(directories: list[str], names: list[str]) -> list[Run]:
 
 
 def differences(runs: list[Run]) -> list[list[str]]:
-    """A row for each thing that all runs have and that is not the same for all."""
+    """A row for each thing that all runs say and in which they differ."""
     said = [_said(run) for run in runs]
     keys = [key for key in said[0] if all(key in words for words in said)]
     rows = [
@@ -204,8 +204,8 @@ def of_phases(runs: list[Run]) -> list[list[Run]]:
 
 
 def curve_table(runs: list[Run]) -> list[list[str]]:
-    """Of runs of one phase, the losses on the first validation set that all have which have any, or else
-    those trained on, by updates."""
+    """The losses of runs of one phase, by updates: on the first validation set that all runs with any have,
+    else of training."""
     n = sum(bool(run.losses) for run in runs)
     of = next((of for of, having in _with_sets(runs).items() if len(having) == n), None)
 

@@ -54,7 +54,7 @@ def save(out: Path, progress: Progress, model, optimizer, scaler) -> None:
 
 
 def _write(state: dict, path: Path, metadata: dict | None = None) -> None:
-    """Put together of all processes, by the first."""
+    """The first process writes it, put together from the shards of all."""
     state = distributed.gathered(state)
     if distributed.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
