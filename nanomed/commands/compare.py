@@ -9,8 +9,8 @@ from nanomed.errors import UserError
 HELP = "several models under one protocol, or several trainings, on one page: report.html"
 RUNS_HELP = (
     "in place of models, directories of trainings, finished or not: in what they differ (settings, texts,"
-    " versions, machine), their results beside each other, their curves over one another; without --out on the"
-    " terminal alone"
+    " versions, machine), their results beside each other, their curves over one another; without --out on"
+    " the terminal alone"
 )
 # What --runs does without: nothing is measured.
 OF_MODELS = "data classifier tasks benchmarks prompts template context stride limit".split()

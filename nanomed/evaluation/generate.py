@@ -3,8 +3,9 @@
 Each step feeds the model one token a row; the keys and values of all earlier ones lie in a cache that is
 handed to the model as an argument. stream() writes to a batch that stays: shorter prompts are padded on the
 left, so that all rows end at the same place, a mask hides the padding, and positions count from each row's
-first real token. generate() takes any number of prompts: on a CPU rows come and go (nanomed.evaluation.writing);
-on a GPU a batch stays until its longest answer is over, since its steps can be recorded then."""
+first real token. generate() takes any number of prompts: on a CPU rows come and go
+(nanomed.evaluation.writing), on a GPU a batch stays until its longest answer is over, since its steps can be
+recorded then."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -51,7 +51,7 @@ class Counts:
         return np.divide(2.0 * hits, size, out=np.full(len(size), np.nan), where=size > 0)
 
     def value(self, measure: str, rows=slice(None)) -> float:
-        """accuracy, macro_f1 (the mean over the labels that have one), or else F1 of all labels together, over
+        """accuracy, macro_f1 (the mean over labels that have an F1), or else F1 of all labels together, over
         the texts `rows`; NaN if there is nothing to count."""
         if measure == "accuracy":
             return float(self.right[rows].mean())
@@ -187,8 +187,8 @@ NO_NOUN = set("and or but is are was were in of to for with by on at as".split()
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation, except for what changes a medical answer's meaning: punctuation stays where it is a
-    sign or part of a number (a thousands comma does not), and articles go only where they stand before a
+    """SQuAD's normalisation, except where a medical answer's meaning would change: punctuation stays where it
+    is a sign or part of a number (a thousands comma does not), and articles go only where they stand before a
     word. A capital A is an article at the beginning of a sentence alone, so that hepatitis A stays; a small
     one within a sentence always is. Both micro signs are one, and whatever else `nfkc` makes one; in SQuAD's
     they are two.
