@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import regex
 import tiktoken
 
@@ -133,13 +132,3 @@ def _is_real(token: Added, start: int, end: int, text: Written, reading: str) ->
         mend = "--special-tokens text or read takes it"
         raise Unencodable(f"a text is refused: {what}; {mend}; it begins {text.text[:40]!r}")
     return False
-
-
-def in_pieces(codec, text: str, tokens: list[tuple[int, int, int]]) -> list[np.ndarray]:
-    """The ids of a text around and in `tokens`, (start, end, id) from left to right, piece by piece."""
-    at, parts = 0, []
-    for start, end, i in tokens:
-        parts += [codec.encode(text[at:start], at == 0)] if start > at else []
-        parts.append(np.array([i], np.uint32))
-        at = end
-    return parts + ([codec.encode(text[at:], at == 0)] if at < len(text) else [])

@@ -7,6 +7,7 @@ ranks are made from the order of the merges, and a table turns ranks into the mo
 order."""
 
 import itertools
+import secrets
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy as np
 import tiktoken
 
 from nanomed.errors import Unencodable, UserError
-from nanomed.text.added import in_pieces
 
 # Pre-tokenisation: no merge crosses a boundary between these pieces. Possessive quantifiers and the split-off
 # `\s++$` change no result; they keep long runs of blanks linear. GPT-2's (encoder.py of its release):
@@ -40,7 +40,7 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTE_OF = _byte_characters()
-NUL = "\0"  # begins and ends the mark that stands for an added token in a text
+MARK = f"\0{secrets.token_hex(8)} "  # begins what stands for an added token in a text; no text can know it
 
 
 class ByteLevel:
@@ -51,79 +51,72 @@ class ByteLevel:
 
     def __init__(self, vocab, merges: list, pattern: str, all_splits: bool, where: Path, added: list[int]):
         ranks, ids = _ranks(vocab, merges, all_splits, where)
-        self._mark_of = {i: f"{NUL}{i}{NUL}" for i in added}
+        self._mark_of = {i: f"{MARK}{i}\0" for i in added}
         # The last is in no text: where there is no special token at all, tiktoken 0.14 takes twice as long.
-        marks = [*self._mark_of.values(), f"{NUL}never{NUL}"]
+        marks = [*self._mark_of.values(), f"{MARK}never"]
         how = {"special_tokens": {mark: len(ranks) + k for k, mark in enumerate(marks)}}
         encoding = tiktoken.Encoding(where.name, pat_str=pattern, mergeable_ranks=ranks, **how)
-        self._ranks_of = partial(encoding.encode_to_numpy, disallowed_special=())
+        self._tiktoken = partial(encoding.encode_to_numpy, disallowed_special=())
         self._id_of_rank = np.array([*ids, *added], dtype=np.uint32)
         self._without_token = bytes(b for c, b in BYTE_OF.items() if c not in vocab)  # tiktoken would panic
         self.tokens = dict(zip(ids, ranks, strict=True))  # {id: bytes}
-        self._lengths = np.array([len(token) for token in ranks], dtype=np.int64)  # of each rank, in bytes
-        self._size_of_id = np.zeros(self._id_of_rank.max() + 1, np.int64)  # 0 of those that are added
-        self._size_of_id[self._id_of_rank[: len(ranks)]] = self._lengths
+        self._lengths = np.array([*map(len, ranks), *(0 for _ in added)], np.int64)  # of each rank, in bytes
         self.pattern = pattern
 
     def content(self) -> bytes:
         """Everything that decides the ids of a piece."""
         return b"".join(b"%d %d %b" % (len(token), i, token) for i, token in self.tokens.items())
 
-    def encode(self, text: str, begins: bool = True) -> np.ndarray:
-        """Raises Unencodable for a lone surrogate, which tiktoken would replace silently, for a byte that has
-        no token, and for a million blanks in a row, which overflow the pre-tokeniser's stack. begins: whether
-        a text begins here, which changes nothing in this kind of vocabulary."""
-        return self._id_of_rank[self._encode(text)]
+    def encode(self, text: str, tokens=(), begins: bool = True) -> np.ndarray:
+        """The ids of a text in which tokens stand, (start, end, id) from left to right: uint32 (T,). begins:
+        whether a text begins here, which changes nothing in this kind of vocabulary.
 
-    def encode_around(self, text: str, tokens: list[tuple[int, int, int]]) -> np.ndarray:
-        """The ids of a text in which tokens stand, (start, end, id) from left to right. Piece by piece would
-        take long, so a mark is put in the place of each token, which is a special token to tiktoken."""
-        if NUL in text:
-            return np.concatenate(in_pieces(self, text, tokens))
-        parts, at = [], 0
-        for start, end, i in tokens:
-            parts += text[at:start], self._mark_of[i]
-            at = end
-        marks = {self._mark_of[i] for _, _, i in tokens}
-        return self._id_of_rank[self._encode(text, "".join(parts) + text[at:], marks)]
+        Raises Unencodable for a lone surrogate, which tiktoken would replace silently, for a byte that has no
+        token, and for a million blanks in a row, which overflow the pre-tokeniser's stack."""
+        return self._id_of_rank[self._ranks_of(text, tokens)]
 
-    def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a text in which tokens stand, as encode_around() gives them, and the number of
-        characters that have begun where each id ends: both (T,)."""
-        ids = self.encode_around(text, tokens) if tokens else self.encode(text)
-        sizes = self._size_of_id[ids]
+    def encode_ends(self, text: str, tokens=()) -> tuple[np.ndarray, np.ndarray]:
+        """What encode() gives, and the number of characters that have begun where each id ends: both (T,)."""
+        ranks = self._ranks_of(text, tokens)
+        sizes = self._lengths[ranks]
         sizes[sizes == 0] = [len(text[start:end].encode()) for start, end, _ in tokens]
         ends = np.cumsum(sizes)
         if not text.isascii():
             ends = np.cumsum((np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80)[ends - 1]
-        return ids, ends
+        return self._id_of_rank[ranks], ends
 
     def behind(self, before: str, text: str, begins: bool = True) -> np.ndarray:
         """The ids of `text` where it follows `before`: those that both together have behind the border, or of
         the text alone if a token lies across it."""
         before = before[_last_piece(before) :]
-        whole = self._encode(before + text)
+        whole = self._ranks_of(before + text)
         ends = np.cumsum(self._lengths[whole])
         border = len(before.encode())
         first = int(np.searchsorted(ends, border, side="right"))  # the first token that ends behind it
         across = border != (ends[first - 1] if first else 0)
         return self.encode(text) if across else self._id_of_rank[whole[first:]]
 
-    def _encode(self, text: str, marked: str | None = None, marks=frozenset()) -> np.ndarray:
-        """Ranks; marked: the text with the marks of tokens in it."""
+    def _ranks_of(self, text: str, tokens=()) -> np.ndarray:
+        """The ranks of a text in which tokens stand. Piece by piece would take long, so a mark is put in the
+        place of each token, which is a special token to tiktoken."""
+        parts, at, marks = [], 0, set()
+        for start, end, i in tokens:
+            parts += text[at:start], self._mark_of[i]
+            marks.add(self._mark_of[i])
+            at = end
         try:
             raw = text.encode("utf-8")
             if len(raw.translate(None, self._without_token)) < len(raw):
                 byte = next(b for b in raw if b in self._without_token)
                 raise ValueError(f"its byte 0x{byte:02x} has no token")
-            return self._ranks_of(text if marked is None else marked, allowed_special=marks)
+            return self._tiktoken("".join(parts) + text[at:], allowed_special=marks)
         except ValueError as e:
             raise Unencodable(f"a text cannot be encoded ({e}); it begins {text[:40]!r}") from e
 
 
 def _last_piece(text: str) -> int:
-    """From where on a text decides what follows it: a blank behind another character begins a piece, in all
-    three patterns, and no merge crosses into it. Prompts are long, and what answers them is short."""
+    """From where on a text can change the ids of what follows it: from the last blank behind another
+    character, since that begins a piece in all three patterns. Prompts are long, and answers short."""
     at = text.rfind(" ")
     while at > 0 and text[at - 1].isspace():
         at = text.rfind(" ", 0, at)

@@ -11,7 +11,7 @@ import numpy as np
 
 from nanomed.errors import Unencodable, UserError
 from nanomed.optional import need
-from nanomed.text.added import Added, in_pieces
+from nanomed.text.added import Added
 
 
 class Library:
@@ -54,22 +54,24 @@ class Library:
         """Everything that decides the ids of a text."""
         return self._file
 
-    def encode(self, text: str, begins: bool = True) -> np.ndarray:
-        """The ids of a text, uint32 (T,). Raises Unencodable for a lone surrogate."""
+    def encode(self, text: str, tokens=(), begins: bool = True) -> np.ndarray:
+        """As ByteLevel.encode(). Raises Unencodable for a lone surrogate."""
+        if tokens:
+            return self.encode_ends(text, tokens)[0]
         return np.array(self._encoded(text, begins).ids, dtype=np.uint32)
 
-    def encode_around(self, text: str, tokens: list[tuple[int, int, int]]) -> np.ndarray:
-        """The ids of a text in which tokens stand, (start, end, id) from left to right."""
-        return np.concatenate(in_pieces(self, text, tokens))
-
-    def encode_ends(self, text: str, tokens: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_ends(self, text: str, tokens=()) -> tuple[np.ndarray, np.ndarray]:
         """As ByteLevel.encode_ends()."""
         at, ids, ends = 0, [], []
         for start, end, i in [*tokens, (len(text), len(text), None)]:
-            piece = self._encoded(text[at:start], at == 0) if start > at else None
-            ids += piece.ids if piece else []
-            ends += [at + stop for _, stop in piece.offsets] if piece else []
-            ids, ends, at = ids + [i] * (end > start), ends + [end] * (end > start), end
+            if start > at:
+                piece = self._encoded(text[at:start], at == 0)
+                ids += piece.ids
+                ends += [at + stop for _, stop in piece.offsets]
+            if i is not None:
+                ids.append(i)
+                ends.append(end)
+            at = end
         return np.array(ids, np.uint32), np.array(ends, np.int64)
 
     def _encoded(self, text: str, begins: bool):

@@ -68,9 +68,7 @@ class Tokenizer:
         """The ids of a text, uint32 (T,), with no token put before or behind it. Raises Unencodable for a
         text that has none, or one that is refused."""
         text = written(text)
-        tokens = self.spellings.real(text, self.reading)
-        found = self.codec.encode_around(text.text, tokens) if tokens else self.codec.encode(text.text)
-        return self._known(found)
+        return self._known(self.codec.encode(text.text, self.spellings.real(text, self.reading)))
 
     def encode_ends(self, text: Written) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a text, as encode() gives them, and the number of its characters that have begun where
@@ -86,17 +84,13 @@ class Tokenizer:
     def document(self, text: str | Written) -> np.ndarray:
         """The ids of a text after the token that a document begins with; one that spells it itself gets no
         second."""
-        ids = self.encode(text)
-        led = len(ids) > 0 and ids[0] == self.lead
-        return ids if led else np.concatenate([np.array([self.lead], ids.dtype), ids])
+        return _after(self.lead, self.encode(text))
 
     def prompt(self, text: str | Written) -> np.ndarray:
         """The ids that a model is given to write on from, or to judge: after bos if its own tokenizer puts
         that there."""
         ids = self.encode(text)
-        if not self.adds_bos or written(text).complete or (len(ids) and ids[0] == self.bos):
-            return ids
-        return np.concatenate([np.array([self.bos], ids.dtype), ids])
+        return _after(self.bos, ids) if self.adds_bos and not written(text).complete else ids
 
     def continuation(self, before: str | Written, text: str | Written) -> np.ndarray:
         """The ids of a text that follows another: those that the whole has behind the border, so without the
@@ -111,7 +105,7 @@ class Tokenizer:
             if piece and at < border:
                 parts.append(self.codec.behind(whole.text[at:border], piece, at == 0))
             elif piece:
-                parts.append(self.codec.encode(piece, at == 0))
+                parts.append(self.codec.encode(piece, begins=at == 0))
             parts += [np.array([i], np.uint32)] if i is not None and start >= border else []
             at = end
         return self._known(np.concatenate(parts) if parts else np.zeros(0, np.uint32))
@@ -142,6 +136,11 @@ class Tokenizer:
         return self._bytes_of_id[i].decode("utf-8", errors="replace")
 
 
+def _after(token: int, ids: np.ndarray) -> np.ndarray:
+    """Ids behind a token, unless they begin with it."""
+    return ids if len(ids) and ids[0] == token else np.concatenate([np.array([token], ids.dtype), ids])
+
+
 def load_tokenizer(directory: str | Path, model: str | Path | None = None, reading="text") -> Tokenizer:
     """Build the tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt`, of a model directory.
     model: where the model's config.json and generation_config.json are, if not there too (an adapter's base);
@@ -168,9 +167,9 @@ def load_tokenizer(directory: str | Path, model: str | Path | None = None, readi
         ids = vocab | {token["content"]: token["id"] for token in added}
         vocabulary.check_ids(ids, where)
         vocabulary.check_added(vocab, added, where)
-        flags = ({flag: bool(t.get(flag)) for flag in vocabulary.FLAGS} for t in added)
         looked_for = [
-            Added(t["content"], t["id"], **of_token) for t, of_token in zip(added, flags, strict=True)
+            Added(t["content"], t["id"], **{flag: bool(t.get(flag)) for flag in vocabulary.FLAGS})
+            for t in added
         ]
         if pattern:
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]

@@ -245,7 +245,7 @@ def test_what_the_library_cannot_encode_is_a_bad_row_beside_a_token_too(bpe_dir,
         raise ValueError("too long")
 
     ours = load_tokenizer(bpe_dir, reading="read")
-    monkeypatch.setattr(ours.codec, "_ranks_of", fails)
+    monkeypatch.setattr(ours.codec, "_tiktoken", fails)
     for text in ("acute", f"acute{EOT}"):
         with pytest.raises(Unencodable, match="too long.*'acute"):
             ours.encode(text)

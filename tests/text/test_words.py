@@ -160,3 +160,19 @@ def test_thousands_of_words_are_found(tmp_path):
     theirs.save(str(tmp_path / "tokenizer.json"))
     text = " ".join(np.random.default_rng(0).choice(words, 300).tolist())
     assert load_tokenizer(tmp_path).encode(text).tolist() == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama3", "gpt2"])
+def test_a_word_that_the_vocabulary_has_already_is_found_at_its_place(name, tmp_path):
+    """In a list of words that somebody adds there may be such, and the library gives them the ids they have."""
+    file = ({**KINDS, "gpt2": plain}[name](tmp_path)) / "tokenizer.json"
+    theirs = Tokenizer.from_file(str(file))
+    *_, short, long = sorted((t for t in theirs.get_vocab() if t.isascii() and t.isalpha()), key=len)
+    n = theirs.get_vocab_size()
+    theirs.add_tokens([short, long])
+    theirs.save(str(file))
+    assert theirs.get_vocab_size() == n
+    text = f"{long} then{short}{long}é {short}"
+    expected = theirs.encode(text, add_special_tokens=False)
+    ids, ends = load_tokenizer(tmp_path).encode_ends(Written(text))
+    assert ids.tolist() == expected.ids and ends.tolist() == [end for _, end in expected.offsets]
