@@ -38,11 +38,15 @@ def autocast(device: torch.device, dtype: str):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
-def as_multiplied(x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype that autocast multiplies in, cast once for all the products that read it: each of them
-    would cast it anew."""
+def multiplied_in(x: torch.Tensor) -> torch.dtype:
+    """The dtype that autocast multiplies x in: its own where autocast is off."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def as_multiplied(x: torch.Tensor) -> torch.Tensor:
+    """x in that dtype, cast once for all the products that read it: each of them would cast it anew."""
+    return x.to(multiplied_in(x))
 
 
 def mend(dtype: str) -> str:

@@ -15,7 +15,7 @@ from nanomed.optional import need
 from nanomed.systems import card, figures
 from nanomed.systems.recipe import MODEL_OF, Recipe, read_recipe, stand_in
 from nanomed.systems.reproduction import PROGRAM, SHORTER, Reproduction
-from nanomed.text.rows import split_name
+from nanomed.text.names import split_name
 
 LIBRARIES = ("matplotlib", "sacrebleu", "rouge_score", "sklearn", "datasketch")
 DATA = "in place of the recipe's data of that name; without a name, of what it is measured on"

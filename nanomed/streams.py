@@ -59,6 +59,11 @@ def open_streams() -> None:
             setattr(sys, name, Stream(stream, results=name == "stdout"))
 
 
+def note(line: str) -> None:
+    """What the user should know, beside the results."""
+    print(f"note: {line}", file=sys.stderr)
+
+
 def in_notebook() -> bool:
     """Whether this process computes a notebook's cells."""
     return "ipykernel" in sys.modules

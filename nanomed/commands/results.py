@@ -8,8 +8,7 @@ from nanomed.evaluation.training_texts import trained_with
 from nanomed.files import check_output, write_json
 from nanomed.outputs import check_directory
 from nanomed.text import reading
-from nanomed.text.formats import split_how
-from nanomed.text.rows import split_name
+from nanomed.text.names import split_how, split_name
 
 
 def check(args) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from nanomed.errors import UserError
 from nanomed.evaluation.questions import Item, Questions, from_pubmedqa, from_row, read_questions
 from nanomed.text.csv_rows import csv_rows
-from nanomed.text.formats import find, open_unpacked
+from nanomed.text.formats import open_unpacked
+from nanomed.text.names import find
 from nanomed.text.rows import BadRow, NoField, get_text, get_value, read_rows
 
 # How a row of PubMedQA is asked. The first is lm-eval's prompt (its task `pubmedqa`).

@@ -13,7 +13,7 @@ from nanomed.evaluation.tables import change, interval_cell, ppl_cell
 from nanomed.evaluation.training_texts import overlap_with_training, say_overlap
 from nanomed.text import special
 from nanomed.text.corpus import texts_of
-from nanomed.text.rows import split_name
+from nanomed.text.names import split_name
 from nanomed.text.templates import choose, of_model
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training.curves import read_metrics

@@ -1,6 +1,5 @@
 """Every measurement of one model, for eval.py, for the page that compares models, and for the demo."""
 
-import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from nanomed.models.fused import fuse
 from nanomed.models.prepacked import pays_for_texts, prepack
 from nanomed.models.quant import count_parameters
 from nanomed.precision import resolve_device, resolve_dtype, store_frozen
+from nanomed.streams import note
 from nanomed.text import special
 from nanomed.text.corpus import Corpus, encode_corpus
 from nanomed.text.examples import encode_instructions
@@ -126,7 +126,7 @@ def choose_template(asked: str | None, o: Opened, otherwise: str | None = None):
     template = choose(name, *o.places)[0] if name else None
     with suppress(UserError):  # of several, none is the default
         if o.template and template != o.template:
-            print(f"note: {o.name} was instructed with another template, the default", file=sys.stderr)
+            note(f"{o.name} was instructed with another template, the default")
     return template, name
 
 

@@ -6,7 +6,7 @@ from nanomed.errors import UserError
 from nanomed.text import instructions
 from nanomed.text.conversation_rows import LISTED, asked_and_answered, form_of
 from nanomed.text.conversations import Turn, turns_of
-from nanomed.text.formats import is_plain
+from nanomed.text.names import is_plain
 from nanomed.text.rows import BadRow, get_text, get_value, number_as_text, read_rows
 from nanomed.text.tokenizer import Tokenizer
 

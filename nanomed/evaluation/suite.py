@@ -15,8 +15,8 @@ from nanomed.evaluation.benchmarks import PROMPTS, headless, reader
 from nanomed.evaluation.questions import KNOWN_BY, Questions, format_of_row, official_ids, read_questions
 from nanomed.evaluation.tables import against_chance, headed, measure_cell
 from nanomed.files import read_object, read_section, read_toml, typed
-from nanomed.text.formats import KINDS, PACKED
-from nanomed.text.lines import say
+from nanomed.text.lines import note_once
+from nanomed.text.names import KINDS, PACKED
 from nanomed.text.rows import read_rows
 
 SPLITS = ("test", "", "validation", "valid", "val", "dev")  # the first that has answers is measured
@@ -70,7 +70,7 @@ def lying_in(directory: Path) -> dict[str, Benchmark]:
         files.append(str(path))
     if others:
         more = f" and {len(others) - 5:,} more" if len(others) > 5 else ""
-        say(f"no benchmark's rows, left out: {', '.join(others[:5])}{more}")
+        note_once(f"no benchmark's rows, left out: {', '.join(others[:5])}{more}")
     if not found:
         raise UserError(f"--from {directory}: no benchmark there ({', '.join(sorted(KNOWN_BY))})")
     return dict(sorted(found.items()))
@@ -82,7 +82,7 @@ def format_of(name: str) -> str | None:
     try:
         return "mmlu" if headless(name) else next(read_rows(name, format_of_row, 1, False), None)
     except UserError as e:
-        say(f"left out: {e}")
+        note_once(f"left out: {e}")
         return None
 
 
@@ -110,11 +110,13 @@ def read(
         questions = read_questions(benchmark.data[split], how, limit, skip_bad, seed)
         if questions.items:
             if hidden:
-                say(f"{name}: its test split's {hidden:,} answers are not published; measured on {split}")
+                note_once(
+                    f"{name}: its test split's {hidden:,} answers are not published; measured on {split}"
+                )
             return split, replace(questions, hidden=hidden + questions.hidden)
         hidden += questions.hidden
     why = f"its {hidden:,} answers are not published" if hidden else "nothing to test on there"
-    say(f"{name}: not measured: {why}")
+    note_once(f"{name}: not measured: {why}")
     return None
 
 

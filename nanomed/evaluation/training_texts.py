@@ -13,8 +13,9 @@ from nanomed.files import read_object, typed
 from nanomed.hub.source import is_path
 from nanomed.text import heldout, labelled
 from nanomed.text.instructions import Fields, read_instructions
+from nanomed.text.names import named_sets, split_weight
 from nanomed.text.ngrams import ngram_overlap
-from nanomed.text.rows import named_sets, read_texts, split_weight
+from nanomed.text.rows import read_texts
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
 from nanomed.training.directory import RECORD, settings_there

@@ -4,7 +4,6 @@ A tensor is called `base_model.model.` and its name in the model: `...c_attn.lor
 (out, r). What is plain LoRA is loaded beside the layers, and can be trained on; what is more than that is
 computed into the weights (nanomed.hub.merging)."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from nanomed.hub.source import ADAPTER, ADAPTER_CONFIG
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, lora_layers, resolve
 from nanomed.models.quant import QUANTISED
+from nanomed.streams import note
 from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetensors
 from nanomed.text.tokenizer import copy_tokenizer
 
@@ -166,7 +166,7 @@ def load_adapter(model, directory: Path) -> None:
         layers = {n: config.of(there(n)) for n in layers}
     tensors = {_name(k): v for k, v in read_safetensors(file).items()}
     if others := ", ".join(eye for eye in EYES if any(f"{eye}." in k for k in tensors)):
-        print(f"note: {file}: {others}: beside the language model, left out", file=sys.stderr)
+        note(f"{file}: {others}: beside the language model, left out")
     stored = merging.Stored(file, {k: v for k, v in tensors.items() if k in keys})
     if layers:
         merging.merge(model, config, layers, stored)
@@ -200,9 +200,9 @@ def _name(key: str) -> str:
 
 
 def _inside(keys: Iterable[str]):
-    """A function: what the model that an adapter's file was trained on calls the module that is `name` here.
-    transformers 5 has a language model's layers in `model.language_model`, 4.50 its whole in
-    `language_model`."""
+    """A function that turns a module's name here into its name in the model that an adapter's file was
+    trained on. transformers 5 has a language model's layers in `model.language_model`, 4.50 the whole of it
+    in `language_model`."""
     prefixes = {k.removeprefix(PEFT_PREFIX).partition(f"{PART}.")[0] for k in keys if f"{PART}." in k}
     prefix = next(iter(prefixes), None)
     if prefix is None:

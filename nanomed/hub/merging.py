@@ -75,7 +75,10 @@ def spellings(weight: str) -> list[str]:
 def merge(model, config, layers: dict, stored: Stored) -> None:
     """Compute an adapter into the model's weights, in place. config: hub.adapters.AdapterConfig; layers: the
     LoRAConfig of each layer that has an adapter, by its name. Raises UserError, naming the tensor."""
-    _dequantise(model)
+    size = 4 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QUANTISED))
+    if why := shortage(size):
+        raise UserError(f"an adapter that is more than plain LoRA is merged into its base in fp32: {why}")
+    dequantise(model)
     store_frozen(model, "fp32", torch.device("cpu"))
     names = [n for n, _ in model.named_modules()]
     ends = [model.family.EMBEDDING] + [OUTPUT] * ("lm_head" in names)  # a classifier has no output
@@ -108,14 +111,6 @@ def merge(model, config, layers: dict, stored: Stored) -> None:
 
 def _configure(model, **changes) -> None:
     model.config, model.hf_config = replace(model.config, **changes), model.hf_config | changes
-
-
-def _dequantise(model) -> None:
-    size = 4 * sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QUANTISED))
-    if why := shortage(size):
-        raise UserError(f"an adapter that is more than plain LoRA is merged into its base in fp32: {why}")
-    if dequantise(model):
-        print("the quantised weights are dequantised before the adapter is merged into them")
 
 
 def put(model, key: str, value: torch.Tensor) -> None:

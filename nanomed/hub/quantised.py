@@ -12,16 +12,8 @@ from pathlib import Path
 import torch
 
 from nanomed.errors import UserError
-from nanomed.models.quant import (
-    BLOCK,
-    DYNAMIC,
-    NF4,
-    QUANTISED,
-    SCALES,
-    Int8Linear,
-    NF4Linear,
-    quantise_linears,
-)
+from nanomed.models import quant
+from nanomed.precision import DTYPES
 
 # What transformers writes under quantization_config, with the only values that are supported. Nothing here
 # depends on the others: the threshold is of activations, and the compute dtype is --dtype.
@@ -57,10 +49,10 @@ def kind_of(raw: dict, path: Path) -> tuple[str, dict] | None:
 
 def config_of(model) -> dict | None:
     """quantization_config of a model; None if nothing in it is quantised."""
-    layer = next((m for m in model.modules() if isinstance(m, QUANTISED)), None)
+    layer = next((m for m in model.modules() if isinstance(m, quant.QUANTISED)), None)
     if layer is None:
         return None
-    nf4 = isinstance(layer, NF4Linear)
+    nf4 = isinstance(layer, quant.NF4Linear)
     how = {"quant_method": "bitsandbytes", "load_in_8bit": not nf4, "load_in_4bit": nf4}
     if nf4:
         how |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": layer.double}
@@ -75,7 +67,7 @@ def prepare(model, stored: tuple[str, dict] | None, quantize: str | None, direct
         raise UserError(f"--quantize {quantize}: {directory} is stored in {stored[0]} already")
     if stored or quantize:
         kind, how = stored or (quantize, {})
-        quantise_linears(model, kind, **how)
+        quant.quantise_linears(model, kind, **how)
 
 
 def layer_of(layers: dict, name: str) -> tuple[str, str] | None:
@@ -92,8 +84,8 @@ def read_part(layer, part: str, tensor: torch.Tensor, where: str) -> dict[str, t
     UserError; where: its place."""
     constants = {
         "weight_format": (torch.zeros(()), "row-major"),
-        "weight.quant_map": (NF4, "NF4's 16 numbers"),
-        "weight.nested_quant_map": (DYNAMIC, "the dynamic map of the scales"),
+        "weight.quant_map": (quant.NF4, "NF4's 16 numbers"),
+        "weight.nested_quant_map": (quant.DYNAMIC, "the dynamic map of the scales"),
     }
     if part in constants:
         expected, what = constants[part]
@@ -117,15 +109,16 @@ def _read_state_of(layer, tensor: torch.Tensor, where: str) -> dict[str, torch.T
         state = json.loads(bytes(tensor.tolist()))
         shape, dtype = state["shape"], getattr(torch, state["dtype"])
         offset = torch.tensor(float(state["nested_offset"])) if layer.double else None
-        kind = (state.get("quant_type"), state["blocksize"], state.get("nested_blocksize", SCALES))
+        kind = (state.get("quant_type"), state["blocksize"], state.get("nested_blocksize", quant.SCALES))
         if offset is not None and not offset.isfinite():
             raise ValueError(f"nested_offset is {offset}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{where} is not what bitsandbytes writes there ({type(e).__name__}: {e})") from e
     if shape != wanted:
         raise UserError(f"{where} says the shape {shape}, but config.json asks for {wanted}")
-    if kind != ("nf4", BLOCK, SCALES) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UserError(f"{where}: only NF4 in blocks of {BLOCK}, of a float weight, is supported")
+    if kind != ("nf4", quant.BLOCK, quant.SCALES) or dtype not in DTYPES.values():
+        what = f"only NF4 in blocks of {quant.BLOCK}, of a float weight"
+        raise UserError(f"{where}: {what}, is supported")
     layer.dtype = dtype
     return {} if offset is None else {"nested_offset": offset}
 
@@ -134,18 +127,19 @@ def to_file(model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict with the quantised layers' tensors by their names in a file."""
     state = dict(state)
     for name, layer in model.named_modules():
-        if isinstance(layer, Int8Linear):
+        if isinstance(layer, quant.Int8Linear):
             state[f"{name}.weight_format"] = torch.zeros((), dtype=torch.uint8)
-        if not isinstance(layer, NF4Linear):
+        if not isinstance(layer, quant.NF4Linear):
             continue
-        what = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": str(layer.dtype).removeprefix("torch.")}
+        dtype = str(layer.dtype).removeprefix("torch.")
+        what = {"quant_type": "nf4", "blocksize": quant.BLOCK, "dtype": dtype}
         what["shape"] = [layer.out_features, layer.in_features]
         state[f"{name}.weight.absmax"] = state.pop(f"{name}.absmax")
-        state[f"{name}.weight.quant_map"] = NF4.clone()
+        state[f"{name}.weight.quant_map"] = quant.NF4.clone()
         if layer.double:
             offset = state.pop(f"{name}.nested_offset").item()
-            what |= {"nested_blocksize": SCALES, "nested_dtype": "float32", "nested_offset": offset}
+            what |= {"nested_blocksize": quant.SCALES, "nested_dtype": "float32", "nested_offset": offset}
             state[f"{name}.weight.nested_absmax"] = state.pop(f"{name}.nested_absmax")
-            state[f"{name}.weight.nested_quant_map"] = DYNAMIC.clone()
+            state[f"{name}.weight.nested_quant_map"] = quant.DYNAMIC.clone()
         state[f"{name}.weight.{STATE}"] = torch.tensor(list(json.dumps(what).encode()), dtype=torch.uint8)
     return state

@@ -107,19 +107,11 @@ def check(out: Path) -> str:
     return said
 
 
-def of_earlier(out: Path) -> bool:
-    """Whether an earlier version, which knew its work by its card, made what is there: all of it, or
-    nothing."""
-    card = out / "README.md"
-    known = card.is_file() and WHEEL in card.read_text(encoding="utf-8", errors="replace")
-    return known and not (out / outputs.RECORD).exists()
-
-
 def main():
     p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
     p.add_argument("--out", required=True, metavar="DIR", help="where the model's directory goes (540 MB)")
     out = Path(p.parse_args().out)
-    if of_earlier(out) or outputs.is_whole(out, held := outputs.take(out, PROGRAM)):
+    if outputs.is_whole(out, held := outputs.take(out, PROGRAM)):
         print(f"{out}: there already")
         return
     need("gguf"), need("transformers")

@@ -6,23 +6,17 @@ found through `base_model_name_or_path`, or `nano`, the bundled one."""
 import hashlib
 import json
 import os.path
-import sys
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 import huggingface_hub as hf
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-)
+from huggingface_hub import errors
 
 from nanomed.errors import UserError
 from nanomed.files import no_pipe, read_object, typed
 from nanomed.network import CONNECT_SECONDS, busy, explain, folder_of, online, patiently, watched
+from nanomed.streams import note
 from nanomed.text import tokenizer
 
 BUNDLED = {"nano": Path(__file__).parent.parent / "demo" / "nano"}
@@ -42,7 +36,7 @@ class Source:
 
     @cached_property
     def tokenizer_directory(self) -> Path:
-        """The adapter's, if it has one, else its base's, or of what that was made of."""
+        """Where the tokenizer is: with the adapter, else with its base, else with what that was made of."""
         if self.adapter and tokenizer.has_tokenizer(self.adapter):
             return self.adapter
         return self.directory if tokenizer.has_tokenizer(self.directory) else _made_of(self.directory)
@@ -96,7 +90,7 @@ def _made_of(directory: Path) -> Path:
         where = f"{directory}: no tokenizer there, nor at {name} (_name_or_path in its config.json)"
         raise UserError(f"{where}: {e}; copy it from the model that this one was made of") from e
     if tokenizer.has_tokenizer(found):
-        print(f"note: {directory}: no tokenizer; that of {name} is taken (_name_or_path)", file=sys.stderr)
+        note(f"{directory}: no tokenizer; that of {name} is taken (_name_or_path)")
     return found
 
 
@@ -127,11 +121,11 @@ def _download(repo: str, weights: bool) -> Source:
         try:
             found = watched(lambda: _fetch(repo, filename), folder_of("models", repo))
             return Path(found) if found else None
-        except LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
+        except errors.LocalEntryNotFoundError:  # offline and not in the cache, or the connection broke
             if online():
                 raise
             return None
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             return None
 
     def needed(filename: str, what: str) -> Path:
@@ -149,7 +143,7 @@ def _download(repo: str, weights: bool) -> Source:
             files -= {"vocab.json", "merges.txt"}
         for filename in sorted(files - {"tokenizer.json"}):
             get(filename)
-    except (HfHubHTTPError, HTTPError, HFValidationError, OSError) as e:
+    except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as e:
         raise explain(repo, e, "directory") from e
     return Source(repo, config.parent)
 
@@ -162,14 +156,14 @@ def _fetch(repo: str, filename: str) -> str | None:
     try:  # asked for itself, since the library would hide what the Hub answers, and try for a minute
         url = hf.hf_hub_url(repo, filename)
         patiently(lambda: hf.get_hf_file_metadata(url, timeout=CONNECT_SECONDS))
-    except EntryNotFoundError:
+    except errors.EntryNotFoundError:
         raise
-    except HTTPError as e:  # or the connection broke
-        if isinstance(e, HfHubHTTPError) and not busy(e):
+    except errors.HTTPError as e:  # or the connection broke
+        if isinstance(e, errors.HfHubHTTPError) and not busy(e):
             raise
         try:
             return hf.hf_hub_download(repo, filename, local_files_only=True)
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             if isinstance(hf.try_to_load_from_cache(repo, "config.json"), str):  # the model is, without this
                 return None
             raise e from None

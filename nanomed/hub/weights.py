@@ -1,7 +1,6 @@
 """A model's directory in Hugging Face's layout, read and written: config.json and safetensors weights, of any
 family."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.quant import QUANTISED
 from nanomed.precision import weightless
+from nanomed.streams import note
 from nanomed.tensors import safetensors_dtypes, safetensors_shapes, tensors, write_safetensors
 from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 
@@ -30,10 +30,6 @@ from nanomed.text.tokenizer import Tokenizer, copy_tokenizer
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", PART}
 # What a file may hold beside a language model: heads (trl's of PPO, GPT2DoubleHeadsModel's), the eyes.
 BESIDE = ("v_head", "multiple_choice_head", *EYES)
-
-
-def note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
 
 
 def check_vocabulary(tok: Tokenizer, config, source: Source) -> None:
@@ -154,12 +150,12 @@ def _read_state(model, directory: Path, quantize: str | None, as_stored: bool) -
         if key.endswith(model.family.BUFFERS) or head in BESIDE:
             others |= {head} & set(BESIDE)
             continue
-        name, part = quantised.layer_of(layers, name) or (name, None)
-        if part and stored:
-            values = quantised.read_part(layers[name], part, tensor, where)
-            state |= {f"{name}.{buffer}": value for buffer, value in values.items()}
+        owner, part = quantised.layer_of(layers, name) or (None, None)
+        layer = layers.get(owner)
+        if layer and stored:
+            values = quantised.read_part(layer, part, tensor, where)
+            state |= {f"{owner}.{buffer}": value for buffer, value in values.items()}
             continue
-        layer, name = layers.get(name) if part else None, f"{name}.{part}" if part else name
         wanted = expected.get(name)
         if layer:  # which is quantised now
             wanted = (layer.out_features, layer.in_features) if part == "weight" else None
@@ -173,8 +169,8 @@ def _read_state(model, directory: Path, quantize: str | None, as_stored: bool) -
         if tensor.shape != wanted:
             raise UserError(f"{where} has shape {(*tensor.shape,)}, but config.json asks for {(*wanted,)}")
         if layer:
-            layer.dtype, prefix = tensor.dtype, name.removesuffix(part)
-            state |= {prefix + buffer: value for buffer, value in layer.quantise(tensor).items()}
+            layer.dtype = tensor.dtype
+            state |= {f"{owner}.{buffer}": value for buffer, value in layer.quantise(tensor).items()}
         else:
             small = tensor.dim() == 1 or tensor.dtype == torch.float64
             state[name], origin[name] = tensor.float() if small else tensor, file

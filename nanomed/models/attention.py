@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nanomed.models import kernels
-from nanomed.models.packed import Ends, Slots, same_example
+from nanomed.models.packed import Ends, Slots
 from nanomed.precision import to_device
 
 
@@ -56,8 +56,9 @@ def packed(segments: torch.Tensor, device: torch.device) -> Mask:
 
 
 def _packed_on_gpu(segments, device) -> Mask:
-    allowed = same_example(to_device(segments, device)).tril()
-    return Mask(allowed[:, None], ends=Ends.of(segments, device))
+    here = to_device(segments, device)
+    same_example = here[:, :, None] == here[:, None, :]  # (B, T, T)
+    return Mask(same_example.tril()[:, None], ends=Ends.of(segments, device))
 
 
 def attend(q, k, v, mask=CAUSAL, cache=None, scale=None, dropout=0.0, upcast=False):

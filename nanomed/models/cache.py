@@ -1,6 +1,6 @@
 """The keys and values of the tokens that a model has read, so that the next token costs one position.
 
-Who writes (nanomed.evaluation.writing, generate) makes them, and hands them to the model as an argument."""
+nanomed.evaluation (generate, writing) makes one a layer, and hands them to the model as an argument."""
 
 import copy
 
@@ -19,8 +19,8 @@ class KVCache:
         self.at = None  # a tensor (1,): where the next ones go, all that a recorded step knows of it
 
     def append(self, k, v):
-        """Keys and values of T more tokens of the first rows; returns theirs so far, or after fix() those of
-        the whole room."""
+        """Take the keys and values of T more tokens, of the first rows; returns all that these rows have so
+        far, or after fix() the whole room."""
         if self.at is not None:
             new = ((self.k, k.to(self.k.dtype)), (self.v, v.to(self.v.dtype)))
             return tuple(t.index_copy_(2, self.at, more) for t, more in new)
@@ -46,8 +46,8 @@ class KVCache:
         return (n + T, n) if self.at is None else (self.k.size(2), self.at)
 
     def fix(self, at):
-        """From here on all shapes stay: one token at a time, written where `at` (1,) says, and who looks
-        needs a mask."""
+        """From here on all shapes stay the same: one token at a time is written where `at` (1,) says, and
+        attention needs a mask."""
         for t in (self.k, self.v):
             t[:, :, self.n :] = 0  # what is there may be no number, and times a weight of 0 that is none
         self.at = at
@@ -67,7 +67,7 @@ class KVCache:
         return out
 
     def put(self, row: int, at: int, begun: "KVCache"):
-        """Have the columns from `at` on, as far as there are any, hold what begins another cache."""
+        """Copy the beginning of another cache's first row into this row, from column `at` to its last."""
         n = max(self.n - at, 0)
         self.k[row, :, at : at + n], self.v[row, :, at : at + n] = begun.k[0, :, :n], begun.v[0, :, :n]
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from nanomed.errors import UserError
 from nanomed.precision import autocast, evaluating, mend, to_device
@@ -56,9 +57,7 @@ class Classifier(nn.Module):
 def collate_labelled(items: list[tuple], pad: int) -> Batch:
     """A Batch of (ids, target) pairs."""
     lengths = torch.tensor([len(ids) for ids, _ in items])
-    idx = torch.full((len(items), int(lengths.max())), pad)
-    for row, (ids, _) in enumerate(items):
-        idx[row, : len(ids)] = torch.from_numpy(ids)
+    idx = pad_sequence([torch.from_numpy(ids) for ids, _ in items], batch_first=True, padding_value=pad)
     targets = torch.from_numpy(np.stack([target for _, target in items]))
     return Batch(idx, targets, lengths=lengths)
 

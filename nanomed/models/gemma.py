@@ -103,13 +103,8 @@ class Config:
         theta = scaling.pop("rope_theta", None) or theta or BASES[kind]
         return rope_frequencies(self.head_dim, theta, scaling, self.max_position_embeddings)
 
-    @property
-    def n_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def n_embd(self) -> int:
-        return self.hidden_size
+    n_positions = property(lambda self: self.max_position_embeddings)  # by GPT-2's names
+    n_embd = property(lambda self: self.hidden_size)
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:

@@ -67,13 +67,8 @@ class Config:
         types = self.attention_types or [[["global", "local"], 12]]
         return [kind for kinds, times in types for _ in range(times) for kind in kinds]
 
-    @property
-    def n_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def n_embd(self) -> int:
-        return self.hidden_size
+    n_positions = property(lambda self: self.max_position_embeddings)  # by GPT-2's names
+    n_embd = property(lambda self: self.hidden_size)
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:

@@ -106,13 +106,8 @@ class Config:
         sliding = sliding or [layer >= self.max_window_layers for layer in range(self.num_hidden_layers)]
         return [self.sliding_window if s else None for s in sliding]
 
-    @property
-    def n_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def n_embd(self) -> int:
-        return self.hidden_size
+    n_positions = property(lambda self: self.max_position_embeddings)  # by GPT-2's names
+    n_embd = property(lambda self: self.hidden_size)
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:

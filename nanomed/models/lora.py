@@ -43,7 +43,7 @@ def fits(targets: Iterable[str] | str, name: str) -> bool:
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank change. It uses the layer's `in_features`,
-    `out_features` and the device of its `weight`; only merge() touches the values."""
+    `out_features` and the device of its `weight`; only merged() touches the values."""
 
     def __init__(self, base: nn.Module, config: LoRAConfig):
         super().__init__()
@@ -55,22 +55,17 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Linear(config.r, base.out_features, bias=False, device=device, dtype=torch.float32)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
-        self.merged = False
 
     def forward(self, x):
-        y = self.base_layer(x)
-        if self.merged:
-            return y
-        return y + self.lora_B(self.scale * self.lora_A(self.dropout(x)))  # scaled where it is narrow
+        # the scale is multiplied in where there are few numbers
+        return self.base_layer(x) + self.lora_B(self.scale * self.lora_A(self.dropout(x)))
 
     @torch.no_grad()
-    def merge(self):
-        """Add the change to the base weight, computed in fp32 and cast once. Merging twice is merging
-        once."""
-        if not self.merged:
-            w = self.base_layer.weight
-            w.copy_(w.float() + self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float()))
-            self.merged = True
+    def merged(self) -> nn.Module:
+        """The base layer, with the change added to its weight: computed in fp32 and cast once."""
+        w = self.base_layer.weight
+        w.copy_(w.float() + self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float()))
+        return self.base_layer
 
 
 def is_linear(name: str, module: nn.Module) -> bool:
@@ -114,11 +109,9 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 def merge_and_unwrap(model: nn.Module) -> None:
     """Fold every adapter into its base layer and put the plain layers back, in place. Nothing stays frozen;
     what was quantised is dequantised first."""
-    if dequantise(model):
-        print("the quantised weights are dequantised before the adapter is merged into them")
+    dequantise(model)
     for name, layer in lora_layers(model).items():
-        layer.merge()
-        model.set_submodule(name, layer.base_layer)
+        model.set_submodule(name, layer.merged())
     model.requires_grad_(True)
     model.lora = None
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from nanomed.models.attention import CAUSAL, packed
 from nanomed.models.prepacked import product
-from nanomed.precision import to_device
+from nanomed.precision import multiplied_in, to_device
 from nanomed.text.batch import IGNORE, Batch
 
 # logits held at once: 256 MiB in fp32, 1,335 tokens of GPT-2's; on a GPU twice as many
@@ -36,9 +36,7 @@ def linear_cross_entropy(x, weight, targets, per_token=False):
     x = x.reshape(-1, x.size(-1))
     if count < keep.numel():  # rows that are not supervised never reach the head
         x, targets = x.index_select(0, to_device(keep.nonzero().squeeze(1), x.device)), targets[keep]
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    total, nll = _LinearCrossEntropy.apply(x, weight, to_device(targets, x.device), dtype)
+    total, nll = _LinearCrossEntropy.apply(x, weight, to_device(targets, x.device), multiplied_in(x))
     return total, nll if per_token else count
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from nanomed.errors import UserError
 from nanomed.models.prepacked import PrepackedLinear, replace_linears
+from nanomed.precision import multiplied_in
 
 STORED, ROUNDED = "stored", "fp16"  # --write-in: in fp16 what that holds as it is stored; all, rounded
 # the most that a weight may lose; stored: half a step of fp16's smallest numbers
@@ -41,8 +42,7 @@ class HalfLinear(PrepackedLinear):
     def forward(self, x):
         y = torch.ops.quantized.linear_dynamic_fp16(x.float(), self.weight)
         y = y if self.bias is None else y.add_(self.bias)
-        # as a layer under autocast would give it
-        return y.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+        return y.to(multiplied_in(x))  # as a plain layer would give it
 
 
 def narrow(model: nn.Module, write_in: str, dtype: str = "fp32") -> None:

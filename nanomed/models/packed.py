@@ -16,11 +16,6 @@ SHORTEST = 32  # tokens of the shortest row on a CPU
 ENDS = 256  # `ends` is filled up to a multiple of this, so that most batches have one shape
 
 
-def same_example(segments: torch.Tensor) -> torch.Tensor:
-    """(B, T, T): whether two tokens of a row are of the same example."""
-    return segments[:, :, None] == segments[:, None, :]
-
-
 def _begins(segments) -> torch.Tensor:
     """Where in its row (B, T) another example begins."""
     begins = torch.ones_like(segments, dtype=torch.bool)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanomed.models.prepacked import PrepackedLinear, replace_linears
-from nanomed.precision import weightless
+from nanomed.precision import as_multiplied, weightless
 
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one
 # fmt: off
@@ -131,13 +131,8 @@ class _Frozen(nn.Module):
         self.register_buffer("bias", torch.empty(out_features) if bias else None)
 
     def forward(self, x):
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        bias = self.bias if self.bias is None else self.bias.to(dtype)
-        return _Product.apply(x.to(dtype), bias, self)
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        x = as_multiplied(x)
+        return _Product.apply(x, None if self.bias is None else self.bias.to(x.dtype), self)
 
 
 class NF4Linear(_Frozen):
@@ -214,10 +209,9 @@ def stored_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *frozen])
 
 
-def dequantise(model: nn.Module) -> bool:
-    """Put plain layers, in fp32, in the place of quantised ones, in place; whether there were any. What is
-    merged is added to the weights that the codes stand for, and not quantised again: rounding would take most
-    of it away."""
+def dequantise(model: nn.Module) -> None:
+    """Put plain layers, in fp32, in the place of quantised ones, in place, and say so: an adapter is added to
+    the weights that the codes stand for, and not quantised again: rounding would take most of it away."""
     quantised = [(name, m) for name, m in model.named_modules() if isinstance(m, QUANTISED)]
     for name, layer in quantised:
         with weightless():
@@ -226,4 +220,5 @@ def dequantise(model: nn.Module) -> bool:
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias.float())
         model.set_submodule(name, plain)
-    return bool(quantised)
+    if quantised:
+        print("the quantised weights are dequantised before the adapter is merged into them")

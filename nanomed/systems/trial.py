@@ -18,7 +18,8 @@ from nanomed.precision import weightless
 from nanomed.scripts import ROOT
 from nanomed.systems.figures import ANSWERS, CLASSES, mistakes_of
 from nanomed.systems.recipe import LABELLED, MODEL_OF, ROWS, Recipe
-from nanomed.text import formats, templates
+from nanomed.text import templates
+from nanomed.text.names import find
 from nanomed.text.tokenizer import load_tokenizer
 from nanomed.training import run, settings
 from nanomed.training.anchor import make_anchor
@@ -65,7 +66,7 @@ def parsed(recipe: Recipe, phase: str, words: list[str]) -> Settings:
                 if of_rows or name == "data" or (files and given):
                     raise UserError(f"{key} is about texts, and those are of [data.NAME]; take it out")
                 for file in files or ():
-                    _ = file.startswith("hub:") or formats.find(file)
+                    _ = file.startswith("hub:") or find(file)
     return s
 
 

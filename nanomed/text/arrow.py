@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanomed import network
 from nanomed.errors import UserError
-from nanomed.text.lines import say
+from nanomed.text.lines import note_once
 
 
 def parquet_rows(path: Path) -> Iterator:
@@ -36,7 +36,7 @@ def saved_rows(path: Path, split: str | None):
     split, there = split or (next(iter(found)) if len(found) == 1 else "train"), ", ".join(found)
     if split not in found:
         raise UserError(f"{path}#{split}: no such split; there is: {there}")
-    say(f"{path}: its split {split!r} (of {there})")
+    note_once(f"{path}: its split {split!r} (of {there})")
     return found[split]
 
 

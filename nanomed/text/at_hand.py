@@ -12,8 +12,7 @@ from pathlib import Path
 
 from nanomed.caches import filled
 from nanomed.errors import UserError
-from nanomed.text.formats import KINDS, PACKED, split_how
-from nanomed.text.rows import split_name, split_weight
+from nanomed.text.names import KINDS, PACKED, split_how, split_name, split_weight
 
 
 def names(data, what: str, kept: dict[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class ChatTemplate:
     where: str = field(compare=False)
     tokens: tuple[tuple[str, str], ...] = ()
     directory: Path | None = field(default=None, compare=False)
+    _frames: dict = field(default_factory=dict, compare=False, repr=False)
 
     # --- what is asked ---
 
@@ -52,10 +54,6 @@ class ChatTemplate:
         """Turns as the model sees them when all is said; prompt: and what an answer follows."""
         text, whose = self._followed(turns, prompt=prompt)
         return Written(text, _runs(whose == 0), complete=True)
-
-    @cached_property
-    def _frames(self) -> dict:
-        return {}
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
@@ -113,8 +111,9 @@ class ChatTemplate:
         return tokenizer.joined([ids]), tuple((first, last) for first, last in places)
 
     def _marked(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
-        """_found(), where it can be by what the template wrote around other turns of the same kinds: if that,
-        filled with these, is the text that it writes, and none of them holds what it may look for."""
+        """What _found() gives, without a second rendering where the first is enough: what the template writes
+        around turns of these kinds is known (_frame), and with these turns in it, it is the text that the
+        template writes of them. None of them may hold what the template looks for."""
         kinds = [(t.role, bool(t.name), bool(t.text), t.reasoning and "some") for t in turns]
         key = (tokenizer.hash, *learned, *kinds)
         if key not in self._frames:
@@ -136,8 +135,8 @@ class ChatTemplate:
         return not turn.name and all(t == t.strip() and not looked_for.search(t) for t in texts)
 
     def _frame(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> "Frame | bool | None":
-        """What the template writes around turns of these kinds: False if that does not show, None if they are
-        no one example."""
+        """What the template writes around turns of these kinds, found with a word of its own in the place of
+        each text: False if that does not show, None if they are not one example."""
         shown = [replace(t, text=t.text and f"b7351t{k}e", input="") for k, t in enumerate(turns)]
         shown = [replace(t, reasoning=t.reasoning and f"b7351r{k}e") for k, t in enumerate(shown)]
         try:
@@ -258,18 +257,15 @@ def _message(turn: Turn) -> dict[str, str]:
 
 def _runs(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
     """The spans (start, end) in which a mask (T,) is true."""
-    edges = (np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist()
-    edges = [0] * bool(len(mask) and mask[0]) + edges + [len(mask)] * bool(len(mask) and mask[-1])
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).tolist()
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _words(whose: np.ndarray) -> list[tuple[int, int]]:
     """From the first character of each learned turn to behind its last."""
     at = np.flatnonzero(whose > 1)
-    if not len(at):
-        return []
-    behind = np.flatnonzero(whose[at][1:] != whose[at][:-1])
-    return list(zip(at[[0, *(behind + 1)]].tolist(), (at[[*behind, -1]] + 1).tolist(), strict=True))
+    borders = np.flatnonzero(np.diff(whose[at], prepend=0, append=0)).tolist()
+    return [(int(at[first]), int(at[behind - 1]) + 1) for first, behind in pairwise(borders)]
 
 
 def _ending(behind: str, tokenizer) -> int:

@@ -23,8 +23,8 @@ from nanomed.errors import Unencodable, UserError
 from nanomed.files import read_json, write_json
 from nanomed.streams import progress_bar
 from nanomed.text import special
-from nanomed.text.formats import content_hash
 from nanomed.text.heldout import Fetched, Items
+from nanomed.text.names import content_hash
 from nanomed.text.rows import all_bad, placed_documents, read_texts
 
 FORMAT = "5"  # of the cached token file; part of its key

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text.lines import BadRow, decode, say
+from nanomed.text.lines import BadRow, decode, note_once
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 
@@ -43,7 +43,7 @@ def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -
             yield begin, dict.fromkeys(header) | dict(zip(header, values, strict=False))
     if nameless:
         fields = ", ".join(header[named:])
-        say(f"{path}: {nameless:,} rows go on in columns without a name, which are the fields {fields}")
+        note_once(f"{path}: {nameless:,} rows go on in columns without a name, which are the fields {fields}")
 
 
 def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:
@@ -71,7 +71,7 @@ def _separator(path: Path, header: str) -> str:
     bare = re.sub(r'"[^"]*"', "", header)
     name = next((name for name, character in SEPARATORS.items() if character in bare), "comma")
     if name != "comma":
-        say(f"{path}: its columns are separated by {name}s (--separator comma: they are not)")
+        note_once(f"{path}: its columns are separated by {name}s (--separator comma: they are not)")
     return name
 
 

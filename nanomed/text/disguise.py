@@ -1,5 +1,5 @@
-"""A text in other letters of the same kinds: rendered so a second time, a template shows which characters it
-writes itself."""
+"""What is said, in other letters of the same kinds: a template that is rendered a second time with these
+shows which characters it writes itself. They are those that stay."""
 
 import re
 from dataclasses import dataclass
@@ -76,7 +76,8 @@ class Frame:
 
     @classmethod
     def of(cls, turns, learned: list[int], text: str, own, spans) -> "Frame | bool":
-        """By a text of turns in which no two say the same; False if something else is said there."""
+        """Of a text of turns of which no two say the same; False if what lies between a template's spans
+        (own) is not what one turn says."""
         said = {getattr(t, name): (k, name) for k, t in enumerate(turns) for name in ("reasoning", "text")}
         pieces, stops, at = [], {}, 0
         for start, end in (*own, (len(text), len(text))):

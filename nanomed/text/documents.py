@@ -10,7 +10,7 @@ from nanomed.text import corpus, heldout, special
 from nanomed.text.corpus import Selection, kept
 from nanomed.text.divide import Divided, draw
 from nanomed.text.heldout import Excluded, Items
-from nanomed.text.rows import named_sets, split_weight
+from nanomed.text.names import named_sets, split_weight
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from nanomed.errors import UserError
 from nanomed.text.conversation_rows import LISTED, conversation, form_of, refuse_nearly
 from nanomed.text.conversations import Conversation, begun
-from nanomed.text.lines import say, sha256_of
+from nanomed.text.lines import note_once, sha256_of
 from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, placed_rows
 
 
@@ -60,7 +60,7 @@ def read_instructions(
             if template:
                 template.check(found)
             if known:
-                say(f"{name}: {known[0]}")
+                note_once(f"{name}: {known[0]}")
             form = known
             return found
 

@@ -14,7 +14,8 @@ from nanomed.text.divide import Divided, by_text, divide, draw, draw_by_label
 from nanomed.text.heldout import HeldOut, Items
 from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
 from nanomed.text.lines import sha256_of
-from nanomed.text.rows import BadRow, field_of, get_text, named_sets, read_rows
+from nanomed.text.names import named_sets
+from nanomed.text.rows import BadRow, field_of, get_text, read_rows
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,11 @@ class LabelledSet:
     def names(self) -> list[str]:
         """Every label once, in the order of the numbers that they get: 9 before 10 if all are whole
         numbers."""
-        names = sorted({label for item in self.items for label in item.labels})
-        numbers = [re.fullmatch("(?:LABEL_)?(-?[0-9]{1,18})", name) for name in names]
-        if all(numbers):
-            by_number = sorted((int(number[1]), name) for number, name in zip(numbers, names, strict=True))
-            names = [name for _, name in by_number]
-        return list(self.order) or names
+        there = {label for item in self.items for label in item.labels}
+        numbers = {name: re.fullmatch("(?:LABEL_)?(-?[0-9]{1,18})", name) for name in there}
+        if all(numbers.values()):
+            return list(self.order) or sorted(there, key=lambda name: (int(numbers[name][1]), name))
+        return list(self.order) or sorted(there)
 
 
 def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, say=print) -> LabelledSet:
@@ -154,7 +154,7 @@ def read_sides(s, near=None, earlier: HeldOut | None = None, say=print) -> Sides
             raise UserError(f"{files[0]}: {both} cannot be compared")
         given[name] = found.items
     items = data.items
-    if s.stratify and not given:  # equal texts one after another, which runs have always been trained on so
+    if s.stratify and not given:  # equal texts one after another: the order decides what a run computes
         items = [item for same in by_text(items).values() for item in same]
     excluded = heldout.read_excluded(s)
     of_given = {name: items_of(side) for name, side in given.items()}

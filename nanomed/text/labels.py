@@ -17,7 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text import formats
+from nanomed.text import arrow
+from nanomed.text.names import find, is_saved, split_how
 from nanomed.text.rows import BadRow, NoField, get_value
 
 ZERO_ONE = {"0": False, "1": True, "false": False, "true": True}
@@ -109,8 +110,8 @@ def _has_label(row, column: str) -> bool:
 
 
 def _read_list(text: str) -> list:
-    """`['asthma', 'renal']`, as Python or JSON writes it. Texts that no comma parts, as numpy writes them,
-    Python would join."""
+    """`['asthma', 'renal']`, as Python or JSON writes it. Texts side by side without a comma, as numpy writes
+    them, are refused: Python would join them."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -170,7 +171,7 @@ def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: 
 
 def _respelled(labels: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Numbers and truth values as they are spelled in texts: pandas writes 1.0 and True where JSON has 1 and
-    true. Only where all labels are such: of codes like 250.0 and 250.00 each is one of its own."""
+    true. Only where all labels are such: the codes 250.0 and 250.00 are two."""
     there = {label for row in labels for label in row}
     plain = all(re.fullmatch(r"-?\d+(\.0)?", name) for name in there)
     if plain or {name.lower() for name in there} <= {"true", "false"}:
@@ -284,10 +285,10 @@ def _features(name: str):
     import datasets
 
     if name.startswith("hub:"):
-        return formats.hub_rows(name).features
-    if formats.is_saved(Path(formats.split_how(name)[0])):
-        source = formats.find(name)
-        return formats.saved_rows(source.path, source.how).features
+        return arrow.hub_rows(name).features
+    if is_saved(Path(split_how(name)[0])):
+        source = find(name)
+        return arrow.saved_rows(source.path, source.how).features
     if not name.lower().endswith(".parquet") or not Path(name).is_file():
         return None
     import pyarrow.parquet

@@ -3,22 +3,20 @@ what was recognised."""
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import groupby
 
+from nanomed.streams import note
+
 DOCUMENT_PER = ("file", "line", "blank-line")
+
+
+note_once = cache(note)  # however often a file is read
 
 
 class BadRow(Exception):
     """One row that cannot be used; the reader goes on after it if the user asked for that."""
-
-
-@cache
-def say(line: str) -> None:
-    """Once, however often a file is read."""
-    print(f"note: {line}", file=sys.stderr)
 
 
 def sha256_of(texts: Iterable[str]) -> str:

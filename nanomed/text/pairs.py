@@ -13,7 +13,7 @@ from nanomed.text.divide import Divided, draw
 from nanomed.text.examples import Encoded, Example, text_examples
 from nanomed.text.heldout import Excluded, HeldOut, Items
 from nanomed.text.instructions import Fields
-from nanomed.text.rows import named_sets
+from nanomed.text.names import named_sets
 from nanomed.text.templates import Template
 
 

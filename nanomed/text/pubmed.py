@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanomed.errors import UserError
 from nanomed.optional import need
-from nanomed.text.lines import BadRow, decode, say
+from nanomed.text.lines import BadRow, decode, note_once
 
 ARTICLES = ("PubmedArticle", "PubmedBookArticle")
 RAISED = dict(zip("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ", strict=True))
@@ -37,7 +37,9 @@ def pubmed_rows(path: Path, f) -> list[dict]:
         "without a text": len(left) - len(rows),
         "with a title alone": sum(not row["abstract"] for row in rows),
     }
-    say(f"{path}: {records:,} PubMed records" + "".join(f", {n:,} {what}" for what, n in counts.items() if n))
+    note_once(
+        f"{path}: {records:,} PubMed records" + "".join(f", {n:,} {what}" for what, n in counts.items() if n)
+    )
     return rows
 
 

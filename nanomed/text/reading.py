@@ -14,13 +14,12 @@ ABOUT = {
 
 def read_as(args, files=FILES):
     """args, in which the names of `files` say what --rows, --separator and --document-per do: `nested.json`
-    becomes `nested.json#data` (nanomed.text.formats), so that it is read alike wherever the name goes. Raises
+    becomes `nested.json#data` (nanomed.text.names), so that it is read alike wherever the name goes. Raises
     UserError for a flag that is about none of them."""
     said = {key: getattr(args, key) for key in ABOUT if getattr(args, key)}
     if not said:
         return args
-    from nanomed.text.formats import find
-    from nanomed.text.rows import split_name, split_weight
+    from nanomed.text.names import find, split_name, split_weight
 
     used = set()
 

@@ -5,47 +5,16 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text.formats import is_plain, is_table, rows_of
+from nanomed.text.formats import rows_of
 from nanomed.text.lines import BadRow
+from nanomed.text.names import is_plain, is_table
 
 
 class NoField(BadRow):
     """A row without the field at all: in the first row of a file it is the field's name that is wrong, not
     the row."""
-
-
-def split_weight(name: str) -> tuple[str, float | None]:
-    """`general.jsonl:0.1` is that file with a weight; a name that exists as it stands has none."""
-    path, colon, weight = name.rpartition(":")
-    pattern = r"\d*\.\d+" if name.startswith("hub:") else r"\d*\.?\d+"  # hub:REPO:2023 is a configuration
-    if not colon or Path(name).exists() or not re.fullmatch(pattern, weight):
-        return name, None
-    if float(weight) <= 0:
-        raise UserError(f"{name}: a weight must be more than 0")
-    return path, float(weight)
-
-
-def named_sets(names: list[str], home: Path = Path()) -> dict[str, list[str]]:
-    """{name: files} of `NAME=D ...`; several D of one name are one set, those without a name are the set
-    `validation`."""
-    sets = {}
-    for name, file in (split_name(text, home) for text in names):
-        sets.setdefault(name or "validation", []).append(file)
-    return sets
-
-
-def split_name(text: str, home: Path = Path()) -> tuple[str | None, str]:
-    """(NAME, D) of `NAME=D`. A file that exists (in `home`) as it stands has no name, nor has one with a `/`
-    before the `=`, which is part of a path then. Raises UserError for a name without a file."""
-    name, equals, file = text.partition("=")
-    if not equals or not name or "/" in name or (home / text).exists():
-        return None, text
-    if not file:
-        raise UserError(f"{text}: the name has no file; NAME=D gives it one")
-    return name, file
 
 
 def read_texts(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:

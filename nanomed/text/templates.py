@@ -9,14 +9,14 @@ spells are the tokens; in what is put into it they are what --special-tokens say
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
 from nanomed.errors import UserError
-from nanomed.files import read_object, read_toml, typed, write_json, write_text
+from nanomed.files import read_object, read_section, read_toml, write_json, write_text
 from nanomed.text.conversations import Conversation, Turn, turns_of
 from nanomed.text.lines import BadRow
 from nanomed.text.special import Written, template_text
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nanomed.text.chat import ChatTemplate
 
 # How a model that was instructed is asked: for us, for transformers.
-FILES = ("template.json", "chat_template.jinja")
+FILE, CHAT = "template.json", "chat_template.jinja"
 # What each text of a template must hold.
 PLACEHOLDERS = {"prompt": ["instruction"], "prompt_with_input": ["instruction", "input"]}
 PLACEHOLDERS |= {"response": ["response"]}
@@ -119,7 +119,7 @@ class Template:
         eos, content = tokenizer.name(tokenizer.eos), "message['content']"
         end = "" if self.holds_end(eos) else f" + {json.dumps(eos)}"
         bos = json.dumps(_beginning(self, tokenizer))
-        write_json(asdict(self), directory / FILES[0])
+        write_json(asdict(self), directory / FILE)
         write_text(
             (f"{{{{- {bos} -}}}}" if bos != '""' else "")
             + "{%- set said = namespace(before='') -%}{%- for message in messages -%}"
@@ -134,7 +134,7 @@ class Template:
             f"{{{{- {_jinja(self.response, 'response', content)}{end} -}}}}"
             "{%- else -%}{{- raise_exception('no such role has a place in this template') -}}"
             "{%- endif -%}{%- endfor -%}",
-            directory / FILES[1],
+            directory / CHAT,
         )
 
     @property
@@ -213,7 +213,7 @@ def of_model(*directories: Path | None, name: str | None = None) -> "Template | 
 
 def instructed_with(*directories: Path | None) -> Template | None:
     """The template that nanomed instructed a model with, if it did."""
-    files = (directory / FILES[0] for directory in directories if directory)
+    files = (directory / FILE for directory in directories if directory)
     file = next((file for file in files if file.exists()), None)
     return file and _checked(read_object(file), file)
 
@@ -252,11 +252,8 @@ def _jinja(text: str, placeholder: str, value: str) -> str:
 def _checked(keys: dict, path: Path) -> Template:
     """A template from the keys of a file. Raises UserError for an unknown key or a placeholder that is
     missing."""
-    known = [f.name for f in fields(Template)]
-    if unknown := sorted(keys.keys() - set(known)):
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
     with_input = str(keys.get("prompt")).replace("{instruction}", "{instruction}\n{input}")
-    template = typed(Template, {"prompt_with_input": with_input} | keys, path)
+    template = read_section(Template, {"prompt_with_input": with_input} | keys, path)
     for key, needed in PLACEHOLDERS.items():
         text = getattr(template, key)
         if missing := [name for name in needed if f"{{{name}}}" not in text]:

@@ -12,7 +12,7 @@ from msgspec import Meta
 from nanomed.errors import UserError
 from nanomed.files import read_object
 from nanomed.text.byte_level import pattern_of, pre_tokenizers
-from nanomed.text.lines import say
+from nanomed.text.lines import note_once
 
 EOT = "<|endoftext|>"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
@@ -195,10 +195,12 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
     ends = {i for i in named if known(i)}
     if odd := [repr(i) for i in named if not known(i)]:
         what = f"eos_token_id names {', '.join(dict.fromkeys(odd))}, no token of its vocabulary"
-        say(f"{model_directory}: {what}; what ends a text is {EOT if eos == ids.get(EOT) else eos}")
+        note_once(f"{model_directory}: {what}; what ends a text is {EOT if eos == ids.get(EOT) else eos}")
     begins, closes = _put_around(spec)
     if closes:
-        say(f"{directory}: its tokenizer puts {closes} behind every text; here it is behind answers alone")
+        note_once(
+            f"{directory}: its tokenizer puts {closes} behind every text; here it is behind answers alone"
+        )
     begin = ids.get(begins)
     return Special(bos if begin is None else begin, eos, eos if pad is None else pad, ends, begin is not None)
 

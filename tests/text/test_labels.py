@@ -240,7 +240,7 @@ def test_a_data_sets_own_names_are_datasets_int2str(tmp_path, monkeypatch):
     }
     data = datasets.Dataset.from_dict(rows, features)
     data.to_parquet(tmp_path / "d.parquet")
-    monkeypatch.setattr("nanomed.text.formats.hub_rows", lambda name: data)
+    monkeypatch.setattr("nanomed.text.arrow.hub_rows", lambda name: data)
     for file in (str(tmp_path / "d.parquet"), "hub:owner/name"):
         found = read(file)
         assert [i.labels for i in found.items] == [(label.int2str(k),) for k in rows["label"]]

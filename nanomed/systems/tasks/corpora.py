@@ -22,8 +22,9 @@ from nanomed.errors import UserError
 from nanomed.optional import need
 from nanomed.systems.tasks.entities import TAG
 from nanomed.systems.tasks.offsets import Mention, tagged
-from nanomed.text.formats import KINDS, PACKED, open_unpacked, split_how
-from nanomed.text.lines import BadRow, decode, row_or_bad, say
+from nanomed.text.formats import open_unpacked
+from nanomed.text.lines import BadRow, decode, note_once, row_or_bad
+from nanomed.text.names import KINDS, PACKED, split_how
 
 ANNOTATED = (".ann", ".a1", ".a2")
 NUMBER = re.compile(r" *[0-9]{1,9} *")
@@ -139,7 +140,7 @@ def _brat(path: Path) -> Iterator:
     texts = _annotated(path)
     if without := len({*path.glob("*.txt")}.difference(texts)):
         mend = "an empty .ann says that there are none"
-        say(f"{path}: {without:,} .txt files without annotations are not read; {mend}")
+        note_once(f"{path}: {without:,} .txt files without annotations are not read; {mend}")
     return ((text.name, row_or_bad(_brat_document, text)) for text in texts)
 
 
