@@ -29,6 +29,7 @@ def saved_rows(path: Path, split: str | None):
         found = datasets.load_from_disk(str(path))
     except Exception as e:  # datasets raises a dozen kinds
         raise UserError(f"{path}: not what Dataset.save_to_disk writes ({type(e).__name__}: {e})") from e
+    found = found.with_format(None)  # what it was saved in: tensors, frames, some of its columns
     if isinstance(found, datasets.Dataset):
         if split:
             raise UserError(f"{path}: a data set without splits; leave out {split!r}")

@@ -20,8 +20,9 @@ LISTED = ("messages", "conversations", "conversation")  # fields of lists of tur
 REASONING = ("reasoning_content", "thinking", "reasoning")  # as transformers 5.23 looks for it
 READ = {"role", "from", "content", "value", "weight", "name", *REASONING}
 NOTHING = (None, "", [], {})
+UNSEEN = ("image", "images", "kto_tag")  # pictures, and LLaMA-Factory's word for an answer that is not wanted
 # Beside a conversation, what would change what is learned, and is not read: LLaMA-Factory's, trl's, KTO's.
-BESIDE = ("tools", "functions", "documents", "chat_template_kwargs", "system_prompt", "label")
+BESIDE = (*UNSEEN, "tools", "functions", "documents", "chat_template_kwargs", "system_prompt", "label")
 
 
 def form_of(row) -> tuple[str, Callable] | None:

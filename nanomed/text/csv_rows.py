@@ -36,6 +36,9 @@ def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -
             if len(set(header)) < len(header):
                 what = f"two columns of the same name: {', '.join(header)[:200]}"
                 raise UserError(f"{path}, line {begin}: {what}")
+        elif name == "tab" and _are_rows("\t".join(values).split("\n"), len(header)):
+            what = f"lines {begin} to {reader.line_num} have all columns, and two quotes make one row of them"
+            raise UserError(f'{path}: {what}; a text that begins with a quote (") stands in quotes')
         elif values and any(values[len(header) :]):  # rows may end in a comma
             yield begin, _too_long(len(values), len(header), name)
         elif values:
@@ -44,6 +47,11 @@ def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -
     if nameless:
         fields = ", ".join(header[named:])
         note_once(f"{path}: {nameless:,} rows go on in columns without a name, which are the fields {fields}")
+
+
+def _are_rows(lines: list[str], columns: int) -> bool:
+    """Whether lines that are read as one row are each a row, in a file that does not quote."""
+    return len(lines) > 1 < columns and all(line.count("\t") == columns - 1 for line in lines)
 
 
 def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:

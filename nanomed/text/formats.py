@@ -15,7 +15,7 @@ from nanomed.errors import UserError
 from nanomed.files import parse_json
 from nanomed.text import arrow
 from nanomed.text.csv_rows import csv_rows
-from nanomed.text.lines import BadRow, decode, json_line, line_rows, note_once, texts
+from nanomed.text.lines import BadRow, decode, json_line, line_rows, note_once, row_or_bad, texts
 from nanomed.text.names import PACKED, find, texts_in
 from nanomed.text.pubmed import pubmed_rows
 
@@ -88,7 +88,7 @@ def _json_rows(path: Path, how: str | None) -> Iterator:
         lines = (line for line in f if line.strip())
         first, more = next(lines, b""), next(lines, None)
     with open_unpacked(path) as f:
-        if how is None and more is not None and _is_object(first):
+        if how is None and more is not None and isinstance(row_or_bad(json_line, first), dict):
             note_once(f"{path}: one object a line")
             yield from line_rows(f, json_line)
             return
@@ -97,13 +97,6 @@ def _json_rows(path: Path, how: str | None) -> Iterator:
         except BadRow as e:
             raise UserError(f"{path}: {e}") from e
     yield from _not_in_lines(_shaped(value, path, how))
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json_line(line), dict)
-    except BadRow:
-        return False
 
 
 def _shaped(value, path: Path, how: str | None) -> list:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from nanomed.errors import UserError
-from nanomed.text.conversation_rows import LISTED, conversation, form_of, refuse_nearly
+from nanomed.text.conversation_rows import LISTED, NOTHING, UNSEEN, conversation, form_of, refuse_nearly
 from nanomed.text.conversations import Conversation, begun
 from nanomed.text.lines import note_once, sha256_of
 from nanomed.text.rows import BadRow, NoField, field_of, fields_of, get_text, get_value, placed_rows
@@ -20,9 +20,10 @@ class Fields:
     group: str | None = None
 
 
-# Of fields that others put into a prompt too, and that are not read unless they are named: Dolly's,
-# LLaMA-Factory's, MedMCQA's.
-UNREAD = ("context", "system", "history", "options")
+# What others put into a prompt too or learn from otherwise, and what takes it where it is not read.
+AS_INPUT = " (--input-field {} takes it for the input)"
+UNREAD = dict.fromkeys(("context", "system", "history", "options"), AS_INPUT) | dict.fromkeys(UNSEEN, "")
+UNREAD |= dict.fromkeys(LISTED, " (--instruction-field {} takes the conversation)")
 
 
 def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -> str:
@@ -86,12 +87,9 @@ def _instruction(row, fields: Fields, unread: Counter) -> Conversation:
     group = group_of(row, fields)
     response = one_text(row, fields.response, Fields.response, "--response-field", numbers=True)
     named = f"{fields.instruction},{fields.input},{fields.response},{fields.group}".split(",")
-    mend = "--input-field {} takes it for the input"
-    others = [name for name in UNREAD if name not in named and get_value(row, name)]
-    unread.update(f"the field {name} of {{n}} rows is not read ({mend.format(name)})" for name in others)
-    others = [name for name in LISTED if name not in named and isinstance(get_value(row, name), list)]
-    mend = "--instruction-field {} takes the conversation"
-    unread.update(f"the field {name} of {{n}} rows is not read ({mend.format(name)})" for name in others)
+    there = {name: get_value(row, name) for name in UNREAD if name not in named}
+    there = [k for k, v in there.items() if v not in NOTHING and (k not in LISTED or isinstance(v, list))]
+    unread.update(f"the field {name} of {{n}} rows is not read{UNREAD[name].format(name)}" for name in there)
     listed = get_value(row, fields.response)
     references = tuple(listed) if isinstance(listed, list) else ()
     return replace(Conversation.of(instruction, input, response, group), references=references)

@@ -63,8 +63,9 @@ class Named:
 def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -> str | tuple[str, ...]:
     """The label that a row names, or all that it lists; numbers and truth values as texts: 1 and 1.0 are `1`.
 
-    classes: what class_names() says of the row's file. Raises BadRow, and NoField for a row without the
-    field."""
+    classes: what class_names() says of its file. Raises BadRow, and NoField for a row without the field."""
+    if field != "answer" and get_value(row, "answer") in ("reject", "ignore") and "_task_hash" in row:
+        raise BadRow(f"Prodigy's answer {row['answer']!r}: what is in the field {field!r} is not the text's")
     if how.columns:
         named = zip(how.columns, how.names or how.columns, strict=True)
         return tuple(name for column, name in named if _has_label(row, column))

@@ -446,6 +446,25 @@ def test_a_comment_is_no_word_whatever_it_ends_in(tmp_path):
         assert row["tokens"] == ["E-cadherin", "#", "#5"] and row["tags"] == ["B-Gene", "O", "B-Gene"]
 
 
+def test_a_column_that_counts_words_is_no_word(tmp_path, capsys):
+    """As conllu 6.0.0 reads CoNLL-U: what has a range for a number is written as one, and 2.1 is not written. A
+    sentence of the words 1 and 2 counts nothing beside others."""
+    lines = [
+        "1-2\tdel\t_\tO",
+        "1\tde\tADP\tO",
+        "2\tBRCA1\tPROPN\tB-Gene",
+        "2.1\tis\tAUX\tO",
+        "",
+        "1\tFever\tNN\tO",
+    ]
+    (tmp_path / "a.conllu").write_text("# sent_id = 1\n" + "\n".join(lines))
+    read = rows(tmp_path / "a.conllu")
+    assert [row["tokens"] for row in read] == [["de", "BRCA1"], ["Fever"]]
+    assert read[0]["tags"] == ["O", "B-Gene"] and "the second" in capsys.readouterr().err
+    (tmp_path / "a.conll").write_text("1 CD O\n2 CD O\n\nFever NN B-Disease\n")
+    assert [row["tokens"] for row in rows(tmp_path / "a.conll")] == [["1", "2"], ["Fever"]]
+
+
 def test_bad_lines_of_tags_are_named(tmp_path):
     (tmp_path / "a.tsv").write_text("fever\tO\nbad\n")
     with pytest.raises(BadRow, match="line 2: must be a word, a tab and a tag, not 'bad'"):

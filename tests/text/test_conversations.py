@@ -459,11 +459,12 @@ def test_what_is_nearly_a_conversation_is_refused_with_the_mend(tmp_path, row, w
 
 
 def test_fields_beside_a_conversation_are_obeyed_or_said(tmp_path, capsys):
-    beside = {"tools": [{}], "label": False, "system_prompt": None, "id": 3}
+    beside = {"tools": [{}], "label": False, "image": "a.png", "system_prompt": None, "id": 3}
     rows = [{"messages": [MESSAGES[0], MESSAGES[1] | {"tool_calls": []}]} | beside]
     read_instructions([str(write_rows(tmp_path, rows))], Fields(), None, False)
     said = capsys.readouterr().out
     assert "the field tools of 1 rows is not read" in said and "the field label of 1 rows" in said
+    assert "the field image of 1 rows" in said
     assert "system_prompt" not in said and "tool_calls" not in said and " id " not in said
     rows = [{"prompt": "Q", "completion": "A", "system": "Be short."}]
     ((item,), _, _) = read_instructions([str(write_rows(tmp_path, rows))], Fields(), None, False)

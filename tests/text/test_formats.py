@@ -120,13 +120,14 @@ WRITE = {
     "saved": lambda p: DATA.save_to_disk(p),
     "splits": lambda p: datasets.DatasetDict(train=DATA.select([3]), test=DATA).save_to_disk(p),
 }
+WRITE["pubmed.xml"] = lambda p: p.write_text(
+    f"<PubmedArticleSet>{''.join(map(article, range(9), TEXTS))}</PubmedArticleSet>"
+)
 WRITE |= {
-    "pubmed.xml": lambda p: p.write_text(
-        f"<PubmedArticleSet>{''.join(map(article, range(9), TEXTS))}</PubmedArticleSet>"
-    ),
-    "pubmed.nbib": lambda p: p.write_text(
-        "\n".join(f"PMID- {k}\nOWN - NLM\nTI  - {t}\n" for k, t in enumerate(TEXTS))
-    ),
+    name: lambda p: p.write_text(
+        "\n" + "\n".join(f"PMID- {k}\nOWN - NLM\nTI  - {t}\n" for k, t in enumerate(TEXTS))
+    )
+    for name in ("pubmed.nbib", "pubmed-set.txt")
 }
 TABLE = re.findall(
     r"^\| `([\w.-]+)` \| .*\| (?:`--([\w-]+) ([\w-]+)` )?\|$", (ROOT / "docs/files.md").read_text(), re.M
@@ -197,6 +198,15 @@ def test_plain_text_against_datasets(tmp_path, per, by):
     assert texts_of(f"{tmp_path / 'd.txt'}#{per}") == [text for text in expected if text.strip()]
 
 
+@pytest.mark.parametrize(
+    "how", [{"type": "torch"}, {"type": "pandas"}, {"type": "arrow"}, {"columns": ["n"]}]
+)
+def test_what_a_data_set_was_saved_in_is_not_asked(tmp_path, how):
+    """Of tensors and frames, which datasets gives back in the form that the set had, the rows are the same."""
+    DATA.with_format(**how).save_to_disk(tmp_path / "saved")
+    assert rows(tmp_path / "saved") == ROWS
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_packed_in_parts(tmp_path, suffix):
     parts = [
@@ -249,6 +259,7 @@ REFUSED = {
     "o.txt#page": ("a", "one of file, line, blank-line"),
     "p.jsonl#data": ('{"text": "a"}', "what stands behind the #"),
     "q.csv": ('text\n"a" fever\n', "is doubled"),
+    "r.tsv": ('id\ttext\n1\t"Yes\n2\tno\n3\tor no"\n', "lines 2 to 4 have all columns"),
 }
 
 

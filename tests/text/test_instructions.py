@@ -344,3 +344,8 @@ def test_fields_that_others_put_into_a_prompt_are_named_where_they_are_not_read(
     assert "the field context of 3 rows is not read (--input-field context" in capsys.readouterr().out
     read_instructions([str(path)], Fields(input="context"), None, False)
     assert capsys.readouterr().out == ""
+    rows = [{"question": "Why?", "answer": "So.", "image": {"path": "a.png"}, "images": [], "kto_tag": False}]
+    path.write_text(json.dumps(rows[0]) + "\n")
+    read_instructions([str(path)], Fields(), None, False)
+    said = capsys.readouterr().out
+    assert "the field image of 1 rows" in said and "kto_tag of 1 rows" in said and "images" not in said

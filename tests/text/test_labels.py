@@ -191,6 +191,20 @@ def test_one_line_says_where_a_label_looks_like_several(values, wanted):
     assert meaning(values, Spelling(separator=wanted.split()[1].strip("'"))).notes == ()
 
 
+def test_what_prodigys_annotators_rejected_is_no_label(tmp_path):
+    """`prodigy db-out` keeps what was offered in `label`, and in `answer` whether it is right."""
+    path = tmp_path / "p.jsonl"
+    answers = ("accept", "reject", "ignore", "accept")
+    offered = [{"text": f"t{k}", "label": "ab"[k % 2], "_task_hash": k} for k in range(4)]
+    said = [row | {"answer": answer} for row, answer in zip(offered, answers, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in said))
+    with pytest.raises(UserError, match="row 2: Prodigy's answer 'reject'"):
+        read(path)
+    found = read_labelled([(str(path), None)], "text", "label", None, True)
+    assert [i.labels for i in found.items] == [("a",), ("b",)] and found.bad_rows == 2
+    assert [i.labels[0] for i in read(path, field="answer").items] == list(answers)
+
+
 def test_names_with_commas_are_no_lists():
     assert meaning(["Aged, 80 and over", "Aged", "Infant, Newborn"]).notes == ()
 

@@ -5,10 +5,7 @@ PubTator   ID|t|title, ID|a|abstract, then a mention a line
 brat       a folder of .txt with an .ann (or .a1 and .a2) beside each
 BioC       XML or JSON; a row a passage, or a sentence where passages have no text of their own
 
-Which it is, the file shows. PubTator and brat are read here, by hand. bioc 2.1 takes a PubTator
-mention without a concept id for a relation, strips a title, so that offsets in the abstract are
-wrong by a blank, and merges documents that no blank line parts; a brat note without text stops it.
-To mend that from outside takes more lines than the two formats have. BioC is read by bioc."""
+The file shows which. bioc reads BioC; it loses mentions of the others (findings/bioc-*.sh)."""
 
 import json
 import re
@@ -30,6 +27,7 @@ ANNOTATED = (".ann", ".a1", ".a2")
 NUMBER = re.compile(r" *[0-9]{1,9} *")
 TEXT_BOUND = re.compile(r"T\S*\t(\S+) ([0-9]{1,9} [0-9]{1,9}(?:;[0-9]{1,9} [0-9]{1,9})*)(?:\t(.*))?")
 SECTION = re.compile(r"([^|\t]+)\|([a-z])\|(.*)")
+BETWEEN = re.compile(r"[0-9]+[-.][0-9]+")  # CoNLL-U's number of several words in one, or of an unwritten word
 
 
 def corpus_rows(name: str) -> Iterator | None:
@@ -58,24 +56,31 @@ def corpus_rows(name: str) -> Iterator | None:
     except (BadRow, EOFError, zlib.error, OSError) as e:
         raise UserError(f"{path}: {e}") from e
     first = next((line for line in lines if line.strip()), "")
-    return _pubtator(lines) if SECTION.match(first) else _tag_lines(lines)
+    return _pubtator(lines) if SECTION.match(first) else _tag_lines(path, lines)
 
 
-def _tag_lines(lines: list[str]) -> Iterator:
+def _tag_lines(path: Path, lines: list[str]) -> Iterator:
     """The first column is the word, the last one the tag; blanks part columns where a line has no
-    tab. Lines of documents' beginnings (-DOCSTART-) and comments (`#`, without a tag or in other
-    columns than words have: `# text = Loss of E-cadherin`) are no words."""
+    tab. Where the first counts each sentence's words, as in CoNLL-U, they are the second. Lines of
+    documents' beginnings (-DOCSTART-) and comments (`#`, without a tag or in other columns than words
+    have: `# text = Loss of E-cadherin`) are no words."""
     of_words = {_shape(line) for line in lines if line.strip() and line[0] != "#"}
-    rows = []
-    for number, line in enumerate([*lines, ""], 1):
+    sentences = [[]]
+    for number, line in enumerate(lines, 1):
         columns = _columns(line)
         ends = not line.strip() or columns[0] == "-DOCSTART-"
         if ends or (line[0] == "#" and not (TAG.fullmatch(columns[-1]) and _shape(line) in of_words)):
-            if rows:
-                yield rows[0][0], row_or_bad(_sentence, rows)
-            rows = []
+            sentences.append([])
         else:
-            rows.append((number, columns))
+            sentences[-1].append((number, columns))
+    words = [[row for row in rows if not BETWEEN.fullmatch(row[1][0])] for rows in sentences]
+    numbered = [place for rows in words for place in enumerate(rows, 1)]
+    counted = max(map(len, words)) > 1
+    counted &= all(len(columns) > 2 and columns[0] == str(k) for k, (_, columns) in numbered)
+    if counted:
+        note_once(f"{path}: its first column counts the words, which are the second")
+    for rows in filter(None, words if counted else sentences):
+        yield rows[0][0], row_or_bad(_sentence, rows, int(counted))
 
 
 def _columns(line: str) -> list[str]:
@@ -87,11 +92,11 @@ def _shape(line: str) -> tuple[bool, int]:
     return "\t" in line.rstrip(), len(_columns(line))
 
 
-def _sentence(rows: list[tuple[int, list[str]]]) -> dict:
+def _sentence(rows: list[tuple[int, list[str]]], word: int) -> dict:
     for number, columns in rows:
-        if len(columns) < 2 or not columns[0] or not columns[-1]:
+        if len(columns) < 2 or not columns[word] or not columns[-1]:
             raise BadRow(f"line {number}: must be a word, a tab and a tag, not {' '.join(columns)!r:.60}")
-    return {"tokens": [c[0] for _, c in rows], "tags": [c[-1] for _, c in rows], "counts": {}}
+    return {"tokens": [c[word] for _, c in rows], "tags": [c[-1] for _, c in rows], "counts": {}}
 
 
 def _pubtator(lines: list[str]) -> Iterator:
@@ -157,12 +162,8 @@ def _brat_document(file: Path) -> dict:
                 mentions.append(_text_bound(line, f"{beside.name}, line {k}"))
             elif line.strip() and line[0] not in "REAMN#*":
                 raise BadRow(f"{beside.name}: not brat's standoff: {line!r:.60}")
-    try:
-        return tagged(text, mentions)
-    except BadRow:
-        if "\r\n" not in text:
-            raise
-        return tagged(text.replace("\r\n", "\n"), mentions)
+    row = row_or_bad(tagged, text, mentions)
+    return tagged(text.replace("\r\n", "\n"), mentions) if isinstance(row, BadRow) else row
 
 
 def _text_bound(line: str, where: str) -> Mention:
@@ -190,16 +191,8 @@ def _passages(document) -> list:
     """The row of each passage, or a BadRow. Offsets count characters, as in PubTator's exports and
     for the library bioc, or bytes, as BioC's DTD has it and bconv 1.2 writes them: whichever agrees
     better with what the document's mentions say."""
-    in_characters, in_bytes = (
-        [row_or_bad(_passage, *unit, size) for unit in _units(document, size)] for size in (len, _in_bytes)
-    )
-    bad = _bad(in_characters)
-    return in_bytes if bad and _bad(in_bytes) < bad else in_characters
-
-
-def _bad(passages: list) -> int:
-    """How many cannot be used."""
-    return sum(isinstance(row, BadRow) for row in passages)
+    ways = ([row_or_bad(_passage, *u, size) for u in _units(document, size)] for size in (len, _in_bytes))
+    return min(ways, key=lambda rows: sum(isinstance(row, BadRow) for row in rows))
 
 
 def _in_bytes(text: str) -> int:
