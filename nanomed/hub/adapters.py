@@ -87,7 +87,7 @@ class AdapterConfig:
         return LoRAConfig(r, alpha, self.lora_dropout, (name,), self.use_rslora)
 
     def adapts(self, name: str) -> bool:
-        """Whether a layer that fits the targets has an adapter, for all that the other keys say."""
+        """Whether a layer that fits the targets has an adapter: the other keys may leave it out."""
         if fits(self.exclude_modules, name) or any(f".{m}." in f".{name}." for m in self.modules_to_save):
             return False
         wanted = self.layers_to_transform
@@ -195,7 +195,7 @@ def _choose(model, config: AdapterConfig, there) -> LoRAConfig:
 
 
 def _name(key: str) -> str:
-    """What a tensor of an adapter's file belongs to, by the name of a language model that is nothing more."""
+    """What a tensor of an adapter's file is called in a model that is a language model alone."""
     return key.removeprefix(PEFT_PREFIX).replace(f"{PART}.", "", 1)
 
 

@@ -96,7 +96,9 @@ def merge(model, config, layers: dict, stored: Stored) -> None:
         turned, shape = key.endswith(model.family.CONV1D), model.get_parameter(key).shape
         value = stored.take(key, shape[::-1] if turned else shape)
         put(model, key, value.t() if turned else value)
-    for key in sorted(_biases(model, config.bias, layers) - whole):
+    biases = {key for key in model.state_dict() if key.endswith(".bias")}
+    saved = {"none": set(), "all": biases, "lora_only": biases & {f"{n}.bias" for n in layers}}[config.bias]
+    for key in sorted(saved - whole):
         name = key.removesuffix(".bias")
         there = f"{name}.base_layer.bias" if name in layers else key
         put(model, key, stored.take(there, model.get_parameter(key).shape))
@@ -146,11 +148,6 @@ def _replace_ends(model, ends: list[str], whole: set[str], tied: bool, stored: S
     _configure(model, vocab_size=rows[0])
 
 
-def _biases(model, kind: str, layers: dict) -> set[str]:
-    biases = {key for key in model.state_dict() if key.endswith(".bias")}
-    return {"none": set(), "all": biases, "lora_only": biases & {f"{n}.bias" for n in layers}}[kind]
-
-
 @torch.no_grad()
 def _change(model, name: str, lora, config, stored: Stored) -> None:
     """One layer: W + scale B A. DoRA (Liu et al. 2024, equation 5): m (W + scale B A) / ||W + scale B A||,
@@ -183,8 +180,8 @@ def _change(model, name: str, lora, config, stored: Stored) -> None:
 
 
 def _give_biases(model, name: str, stored: Stored) -> None:
-    """Biases of zero to a layer without one, and to the others that the same key of Llama's config.json
-    speaks for."""
+    """Give a layer without a bias one of zeros, and all others for which the same key of Llama's config.json
+    decides that."""
     part, kind = name.split(".")[-2], model.config.model_type
     keys = {
         "self_attn": ("attention_bias", ("llama", "qwen3", "gemma3_text", "gemma3")),
@@ -213,8 +210,8 @@ def principal(weight: torch.Tensor, start: str, lora, conv1d: bool) -> torch.Ten
 
 
 def _replace_tokens(model, indices: list | dict, tied: bool, stored: Stored) -> None:
-    """Single rows of the embedding, and of the head: of one that is tied to it, if it has no others of its
-    own."""
+    """Replace single rows of the embedding and of the head. A head that is tied to the embedding gets its
+    rows, unless others are named for it."""
     embedding, key = model.family.EMBEDDING, "trainable_token_indices"
     if not isinstance(indices, dict):
         indices = {embedding.removesuffix(".weight"): indices} if indices else {}

@@ -187,8 +187,8 @@ def _read_state(model, directory: Path, quantize: str | None, as_stored: bool) -
 
 
 def _read_all(state: dict[str, torch.Tensor]) -> None:
-    """What is still as the files have it, in fp32 and row after row, in place: several at a time, since
-    PyTorch turns a matrix with one thread."""
+    """Put what is still as the files have it into fp32, row after row, in place; several tensors at a time,
+    since PyTorch transposes each with one thread."""
 
     def is_ready(tensor):
         return not tensor.is_floating_point() or (tensor.dtype == torch.float32 and tensor.is_contiguous())

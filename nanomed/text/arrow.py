@@ -1,4 +1,5 @@
-"""Rows that Arrow keeps: Parquet files, data sets that were saved, and those on the Hub."""
+"""Rows that Arrow keeps: Parquet files, data sets that were saved, and those on the Hub; and the names that
+such a data set has for numbers."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from nanomed import network
 from nanomed.errors import UserError
 from nanomed.text.lines import note_once
+from nanomed.text.names import find, is_saved, split_how
 
 
 def parquet_rows(path: Path) -> Iterator:
@@ -65,3 +67,40 @@ def hub_rows(name: str):
         return network.watched(load, network.folder_of("datasets", repo), all_the_time=False)
     except Exception as e:  # datasets raises a dozen kinds, all about what was asked for
         raise network.explain(repo, e, "file") from e
+
+
+def class_names(name: str, field: str) -> list[str] | None:
+    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths
+    `a.b,c` that there is: of hub:REPO, of a Parquet file that it wrote, or of a data set that it saved. None
+    where the numbers have no names."""
+    if (features := _features(name)) is None:
+        return None
+    import datasets
+
+    for path in field.split(","):
+        feature = features
+        for key in path.split("."):
+            feature = feature.get(key) if isinstance(feature, dict) else None
+        while (inner := getattr(feature, "feature", None)) is not None:  # of a list
+            feature = inner
+        if feature is not None:
+            return feature.names if isinstance(feature, datasets.ClassLabel) else None
+    return None
+
+
+def _features(name: str):
+    """The kinds of the columns, where datasets knows them."""
+    if name.startswith("hub:"):
+        return hub_rows(name).features
+    if is_saved(Path(split_how(name)[0])):
+        source = find(name)
+        return saved_rows(source.path, source.how).features
+    if not name.lower().endswith(".parquet") or not Path(name).is_file():
+        return None
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError):  # said by who reads its rows
+        return None

@@ -2,7 +2,10 @@
 
 It is rendered as transformers 5.23's apply_chat_template renders it, and what is to be learned is found by
 rendering it a second time: the same conversation with every letter of what is said turned into another one.
-Where the two texts differ, somebody speaks; where they are the same, the template does."""
+Where the two texts differ, somebody speaks; where they are the same, the template does.
+
+    turns -> _speakers -> whose each character is -> _search -> the template's spans, the learned ones
+          -> _example -> ids, and which of them are supervised"""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -52,13 +55,13 @@ class ChatTemplate:
 
     def whole(self, turns: Sequence[Turn], prompt: bool = False) -> Written:
         """Turns as the model sees them when all is said; prompt: and what an answer follows."""
-        text, whose = self._followed(turns, prompt=prompt)
+        text, whose = self._speakers(turns, prompt=prompt)
         return Written(text, _runs(whose == 0), complete=True)
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
         """What the template writes behind an answer, up to the line's end: there, a generated one is over."""
-        text, whose = self._followed((user("a"), Turn("assistant", "b")), [1])
+        text, whose = self._speakers((user("a"), Turn("assistant", "b")), [1])
         behind = text[_words(whose)[-1][1] :].strip() if (whose > 1).any() else ""
         return (behind.splitlines()[0],) if behind else ()
 
@@ -80,7 +83,7 @@ class ChatTemplate:
             self.render(turns)
             special = jinja.looked_for(self.source)
             looked_at = [k for k in conversation.learned if special.search(turns[k].text)]
-            unseen = [k for k in looked_at if not (self._followed(turns[: k + 1], [k])[1] > 1).any()]
+            unseen = [k for k in looked_at if not (self._speakers(turns[: k + 1], [k])[1] > 1).any()]
         except UserError as e:
             raise BadRow(str(e)) from e
         if not all(turns[k].text.strip() for k in conversation.learned):
@@ -96,13 +99,13 @@ class ChatTemplate:
         would see before it, made when it is asked for. Raises UserError if the words cannot be told from the
         template."""
         turns, learned = conversation.turns, conversation.learned
-        whole = self._together(turns, learned, tokenizer)
-        return [whole] if whole else (self._together(turns[: k + 1], [k], tokenizer) for k in learned)
+        whole = self._example(turns, learned, tokenizer)
+        return [whole] if whole else (self._example(turns[: k + 1], [k], tokenizer) for k in learned)
 
-    def _together(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
+    def _example(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
         """The example of turns up to the last that is learned; None if an answer stands otherwise in it than
         where it is the last."""
-        marked = self._marked(turns, learned, tokenizer)
+        marked = self._spans(turns, learned, tokenizer)
         if not marked:
             return None
         text, own, spans = marked
@@ -110,10 +113,10 @@ class ChatTemplate:
         places = np.searchsorted(ends, spans, "right").tolist()
         return tokenizer.joined([ids]), tuple((first, last) for first, last in places)
 
-    def _marked(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
-        """What _found() gives, without a second rendering where the first is enough: what the template writes
-        around turns of these kinds is known (_frame), and with these turns in it, it is the text that the
-        template writes of them. None of them may hold what the template looks for."""
+    def _spans(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
+        """What _search() gives, with one rendering where that is enough: what is written around turns of
+        these kinds is known (_frame), and with these turns in it, it is the text that the template writes of
+        them. None of them may hold what the template looks for."""
         kinds = [(t.role, bool(t.name), bool(t.text), t.reasoning and "some") for t in turns]
         key = (tokenizer.hash, *learned, *kinds)
         if key not in self._frames:
@@ -127,7 +130,7 @@ class ChatTemplate:
             found = frame.filled(turns)
             if found[0] == self.render(turns):
                 return found
-        return self._found(turns, learned, tokenizer)
+        return self._search(turns, learned, tokenizer)
 
     def _is_plain(self, turn: Turn) -> bool:
         looked_for = jinja.looked_for(self.source)
@@ -140,15 +143,15 @@ class ChatTemplate:
         shown = [replace(t, text=t.text and f"b7351t{k}e", input="") for k, t in enumerate(turns)]
         shown = [replace(t, reasoning=t.reasoning and f"b7351r{k}e") for k, t in enumerate(shown)]
         try:
-            found = self._found(shown, learned, tokenizer)
+            found = self._search(shown, learned, tokenizer)
         except UserError:
             return False
         return found and Frame.of(shown, learned, *found)
 
-    def _found(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
+    def _search(self, turns: Sequence[Turn], learned: list[int], tokenizer) -> tuple | None:
         """(text, the spans in it that the template wrote, those that are learned). None if an answer stands
         otherwise in it than where it is the last."""
-        text, whose = self._followed(turns, learned)
+        text, whose = self._speakers(turns, learned)
         words, spans = _words(whose), []
         if len(words) != len(learned) or any((whose[start:stop] == 1).any() for start, stop in words):
             if len(learned) > 1:
@@ -176,9 +179,9 @@ class ChatTemplate:
         except Exception as e:  # a template is a program: it can fail in any way
             raise UserError(f"{self.where}: {e or type(e).__name__}; --template NAME takes another") from e
 
-    def _followed(self, turns, learned: Sequence[int] = (), prompt: bool = False) -> tuple[str, np.ndarray]:
+    def _speakers(self, turns, learned: Sequence[int] = (), prompt: bool = False) -> tuple[str, np.ndarray]:
         """The text, and for each of its characters whose it is, (T,): 0 the template's, 1 said, 2 and 3 by
-        turns said and learned. Raises UserError where a template does not let itself be followed."""
+        turns said and learned. Raises UserError where the two renderings do not show that."""
         messages = [_message(turn) for turn in turns]
         text = self._render(messages, prompt)
         number = {k: 2 + n % 2 for n, k in enumerate(learned)}

@@ -10,9 +10,10 @@ import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.text import heldout, special
+from nanomed.text.arrow import class_names
 from nanomed.text.divide import Divided, by_text, divide, draw, draw_by_label
 from nanomed.text.heldout import HeldOut, Items
-from nanomed.text.labels import PLAIN, Spelling, class_names, in_line, named, to_model, value_of
+from nanomed.text.labels import PLAIN, Spelling, in_line, named, to_model, value_of
 from nanomed.text.lines import sha256_of
 from nanomed.text.names import named_sets
 from nanomed.text.rows import BadRow, field_of, get_text, read_rows

@@ -14,11 +14,8 @@ import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from nanomed.errors import UserError
-from nanomed.text import arrow
-from nanomed.text.names import find, is_saved, split_how
 from nanomed.text.rows import BadRow, NoField, get_value
 
 ZERO_ONE = {"0": False, "1": True, "false": False, "true": True}
@@ -259,42 +256,3 @@ def in_line(labels: Iterable[str]) -> str:
     labels = list(labels)
     more = f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
     return ", ".join(labels[:SHOWN]) + more
-
-
-# --- a data set's own names ---------------------------------------------------------------------------------
-
-
-def class_names(name: str, field: str) -> list[str] | None:
-    """The names that `datasets` has for the numbers 0, 1, ... (ClassLabel) in the first of the dotted paths
-    `a.b,c` that there is: of hub:REPO, of a Parquet file that it wrote, or of a data set that it saved. None
-    where the numbers have no names."""
-    import datasets
-
-    features = _features(name)
-    for path in field.split(",") if features else ():
-        feature = features
-        for key in path.split("."):
-            feature = feature.get(key) if isinstance(feature, dict) else None
-        while (inner := getattr(feature, "feature", None)) is not None:  # of a list
-            feature = inner
-        if feature is not None:
-            return feature.names if isinstance(feature, datasets.ClassLabel) else None
-    return None
-
-
-def _features(name: str):
-    import datasets
-
-    if name.startswith("hub:"):
-        return arrow.hub_rows(name).features
-    if is_saved(Path(split_how(name)[0])):
-        source = find(name)
-        return arrow.saved_rows(source.path, source.how).features
-    if not name.lower().endswith(".parquet") or not Path(name).is_file():
-        return None
-    import pyarrow.parquet
-
-    try:
-        return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError):  # said by who reads its rows
-        return None

@@ -112,10 +112,6 @@ def is_plain(name: str) -> bool:
     return plain or (Path(file).is_dir() and find(name).kind == "folder")
 
 
-def is_table(name: str) -> bool:
-    return not name.startswith("hub:") and find(name).kind == "csv"
-
-
 def texts_in(directory: Path) -> list[Path]:
     """The .txt files of a folder, by name, without those that are hidden and a model's merges.txt."""
     found = (p for p in directory.iterdir() if p.suffix.lower() == ".txt" and p.is_file())

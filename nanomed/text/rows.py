@@ -9,7 +9,7 @@ from itertools import islice
 from nanomed.errors import UserError
 from nanomed.text.formats import rows_of
 from nanomed.text.lines import BadRow
-from nanomed.text.names import is_plain, is_table
+from nanomed.text.names import find, is_plain
 
 
 class NoField(BadRow):
@@ -51,7 +51,7 @@ def placed_rows(name, take, limit, skip_bad, found=None) -> Iterator[tuple[str, 
             if not skip_bad:
                 mend = " (--skip-bad-rows leaves such rows out)"
                 if number == 1 and isinstance(e, NoField):  # where it would leave out all of them
-                    table = found is None and is_table(name)
+                    table = found is None and not name.startswith("hub:") and find(name).kind == "csv"
                     mend = "; the first line of a CSV file names its columns" if table else ""
                 raise UserError(f"{name}, {place}: {e}{mend}") from e
             value, first_bad = None, first_bad or f"{place}: {e}"

@@ -282,8 +282,8 @@ def test_what_a_full_context_leaves_of_a_long_conversation_is_not_written_out(pa
     whole = encode_instructions([item], pair[1], made, 10**6).examples
     assert len(whole) == len(item.learned)
     context = len(whole[3].ids)
-    written, together = [], ChatTemplate._together
-    monkeypatch.setattr(ChatTemplate, "_together", lambda *args: written.append(args) or together(*args))
+    written, together = [], ChatTemplate._example
+    monkeypatch.setattr(ChatTemplate, "_example", lambda *args: written.append(args) or together(*args))
     found = encode_instructions([item], pair[1], made, context)
     assert [e.ids.tolist() for e in found.examples] == [e.ids.tolist() for e in whole[: len(found.examples)]]
     assert len(found.examples) + found.late == len(whole) and len(written) < 10

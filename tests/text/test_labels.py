@@ -16,9 +16,10 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from nanomed.errors import UserError
 from nanomed.flags import name_list
+from nanomed.text.arrow import class_names
 from nanomed.text.divide import draw_by_label
 from nanomed.text.labelled import Labelled, read_labelled, targets_of
-from nanomed.text.labels import PLAIN, Spelling, class_names, named, to_model, value_of
+from nanomed.text.labels import PLAIN, Spelling, named, to_model, value_of
 from nanomed.text.rows import BadRow, NoField
 
 NAMES = ["asthma", "fever", "tumor", "renal"]

@@ -98,8 +98,11 @@ def test_ids_are_those_of_the_library(three, text):
 @settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_a_templates_special_tokens_are_read_and_words_beside_them_found(three, text):
-    letters, read, _ = three
-    assert letters.encode(Written(text, ((0, len(text)),))).tolist() == read.encode(text).tolist()
+    letters, read, theirs = three
+    own = Written(text, ((0, len(text)),))
+    assert letters.encode(own).tolist() == ids_of(theirs, text, False) == read.encode(text).tolist()
+    ends = [end for _, end in theirs.encode(text, add_special_tokens=False).offsets]
+    assert letters.encode_ends(own)[1].tolist() == ends
 
 
 @settings(max_examples=100, deadline=None)

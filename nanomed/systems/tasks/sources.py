@@ -23,7 +23,8 @@ from nanomed.systems.tasks.classes import notes_on
 from nanomed.systems.tasks.corpora import corpus_rows
 from nanomed.systems.tasks.forms import FIELDS, FORMS, lost
 from nanomed.systems.tasks.offsets import COUNTED
-from nanomed.text.labels import Spelling, class_names
+from nanomed.text.arrow import class_names
+from nanomed.text.labels import Spelling
 from nanomed.text.rows import read_rows
 
 Name = Annotated[str, Meta(pattern=r"\S")]
