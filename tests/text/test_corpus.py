@@ -18,8 +18,8 @@ import pytest
 from nanomed import caches
 from nanomed.caches import claimed
 from nanomed.errors import UserError
+from nanomed.text import arrow
 from nanomed.text import corpus as corpus_module
-from nanomed.text import formats
 from nanomed.text.batch import IGNORE
 from nanomed.text.blocks import Mixture, Stream
 from nanomed.text.corpus import Selection, encode_corpus
@@ -433,7 +433,7 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
     """Nor are two texts one that holds what is between them."""
     corpora = []
     for texts in (["a", None], ["a", ""], ["a", "b"], ["a\0b"], ["a\0", "b"]):
-        monkeypatch.setattr(formats, "hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
+        monkeypatch.setattr(arrow, "hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
         corpora.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
     assert [(len(c.documents), c.bad_rows) for c in corpora] == [(1, 1), (2, 0), (2, 0), (1, 0), (2, 0)]
     assert len(list(cache.iterdir())) == 5

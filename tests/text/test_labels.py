@@ -2,6 +2,7 @@
 transformers; and the split by label, against scikit-learn's stratified ones."""
 
 import json
+import sys
 from collections import Counter
 from itertools import compress
 
@@ -275,6 +276,12 @@ def test_a_data_sets_own_names_are_datasets_int2str(tmp_path, monkeypatch):
     missing.to_parquet(tmp_path / "m.parquet")
     with pytest.raises(UserError, match="row 1: no label in the field 'label,labels': -1"):
         read(tmp_path / "m.parquet")
+
+
+def test_labelled_json_is_read_without_loading_datasets(tmp_path, monkeypatch):
+    write(tmp_path / "d.jsonl", ["yes", "no"], "label")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert read(tmp_path / "d.jsonl").names() == ["no", "yes"]
 
 
 def test_truth_values_of_a_parquet_file_are_labels(tmp_path):
