@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Equal bits and 1e-5 are promised on the CPU, so a GPU is hidden but from tests/test_cuda.py, which
@@ -30,6 +31,7 @@ import transformers
 
 from nanomed.errors import STOPS
 from nanomed.text.bpe import train_bpe
+from nanomed.training import directory as run_directory
 from nanomed.training import loop
 
 transformers.logging.set_verbosity_error()
@@ -59,6 +61,18 @@ def randomise(model) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=g) * (0.2 if p.dim() < 2 else 0.1))
+
+
+# Files that take long are begun first, so that the two workers of `make test` end together.
+LONG = "test_distributed test_train_clm test_outputs test_hub test_killed test_demo test_reproduce test_files".split()
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of many tests
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 # A tiny model of each family: transformers' names of its config, language model and classifier, its sizes (3
@@ -154,6 +168,18 @@ def _own_cache(tmp_path_factory):
     os.environ["NANOMED_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_pictures():
+    """Drawing loss.png would take longer than the tiny trainings here do: they leave the beginning of one."""
+
+    def plot(directory, unit):
+        (directory / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(run_directory, "curves", SimpleNamespace(plot_curves=plot))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _signals_as_they_were():
     """A script that ends within this process ignores them from then on, and so would every process that is
@@ -214,18 +240,34 @@ def run_script(directory: Path, name: str, *args) -> subprocess.CompletedProcess
 @pytest.fixture
 def script(tmp_path, request):
     """script("train_clm.py", "--model", ...) runs it as a user would, from tmp_path; gives returncode,
-    stdout, stderr. In this process, which saves its start; in one of its own if the environment or a limit is
-    to be another."""
+    stdout, stderr. In this process, which saves its start; in one of its own if the environment is to be
+    another."""
 
-    def run(name, *args, env=None, timeout=PATIENCE, **kwargs):
-        if not env and not kwargs:
+    def run(name, *args, env=None):
+        if not env:
             return run_script(tmp_path, name, *args)
-        python = [sys.executable] if kwargs else request.getfixturevalue("python")
-        command = [*python, str(ROOT / name), *map(str, args)]
-        env = {**os.environ, **(env or {})}
-        return subprocess.run(
-            command, cwd=tmp_path, env=env, timeout=timeout, capture_output=True, text=True, **kwargs
-        )
+        command = [*request.getfixturevalue("python"), str(ROOT / name), *map(str, args)]
+        how = {"cwd": tmp_path, "env": {**os.environ, **env}, "timeout": PATIENCE}
+        return subprocess.run(command, capture_output=True, text=True, **how)
+
+    return run
+
+
+LIMITED = """
+import resource, runpy, sys
+name, limit, *sys.argv = sys.argv[1:]
+resource.setrlimit(getattr(resource, "RLIMIT_" + name), (int(limit), int(limit)))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def limited(python):
+    """limited(directory, "DATA", bytes, script, *args) runs a script in a process that may use no more."""
+
+    def run(directory, *words):
+        command = [*python, "-c", LIMITED, *map(str, words)]
+        return subprocess.run(command, cwd=directory, timeout=PATIENCE, capture_output=True, text=True)
 
     return run
 

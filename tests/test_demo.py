@@ -273,9 +273,8 @@ def test_the_demo_runs_from_the_texts_to_the_page(tmp_path, bpe_dir, monkeypatch
     argv = ["nanomed.demo", "--out", "demo", "--model", "tiny", "--quick", "--dtype", "fp32"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(program, "ROOT", tmp_path)
-    # Seconds each, and tested elsewhere.
+    # Seconds, and tested elsewhere.
     monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)
-    monkeypatch.setattr("nanomed.training.curves.plot_curves", lambda *args: None)
     monkeypatch.setattr(texts, "QUICK", 30)
     monkeypatch.setattr(InProcess, "commands", [])
     printed = io.StringIO()

@@ -425,24 +425,24 @@ def command(name, *args):
     return [sys.executable, str(ROOT / name), *map(str, args)]
 
 
-def test_a_reader_that_goes_away_does_not_cost_the_training(docs, model_dir, tmp_path):
+def test_a_reader_that_goes_away_does_not_cost_the_training(docs, model_dir, tmp_path, python):
     reader, writer = os.pipe()
     os.close(reader)  # `2>&1 | head -0`
     args = ("--model", model_dir, "--data", docs, "--out", "out", *TINY)
-    process = subprocess.Popen(command("train_clm.py", *args), cwd=tmp_path, stdout=writer, stderr=writer)
+    words = [*python, *command("train_clm.py", *args)[1:]]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=writer, stderr=writer)
     os.close(writer)
     noise = process.communicate(timeout=PATIENCE)[1] or ""
     assert process.returncode == 0, noise
     assert (tmp_path / "out" / "summary.json").exists()
 
 
-def test_a_reader_that_goes_away_does_not_cost_the_result(docs, model_dir, tmp_path):
+def test_a_reader_that_goes_away_does_not_cost_the_result(docs, model_dir, tmp_path, python):
     reader, writer = os.pipe()
     os.close(reader)
     args = ("ppl", "--model", model_dir, "--data", docs, "--json", "r.json", "--dtype", "fp32")
-    process = subprocess.Popen(
-        command("eval.py", *args), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
-    )
+    words = [*python, *command("eval.py", *args)[1:]]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     noise = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 0 and "Exception" not in noise, noise

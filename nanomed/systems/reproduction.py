@@ -55,18 +55,8 @@ class Reproduction:
         recipe = self.recipe
         trial.published(recipe)
         trained = {phase: trial.parsed(recipe, phase, self.training(phase)[1:]) for phase in recipe.phases}
-        held = outputs.take(self.out, PROGRAM, RECORD)
-        asked = self._asked()
-        # An earlier version did not write down the weights.
-        was = {WEIGHTS: asked[WEIGHTS]} | typed(dict, held.get("asked", {}), self.out / RECORD)
-        changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
-        if changed and any((self.out / name / "run.json").exists() for name in MODEL_OF.values()):
-            k = changed[0]
-            values = "" if k in (TEXT, WEIGHTS) else f" {was.get(k)}, now {asked.get(k)}"
-            mend = "choose another directory (make: RUNS=...)"
-            raise UserError(f"--out {self.out}: was made with another {k}{values}; {mend}")
-        if changed:
-            check_ours(self.out)
+        held, asked = outputs.take(self.out, PROGRAM, RECORD), self._asked()
+        anew = self._is_another(held, asked)
         trial.contexts(recipe, self.args.context)
         trial.prompts(recipe, self.longest)
         trial.labelled(recipe)
@@ -74,9 +64,9 @@ class Reproduction:
             trial.training(recipe, phase, s, self.stages()["base"])
         made = make_temporary(self.out)
         try:
-            texts = self.data() if self.data().exists() and not changed else made / "data"
+            texts = self.data() if self.data().exists() and not anew else made / "data"
             prepare(recipe, texts, self.args.limit)
-            if changed:
+            if anew:
                 clear(self.out)
             write_json(outputs.stamp(PROGRAM) | {"asked": asked}, self.out / RECORD)
             if not self.data().exists():  # texts of one moment, all of them or none
@@ -86,6 +76,21 @@ class Reproduction:
         prompts = self.out / PROMPTS
         if not prompts.exists():
             write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
+
+    def _is_another(self, held: dict, asked: dict) -> bool:
+        """Whether the record of DIR is of a run that was asked for otherwise. Raises UserError if that one has
+        trained something, or if a file there is no run's."""
+        was = typed(dict, held.get("asked", {}), self.out / RECORD)
+        changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
+        if not changed:
+            return False
+        if any((self.out / name / "run.json").exists() for name in MODEL_OF.values()):
+            k = changed[0]
+            values = "" if k in (TEXT, WEIGHTS) else f" {was.get(k)}, now {asked.get(k)}"
+            mend = "choose another directory (make: RUNS=...)"
+            raise UserError(f"--out {self.out}: was made with another {k}{values}; {mend}")
+        check_ours(self.out)
+        return True
 
     def _asked(self) -> dict:
         asked = {TEXT: self.recipe.path.read_text(encoding="utf-8")}

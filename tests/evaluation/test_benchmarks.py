@@ -2,15 +2,13 @@
 tasks have on the same model; what one file cannot show is refused."""
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
 import datasets
-import lm_eval.tasks
 import numpy as np
 import pytest
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from nanomed.errors import UserError
 from nanomed.evaluation.benchmarks import HEADING, reader, with_shots
@@ -20,7 +18,7 @@ from nanomed.evaluation.tables import against_chance
 from tests.conftest import ROOT, assert_refused, make_texts
 from tests.conftest import lm_eval as ask
 
-TASKS = Path(lm_eval.tasks.__file__).parent
+TASKS = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
 YAML = {
     "medqa": "medqa/medqa.yaml",
     "medmcqa": "medmcqa/medmcqa.yaml",
@@ -98,8 +96,16 @@ def write(path, rows):
     return str(path)
 
 
+def load_yaml(path):
+    from lm_eval.tasks._yaml_loader import load_yaml  # not before it is asked: it takes seconds to load
+
+    return load_yaml(path)
+
+
 def theirs(format, docs, shots=()):
     """lm-eval's task on docs, with the examples of `shots`."""
+    from lm_eval.api.task import ConfigurableTask
+
     of_hub = ("dataset_path", "dataset_name")
     config = {k: v for k, v in load_yaml(TASKS / YAML[format]).items() if k not in of_hub}
     splits = {config.get(f"{s}_split", config.get("fewshot_split")) for s in ("test", "training", "fewshot")}

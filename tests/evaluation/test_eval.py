@@ -5,7 +5,6 @@ import math
 import os
 import pty
 import select
-import sys
 
 import numpy as np
 import pytest
@@ -133,20 +132,12 @@ def test_wrong_uses_of_generate(script, model_dir, tmp_path):
     )
 
 
-def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir):
+def test_without_a_prompt_a_terminal_becomes_a_chat(model_dir, python):
     """In a terminal of its own: two questions, two answers, then the end of input."""
-    command = [
-        sys.executable,
-        str(ROOT / "eval.py"),
-        "generate",
-        "--model",
-        str(model_dir),
-        "--max-new-tokens",
-        "8",
-    ]
+    words = ["generate", "--model", str(model_dir), "--max-new-tokens", "8"]
     pid, fd = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, command)
+        os.execv(python[0], [*python, str(ROOT / "eval.py"), *words])
 
     seen = b""
 

@@ -49,9 +49,8 @@ def reproduce(tmp_path, monkeypatch):
             raise UserError(done.stderr)
 
     monkeypatch.setattr(reproduction, "run", run)
-    # Seconds each, and tested elsewhere: bootstrap intervals of a classifier, and loss.png of each training.
+    # Seconds, and tested elsewhere: bootstrap intervals of a classifier.
     monkeypatch.setattr("nanomed.evaluation.metrics.interval", lambda *args, **kwargs: None)
-    monkeypatch.setattr("nanomed.training.curves.plot_curves", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
     def call(*flags):

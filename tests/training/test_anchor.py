@@ -2,9 +2,6 @@
 its resume."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,9 +9,10 @@ import torch.nn.functional as F
 
 from nanomed import hub
 from nanomed.text.batch import Batch
+from nanomed.training import loop
 from nanomed.training.anchor import Anchor, fisher
 from nanomed.training.loop import Settings, fit
-from tests.conftest import ROOT, assert_near, assert_refused, every_family, make_texts, write_jsonl
+from tests.conftest import assert_near, assert_refused, every_family, make_texts, write_jsonl
 
 
 def blocks(n, T=12):
@@ -130,7 +128,7 @@ def test_only_the_weights_that_are_named_are_pulled(model_dir):
 
 
 @pytest.mark.parametrize("pull", ["--l2-sp", "--ewc"])
-def test_it_holds_the_weights_back_and_resumes_exactly(script, model_dir, tmp_path, pull):
+def test_it_holds_the_weights_back_and_resumes_exactly(script, model_dir, tmp_path, monkeypatch, pull):
     data = write_jsonl(tmp_path / "d.jsonl", make_texts(30, 1))
     general = write_jsonl(tmp_path / "g.jsonl", make_texts(30, 2))
     more = ["--l2-sp", 1] if pull == "--l2-sp" else ["--ewc", 1000, "--ewc-data", general, "--ewc-blocks", 5]
@@ -141,28 +139,16 @@ def test_it_holds_the_weights_back_and_resumes_exactly(script, model_dir, tmp_pa
     # As a run that was killed after update 4: its checkpoint is there, and nothing of the end.
     dead = train(script, model_dir, data, "dead", *more, "--dry-run")
     assert dead.returncode == 0 and "where they started" in dead.stdout
-    code = (
-        "import sys, runpy; from nanomed.training import loop\n"
-        "before = loop.learning_rate\n"
-        "def dies(step, *rest):\n    if step == 5: raise SystemExit(9)\n    return before(step, *rest)\n"
-        "loop.learning_rate = dies; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    (tmp_path / "die.py").write_text(code)
-    command = [
-        sys.executable,
-        "die.py",
-        ROOT / "train_clm.py",
-        "--model",
-        model_dir,
-        "--data",
-        data,
-        "--out",
-        "dead",
-        *FLAGS,
-        *more,
-    ]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    died = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, env=env)
+    rate = loop.learning_rate
+
+    def dies(step, *rest):
+        if step == 5:
+            raise SystemExit(9)
+        return rate(step, *rest)
+
+    with monkeypatch.context() as m:
+        m.setattr(loop, "learning_rate", dies)
+        died = train(script, model_dir, data, "dead", *more)
     assert died.returncode == 9, died.stderr
     resumed = train(script, model_dir, data, "dead", *more, "--resume")
     assert resumed.returncode == 0, resumed.stderr

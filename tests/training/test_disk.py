@@ -1,14 +1,13 @@
 """A disk that is full from some moment on, or read-only, or that allows no larger file, costs the training
 nothing but time."""
 
-import resource
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import PATIENCE, ROOT, make_texts, write_jsonl
+from tests.conftest import PATIENCE, ROOT, make_texts, run_script, write_jsonl
 from tests.training.test_killed import assert_same
 
 TINY = (
@@ -78,13 +77,8 @@ def whole(tmp_path_factory, model_dir):
         *TINY,
         "--resume",
     ]
-    assert train(d, *script, "--out", "whole").returncode == 0
+    assert run_script(d, *script, "--out", "whole").returncode == 0
     return d, script, d / "whole"
-
-
-def train(directory, *words, **how) -> subprocess.CompletedProcess:
-    words = [sys.executable, *map(str, words)]
-    return subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=PATIENCE, **how)
 
 
 def assert_one_line(done, *parts):
@@ -123,7 +117,8 @@ def test_a_disk_that_is_full(whole, moment):
         moment, ["step-00000006.safetensors"]
     )
     (disk / "filler").unlink()
-    again = train(d, *script, "--out", disk / "out")
+    command = list(map(str, [sys.executable, *script, "--out", disk / "out"]))
+    again = subprocess.run(command, cwd=d, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and (disk / "out" / "loss.png").stat().st_size > 1000, again.stderr
     assert_same(disk / "out", expected)
 
@@ -161,19 +156,13 @@ def test_a_disk_that_is_read_only(whole, what):
     )
 
 
-def test_files_that_may_not_grow_beyond_a_limit(whole):
+def test_files_that_may_not_grow_beyond_a_limit(whole, limited):
     """As with a quota that is used up: the first checkpoint does not fit. It needs no disk of its own, so it
     runs everywhere."""
     d, script, expected = whole
     limit = (expected / "model.safetensors").stat().st_size * 2
-    done = train(
-        d,
-        *script,
-        "--out",
-        "limited",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    done = limited(d, "FSIZE", limit, *script, "--out", "limited")
     assert_one_line(done, "limited/state/step-00000002.safetensors: could not be written")
-    again = train(d, *script, "--out", "limited")
+    again = run_script(d, *script, "--out", "limited")
     assert again.returncode == 0, again.stderr
     assert_same(d / "limited", expected)

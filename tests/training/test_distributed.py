@@ -4,6 +4,7 @@ one of them fails."""
 import importlib.util
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -67,20 +68,19 @@ SFT = failing("train_sft.py", "nanomed.models.loss", "clm_loss")
 CLS = failing("train_cls.py", "nanomed.models.classifier", "classification_loss")
 
 
-def torchrun(directory: Path, script, *args) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-        *map(str, args),
-    ]
-    return subprocess.run(
-        command, cwd=directory, env=os.environ, timeout=PATIENCE, capture_output=True, text=True
-    )
+@pytest.fixture(scope="session")
+def torchrun(python, tmp_path_factory):
+    """torchrun(directory, script, *args) runs a script in two processes, which start as those of `python` do."""
+    own = tmp_path_factory.mktemp("bin") / "python"
+    own.write_text(f'#!/bin/sh\nshift\nexec {shlex.join(python)} "$@"\n')  # torchrun says -u first
+    own.chmod(0o755)
+    start = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    how = {"env": os.environ | {"PYTHON_EXEC": str(own)}, "timeout": PATIENCE, "capture_output": True}
+
+    def run(directory: Path, script, *args) -> subprocess.CompletedProcess:
+        return subprocess.run([*start, str(script), *map(str, args)], cwd=directory, text=True, **how)
+
+    return run
 
 
 def assert_same_run(ours: Path, theirs: Path, exactly=False, ours_without=()) -> None:
@@ -98,7 +98,7 @@ def assert_same_run(ours: Path, theirs: Path, exactly=False, ours_without=()) ->
 
 
 @pytest.fixture(scope="module")
-def instructed(tmp_path_factory, bpe_dir):
+def instructed(tmp_path_factory, bpe_dir, torchrun):
     """Instruction tuning of a small Llama, with replay, on ragged rows of which the last micro-batch of an
     epoch has one only; by one process (one/) and by two (two/). Gives (their directory, the arguments, what
     two said)."""
@@ -140,7 +140,7 @@ def test_two_processes_are_one(instructed):
     assert two.stderr.count("training:   0%") == one.stderr.count("training:   0%")
 
 
-def test_one_that_fails_ends_all_and_another_number_goes_on(instructed):
+def test_one_that_fails_ends_all_and_another_number_goes_on(instructed, torchrun):
     d, args, _, _ = instructed
     (d / "failing.py").write_text(SFT)
     failed = torchrun(d, "failing.py", *args, "--out", "again")
@@ -157,7 +157,7 @@ def test_one_that_fails_ends_all_and_another_number_goes_on(instructed):
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed):
+def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed, torchrun):
     """What it cannot say any more, another process says for it."""
     d, args, _, _ = instructed
     (d / "failing.py").write_text(SFT)
@@ -172,7 +172,7 @@ def test_one_that_is_killed_ends_all_and_as_many_go_on(instructed):
 
 
 @pytest.mark.slow
-def test_a_classifiers_that_is_killed_ends_all_and_as_many_go_on(tmp_path, bpe_dir):
+def test_a_classifiers_that_is_killed_ends_all_and_as_many_go_on(tmp_path, bpe_dir, torchrun):
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     rows = [{"text": t, "label": "ab"[k % 2]} for k, t in enumerate(make_texts(20, 17))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -217,7 +217,7 @@ def test_several_machines_type_the_same_command(instructed):
 
 
 @pytest.mark.slow
-def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir):
+def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir, torchrun):
     """And activations that are recomputed, so that a layer's weights are gathered a third time."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(9, 31))
@@ -249,7 +249,7 @@ def test_gpt2_whose_head_is_its_embedding(tmp_path, bpe_dir):
 
 
 @pytest.mark.slow
-def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
+def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir, torchrun):
     """Its frozen base is sharded too; and is merged from what is gathered."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     docs = write_jsonl(tmp_path / "docs.jsonl", make_texts(9, 31))
@@ -276,7 +276,7 @@ def test_an_adapter_of_two_processes_is_that_of_one(tmp_path, bpe_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--lora-r", 4)])
 @pytest.mark.parametrize("labels", ["one of two", "several"])
-def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, labels, flags):
+def test_a_classifier_of_two_processes_is_that_of_one(tmp_path, bpe_dir, torchrun, labels, flags):
     """Its last micro-batch has one row, so that the second process has one that counts for nothing."""
     make_hf_model(tmp_path / "gpt2", bpe_dir)
     texts = make_texts(19, 17)
