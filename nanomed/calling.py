@@ -17,7 +17,7 @@ from nanomed.training.settings import PHASES
 
 
 def model_name(model) -> str:
-    """Of a model, as --model takes it."""
+    """A model's name, as --model takes it. Raises UserError for what is none."""
     if not isinstance(model, str | os.PathLike):
         raise UserError(f"model: its name, its directory or a Run, not {at_hand.in_short(model)}")
     return os.fspath(model)

@@ -184,10 +184,10 @@ def read_record(
 
 @contextmanager
 def built(out: Path, program: str, held: dict, record: str = RECORD) -> Iterator[Path]:
-    """A directory to write into, whose files take their places in `out` at the end, in place of the record's
-    (`held`, as take() gave it): the record last, with what was written under its name. A process that ends in
-    between leaves what was there, or a directory that says that it is unfinished. Raises UserError if a file
-    that is not ours came to be where one belongs."""
+    """A directory to write into. At the end its files take their places in `out`, instead of those that the
+    record (`held`, as take() gave it) names; the record comes last, with what was written under its name. A
+    process that ends in between leaves what was there, or a directory that says that it is unfinished. Raises
+    UserError if a file of somebody else came to lie where one belongs."""
     made = make_temporary(out)
     try:
         yield made

@@ -57,8 +57,8 @@ def _batch_mean(o, m: Measured) -> float:
 
 
 def _padding_counted(o, m: Measured) -> float:
-    """The last window of each document is filled up; as with an attention mask, nobody looks at padding, and
-    padding, which is not asked to be left out of the labels, looks at the document."""
+    """The last window of each document is filled up with padding. An attention mask hides it from the
+    document; but it is not left out of the labels, so it is predicted from the document, and counted."""
     lengths = np.array([len(i) for i in m.ids])
     windows = sorted(windows_of(lengths, m.context, m.stride), key=lambda w: w[1])
     last = {document: m.ids[document][start:end] for document, start, end, _ in windows}

@@ -58,14 +58,14 @@ class Run:
         return {"text": f"{loss:.4f}", "note": perplexity}
 
     def left(self, of: str) -> str:
-        """The loss on a set of the weights that the run left: the best are so on the first set."""
+        """The loss, on a set, of the weights that the run left; which are the best, the first set decides."""
         (first, *_), own = self.losses.values(), self.losses[of]
         best = min(zip(first, own, strict=False), key=lambda pair: pair[0])[1]
         cell = self.cell(best if self.settings.keep == "best" else own[-1])
         return cell["text"] + (f" (perplexity {cell['note']})" if cell["note"] else "")
 
     def measured(self, of: str) -> dict:
-        """What the losses on a set are losses of: two runs' can be compared where all of it is the same."""
+        """What the losses on a set are losses of: where all of it is the same, two runs' can be compared."""
         data, s = self.record.data, self.settings
         found = {key: getattr(s, key, None) for key in MEASURED_BY}
         found |= {"template": data.get("template", getattr(s, "template", None))}

@@ -36,8 +36,8 @@ def look_up(results: dict, path: str) -> tuple[float | None, list[float] | None]
 
 
 def mistakes_of(recipe: Recipe, stage: str, name: str) -> list[str]:
-    """Those that are measured of a stage's perplexity on some of the data: the texts and the losses of a
-    training are of what was trained on."""
+    """The mistakes that are measured beside a stage's perplexity on some of the data: those about the texts
+    and the losses of its training only on what it was trained on."""
     trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)
     mistakes = MISTAKES if name == recipe.measured else ()
     return [m for m in mistakes if m not in ("train-set", "last-loss") or trained_on == name]

@@ -25,7 +25,7 @@ from nanomed.text.templates import load_template
 
 MODEL_OF = {"adapt": "adapted", "classify": "classifier", "instruct": "instructed"}  # a phase leaves
 SCRIPTS = {"adapt": "train_clm.py", "classify": "train_cls.py", "instruct": "train_sft.py"}
-# The data of a phase, of which it is validated.
+# The data that a phase is trained on, and on which it is validated.
 NEEDED = {"adapt": ("corpus",), "classify": ("corpus", "negatives"), "instruct": ("pairs",)}
 LABELLED = "labelled"  # questions with given answers
 CLASSIFIED = "classify.test.jsonl"  # the labelled texts of phase 3's measurement

@@ -27,7 +27,7 @@ from nanomed.training.settings import Settings
 
 
 def published(recipe: Recipe) -> None:
-    """Refuse a published figure beside which none of ours will stand, or not with its mistake. Raises
+    """Refuse a published figure for which there will be none of ours, or none with its mistake. Raises
     UserError."""
     for p in recipe.published:
         where, (stage, _, key) = f"{recipe.path} [[published]]", p.ours.partition(".")

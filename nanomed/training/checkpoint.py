@@ -92,7 +92,8 @@ def stays(out: Path) -> str:
 
 
 def remove(out: Path) -> None:
-    """Of a complete run, whose state nobody will ask for: it is three times the size of what was trained."""
+    """Remove the state of a complete run, for which nobody will ask: it is three times the size of what was
+    trained."""
     for name in NAMES:
         for path in (out / "state").glob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -123,8 +123,8 @@ def check_same(s: Settings, identity: dict) -> None:
 
 
 def _held(value):
-    """Of hashes by the names of files (`val-data NAME: FILE`, `FILE`) only of what they are, and in which
-    order."""
+    """Hashes by the names of files (`val-data NAME: FILE`, `FILE`), without the files' own names: by what
+    they are of, in their order."""
     if not isinstance(value, dict):
         return value
     hashes = {}
@@ -136,7 +136,7 @@ def _held(value):
 
 
 def _without_places(s: Settings) -> dict:
-    """The settings that are recorded, of files and models only what is not where they lie."""
+    """The recorded settings, without the places where files and models lie."""
 
     def kept(name: str) -> tuple:
         label, file = split_name(name)
