@@ -78,7 +78,7 @@ class Reproduction:
             write_text("".join(prompt + "\n" for prompt in recipe.prompts), prompts)
 
     def _is_another(self, held: dict, asked: dict) -> bool:
-        """Whether the record of DIR is of a run that was asked for otherwise. Raises UserError if that one has
+        """Whether the record of DIR is of a run that was asked for otherwise. Raises UserError if that one
         trained something, or if a file there is no run's."""
         was = typed(dict, held.get("asked", {}), self.out / RECORD)
         changed = [k for k in was | asked if was.get(k) != asked.get(k)] if held else []
