@@ -316,7 +316,7 @@ def machine(device: torch.device) -> dict:
 def parse_args():
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument("--model", required=True, metavar="M", help=flags.MODEL_HELP)
-    flags.add_data_flag(p, flags.DATA_HELP)
+    flags.add_files_flag(p, "--data", flags.DATA_HELP, required=True)
     flags.add_window_flags(p)
     flags.add_data_flags(p)
     flags.add_common_flags(p)

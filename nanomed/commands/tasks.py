@@ -73,7 +73,7 @@ def main(args) -> dict:
     how = {"set": str(directory), "template": named, "limit": args.limit, "seed": args.seed, "ask": args.ask}
     how["special_tokens"] = special.report(o.tokenizer, inputs)
     special.say(how["special_tokens"])
-    result = {"model": o.name, "dtype": o.dtype, "quantize": o.quantize, **how, "tasks": out}
+    result = o.named() | how | {"tasks": out}
     print(text_table(measure.table({o.name: result}), width=110))
     if any(FORMS[task["form"]].tagged for task in out.values()):
         print(measure.TWO_WAYS)

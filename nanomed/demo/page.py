@@ -79,10 +79,7 @@ def questions(opened: dict, names: dict[str, str], seed: int, template: str) -> 
         answers = page.answers_of(k, facts, fact.matches)
         out.append({"prompt": fact.asked(), "expected": fact.value, "group": group, "answers": answers})
     group = "About anything else, with a penalty on repetition"
-    for k, prompt in enumerate(compare.PROMPTS):
-        answers = page.answers_of(k, others, lambda text: None)
-        out.append({"prompt": prompt, "expected": None, "group": group, "answers": answers})
-    return out
+    return out + [q | {"group": group} for q in compare.questions(compare.PROMPTS, None, others)]
 
 
 def write(out: Path, rows: list[dict], opened: dict, seed: int, notes: list[str], template: str) -> Path:

@@ -14,6 +14,7 @@ import torch
 
 from nanomed.errors import UserError
 from nanomed.evaluation import metrics
+from nanomed.evaluation.baselines import majority_baseline
 from nanomed.evaluation.next_token import next_logits
 from nanomed.evaluation.questions import Item
 from nanomed.models.attention import CAUSAL, Mask
@@ -192,7 +193,7 @@ def _figures(scores: list[np.ndarray], targets: np.ndarray, labels: list[str], s
 
 def _majority(targets: np.ndarray, labels: list[str], seed: int) -> dict:
     """What always giving the commonest answer reaches."""
-    commonest = int(np.bincount(targets, minlength=len(labels)).argmax())
-    probs = np.eye(len(labels))[[commonest] * len(targets)]
+    probs = majority_baseline(targets, len(targets), len(labels))
     found = metrics.classification(probs, targets, labels, seed)
-    return {"answer": labels[commonest]} | {k: found[k] for k in ("accuracy", "accuracy_ci95", "macro_f1")}
+    answer = labels[probs[0].argmax()]
+    return {"answer": answer} | {k: found[k] for k in ("accuracy", "accuracy_ci95", "macro_f1")}

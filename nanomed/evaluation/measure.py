@@ -152,8 +152,7 @@ def measure_ppl(o: Opened, corpus: Corpus, context=None, stride=None, batch_size
     return result | {
         "data_sha256": corpus.sha256,
         "bad_rows": corpus.bad_rows,
-        "model": o.name,
-        "quantize": o.quantize,
+        **o.named(),
         "vocab_size": o.model.config.vocab_size,
         "begins_with": o.tokenizer.name(o.tokenizer.lead),
         "special_tokens": corpus.special_tokens,

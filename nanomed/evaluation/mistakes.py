@@ -35,12 +35,12 @@ class Measured:
 
 
 def also(names, o, m: Measured) -> tuple[dict[str, float | None], dict[str, str]]:
-    """({name: perplexity}, {name: why there is none}) of some of MISTAKES; o: an open model
+    """({name: perplexity}, {name: why there is none}) of some of PERPLEXITIES; o: an open model
     (measure.Opened)."""
     found, missing = {}, {}
     for name in names:
         try:
-            found[name] = MISTAKES[name](o, m)
+            found[name] = PERPLEXITIES[name](o, m)
         except UserError as e:
             found[name], missing[name] = None, str(e)
     return found, missing
@@ -110,7 +110,7 @@ def _last_loss(o, m: Measured) -> float:
     return exp(losses[-1])
 
 
-MISTAKES = {
+PERPLEXITIES = {
     "batch-mean": _batch_mean,
     "document-mean": _document_mean,
     "padding-counted": _padding_counted,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanomed.evaluation.mistakes import MISTAKES
+from nanomed.evaluation.mistakes import PERPLEXITIES
 from nanomed.evaluation.tables import markdown, text_table
 from nanomed.files import read_json, write_text
 from nanomed.systems.recipe import MODEL_OF, ROWS, Recipe
@@ -39,7 +39,7 @@ def mistakes_of(recipe: Recipe, stage: str, name: str) -> list[str]:
     """The mistakes that are measured beside a stage's perplexity on some of the data: those about the texts
     and the losses of its training only on what it was trained on."""
     trained_on = {"adapted": "corpus", "instructed": ROWS}.get(stage)
-    mistakes = MISTAKES if name == recipe.measured else ()
+    mistakes = PERPLEXITIES if name == recipe.measured else ()
     return [m for m in mistakes if m not in ("train-set", "last-loss") or trained_on == name]
 
 
@@ -115,7 +115,7 @@ def measures(results: dict) -> list[dict]:
     stages, rows, paths = results["stages"], [], {}
     for data in dict.fromkeys(d for s in stages.values() for d in s if d not in ("answers", "choices")):
         paths |= {f"perplexity: {data}": f"{data}.ppl", f"bits per byte: {data}": f"{data}.bits_per_byte"}
-        paths |= {f"not a perplexity ({m}): {data}": f"{data}.also.{m}" for m in MISTAKES}
+        paths |= {f"not a perplexity ({m}): {data}": f"{data}.also.{m}" for m in PERPLEXITIES}
     paths |= {name: f"answers.{key}" for name, key in ANSWERS.items()}
     paths |= {f"yes/no/maybe: {key}": f"choices.{key}" for key in CLASSES}
     for name, path in paths.items():
@@ -194,7 +194,7 @@ def draw_perplexity(recipe: Recipe, results: dict, path: Path) -> None:
     bounds = np.array([r["ppl_ci95"] or (r["ppl"], r["ppl"]) for r in found], float)
     look = {"fmt": "o", "ms": 8, "capsize": 4, "color": "#1c2733", "label": "perplexity [95 %]", "zorder": 3}
     ax.errorbar(at, values, yerr=np.abs(bounds.T - values), **look)
-    for k, mistake in enumerate(MISTAKES):
+    for k, mistake in enumerate(PERPLEXITIES):
         points = [(i + 0.08 * (k + 1), r["also"].get(mistake)) for i, r in zip(at, found, strict=True)]
         points = [(x, y) for x, y in points if y is not None]
         if points:

@@ -25,8 +25,8 @@ PROMPTS = "prompts.txt"
 OURS = {"measured": (".json",), "data": (".train.jsonl", ".test.jsonl", ".test.texts.jsonl")}
 
 
-def flags_of(args: Namespace, *names: str) -> list:
-    """Those that were given, as words of a command line."""
+def words_of(args: Namespace, *names: str) -> list:
+    """The flags that were given, as words of a command line."""
     given = {name: getattr(args, name) for name in names if getattr(args, name) not in (None, "auto")}
     return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
 
@@ -134,7 +134,7 @@ class Reproduction:
         others = [name for name in recipe.data if name not in NEEDED[phase]]  # those are validated on
         held = [file(name) for name in others if recipe.data[name].test or recipe.data[name].kept]
         command += ["--exclude", *held, "--text-field", "text,context.contexts,context"] if held else []
-        sizes = flags_of(self.args, "device", "dtype", "max_steps", "context", "batch_size")
+        sizes = words_of(self.args, "device", "dtype", "max_steps", "context", "batch_size")
         return [str(word) for word in (*command, "--out", shown(self.out / MODEL_OF[phase]), *sizes)]
 
     def train(self, phase: str) -> None:
@@ -145,7 +145,7 @@ class Reproduction:
         file = self.out / "measured" / f"{stage}.{name}.json"
         file.parent.mkdir(exist_ok=True)
         if not file.exists():
-            common = flags_of(self.args, "device", "dtype", "batch_size")
+            common = words_of(self.args, "device", "dtype", "batch_size")
             run(["eval.py", *command, "--model", self.stages()[stage], "--json", shown(file), *common])
         return read_json(file)
 
@@ -164,7 +164,7 @@ class Reproduction:
             found["answers"] = without(answers, "answers")
         if recipe.choices:
             asked = ["--data", self.file(LABELLED), "--format", recipe.choices]
-            choices = measured("choices", "choices", *asked, *flags_of(args, "limit"))
+            choices = measured("choices", "choices", *asked, *words_of(args, "limit"))
             found["choices"] = without(choices, "predictions", "loglikelihoods", "loglikelihoods_per_byte")
         greedy = ["--temperature", 0, "--repetition-penalty", 1.2]
         measured("generations", "generate", *self.prompts(), *greedy)
@@ -193,7 +193,7 @@ class Reproduction:
         columns = [f"{name}={file}" for name, file in self.texts().items()]
         command = ["eval.py", "compare", "--models", *self.stages().values(), "--data", *columns]
         command += [*self.prompts(), "--out", shown(self.out), *self.windows()]
-        command += flags_of(self.args, "device", "dtype", "batch_size")
+        command += words_of(self.args, "device", "dtype", "batch_size")
         if "classify" in self.recipe.phases:
             command += ["--classifier", shown(self.out / MODEL_OF["classify"])]
         run(command)
