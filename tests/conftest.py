@@ -64,7 +64,7 @@ def randomise(model) -> None:
 
 
 # Files that take long are begun first, so that the two workers of `make test` end together.
-LONG = "test_distributed test_train_clm test_outputs test_hub test_killed test_demo test_reproduce test_files".split()
+LONG = "test_train_clm test_hub test_outputs test_killed test_demo test_reproduce test_distributed test_readers".split()
 
 
 def pytest_configure(config):
