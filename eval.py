@@ -20,7 +20,8 @@ from nanomed.commands import benchmarks, choices, cls, compare, drift, generate,
 from nanomed.errors import UserError
 from nanomed.text import reading
 
-# Each has add_flags(parser) and main(args), which loads libraries, measures and returns what --json writes.
+# Each has add_flags(parser), perhaps check_flags(args), whether they go together, and main(args), which loads
+# libraries, measures and returns what --json writes.
 COMMANDS = {"ppl": ppl, "generate": generate, "qa": qa, "choices": choices, "benchmarks": benchmarks,
             "tasks": tasks, "cls": cls, "overlap": overlap, "drift": drift, "compare": compare}  # fmt: skip
 
@@ -41,6 +42,8 @@ def parse_args():
     if sys.argv[1:2] and sys.argv[1].startswith("-") and sys.argv[1] not in ("-h", "--help"):
         raise UserError("a command comes first: eval.py ppl --model M --data D (--help lists the commands)")
     args = p.parse_args()
+    if hasattr(COMMANDS[args.command], "check_flags"):
+        COMMANDS[args.command].check_flags(args)
     return reading.read_as(args) if hasattr(args, "document_per") else args
 
 

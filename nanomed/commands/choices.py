@@ -43,8 +43,6 @@ def add_flags(p) -> None:
 
 
 def main(args) -> dict:
-    check_flags(args)
-
     from nanomed.evaluation import benchmarks, measure, questions
     from nanomed.evaluation.choices import measure_choices
     from nanomed.evaluation.tables import against_chance, choices_table, text_table

@@ -16,9 +16,10 @@ def add_flags(p) -> None:
     retrieval.add_flags(p)
 
 
-def main(args) -> dict:
-    retrieval.check_flags(args)
+check_flags = retrieval.check_flags
 
+
+def main(args) -> dict:
     from nanomed.evaluation import measure
     from nanomed.evaluation.tables import answers_table, text_table
     from nanomed.evaluation.training_texts import overlap_with_training
