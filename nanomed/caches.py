@@ -87,12 +87,13 @@ def claimed(folder: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink()
+            lock.unlink(missing_ok=True)
 
 
 def _sweep(directory: Path, kind: str) -> None:
-    """Remove what killed processes left unfinished, whose locks nobody holds any more."""
-    for lock in directory.glob(f"{kind}-*.lock"):
+    """Remove what killed processes left unfinished, whose locks nobody holds any more; names begin with a
+    hash, so that nothing of others is meant."""
+    for lock in directory.glob(f"{kind}-{'[0-9a-f]' * 32}*.lock"):
         with contextlib.suppress(OSError), locked(lock):  # held (BlockingIOError), or another user's
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()

@@ -110,6 +110,9 @@ MEMBERS = {
 }
 # Of a test that takes model_dir (or a fixture made from it): run it on each.
 every_family = pytest.mark.parametrize("model_dir", FAMILIES, indirect=True)
+# The same of one that compiles: the newest family takes as long as all others together.
+_COMPILED = [f if f != "gemma3_text" else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+every_family_compiled = pytest.mark.parametrize("model_dir", _COMPILED, indirect=True)
 
 
 def make_hf_model(

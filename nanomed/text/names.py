@@ -108,8 +108,9 @@ def is_saved(directory: Path) -> bool:
 def is_plain(name: str) -> bool:
     """Whether a file holds texts and no fields: .txt, or a folder of them."""
     file, _ = split_how(name)
-    plain = file.lower().endswith((".txt", *(f".txt{packed}" for packed in PACKED)))
-    return plain or (Path(file).is_dir() and find(name).kind == "folder")
+    if Path(file).exists():
+        return find(name).kind in ("text", "folder")
+    return file.lower().endswith((".txt", *(f".txt{packed}" for packed in PACKED)))
 
 
 def texts_in(directory: Path) -> list[Path]:

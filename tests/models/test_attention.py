@@ -13,7 +13,7 @@ from nanomed.models.cache import KVCache
 from nanomed.models.loss import clm_loss
 from nanomed.models.packed import SHORTEST
 from nanomed.text.batch import Batch
-from tests.conftest import every_family
+from tests.conftest import every_family_compiled
 
 CPU = torch.device("cpu")
 
@@ -189,7 +189,7 @@ def test_dropout_of_attention_is_the_librarys():
     assert 0.9 < y.mean() < 1.1 and y.std() > 0.1
 
 
-@every_family
+@every_family_compiled
 def test_packed_batches_of_other_lengths_do_not_compile_again(model_dir, monkeypatch):
     for module, name in ((kernels, "tiled"), (attention, "_by_length")):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that both are put back

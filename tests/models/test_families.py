@@ -15,7 +15,7 @@ from nanomed.models.attention import Mask
 from nanomed.models.gpt2 import ACTIVATIONS, Config
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.loss import linear_cross_entropy
-from tests.conftest import assert_near, every_family, make_hf_model
+from tests.conftest import assert_near, every_family, every_family_compiled, make_hf_model
 
 GPT2 = {
     "gpt2": {},
@@ -394,7 +394,7 @@ def test_left_padding_with_positions_and_mask_changes_nothing(model_dir):
     assert_near(model(padded, pos, Mask(mask[:, None]))[:, 4:], model(x))
 
 
-@every_family
+@every_family_compiled
 def test_checkpointed_and_compiled_gradients_equal_plain_ones(model_dir):
     def gradients(change):
         model = hub.load_model(hub.find(str(model_dir)), dropout=0.0)

@@ -164,6 +164,7 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(model_dir, ki
     assert quant.stored_bytes(model) < quant.stored_bytes(full)
     plain = hub.load_model(source, quantize=kind).eval()
     quant.dequantise(plain)
+    assert not any(isinstance(m, quant.QUANTISED) for m in plain.modules())
     with torch.no_grad():
         assert torch.equal(model(ids), plain(ids))
         assert not torch.allclose(model(ids), full(ids), atol=1e-3)

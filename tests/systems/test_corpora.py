@@ -463,6 +463,9 @@ def test_a_column_that_counts_words_is_no_word(tmp_path, capsys):
     assert read[0]["tags"] == ["O", "B-Gene"] and "the second" in capsys.readouterr().err
     (tmp_path / "a.conll").write_text("1 CD O\n2 CD O\n\nFever NN B-Disease\n")
     assert [row["tokens"] for row in rows(tmp_path / "a.conll")] == [["1", "2"], ["Fever"]]
+    (tmp_path / "a.conllu").write_text("\n".join([*lines, "", "1\tno\tDET\tO", "2\tcough"]))
+    with pytest.raises(BadRow, match="line 9: must be word 2 of its sentence, not '2 cough'"):
+        rows(tmp_path / "a.conllu")
 
 
 def test_bad_lines_of_tags_are_named(tmp_path):

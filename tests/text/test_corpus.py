@@ -442,7 +442,8 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
 def test_what_killed_encodings_left_goes_and_what_living_ones_hold_stays(tmp_path, tokenizer, cache):
     code = "import sys, time; from pathlib import Path; from nanomed.caches import claimed\n"
     code += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
-    names = [str(cache / f"encoding-{name}") for name in ("killed", "alive")]
+    killed, alive = "0" * 32, "1" * 32
+    names = [str(cache / f"encoding-{name}") for name in (killed, alive)]
     others = [
         subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for name in names
@@ -454,12 +455,13 @@ def test_what_killed_encodings_left_goes_and_what_living_ones_hold_stays(tmp_pat
         others[0].kill()
         others[0].wait()
         (cache / "encoding-notes.txt").write_text("no folder")
-        (cache / "encoding-mine").mkdir()  # without a lock: somebody else's
+        (cache / "encoding-mine").mkdir()  # somebody else's
+        (cache / "encoding-mine.lock").touch()
         encode_corpus(str(write_jsonl(tmp_path / "d.jsonl", TEXTS)), tokenizer)
         left = {p.name for p in cache.glob("encoding-*")}
-        alive = {"encoding-alive", "encoding-alive.lock"}
-        assert left == alive | {"encoding-notes.txt", "encoding-mine"}
-        assert (cache / "encoding-alive" / "tokens.bin").stat().st_size == 1000
+        others_have = {"encoding-notes.txt", "encoding-mine", "encoding-mine.lock"}
+        assert left == others_have | {f"encoding-{alive}", f"encoding-{alive}.lock"}
+        assert (cache / f"encoding-{alive}" / "tokens.bin").stat().st_size == 1000
     finally:
         for p in others:
             p.kill()

@@ -151,6 +151,14 @@ def test_files_load(tmp_path, name, flag, value, bpe_dir, monkeypatch):
     assert [tokenizer.decode(corpus.all().ids(k)[1:]) for k in range(len(expected))] == expected
 
 
+def test_a_field_of_medline_is_one_whatever_the_file_is_called(tmp_path):
+    for name in ("p.nbib", "p.txt"):
+        (tmp_path / name).write_text("PMID- 1\nTI  - Fever\nAB  - A child had it.\n")
+        assert [row["title"] for row in rows(tmp_path / name)] == ["Fever"]
+        assert not is_plain(str(tmp_path / name))
+    assert is_plain(f"{tmp_path / 'p.txt'}#line")
+
+
 # --- what the tools themselves read -------------------------------------------------------------------------
 
 

@@ -388,7 +388,7 @@ KILLED = """import os, runpy, sys
 where, script = sys.argv[1:3]
 sys.argv, sys.path[0] = sys.argv[2:], os.path.dirname(script)
 from nanomed import tensors
-from nanomed.training import curves, loop
+from nanomed.training import loop
 calls = []
 original, save = loop.learning_rate, tensors.save_file
 def in_an_update(*args):

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 
 from nanomed.errors import UserError
@@ -74,13 +74,12 @@ def _tag_lines(path: Path, lines: list[str]) -> Iterator:
         else:
             sentences[-1].append((number, columns))
     words = [[row for row in rows if not BETWEEN.fullmatch(row[1][0])] for rows in sentences]
-    numbered = [place for rows in words for place in enumerate(rows, 1)]
-    counted = max(map(len, words)) > 1
-    counted &= all(len(columns) > 2 and columns[0] == str(k) for k, (_, columns) in numbered)
+    counting = [rows for rows in words if rows and not any(map(_miscounted, rows, count(1)))]
+    counted = max(map(len, counting), default=0) > 1 and 2 * len(counting) > sum(map(bool, words))
     if counted:
         note_once(f"{path}: its first column counts the words, which are the second")
     for rows in filter(None, words if counted else sentences):
-        yield rows[0][0], row_or_bad(_sentence, rows, int(counted))
+        yield rows[0][0], row_or_bad(_sentence, rows, counted)
 
 
 def _columns(line: str) -> list[str]:
@@ -92,10 +91,18 @@ def _shape(line: str) -> tuple[bool, int]:
     return "\t" in line.rstrip(), len(_columns(line))
 
 
-def _sentence(rows: list[tuple[int, list[str]]], word: int) -> dict:
-    for number, columns in rows:
+def _miscounted(row: tuple[int, list[str]], k: int) -> bool:
+    """Whether a line does not say that it is the word k of its sentence."""
+    return len(row[1]) < 3 or row[1][0] != str(k)
+
+
+def _sentence(rows: list[tuple[int, list[str]]], counted: bool) -> dict:
+    word = int(counted)
+    for k, (number, columns) in enumerate(rows, 1):
         if len(columns) < 2 or not columns[word] or not columns[-1]:
             raise BadRow(f"line {number}: must be a word, a tab and a tag, not {' '.join(columns)!r:.60}")
+        if counted and _miscounted((number, columns), k):
+            raise BadRow(f"line {number}: must be word {k} of its sentence, not {' '.join(columns)!r:.60}")
     return {"tokens": [c[word] for _, c in rows], "tags": [c[-1] for _, c in rows], "counts": {}}
 
 
