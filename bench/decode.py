@@ -4,9 +4,9 @@ greedily.
     python bench/decode.py [--model runs/models/smollm2-135m]
 
 generate runs with its weights in the dtype (not autocast, which would cast them at every step), once more in
-fp32, and with a static cache, whose steps it compiles on a GPU. A prompt's own time counts. What bounds it is
-reading the weights once a step: the share of the ceiling is of that. The losses compared are those of the
-first prompt's tokens."""
+fp32, and with a static cache, whose steps it compiles on a GPU, and on a CPU if it is told to. A prompt's own
+time counts. What bounds it is reading the weights once a step: the share of the ceiling is of that. The
+losses compared are those of the first prompt's tokens."""
 
 import time
 
@@ -14,7 +14,7 @@ import sides
 import torch
 
 OURS = ("nanomed", "nanomed-fp16")  # as the weights are stored, and --write-in fp16
-PEERS = ("generate", "generate-fp32", "generate-static")
+PEERS = ("generate", "generate-fp32", "generate-static", "generate-compiled")
 SIDES = [f"{who} {B}" for B in (1, 8) for who in (*OURS, *PEERS)]
 
 
@@ -103,7 +103,12 @@ def theirs(who, args, prompts):
         "do_sample": False,
         "pad_token_id": 0,
     }
-    how |= {"cache_implementation": "static"} if who == "generate-static" else {}
+    how |= {"cache_implementation": "static"} if who in ("generate-static", "generate-compiled") else {}
+    if who == "generate-compiled":
+        from transformers import CompileConfig
+
+        how["compile_config"] = CompileConfig()
+        how["compile_config"]._compile_all_devices = True  # else only where there is a GPU
     mask = torch.ones_like(prompts)
     return lambda: model.generate(prompts, attention_mask=mask, **how).size(1) - prompts.size(1), loss, None
 
