@@ -176,4 +176,5 @@ def overlap_with_training(o, texts, say=print) -> dict:
 
 def say_overlap(found: dict) -> str:
     runs = f"{found['n']} words in a row with them, {found['share']:.2%} of all such runs"
-    return f"{found['documents']:,} of {found['of']:,} texts share {runs}"
+    short = f"; {n:,} are too short for that" if (n := found["too_short"]) else ""
+    return f"{found['documents']:,} of {found['of']:,} texts share {runs}{short}"

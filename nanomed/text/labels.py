@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from nanomed.errors import UserError
-from nanomed.text.rows import BadRow, NoField, get_value
+from nanomed.text.rows import BadRow, NoField, fields_of, get_value
 
 ZERO_ONE = {"0": False, "1": True, "false": False, "true": True}
 SHOWN = 10  # labels in a line
@@ -75,7 +75,8 @@ def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -
     values = [_text_of(v, classes) for v in (value if isinstance(value, list) else [value])]
     if None in values:
         kind = NoField if value is None else BadRow
-        raise kind(f"no label in the field {field!r}: {value!r} ({how.flag}field names another)")
+        there = f"{value!r} ({how.flag}field names another; {fields_of(row)})"
+        raise kind(f"no label in the field {field!r}: {there}")
     return tuple(values) if several else values[0]
 
 

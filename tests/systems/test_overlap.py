@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomed.errors import UserError
+from nanomed.evaluation.training_texts import say_overlap
 from nanomed.systems import overlap
 from nanomed.systems.overlap import Duplicates, near_duplicates
 from nanomed.text.ngrams import ngram_overlap, words
@@ -349,6 +350,7 @@ def test_ngram_overlap_with_nothing_on_one_side():
         1,
         [],
     )
+    assert say_overlap(result).endswith("; 1 are too short for that")  # which is no sign that they are unseen
     assert ngram_overlap([], ["a"])["of"] == 0
     assert ngram_overlap(["a b c"], [], 2)["share"] == 0.0
 
