@@ -164,9 +164,8 @@ def take(
 def read_record(
     path: Path, program: str, older: Callable[[dict], dict | None] = lambda held: None
 ) -> dict | None:
-    """None if there is none of this program's. older: today's record for one of an
-    earlier version, which does not name its program. Raises UserError for a later format than this program
-    knows."""
+    """None if there is none of this program's. older: today's record for one of an earlier version, which
+    does not name its program. Raises UserError for a later format than this program knows."""
     try:
         held = read_object(path, {})
     except UserError:

@@ -105,7 +105,8 @@ def read(
     before it too; None, said, if there is none. PubMedQA's official test questions stand in files called
     train."""
     splits = [*SPLITS, "train"] if benchmark.format == "pubmedqa" else SPLITS
-    how, hidden = partial(reader, format=benchmark.format, official=official_ids(), cop_from=cop_from), 0
+    official = official_ids() if benchmark.format in PROMPTS else None
+    how, hidden = partial(reader, format=benchmark.format, official=official, cop_from=cop_from), 0
     for split in (split for split in splits if split in benchmark.data):
         questions = read_questions(benchmark.data[split], how, limit, skip_bad, seed)
         if questions.items:
