@@ -44,10 +44,9 @@ def main(args) -> dict:
 
 
 def read(names: list[str], field, args) -> list[str]:
-    from nanomed.text.rows import read_texts
+    from nanomed.text.rows import full_texts
 
-    rows = (text for name in names for text in read_texts(name, field, args.limit, args.skip_bad_rows))
-    texts = [text for text in rows if text is not None]
+    texts = list(full_texts(names, field, args.limit, args.skip_bad_rows))
     if not texts:
         raise UserError(f"{', '.join(names)}: no texts there")
     return texts

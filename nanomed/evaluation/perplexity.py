@@ -32,12 +32,9 @@ def perplexity(
     single one), and the counts.
 
     With per_document, `document_nll` too: float64, an array. Neither batch_size nor the order of documents
-    changes the result, rounding apart. Raises UserError as window_sizes() does, for nothing to score, and for
-    a non-finite loss."""
+    changes the result, rounding apart. Raises UserError as window_sizes() does, and for a non-finite loss."""
     window_sizes(model.config, context, stride)
     table = np.concatenate([selection.table() for selection in documents])
-    if (table["length"] == 1).all():
-        raise UserError(f"{documents[0].corpus.name}: no tokens to score; every document is empty")
     places = [(selection, k) for selection in documents for k in range(len(selection.indices))]
     windows, start = windows_of(table["length"], context, stride), time.perf_counter()
 

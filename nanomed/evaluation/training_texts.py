@@ -15,7 +15,7 @@ from nanomed.text import heldout, labelled
 from nanomed.text.instructions import Fields, read_instructions
 from nanomed.text.names import named_sets, split_weight
 from nanomed.text.ngrams import ngram_overlap
-from nanomed.text.rows import read_texts
+from nanomed.text.rows import full_texts
 from nanomed.text.special import Written, written
 from nanomed.text.templates import of_model
 from nanomed.training.directory import RECORD, settings_there
@@ -144,12 +144,10 @@ def _of_phase(s: Settings, record: Record, directory: Path) -> Iterator[str | Wr
 
 def _documents(files, s: Settings, limit, held: heldout.HeldOut, record: Record) -> Iterator[str]:
     out, sha = held.documents | held.quoted, hashlib.sha256()
-    for file in files:
-        for text in read_texts(file, s.text_field, limit, s.skip_bad_rows):
-            if text is not None:
-                sha.update(text.encode() + b"\0")
-                if heldout.digest(text) not in out:
-                    yield text
+    for text in full_texts(files, s.text_field, limit, s.skip_bad_rows):
+        sha.update(text.encode() + b"\0")
+        if heldout.digest(text) not in out:
+            yield text
     _check(sha.hexdigest(), record)
 
 

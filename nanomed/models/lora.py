@@ -37,7 +37,7 @@ def fits(targets: Iterable[str] | str, name: str) -> bool:
     and the MLP's, "attn.c_proj" the attention's alone), or by one regular expression for the whole path:
     peft's rule."""
     if isinstance(targets, str):
-        return regex.fullmatch(targets, name) is not None  # tried with a time limit by nanomed.hub.checks
+        return regex.fullmatch(targets, name) is not None  # tried with a time limit by nanomed.hub.adapters
     return any(name == t or name.endswith("." + t) for t in targets)
 
 

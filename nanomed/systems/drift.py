@@ -25,15 +25,12 @@ SHOWN = 200  # characters of a text that the result quotes
 @dataclass(frozen=True)
 class Side:
     """What was scored of one side, each different text once: times, how often it came; tokens (n,) and nll
-    (n,), float64, of one of them. documents: all texts of the side, of which those that are counted in
-    `times` were drawn; empty: those with no token."""
+    (n,), float64, of one of them."""
 
     texts: Selection
     times: np.ndarray
     tokens: np.ndarray
     nll: np.ndarray
-    documents: int
-    empty: int
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """(nll, tokens) of each different text, all its times together: the same text again is no further
@@ -49,28 +46,25 @@ class Side:
         return float(np.median(np.repeat(self.tokens, self.times)))
 
 
-def draw(corpus: Corpus, sample: int, seed: int) -> tuple[Selection, np.ndarray, int]:
-    """(the different texts among up to `sample` of a corpus, drawn at random (0: all), how often each came,
-    how many were empty). Raises UserError if all are empty."""
+def draw(corpus: Corpus, sample: int, seed: int) -> tuple[Selection, np.ndarray]:
+    """(the different texts among up to `sample` of a corpus, drawn at random (0: all), how often each
+    came)."""
     indices = np.arange(len(corpus.documents))
     if 0 < sample < len(indices):
         indices = np.sort(np.random.default_rng(seed).permutation(indices)[:sample])
-    full = indices[corpus.documents["length"][indices] > 1]
-    if not len(full):
-        raise UserError(f"{corpus.name}: no tokens to score; every text is empty")
-    digests = corpus.documents["digest"][full].view("S16")
+    digests = corpus.documents["digest"][indices].view("S16")
     _, first, times = np.unique(digests, return_index=True, return_counts=True)
     order = np.argsort(first)
-    return Selection(corpus, full[first[order]]), times[order], len(indices) - len(full)
+    return Selection(corpus, indices[first[order]]), times[order]
 
 
 def score(o: measure.Opened, names: list[str], field: str, args) -> Side:
     corpus = measure.encode(o, names, field, args.limit, args.skip_bad_rows)
-    texts, times, empty = draw(corpus, args.sample, args.seed)
+    texts, times = draw(corpus, args.sample, args.seed)
     context, stride = window_sizes(o.model.config, args.context, args.stride)
     ids = [texts.ids(k)[: args.first + 1 if args.first else None] for k in range(len(times))]
     nll = score_ids(o.model, ids, context, stride, args.batch_size, o.device, o.dtype)
-    return Side(texts, times, np.array([len(i) - 1 for i in ids]), nll, len(corpus.documents), empty)
+    return Side(texts, times, np.array([len(i) - 1 for i in ids]), nll)
 
 
 def shift(reference: Side, incoming: Side, seed: int = 0) -> tuple[float, list[float]]:
@@ -94,8 +88,8 @@ def describe(side: Side, seed: int) -> dict:
     corpus = side.texts.corpus
     return figures(*side.totals(), seed) | {
         "documents": int(side.times.sum()),
-        "of": side.documents,
-        "empty": side.empty,
+        "of": len(corpus.documents) + corpus.empty,
+        "empty": corpus.empty,
         "different": len(side.times),
         "median_tokens": side.median(),
         "bad_rows": corpus.bad_rows,
@@ -123,11 +117,10 @@ def doubts(sides: dict[str, Side], overlap: dict | None) -> list[str]:
     """What speaks against trusting the figure, a line each."""
     notes = []
     for name, side in sides.items():
-        n, documents, bad = len(side.times), int(side.times.sum()), side.texts.corpus.bad_rows
-        if side.empty:
-            notes.append(f"--{name}: {side.empty:,} empty texts left out")
-        if bad:
-            notes.append(f"--{name}: {bad:,} bad rows left out")
+        n, documents, corpus = len(side.times), int(side.times.sum()), side.texts.corpus
+        for left_out, what in ((corpus.empty, "empty texts"), (corpus.bad_rows, "bad rows")):
+            if left_out:
+                notes.append(f"--{name}: {left_out:,} {what} left out")
         if n < FEW:
             but = f"with fewer than {FEW} the interval is narrower than it should be"
             notes.append(f"--{name}: only {n} different texts; {but}")

@@ -29,7 +29,7 @@ from nanomed.precision import autocast, evaluating, mend
 from nanomed.streams import progress_bar
 from nanomed.text.lines import sha256_of
 from nanomed.text.nfkc import nfkc
-from nanomed.text.rows import Field, read_texts
+from nanomed.text.rows import Field, full_texts
 
 FORMAT = "passages 2"  # of the cached embeddings; part of their key
 ROWS = "rows.npy"
@@ -72,8 +72,7 @@ def look_up(args, o: Opened, queries: list[str], golds: list[str | None]) -> Ret
     """What --retrieve, --corpus, --corpus-field and --retriever ask for. Raises UserError as retrieve() does,
     and for a bad row."""
     field = Field(args.corpus_field, "--corpus-field")
-    texts = (t for name in args.corpus for t in read_texts(name, field, None, args.skip_bad_rows))
-    corpus = [text for text in texts if text is not None and text.strip()]
+    corpus = list(full_texts(args.corpus, field, None, args.skip_bad_rows))
     context = min(512, o.model.config.n_positions)
     found = retrieve(args.retriever, o, corpus, queries, args.retrieve, context, args.batch_size)
     report = {"k": args.retrieve, "retriever": args.retriever, "corpus": args.corpus, "passages": len(corpus)}

@@ -10,7 +10,7 @@ from nanomed.evaluation import benchmarks
 from nanomed.evaluation.generate import room
 from nanomed.evaluation.prompts import ask
 from nanomed.evaluation.questions import official_ids
-from nanomed.hub.checks import check_size
+from nanomed.hub.adapters import check_size
 from nanomed.models import FAMILIES
 from nanomed.models.language_model import LanguageModel
 from nanomed.models.lora import inject, resolve

@@ -80,7 +80,7 @@ def class_names(name: str, field: str) -> list[str] | None:
     for path in field.split(","):
         feature = features
         for key in path.split("."):
-            feature = feature.get(key) if isinstance(feature, dict) else None
+            feature = feature.get(key) if isinstance(feature, dict) else getattr(feature, "feature", None)
         while (inner := getattr(feature, "feature", None)) is not None:  # of a list
             feature = inner
         if feature is not None:

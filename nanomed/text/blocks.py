@@ -6,7 +6,6 @@ Selection -> Stream -> Mixture -> fit"""
 import numpy as np
 import torch
 
-from nanomed.errors import UserError
 from nanomed.text.batch import IGNORE, Batch
 from nanomed.text.corpus import Selection
 
@@ -70,9 +69,6 @@ class Mixture:
 
     def __init__(self, selections: list[Selection], weights, context, batch_size, grad_accum, seed):
         self.streams = [Stream(s, context, (seed, k)) for k, s in enumerate(selections)]
-        for stream in self.streams:
-            if stream.n_blocks < 1:
-                raise UserError(f"{stream.selection.corpus.name}: not a single token to train on")
         shares = np.array(weights) / np.sum(weights)
         epoch = min(s.n_blocks / share for s, share in zip(self.streams, shares, strict=True))
         self.counts = [max(1, round(epoch * share)) for share in shares]

@@ -11,7 +11,8 @@ from nanomed import cli, flags, outputs
 from nanomed.errors import UserError
 from nanomed.files import write_json
 from nanomed.optional import need
-from nanomed.text import reading, rows
+from nanomed.text import reading
+from nanomed.text.rows import full_texts
 from nanomed.text.tokenizer import EOT
 
 PROGRAM = "python -m nanomed.text.bpe"
@@ -57,8 +58,7 @@ def main():
     args = reading.read_as(p.parse_args())
     out = Path(args.out)
     held = take(out)
-    how = (args.text_field, args.limit, args.skip_bad_rows)
-    texts = (text for name in args.data for text in rows.read_texts(name, *how) if text)
+    texts = full_texts(args.data, args.text_field, args.limit, args.skip_bad_rows)
     with outputs.built(out, PROGRAM, held) as made:
         size = train_bpe(texts, args.vocab_size, made)
     print(f"{args.out}: {size:,} tokens")

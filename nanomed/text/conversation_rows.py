@@ -18,7 +18,8 @@ ROLES = {
 }
 LISTED = ("messages", "conversations", "conversation")  # fields of lists of turns
 REASONING = ("reasoning_content", "thinking", "reasoning")  # as transformers 5.23 looks for it
-READ = {"role", "from", "content", "value", "weight", "name", *REASONING}
+LEARNED = ("weight", "train", "train_detail", "loss")  # or not: OpenAI's, axolotl's two, ms-swift's
+READ = {"role", "from", "content", "value", "name", *LEARNED, *REASONING}
 NOTHING = (None, "", [], {})
 UNSEEN = ("image", "images", "kto_tag")  # pictures, and LLaMA-Factory's word for an answer that is not wanted
 # Beside a conversation, what would change what is learned, and is not read: LLaMA-Factory's, trl's, KTO's.
@@ -77,8 +78,8 @@ def conversation(row, turns_of: Callable, group: str, unread: Counter) -> Conver
     turns = turns_of(row)
     found = Conversation(tuple(_turn(turn, number, unread) for number, turn in enumerate(turns, 1)), group)
     if not found.learned:
-        weights = any(turn.role == "assistant" for turn in found.turns)
-        raise BadRow("no assistant's turn" + (" with a weight other than 0" if weights else ""))
+        masked = any(turn.role == "assistant" for turn in found.turns)
+        raise BadRow("no assistant's turn" + f" that is to be learned ({', '.join(LEARNED)})" * masked)
     last = found.learned[-1]
     if last == 0:
         raise BadRow("nothing is said before the only assistant's turn")
@@ -103,11 +104,15 @@ def _turn(turn, number: int, unread: Counter) -> Turn:
     said_by = get_value(turn, "role,from")
     if not isinstance(said_by, str) or said_by.lower() not in ROLES:
         raise BadRow(f"{where}: `role` or `from` must be one of {', '.join(ROLES)}, not {said_by!r}")
-    role, weight = ROLES[said_by.lower()], get_value(turn, "weight")
+    role = ROLES[said_by.lower()]
     if get_value(turn, "tool_calls,function_call"):
         raise BadRow(f"{where}: a call of a tool, which is not read")
-    if weight not in (None, 0, 1):
-        raise BadRow(f"{where}: weight {weight!r}; only 0 (not to be learned) and 1 are read")
+    wanted = {key: get_value(turn, key) for key in LEARNED}
+    for key, value in wanted.items():
+        if value not in (*NOTHING, 0, 1):
+            raise BadRow(f"{where}: {key} {value!r:.60}; only 0, false (not learned), 1 and true are read")
+        if value and role != "assistant":
+            unread[f"{key} of {{n}} turns asks that others than the assistant are learned: not done"] += 1
     text = _text(turn, "content,value", where)
     if not text.strip() and role != "system":
         raise BadRow(f"{where}: an empty turn of the {role}'s")
@@ -116,7 +121,7 @@ def _turn(turn, number: int, unread: Counter) -> Turn:
     name = get_value(turn, "name")
     others = (key for key in turn.keys() - READ if turn[key] not in NOTHING)
     unread.update(f"the field {key} of {{n}} turns is not read" for key in others)
-    return Turn(role, text, "", reasoning, weight != 0, name if isinstance(name, str) else None)
+    return Turn(role, text, "", reasoning, 0 not in wanted.values(), name if isinstance(name, str) else None)
 
 
 def _text(turn: dict, fields: str, where: str) -> str:

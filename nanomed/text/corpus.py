@@ -25,10 +25,11 @@ from nanomed.streams import progress_bar
 from nanomed.text import special
 from nanomed.text.heldout import Fetched, Items
 from nanomed.text.names import content_hash
-from nanomed.text.rows import all_bad, placed_documents, read_texts
+from nanomed.text.rows import all_bad, placed_documents, read_texts, say_empty
 
-FORMAT = "5"  # of the cached token file; part of its key
+FORMAT = "6"  # of the cached token file; part of its key
 FILES = ("tokens.bin", "documents.bin")
+META = ("sha256", "bad_rows", "empty", "special_tokens")  # as Corpus has them
 
 # One row a document: where its tokens start, how many there are (the leading one counted), and of its text
 # the bytes in UTF-8, the words between blanks, and the first half of its SHA-256.
@@ -43,13 +44,14 @@ DOCUMENT = np.dtype([*((name, "<i8") for name in SIZES), ("digest", "V16")])
 class Corpus:
     """Encoded documents. tokens: uint16 or uint32, mapped, each document led by tokenizer.lead
     (<|endoftext|>, say); documents: their table; sha256: of the texts in order, each followed by a NUL byte;
-    bad_rows: how many rows were left out; special_tokens: special.report() of the texts."""
+    bad_rows: how many rows were left out; empty: how many had no text; special_tokens: special.report()."""
 
     name: str
     tokens: np.ndarray
     documents: np.ndarray
     sha256: str
     bad_rows: int
+    empty: int
     special_tokens: dict
     file: Watched  # of the tokens
 
@@ -98,7 +100,9 @@ def encode_corpus(names, tokenizer, text_field="text", limit=None, skip_bad_rows
     contents = hashes()
     key = hashlib.sha256("\0".join([FORMAT, tokenizer.hash, *map(str, how)]).encode())
     key.update("".join(contents).encode())
-    return filled(key.hexdigest()[:32], "encoding", lambda folder: _map_corpus(folder, names), fill)
+    corpus = filled(key.hexdigest()[:32], "encoding", lambda folder: _map_corpus(folder, names), fill)
+    say_empty(names, corpus.empty)
+    return corpus
 
 
 def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
@@ -111,8 +115,7 @@ def _map_corpus(directory: Path, names: list[str]) -> Corpus | None:
         tokens = np.memmap(file.file, meta["dtype"], mode="r")
     except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    name, said = " + ".join(names), (meta["sha256"], meta["bad_rows"], meta["special_tokens"])
-    return Corpus(name, tokens, documents, *said, file)
+    return Corpus(" + ".join(names), tokens, documents, *(meta[key] for key in META), file)
 
 
 def _checksum(directory: Path, meta: dict) -> str:
@@ -137,7 +140,7 @@ def _content_hash(name: str, text_field: str, limit: int | None, skip_bad_rows: 
 
 def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_rows) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    sha, start, count, bad, spelled = hashlib.sha256(), 0, 0, 0, Counter()
+    sha, start, count, bad, empty, spelled = hashlib.sha256(), 0, 0, 0, 0, Counter()
     with (
         open(directory / "tokens.bin", "wb") as tokens,
         open(directory / "documents.bin", "wb") as documents,
@@ -156,6 +159,8 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
                     if not skip_bad_rows:
                         raise UserError(f"{name}, {place}: {found} (--skip-bad-rows leaves such rows out)")
                     bad, first_bad = bad + 1, first_bad or f"{place}: {found}"
+                elif isinstance(found, str) or found[2][0] == 1:  # without a token of its own
+                    empty += 1
                 else:
                     raw, ids, row, special_tokens = found
                     sha.update(raw + b"\0")
@@ -171,19 +176,20 @@ def _encode_into(directory: Path, names, tokenizer, text_field, limit, skip_bad_
             f.flush()
             os.fsync(f.fileno())
     if count == 0:
-        raise UserError(f"{', '.join(names)}: no documents there")
-    found = special.report(tokenizer, reports=[{"rows": spelled}])
-    meta = {"dtype": dtype.name, "sha256": sha.hexdigest(), "bad_rows": bad, "special_tokens": found}
+        without = f"; {empty:,} are without text" if empty else ""
+        raise UserError(f"{', '.join(names)}: no documents there{without}")
+    found = sha.hexdigest(), bad, empty, special.report(tokenizer, reports=[{"rows": spelled}])
+    meta = {"dtype": dtype.name} | dict(zip(META, found, strict=True))
     write_json(meta | {"check": _checksum(directory, meta)}, directory / "meta.json")
 
 
 def _encode_rows(rows: list, tokenizer, dtype) -> list:
-    """(place, text) of a few rows -> (place, _encode(text)); None for a bad row, the error for a text that
-    is refused. tiktoken releases the interpreter lock, so that threads run at once."""
+    """(place, text) of a few rows -> (place, _encode(text)), or what it is where there is no text, or the
+    error for one that is refused. tiktoken releases the interpreter lock, so that threads run at once."""
     out = []
     for place, text in rows:
         try:
-            out.append((place, None if text is None else _encode(text, tokenizer, dtype)))
+            out.append((place, _encode(text, tokenizer, dtype) if text and text.strip() else text))
         except Unencodable as e:
             out.append((place, e))
     return out

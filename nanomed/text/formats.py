@@ -7,6 +7,7 @@ What was recognised beyond the file's name is said in one line."""
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -129,11 +130,15 @@ def _shaped(value, path: Path, how: str | None) -> list:
         what = f"an object with rows under {', '.join(listed)}"
         raise UserError(f"{path}: {what}: {path}#{listed[0]} reads these")
     if all(isinstance(v, dict) and v for v in values):
-        keys = list(values[0])
-        if all(key.isdigit() for key in keys) and all(v.keys() == values[0].keys() for v in values):
+        keys, alike = list(values[0]), all(v.keys() == values[0].keys() for v in values)
+        kinds = [{type(cell) for cell in v.values() if cell is not None} for v in values]
+        of_a_kind = alike and max(map(len, kinds)) == 1  # as a column's cells are, and a row's need not be
+        numbered = alike and all(re.fullmatch(r"-?\d+(\.\d+)?", key) for key in keys)
+        if numbered or (of_a_kind and len(set().union(*kinds)) > 1):
             note_once(f"{path}: columns, as pandas writes them, of {len(keys):,} rows")
             return [{column: v[key] for column, v in value.items()} for key in keys]
-        note_once(f"{path}: an object by id; the id is the field `id`")
+        mend = '; if these are columns, orient="records" writes rows' if of_a_kind and len(keys) > 1 else ""
+        note_once(f"{path}: an object by id; the id is the field `id`{mend}")
         return [{"id": key} | v for key, v in value.items()]
     if all(_fits(v, values[0]) and not any(isinstance(cell, dict) for cell in v) for v in values):
         note_once(f"{path}: columns of {len(values[0]):,} rows")

@@ -16,10 +16,10 @@ import numpy as np
 
 from nanomed.errors import UserError
 from nanomed.files import read_json, write_json
-from nanomed.text.conversation_rows import conversation, form_of
+from nanomed.text.conversation_rows import conversation
 from nanomed.text.conversations import Conversation
-from nanomed.text.instructions import Fields, asked_in, group_of
-from nanomed.text.rows import NoField, field_of, fields_of, get_text, get_value, read_rows
+from nanomed.text.instructions import Fields, group_of, parts_of
+from nanomed.text.rows import field_of, get_text, get_value, read_rows
 
 FILE = "held_out.json"
 NONE = bytes(16)  # in a table of digests, where an item has no such part
@@ -189,13 +189,7 @@ def read_excluded(s, fields: Fields | None = None) -> Excluded:
 def _texts_of(row, text_field: str, fields: Fields) -> tuple[str | None, Conversation | None]:
     """The document and the instruction that a row is, either or both. What is no text in its other fields
     counts as empty."""
-    asked, document = asked_in(row, fields), get_value(row, text_field)
-    form = form_of(row) if asked is None else None
-    if asked is None and document is None and not form:
-        raise NoField(
-            f"neither a text in the field {text_field!r} nor an instruction in {fields.instruction!r}"
-            f" ({fields_of(row)}; --text-field a,b takes the first that a row has)"
-        )
+    asked, form, document = parts_of(row, fields, text_field)
     document = None if document is None else get_text(row, text_field)
     if not isinstance(asked, str) and not form:
         return document, None

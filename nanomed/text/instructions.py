@@ -112,13 +112,19 @@ def group_of(row, fields: Fields) -> str:
 def holds_instructions(name: str, fields: Fields, text_field: str, skip_bad: bool) -> bool:
     """Whether the first good row of a file has an instruction, or is a conversation; else its rows are plain
     documents. Raises UserError if it is none of these."""
-    for _, row in placed_rows(name, lambda row: row, None, skip_bad):
-        if row is not None:
-            asked = asked_in(row, fields) is not None or form_of(row) is not None
-            if not asked and get_value(row, field_of(name, text_field)) is None:
-                raise UserError(
-                    f"{name}: its first row has neither an instruction in the field {fields.instruction!r} "
-                    f"(--instruction-field) nor a text in {text_field!r} (--text-field); {fields_of(row)}"
-                )
-            return asked
+    where = field_of(name, text_field)
+    for _, found in placed_rows(name, lambda row: parts_of(row, fields, where), None, skip_bad):
+        if found is not None:
+            return found[:2] != (None, None)
     raise UserError(f"{name}: no rows there")
+
+
+def parts_of(row, fields: Fields, text_field: str) -> tuple:
+    """(what it asks, form_of() if it asks nothing, the document in it), each of them None if it is not there.
+    Raises NoField for a row that is neither an instruction nor a document."""
+    asked, document = asked_in(row, fields), get_value(row, text_field)
+    form = form_of(row) if asked is None else None
+    if asked is None and document is None and not form:
+        neither = f"neither a text in the field {text_field!r} nor an instruction in {fields.instruction!r}"
+        raise NoField(f"{neither} ({fields_of(row)}; --text-field a,b, --instruction-field a,b name others)")
+    return asked, form, document

@@ -60,7 +60,7 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
             raise BadRow("an empty text")
         return text, label if label is not None else value_of(row, label_field, how, classes)
 
-    good, n, orders = [], 0, set()
+    good, n, orders, where = [], 0, set(), ", ".join(file for file, _ in sources)
     for file, label in sources:
         fields = field_of(file, text_field) if label is not None else text_field
         classes = None if label is not None or how.names or how.columns else class_names(file, label_field)
@@ -71,11 +71,17 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
             if row is not None:
                 good.append((f"{file}, row {k}", *row))
     if not good:
-        raise UserError(f"{', '.join(file for file, _ in sources)}: no texts there")
+        raise UserError(f"{where}: no texts there")
     found = named([(place, value) for place, _, value in good], how, orders.pop() if len(orders) == 1 else ())
     for note in found.notes:
         say(note)
     items = [Labelled(text, labels) for (_, text, _), labels in zip(good, found.labels, strict=True)]
+    if found.multi_label and all(len(item.labels) == 1 for item in items):
+        first = ",".join(f"{name}.0" for name in label_field.split(","))
+        mend = f"of lists, --label-field {first} makes classes, of which one is right"
+        say(f"{where}: each text has exactly one label, and each label is learned by itself ({mend})")
+    if n_both := sum(len({frozenset(i.labels) for i in same}) > 1 for same in by_text(items).values()):
+        say(f"{where}: {n_both:,} texts are there more than once, with different labels")
     sha = sha256_of(part for item in items for part in (item.text, *item.labels, ""))
     return LabelledSet(items, found.multi_label, n - len(items), sha, found.order, found.lists)
 
@@ -186,6 +192,8 @@ def labelled_sources(s) -> list[tuple[str, str | None]]:
         return [(file, None) for file in s.data]
     if s.data or not (s.positives and s.negatives):
         raise UserError("give --positives and --negatives, or --data with a label in each row")
+    if both := set(s.positives).intersection(s.negatives):
+        raise UserError(f"{min(both)}: in --positives and in --negatives; a text is one or the other")
     for flag in ("columns", "separator", "lists"):
         if getattr(s, f"label_{flag}"):
             raise UserError(f"--label-{flag} is about the labels that --data's rows hold")

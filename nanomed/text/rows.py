@@ -8,7 +8,7 @@ from itertools import islice
 
 from nanomed.errors import UserError
 from nanomed.text.formats import rows_of
-from nanomed.text.lines import BadRow
+from nanomed.text.lines import BadRow, note_once
 from nanomed.text.names import find, is_plain
 
 
@@ -20,6 +20,23 @@ class NoField(BadRow):
 def read_texts(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str | None]:
     """The texts of a file or of `hub:REPO[:CONFIG[:SPLIT]]`, in order; None for a bad row that is skipped."""
     return (text for _, text in placed_documents(name, text_field, limit, skip_bad))
+
+
+def full_texts(names: list[str], text_field: str, limit: int | None, skip_bad: bool) -> Iterator[str]:
+    """read_texts() of files, without bad rows that are skipped, and without those that have no text."""
+    empty = 0
+    for text in (text for name in names for text in read_texts(name, text_field, limit, skip_bad)):
+        if text and text.strip():
+            yield text
+        elif text is not None:
+            empty += 1
+    say_empty(names, empty)
+
+
+def say_empty(names: list[str], empty: int) -> None:
+    """Documents of blanks are none, as a blank line of a .txt is none."""
+    if empty:
+        note_once(f"{' + '.join(names)}: {empty:,} documents without text are left out")
 
 
 def placed_documents(name: str, text_field: str, limit: int | None, skip_bad: bool) -> Iterator[tuple]:
@@ -78,8 +95,13 @@ class Field(str):
 
 
 def field_of(name: str, text_field: str) -> str:
-    """Where the texts of a file stand: plain text has no fields."""
-    return "text" if is_plain(name) else text_field
+    """Where the texts of a file stand: plain text has no fields, which is said where one is asked for."""
+    if not is_plain(name):
+        return text_field
+    if "text" not in text_field.split(","):
+        flag = getattr(text_field, "flag", "--text-field")
+        note_once(f"{name}: plain text has no fields, so {flag} {text_field} is not about it")
+    return "text"
 
 
 def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False) -> str:

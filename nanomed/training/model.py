@@ -8,7 +8,7 @@ import torch
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.hub.checks import check_size
+from nanomed.hub.adapters import check_size
 from nanomed.models import attention, loss
 from nanomed.models.classifier import HEAD, Classifier
 from nanomed.models.language_model import LanguageModel

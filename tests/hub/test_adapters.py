@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nanomed import hub
 from nanomed.errors import UserError
-from nanomed.hub import checks
+from nanomed.hub import adapters
 from nanomed.models.lora import lora_layers
 from nanomed.models.quant import dequantise
 from tests.conftest import (
@@ -456,7 +456,7 @@ def test_an_expression_that_would_be_tried_for_years_is_given_up(plain, tmp_path
     value = {"rank_pattern": {slow: 2}, "layers_pattern": [slow]}.get(key, slow)
     (tmp_path / "adapter_config.json").write_text(json.dumps(plain[0] | {key: value}))
     (tmp_path / "adapter_model.safetensors").symlink_to(plain[1] / "adapter_model.safetensors")
-    monkeypatch.setattr(checks, "LONGEST", 0.01)
+    monkeypatch.setattr(adapters, "LONGEST", 0.01)
     with pytest.raises(UserError, match="takes too long to be matched"):
         load(tmp_path)
 

@@ -468,6 +468,16 @@ def test_a_column_that_counts_words_is_no_word(tmp_path, capsys):
         rows(tmp_path / "a.conllu")
 
 
+def test_universal_dependencies_name_the_column_that_is_read(tmp_path):
+    """https://universaldependencies.org/format.html: ten columns, the last of them MISC, `_` where there is
+    nothing."""
+    words = [("Fever", "PROPN", "_"), ("fell", "VERB", "SpaceAfter=No"), (".", "PUNCT", "_")]
+    lines = [f"{k}\t{w}\t{w}\t{t}\t_\t_\t0\troot\t_\t{m}" for k, (w, t, m) in enumerate(words, 1)]
+    (tmp_path / "a.conllu").write_text("# text = Fever fell.\n" + "\n".join(lines) + "\n\n")
+    with pytest.raises(BadRow, match="line 2: .*CoNLL-U's ten columns.* is '_'; cut -f 2,N"):
+        rows(tmp_path / "a.conllu")
+
+
 def test_bad_lines_of_tags_are_named(tmp_path):
     (tmp_path / "a.tsv").write_text("fever\tO\nbad\n")
     with pytest.raises(BadRow, match="line 2: must be a word, a tab and a tag, not 'bad'"):

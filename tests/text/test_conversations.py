@@ -405,6 +405,17 @@ def test_fields_of_turns_are_kept_or_said(tmp_path, capsys):
     assert item.turns[0] == Turn("system", "Other.")
 
 
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])  # OpenAI's, axolotl's, ms-swift's
+def test_a_turn_that_says_so_is_not_learned(tmp_path, capsys, key):
+    user, assistant = MESSAGES
+    turns = [user | {key: False}, assistant | {key: False}, user | {key: True}, assistant | {key: True}]
+    path = write_rows(tmp_path, [{"messages": [*turns, user, assistant]}])
+    (item,), _, _ = read_instructions([str(path)], Fields(), None, False)
+    assert item.learned == [3, 5]
+    said = f"{path}: {key} of 1 turns asks that others than the assistant are learned: not done\n"
+    assert capsys.readouterr().out == said
+
+
 def write_rows(tmp_path, rows):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -415,7 +426,10 @@ def write_rows(tmp_path, rows):
     ("turns", "reason"),
     [
         (MESSAGES[:1], "no assistant's turn"),
-        ([MESSAGES[0], MESSAGES[1] | {"weight": 0}], "no assistant's turn with a weight other than 0"),
+        (
+            [MESSAGES[0], MESSAGES[1] | {"weight": 0}],
+            "no assistant's turn that is to be learned (weight, train, ",
+        ),
         ([MESSAGES[1]], "nothing is said before"),
         ([], "no assistant's turn"),
         ([MESSAGES[0], MESSAGES[1] | {"content": " "}], "turn 2: an empty turn of the assistant's"),
@@ -423,6 +437,9 @@ def write_rows(tmp_path, rows):
         ([MESSAGES[0] | {"content": 3}, MESSAGES[1]], "turn 1: field 'content' is not text but int"),
         ([MESSAGES[0], {"role": "assistant", "tool_calls": [{}]}], "turn 2: a call of a tool"),
         ([MESSAGES[0], MESSAGES[1] | {"weight": 0.5}], "turn 2: weight 0.5"),
+        ([MESSAGES[0], MESSAGES[1] | {"train": "no"}], "turn 2: train 'no'"),
+        ([MESSAGES[0], MESSAGES[1] | {"loss": False}], "no assistant's turn that is to be learned"),
+        ([MESSAGES[0], MESSAGES[1] | {"train_detail": [{"begin_offset": 0}]}], "turn 2: train_detail"),
         ([MESSAGES[0], MESSAGES[0], MESSAGES[1]], "questions and answers must alternate"),
         ("Q", "no list of turns"),
         ([3], "turn 1: `role` or `from` must be"),

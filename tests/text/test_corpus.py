@@ -18,13 +18,13 @@ import pytest
 from nanomed import caches
 from nanomed.caches import claimed
 from nanomed.errors import UserError
-from nanomed.text import arrow
+from nanomed.text import arrow, lines
 from nanomed.text import corpus as corpus_module
 from nanomed.text.batch import IGNORE
 from nanomed.text.blocks import Mixture, Stream
 from nanomed.text.corpus import Selection, encode_corpus
 from nanomed.text.names import split_weight
-from nanomed.text.rows import read_texts
+from nanomed.text.rows import full_texts, read_texts
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT, assert_refused, make_texts, write_jsonl
 
@@ -435,7 +435,8 @@ def test_a_bad_row_of_a_data_set_is_not_an_empty_text(tokenizer, cache, monkeypa
     for texts in (["a", None], ["a", ""], ["a", "b"], ["a\0b"], ["a\0", "b"]):
         monkeypatch.setattr(arrow, "hub_rows", lambda name, texts=texts: [{"text": t} for t in texts])
         corpora.append(encode_corpus("hub:owner/texts", tokenizer, skip_bad_rows=True))
-    assert [(len(c.documents), c.bad_rows) for c in corpora] == [(1, 1), (2, 0), (2, 0), (1, 0), (2, 0)]
+    found = [(len(c.documents), c.bad_rows, c.empty) for c in corpora]
+    assert found == [(1, 1, 0), (1, 0, 1), (2, 0, 0), (1, 0, 0), (2, 0, 0)]
     assert len(list(cache.iterdir())) == 5
 
 
@@ -616,8 +617,34 @@ def test_a_row_nested_beyond_reason_is_a_bad_row(tmp_path, tokenizer):
 
 
 def test_text_without_a_token_cannot_be_trained_on(tmp_path, tokenizer):
-    with pytest.raises(UserError, match="not a single token"):
-        Mixture([corpus_of(tmp_path, tokenizer, [""]).all()], [1.0], 8, 2, 1, 0)
+    with pytest.raises(UserError, match="no documents there; 1 are without text"):
+        corpus_of(tmp_path, tokenizer, [""])
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet, write_json_list])
+def test_documents_without_text_are_none_and_are_said(tmp_path, tokenizer, capsys, write):
+    """As a blank line of a .txt is none: they are read, encoded, and counted in no figure."""
+    suffix = {write_jsonl: ".jsonl", write_csv: ".csv", write_parquet: ".parquet"}.get(write, ".json")
+    lines.note_once.cache_clear()
+    path = str(write(tmp_path / f"d{suffix}", ["", "a fever", " \n", "a cough", "\u3000"]))
+    said = f"note: {path}: 3 documents without text are left out\n"
+    for _ in range(2):  # encoded, and from the cache
+        found = encode_corpus(path, tokenizer)
+        assert [tokenizer.decode(found.all().ids(k)[1:]) for k in range(2)] == ["a fever", "a cough"]
+        assert (len(found.documents), found.empty, found.bad_rows) == (2, 3, 0)
+        assert capsys.readouterr().err == said
+        lines.note_once.cache_clear()
+    assert list(full_texts([path], "text", None, False)) == ["a fever", "a cough"]
+    assert capsys.readouterr().err == said
+
+
+def test_a_field_asked_of_plain_text_is_said(tmp_path, tokenizer, capsys):
+    (tmp_path / "d.txt").write_text("a fever\n")
+    lines.note_once.cache_clear()
+    for field, said in (("text", ""), ("abstract,text", ""), ("abstract", "plain text has no fields")):
+        assert len(encode_corpus(str(tmp_path / "d.txt"), tokenizer, field).documents) == 1
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == bool(said) and (not said or "--text-field abstract" in err)
 
 
 def test_rows_of_a_csv_may_end_in_a_comma_and_not_in_another_field(tmp_path):

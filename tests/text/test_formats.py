@@ -180,6 +180,24 @@ def test_json_against_pandas(tmp_path, orient):
     assert [{k: v for k, v in row.items() if k != extra} for row in found] == expected
 
 
+@pytest.mark.parametrize("index", [["a", "b", "2020-01-01", "d"], [-1, 0, 1, 2], [0.5, 1.0, 2.5, 3.0]])
+def test_columns_of_pandas_whatever_the_index(tmp_path, index):
+    frame = FRAME.assign(flag=[True, None, False, True], tags=[["a"], [], ["b"], ["c"]])
+    frame.index = index
+    frame.to_json(tmp_path / "d.json", orient="columns")
+    assert rows(tmp_path / "d.json") == json.loads(frame.to_json(orient="records"))
+    frame.to_json(tmp_path / "i.json", orient="index")
+    expected = [{"id": str(i)} | row for i, row in zip(index, rows(tmp_path / "d.json"), strict=True)]
+    assert rows(tmp_path / "i.json") == expected
+
+
+def test_what_could_be_columns_or_rows_by_id_is_said(tmp_path, capsys):
+    frame = pd.DataFrame({"text": TEXTS, "title": TEXTS}, index=list("abcd"))
+    frame.to_json(tmp_path / "d.json", orient="columns")
+    assert [row["id"] for row in rows(tmp_path / "d.json")] == ["text", "title"]
+    assert 'if these are columns, orient="records" writes rows' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("sep", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 def test_csv_against_pandas(tmp_path, sep, suffix):

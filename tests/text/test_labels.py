@@ -2,6 +2,7 @@
 transformers; and the split by label, against scikit-learn's stratified ones."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 from itertools import compress
@@ -205,6 +206,37 @@ def test_what_prodigys_annotators_rejected_is_no_label(tmp_path):
     found = read_labelled([(str(path), None)], "text", "label", None, True)
     assert [i.labels for i in found.items] == [("a",), ("b",)] and found.bad_rows == 2
     assert [i.labels[0] for i in read(path, field="answer").items] == list(answers)
+
+
+@pytest.mark.parametrize(
+    ("rows", "field", "said"),
+    [
+        ([["a"], ["b"], ["a"]], "label,labels", "--label-field label.0,labels.0"),  # doccano's
+        ([["a"], ["b", "a"], []], "label,labels", ""),
+        (["a", "b", "a"], "label,labels", ""),
+    ],
+)
+def test_lists_of_one_label_each_are_said_to_be_lists(tmp_path, rows, field, said):
+    notes = []
+    found = read(write(tmp_path / "d.jsonl", rows, "label"), PLAIN, field, notes.append)
+    assert found.multi_label == isinstance(rows[0], list) and bool(notes) == bool(said)
+    if said:
+        assert "each text has exactly one label" in notes[0] and said in notes[0]
+        found = read(tmp_path / "d.jsonl", PLAIN, said.split()[1], notes.append)
+        assert [i.labels for i in found.items] == [("a",), ("b",), ("a",)] and not found.multi_label
+
+
+def test_a_text_with_two_labels_is_said(tmp_path):
+    (tmp_path / "d.jsonl").write_text(
+        "".join(json.dumps({"text": t, "label": l}) + "\n" for t, l in ("sa", "sb", "ta", "ta", "ub"))
+    )
+    notes = []
+    read(tmp_path / "d.jsonl", say=notes.append)
+    assert notes == [f"{tmp_path / 'd.jsonl'}: 1 texts are there more than once, with different labels"]
+    copy = str(shutil.copy(tmp_path / "d.jsonl", tmp_path / "e.jsonl"))
+    sources = [(str(tmp_path / "d.jsonl"), "negative"), (copy, "positive")]
+    read_labelled(sources, "text", "label", None, False, PLAIN, notes.append)
+    assert "d.jsonl, " in notes[1] and "e.jsonl: 3 texts are there more than once" in notes[1]
 
 
 def test_names_with_commas_are_no_lists():

@@ -22,6 +22,7 @@ from nanomed.systems.tasks.offsets import Mention, tagged
 from nanomed.text.formats import open_unpacked
 from nanomed.text.lines import BadRow, decode, note_once, row_or_bad
 from nanomed.text.names import KINDS, PACKED, split_how
+from nanomed.text.rows import NoField
 
 ANNOTATED = (".ann", ".a1", ".a2")
 NUMBER = re.compile(r" *[0-9]{1,9} *")
@@ -101,6 +102,9 @@ def _sentence(rows: list[tuple[int, list[str]]], counted: bool) -> dict:
     for k, (number, columns) in enumerate(rows, 1):
         if len(columns) < 2 or not columns[word] or not columns[-1]:
             raise BadRow(f"line {number}: must be a word, a tab and a tag, not {' '.join(columns)!r:.60}")
+        if counted and len(columns) == 10 and not TAG.fullmatch(columns[-1]):
+            what = f"the last of CoNLL-U's ten columns, which is read as the tag, is {columns[-1]!r}"
+            raise NoField(f"line {number}: {what}; cut -f 2,N FILE > NEW keeps the words and column N")
         if counted and _miscounted((number, columns), k):
             raise BadRow(f"line {number}: must be word {k} of its sentence, not {' '.join(columns)!r:.60}")
     return {"tokens": [c[word] for _, c in rows], "tags": [c[-1] for _, c in rows], "counts": {}}
