@@ -47,8 +47,7 @@ class Side:
 
 
 def draw(corpus: Corpus, sample: int, seed: int) -> tuple[Selection, np.ndarray]:
-    """(the different texts among up to `sample` of a corpus, drawn at random (0: all), how often each
-    came)."""
+    """(the different texts among up to `sample` of a corpus, at random (0: all), how often each came)."""
     indices = np.arange(len(corpus.documents))
     if 0 < sample < len(indices):
         indices = np.sort(np.random.default_rng(seed).permutation(indices)[:sample])

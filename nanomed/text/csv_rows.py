@@ -43,7 +43,8 @@ def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -
             )
             raise UserError(f"{path}: {what}; {mend}")
         elif values and any(values[len(header) :]):  # rows may end in a comma
-            yield begin, _too_long(len(values), len(header), name)
+            mend = f'a text with {name}s must stand in quotes ("), no blank before them'
+            yield begin, BadRow(f"{len(values)} fields where the header has {len(header)}; {mend}")
         elif values:
             nameless += any(values[named:])
             yield begin, dict.fromkeys(header) | dict(zip(header, values, strict=False))
@@ -84,8 +85,3 @@ def _separator(path: Path, header: str) -> str:
     if name != "comma":
         note_once(f"{path}: its columns are separated by {name}s (--separator comma: they are not)")
     return name
-
-
-def _too_long(n: int, known: int, separator: str) -> BadRow:
-    mend = f'a text with {separator}s must stand in quotes ("), no blank before them'
-    return BadRow(f"{n} fields where the header has {known}; {mend}")

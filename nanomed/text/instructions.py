@@ -22,8 +22,8 @@ class Fields:
 
 # What others put into a prompt too or learn from otherwise, and what takes it where it is not read.
 AS_INPUT = " (--input-field {} takes it for the input)"
-UNREAD = dict.fromkeys(("context", "system", "history", "options"), AS_INPUT) | dict.fromkeys(UNSEEN, "")
-UNREAD |= dict.fromkeys(LISTED, " (--instruction-field {} takes the conversation)")
+UNREAD = dict.fromkeys(UNSEEN, "") | dict.fromkeys(LISTED, " (--instruction-field {} takes the conversation)")
+UNREAD |= dict.fromkeys("context system system_prompt history options choices".split(), AS_INPUT)
 
 
 def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -> str:

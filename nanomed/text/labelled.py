@@ -192,8 +192,6 @@ def labelled_sources(s) -> list[tuple[str, str | None]]:
         return [(file, None) for file in s.data]
     if s.data or not (s.positives and s.negatives):
         raise UserError("give --positives and --negatives, or --data with a label in each row")
-    if both := set(s.positives).intersection(s.negatives):
-        raise UserError(f"{min(both)}: in --positives and in --negatives; a text is one or the other")
     for flag in ("columns", "separator", "lists"):
         if getattr(s, f"label_{flag}"):
             raise UserError(f"--label-{flag} is about the labels that --data's rows hold")

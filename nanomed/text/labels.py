@@ -59,10 +59,11 @@ class Named:
 
 def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -> str | tuple[str, ...]:
     """The label that a row names, or all that it lists; numbers and truth values as texts: 1 and 1.0 are `1`.
-
     classes: what class_names() says of its file. Raises BadRow, and NoField for a row without the field."""
     if field != "answer" and get_value(row, "answer") in ("reject", "ignore") and "_task_hash" in row:
         raise BadRow(f"Prodigy's answer {row['answer']!r}: what is in the field {field!r} is not the text's")
+    if (task := field.rpartition(".result")[0]) and get_value(row, f"{task}.was_cancelled"):
+        raise BadRow(f"skipped in Label Studio ({task}.was_cancelled): what is in it is not the text's label")
     if how.columns:
         named = zip(how.columns, how.names or how.columns, strict=True)
         return tuple(name for column, name in named if _has_label(row, column))
@@ -99,7 +100,7 @@ def _text_of(value, classes: list[str] | None) -> str | None:
 
 
 def _has_label(row, column: str) -> bool:
-    value = row[column] if isinstance(row, dict) and column in row else get_value(row, column)
+    value = get_value(row, column)
     if value is None:
         raise NoField(f"no label in the column {column!r}: null, or no such column")
     found = ZERO_ONE.get(_plain(str(value).strip()))
@@ -156,7 +157,7 @@ def named(found: list[tuple[str, str | tuple[str, ...]]], how: Spelling, order: 
         labels = [tuple(order[k] for k in range(n) if ZERO_ONE[row[k]]) for row in labels]
         return Named(labels, True, order, "vectors", ())
     there = {label for row in labels for label in row}
-    notes = () if multi else _notes_on(there, where, how)
+    notes = (() if multi else _notes_on(there, where, how)) + _nearly_the_same(there, where)
     if how.names and not there <= {*how.names}:
         calls = _by_number(there, how.names)
         if calls is None:
@@ -210,7 +211,7 @@ def _notes_on(there: set[str], where: str, how: Spelling) -> tuple[str, ...]:
     joined, wanted = set(), "list"
     if there and all(name.strip()[:1] + name.strip()[-1:] == "[]" for name in there):
         joined = there
-    for separator in "" if joined else "|;,":
+    for separator in "" if joined else "|;,#":
         parts = {name: {part.strip() for part in name.split(separator)} for name in there}
         several = {name for name in there if sum(bool(p.strip()) for p in name.split(separator)) > 1}
         if several and (separator == "|" or len(set().union(*parts.values())) < len(there)):
@@ -220,6 +221,14 @@ def _notes_on(there: set[str], where: str, how: Spelling) -> tuple[str, ...]:
         return ()
     means = f"{how.flag}separator {wanted} parts them"
     return (f"{where}: {min(joined)!r} is taken as one label; if it is several, {means}",)
+
+
+def _nearly_the_same(there: set[str], where: str) -> tuple[str, ...]:
+    spelled = {}
+    for name in sorted(there):
+        spelled.setdefault(" ".join(name.lower().split()), []).append(repr(name))
+    alike = in_line(" and ".join(names) for names in spelled.values() if len(names) > 1)
+    return (f"{where}: {alike} differ in blanks or case alone, and are different labels",) if alike else ()
 
 
 def _by_number(there: set[str], names) -> dict[str, str] | None:

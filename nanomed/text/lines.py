@@ -11,7 +11,6 @@ from nanomed.streams import note
 
 DOCUMENT_PER = ("file", "line", "blank-line")
 
-
 note_once = cache(note)  # however often a file is read
 
 

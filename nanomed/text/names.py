@@ -93,7 +93,10 @@ def find(name: str) -> DataFile:
         kind = KINDS[inner]
         if (kind, how) == ("text", None) and suffix == ".txt":  # as PubMed's "Save" calls its MEDLINE format
             with open(path, "rb") as f:
-                kind = "pubmed" if f.read(99).lstrip(b"\xef\xbb\xbf\r\n").startswith(b"PMID- ") else kind
+                head = f.read(99).lstrip(b"\xef\xbb\xbf\r\n")
+            kind = "pubmed" if head.startswith(b"PMID- ") else kind
+            if re.match(rb"\d+\|t\|", head):
+                raise UserError(f"{name}: PubTator's annotations ({name}#line takes its lines for texts)")
     if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
         known = f"one of {', '.join(HOW[kind])}" if kind in HOW else "for .json, .csv, .txt, saved data sets"
         raise UserError(f"{name}: what stands behind the # is {known}")

@@ -142,16 +142,17 @@ def _has(row, path: str) -> bool:
     """Whether a row has the field, if only with null in it."""
     parent, _, last = path.rpartition(".")
     holder = get_value(row, parent) if parent else row
-    return isinstance(holder, dict) and last in holder
+    return any(isinstance(there, dict) and key in there for there, key in ((row, path), (holder, last)))
 
 
 def get_value(row, fields: str):
     """The value at the first of the dotted paths `a.b,c` that a row has, of a list by number
-    (`messages.1.content`, `messages.-1`); None if it has none. NaN, which pandas writes for an empty cell, is
-    none."""
-    for field in fields.split(","):
+    (`messages.1.content`, `messages.-1`), or in the field that is so called; None if it has none. NaN, which
+    pandas writes for an empty cell, is none."""
+    here = row if isinstance(row, dict) else ()
+    for field in [fields] if fields in here else fields.split(","):
         value = row
-        for key in field.split("."):
+        for key in [field] if field in here else field.split("."):
             if isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", key):
                 value = value[int(key)] if -len(value) <= int(key) < len(value) else None
             else:

@@ -285,6 +285,7 @@ REFUSED = {
     "o.txt#page": ("a", "one of file, line, blank-line"),
     "p.jsonl#data": ('{"text": "a"}', "what stands behind the #"),
     "q.csv": ('text\n"a" fever\n', "is doubled"),
+    "s.txt": ("1|t|Fever\n1|a|It fell.\n1\t0\t5\tFever\tDisease\tD005334\n", "PubTator's annotations"),
     "r.tsv": ('id\ttext\n1\t"Yes\n2\tno\n3\tor no"\n', "lines 2 to 4 have all columns"),
 }
 
@@ -408,6 +409,26 @@ def test_how_a_file_is_read_is_part_of_the_caches_key(tmp_path, bpe_dir, monkeyp
 
 
 # --- fields -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.parquet", "d.jsonl"])
+def test_a_field_may_have_dots_in_its_name(tmp_path, name):
+    """As pandas.json_normalize, Argilla's exports and any flattened table call them."""
+    frame = pd.json_normalize([{"data": {"text": t, "meta": {"n": k}}} for k, t in enumerate(TEXTS)])
+    assert list(frame) == ["data.text", "data.meta.n"]
+    how = {"lines": True, "orient": "records"} if name == "d.jsonl" else {"index": False}
+    getattr(frame, f"to_{name[2:].replace('jsonl', 'json')}")(tmp_path / name, **how)
+    assert list(read_texts(str(tmp_path / name), "data.text", None, False)) == TEXTS
+    row = {"a.b": "flat", "a": {"b": "nested"}, "c": {"d.e": "inner"}, "f.g": None}
+    assert [get_value(row, path) for path in ("a.b", "c.d.e", "f.g", "f.g,a.b")] == [
+        "flat",
+        None,
+        None,
+        "flat",
+    ]
+    with pytest.raises(UserError, match="null there"):
+        (tmp_path / "n.jsonl").write_text(json.dumps(row))
+        list(read_texts(str(tmp_path / "n.jsonl"), "f.g", None, False))
 
 
 def test_paths_reach_into_lists():

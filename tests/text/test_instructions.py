@@ -349,3 +349,10 @@ def test_fields_that_others_put_into_a_prompt_are_named_where_they_are_not_read(
     read_instructions([str(path)], Fields(), None, False)
     said = capsys.readouterr().out
     assert "the field image of 1 rows" in said and "kto_tag of 1 rows" in said and "images" not in said
+    rows = [
+        {"question": "Which?", "choices": ["a", "b"], "answer": 1, "system_prompt": "Be short."}
+    ]  # MMLU, Orca
+    path.write_text(json.dumps(rows[0]) + "\n")
+    read_instructions([str(path)], Fields(), None, False)
+    said = capsys.readouterr().out
+    assert "the field choices of 1 rows is not read" in said and "field system_prompt of 1" in said

@@ -2,7 +2,6 @@
 transformers; and the split by label, against scikit-learn's stratified ones."""
 
 import json
-import shutil
 import sys
 from collections import Counter
 from itertools import compress
@@ -184,6 +183,7 @@ def test_lists_as_text_are_what_was_written(labels):
     [
         (["asthma|renal", "fever"], "--label-separator '|'"),
         (["a;b", "a", "b", "b;a"], "--label-separator ';'"),
+        (["a#b", "a", "b"], "--label-separator '#'"),  # doccano's CSV export
         (["a, b", "a", "b", "b, a"], "--label-separator ,"),
         (["['a', 'b']", "[]"], "--label-separator list"),
     ],
@@ -233,10 +233,34 @@ def test_a_text_with_two_labels_is_said(tmp_path):
     notes = []
     read(tmp_path / "d.jsonl", say=notes.append)
     assert notes == [f"{tmp_path / 'd.jsonl'}: 1 texts are there more than once, with different labels"]
-    copy = str(shutil.copy(tmp_path / "d.jsonl", tmp_path / "e.jsonl"))
-    sources = [(str(tmp_path / "d.jsonl"), "negative"), (copy, "positive")]
+    sources = [(str(tmp_path / "d.jsonl"), label) for label in ("negative", "positive")]
     read_labelled(sources, "text", "label", None, False, PLAIN, notes.append)
-    assert "d.jsonl, " in notes[1] and "e.jsonl: 3 texts are there more than once" in notes[1]
+    assert "d.jsonl: 3 texts are there more than once, with different labels" in notes[1]
+
+
+def test_labels_that_differ_in_blanks_or_case_are_said():
+    said = "differ in blanks or case alone, and are different labels"
+    assert meaning(["Yes", "yes ", "no"]).notes == (f"f: 'Yes' and 'yes ' {said}",)
+    assert meaning([["No ", "a"], ["No"]]).notes == (f"f: 'No' and 'No ' {said}",)
+    assert meaning(["yes", "no", "nope"]).notes == ()
+
+
+def test_what_was_skipped_in_label_studio_is_no_label(tmp_path):
+    """Its JSON export keeps in `was_cancelled` that a task was skipped, and what was chosen before;
+    label-studio-converter leaves such annotations out."""
+    rows = [
+        {
+            "data": {"text": t},
+            "annotations": [{"was_cancelled": off, "result": [{"value": {"choices": [c]}}]}],
+        }
+        for t, c, off in (("t", "a", False), ("u", "b", True), ("v", "b", False))
+    ]
+    (tmp_path / "ls.json").write_text(json.dumps(rows))
+    how = ("data.text", "annotations.0.result.0.value.choices.0", None)
+    with pytest.raises(UserError, match="row 2: skipped in Label Studio"):
+        read_labelled([(str(tmp_path / "ls.json"), None)], *how, False)
+    found = read_labelled([(str(tmp_path / "ls.json"), None)], *how, True)
+    assert [i.labels for i in found.items] == [("a",), ("b",)] and found.bad_rows == 1
 
 
 def test_names_with_commas_are_no_lists():
