@@ -51,7 +51,7 @@ def adapt(given: Adapt) -> dict | None:
     facts = data.facts(training, validation) | divided.facts()
     what = f"{facts['documents']:,} documents, {blocks}; {facts['val_documents']:,} validation documents"
     job = run.Job(blocks, clm_loss, measures, divided.held, data.hashes, facts, what)
-    job.template = templates.instructed_with(*setup.directories)  # such a model stays one
+    job.template = templates.instructed_with(*setup.source.places)  # such a model stays one
     job.sample = sampler(setup)
     return run.train(setup, job)
 

@@ -33,7 +33,7 @@ def instruct(given: Instruct) -> dict | None:
     from nanomed.training import run
 
     setup = run.setup(given)
-    template, name = templates.choose(given.template, *setup.directories)
+    template, name = templates.choose(given.template, *setup.source.places)
     s, tokenizer = replace(setup.settings, template=name), setup.tokenizer
 
     # Read: conversations, or rows of what is asked and answered.

@@ -55,6 +55,8 @@ class Model:
         """The answer to a conversation, [{"role", "content"}, ...], whose last turn is the user's, or to a
         question; settings as of generate()."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if isinstance(turns, dict) or not isinstance(turns, Iterable):
+            raise UserError(f"messages: a text, or a list of turns, not {at_hand.in_short(messages)}")
         with naming("messages", BadRow):
             turns, answer = conversation_rows.asked_and_answered(list(turns))
         if answer is not None:
@@ -81,7 +83,9 @@ class Model:
         choices = list(choices) if isinstance(choices, tuple) else choices
         with from_python(), naming("", BadRow):
             item = questions.from_row({"prompt": prompt, "choices": choices, "answer": 0})
-            r = measure_choices(o, [item], template=templates.load_template(template) if template else None)
+            r = measure_choices(
+                o, [item], template=templates.load_template(str(template)) if template else None
+            )
         kinds = {kind: r[kind][0] for kind in ("loglikelihoods", "loglikelihoods_per_byte")}
         values = {kind: dict(zip(item.choices, of, strict=True)) for kind, of in kinds.items()}
         return {"choice": item.choices[r["predictions"][0]], **values}
@@ -96,6 +100,8 @@ class Model:
         with from_python():
             size = parsed(lambda p: flags.add_batch_size_flag(p, "texts"), "classify", size).batch_size
             ids, _ = labelled.encode_texts(several, o.tokenizer, classes.context_of(o))
+            if not all(map(len, ids)):
+                raise UserError("texts: an empty text, of which nothing can be said")
             logits = predict(o.model, ids, o.tokenizer.pad, size, o.device, o.dtype)
         found = []
         for row in probabilities(logits, o.model.multi_label).tolist():

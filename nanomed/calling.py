@@ -48,7 +48,7 @@ def plain(settings: dict, files=(), kept=None) -> dict:
             csv.writer(line := io.StringIO(), lineterminator="").writerow(value)
             value = line.getvalue()
         elif isinstance(value, os.PathLike) or name == "out":  # ~ is the shell's, which is not at work here
-            value = os.path.expanduser(value)
+            value = os.path.expanduser(str(value))
         found[name] = value
     return found
 

@@ -31,7 +31,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     empty."""
 
     def _get_help_string(self, action):
-        if action.default in (None, ()) or action.default is False or "(default:" in (action.help or ""):
+        empty = action.default in (None, (), [], "") or action.default is False
+        if empty or "(default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 

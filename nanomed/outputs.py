@@ -23,8 +23,8 @@ FORMAT = 1
 RECORD = "nanomed.json"  # of programs that have no file of their own for it
 LOCK = PASSING + "lock"
 
-_locks = {}  # {path: open file}; a lock lasts as long as that
-_made = []  # directories that were not there before they were locked
+_locks = {}  # {directory: open file}; a lock lasts as long as that
+_made = set()  # directories that were not there before they were locked
 
 
 def check_directory(name, flag: str = "--out") -> None:
@@ -72,11 +72,12 @@ def lock(directory: Path, flag: str = "--out") -> None:
     it."""
     if not directory.is_dir():
         directory.mkdir(parents=True, exist_ok=True)
-        _made.append(directory.resolve())
-    path = directory.resolve() / LOCK
-    if path not in _locks:
+        _made.add(directory.resolve())
+    place = directory.resolve()
+    path = place / LOCK
+    if place not in _locks:
         try:
-            _locks[path] = locked(path)
+            _locks[place] = locked(path)
         except BlockingIOError as e:
             pid = path.read_text(errors="replace") if path.exists() else ""
             if pid == os.environ.get(RUN_BY):
@@ -86,10 +87,10 @@ def lock(directory: Path, flag: str = "--out") -> None:
         except OSError as e:
             mend = "see to it that only one process writes there"
             print(f"{directory}: the file system knows no locks ({e.strerror}); {mend}", file=sys.stderr)
-            _locks[path] = open(path, "a+b")  # noqa: SIM115 (until release)
-    _locks[path].truncate(0)
-    _locks[path].write(str(os.getpid()).encode())
-    _locks[path].flush()
+            _locks[place] = open(path, "a+b")  # noqa: SIM115 (until release)
+    _locks[place].truncate(0)
+    _locks[place].write(str(os.getpid()).encode())
+    _locks[place].flush()
     for place in (directory, directory / "state", directory / "base"):
         for left in place.glob(PASSING + "*/"):
             shutil.rmtree(left, ignore_errors=True)
@@ -100,15 +101,16 @@ def locked_files() -> list[int]:
     return [f.fileno() for f in _locks.values()]
 
 
-def release() -> None:
-    """Let go of every directory that this process holds; one that it made and left empty goes."""
-    while _locks:
-        path, f = _locks.popitem()
-        path.unlink(missing_ok=True)
-        f.close()
-    while _made:
-        with contextlib.suppress(OSError):
-            _made.pop().rmdir()
+def release(directory: Path | None = None) -> None:
+    """Let go of a directory, or of all that this process holds; one that it made and left empty goes."""
+    for place in [directory.resolve()] if directory else {*_locks, *_made}:
+        if f := _locks.pop(place, None):
+            (place / LOCK).unlink(missing_ok=True)
+            f.close()
+        if place in _made:
+            _made.remove(place)
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 # --- results ------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def _train(train, kind: type[Settings], model, data, out, settings: dict) -> Run
             with torch.random.fork_rng(gpu):  # a training has its own seed: the caller's numbers go on
                 train(s)
         finally:
-            outputs.release()
+            outputs.release(s.out)  # another thread may be training too
     return None if s.dry_run else Run(s.out)
 
 

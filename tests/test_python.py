@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import nanomed
-from nanomed import calling, cli, flags, network, python
+from nanomed import calling, cli, flags, network, outputs, python
 from nanomed.asking import Model
 from nanomed.errors import STOPS
 from nanomed.evaluation.measure import open_model
@@ -133,7 +133,11 @@ def test_positives_and_negatives(model_dir, tmp_path):
     with pytest.raises(nanomed.UserError, match="a classifier"):
         m.generate("acute")
     assert m.classify([]) == [] and m.classify(iter(["fever"]))[0]["label"] in m.labels
-    for texts, size, said in ([3], 1, "texts: a text, or a list of texts, not 3"), ("a", 0, "batch_size"):
+    for texts, size, said in (
+        ([3], 1, "texts: a text, or a list of texts, not 3"),
+        ("a", 0, "batch_size"),
+        (["a", ""], 1, "empty"),
+    ):
         with pytest.raises(nanomed.UserError, match=said):
             m.classify(texts, size)
 
@@ -157,6 +161,7 @@ def test_an_interrupt_saves_and_resume_goes_on_to_the_same_bits(model_dir, tmp_p
     run = nanomed.adapt(model_dir, TEXTS, tmp_path / "out", resume=True, **TINY)
     assert len(calls) == 3 and weights(run.out) == weights(whole.out)
     monkeypatch.undo()
+    assert outputs.take(tmp_path / "other", "another thread's") == {}
     threads = []  # where no signal comes
     thread = threading.Thread(
         target=lambda: threads.append(nanomed.adapt(model_dir, TEXTS, tmp_path / "thread", **TINY))
@@ -164,6 +169,10 @@ def test_an_interrupt_saves_and_resume_goes_on_to_the_same_bits(model_dir, tmp_p
     thread.start()
     thread.join()
     assert weights(threads[0].out) == weights(whole.out)
+    with pytest.raises(BlockingIOError):  # it let go of its own directory alone
+        outputs.locked(tmp_path / "other" / outputs.LOCK)
+    outputs.release()
+    assert not (tmp_path / "other").exists()
 
 
 # --- a model ------------------------------------------------------------------------------------------------
@@ -297,11 +306,17 @@ class Frame:
         (lambda m, d: m.generate(["a", ""]), "prompt, row 2: an empty prompt"),
         (lambda m, d: m.generate([{"role": "user", "content": "a"}]), "chat() takes messages"),
         (lambda m, d: m.chat([{"role": "assistant", "content": "a"}]), "messages: no turn of a user's"),
+        (lambda m, d: m.chat(None), "messages: a text, or a list of turns, not None"),
+        (lambda m, d: m.chat({"role": "user", "content": "a"}), "messages: a text, or a list of turns, not {'content'"),
         (lambda m, d: m.generate({"prompt": "a"}), "prompt: a text, or a list of texts, not {'prompt': 'a'}"),
         (lambda m, d: m.choose("a", "bc"), "must be a list of two texts or more, not 'bc'"),
         (lambda m, d: m.perplexity(TEXTS, stride=80), "stride"),
         (lambda m, d: m.perplexity("missing.jsonl"), "missing.jsonl: no such file"),
         (lambda m, d: m.choose("a", ["b"]), "two texts or more"),
+        (lambda m, d: m.choose("a", ["b", "c"], template=3), "template 3: unknown"),
+        (lambda m, d: m.perplexity(TEXTS, context=1), "context 1: must be at least 2"),
+        (lambda m, d: nanomed.adapt(d, "missing.jsonl", 3), "missing.jsonl: no such file"),
+        (lambda m, d: nanomed.load(""), "model '': name a model"),
         (lambda m, d: m.classify("a"), "not a classifier (nanomed.classify makes one)"),
         (lambda m, d: nanomed.load(d, dtype="float16"), "nanomed.load: dtype: invalid choice: 'float16'"),
         (lambda m, d: nanomed.load(d, device="cuda"), "device cuda: this PyTorch sees no CUDA device; use device cpu"),

@@ -72,11 +72,8 @@ def main(args) -> dict:
     r = measure_choices(o, items, args.batch_size, args.seed, template)
     special.say(r["special_tokens"])
     if r["truncated"]:
-        positions = o.model.config.n_positions
-        print(
-            f"{r['truncated']:,} prompts are longer than the model's {positions:,} positions, and lost their"
-            " beginning"
-        )
+        room = f"the model's {o.model.config.n_positions:,} positions"
+        print(f"{r['truncated']:,} prompts are longer than {room}, and lost their beginning")
     print(text_table(choices_table(r)))
     print(f"chance: {r['chance']:.3f}" + (f"; {against_chance(r)}" if against_chance(r) else ""))
     how = {"data": args.data, "data_sha256": asked.sha256(), "format": args.format}
@@ -107,13 +104,8 @@ def say_retrieved(report: dict) -> None:
 
     recall, found = report["recall"], f"{report['retriever']}, {report['passages']:,} passages"
     if recall is None:
-        print(
-            f"{found}; no row's own `context` is one of them, so that which is the right one is not known: no"
-            " recall"
-        )
-        return
-    cells = [
-        f"@{k} {measure_cell({'r': r, 'r_ci95': recall['recall_ci95'][k]}, 'r')}"
-        for k, r in recall["recall"].items()
-    ]
-    print(f"{found}; the right one (of {recall['questions']:,} questions) is found: {', '.join(cells)}")
+        unknown = "no row's own `context` is one of them, so that which is the right one is not known"
+        return print(f"{found}; {unknown}: no recall")
+    shares = {k: {"r": r, "r_ci95": recall["recall_ci95"][k]} for k, r in recall["recall"].items()}
+    cells = ", ".join(f"@{k} {measure_cell(share, 'r')}" for k, share in shares.items())
+    print(f"{found}; the right one (of {recall['questions']:,} questions) is found: {cells}")

@@ -46,12 +46,14 @@ def mistake_names(text: str) -> tuple[str, ...]:
 
 def main(args) -> dict:
     from nanomed.evaluation import measure
+    from nanomed.evaluation.perplexity import window_sizes
     from nanomed.evaluation.tables import interval_cell, ppl_cell
     from nanomed.evaluation.training_texts import overlap_with_training
     from nanomed.text import special
     from nanomed.text.corpus import texts_of
 
     o = measure.open_asked(args, scores=True)
+    window_sizes(o.model.config, args.context, args.stride)  # before texts are read for minutes
     corpus = measure.encode(o, args.data, args.text_field, args.limit, args.skip_bad_rows)
     tokens = int(corpus.documents["length"].sum()) - len(corpus.documents)
     left_out = f"; {corpus.bad_rows} bad rows left out" if corpus.bad_rows else ""

@@ -37,7 +37,7 @@ def files_read(args) -> list[Path]:
     directories = [d for s in sources for d in (s.directory, s.adapter) if d]
     data = [given.get(flag) for flag in reading.FILES]
     for s in sources if args.command == "cls" else ():  # for the baselines beside it
-        trained = trained_with(s.adapter or s.directory)
+        trained = trained_with(s.home)
         data += [getattr(trained, name) for name in trained.of_files()] if trained else []
     names = [split_how(split_name(name)[1])[0] for files in data if files for name in files]
     names += [given.get(k) for k in ("prompts", "template", "classifier")]

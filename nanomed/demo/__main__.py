@@ -99,10 +99,6 @@ def parse_args():
     return p.parse_args()
 
 
-def _probe(name: str) -> str:
-    return f"probe_{name}"
-
-
 def banner(name: str) -> None:
     what, takes = BANNERS[name]
     print(f"\n{'-' * 80}\n{textwrap.fill(f'{what}; about {takes} on 2 cores', 80)}", flush=True)
@@ -121,8 +117,8 @@ def probe(out: Path, name: str, model: str, seed: int, dtype: str, quick: bool) 
     """Train a head on the frozen model; its accuracy on the conditions that it was not trained on, by
     group."""
     flags = ["--model", model, "--data", "{probe.train}", "--val-data", "{probe.read}", *PROBE]
-    train(out, _probe(name), "train_cls.py", flags, seed, dtype, quick)
-    o = measure.open_model(str(out / _probe(name)), dtype=dtype, classifier=True)
+    train(out, f"probe_{name}", "train_cls.py", flags, seed, dtype, quick)
+    o = measure.open_model(str(out / f"probe_{name}"), dtype=dtype, classifier=True)
     accuracies = {}
     for group in ("read", "unknown"):
         items = probed(out, group)
@@ -220,7 +216,7 @@ def phases(args, out: Path, seed: int) -> tuple[list[dict], dict[str, measure.Op
         banner("probe")
         found = probe(out, name, names[name], *how)
         rows.append(row | {f"probe_{group}": value for group, value in found.items()})
-        print(f"\n{table.terminal(rows, vocabulary(opened['base']))}", flush=True)
+        print(f"\n{table.terminal(rows, opened['base'].model.config.vocab_size)}", flush=True)
     return rows, opened
 
 
@@ -229,22 +225,23 @@ def one_seed(args, out: Path, seed: int) -> dict:
     into `out`."""
     began, quick = time.perf_counter(), QUICK * args.quick
     results = ["demo.json", "table.md", "report.html", "report.json", *MODELS, *(FULL if args.full else ())]
-    texts.start(args, out, seed, results + [_probe(name) for name in table.NAMES])
+    texts.start(args, out, seed, results + [f"probe_{name}" for name in table.NAMES])
     resumed = any(out.glob("*/run.json"))  # then `seconds` are not the whole
     print(textwrap.fill(f"Texts in {out}. The commands below work as they stand in {ROOT}.", 80))
     print("After each phase comes the table so far; what it measures is said at the end.")
     rows, opened = phases(args, out, seed)
     html = page.write(out, rows, opened, seed, [quick, *paragraphs(EXPLANATION)], TEMPLATE)
     done_before, base = out / "demo.json", opened["base"]
+    size = base.model.config.vocab_size
     seconds = read_json(done_before)["seconds"] if done_before.exists() else time.perf_counter() - began
     result = {"seconds": seconds, "resumed": resumed}
     result["rows"] = [{key: row[key] for key in ("name", *table.COLUMNS)} for row in rows]
-    result |= {"seed": seed, "model": args.model, "quick": args.quick, "vocabulary": vocabulary(base)}
+    result |= {"seed": seed, "model": args.model, "quick": args.quick, "vocabulary": size}
     result |= {"probe_baselines": probe_baselines(out), "dtype": base.dtype}
     result["unknown_commonest_value"] = commonest_value(seed)
     result["conditions"] = {group: len(conditions) for group, conditions in render.groups(seed).items()}
     write_json(result, done_before)
-    write_text(table.markdown(result["rows"], vocabulary(base)) + "\n", out / "table.md")
+    write_text(table.markdown(result["rows"], size) + "\n", out / "table.md")
     read, unknown = (result["probe_baselines"][group] for group in ("read", "unknown"))
     plain = "; ".join(f"{kind} {read[kind]:.0%} on read, {unknown[kind]:.0%} on unknown" for kind in read)
     commonest = f"{result['unknown_commonest_value']:.0%} of the unknown"
@@ -260,10 +257,6 @@ def one_seed(args, out: Path, seed: int) -> dict:
 
 def paragraphs(text: str) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
-
-
-def vocabulary(o: measure.Opened) -> int:
-    return o.model.config.vocab_size
 
 
 def main():

@@ -3,6 +3,7 @@
 import numpy as np
 
 from nanomed.evaluation import metrics
+from nanomed.evaluation.counts import beyond_chance
 from nanomed.models.classifier import probabilities
 from nanomed.optional import need
 from nanomed.text.labelled import Labelled, Sides, targets_of
@@ -56,19 +57,15 @@ def beside_baselines(logits, labels, sides: Sides | None, items: list[Labelled],
 
 
 def verdict(measured: dict[str, dict]) -> str:
-    """Two honest lines: whether the model beats the plain baseline, and what that rests on. The difference of
-    macro-F1 counts as more than chance if 0 is outside its paired 95 % interval and the p-value of swapping
-    predictions is below 0.05."""
+    """Two honest lines: whether the model beats the plain baseline, and what that rests on."""
     if TFIDF not in measured:
         return "no TF-IDF baseline to beat"
     r = measured["model"]["against_tfidf"]
     if r["difference_ci95"] is None:
         return "too few texts to tell whether the model beats the TF-IDF baseline"
     low, high = r["difference_ci95"]
-    if low <= 0 <= high or r["difference_p"] >= 0.05:
-        found = "does not beat the TF-IDF baseline beyond chance"
-    else:
-        found = f"{'beats' if r['difference'] > 0 else 'does NOT beat'} the TF-IDF baseline"
+    found = f"{'beats' if r['difference'] > 0 else 'does NOT beat'} the TF-IDF baseline"
+    found = found if beyond_chance(r) else "does not beat the TF-IDF baseline beyond chance"
     ours, theirs = (measured[name]["macro_f1"] for name in ("model", TFIDF))
     return (
         f"the model {found}: macro-F1 {ours:.3f} and {theirs:.3f},\n"

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from nanomed import hub
-from nanomed.errors import UserError
+from nanomed.errors import UserError, naming
 from nanomed.evaluation import measure
-from nanomed.evaluation.generate import Sampling
+from nanomed.evaluation.generate import Sampling, room
 from nanomed.evaluation.metrics import normalise
 from nanomed.evaluation.page import answers_of, mark_best, moved, ppl_page_cell, protocol
+from nanomed.evaluation.perplexity import window_sizes
 from nanomed.evaluation.prompts import Said, ask, shown
 from nanomed.evaluation.tables import change, interval_cell, ppl_cell
 from nanomed.evaluation.training_texts import overlap_with_training, say_overlap
@@ -64,29 +65,24 @@ def check_models(args, prompts: list[Said]) -> tuple[list, int, int]:
     others have been measured: so here, before any is opened, a prompt must fit all, and so must the context.
     """
     sources = [hub.find(model) for model in args.models]
-    places = [(s.adapter or s.directory).resolve() for s in sources]
-    for k, model in enumerate(args.models):
-        if places[k] in places[:k]:
-            raise UserError(f"--models: {model} is there twice; give each model once")
-        if (places[k] / "metrics.jsonl").exists():
-            read_metrics(places[k])  # its curves are drawn in the end
-    positions, templates = {}, []
+    places, configs, templates = [s.home.resolve() for s in sources], {}, []
+    if again := [model for k, model in enumerate(args.models) if places[k] in places[:k]]:
+        raise UserError(f"--models: {again[0]} is there twice; give each model once")
     for model, source in zip(args.models, sources, strict=True):
-        positions[model] = hub.read_config(source.directory)[1].n_positions
-        home = (source.adapter, source.directory)
-        templates.append(choose(args.template, *home)[0] if args.template else of_model(*home))
+        if hub.is_classifier(source):
+            raise UserError(f"--models: {model} is a classifier, which has no words; --classifier shows one")
+        if (source.home / "metrics.jsonl").exists():
+            read_metrics(source.home)  # its curves are drawn in the end
+        configs[model] = hub.read_config(source.directory)[1]
+        own = choose(args.template, *source.places)[0] if args.template else of_model(*source.places)
+        templates.append(own)
         tokenizer = load_tokenizer(source.tokenizer_directory, source.directory, args.special_tokens)
         for prompt in prompts:
-            ids = ask(tokenizer, prompt, templates[-1]).ids
-            if len(ids) + args.max_new_tokens > positions[model]:
-                room = f"{model}'s {positions[model]} positions; lower --max-new-tokens"
-                both = f"{shown(prompt)[:60]!r} and {args.max_new_tokens} new tokens"
-                raise UserError(f"{both} do not fit {room}")
-    least = min(positions, key=positions.get)
-    if (args.context or 0) > positions[least]:
-        raise UserError(f"--context {args.context} is more than the {positions[least]} positions of {least}")
-    context = args.context or min(1024, positions[least])
-    return templates, context, args.stride or max(1, context // 2)
+            with naming(f"{model}: {shown(prompt)[:60]!r}"):
+                room(configs[model], ask(tokenizer, prompt, own).ids, args.max_new_tokens)
+    least = min(configs, key=lambda model: configs[model].n_positions)
+    with naming(least):
+        return templates, *window_sizes(configs[least], args.context, args.stride)
 
 
 def measure_columns(o, columns: dict[str, str], prompts: list[Said], context: int, stride: int, args) -> dict:

@@ -99,9 +99,8 @@ def open_model(
     model = model.to(device).eval()
     if not plain and (not scores or pays_for_texts()):
         prepack(model)
-    places = (source.adapter, source.directory)
-    asked_for = generation_config.asked_for(*places)
-    return Opened(name, model, tokenizer, device, dtype, places, quantize, asked_for)
+    asked_for = generation_config.asked_for(*source.places)
+    return Opened(name, model, tokenizer, device, dtype, source.places, quantize, asked_for)
 
 
 def open_asked(args, model: str | None = None, classifier=False, writes=False, scores=False) -> Opened:
@@ -110,7 +109,7 @@ def open_asked(args, model: str | None = None, classifier=False, writes=False, s
     how = {"quantize": args.quantize, "reading": args.special_tokens, "scores": scores}
     if writes:
         how["write_in"] = getattr(args, "write_in", narrow.STORED)
-    o = open_model(model or args.model, args.device, args.dtype, classifier, **how)
+    o = open_model(args.model if model is None else model, args.device, args.dtype, classifier, **how)
     if writes:
         generation_config.say(o.asked_for)
     return o

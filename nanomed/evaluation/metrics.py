@@ -6,13 +6,13 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
 
 import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, wilson
+from nanomed.evaluation.counts import Counts, difference, or_none
 from nanomed.optional import need
 from nanomed.text.ngrams import nfkc
 
@@ -28,45 +28,13 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
     return float(np.abs(gap).sum() / n.sum())
 
 
-def or_none(x) -> float | None:
-    return None if np.isnan(x) else float(x)  # JSON has no NaN
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of each text (N, K), K labels or types of entities: how many of what was said are true, were said, are
-    true at all. right (N,): whether all of a text's answer is."""
-
-    hits: np.ndarray
-    said: np.ndarray
-    true: np.ndarray
-    right: np.ndarray
-
-    def f1(self, rows=slice(None), together=False) -> np.ndarray:
-        """Of each label, or of all together, over the texts `rows`; NaN for one that is neither there nor
-        said."""
-        hits, size = self.hits[rows].sum(0), (self.said[rows] + self.true[rows]).sum(0)
-        if together:
-            hits, size = hits.sum(keepdims=True), size.sum(keepdims=True)
-        return np.divide(2.0 * hits, size, out=np.full(len(size), np.nan), where=size > 0)
-
-    def value(self, measure: str, rows=slice(None)) -> float:
-        """accuracy, macro_f1 (the mean over labels that have an F1), or else F1 of all labels together, over
-        the texts `rows`; NaN if there is nothing to count."""
-        if measure == "accuracy":
-            return float(self.right[rows].mean())
-        f1 = self.f1(rows, together=measure != "macro_f1")
-        f1 = f1[~np.isnan(f1)]
-        return float(f1.mean()) if len(f1) else np.nan
-
-
-def _decide(probs, targets):
-    """(predicted, in the targets' form; right (N,), whether a text has exactly the right labels)."""
-    if targets.ndim == 2:
-        predicted = (probs >= 0.5).astype(int)
-        return predicted, (predicted == targets).all(1)
-    predicted = probs.argmax(1)
-    return predicted, predicted == targets
+def _decided(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, Counts]:
+    """(what is predicted, in the targets' form; its Counts)."""
+    multi = targets.ndim == 2
+    predicted = (probs >= 0.5).astype(int) if multi else probs.argmax(1)
+    right = (predicted == targets).all(1) if multi else predicted == targets
+    true, said = (x if multi else np.eye(probs.shape[1], dtype=int)[x] for x in (targets, predicted))
+    return predicted, Counts(true * said, said, true, right)
 
 
 def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], seed: int = 0) -> dict:
@@ -79,13 +47,11 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
     (None), and is left out of the mean."""
     sk = need("sklearn.metrics")
     n, multi = len(targets), targets.ndim == 2
-    predicted, right = _decide(probs, targets)
-    true, said = (x if multi else np.eye(len(labels), dtype=int)[x] for x in (targets, predicted))
-    counts = Counts(true * said, said, true, right)  # sklearn's F1 takes milliseconds a draw
+    predicted, counts = _decided(probs, targets)  # sklearn's F1 takes milliseconds a draw
     out = {
         "texts": n,
         "accuracy": counts.value("accuracy"),
-        "accuracy_ci95": wilson(right),
+        "accuracy_ci95": wilson(counts.right),
         "macro_f1": or_none(counts.value("macro_f1")),
         "macro_f1_ci95": interval(partial(counts.value, "macro_f1"), n, samples=300, seed=seed),
         "auc": _auc(sk, probs, targets, len(labels)),
@@ -97,7 +63,7 @@ def classification(probs: np.ndarray, targets: np.ndarray, labels: list[str], se
         out["calibration_error"] = calibration_error(confidence.ravel(), (predicted == targets).ravel())
         out["confusion"] = sk.multilabel_confusion_matrix(targets, predicted).tolist()
     else:
-        out["calibration_error"] = calibration_error(probs.max(1), right)
+        out["calibration_error"] = calibration_error(probs.max(1), counts.right)
         out["confusion"] = sk.confusion_matrix(targets, predicted, labels=range(len(labels))).tolist()
     return out
 
@@ -114,49 +80,16 @@ def _auc(sk, probs, targets, k) -> float | None:
 
 
 def paired(model: np.ndarray, tfidf: np.ndarray, targets: np.ndarray, seed=0, samples=1000) -> dict:
-    """Two classifiers' probabilities (N, K) of the same texts: the difference of their macro-F1.
-
-    difference_ci95: a paired bootstrap, each draw taking the same texts for both. difference_p: the share of
-    differences as large if, text by text, a coin decides whose prediction is whose (Yeh 2000); it holds for
-    few texts too, where a bootstrap's interval is too narrow. only_model_right, only_tfidf_right: on how many
-    texts only one of the two is right, in a multi-label task about every label; p: of McNemar's exact test on
-    these two counts."""
-    stats = need("scipy.stats")
-    n, k = model.shape
-    (a, a_right), (b, b_right) = _decide(model, targets), _decide(tfidf, targets)
-    # Texts of one target and one pair of predictions are alike: only how many there are of each kind matters.
-    rows = [x if targets.ndim == 2 else np.eye(k)[x] for x in (targets, a, b)]
-    kinds, counts = np.unique(np.concatenate(rows, 1), axis=0, return_counts=True)
-    t, a, b = np.split(kinds, 3, axis=1)
-
-    def macro_f1(counts, t, predicted):  # counts (draws, kinds) -> (draws,); as in classification()
-        size, hits = counts @ (t + predicted), counts @ (t * predicted)
-        f1 = np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
-        with np.errstate(invalid="ignore"):
-            return f1.sum(1) / (size > 0).sum(1)
-
-    def difference(counts, t, a, b):
-        counts = counts.astype(float)  # whole numbers are multiplied slowly
-        return macro_f1(counts, t, a) - macro_f1(counts, t, b)
-
-    rng, found = np.random.default_rng(seed), difference(counts[None], t, a, b)[0]
-    drawn, swapped = [], []
-    for _ in range(samples // 100):  # in parts, for the memory
-        drawn.append(difference(rng.multinomial(n, counts / n, size=100), t, a, b))
-        m = rng.binomial(counts, 0.5, size=(100, len(counts)))
-        both_ways = np.concatenate([t, t]), np.concatenate([a, b]), np.concatenate([b, a])
-        swapped.append(difference(np.concatenate([counts - m, m], 1), *both_ways))
-    drawn, swapped = np.concatenate(drawn), np.concatenate(swapped)
-    defined = n > 1 and not np.isnan(drawn).all()
-    only_model, only_tfidf = int((a_right & ~b_right).sum()), int((b_right & ~a_right).sum())
+    """Two classifiers' probabilities (N, K) of the same texts: the difference() of their macro-F1; on how
+    many texts only one of the two is right (only_model_right, only_tfidf_right), in a multi-label task about
+    every label; p: of McNemar's exact test on these two counts."""
+    (_, a), (_, b) = (_decided(probs, targets) for probs in (model, tfidf))
+    only_model, only_tfidf = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
     n_only = only_model + only_tfidf
-    return {
-        "difference": or_none(found),
-        "difference_ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])] if defined else None,
-        "difference_p": float((1 + (np.abs(swapped) >= abs(found) - 1e-9).sum()) / (1 + len(swapped))),
+    return difference("macro_f1", a, b, seed, samples) | {
         "only_model_right": only_model,
         "only_tfidf_right": only_tfidf,
-        "p": float(stats.binomtest(only_model, n_only).pvalue) if n_only else 1.0,
+        "p": float(need("scipy.stats").binomtest(only_model, n_only).pvalue) if n_only else 1.0,
     }
 
 
@@ -247,9 +180,9 @@ class UnicodeWords:
 
 def answers(completions: list[str], references: list, stopped: list[bool], seed: int = 0) -> dict:
     """How far answers agree with their references (a text each, or a list of them), each measure with its
-    bootstrap interval over questions: exact match (0..1) by `normalise` and by SQuAD's rule, token F1
-    (SQuAD), BLEU (0..100), ROUGE-1/2/L F1 (0..1); words an answer and the share that stopped by itself;
-    settings: which library, in which version, measured how. Of several references of a question the best
+    interval over questions, of shares Wilson's, else a bootstrap: exact match (0..1) by `normalise` and by
+    SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1 (0..1); words an answer and the share that
+    stopped by itself; settings: which library, in which version, measured how. Of several references of a question the best
     counts, measure by measure, as in SQuAD's evaluation and in rouge-score's; BLEU counts the n-grams of any
     (Papineni et al. 2002, section 2.1)."""
     bleu, rouge_lib = need("sacrebleu.metrics").BLEU(), need("rouge_score.rouge_scorer")
@@ -269,9 +202,10 @@ def answers(completions: list[str], references: list, stopped: list[bool], seed:
     }
     out = {"questions": n}
     for key, value in values.items():
-        value = np.array(value, dtype=float)
+        value = np.array(value)
         out[key] = float(value.mean())
-        out[key + "_ci95"] = interval(lambda rows, v=value: v[rows].mean(), n, seed=seed)
+        of_mean = partial(interval, lambda rows, v=value: v[rows].mean(), n, seed=seed)
+        out[key + "_ci95"] = wilson(value) if value.dtype == bool else of_mean()
     # of n-grams, a row an answer; None: a question with fewer references than another
     counts = np.array(bleu._extract_corpus_statistics(completions, list(zip_longest(*references))))
 

@@ -109,7 +109,9 @@ def window_sizes(config, context: int | None = None, stride: int | None = None) 
     """(context, stride), by default the model's positions (1024 at most) and half of that. Raises UserError
     unless 1 <= stride < context <= n_positions."""
     context = context or min(config.n_positions, 1024)
-    stride = max(1, context // 2) if stride is None else stride
+    if context < 2:
+        raise UserError("--context 1: must be at least 2, so that a token has a predecessor in its window")
+    stride = context // 2 if stride is None else stride
     if not 1 <= stride < context:
         raise UserError(
             f"--stride {stride}: must be at least 1 and less than the context {context}, so that every token "

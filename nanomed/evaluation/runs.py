@@ -232,6 +232,8 @@ def pictures(runs: list[Run]) -> list[dict]:
 
 def claims(runs: list[Run]) -> list[str]:
     """Of each validation set a sentence for each run after the first that has it, and what all differ in."""
+    if len(runs) == 1:
+        return [f"{runs[0].name} is the only run: give others to see in what they differ."]
     said, apart = [], {}
     for of, (first, *others) in _with_sets(runs).items():
         for run in others:

@@ -34,6 +34,16 @@ class Source:
     directory: Path
     adapter: Path | None = None
 
+    @property
+    def places(self) -> tuple[Path | None, Path]:
+        """Where it keeps what it knows of its training: with the adapter, if it is one, and with the base."""
+        return self.adapter, self.directory
+
+    @property
+    def home(self) -> Path:
+        """The directory that was named: an adapter's, or the model's."""
+        return self.adapter or self.directory
+
     @cached_property
     def tokenizer_directory(self) -> Path:
         """Where the tokenizer is: with the adapter, else with its base, else with what that was made of."""

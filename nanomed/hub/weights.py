@@ -114,7 +114,7 @@ def load_classifier(source: Source, dropout=None, quantize=None, as_stored=False
     """A classifier, full or adapter, as save_model and save_adapter wrote it, or transformers and peft; the
     rest as of load_model. An adapter's base is a language model, or a classifier itself. Raises UserError as
     load_model does, and if the directory holds no classifier."""
-    directory = source.adapter or source.directory
+    directory = source.home
     if not is_classifier(source):
         raise UserError(f"{directory}: not a classifier (train_cls.py makes one)")
     paths = (d / "config.json" for d in (directory, source.directory))  # peft writes none

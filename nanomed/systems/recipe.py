@@ -6,7 +6,6 @@
 The phases' sections preset the scripts' flags, also for a user of --config, and are tried before all else
 (trial.py); data, models and directories are wired here."""
 
-import itertools
 import json
 import random
 import re
@@ -222,18 +221,14 @@ def _rows(data: Data, name: str, instead: dict[str, str]) -> tuple[list[dict], i
         rows = [row for file in files for row in read_rows(file, lambda row: row, None, True)]
         return [row for row in rows if row is not None], rows.count(None)
     if name == ROWS:
-        named = (
-            (getattr(data, key), f"[data.{ROWS}] {key} =") for key in ("instruction", "input", "response")
-        )
-        fields = Fields(*itertools.starmap(Field, named), data.group)
+        keys = ("instruction", "input", "response")
+        fields = Fields(*(Field(getattr(data, k), f"[data.{ROWS}] {k} =") for k in keys), data.group)
         items, bad, _ = read_instructions(files, fields, None, True)
         if any(len(item.turns) != 2 for item in items):
-            one = (
-                f"[data.{ROWS}] is asked and measured a question at a time; train_sft.py takes conversations"
-            )
+            one = f"[data.{ROWS}] is asked a question at a time; train_sft.py takes conversations"
             raise UserError(f"{', '.join(files)}: conversations of several turns; {one}")
-        names = ("instruction", "input", "response", *(["group"] if data.group else []))
-        return [{name: getattr(item, name) for name in names} for item in dict.fromkeys(items)], bad
+        keys = (*keys, "group") if data.group else keys
+        return [{k: getattr(item, k) for k in keys} for item in dict.fromkeys(items)], bad
     field = Field(data.field, f"[data.{name}] field =" if name not in instead else "--field")
     texts = [text for file in files for text in read_texts(file, field, None, True)]
     good = [text for text in texts if text and text.strip()]

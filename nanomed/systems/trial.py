@@ -98,10 +98,10 @@ def prompts(recipe: Recipe, new_tokens: int) -> None:
     """Raises UserError for a prompt that would leave a model, before or after the instructions, no room for
     so many tokens."""
     source = hub.find(recipe.model)
-    _, config = hub.read_config(source.directory)
+    config = hub.read_config(source.directory)[1]
     tokenizer = load_tokenizer(source.tokenizer_directory, source.directory)
     named = templates.load_template(recipe.template)
-    own = named if undecided(recipe) else templates.of_model(source.adapter, source.directory)
+    own = named if undecided(recipe) else templates.of_model(*source.places)
     for template in (None, own, named if "instruct" in recipe.phases else None):
         for prompt in recipe.prompts:
             with naming(f"{recipe.path} [system]: prompts: {prompt[:60]!r}"):
@@ -110,9 +110,8 @@ def prompts(recipe: Recipe, new_tokens: int) -> None:
 
 def undecided(recipe: Recipe) -> bool:
     """Whether the model has several chat templates, of which none is the default: the recipe's is taken."""
-    source = hub.find(recipe.model, weights=False)
     try:
-        templates.of_model(source.adapter, source.directory)
+        templates.of_model(*hub.find(recipe.model, weights=False).places)
     except UserError:
         return True
     return False

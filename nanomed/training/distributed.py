@@ -113,13 +113,10 @@ def most(n: int) -> int:
 
 
 def _reduced(x, op):
-    tensor = x.clone() if torch.is_tensor(x) else torch.tensor(x, device=_device())
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = x.clone() if torch.is_tensor(x) else torch.tensor(x, device=device)
     dist.all_reduce(tensor, op)
     return tensor if torch.is_tensor(x) else tensor.item()
-
-
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def of_first(value):

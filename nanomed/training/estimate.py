@@ -25,11 +25,9 @@ def dry_run(model, data, loss_fn, s: Settings, validated: bool, anchor=None) -> 
     model.train()
     sizes = memory(model, batch, loss_fn, s.dtype, anchor)
     parts = ", ".join(f"{name} {in_words(n)}" for name, n in sizes.items())
-    most = in_words(at_most(sizes, len(widest)))
-    most += " at most, and what the libraries take"
+    most = f"{in_words(at_most(sizes, len(widest)))} at most, and what the libraries take"
     print(f"memory    {parts} ({rows} x {length} tokens at once): {most}")
-    optimizer = make_optimizer(model, s)
-    scaler = make_scaler(model, s)
+    optimizer, scaler = make_optimizer(model, s), make_scaler(model, s)
     for _ in range(2):  # the first also pays for compiling, and for memory that is taken for the first time
         start = time.perf_counter()
         done = one_update(model, widest, loss_fn, optimizer, scaler, s, anchor)

@@ -17,7 +17,8 @@ def check_finite(done, progress: Progress, scaler, s: Settings) -> None:
     where = f"at update {progress.step + 1} (window {progress.consumed + 1} of the data"
     for i, loss in enumerate(done.losses, 1):
         if not math.isfinite(loss):
-            mend = "lower --lr, or try --dtype bf16 or fp32"
+            wider = {"fp32": "", "bf16": ", or try --dtype fp32", "fp16": ", or try --dtype bf16 or fp32"}
+            mend = f"lower --lr{wider[s.dtype]}"
             raise UserError(f"the loss is {loss} {where}, micro-batch {i}); {mend}")
     pull = " and ".join(flag for flag, value in {"--l2-sp": s.l2_sp, "--ewc": s.ewc}.items() if value)
     penalty = done.penalty or 0.0

@@ -105,7 +105,7 @@ def _load(source: hub.Source, s: Settings, classifier, as_stored=False) -> Langu
 
 
 def _put_head_on(model, classifier, source: hub.Source) -> Classifier:
-    made, where = classifier(model), source.adapter or source.directory
+    made, where = classifier(model), source.home
     if not isinstance(model, Classifier):
         return made
     calls, _ = to_model(set(made.labels), model.labels)  # the rows may have the numbers of the model's labels

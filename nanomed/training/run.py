@@ -7,7 +7,6 @@ train()  Job -> checks, fit(), the model and summary.json in DIR
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -41,11 +40,6 @@ class Setup:
     tokenizer: Tokenizer
     device: torch.device
     earlier: heldout.HeldOut  # by the phases that made the model; nothing where its weights are not used
-
-    @property
-    def directories(self) -> tuple[Path | None, Path]:
-        """Where the model keeps what it knows of its training."""
-        return self.source.adapter, self.source.directory
 
     @property
     def model_name(self):
@@ -104,7 +98,7 @@ def setup(s: Settings) -> Setup:
         lora_scale=s.lora_scale or "lora",
         lora_targets=s.lora_targets or ",".join(FAMILIES[raw["model_type"]].LORA_TARGETS),
     )
-    earlier = heldout.HeldOut() if s.from_scratch else heldout.earlier(source.adapter, source.directory)
+    earlier = heldout.HeldOut() if s.from_scratch else heldout.earlier(*source.places)
     return Setup(decided, source, config, tokenizer, device, earlier)
 
 

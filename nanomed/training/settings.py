@@ -298,3 +298,5 @@ def check(s: Settings) -> None:
         raise UserError("--pull-on says what --l2-sp or --ewc pulls; give one of the two")
     if bool(s.ewc) != bool(s.ewc_data):
         raise UserError("--ewc needs --ewc-data, general text to tell what each weight is needed for")
+    if s.phase == "instruct" and s.replay_ratio != 1 and not s.replay:
+        raise UserError("--replay-ratio says how much of --replay is mixed in; give both")

@@ -250,6 +250,11 @@ def test_known_pairs():
     perfect = metrics.answers(same, same, [True] * 3)
     assert perfect["bleu"] == pytest.approx(100) and perfect["rouge_2"] == 1
     assert perfect["bleu_ci95"] == pytest.approx([100, 100])
+    z2 = 1.959964**2  # Wilson's interval of all, and of none: a bootstrap's would have no width
+    assert perfect["exact_match_ci95"] == pytest.approx([3 / (3 + z2), 1])
+    none = metrics.answers(["x"] * 3, same, [False] * 3)
+    for key in ("exact_match", "exact_match_squad", "stopped"):
+        assert none[key + "_ci95"] == pytest.approx([0, z2 / (3 + z2)])
 
 
 # --- names and flags ----------------------------------------------------------------------------------------

@@ -487,7 +487,7 @@ def test_wrong_uses_of_compare(script, model_dir, bpe_dir, tmp_path):
         "--context",
         64,
     )
-    assert_refused(out, "--context 64", "32 positions of short")
+    assert_refused(out, "short: --context 64", "32 positions")
     assert "parameters" not in out.stdout
     twice = ("eval.py", "compare", "--models", "long", "short", "./long/", "--out", "r", "--data", docs)
     assert_refused(script(*twice), "--models", "./long/", "twice")

@@ -57,6 +57,9 @@ def differ(*directories) -> dict[str, list[str]]:
 def test_what_differs_is_shown_and_nothing_else(made):
     a, b = made("a", [4.0]), made("b", [4.0], given="--lr=1e-4 --no-compile", lr=1e-4, batch_size=4)
     assert differ(a, b) == {"batch-size": ["8 (default)", "4 (default)"], "lr": ["none (default)", "0.0001"]}
+    assert runs.claims(runs.read([a], ["a"])) == [
+        "a is the only run: give others to see in what they differ."
+    ]
     same = made("same", [3.0])
     assert differ(a, same) == {}
     assert (

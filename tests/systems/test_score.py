@@ -177,5 +177,20 @@ def test_two_systems_on_the_same_texts():
     assert score.against("accuracy", right, right) == {
         "difference": 0.0,
         "difference_ci95": [0.0, 0.0],
+        "difference_p": 1.0,
         "verdict": "no difference beyond chance",
     }
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "entity_f1"])
+def test_a_few_texts_show_no_difference(measure):
+    """All wrong against all right: in 2 of the 2^n ways of swapping answers the difference is as large."""
+    for n, verdict in ((1, score.CHANCE), (2, score.CHANCE), (5, score.CHANCE), (8, "worse")):
+        gold = [["B-D", "O"], ["O", "B-D"]] * n if measure == "entity_f1" else [["a"], ["b"]] * n
+        gold, tagged = gold[:n], measure == "entity_f1"
+        labels = ["D"] if tagged else ["a", "b"]
+        right, wrong = (score.count(tagged, labels, gold, said) for said in (gold, [None] * n))
+        found = score.against(measure, wrong, right)
+        assert (found["difference"], found["verdict"]) == (-1, verdict)
+        assert found["difference_p"] == pytest.approx(2 / 2**n, abs=0.05)
+        assert found["difference_ci95"] == (None if n == 1 else [-1, -1])

@@ -5,15 +5,14 @@ entity. Repaired: it begins one, as conlleval (Tjong Kim Sang and Buchholz 2000)
 mode="strict" and its default mode; its own functions are not called, since the strict one takes the hyphens
 off the ends of types. The F1 of labels equals scikit-learn's, which is not called either: of one label alone
 it counts the texts without it as a second one. The counts of each text give the bootstrap intervals and the
-paired difference of two systems on the same texts. A malformed answer (None) finds nothing and is right about
-nothing."""
+paired difference of two systems. A malformed answer (None) finds nothing and is right about nothing."""
 
 from functools import partial
 
 import numpy as np
 
 from nanomed.evaluation.bootstrap import interval, wilson
-from nanomed.evaluation.metrics import Counts, or_none
+from nanomed.evaluation.counts import Counts, beyond_chance, difference, or_none
 from nanomed.systems.tasks.entities import begun, mentions, orphans
 
 WAYS = ("strict", "repaired")
@@ -82,11 +81,7 @@ def hardest(tagged: bool, measure: str, labels, gold, ours, theirs) -> tuple[str
 
 
 def against(measure: str, ours: Counts, theirs: Counts, seed: int = 0) -> dict:
-    """The difference of two systems on the same texts, with its paired bootstrap interval, and what it says:
-    "better", "worse", or CHANCE where 0 is inside."""
-    n = len(ours.right)
-    bounds = interval(lambda rows: ours.value(measure, rows) - theirs.value(measure, rows), n, seed=seed)
-    low, high = bounds or (-np.inf, np.inf)  # one text, or nothing to find in any: nothing can be said
-    verdict = "better" if low > 0 else "worse" if high < 0 else CHANCE
-    difference = or_none(ours.value(measure) - theirs.value(measure))
-    return {"difference": difference, "difference_ci95": bounds, "verdict": verdict}
+    """The difference() of two systems on the same texts, and what it says: "better", "worse" or CHANCE."""
+    found = difference(measure, ours, theirs, seed)
+    sign = "better" if (found["difference"] or 0) > 0 else "worse"
+    return found | {"verdict": sign if beyond_chance(found) else CHANCE}
