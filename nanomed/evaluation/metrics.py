@@ -182,9 +182,9 @@ def answers(completions: list[str], references: list, stopped: list[bool], seed:
     """How far answers agree with their references (a text each, or a list of them), each measure with its
     interval over questions, of shares Wilson's, else a bootstrap: exact match (0..1) by `normalise` and by
     SQuAD's rule, token F1 (SQuAD), BLEU (0..100), ROUGE-1/2/L F1 (0..1); words an answer and the share that
-    stopped by itself; settings: which library, in which version, measured how. Of several references of a question the best
-    counts, measure by measure, as in SQuAD's evaluation and in rouge-score's; BLEU counts the n-grams of any
-    (Papineni et al. 2002, section 2.1)."""
+    stopped by itself; settings: which library, in which version, measured how. Of several references of a
+    question the best counts, measure by measure, as in SQuAD's evaluation and in rouge-score's; BLEU counts
+    the n-grams of any (Papineni et al. 2002, section 2.1)."""
     bleu, rouge_lib = need("sacrebleu.metrics").BLEU(), need("rouge_score.rouge_scorer")
     scorer = rouge_lib.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=UnicodeWords())
     references = [[r] if isinstance(r, str) else r for r in references]
