@@ -101,8 +101,7 @@ class Forgetting:
     ewc_blocks: Count = of_text(200, "blocks of --context tokens in the sample")
     pull_on: str = of_text(
         "",
-        "pull only weights with one of these, separated by commas, in their names (wte,wpe: GPT-2's"
-        " embeddings)",
+        "only weights with one of these, separated by commas, in their names (wte,wpe: GPT-2's embeddings)",
         metavar="NAMES",
     )
 
@@ -119,8 +118,7 @@ class Course:
     patience: Whole = setting(0, "stop after so many validations without improvement; 0: never")
     keep: Literal["last", "best"] | None = setting(
         "last",
-        "the weights that DIR holds at the end: the last, or those of the best validation (default: best with"
-        " --patience, else last)",
+        "the weights of DIR: the last, or of the best validation (default: best with --patience, else last)",
         flag=None,
     )
     log_every: Count = of_call(10, "updates between lines of metrics.jsonl")
