@@ -432,7 +432,7 @@ def test_a_prompt_that_fits_no_model_is_refused_before_anything_is_measured(
         "--max-new-tokens",
         16,
     )
-    assert_refused(out, "short's 16 positions", "--max-new-tokens")
+    assert_refused(out, "short: ", "16 positions", "--max-new-tokens")
     assert "parameters" not in out.stdout  # no model was opened
 
 
