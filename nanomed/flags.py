@@ -104,8 +104,8 @@ OWN_TEMPLATE_HELP = (
     " or its own chat template; none: the bare prompt)"
 )
 PROMPTS_HELP = (
-    "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question` (.jsonl), or"
-    " conversations (`messages`), each without its last answer"
+    "prompts, one a line (.txt) or in the field `prompt`, `instruction` or `question`, with its `input`"
+    " (.jsonl), or conversations (`messages`), each without its last answer"
 )
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "\\t": "tab", "|": "bar"}
@@ -135,8 +135,8 @@ class Rows:
 
     text_field: str = setting(
         "text",
-        "field of the text: a name, a path like context.contexts, or several (a,b), of which the first that a"
-        " row has counts; a list is joined with newlines; of a list by number: messages.1.content",
+        "field of the text: a name, a path like context.contexts, or several (a,b), of which the first that"
+        " is filled counts; a list is joined with newlines; of a list by number: messages.1.content",
     )
     limit: Count | None = setting(None, "take only N documents of each D: the first, unless said otherwise")
     rows: str | None = setting(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from nanomed.errors import UserError
 from nanomed.text import instructions
 from nanomed.text.conversation_rows import LISTED, asked_and_answered, form_of
-from nanomed.text.conversations import Turn, turns_of
+from nanomed.text.conversations import Turn, turns_of, user
 from nanomed.text.names import is_plain
 from nanomed.text.rows import BadRow, get_text, get_value, number_as_text, read_rows
 from nanomed.text.tokenizer import Tokenizer
@@ -55,7 +55,10 @@ def read_prompts(
             return _filled(*asked_and_answered(form[1](row)))
         answer = number_as_text(get_value(row, f"{instructions.Fields.response},completion"))
         known = isinstance(answer, str) and bool(answer.strip())
-        return _filled(get_text(row, fields, "the file must have it"), answer if known else None)
+        text, prompt = get_text(row, fields, "the file must have it"), get_value(row, "prompt")
+        about = None if prompt else get_value(row, instructions.Fields.input)
+        said = (user(text, about),) if about and isinstance(about, str) else text
+        return _filled(said, answer if known else None)
 
     found = list(read_rows(file, take, limit, skip_bad))
     rows = [row for row in found if row is not None]

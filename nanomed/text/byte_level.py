@@ -31,15 +31,10 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 
-
-def _byte_characters() -> dict[str, int]:
-    """GPT-2 writes each byte as a printable character: itself if it is one, else the next from U+0100 on."""
-    printable = [b for first, last in ("!~", "¡¬", "®ÿ") for b in range(ord(first), ord(last) + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTE_OF = _byte_characters()
+# GPT-2 writes each byte as a printable character: itself if it is one, else the next from U+0100 on.
+PRINTABLE = [b for first, last in ("!~", "¡¬", "®ÿ") for b in range(ord(first), ord(last) + 1)]
+OTHERS = [b for b in range(256) if b not in PRINTABLE]
+BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHERS)}
 MARK = f"\0{secrets.token_hex(8)} "  # begins what stands for an added token in a text; no text can know it
 
 

@@ -30,8 +30,7 @@ def one_text(row, fields: str, default: str, flag: str, numbers: bool = False) -
     """get_text() of the first field that is filled. Raises BadRow where two of the default's names hold
     different texts, since nobody said which is meant."""
     flag = getattr(fields, "flag", flag)
-    filled = {name: get_value(row, name) for name in fields.split(",")}
-    filled = {name: value for name, value in filled.items() if value not in (None, "", [])}
+    filled = {name: v for name in fields.split(",") if (v := get_value(row, name)) not in (None, "", [])}
     if fields == default and len({str(value) for value in filled.values()}) > 1:
         raise BadRow(f"{' and '.join(filled)} hold different texts; {flag} says which is meant")
     return get_text(row, next(iter(filled), fields), flag, numbers)

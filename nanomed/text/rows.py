@@ -99,17 +99,20 @@ def field_of(name: str, text_field: str) -> str:
     if not is_plain(name):
         return text_field
     if "text" not in text_field.split(","):
-        flag = getattr(text_field, "flag", "--text-field")
-        note_once(f"{name}: plain text has no fields, so {flag} {text_field} is not about it")
+        note_once(f"{name}: plain text has no fields, so {text_field!r} is not looked for in it")
     return "text"
 
 
 def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False) -> str:
-    """The text at the first of the dotted paths `a.b,c` that a row has; a list of texts becomes lines.
+    """The text at the first of the dotted paths `a.b,c` that is filled; a list of texts becomes lines.
     numbers: whether a number, too, is a text, as it is written. Raises BadRow if there is none, NoField if
     the row has no such field; `flag` is what names another field."""
     flag = getattr(fields, "flag", flag)
-    for field in fields.split(","):
+    names = fields.split(",")
+    filled = [name for name in names if get_value(row, name) not in (None, "", [])] if names[1:] else names
+    if filled[1:] and flag == "--text-field":
+        note_once(f"{flag} {fields}: of a row with {', '.join(filled)} only the first is read")
+    for field in filled or names:
         value = get_value(row, field)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
             value = "\n".join(value)
@@ -122,7 +125,7 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
             return value
         if value is not None:
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
-    if any(_has(row, field) for field in fields.split(",")):
+    if any(_has(row, field) for field in names):
         raise BadRow(f"no text in the field {fields!r}: null there")
     several = f"; {flag} a,b takes the first that a row has" if flag.startswith(("--", "[")) else ""
     raise NoField(f"no text in the field {fields!r} ({fields_of(row)}{several})")

@@ -20,6 +20,7 @@ from nanomed.evaluation import page as pages
 from nanomed.evaluation.prompts import read_prompts
 from nanomed.evaluation.tables import ppl_cell
 from nanomed.text import templates
+from nanomed.text.conversations import user
 from nanomed.text.tokenizer import load_tokenizer
 from tests.conftest import assert_refused, make_hf_model, make_texts, write_jsonl
 
@@ -173,6 +174,9 @@ def test_questions_come_with_their_answers_where_rows_have_them(tmp_path):
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert read_prompts(str(tmp_path / "q.jsonl")) == (["a", "c", "d"], ["b", None, None])
     assert read_prompts(str(tmp_path / "q.jsonl"), 2)[0] == ["a", "c"]
+    rows = [{"instruction": "d", "input": "e", "output": "f"}, {"instruction": "d", "input": ""}]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert read_prompts(str(tmp_path / "i.jsonl")) == ([(user("d", "e"),), "d"], ["f", None])
     (tmp_path / "bad.jsonl").write_text('{"prompt": 7}\n{"prompt": " "}\n{"prompt": "a"}\n')
     assert read_prompts(str(tmp_path / "bad.jsonl"), skip_bad=True) == (["a"], [None])
     (tmp_path / "q.txt").write_text("one\n\ntwo\n")

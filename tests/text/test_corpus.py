@@ -97,6 +97,20 @@ def test_dotted_fields_lists_and_alternatives(tmp_path):
     assert read(path, "text,context.contexts") == ["a\nb", "c", "e"]
 
 
+def test_of_several_fields_the_first_that_is_filled_is_read_and_others_are_said(tmp_path, capsys):
+    path = write_csv(tmp_path / "d.csv", [])
+    path.write_text("title,abstract,text\nOn fever,,\nOn cough,It was seen.,\n")
+    lines.note_once.cache_clear()
+    assert read(path, "abstract,title") == ["On fever", "It was seen."]
+    said = "note: --text-field abstract,title: of a row with abstract, title only the first is read\n"
+    assert capsys.readouterr().err == said
+    assert read(path, "text,title") == ["On fever", "On cough"] and capsys.readouterr().err == ""
+    assert read(path, "abstract") == ["", "It was seen."] and read(path, "abstract,text") == [
+        "",
+        "It was seen.",
+    ]
+
+
 def test_a_byte_order_mark_and_blank_lines_are_no_rows(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n')
@@ -644,7 +658,7 @@ def test_a_field_asked_of_plain_text_is_said(tmp_path, tokenizer, capsys):
     for field, said in (("text", ""), ("abstract,text", ""), ("abstract", "plain text has no fields")):
         assert len(encode_corpus(str(tmp_path / "d.txt"), tokenizer, field).documents) == 1
         err = capsys.readouterr().err
-        assert said in err and err.count("\n") == bool(said) and (not said or "--text-field abstract" in err)
+        assert said in err and err.count("\n") == bool(said) and (not said or "'abstract'" in err)
 
 
 def test_rows_of_a_csv_may_end_in_a_comma_and_not_in_another_field(tmp_path):
