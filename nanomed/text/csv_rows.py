@@ -38,9 +38,7 @@ def csv_rows(path: Path, f, how: str | None, columns: list[str] | None = None) -
                 raise UserError(f"{path}, line {begin}: {what}")
         elif name == "tab" and _are_rows("\t".join(values).split("\n"), len(header)):
             what = f"lines {begin} to {reader.line_num} have all columns, and two quotes make one row of them"
-            mend = (
-                'a text that begins with a quote (") stands in quotes; if they are one row, save it as .csv'
-            )
+            mend = 'a text that begins with " stands in quotes; if they are one row, save it as .csv'
             raise UserError(f"{path}: {what}; {mend}")
         elif values and any(values[len(header) :]):  # rows may end in a comma
             mend = f'a text with {name}s must stand in quotes ("), no blank before them'

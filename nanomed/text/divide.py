@@ -166,9 +166,7 @@ def draw_by_label(items: list, fraction: float, seed: int, where: str) -> np.nda
     draw(anywhere, seats)
     draw(anywhere, seats, beyond=True)
     if seats and (not drawn or seats >= n):
-        raise UserError(
-            f"{where}: {n} text(s) cannot be split so that each label keeps one to train on; give --val-data,"
-            " or --val-fraction 0"
-        )
+        what = f"{n} text(s) cannot be split so that each label keeps one to train on"
+        raise UserError(f"{where}: {what}; give --val-data, or --val-fraction 0")
     chosen = {text for k, text in enumerate(texts) if k in drawn}
     return np.array([item.text in chosen for item in items], bool)

@@ -94,6 +94,8 @@ def _text_of(value, classes: list[str] | None) -> str | None:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         return None
+    if re.fullmatch(r'\{".+\}', value.strip(), re.DOTALL):  # label-studio-sdk 2.1.2: of several choices
+        raise BadRow(f"no label but an object: {value!r:.60}; Label Studio's JSON, unlike its CSV, has lists")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise BadRow(f"a label with a lone surrogate, which is no valid Unicode: {value!r}")
     return value

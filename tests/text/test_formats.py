@@ -285,7 +285,10 @@ REFUSED = {
     "o.txt#page": ("a", "one of file, line, blank-line"),
     "p.jsonl#data": ('{"text": "a"}', "what stands behind the #"),
     "q.csv": ('text\n"a" fever\n', "is doubled"),
-    "s.txt": ("1|t|Fever\n1|a|It fell.\n1\t0\t5\tFever\tDisease\tD005334\n", "PubTator's annotations"),
+    "s.txt": ("1|t|Fever\n1|a|It fell.\n1\t0\t5\tFever\tDisease\tD005334\n", "s.txt#line takes"),
+    "t.txt": ("\r\n###24293578\r\nOBJECTIVE\tTo see .\r\n", "t.txt: annotations, no plain text"),
+    "u.txt": ("Fever\tB-Disease\nfell\tO\n.\tO\n", "u.txt: annotations, no plain text"),
+    "v.txt": ("-DOCSTART- -X- O\n\nFever NN B-Disease\n", "v.txt: annotations, no plain text"),
     "r.tsv": ('id\ttext\n1\t"Yes\n2\tno\n3\tor no"\n', "lines 2 to 4 have all columns"),
 }
 
@@ -301,13 +304,24 @@ def test_what_is_refused_says_the_mend(tmp_path, name):
     assert name.partition("#")[0] in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["B\tO\n", "1|t\n", "### 1\nA\tb\n", "Group B\nGroup O\n", "a\tB cells\nb\tO\n"]
+)
+def test_texts_that_are_nearly_annotations_are_texts(tmp_path, text):
+    (tmp_path / "d.txt").write_text(text)
+    assert texts_of(tmp_path / "d.txt") == text.splitlines() == texts_of(f"{tmp_path / 'd.txt'}#line")
+
+
 def test_directories_that_are_no_data(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "merges.txt").write_text("a b")
     for name in ("empty", "model"):
-        with pytest.raises(UserError, match="without .txt files"):
+        with pytest.raises(UserError, match=f"without .txt files.*; hub:{tmp_path / name} reads it"):
             texts_of(tmp_path / name)
+    (tmp_path / "clone" / "data").mkdir(parents=True)
+    FRAME.to_parquet(tmp_path / "clone" / "data" / "train-00000-of-00001.parquet")
+    assert texts_of(f"hub:{tmp_path / 'clone'}") == TEXTS
     WRITE["splits"](tmp_path / "splits")
     assert texts_of(tmp_path / "splits") == TEXTS[3:]
     with pytest.raises(UserError, match="#dev: no such split; there is: train, test"):

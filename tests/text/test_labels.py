@@ -238,6 +238,14 @@ def test_a_text_with_two_labels_is_said(tmp_path):
     assert "d.jsonl: 3 texts are there more than once, with different labels" in notes[1]
 
 
+def test_an_object_written_as_a_text_is_no_label():
+    """What label-studio-sdk 2.1.2 (converter/exports/csv2.py) writes where two choices were made, and one."""
+    for cell in ('{"choices":["asthma","renal"]}', ' {"choices": ["a"], "x": 1}'):
+        with pytest.raises(BadRow, match="no label but an object"):
+            meaning(["asthma", cell])
+    assert meaning(["{a}", "{}", '"{a}"']).labels == [("{a}",), ("{}",), ('"{a}"',)]
+
+
 def test_labels_that_differ_in_blanks_or_case_are_said():
     said = "differ in blanks or case alone, and are different labels"
     assert meaning(["Yes", "yes ", "no"]).notes == (f"f: 'Yes' and 'yes ' {said}",)
