@@ -197,10 +197,8 @@ class ChatTemplate:
                 continue
             if whose is not None:
                 return text, whose
-        raise UserError(
-            f"{self.where}: what it writes cannot be told from what is said in the conversation that begins"
-            f" {turns[0].text[:40]!r}; --template NAME takes another"
-        )
+        said = f"from what is said in the conversation that begins {turns[0].text[:40]!r}"
+        raise UserError(f"{self.where}: what it writes cannot be told {said}; --template NAME takes another")
 
     # --- its files ---
 

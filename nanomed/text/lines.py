@@ -27,10 +27,11 @@ def sha256_of(texts: Iterable[str]) -> str:
 
 
 def decode(raw: bytes) -> str:
+    zeros = 3 * raw.count(0) > len(raw)  # every other byte of English in UTF-16
     try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        return (raw.replace(b"\0", b"\xff") if zeros else raw).removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:
-        utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        utf16 = zeros or raw.startswith((b"\xff\xfe", b"\xfe\xff"))
         looks, name = ("UTF-16", "UTF-16") if utf16 else ("Latin-1", "WINDOWS-1252")  # which includes it
         mend = f"it looks like {looks}: iconv -f {name} -t UTF-8 FILE > NEW converts it"
         raise BadRow(f"not UTF-8 (byte 0x{raw[e.start]:02x} at position {e.start}; {mend})") from e

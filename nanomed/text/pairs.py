@@ -54,10 +54,8 @@ class Pairs:
         are none to train on."""
         training, drawn = (list(compress(self.rows, m)) for m in (divided.training, divided.validation))
         if not training:
-            raise UserError(
-                f"{', '.join(self.settings.data)}: no example left to train on: all rows are held out, or ask"
-                " what one asks that is (--val-data, --val-fraction, --exclude)"
-            )
+            why = "all rows are held out, or ask what one does (--val-data, --val-fraction, --exclude)"
+            raise UserError(f"{', '.join(self.settings.data)}: no example left to train on: {why}")
         return training, self.answers | ({"validation": drawn} if drawn else {})
 
     def replayed(self, n: int, divided: Divided, earlier: HeldOut, near) -> list[Example]:

@@ -37,9 +37,8 @@ def pubmed_rows(path: Path, f) -> list[dict]:
         "without a text": len(left) - len(rows),
         "with a title alone": sum(not row["abstract"] for row in rows),
     }
-    note_once(
-        f"{path}: {records:,} PubMed records" + "".join(f", {n:,} {what}" for what, n in counts.items() if n)
-    )
+    said = "".join(f", {n:,} {what}" for what, n in counts.items() if n)
+    note_once(f"{path}: {records:,} PubMed records{said}")
     return rows
 
 

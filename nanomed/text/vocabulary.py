@@ -198,9 +198,8 @@ def find_special(ids: dict[str, int], spec: dict, directory: Path, model_directo
         note_once(f"{model_directory}: {what}; what ends a text is {EOT if eos == ids.get(EOT) else eos}")
     begins, closes = _put_around(spec)
     if closes:
-        note_once(
-            f"{directory}: its tokenizer puts {closes} behind every text; here it is behind answers alone"
-        )
+        what = f"its tokenizer puts {closes} behind every text; here it is behind answers alone"
+        note_once(f"{directory}: {what}")
     begin = ids.get(begins)
     return Special(bos if begin is None else begin, eos, eos if pad is None else pad, ends, begin is not None)
 

@@ -468,6 +468,14 @@ def test_a_column_that_counts_words_is_no_word(tmp_path, capsys):
         rows(tmp_path / "a.conllu")
 
 
+def test_of_two_columns_of_tags_the_last_is_read_and_said(tmp_path, capsys):
+    """The GENIA tagger's and CoNLL 2003's have chunks before the entities, GermEval's outer ones before inner."""
+    for line, said in {"IL-2 IL-2 NN B-NP B-protein": True, "IL-2 IL-2 NN B-protein": False}.items():
+        (tmp_path / f"{said}.conll").write_text(f"{line}\n{line.replace('NN', 'IN').replace('B-NP', 'O')}\n")
+        assert rows(tmp_path / f"{said}.conll")[0]["tags"] == ["B-protein"] * 2
+        assert ("its last two columns hold tags both" in capsys.readouterr().err) == said
+
+
 def test_universal_dependencies_name_the_column_that_is_read(tmp_path):
     """https://universaldependencies.org/format.html: ten columns, the last of them MISC, `_` where there is
     nothing."""

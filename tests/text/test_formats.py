@@ -286,6 +286,8 @@ REFUSED = {
     "p.jsonl#data": ('{"text": "a"}', "what stands behind the #"),
     "q.csv": ('text\n"a" fever\n', "is doubled"),
     "s.txt": ("1|t|Fever\n1|a|It fell.\n1\t0\t5\tFever\tDisease\tD005334\n", "s.txt#line takes"),
+    "w.txt": ("fever\ncough\n".encode("utf-16-le"), "looks like UTF-16: iconv -f UTF-16"),
+    "x.jsonl": ('{"text": "a"}\n'.encode("utf-16-be"), "byte 0x00 at position 0; it looks like UTF-16"),
     "t.txt": ("\r\n###24293578\r\nOBJECTIVE\tTo see .\r\n", "t.txt: annotations, no plain text"),
     "u.txt": ("Fever\tB-Disease\nfell\tO\n.\tO\n", "u.txt: annotations, no plain text"),
     "v.txt": ("-DOCSTART- -X- O\n\nFever NN B-Disease\n", "v.txt: annotations, no plain text"),

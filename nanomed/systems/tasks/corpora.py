@@ -79,6 +79,9 @@ def _tag_lines(path: Path, lines: list[str]) -> Iterator:
     counted = max(map(len, counting), default=0) > 1 and 2 * len(counting) > sum(map(bool, words))
     if counted:
         note_once(f"{path}: its first column counts the words, which are the second")
+    before = {columns[-2] for rows in words for _, columns in rows if len(columns) > 2}
+    if len(before) > 1 and all(map(TAG.fullmatch, before)):
+        note_once(f"{path}: its last two columns hold tags both, of which the last are read")
     for rows in filter(None, words if counted else sentences):
         yield rows[0][0], row_or_bad(_sentence, rows, counted)
 
