@@ -51,7 +51,8 @@ def as_multiplied(x: torch.Tensor) -> torch.Tensor:
 
 def mend(dtype: str) -> str:
     """What may help where a model gives what is no number."""
-    return "the weights themselves may be none (model.safetensors)" if dtype == "fp32" else "try --dtype fp32"
+    of_weights = "the weights themselves may be none (model.safetensors), or a training's rate too high"
+    return of_weights if dtype == "fp32" else "try --dtype fp32"
 
 
 def to_device(t: torch.Tensor, device: torch.device) -> torch.Tensor:

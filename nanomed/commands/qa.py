@@ -30,7 +30,7 @@ def main(args) -> dict:
     how = (fields, args.limit, args.skip_bad_rows, args.system)
     items, bad, sha = instructions.read_instructions(args.data, *how)
     o = measure.open_asked(args, writes=True)
-    texts = [item.text() for item in items]
+    texts, questions = [item.text() for item in items], [item.input or item.instruction for item in items]
     queries = [f"{item.instruction} {item.input}" for item in items]
     found = retrieval.look_up(args, o, queries, [None] * len(items))
     if found:
@@ -51,8 +51,8 @@ def main(args) -> dict:
     special.say(r["special_tokens"])
     for line in unplaced((item.turns for item in items), template):
         print(line)
-    questions = {template.ask(i.asked).text: i.input or i.instruction for i in items}
-    show_answers(r["answers"], questions)
+    prompts = (template.ask(item.asked).text for item in items)  # with passages, perhaps
+    show_answers(r["answers"], dict(zip(prompts, questions, strict=True)))
     how = {"data": args.data, "data_sha256": sha, "template": named, "bad_rows": bad, "seed": args.seed}
     how |= {"retrieval": found and found.report, "sampling": vars(sampling), "max_new_tokens": most}
     return r | overlap_with_training(o, texts) | how

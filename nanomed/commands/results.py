@@ -13,13 +13,11 @@ from nanomed.text.names import split_how, split_name
 
 def check(args) -> None:
     """Raises UserError if --json or --out names what cannot be written, or what the command reads."""
-    if args.command == "compare" and args.out is None:
-        return  # the terminal alone
-    if args.command == "compare":
+    if getattr(args, "out", None) is not None:  # of compare
         check_directory(args.out)
         for file in filter(Path.exists, (Path(args.out) / name for name in ("report.json", "report.html"))):
             check_output(file, files_read(args), "--out")
-    elif args.json is not None:
+    elif getattr(args, "json", None) is not None:
         check_output(args.json, files_read(args))
 
 

@@ -3,6 +3,7 @@ retrieved passages."""
 
 import json
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -225,6 +226,7 @@ def test_passages_stand_before_the_prompt(script, model_dir, tmp_path):
         "Is renal?",
         passages[1],
     ]
+    assert re.search("^  question: +Is renal[?]$", out.stdout, re.M)  # what was asked, not what was found
 
 
 @pytest.mark.parametrize(

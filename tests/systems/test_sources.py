@@ -265,6 +265,10 @@ def test_a_corpus_without_an_entity_is_refused(home):
 def test_unknown_names_are_refused(home):
     done = run_script(home, "nanomed/tasks.py", "sources.toml", "--out", home / "set", "--only", "genes")
     assert_refused(done, "--only genes", "diseases, topics")
+    (home / "empty.toml").write_text("")
+    assert_refused(
+        run_script(home, "nanomed/tasks.py", "empty.toml", "--out", "o"), "empty.toml", "no section"
+    )
 
 
 def test_what_is_no_instruction_set_is_not_written_over(home):

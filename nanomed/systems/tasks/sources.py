@@ -83,7 +83,9 @@ def measures_of(form: str) -> list[str]:
 def read_sources(path: Path) -> list[Source]:
     """Of a TOML file, a section a source. Raises UserError, naming section and key, for whatever cannot be
     used."""
-    return [_source(name, section, f"{path} [{name}]") for name, section in read_toml(path).items()]
+    if not (sections := read_toml(path)):
+        raise UserError(f"{path}: no section there; each is a source (docs/tasks.md)")
+    return [_source(name, section, f"{path} [{name}]") for name, section in sections.items()]
 
 
 def _source(name: str, section, where: str) -> Source:
