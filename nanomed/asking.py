@@ -83,9 +83,8 @@ class Model:
         choices = list(choices) if isinstance(choices, tuple) else choices
         with from_python(), naming("", BadRow):
             item = questions.from_row({"prompt": prompt, "choices": choices, "answer": 0})
-            r = measure_choices(
-                o, [item], template=templates.load_template(str(template)) if template else None
-            )
+            put_into = templates.load_template(str(template)) if template else None
+            r = measure_choices(o, [item], template=put_into)
         kinds = {kind: r[kind][0] for kind in ("loglikelihoods", "loglikelihoods_per_byte")}
         values = {kind: dict(zip(item.choices, of, strict=True)) for kind, of in kinds.items()}
         return {"choice": item.choices[r["predictions"][0]], **values}

@@ -44,10 +44,8 @@ def context_of(o: Opened) -> int:
     return trained.context if trained else o.model.config.n_positions
 
 
-def measure_classes(
-    o: Opened, items: list[labelled.Labelled], batch_size=16, seed=0, near_finder=None
-) -> dict:
-    """metrics.classification() of a classifier on labelled texts, beside the two baselines if the directory's
+def measure_classes(o: Opened, items: list, batch_size=16, seed=0, near_finder=None) -> dict:
+    """metrics.classification() of a classifier on Labelled texts, beside the two baselines if the directory's
     run.json still leads to the texts it was trained on: {labels, measures: {name: ...}, no_baseline: why, or
     None}. near_finder: as training_sides() has it."""
     m = o.model

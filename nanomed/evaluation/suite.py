@@ -111,9 +111,8 @@ def read(
         questions = read_questions(benchmark.data[split], how, limit, skip_bad, seed)
         if questions.items:
             if hidden:
-                note_once(
-                    f"{name}: its test split's {hidden:,} answers are not published; measured on {split}"
-                )
+                unseen = f"its test split's {hidden:,} answers are not published"
+                note_once(f"{name}: {unseen}; measured on {split}")
             return split, replace(questions, hidden=hidden + questions.hidden)
         hidden += questions.hidden
     why = f"its {hidden:,} answers are not published" if hidden else "nothing to test on there"
