@@ -234,7 +234,7 @@ def test_a_non_finite_loss_names_the_document(model_dir, corpus):
     model = hub.load_model(hub.find(str(model_dir)))
     with torch.no_grad():
         model.transformer.wte.weight[corpus.all().ids(2)[1].item()] = float("nan")
-    with pytest.raises(UserError, match="document 3 has a non-finite loss in fp32; .* or a training's rate"):
+    with pytest.raises(UserError, match="document 1 has a non-finite loss in fp32; .* or a training's rate"):
         score(model, corpus)
 
 
