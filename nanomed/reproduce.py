@@ -22,7 +22,7 @@ DATA = "in place of the recipe's data of that name; without a name, of what it i
 
 
 def parse_args():
-    p = cli.Parser(prog=PROGRAM, description=cli.summary(__doc__))
+    p = cli.Parser(prog=f"python -m {PROGRAM}", description=cli.summary(__doc__))
     flag = p.add_argument
     dtypes, devices = ["auto", "fp32", "bf16", "fp16"], ["auto", "cpu", "cuda"]
     flag("--recipe", required=True, metavar="NAME", help="of recipes/, or a .toml file")

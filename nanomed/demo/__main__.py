@@ -86,7 +86,7 @@ Exact match: the right value stands in the answer to a question."""
 
 
 def parse_args():
-    p = cli.Parser(prog="nanomed.demo", description=cli.summary(__doc__))
+    p = cli.Parser(prog="python -m nanomed.demo", description=cli.summary(__doc__))
     flag = p.add_argument
     dtypes = ["auto", "fp32", "bf16", "fp16"]
     flag("--out", required=True, metavar="DIR", help="where the texts, the models and the results go")
