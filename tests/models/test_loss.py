@@ -122,7 +122,7 @@ def test_no_tensor_of_all_logits(problem, monkeypatch):
 
     with Watch():
         linear_cross_entropy(x, w, torch.randint(0, 1000, (640,)))[0].backward()
-    assert largest[0] == 64 * 1000
+    assert largest[0] == 64 * 1056  # rows of 1,000, with room behind them
 
 
 def test_token_nll_is_each_tokens_loss_even_far_from_zero():
