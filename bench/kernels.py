@@ -1,7 +1,7 @@
 """What three paths of the CPU gain over what they stand in for, each alone, in one process: milliseconds,
 medians of several tries.
 
-    python bench/kernels.py [attention] [packed] [linears] [narrow]
+    python bench/kernels.py [attention] [packed] [linears] [narrow] [cold] [logits]
 
 attention   forward and backward of causal attention in bf16: PyTorch's fused kernel, and
             nanomed.models.attention's tiles; with the largest error of each against double precision,
@@ -12,6 +12,10 @@ linears     a linear layer of GPT-2's blocks and its head: weights as they are, 
             (nanomed.models.prepacked)
 narrow      a layer of Llama's shape with its weights in fewer bits: nanomed.models.narrow, and two of
             PyTorch's own products with packed weights that it does not use
+cold        GPT-2's layers in fp32, one row, over more weights than a cache holds: how fast the product reads
+            them, and how fast their sum does
+logits      the head in fp32, 1,024 rows: logits that lie one row after the other, and with room between
+            (nanomed.models.loss); and the head's gradient from either
 """
 
 import json
@@ -28,7 +32,7 @@ import torch.nn.functional as F
 from bench.sides import machine
 from nanomed.evaluation import tables
 from nanomed.memory import reuse_memory
-from nanomed.models import attention
+from nanomed.models import attention, loss
 from nanomed.models.attention import Mask, packed
 from nanomed.models.narrow import HalfLinear
 from nanomed.models.prepacked import PrepackedLinear, in_blocks, product
@@ -155,6 +159,40 @@ def narrow_rows() -> list[list[str]]:
     return rows
 
 
+def cold_rows() -> list[list[str]]:
+    rows = [["one row, fp32 (GB/s)", "product, laid out", "sum"], ["---", "---:", "---:"]]
+    for n_in, n_out, copies in (
+        (768, 2304, 30),
+        (768, 768, 60),
+        (768, 3072, 24),
+        (3072, 768, 24),
+        (768, 50257, 2),
+    ):
+        plain = [torch.randn(n_out, n_in) for _ in range(copies)]
+        blocks, x = [in_blocks(w) for w in plain], torch.randn(1, n_in)
+        ms = milliseconds(lambda x=x, ws=blocks: [product(x, w) for w in ws])
+        summed = milliseconds(lambda ws=plain: [w.sum() for w in ws])
+        size = 4e-6 * n_in * n_out * copies  # GB, in thousandths
+        rows.append([f"{n_in:,} -> {n_out:,}", f"{size / ms:.1f}", f"{size / summed:.1f}"])
+    return rows
+
+
+def logits_rows() -> list[list[str]]:
+    titles = ["1,024 rows, fp32 (GFLOP/s)", "logits", "with room", "gradient", "with room"]
+    rows = [titles, ["---", *["---:"] * 4]]
+    for n_in, words in ((768, 50257), (576, 49152), (640, 65536)):
+        x, weight, total = torch.randn(1024, n_in), torch.randn(words, n_in), torch.zeros(words, n_in)
+        apart = loss._logits(x, weight, words)[:, :words]
+        close = apart.contiguous()
+        ms = [
+            milliseconds(lambda x=x, w=weight: x @ w.t()),
+            milliseconds(lambda x=x, w=weight, n=words: loss._logits(x, w, n)),
+            *(milliseconds(lambda x=x, d=d, t=total: t.addmm_(d.t(), x)) for d in (close, apart)),
+        ]
+        rows.append([f"{n_in} -> {words:,}", *(f"{2e-6 * x.numel() * words / m:.0f}" for m in ms)])
+    return rows
+
+
 def main():
     only = sys.argv[1:]
     reuse_memory()
@@ -164,6 +202,8 @@ def main():
         "packed": packed_rows,
         "linears": linear_rows,
         "narrow": narrow_rows,
+        "cold": cold_rows,
+        "logits": logits_rows,
     }
     result = {name: rows() for name, rows in tables_of.items() if name in only or not only}
     for rows in result.values():
