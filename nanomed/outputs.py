@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -163,18 +163,13 @@ def take(
     return look()  # again, now that no other process changes it any more
 
 
-def read_record(
-    path: Path, program: str, older: Callable[[dict], dict | None] = lambda held: None
-) -> dict | None:
-    """None if there is none of this program's. older: today's record for one of an earlier version, which
-    does not name its program. Raises UserError for a later format than this program knows."""
+def read_record(path: Path, program: str) -> dict | None:
+    """None if there is none of this program's. Raises UserError for a format that this program does not know."""
     try:
         held = read_object(path, {})
     except UserError:
         return None
-    if "program" not in held:
-        return older(held)
-    if held["program"] != program:
+    if held.get("program") != program:
         return None
     files = held.get("files", [])
     named = isinstance(files, list) and all(Path(str(f)).name == f for f in files)

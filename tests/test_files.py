@@ -254,7 +254,7 @@ def test_a_page_that_could_not_be_written_is_said_before_anything_is_measured(
 # --- a training's --out -------------------------------------------------------------------------------------
 
 
-OURS = {"command": "train_clm.py", "settings": {"lr": 1}, "versions": {"nanomed": "0.1"}}
+OURS = {"program": "nanomed.training", "format": 1, "command": "train_clm.py", "settings": {"lr": 1}}
 
 
 def put(directory, **contents):
@@ -271,7 +271,8 @@ FOREIGN = {
     "run.json of another program": {"run_json": {"settings": {"a": 1}}},
     "run.json that is a list": {"run_json": [1]},
     "run.json that is no JSON": {"run_json": "{"},
-    "another program's versions": {"run_json": OURS | {"versions": {"other": "1"}}},
+    "run.json of a later version": {"run_json": OURS | {"format": 99}},
+    "run.json that says another program": {"run_json": OURS | {"program": "other"}},
     "a model without summary.json": {"run_json": OURS, "model.safetensors": "precious"},
     "an adapter without summary.json": {"run_json": OURS, "adapter_model.safetensors": "precious"},
     "a tokenizer": {"run_json": OURS, "tokenizer_json": {}},

@@ -14,7 +14,7 @@ import numpy as np
 from nanomed.evaluation.bootstrap import interval, wilson
 from nanomed.evaluation.counts import Counts, difference, or_none
 from nanomed.optional import need
-from nanomed.text.ngrams import nfkc
+from nanomed.text.nfkc import nfkc
 
 # --- classification -----------------------------------------------------------------------------------------
 

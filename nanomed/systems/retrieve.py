@@ -28,7 +28,7 @@ from nanomed.optional import need
 from nanomed.precision import autocast, evaluating, mend
 from nanomed.streams import progress_bar
 from nanomed.text.lines import sha256_of
-from nanomed.text.ngrams import nfkc
+from nanomed.text.nfkc import nfkc
 from nanomed.text.rows import Field, full_texts
 
 FORMAT = "passages 2"  # of the cached embeddings; part of their key

@@ -76,14 +76,8 @@ def check_out(out: Path, resume: bool) -> None:
 
 def settings_there(directory: Path) -> dict | None:
     """The settings in a run.json; None if there is none that record_start() wrote."""
-    settings = (read_record(directory / RECORD, PROGRAM, of_earlier) or {}).get("settings")
+    settings = (read_record(directory / RECORD, PROGRAM) or {}).get("settings")
     return settings if isinstance(settings, dict) else None
-
-
-def of_earlier(held: dict) -> dict | None:
-    """A run.json of an earlier version, which told whose it is by the versions alone."""
-    versions = held.get("versions")
-    return held if isinstance(versions, dict) and "nanomed" in versions else None
 
 
 def finish(s: Settings, unit: str) -> None:

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from nanomed.evaluation import metrics, tables
 from nanomed.evaluation.baselines import TFIDF, beside_baselines, verdict
 from nanomed.text.labelled import Labelled, LabelledSet, Sides
-from nanomed.text.ngrams import nfkc
+from nanomed.text.nfkc import nfkc
 from tests.conftest import make_texts
 
 WORDS = [

@@ -173,7 +173,3 @@ def test_ways_in_the_table_the_result_and_the_predictions(made, model_dir, scrip
     second = json.loads((tmp_path / "t.json").read_text())["tasks"]
     assert second["topics"] == result["tasks"]["topics"] | {"seconds": None}
     assert_refused(script(*flags), "--predictions", "of another ask")
-    record = json.loads((tmp_path / "p" / "predictions.json").read_text())
-    del record["ask"]  # as an earlier version wrote it, which asked in writing alone
-    (tmp_path / "p" / "predictions.json").write_text(json.dumps(record))
-    assert script(*flags, "--ask", "written").returncode == 0

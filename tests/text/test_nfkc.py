@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nanomed.evaluation import metrics
 from nanomed.systems.overlap import near_duplicates
 from nanomed.systems.retrieve import bm25
-from nanomed.text.ngrams import nfkc, ngram_overlap, words
+from nanomed.text.nfkc import nfkc
+from nanomed.text.ngrams import ngram_overlap, words
 
 ONE = {
     "micro": "5 \u00b5g|5 \u03bcg",

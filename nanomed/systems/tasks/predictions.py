@@ -15,7 +15,6 @@ from nanomed import outputs
 from nanomed.errors import UserError
 from nanomed.evaluation.measure import Opened
 from nanomed.files import json_lines, write_json, write_text
-from nanomed.systems.tasks.likelihood import WRITTEN
 from nanomed.systems.tasks.sets import Row, read_lines
 from nanomed.text.templates import Template
 
@@ -46,7 +45,6 @@ class Predictions:
         asked |= {"special_tokens": o.tokenizer.reading, "set": str(Path(args.tasks).resolve())}
         asked |= {"limit": args.limit, "seed": args.seed, "ask": args.ask}
         found = outputs.take(self.directory, PROGRAM, RECORD, flag="--predictions")
-        found = found and {"ask": [WRITTEN]} | found  # an earlier version asked in no other way
         if other := [key for key in asked if found and found.get(key) != asked[key]]:
             what = f"of another {', '.join(other)}"
             raise UserError(f"--predictions {self.directory}: {what}; choose another directory")
