@@ -164,7 +164,7 @@ def take(
 
 
 def read_record(path: Path, program: str) -> dict | None:
-    """None if there is none of this program's. Raises UserError for a format that this program does not know."""
+    """None if there is none of this program's. Raises UserError for a format that it does not know."""
     try:
         held = read_object(path, {})
     except UserError:

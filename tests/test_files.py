@@ -271,7 +271,6 @@ FOREIGN = {
     "run.json of another program": {"run_json": {"settings": {"a": 1}}},
     "run.json that is a list": {"run_json": [1]},
     "run.json that is no JSON": {"run_json": "{"},
-    "run.json of a later version": {"run_json": OURS | {"format": 99}},
     "run.json that says another program": {"run_json": OURS | {"program": "other"}},
     "a model without summary.json": {"run_json": OURS, "model.safetensors": "precious"},
     "an adapter without summary.json": {"run_json": OURS, "adapter_model.safetensors": "precious"},
