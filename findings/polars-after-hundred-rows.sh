@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # polars 2.1.0. A DataFrame of rows takes its columns from the first 100 (infer_schema_length). What does not fit later is an error, one
-# would expect, as strict=True, its default, promises and as it is of a text. A number loses its fraction, and a field that comes
+# would expect, as strict=True, its default, promises. A number loses its fraction, and a field that comes
 # first after them is gone; so in from_dicts and, for the number, in read_json.
 # Seen: {'patient': 100, 'dose': 2} of the 101st row {'patient': 100, 'dose': 2.5, 'note': 'allergic'}; whole with infer_schema_length=None
 set -euo pipefail

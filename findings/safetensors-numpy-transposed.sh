@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# safetensors 0.8.0, numpy. Its documentation asks for contiguous tensors; one would expect an array that is none to be refused, as
-# safetensors.torch refuses it, or to be written as it is, as 0.7.0 did. It is written in the order in which it lies in memory,
-# under the shape that it shows: a weight that was transposed on the way (as GPT-2's are, and those of TensorFlow) comes back
+# safetensors 0.8.0, numpy. Its documentation asks for contiguous tensors; one would expect an array that is none to be refused, or
+# to be written as it is. It is written in the order in which it lies in memory, under the shape that it shows: a weight that was transposed on the way (as GPT-2's are, and those of TensorFlow) comes back
 # with its numbers shuffled; no error, no warning.
 # Seen: [[0, 3], [1, 4], [2, 5]] comes back as [[0, 1], [2, 3], [4, 5]]; of a copy as it is
 set -euo pipefail

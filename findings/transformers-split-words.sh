@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # transformers 5.23.0. Entities are tagged on words (is_split_into_words=True), and one would expect the model to read them as in a text,
-# with blanks between them, or an error: in 4.57.1 the tokenizers of GPT-2 and RoBERTa refuse words without add_prefix_space=True.
-# Now they are glued together, as Qwen's are in both: the model is given hepatitisBandfever.
+# with blanks between them, or an error. They are glued together: the model is given hepatitisBandfever.
 # Seen: 'hepatitis', 'B', 'and', 'fever' of the words, 'hepatitis', 'ĠB', 'Ġand', 'Ġfever' of the text, in each of the three
 set -euo pipefail
 d=$(mktemp -d)

@@ -24,7 +24,7 @@ RECORD = "nanomed.json"  # of programs that have no file of their own for it
 LOCK = PASSING + "lock"
 
 _locks = {}  # {directory: open file}; a lock lasts as long as that
-_made = set()  # directories that were not there before they were locked
+_made = {}  # as keys, directories that were not there before they were locked
 
 
 def check_directory(name, flag: str = "--out") -> None:
@@ -72,7 +72,7 @@ def lock(directory: Path, flag: str = "--out") -> None:
     it."""
     if not directory.is_dir():
         directory.mkdir(parents=True, exist_ok=True)
-        _made.add(directory.resolve())
+        _made[directory.resolve()] = True
     place = directory.resolve()
     path = place / LOCK
     if place not in _locks:
@@ -103,12 +103,11 @@ def locked_files() -> list[int]:
 
 def release(directory: Path | None = None) -> None:
     """Let go of a directory, or of all that this process holds; one that it made and left empty goes."""
-    for place in [directory.resolve()] if directory else {*_locks, *_made}:
+    for place in [directory.resolve()] if directory else reversed([*(_locks | _made)]):
         if f := _locks.pop(place, None):
             (place / LOCK).unlink(missing_ok=True)
             f.close()
-        if place in _made:
-            _made.remove(place)
+        if _made.pop(place, False):
             with contextlib.suppress(OSError):
                 place.rmdir()
 

@@ -68,11 +68,12 @@ def difference(measure: str, ours: Counts, theirs: Counts, seed=0, samples=1000)
         m = rng.binomial(counts, 0.5, size=(100, len(counts)))
         swapped.append(differences(np.concatenate([counts - m, m], 1), behind(a, b), behind(b, a)))
     drawn, swapped = np.concatenate(drawn), np.concatenate(swapped)
+    as_large = np.abs(swapped) >= abs(found) - 1e-9
     defined = n > 1 and not np.isnan(drawn).all()
     return {
         "difference": or_none(found),
         "difference_ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])] if defined else None,
-        "difference_p": float((1 + (np.abs(swapped) >= abs(found) - 1e-9).sum()) / (1 + len(swapped))),
+        "difference_p": 1.0 if np.isnan(found) else float((1 + as_large.sum()) / (1 + len(swapped))),
     }
 
 

@@ -57,7 +57,7 @@ def read_prompts(
         known = isinstance(answer, str) and bool(answer.strip())
         text, prompt = get_text(row, fields, "the file must have it"), get_value(row, "prompt")
         about = None if prompt else get_value(row, instructions.Fields.input)
-        said = (user(text, about),) if about and isinstance(about, str) else text
+        said = (user(text, get_text(row, instructions.Fields.input)),) if about else text
         return _filled(said, answer if known else None)
 
     found = list(read_rows(file, take, limit, skip_bad))

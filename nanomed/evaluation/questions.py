@@ -137,7 +137,7 @@ def which(choices: list[str], answer) -> tuple[int, str]:
 
 def _optional(row, fields: str) -> str | None:
     try:
-        return get_text(row, fields)
+        return get_text(row, fields, "the file may have it")
     except BadRow:
         return None
 

@@ -77,9 +77,9 @@ def class_names(name: str, field: str) -> list[str] | None:
         return None
     import datasets
 
-    for path in field.split(","):
+    for path in [field] if field in features else field.split(","):
         feature = features
-        for key in path.split("."):
+        for key in [path] if path in features else path.split("."):
             feature = feature.get(key) if isinstance(feature, dict) else getattr(feature, "feature", None)
         while (inner := getattr(feature, "feature", None)) is not None:  # of a list
             feature = inner

@@ -110,7 +110,7 @@ def _turn(turn, number: int, unread: Counter) -> Turn:
     wanted = {key: get_value(turn, key) for key in LEARNED}
     for key, value in wanted.items():
         if value not in (*NOTHING, 0, 1):
-            raise BadRow(f"{where}: {key} {value!r:.60}; only 0, false (not learned), 1 and true are read")
+            raise BadRow(f"{where}: {key} {value!r:.60}; a turn is learned whole (1, true) or not (0, false)")
         if value and role != "assistant":
             unread[f"{key} of {{n}} turns asks that others than the assistant are learned: not done"] += 1
     text = _text(turn, "content,value", where)

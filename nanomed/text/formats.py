@@ -20,6 +20,10 @@ from nanomed.text.lines import BadRow, decode, json_line, line_rows, note_once, 
 from nanomed.text.names import PACKED, find, texts_in
 from nanomed.text.pubmed import pubmed_rows
 
+# How a .txt begins that is no text: PubTator's, PubMed RCT's, CoNLL's and BioBERT's.
+ANNOTATED = rb"\d+\|t\||###\d+\r?\n[A-Z]+\t|-DOCSTART-|(\S+\t([OBI]|[BI]-\S+)\r?\n){2}"
+BEFORE = b"\xef\xbb\xbf\r\n"
+NUMBERS = {int, float, bool}
 # In JSON they hold rows, whatever else the object has.
 ROW_KEYS = ("data", "questions", "rows", "examples", "records", "documents")
 
@@ -49,6 +53,8 @@ def rows_of(name: str) -> Iterator[tuple[int | str | None, object]]:
                         yield from csv_rows(path, f, how)
                     elif kind == "pubmed":
                         yield from _not_in_lines(pubmed_rows(path, f))
+                    elif (how, kind) == (None, "text") and re.match(ANNOTATED, f.peek(99).lstrip(BEFORE)):
+                        raise UserError(f"{name}: annotations, no plain text ({name}#line takes its lines)")
                     else:
                         yield from line_rows(f, json_line) if kind == "lines" else texts(f, how or "line")
     except (EOFError, zlib.error, OSError) as e:
@@ -131,13 +137,14 @@ def _shaped(value, path: Path, how: str | None) -> list:
         raise UserError(f"{path}: {what}: {path}#{listed[0]} reads these")
     if all(isinstance(v, dict) and v for v in values):
         keys, alike = list(values[0]), all(v.keys() == values[0].keys() for v in values)
-        kinds = [{type(cell) for cell in v.values() if cell is not None} for v in values]
-        of_a_kind = alike and max(map(len, kinds)) == 1  # as a column's cells are, and a row's need not be
+        kinds = [{type(cell) for cell in v.values() if cell is not None} for v in values]  # one in a column
+        there = set().union(*kinds)
+        of_a_kind = alike and len(keys) > 1 and max(map(len, kinds)) == 1
         numbered = alike and all(re.fullmatch(r"-?\d+(\.\d+)?", key) for key in keys)
-        if numbered or (of_a_kind and len(set().union(*kinds)) > 1):
+        if numbered or (of_a_kind and there & NUMBERS and there - NUMBERS):
             note_once(f"{path}: columns, as pandas writes them, of {len(keys):,} rows")
             return [{column: v[key] for column, v in value.items()} for key in keys]
-        mend = '; if these are columns, orient="records" writes rows' if of_a_kind and len(keys) > 1 else ""
+        mend = '; if these are columns, orient="records" writes rows' if of_a_kind else ""
         note_once(f"{path}: an object by id; the id is the field `id`{mend}")
         return [{"id": key} | v for key, v in value.items()]
     if all(_fits(v, values[0]) and not any(isinstance(cell, dict) for cell in v) for v in values):

@@ -76,9 +76,10 @@ def read_labelled(sources, text_field, label_field, limit, skip_bad, how=PLAIN, 
     for note in found.notes:
         say(note)
     items = [Labelled(text, labels) for (_, text, _), labels in zip(good, found.labels, strict=True)]
-    if found.multi_label and all(len(item.labels) == 1 for item in items):
+    of_lists = found.multi_label and found.lists != "vectors" and not (how.separator or how.columns)
+    if of_lists and all(len(item.labels) == 1 for item in items):
         first = ",".join(f"{name}.0" for name in label_field.split(","))
-        mend = f"of lists, --label-field {first} makes classes, of which one is right"
+        mend = f"--label-field {first} makes classes, of which one is right"
         say(f"{where}: each text has exactly one label, and each label is learned by itself ({mend})")
     if n_both := sum(len({frozenset(i.labels) for i in same}) > 1 for same in by_text(items).values()):
         say(f"{where}: {n_both:,} texts are there more than once, with different labels")

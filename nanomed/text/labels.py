@@ -62,7 +62,8 @@ def value_of(row, field: str, how: Spelling, classes: list[str] | None = None) -
     classes: what class_names() says of its file. Raises BadRow, and NoField for a row without the field."""
     if field != "answer" and get_value(row, "answer") in ("reject", "ignore") and "_task_hash" in row:
         raise BadRow(f"Prodigy's answer {row['answer']!r}: what is in the field {field!r} is not the text's")
-    if (task := field.rpartition(".result")[0]) and get_value(row, f"{task}.was_cancelled"):
+    read = next((name for name in field.split(",") if get_value(row, name) is not None), "")
+    if (task := read.rpartition(".result.")[0]) and get_value(row, f"{task}.was_cancelled"):
         raise BadRow(f"skipped in Label Studio ({task}.was_cancelled): what is in it is not the text's label")
     if how.columns:
         named = zip(how.columns, how.names or how.columns, strict=True)

@@ -27,7 +27,8 @@ def sha256_of(texts: Iterable[str]) -> str:
 
 
 def decode(raw: bytes) -> str:
-    zeros = 3 * raw.count(0) > len(raw)  # every other byte of English in UTF-16
+    # every other byte of English in UTF-16
+    zeros = len(raw) > 2 and sum(3 * part.count(0) > 2 * len(part) for part in (raw[::2], raw[1::2])) == 1
     try:
         return (raw.replace(b"\0", b"\xff") if zeros else raw).removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:

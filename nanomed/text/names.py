@@ -15,8 +15,6 @@ from nanomed.text.lines import DOCUMENT_PER
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 KINDS |= {".parquet": "parquet", ".xml": "pubmed", ".nbib": "pubmed"}
 PACKED = (".gz", ".zst")
-# How a .txt begins that is no text: PubTator's, PubMed RCT's, CoNLL's and BioBERT's.
-ANNOTATED = re.compile(rb"\d+\|t\||###\d+\r?\n[A-Z]+\t|-DOCSTART-|(\S+\t([OBI]|[BI]-\S+)\r?\n){2}")
 # What may be said of a kind; of json and saved a key.
 HOW = {"csv": SEPARATORS, "text": DOCUMENT_PER, "folder": DOCUMENT_PER}
 
@@ -97,8 +95,6 @@ def find(name: str) -> DataFile:
             with open(path, "rb") as f:
                 head = f.read(99).lstrip(b"\xef\xbb\xbf\r\n")
             kind = "pubmed" if head.startswith(b"PMID- ") else kind
-            if ANNOTATED.match(head):
-                raise UserError(f"{name}: annotations, no plain text ({name}#line takes its lines for texts)")
     if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
         known = f"one of {', '.join(HOW[kind])}" if kind in HOW else "for .json, .csv, .txt, saved data sets"
         raise UserError(f"{name}: what stands behind the # is {known}")

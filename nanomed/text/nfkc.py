@@ -1,5 +1,4 @@
-"""One spelling of characters that Unicode has twice, for comparing texts: the micro sign and mu, fullwidth
-letters, ligatures."""
+"""One spelling, to compare texts by, of characters that Unicode has twice: micro sign and mu, ligatures."""
 
 import unicodedata
 

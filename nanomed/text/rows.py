@@ -108,8 +108,8 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
     numbers: whether a number, too, is a text, as it is written. Raises BadRow if there is none, NoField if
     the row has no such field; `flag` is what names another field."""
     flag = getattr(fields, "flag", flag)
-    names = fields.split(",")
-    filled = [name for name in names if get_value(row, name) not in (None, "", [])] if names[1:] else names
+    names = [fields] if isinstance(row, dict) and fields in row else fields.split(",")
+    filled = [name for name in names if _is_filled(get_value(row, name))] if names[1:] else names
     if filled[1:] and flag == "--text-field":
         note_once(f"{flag} {fields}: of a row with {', '.join(filled)} only the first is read")
     for field in filled or names:
@@ -127,7 +127,7 @@ def get_text(row, fields: str, flag: str = "--text-field", numbers: bool = False
             raise BadRow(f"field {field!r} is not text but {type(value).__name__}")
     if any(_has(row, field) for field in names):
         raise BadRow(f"no text in the field {fields!r}: null there")
-    several = f"; {flag} a,b takes the first that a row has" if flag.startswith(("--", "[")) else ""
+    several = f"; {flag} a,b takes the first that is filled" if flag.startswith(("--", "[")) else ""
     raise NoField(f"no text in the field {fields!r} ({fields_of(row)}{several})")
 
 
@@ -141,6 +141,10 @@ def number_as_text(value):
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _is_filled(value) -> bool:
+    return (value.strip() if isinstance(value, str) else value) not in (None, "", [])
+
+
 def _has(row, path: str) -> bool:
     """Whether a row has the field, if only with null in it."""
     parent, _, last = path.rpartition(".")
@@ -152,10 +156,10 @@ def get_value(row, fields: str):
     """The value at the first of the dotted paths `a.b,c` that a row has, of a list by number
     (`messages.1.content`, `messages.-1`), or in the field that is so called; None if it has none. NaN, which
     pandas writes for an empty cell, is none."""
-    here = row if isinstance(row, dict) else ()
-    for field in [fields] if fields in here else fields.split(","):
+    here = row if isinstance(row, dict) else {}
+    for field in [fields] if here.get(fields) is not None else fields.split(","):
         value = row
-        for key in [field] if field in here else field.split("."):
+        for key in [field] if here.get(field) is not None else field.split("."):
             if isinstance(value, list) and re.fullmatch("-?[0-9]{1,9}", key):
                 value = value[int(key)] if -len(value) <= int(key) < len(value) else None
             else:

@@ -482,7 +482,7 @@ def test_universal_dependencies_name_the_column_that_is_read(tmp_path):
     words = [("Fever", "PROPN", "_"), ("fell", "VERB", "SpaceAfter=No"), (".", "PUNCT", "_")]
     lines = [f"{k}\t{w}\t{w}\t{t}\t_\t_\t0\troot\t_\t{m}" for k, (w, t, m) in enumerate(words, 1)]
     (tmp_path / "a.conllu").write_text("# text = Fever fell.\n" + "\n".join(lines) + "\n\n")
-    with pytest.raises(BadRow, match="line 2: .*CoNLL-U's ten columns.* is '_'; cut -f 2,N"):
+    with pytest.raises(BadRow, match="line 2: .*CoNLL-U's ten columns.* is '_'; cut -f 1,2,N"):
         rows(tmp_path / "a.conllu")
 
 

@@ -194,3 +194,14 @@ def test_a_few_texts_show_no_difference(measure):
         assert (found["difference"], found["verdict"]) == (-1, verdict)
         assert found["difference_p"] == pytest.approx(2 / 2**n, abs=0.05)
         assert found["difference_ci95"] == (None if n == 1 else [-1, -1])
+
+
+def test_where_there_is_nothing_to_find_nothing_differs():
+    nothing = score.Counts(*(np.zeros((5, 1), int) for _ in "hst"), np.ones(5, bool))
+    found = score.against("entity_f1", nothing, nothing)
+    assert found == {
+        "difference": None,
+        "difference_ci95": None,
+        "difference_p": 1.0,
+        "verdict": score.CHANCE,
+    }

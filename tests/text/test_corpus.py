@@ -575,7 +575,7 @@ def test_a_wrong_field_is_told_from_a_bad_row(tmp_path, tokenizer, name, content
         "row 1",
         "'text'",
         "fields: id, body",
-        "--text-field a,b takes the first that a row has",
+        "--text-field a,b takes the first that is filled",
     ):
         assert word in str(e.value)
     assert "--skip-bad-rows" not in str(e.value)

@@ -257,6 +257,18 @@ SHAPES = {
     ),
     "one row": ('{"text": "a"}', [{"text": "a"}]),
     "one row, printed": ('{\n"text": "a",\n"tags": ["x"]\n}', [{"text": "a", "tags": ["x"]}]),
+    "by id, a text and a list": (
+        '{"n1": {"text": "a"}, "n2": {"text": ["a", "b"]}}',
+        [{"id": "n1", "text": "a"}, {"id": "n2", "text": ["a", "b"]}],
+    ),
+    "by id, texts and lists": (
+        '{"p1": {"text": "a", "note": "b"}, "p2": {"text": ["a"], "note": ["b"]}}',
+        [{"id": "p1", "text": "a", "note": "b"}, {"id": "p2", "text": ["a"], "note": ["b"]}],
+    ),
+    "by id, numbers": (
+        '{"p1": {"n": 1, "m": 2}, "p2": {"n": 1.5, "m": 2.5}}',
+        [{"id": "p1", "n": 1, "m": 2}, {"id": "p2", "n": 1.5, "m": 2.5}],
+    ),
     "by id, keys of its own": ('{"7": {"id": 1, "text": "a"}}', [{"id": 1, "text": "a"}]),
     "nothing": ("{}", []),
     "an empty list": ("[]", []),
@@ -304,6 +316,25 @@ def test_what_is_refused_says_the_mend(tmp_path, name):
     with pytest.raises(UserError, match=re.escape(words)) as e:
         texts_of(tmp_path / name)
     assert name.partition("#")[0] in str(e.value)
+
+
+def test_who_asks_for_lines_of_annotations_gets_them(tmp_path):
+    (tmp_path / "a.txt").write_text("Fever\tB-Disease\nfell\tO\n")
+    args = argparse.Namespace(**dict.fromkeys(reading.ABOUT), data=[str(tmp_path / "a.txt")])
+    args.document_per = "line"
+    assert texts_of(reading.read_as(args).data[0]) == ["Fever\tB-Disease", "fell\tO"]
+
+
+def test_a_text_that_is_filled_up_with_zero_bytes_is_no_utf_16(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"A fever." + bytes(8))
+    assert texts_of(tmp_path / "a.txt") == ["A fever." + "\0" * 8]
+
+
+def test_a_field_that_is_called_as_a_path_or_as_several():
+    assert get_value({"a.b": None, "a": {"b": "x"}}, "a.b") == "x"
+    assert get_value({"a.b": "y", "a": {"b": "x"}}, "a.b") == "y"
+    assert get_text({"Age, sex": "37, f"}, "Age, sex") == "37, f"
+    assert get_text({"abstract": " \n", "title": "Fever"}, "abstract,title") == "Fever"
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,7 @@ def test_what_prodigys_annotators_rejected_is_no_label(tmp_path):
         ([["a"], ["b"], ["a"]], "label,labels", "--label-field label.0,labels.0"),  # doccano's
         ([["a"], ["b", "a"], []], "label,labels", ""),
         (["a", "b", "a"], "label,labels", ""),
+        ([[0, 1, 0], [1, 0, 0], [0, 1, 0]], "label,labels", ""),  # a place a label
     ],
 )
 def test_lists_of_one_label_each_are_said_to_be_lists(tmp_path, rows, field, said):
@@ -267,6 +268,9 @@ def test_what_was_skipped_in_label_studio_is_no_label(tmp_path):
     how = ("data.text", "annotations.0.result.0.value.choices.0", None)
     with pytest.raises(UserError, match="row 2: skipped in Label Studio"):
         read_labelled([(str(tmp_path / "ls.json"), None)], *how, False)
+    row = {"text": "t", "diagnosis": "asthma", "lab": {"result": "x", "was_cancelled": True}}
+    assert value_of(row, "diagnosis,lab.result", PLAIN) == "asthma"
+    assert value_of(row, "lab.result", PLAIN) == "x"
     found = read_labelled([(str(tmp_path / "ls.json"), None)], *how, True)
     assert [i.labels for i in found.items] == [("a",), ("b",)] and found.bad_rows == 1
 

@@ -107,7 +107,7 @@ def _sentence(rows: list[tuple[int, list[str]]], counted: bool) -> dict:
             raise BadRow(f"line {number}: must be a word, a tab and a tag, not {' '.join(columns)!r:.60}")
         if counted and len(columns) == 10 and not TAG.fullmatch(columns[-1]):
             what = f"the last of CoNLL-U's ten columns, which is read as the tag, is {columns[-1]!r}"
-            raise NoField(f"line {number}: {what}; cut -f 2,N FILE > NEW keeps the words and column N")
+            raise NoField(f"line {number}: {what}; cut -f 1,2,N FILE > NEW keeps the words and column N")
         if counted and _miscounted((number, columns), k):
             raise BadRow(f"line {number}: must be word {k} of its sentence, not {' '.join(columns)!r:.60}")
     return {"tokens": [c[word] for _, c in rows], "tags": [c[-1] for _, c in rows], "counts": {}}
