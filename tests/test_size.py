@@ -9,7 +9,7 @@ from tests.size import ROOT, SCRIPTS, against_the_walk, circles, functions, line
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 300
 LONGEST_LINE = 110
-WHOLE = 22_549  # lines of the package and the scripts; to be lowered where something goes
+WHOLE = 22_548  # lines of the package and the scripts; to be lowered where something goes
 
 
 @pytest.mark.parametrize("name", modules())

@@ -17,12 +17,11 @@ from nanomed.files import parse_json
 from nanomed.text import arrow
 from nanomed.text.csv_rows import csv_rows
 from nanomed.text.lines import BadRow, decode, json_line, line_rows, note_once, row_or_bad, texts
-from nanomed.text.names import PACKED, find, texts_in
+from nanomed.text.names import BEFORE, PACKED, find, texts_in
 from nanomed.text.pubmed import pubmed_rows
 
 # How a .txt begins that is no text: PubTator's, PubMed RCT's, CoNLL's and BioBERT's.
 ANNOTATED = rb"\d+\|t\||###\d+\r?\n[A-Z]+\t|-DOCSTART-|(\S+\t([OBI]|[BI]-\S+)\r?\n){2}"
-BEFORE = b"\xef\xbb\xbf\r\n"
 NUMBERS = {int, float, bool}
 # In JSON they hold rows, whatever else the object has.
 ROW_KEYS = ("data", "questions", "rows", "examples", "records", "documents")

@@ -27,8 +27,8 @@ def sha256_of(texts: Iterable[str]) -> str:
 
 
 def decode(raw: bytes) -> str:
-    # every other byte of English in UTF-16
-    zeros = len(raw) > 2 and sum(3 * part.count(0) > 2 * len(part) for part in (raw[::2], raw[1::2])) == 1
+    halves = (raw[::2], raw[1::2]) if b"\0" in raw and len(raw) > 2 else ()
+    zeros = sum(3 * half.count(0) > 2 * len(half) for half in halves) == 1  # as of English in UTF-16
     try:
         return (raw.replace(b"\0", b"\xff") if zeros else raw).removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as e:

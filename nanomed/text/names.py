@@ -15,6 +15,7 @@ from nanomed.text.lines import DOCUMENT_PER
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
 KINDS |= {".parquet": "parquet", ".xml": "pubmed", ".nbib": "pubmed"}
 PACKED = (".gz", ".zst")
+BEFORE = b"\xef\xbb\xbf\r\n"  # what may stand before a file's first letter
 # What may be said of a kind; of json and saved a key.
 HOW = {"csv": SEPARATORS, "text": DOCUMENT_PER, "folder": DOCUMENT_PER}
 
@@ -93,8 +94,7 @@ def find(name: str) -> DataFile:
         kind = KINDS[inner]
         if (kind, how) == ("text", None) and suffix == ".txt":  # as PubMed's "Save" calls its MEDLINE format
             with open(path, "rb") as f:
-                head = f.read(99).lstrip(b"\xef\xbb\xbf\r\n")
-            kind = "pubmed" if head.startswith(b"PMID- ") else kind
+                kind = "pubmed" if f.read(99).lstrip(BEFORE).startswith(b"PMID- ") else kind
     if how is not None and (kind in ("lines", "parquet", "pubmed") or how not in HOW.get(kind, [how])):
         known = f"one of {', '.join(HOW[kind])}" if kind in HOW else "for .json, .csv, .txt, saved data sets"
         raise UserError(f"{name}: what stands behind the # is {known}")
